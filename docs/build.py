@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,18 @@ sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this f
 import command_page
 import edit_tables
 import error_tables
-import fact_tables
 import family_tables
-import fuse_tables
 import grow_tables
-import memory_tables
 import merge_tables
 import neuron_tables
+import other_tables
 import pools_figure
 import prune_figure
 import road_figure
 import route_tables
-import search_tables
 import update_tables
 import yaml
-from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
+from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, interval, measured, points, results, signed, table
 from stores import RUNS, STORES
 
 from workbench.bricks.card import BrickCard, library
@@ -42,6 +39,18 @@ from workbench.cli import published
 from workbench.recipe.describe import pages
 
 PROJECT = Path(__file__).resolve().parents[1]
+TABLES = (
+    edit_tables,
+    error_tables,
+    family_tables,
+    grow_tables,
+    merge_tables,
+    neuron_tables,
+    other_tables,
+    route_tables,
+    update_tables,
+)
+"""Modules that register blocks of pages."""
 RESULTS = "benchmarks/results/starter.json"
 MERGE = "benchmarks/results/merge-M.json"
 SMOKE = "benchmarks/results/starter-smoke.json"
@@ -65,6 +74,8 @@ def outputs(project: Path) -> dict[Path, str]:
         if path not in found and MARK.search(text):
             found[path] = fill(text, project)
     found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
+    if (families := results(project, family_tables.FAMILIES)) is not None:
+        found[docs / "families.csv"] = family_tables.families_csv(families)
     if (pruned := results(project, grow_tables.PRUNE)) is not None:
         found[docs / grow_tables.PRUNE_FIGURE] = prune_figure.figure(pruned)
     if (pools := results(project, merge_tables.POOLS)) is not None:
@@ -101,7 +112,7 @@ def fill(text: str, project: Path) -> str:
     return MARK.sub(lambda m: f"{m['begin']}\n{BLOCKS[m['name']](project).rstrip()}\n\n{m['end']}", text)
 
 
-@of_results(RESULTS)
+@block("results", RESULTS, cited=False)
 def results_block(found: dict[str, Any]) -> str:
     """The README's sentence: what the demo's TIES merge keeps of three skills, and of retention."""
     (merged,) = (c for c in found["configurations"] if c["name"] == "starter-ties")
@@ -112,7 +123,7 @@ def results_block(found: dict[str, Any]) -> str:
     )
 
 
-@of_results(RESULTS)
+@block("demo", RESULTS, cited=False)
 def demo_block(found: dict[str, Any]) -> str:
     """The committed comparison of the demo: its three bricks alone, their merges, on their tasks and on retention."""
     shown = [
@@ -128,7 +139,7 @@ def demo_block(found: dict[str, Any]) -> str:
     return "\n\n".join([_scores(found, shown, tasks), legend])
 
 
-@of_results(RESULTS)
+@block("whole", RESULTS, cited=False)
 def whole_block(found: dict[str, Any]) -> str:
     """Every configuration of the committed comparison on every task."""
     half = [t for t in found["tasks"] if t["role"] == "skill"], [t for t in found["tasks"] if t["role"] != "skill"]
@@ -136,7 +147,7 @@ def whole_block(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, _legend(found, f"The source: [{RESULTS}](../{RESULTS}).")])
 
 
-@of_results(SIX)
+@block("six", SIX, cited=False)
 def six_block(found: dict[str, Any]) -> str:
     """The merge of six skills and its controls: skills, then retention, function modelling and the gain from its story."""
     parts = [
@@ -146,7 +157,7 @@ def six_block(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, _legend(found, f"The source: [{SIX}](../{SIX}).")])
 
 
-@of_results(SMOKE)
+@block("smoke", SMOKE, cited=False)
 def smoke_block(found: dict[str, Any]) -> str:
     """One untuned merge of the same three bricks a method, on a quarter of the items."""
     return "\n\n".join(
@@ -154,7 +165,7 @@ def smoke_block(found: dict[str, Any]) -> str:
     )
 
 
-@of_results(RESULTS)
+@block("interference", RESULTS, cited=False)
 def interference_block(found: dict[str, Any]) -> str:
     """Each brick alone minus the base, on every task."""
     matrix = found["interference"]
@@ -363,33 +374,17 @@ def stores_block(project: Path) -> str:
     return table(["folder", "holds", "keys cover"], rows, left=3)
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "stores": stores_block,
-    "items": items_block,
-    "results": results_block,
-    "demo": demo_block,
-    "whole": whole_block,
-    "interference": interference_block,
-    "merge": merge_block,
-    "smoke": smoke_block,
-    "six": six_block,
-    "merge_small": merge_small_block,
-    "merge_large": merge_large_block,
-    **fuse_tables.BLOCKS,
-    **memory_tables.BLOCKS,
-    **update_tables.BLOCKS,
-    **merge_tables.BLOCKS,
-    **neuron_tables.BLOCKS,
-    **route_tables.BLOCKS,
-    "scoring": scoring_block,
-    "skills": skills_block,
-    **error_tables.BLOCKS,
-    **fact_tables.BLOCKS,
-    **family_tables.BLOCKS,
-    **edit_tables.BLOCKS,
-    **grow_tables.BLOCKS,
-    **search_tables.BLOCKS,
-}
+BLOCKS.update(
+    {
+        "stores": stores_block,
+        "items": items_block,
+        "merge": merge_block,
+        "merge_small": merge_small_block,
+        "merge_large": merge_large_block,
+        "scoring": scoring_block,
+        "skills": skills_block,
+    }
+)
 
 
 def main(arguments: list[str]) -> int:

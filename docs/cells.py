@@ -8,6 +8,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from workbench.tables import markdown_rows
+
 MISSING = "Not measured yet."
 SIGNS = {
     "better": "+",
@@ -23,8 +25,7 @@ SIGNED = "+ better, − worse, = equivalent or unchanged, ? cannot tell; on guar
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
     """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
-    rule = ["---" if i < left else "--:" for i in range(len(heads))]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
+    return "\n".join(markdown_rows(heads, rows, left))
 
 
 def interval(found: Mapping[str, Any] | None) -> str:
@@ -61,15 +62,35 @@ def results(project: Path, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
-def of_results(name: str) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[Path], str]]:
-    """Make a block of a page from a function of a results file; where the file is missing, the block says that nothing is measured."""
+BLOCKS: dict[str, Callable[[Path], str]] = {}
+"""Function that writes a block of the pages, by the block's name."""
 
-    def block(write: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
+
+def block(name: str, source: str, *, cited: bool = True) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[Path], str]]:
+    """Make a block of a page from a function of a results file, and register it.
+
+    Args:
+        name: Name of the block in the pages.
+        source: The results file; where it is missing, the block says that nothing is measured.
+        cited: Write at the end where the results were measured.
+    """
+
+    def register(write: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
         @wraps(write)
         def written(project: Path) -> str:
-            found = results(project, name)
-            return MISSING if found is None else write(found)
+            found = results(project, source)
+            if found is None:
+                return MISSING
+            text = write(found)
+            apart = "" if text.endswith(("\n", " ")) else " "
+            return f"{text}{apart}{cite(found, source)}" if cited else text
 
+        BLOCKS[name] = written
         return written
 
-    return block
+    return register
+
+
+def cite(found: Mapping[str, Any], source: str) -> str:
+    """Where results were measured, with a link to their file."""
+    return f"{measured(found)} The source: [{source}](../{source})."

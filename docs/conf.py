@@ -40,7 +40,9 @@ autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
-html_static_path = html_css_files = ["site.css"]
+html_static_path = ["site.css", "site.js"]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_title = f"{project} {version}"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
@@ -49,6 +51,8 @@ pygments_style, pygments_dark_style = "friendly", "monokai"
 
 LINK = re.compile(r"\[([^\]\n]+)\]\(([^()\s#]+\.(?:md|ipynb))(?:#[^)\s]*)?\)")
 ANY_LINK = re.compile(r"\[([^\]\n]+)\]\(([^()\s#:]+)(?:#[^)\s]*)?\)")
+# A paragraph that links a CSV file: the site shows its table.
+CSV = re.compile(r"^\[[^]]*\]\(([\w-]+\.csv)\).*$", re.MULTILINE)
 AUTODOC = re.compile(r"<!-- autodoc (?P<module>[\w.]+): (?P<names>.+?) -->")
 
 
@@ -63,6 +67,7 @@ def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
     text = source[0]
     if str(app.env.doc2path(docname)).endswith(".ipynb"):
         text = notebook(text)
+    text = CSV.sub(csv_table, text)
     text = ANY_LINK.sub(lambda m: m[0] if is_linked(app, docname, m[2]) else m[1], text)
     text = AUTODOC.sub(lambda m: autodoc(m["module"], m["names"].split(", ")), text)
     if docname == root_doc:
@@ -72,6 +77,11 @@ def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
         children = {target: "" for _, target in LINK.findall(text) if parent_of(target) == name}
         text += tree("", children) if children else ""
     source[0] = text
+
+
+def csv_table(link: re.Match[str]) -> str:
+    """Return the table of a CSV file that a paragraph links."""
+    return f"```{{csv-table}}\n:file: {link[1]}\n:header-rows: 1\n:class: searched\n```"
 
 
 def parent_of(page: str) -> str | None:

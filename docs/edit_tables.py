@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import MISSING, SIGNS, interval, measured, of_results, results, signed, table
+from cells import BLOCKS, MISSING, SIGNS, block, interval, measured, results, signed, table
 
 METHODS = "benchmarks/results/edit-methods.json"
 FIXTURES = {
@@ -32,7 +32,7 @@ PREFERRED = ("preferred", "preferred-paraphrase", "preferred-neighbours")
 MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
 
 
-@of_results(METHODS)
+@block("edit-methods", METHODS, cited=False)
 def methods_block(found: dict[str, Any]) -> str:
     """Every method on the same facts of the starter base: what is taught, and what is spared."""
     rows = [row for row in found["rows"] if "error" not in row]
@@ -45,7 +45,7 @@ def methods_block(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."])
 
 
-@of_results(METHODS)
+@block("edit-methods-alone", METHODS, cited=False)
 def alone_block(found: dict[str, Any]) -> str:
     """Facts edited one at a time, and what strengths trade."""
     parts = _single(found.get("single")) + _curve(found.get("curve"))
@@ -138,7 +138,7 @@ def fixture_block(project: Path) -> str:
     return table(["edit", *FIXTURES.values()], [[name, *row] for name, row in cells.items()]) + "\n\n" + note
 
 
-@of_results(MERGE)
+@block("edit-merge", MERGE, cited=False)
 def merge_block(found: dict[str, Any]) -> str:
     """Facts after a merge with two skills, and after a rebase onto it."""
     rows = [line for row in found["rows"] for line in _merges(row)]
@@ -168,7 +168,7 @@ def _settings(name: str, fields: Row) -> str:
     return f"{MERGES.get(name, name)} (" + ", ".join(f"`{key}: {value}`" for key, value in fields.items() if key != "merge") + ")"
 
 
-@of_results(SPEED)
+@block("edit-speed", SPEED, cited=False)
 def speed_block(found: dict[str, Any]) -> str:
     """Values and solve apart, memory, and a straightforward implementation in the same run."""
     rows = [
@@ -191,7 +191,7 @@ def speed_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, rows), *_peer(found.get("peer")), " ".join([*notes, source])])
 
 
-@of_results(SOLVE)
+@block("edit-solve", SOLVE, cited=False)
 def solve_block(found: dict[str, Any]) -> str:
     """The linear solve alone, for thousands of facts, beside systems that grow with the facts."""
     parts = [
@@ -227,11 +227,8 @@ def _ours(blocks: Sequence[Row]) -> float:
     return float(sum(b["values"][0] + b["solve"] for b in blocks))
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "edit-methods": methods_block,
-    "edit-methods-alone": alone_block,
-    "edit-fixture": fixture_block,
-    "edit-merge": merge_block,
-    "edit-solve": solve_block,
-    "edit-speed": speed_block,
-}
+BLOCKS.update(
+    {
+        "edit-fixture": fixture_block,
+    }
+)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cells import MISSING, measured, results, table
+from cells import block, table
 
 RATES = "benchmarks/results/error-rates.json"
 LEADERS = "benchmarks/results/leaders.json"
@@ -40,11 +39,9 @@ CLAIMS = ("better or worse", "equivalent", "safe")
 FAMILY = ("any better or worse", "any false better or worse", "any equivalent", "any safe")
 
 
-def rates_block(project: Path) -> str:
+@block("error_rates", RATES)
+def rates_block(found: dict[str, Any]) -> str:
     """Single rows by kind of items and shape of clusters, then families, then power."""
-    found = results(project, RATES)
-    if found is None:
-        return MISSING
     rows = [row for row in found["rows"] if row["kind"] in KINDS]
     single = [r for r in rows if "configurations" not in r and not r["claim"].startswith("power")]
     groups = {
@@ -67,7 +64,7 @@ def rates_block(project: Path) -> str:
     note = (
         f"In percent; {found['trials']:,} trials a case, {max(2000, found['trials']):,} of a family, seeded. The largest rate, and the range of coverage, over 12, 24 and 50 clusters of 240 to 500 items, for "
         "equal ones also 240 items of their own. In brackets: the level. At the margin every configuration truly loses it. Coverage above 96 stands where clusters "
-        f"are few or unequal, or few items change: intervals are wider than needed there. {measured(found)} The source: [{RATES}](../{RATES})."
+        f"are few or unequal, or few items change: intervals are wider than needed there."
     )
     return "\n\n".join([first, second, third, note])
 
@@ -117,27 +114,20 @@ def _percent(rate: float | None) -> str:
     return "" if rate is None else f"{100 * rate:.1f}"
 
 
-def leaders_block(project: Path) -> str:
+@block("leaders", LEADERS)
+def leaders_block(found: dict[str, Any]) -> str:
     """Errors of the family of pairs among configurations of which the best is chosen by the same scores."""
-    found = results(project, LEADERS)
-    if found is None:
-        return MISSING
     rows = table(
         ["family of pairs", "claim", "level", "found"],
         ([_family(r), r["claim"], _level(r), _percent(r["rate"])] for r in found["rows"]),
     )
-    note = (
-        f"In percent; {found['trials']:,} trials a case, seeded. Uncorrected: the pair that differs most, tested as if it had been named before the scores were seen. {measured(found)} "
-        f"The source: [{LEADERS}](../{LEADERS})."
-    )
+    note = f"In percent; {found['trials']:,} trials a case, seeded. Uncorrected: the pair that differs most, tested as if it had been named before the scores were seen."
     return "\n\n".join([rows, note])
 
 
-def hard_block(project: Path) -> str:
+@block("hard_data", HARD)
+def hard_block(found: dict[str, Any]) -> str:
     """Errors of verdicts under skew and rare harm, beside the sign flips and the interval alone, and what symmetric data pay."""
-    found = results(project, HARD)
-    if found is None:
-        return MISSING
     rates: dict[tuple[str, ...], dict[str, float]] = {}
     for r in sorted(found["rows"], key=lambda r: (r["kind"], r["clusters"], r["items"])):
         size = f"{r['clusters']} of {r['items']} items" if r["clusters"] < r["items"] else f"{r['items']} items of their own"
@@ -156,7 +146,7 @@ def hard_block(project: Path) -> str:
 
     note = (
         f"In percent; {found['trials']:,} trials a case, seeded. * outside the promise of at most 6.5, which begins at 60 items and 20 clusters, counted by their sizes. "
-        f"{measured(found)} The source: [{HARD}](../{HARD})."
+        f""
     )
     return "\n\n".join(
         [
@@ -175,6 +165,3 @@ def hard_block(project: Path) -> str:
             note,
         ]
     )
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {"error_rates": rates_block, "leaders": leaders_block, "hard_data": hard_block}

@@ -1,13 +1,14 @@
-"""The table of docs/families.md: what works with each family of models, and why the rest does not."""
+"""docs/families.csv and the counts of docs/families.md: what works with each family of models, and why the rest does not."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from cells import measured, of_results, table
+from cells import block, table
+
+from workbench.tables import csv_text
 
 FAMILIES = "benchmarks/results/families.json"
 COLUMNS = {
@@ -31,50 +32,34 @@ _SHORTER = (
 )
 
 
-@of_results(FAMILIES)
-def families_block(found: dict[str, Any]) -> str:
-    """A row a family; numbers in brackets name the reasons below."""
-    reasons: dict[str, int] = {}
+def families_csv(found: dict[str, Any]) -> str:
+    """A row a family: whether each operation works, or the reason why not."""
     rows = []
     for family, outcomes in found["families"].items():
-        cells = [_cell(outcomes[name], reasons) for name in COLUMNS]
-        rows.append([f"`{family.partition(':')[0]}`", f"`{outcomes['class']['said']}`", *cells])
-    parts = [table(["model_type", "class", *COLUMNS.values()], rows, left=8)]
-    parts.append(
-        f"{_counts(found)} {measured(found)} transformers {found['transformers']}. The source: [{FAMILIES}](../{FAMILIES})."
-    )
-    parts.append("Why not:\n\n" + "\n".join(f"{number}. {reason}" for reason, number in reasons.items()))
-    if found["not_tiny"]:
-        parts.append(
-            "Not built tiny, so not walked:\n\n"
-            + "\n".join(f"- `{name}`: {reason}." for name, reason in found["not_tiny"].items())
-        )
-    if found["not_walked"]:
-        names = ", ".join(f"`{name}`" for name in found["not_walked"])
-        parts.append(f"Not walked yet ({len(found['not_walked'])}): {names}.")
-    return "\n\n".join(parts)
+        rows.append([family.partition(":")[0], outcomes["class"]["said"], *(_cell(outcomes[name]) for name in COLUMNS)])
+    for family, why in found["not_tiny"].items():
+        kind, _, name = family.partition(":")
+        rows.append([kind, name, *[f"not walked: {why}"] * len(COLUMNS)])
+    rows += [[family, "", *["not walked yet"] * len(COLUMNS)] for family in found["not_walked"]]
+    return csv_text(["model_type", "class", *COLUMNS.values()], rows)
 
 
-def _cell(outcome: Mapping[str, str], reasons: dict[str, int]) -> str:
-    """Return "yes", or "no", "untested" or "wrong" with the number of its reason."""
-    if outcome["status"] == "works":
-        return "yes"
-    number = reasons.setdefault(reason(outcome["said"]), len(reasons) + 1)
-    return f"{_WORDS[outcome['status']]} ({number})"
+@block("families", FAMILIES)
+def families_block(found: dict[str, Any]) -> str:
+    """How many families each operation works with."""
+    families = found["families"].values()
+    rows = [[head, str(sum(f[name]["status"] == "works" for f in families))] for name, head in COLUMNS.items()]
+    note = f"{len(families)} families were walked, {len(found['not_tiny'])} others cannot be built tiny. transformers {found['transformers']}. "
+    return table(["operation", "families"], rows, left=1) + "\n\n" + note
+
+
+def _cell(outcome: Mapping[str, str]) -> str:
+    """Return "yes", or "no", "untested" or "wrong" with the reason."""
+    return "yes" if outcome["status"] == "works" else f"{_WORDS[outcome['status']]}: {reason(outcome['said'])}"
 
 
 def reason(said: str) -> str:
     """Return the message of a refusal without what differs between families."""
     for pattern, shorter in _SHORTER:
         said = re.sub(pattern, shorter, said)
-    return said.replace("<", "&lt;")
-
-
-def _counts(found: Mapping[str, Any]) -> str:
-    """Return how many of the walked families each operation works with."""
-    families = found["families"].values()
-    counts = [f"{head} {sum(f[name]['status'] == 'works' for f in families)}" for name, head in COLUMNS.items()]
-    return f"Of {len(families)} families that were walked, these work: {', '.join(counts)}."
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {"families": families_block}
+    return " ".join(said.split())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from cells import interval, measured, of_results, points, signed, table
+from cells import block, interval, measured, points, signed, table
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 SPLIT = "benchmarks/results/split-ffn.json"
@@ -14,7 +13,7 @@ BRICKS = "benchmarks/results/transplant-bricks.json"
 PRUNE, PRUNE_FIGURE = "benchmarks/results/prune.json", "growing-pruned.svg"
 
 
-@of_results(COST)
+@block("grow-cost", COST, cited=False)
 def cost_block(found: dict[str, Any]) -> str:
     """Bytes, seconds and memory of every operator, beside the floor and mergekit."""
     rows = []
@@ -52,7 +51,7 @@ def _giga(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
-@of_results(STARTER)
+@block("grow-starter", STARTER, cited=False)
 def starter_block(found: dict[str, Any]) -> str:
     """Models that grow from two skills beside merges of the same bricks."""
     tasks = [t["task"] for t in found["tasks"] if t["role"] in ("skill", "retention")]
@@ -84,7 +83,7 @@ def _score(cells: dict[tuple[str, str], dict[str, Any]], found: dict[str, Any], 
     return points(next((r["baseline_value"] for r in found["rows"] if r["task"] == task), None))
 
 
-@of_results(SPLIT)
+@block("grow-split", SPLIT, cited=False)
 def split_block(found: dict[str, Any]) -> str:
     """Dense layers as experts without training."""
     rows = [["dense", "", "", "100 %", f"{found['perplexity']:,.1f}", ""]]
@@ -118,7 +117,7 @@ _ROUTERS = {
 }
 
 
-@of_results(BRICKS)
+@block("transplant-bricks", BRICKS, cited=False)
 def bricks_block(found: dict[str, Any]) -> str:
     """Bricks carried to siblings of their base: scores by way, beside training on the sibling with as many steps."""
     skills = found["skills"]
@@ -154,7 +153,7 @@ def bricks_block(found: dict[str, Any]) -> str:
     return table(heads, lines) + f"\n\n{note}{measured(found)} The source: [{BRICKS}](../{BRICKS})."
 
 
-@of_results(PRUNE)
+@block("grow-prune", PRUNE, cited=False)
 def prune_block(found: dict[str, Any]) -> str:
     """Models without a share of their layers, before and after training, in words of perplexity and retention."""
     rows = [["the model before", "", *_pruned_cells(found["before"]), "", "", "", ""]]
@@ -211,13 +210,4 @@ _WAYS = {
     "sibling": "the sibling",
     "from the transplant": "best way, trained",
     "anew": "new adapter, trained",
-}
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "grow-cost": cost_block,
-    "grow-starter": starter_block,
-    "grow-split": split_block,
-    "grow-prune": prune_block,
-    "transplant-bricks": bricks_block,
 }

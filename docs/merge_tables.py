@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pools_figure
-from cells import measured, of_results, points, signed, table
+from cells import block, points, signed, table
 
 from workbench.scores.paired import paired
 
@@ -19,7 +18,7 @@ ADVICE = "benchmarks/results/advice-pools.json"
 FORWARD = "benchmarks/results/merge-forward.json"
 
 
-@of_results(MISSING_ROWS)
+@block("missing_rows", MISSING_ROWS)
 def missing_rows_block(found: dict[str, Any]) -> str:
     """Bits per byte of a model with another one's tokenizer, by how the rows of missing tokens are made."""
     rows = []
@@ -30,13 +29,12 @@ def missing_rows_block(found: dict[str, Any]) -> str:
     note = (
         f"The starter base with the tokenizer of a donor: the base with {found['tokens']:,} tokens of its own, trained on pages of Python's reference, "
         f"whose rows were trained for {found['steps']} steps. The base lacks {lacking:,} of these tokens and shares {shared:,}. Scored on {found['pages']} other "
-        f"pages, {found['bytes'] / 1000:,.0f} kB. Unexplained: mean share of a donor's row that its combination leaves. {measured(found)} The source: "
-        f"[{MISSING_ROWS}](../{MISSING_ROWS})."
+        f"pages, {found['bytes'] / 1000:,.0f} kB. Unexplained: mean share of a donor's row that its combination leaves."
     )
     return table(["rows of missing tokens", "bits per byte", "tokens", "unexplained"], rows, left=1) + "\n\n" + note
 
 
-@of_results(POOLS)
+@block("merge-pools", POOLS)
 def pools_block(found: dict[str, Any]) -> str:
     """Pools of bricks: the figure, then what the advice keeps beside other merges, then a table of all pools."""
     rows = [row for row in found["rows"] if row["scores"]["sum"]["kept"] is not None]
@@ -78,7 +76,7 @@ def pools_block(found: dict[str, Any]) -> str:
     return "\n\n".join([picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found)])
 
 
-@of_results(ADVICE)
+@block("advice-pools", ADVICE)
 def advice_block(found: dict[str, Any]) -> str:
     """What `brick advise` says of bricks that are scaled, copied, opposed or ordinary, and what its merges score."""
     rows = []
@@ -96,7 +94,7 @@ def advice_block(found: dict[str, Any]) -> str:
     note = (
         f"Percent of {found['items']} held-out items a skill, answered exactly; the mean over the skills. The advice is scored with λ = 1 unless it was measured to "
         "be clearly worse; the written recipe sweeps λ. The average is that of all named bricks, then that of those that the measured advice keeps. "
-        f"The best of the grid is chosen on the same items. {measured(found)} The source: [{ADVICE}](../{ADVICE})."
+        f"The best of the grid is chosen on the same items."
     )
     return f"{table(heads, rows)}\n\n{note}"
 
@@ -137,11 +135,11 @@ def _pools_note(found: dict[str, Any]) -> str:
         f"Percent of the bricks' own gain that a merge keeps: the mean over the tasks that the bricks learned, and over {seeds} trainings of base and bricks for "
         "`llama`. Differences are points, with 95 % intervals that resample pools. The best of the grid is chosen on the same items, so that it is an upper bound. "
         "Norm: that of a brick's delta, relative to the base's tensors. `llama` are models of four layers that answer with four letters; their bricks change them far more than "
-        f"adapters change a language model. {measured(found)} The source: [{POOLS}](../{POOLS})."
+        f"adapters change a language model."
     )
 
 
-@of_results(FORWARD)
+@block("merge-forward", FORWARD)
 def forward_block(found: dict[str, Any]) -> str:
     """Pools of bricks: what merges in forward order keep beside RegMean, tsv and the sum; then other settings, the mean over the pools."""
     pools = [row for row in found["rows"] if row["arms"]]
@@ -173,7 +171,7 @@ def forward_block(found: dict[str, Any]) -> str:
         f"Percent of the bricks' own gain that a merge keeps, and in brackets the accuracy on what the base knew; {found['texts']} texts a brick. "
         "Starter: its own adapters. llama: bases of four layers with bricks of their own, as in benchmarks/merge_pools.py. The last column is the "
         "paired difference of `featcal` from `regmean`, with a 95 % interval over items. Settings: the mean over the pools. `featcal, sum 1` "
-        f"starts from the whole sum, with the anchor there. {measured(found)} The source: [{FORWARD}](../{FORWARD})."
+        f"starts from the whole sum, with the anchor there."
     )
     return f"{first}\n\n{second}\n\n{note}"
 
@@ -183,7 +181,7 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-@of_results(CORE)
+@block("core", CORE)
 def core_block(found: dict[str, Any]) -> str:
     """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
     rows = [
@@ -200,12 +198,12 @@ def core_block(found: dict[str, Any]) -> str:
     note = (
         f"{found['adapters']} random adapters of rank {found['rank']} on a {found['size']} x {found['size']} layer, float32, "
         f"{found['threads']} thread; the bases that they share and their core matrices take {found['basis_seconds']:.2f} s of the first "
-        f"column. {measured(found)} The source: [{CORE}](../{CORE})."
+        f"column."
     )
     return table(heads, rows, left=1) + "\n\n" + note
 
 
-@of_results(WUDI)
+@block("wudi", WUDI)
 def wudi_block(found: dict[str, Any]) -> str:
     """The merged delta of `wudi` beside the sum of the bricks' deltas: length, direction, projections on the bricks."""
     names = {
@@ -219,16 +217,6 @@ def wudi_block(found: dict[str, Any]) -> str:
     bricks = ", ".join(f"`{name}`" for name in found["bricks"])
     note = (
         f"Bricks {bricks} of [`{found['recipe']}`](../{found['recipe']}), all weights 1, {found['layers']} linear layers; "
-        f"Frobenius norms, one number a layer. {measured(found)} The source: [{WUDI}](../{WUDI})."
+        f"Frobenius norms, one number a layer."
     )
     return table([f"merged delta, over {found['layers']} layers", "mean", "lowest", "highest"], rows, left=1) + "\n\n" + note
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "core": core_block,
-    "advice-pools": advice_block,
-    "merge-forward": forward_block,
-    "merge-pools": pools_block,
-    "missing_rows": missing_rows_block,
-    "wudi": wudi_block,
-}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cells import interval, measured, of_results, points, signed, table
+from cells import block, interval, measured, points, signed, table
 
 from workbench.report.neurons_functions import found_cells, function_cells
 
@@ -17,7 +16,7 @@ TRANSPLANT = "benchmarks/results/transplant.json"
 PUBLISHED = {"rows": "6 of 7 (Llama-3-8B), 7 of 7 (Mistral-7B)", "coupling": "0.08, 0.06"}
 
 
-@of_results(NEURONS)
+@block("neurons-functions", NEURONS, cited=False)
 def functions_block(found: dict[str, Any]) -> str:
     """Scores by function, with the neurons that the test finds."""
     document = found["functions"]
@@ -46,7 +45,7 @@ def functions_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, rows, left=1), note + _source(found, "functions")])
 
 
-@of_results(NULLS)
+@block("neurons-planted", NULLS)
 def planted_block(found: dict[str, Any]) -> str:
     """What the test finds of planted neurons, and in models without any."""
     rules = {"before, one split": "one split before", "before, both splits": "both splits before", "now": "now"}
@@ -68,12 +67,12 @@ def planted_block(found: dict[str, Any]) -> str:
         f"False: percent of {first['level']['now']['models']} models of {first['neurons']} neurons, none of which serves a function, in which any neuron is "
         f"found for any of seven functions. Found: percent of {found['planted']} planted neurons in {models} models each, whose effects are 1 to 4 standard "
         "deviations; in brackets the number of other neurons. One split and both splits: best average precision of a layer under 20 shuffles of "
-        f"tasks, at a nominal 1 %, as versions to 0.2.0 had it. {measured(found)} The source: [{NULLS}](../{NULLS})."
+        f"tasks, at a nominal 1 %, as versions to 0.2.0 had it."
     )
     return "\n\n".join([table(heads, rows, left=1), note])
 
 
-@of_results(NEURONS)
+@block("neurons-masking", NEURONS, cited=False)
 def masking_block(found: dict[str, Any]) -> str:
     """Rise of the loss by share masked."""
     document = found["sparsity"]
@@ -89,7 +88,7 @@ def masking_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, rows, left=1), note + _source(found)])
 
 
-@of_results(NEURONS)
+@block("neurons-ablation", NEURONS, cited=False)
 def ablation_block(found: dict[str, Any]) -> str:
     """The damage matrix and the summary of its controls."""
     document = found["ablation"]
@@ -114,7 +113,7 @@ def ablation_block(found: dict[str, Any]) -> str:
     return "\n\n".join([matrix, summary, note + _source(found)])
 
 
-@of_results(TRANSPLANT)
+@block("neurons-transplant", TRANSPLANT)
 def transplant_block(found: dict[str, Any]) -> str:
     """Scores of skills moved in part, and their differences to random choices of the same share."""
     skills, rows = found["skills"], found["rows"]
@@ -146,7 +145,7 @@ def transplant_block(found: dict[str, Any]) -> str:
         "intervals. "
     )
     other = f"{found['note']} " if found.get("note") else ""
-    return "\n\n".join([first, second, f"{note}{other}{measured(found)} The source: [{TRANSPLANT}](../{TRANSPLANT})."])
+    return "\n\n".join([first, second, f"{note}{other}"])
 
 
 def _moved_score(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -161,7 +160,7 @@ def _gap(difference: Mapping[str, Any]) -> str:
     return f"{signed(difference['diff'])} [{signed(difference['low'])}, {signed(difference['high'])}]"
 
 
-@of_results(NEURONS)
+@block("neurons-time", NEURONS, cited=False)
 def time_block(found: dict[str, Any]) -> str:
     """Time of the parts."""
     seconds = found["seconds"]
@@ -170,14 +169,13 @@ def time_block(found: dict[str, Any]) -> str:
     return f"The complete analysis takes {seconds['all'] / 60:.1f} minutes: {parts}.{note} {_source(found)}"
 
 
-@of_results(OVERHEAD)
+@block("neurons-overhead", OVERHEAD)
 def overhead_block(found: dict[str, Any]) -> str:
     """Cost of the streaming pass."""
     memory = " and ".join(f"{mb:g} MB with {texts} texts" for texts, mb in found["memory"].items())
     return (
         f"One pass that scores every neuron takes {found['overhead']:.2f} times the CPU time of a plain forward pass without the head "
-        f"({found['texts_per_second']:.1f} texts a second in one thread), and adds {memory} to the peak memory. {measured(found)} "
-        f"The source: [{OVERHEAD}](../{OVERHEAD})."
+        f"({found['texts_per_second']:.1f} texts a second in one thread), and adds {memory} to the peak memory."
     )
 
 
@@ -203,14 +201,3 @@ def _source(found: Mapping[str, Any], part: str = "") -> str:
     """Return where a part of the results was measured, which may be later than the others."""
     later = [one for one in found.get("later", ()) if part in one["rows"]]
     return f"{measured(later[-1] if later else {**found, 'later': ()})} The source: [{NEURONS}](../{NEURONS})."
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "neurons-functions": functions_block,
-    "neurons-planted": planted_block,
-    "neurons-masking": masking_block,
-    "neurons-ablation": ablation_block,
-    "neurons-transplant": transplant_block,
-    "neurons-time": time_block,
-    "neurons-overhead": overhead_block,
-}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed, table
+from cells import SIGNED, SIGNS, block, interval, measured, points, signed, table
 
 from workbench.report.routed import advised
 
@@ -18,7 +16,7 @@ BESIDE = "benchmarks/results/merge-or-route.json"
 ROLES = "benchmarks/results/roles.json"
 
 
-@of_results(ROUTING)
+@block("route_accuracy", ROUTING, cited=False)
 def accuracy_block(found: dict[str, Any]) -> str:
     """Share of prompts whose brick has the highest score, for each router and set."""
     names = [row["set"] for row in _rows(found, "ridge") if "right_score" in row]
@@ -40,7 +38,7 @@ def accuracy_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
 
 
-@of_results(ABSTAIN)
+@block("route_abstain", ABSTAIN, cited=False)
 def abstain_block(found: dict[str, Any]) -> str:
     """False abstention, wrong bricks and false routing by the way in which a prompt is written."""
     columns = [row for row in found["routers"] if not row["negatives"]]
@@ -73,7 +71,7 @@ def _costs(column: dict[str, Any], name: str) -> str:
     return f"{_percent(1 - row['kept_by_base'])} ({row['prompts']})"
 
 
-@of_results(RETRIEVAL)
+@block("route_retrieval", RETRIEVAL, cited=False)
 def retrieval_block(found: dict[str, Any]) -> str:
     """Recall by number of skills."""
     sizes = sorted({row["bricks"] for row in found["rows"]})
@@ -91,7 +89,7 @@ def retrieval_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=1), note + _source(found, RETRIEVAL)])
 
 
-@of_results(KERNEL)
+@block("route_kernel", KERNEL, cited=False)
 def kernel_block(found: dict[str, Any]) -> str:
     """Time of PEFT's mixed batches and Arrow over the kernel's, and memory of a call, by number of bricks."""
     kinds = {
@@ -117,7 +115,7 @@ def kernel_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=1), note + _source(found, KERNEL)])
 
 
-@of_results(BESIDE)
+@block("merge_or_route", BESIDE, cited=False)
 def beside_block(found: dict[str, Any]) -> str:
     """Routed recipes beside merges of the same bricks: skills, retention, false routing, and what the report advises."""
     parts: list[str] = []
@@ -161,7 +159,7 @@ def beside_block(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, note + _source(found, BESIDE)])
 
 
-@of_results(ROLES)
+@block("roles", ROLES, cited=False)
 def roles_block(found: dict[str, Any]) -> str:
     """Bricks of three roles, alone and composed, where roles have codes of their own; the order is the same where they share codes."""
     kinds = {"role": "one role", "two roles": "two roles in a prompt", "text": "text alone"}
@@ -203,13 +201,3 @@ def _ordinal(number: int) -> str:
 
 def _source(found: dict[str, Any], name: str = ROUTING) -> str:
     return f"{measured(found)} The source: [{name}](../{name})."
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "roles": roles_block,
-    "route_accuracy": accuracy_block,
-    "route_abstain": abstain_block,
-    "route_retrieval": retrieval_block,
-    "route_kernel": kernel_block,
-    "merge_or_route": beside_block,
-}

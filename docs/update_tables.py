@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from cells import interval, measured, of_results, points, signed, table
+from cells import block, interval, measured, points, signed, table
 
 STREAM = "benchmarks/results/edit-stream.json"
 STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
@@ -16,13 +15,13 @@ ADAPTER = "benchmarks/results/edit-adapter.json"
 STARTER = "bricks/starter/base"
 
 
-@of_results(STREAM)
+@block("edit-stream", STREAM, cited=False)
 def stream_block(found: dict[str, Any]) -> str:
     """Write the table of a stream on the fixture."""
     return _stream(found, STREAM)
 
 
-@of_results(STREAM_STARTER)
+@block("edit-stream-starter", STREAM_STARTER, cited=False)
 def starter_stream_block(found: dict[str, Any]) -> str:
     """Write the table of a stream on the starter base."""
     return _stream(found, STREAM_STARTER)
@@ -55,7 +54,7 @@ def _model(base: str) -> str:
     return "the starter base" if base == "starter" else "a fixture of 0.6 M parameters"
 
 
-@of_results(STEER)
+@block("steer", STEER, cited=False)
 def steer_block(found: dict[str, Any]) -> str:
     """Write what a direction changes in continuations, by strength, and the accuracy on `retention` beside it."""
     tasks = list(found["rows"][0].get("retention", ()))
@@ -77,7 +76,7 @@ def steer_block(found: dict[str, Any]) -> str:
     return table(["direction", "strength", "share", "different words", *counts], lines, left=1) + "\n\n" + note
 
 
-@of_results(FORGETTING)
+@block("forgetting", FORGETTING, cited=False)
 def forgetting_block(found: dict[str, Any]) -> str:
     """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
     tasks = list(found["rows"][0]["scores"])
@@ -90,7 +89,7 @@ def forgetting_block(found: dict[str, Any]) -> str:
     return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
 
 
-@of_results(ADAPTER)
+@block("edit-adapter", ADAPTER, cited=False)
 def adapter_block(found: dict[str, Any]) -> str:
     """Scores of facts in adapters and neurons, marked where the paired difference from memit excludes 0, and CPU seconds a fact."""
     heads = {
@@ -124,12 +123,3 @@ def _mark(difference: Mapping[str, float] | None) -> str:
     if difference is None or difference["low"] <= 0 <= difference["high"]:
         return ""
     return " +" if difference["low"] > 0 else " −"
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "edit-stream": stream_block,
-    "edit-stream-starter": starter_stream_block,
-    "steer": steer_block,
-    "forgetting": forgetting_block,
-    "edit-adapter": adapter_block,
-}

@@ -7,11 +7,13 @@ import html
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from workbench.errors import printable
 
 _FORMULAS = "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+_MISSING = "\N{EN DASH}"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan)")
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -33,6 +35,70 @@ _LATEX = {
     "\N{NO-BREAK SPACE}": "~",
     "\N{NARROW NO-BREAK SPACE}": "~",
 }
+
+
+class Cell(str):
+    """The text of a table's cell with the numbers behind it, which CSV files get in full precision.
+
+    Attributes:
+        numbers: The numbers by the words that a CSV file adds to the column's head: "" for the value, "low" and "high" for an interval.
+        unit: Their unit.
+    """
+
+    numbers: Mapping[str, float | str | None]
+    unit: str
+
+    def __new__(cls, text: str, numbers: Mapping[str, float | str | None], unit: str = "") -> Self:
+        """Return the cell."""
+        cell = super().__new__(cls, text)
+        cell.numbers, cell.unit = numbers, unit
+        return cell
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is written as Markdown, CSV and LaTeX.
+
+    Attributes:
+        name: Name of its files.
+        header: Heads of the columns.
+        rows: Cells of each row.
+        left: Number of columns at the left that are left-aligned; the others are right-aligned.
+    """
+
+    name: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        return markdown_table(self.header, self.rows, self.left)
+
+    def latex(self) -> str:
+        """Return the table for the package booktabs."""
+        columns = "".join("l" if i < self.left else "r" for i in range(len(self.header)))
+        head, *lines = (" & ".join(map(as_latex, row)) + r" \\" for row in (self.header, *self.rows))
+        return "\n".join(
+            [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""]
+        )  # fmt: skip
+
+    def csv(self) -> str:
+        """Return the table as CSV: a column for each number of a cell, whose head names the unit; a missing value is empty."""
+        columns: list[tuple[str, list[Any]]] = []
+        for i, name in enumerate(self.header):
+            cells = [row[i] for row in self.rows]
+            numbered = [cell if isinstance(cell, Cell) else Cell(cell, {}) for cell in cells]
+            units = {cell.unit for cell in numbered if any(v is not None for v in cell.numbers.values())}
+            unit = "" if units <= {""} else f" ({units.pop()})" if len(units) == 1 else " (fraction, or the metric's unit)"
+            kinds = dict.fromkeys(kind for cell in numbered for kind in cell.numbers)
+            if not kinds:
+                columns.append((name, ["" if cell == _MISSING else cell for cell in cells]))
+            for kind in kinds:
+                columns.append(
+                    (f"{name.removesuffix(', %')} {kind}".rstrip() + unit, [cell.numbers.get(kind) for cell in numbered])
+                )
+        return csv_text([name for name, _ in columns], zip(*(cells for _, cells in columns), strict=True))
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -59,21 +125,6 @@ def as_latex(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in _line(text))
 
 
-def latex_table(names: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[bool]) -> str:
-    """Return a table of the package booktabs.
-
-    Args:
-        names: Heads of the columns.
-        rows: Cells of each row.
-        left: Whether each column is left-aligned.
-    """
-    columns = "".join("l" if is_left else "r" for is_left in left)
-    head, *lines = (" & ".join(map(as_latex, row)) + r" \\" for row in (names, *rows))
-    return "\n".join(
-        [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""]
-    )  # fmt: skip
-
-
 def as_markdown(text: str) -> str:
     """Return a text that Markdown shows literally, on one line."""
     text = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -85,6 +136,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: i
     rule = [":--" if i < left else "--:" for i in range(len(header))]
     head, *lines = ([as_markdown(cell) for cell in row] for row in (header, *rows))
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = None) -> list[str]:
+    """Return the lines of a table whose cells are Markdown already; bars in them are escaped.
+
+    Args:
+        header: Heads of the columns.
+        rows: Cells of each row.
+        left: Number of columns at the left that are left-aligned, the others right-aligned; None for all.
+    """
+    rule = ["---" if left is None or i < left else "--:" for i in range(len(header))]
+    cells = ([re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.split())) for cell in row] for row in (header, rule, *rows))
+    return ["| " + " | ".join(row) + " |" for row in cells]
 
 
 def fence(text: str, language: str = "") -> str:

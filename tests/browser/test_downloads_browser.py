@@ -1,4 +1,4 @@
-"""Saving tables and figures in headless Chromium: every button, with the same files as `workbench report` writes, and no request."""
+"""Saving tables and figures in headless Chromium: every button, tables as `workbench report` writes them, and no request."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import zlib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,7 +18,7 @@ from worlds.search_document import make_search
 
 from workbench.library.measure import DeltaSums, Measures, Meeting
 from workbench.report import search
-from workbench.report.downloads import packed_in
+from workbench.report.files import packed_in
 from workbench.report.heatmap import render_heat_maps
 
 pytestmark = pytest.mark.browser
@@ -61,15 +62,32 @@ def pixels(png: bytes) -> set[bytes]:
     return {raw[y * line + 1 : (y + 1) * line] for y in range(height)}
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg: bytes) -> list[str]:
+    return ["".join(node.itertext()) for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
 def check(page: Browser, path: Path, folder: Path) -> dict[str, bytes]:
     files = saved(page, folder)
-    expected = {
-        f"{one.name}.{kind}": text.encode() for one in packed_in(path.read_text("utf-8")) for kind, text in one.files.items()
-    }
-    assert {name: data for name, data in files.items() if not name.endswith(".png")} == expected
-    drawn = [name for name in files if name.endswith(".png")]
-    assert sorted(drawn) == sorted(name.replace(".svg", ".png") for name in expected if name.endswith(".svg"))
-    assert all(len(pixels(files[name])) > 10 for name in drawn), "a PNG shows the drawing and not one color"
+    packed = packed_in(path.read_text("utf-8"))
+    expected = {f"{name}.{kind}": text.encode() for name, of in packed.items() for kind, text in of.items()}
+    found = {name: data for name, data in files.items() if not name.endswith((".png", ".svg"))}
+    assert found == {name: expected[name] for name in found}
+    drawn = sorted(name for name in files if name.endswith(".svg"))
+    assert sorted(name for name in files if name.endswith(".png")) == [name.replace(".svg", ".png") for name in drawn]
+    assert all(len(pixels(files[name.replace(".svg", ".png")])) > 10 for name in drawn), (
+        "a PNG shows the drawing and not one color"
+    )
+    for name in drawn:
+        for node in ElementTree.fromstring(files[name]).iter():
+            assert not {"class", "style", "id"} & set(node.attrib), name
+            assert not any("var(" in value or "rgb" in value or value == "NaN" for value in node.attrib.values()), (
+                name,
+                node.attrib,
+            )
+            assert node.tag != f"{SVG}use", "other programs than browsers need no style sheet and no reference"
     outside = [url for url in page.requests() if not url.startswith(("data:", "blob:", "file:"))]
     assert outside == []
     return files
@@ -87,7 +105,17 @@ def test_every_table_and_figure_of_a_report_is_saved(opened: Browser, document: 
     files = check(opened, path, tmp_path / "saved")
     assert {"summary.csv", "summary.tex", "skills-and-retention.svg", "skills-and-retention.png"} <= set(files)
     tables = opened.js("document.querySelectorAll('main table, header table').length")
-    assert len([name for name in files if name.endswith(".csv")]) <= tables
+    assert len([name for name in files if name.endswith(".csv")]) == tables
+    figures = opened.js("document.querySelectorAll('[data-figure]').length")
+    assert len([name for name in files if name.endswith(".svg")]) == figures
+    forest = files["retention-against-base.svg"]
+    assert {"over-scaled", "starter-ties", "\u221223.8", "retention"} <= set(texts(forest)), (
+        "names and numbers stand beside the plot"
+    )
+    worse = [node.get("fill") for node in ElementTree.fromstring(forest).iter(f"{SVG}text") if node.text == "\u221223.8"]
+    assert worse == ["#be4d00"], "light colors, also on a dark page"
+    shown = opened.js("getComputedStyle(document.documentElement).getPropertyValue('--paper')")
+    assert shown.strip() == "#14181d", "the page stays dark"
     assert opened.js(f"{BUTTONS}.length") == len(files)
     first = opened.js("document.querySelector('#summary .scroll').nextElementSibling.textContent")
     assert first == "CSVLaTeX", "the buttons stand below their table"

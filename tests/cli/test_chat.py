@@ -13,8 +13,7 @@ from typer.testing import CliRunner, Result
 from worlds.project import CPU, Project
 
 from workbench.cli import app
-from workbench.cli._panes import PANES, Panes, Write
-from workbench.cli.chat import Speaker
+from workbench.cli.chat import PANES, Panes, Speaker, Write
 from workbench.run.materialize import materialize, shared
 
 AVERAGE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\n"

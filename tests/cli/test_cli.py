@@ -57,7 +57,7 @@ COMMANDS = {
     "recipe import": "--out",
     "recipe new": "--base --brick --project --suite --task",
     "recipe schema": "",
-    "report": "--baseline --batch-size --csv --figures --latex --limit --max-points --out --quiet --runs-dir --set --suite --sweep --trust-project-code",
+    "report": "--baseline --batch-size --csv --latex --limit --max-points --out --quiet --runs-dir --set --suite --sweep --trust-project-code",
     "route check": "--copies --device --json --no-copies --prompts --quiet --runs-dir --trust-project-code",
     "route explain": "--device --html --json --quiet --runs-dir --trust-project-code",
     "route measure": "--base --calibration --device --json --quiet --samples",

@@ -1,7 +1,8 @@
-"""Parts of live models: hidden states, the list of decoder layers, text parts of configurations, and the table of docs/families.md."""
+"""Parts of live models: hidden states, the list of decoder layers, text parts of configurations, and the table of docs/families.csv."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,10 @@ DEFECTS: dict[str, set[str]] = {}
 
 
 def row_of_page(kind: str, name: str) -> list[str]:
-    """Return the cells of a family's operations on the page, without the numbers of reasons."""
-    lines = (PROJECT / "docs/families.md").read_text("utf-8").splitlines()
-    (line,) = [line for line in lines if line.startswith(f"| `{kind}` | `{name}` |")]
-    return [cell.strip().partition(" ")[0] for cell in line.strip("|").split("|")[2:]]
+    """Return the cells of a family's operations in the table, without reasons."""
+    rows = csv.reader((PROJECT / "docs/families.csv").read_text("utf-8").splitlines())
+    (row,) = [row for row in rows if row[:2] == [kind, name]]
+    return [cell.partition(":")[0] for cell in row[2:]]
 
 
 @pytest.mark.slow

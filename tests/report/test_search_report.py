@@ -17,12 +17,10 @@ from worlds.report_page import Page
 from worlds.search_document import CONTROLS, make_search
 from worlds.search_page import Document, handmade, rendered, view_of
 
+from workbench.report.chart import Frame, Scale, spread
 from workbench.report.search import render
-from workbench.report.search.chart import Scale, spread
-from workbench.report.search.dimensions import curves, importances
-from workbench.report.search.history import best_so_far, history, hypervolume
+from workbench.report.search.charts import best_so_far, curves, history, hypervolume, importances, pareto
 from workbench.report.search.parallel import parallel
-from workbench.report.search.pareto import pareto
 from workbench.report.search.wording import headline, sentences
 
 MINUS = "\N{MINUS SIGN}"
@@ -119,16 +117,16 @@ def test_best_so_far_counts_no_estimate() -> None:
 def test_history_places() -> None:
     view = view_of(handmade())
     (figure,) = history(view)
-    y, x = Scale(0.2 - 0.042, 0.9 + 0.042), Scale(-0.58, 4.58)
+    frame = Frame.flowing(Scale(-0.58, 4.58), Scale(0.2 - 0.042, 0.9 + 0.042), 250)
     drawn = str(figure.drawing)
     assert drawn.count('href="#c-round"') == 3
     assert drawn.count('href="#c-round-hollow"') == 1
     assert drawn.count('class="failed"') == 1
     for number, score in ((0, 0.4), (1, 0.9), (2, 0.6), (4, 0.5)):
         assert f'x="{100 * (number + 0.58) / 5.16:.3f}%" y="{8 + 250 * (0.942 - score) / 0.784:.1f}"' in drawn
-        assert y.up(score, 250) == round(8 + 250 * (0.942 - score) / 0.784, 1)
-    last = f"{1000 * x.share(4):.1f}"
-    steps = f'd="M{1000 * x.share(0):.1f} {y.up(0.4, 250):g}H{round(1000 * x.share(2), 1):g}V{y.up(0.6, 250):g}H{last}"'
+        assert frame.up(score) == round(8 + 250 * (0.942 - score) / 0.784, 1)
+    first, third, last = (f"{1000 * frame.x.share(n):.1f}" for n in (0, 2, 4))
+    steps = f'd="M{first} {frame.up(0.4):g}H{third}V{frame.up(0.6):g}H{last}"'
     assert f'class="best" {steps}' in drawn
     assert "stopped early after 4 of 8 items, beaten by base" in drawn
     assert "failed: not finite" in drawn
@@ -165,7 +163,7 @@ def test_lines_pass_axes_that_a_candidate_does_not_have() -> None:
     assert f"L625 {middle:g}" in chosen, "0.01 is in the middle of 0.001 to 0.1 on a logarithmic axis"
     assert "s5" in chosen
     assert (found.worst, found.best, found.clipped) == ("40.0", "60.0", False), "the estimate of 90 sets no colour"
-    assert found.figure.caption.endswith(
+    assert found.figure.note.endswith(
         "Thin lines are candidates that were stopped early; their scores are estimates. 1 failed candidate is left out."
     )
 
@@ -173,15 +171,15 @@ def test_lines_pass_axes_that_a_candidate_does_not_have() -> None:
 def test_a_panel_for_each_dimension() -> None:
     ((objective, (strips, lam, density)),) = curves(view_of(handmade()))
     assert objective.measure == "acc, %"
-    assert [f.caption for f in (strips, lam, density)] == [
+    assert [f.note for f in (strips, lam, density)] == [
         "4 candidates",
         "4 candidates",
         "2 of 4 candidates \N{MIDDLE DOT} logarithmic",
     ]
     assert str(lam.drawing).count('href="#c-round"') == 3
     assert str(lam.drawing).count('href="#c-round-hollow"') == 1
-    x = Scale(1.0 - 0.08, 3.0 + 0.08)
-    assert f'x="{x.across(3.0)}"' in str(lam.drawing)
+    frame = Frame.flowing(Scale(1.0 - 0.08, 3.0 + 0.08), Scale(0, 1), 170)
+    assert f'x="{frame.across(3.0)}"' in str(lam.drawing)
     assert len(re.findall(r"<title>[ab]</title>", str(strips.drawing))) == 2
     rows = [float(y) for y in re.findall(r'<use href="#c-round(?:-hollow)?" x="[\d.]+%" y="([\d.]+)"', str(strips.drawing))]
     assert sum(8 < y < 38 for y in rows) == 2
@@ -193,10 +191,11 @@ def test_an_interval_is_drawn_around_its_score(tmp_path: Path) -> None:
     document = handmade()
     document["trials"][2]["intervals"] = [[0.1, 0.95]]
     ((_, (strips, lam, _)),) = curves(view_of(document))
-    x, y = Scale(1.0 - 0.08, 3.0 + 0.08).across(3.0), Scale.over([0.1, 0.95])
-    ends = f'x1="{x}" x2="{x}" y1="{y.up(0.1, 170)}" y2="{y.up(0.95, 170)}"'
+    scores = Scale.over([0.1, 0.95])
+    frame = Frame.flowing(Scale(1.0 - 0.08, 3.0 + 0.08), scores, 170)
+    ends = f'x1="{frame.across(3.0)}" x2="{frame.across(3.0)}" y1="{frame.up(0.1)}" y2="{frame.up(0.95)}"'
     assert f'<line class="whisker" {ends}' in str(lam.drawing)
-    assert f'x1="{y.across(0.1)}" x2="{y.across(0.95)}"' in str(strips.drawing)
+    assert f'x1="{100 * scores.share(0.1):.3f}%" x2="{100 * scores.share(0.95):.3f}%"' in str(strips.drawing)
     page, text = rendered(document, tmp_path)
     assert '<span class="sub">[10.0, 95.0]</span>' in page
     assert r"| 60.0 \[10.0, 95.0\] |" in text
@@ -250,7 +249,7 @@ def test_lower_is_better() -> None:
     assert found is not None
     assert (found.worst, found.best) == ("3.500", "0.400")
     assert "scores 0.500 and the best control, base, 0.250" in headline(view)
-    assert "acc by candidate number; lower is better." in history(view)[0].caption
+    assert "acc by candidate number; lower is better." in history(view)[0].note
 
 
 def test_views_without_data_are_left_out(tmp_path: Path) -> None:
@@ -307,13 +306,11 @@ def test_recipes_and_the_command_line(one: Document, tmp_path: Path) -> None:
     text, markdown = rendered(one, tmp_path)
     assert f"workbench run runs/search/toy-da01b81b/winner.yaml  # {one['winner']}" in markdown
     assert '<pre id="run-1">workbench run runs/search/toy-da01b81b/winner.yaml</pre>' in text
-    assert "workbench search recipes/toy.yaml --trials 40" in markdown
+    assert "workbench search toy" in markdown
     given = copy.deepcopy(one)
     given["command"] = "workbench search toy --budget 2h"
-    given["recipes"] = {"trial-3": "/home/someone/project/runs/search/toy-da01b81b/winner.yaml"}
     _, markdown = rendered(given, tmp_path)
     assert "workbench search toy --budget 2h" in markdown
-    assert "workbench run runs/search/toy-da01b81b/winner.yaml  # trial-3" in markdown
 
 
 def test_every_candidate_stands_in_the_table(one: Document, tmp_path: Path) -> None:

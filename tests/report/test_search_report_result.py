@@ -16,7 +16,7 @@ from workbench.report.search.wording import headline, sentences, tried
 
 def test_winner_with_the_weights_of_a_control() -> None:
     document = handmade()
-    document["test"]["rows"][1]["digest"] = "b"
+    document["test"]["rows"][1]["same_as"] = "base"
     view = view_of(document)
     assert headline(view).endswith(
         "50.0 %. The winner has the same weights as the best control, base.".replace(" %", "\N{NO-BREAK SPACE}%")
@@ -25,15 +25,12 @@ def test_winner_with_the_weights_of_a_control() -> None:
 
 
 def test_winner_with_the_weights_of_another_control() -> None:
-    """The better one of two controls with these weights is named."""
     document = handmade()
     document["controls"].append({"name": "average", "scores": [0.1]})
-    document["test"]["rows"].insert(1, {"name": "average", "digest": "t", "search": [0.1], "test": [0.1], "optimism": [0.0]})
+    row = {"name": "average", "part": "control", "search": [0.1], "test": [0.1], "optimism": [0.0]}
+    document["test"]["rows"].insert(1, row)
+    document["test"]["rows"][2]["same_as"] = "average"
     assert headline(view_of(document)).endswith("cannot tell. The winner has the same weights as the control average.")
-    for row in document["test"]["rows"]:
-        row["digest"] = "same"
-    document["best_control"] = "average"
-    assert headline(view_of(document)).endswith("The winner has the same weights as the best control, average.")
 
 
 def test_no_item_changed(tmp_path: Path) -> None:

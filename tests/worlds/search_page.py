@@ -38,8 +38,8 @@ def handmade() -> Document:
         "items": {"search": 8, "test": 20}, "controls": [{"name": "base", "scores": [0.2]}], "trials": trials, "winner": "trial-2",
         "best_control": "base",
         "test": {
-            "rows": [{"name": "base", "digest": "b", "search": [0.2], "test": [0.25], "optimism": [0.0]},
-                     {"name": "trial-2", "digest": "t", "search": [0.6], "test": [0.5], "optimism": [0.15]}],
+            "rows": [{"name": "base", "part": "control", "search": [0.2], "test": [0.25], "optimism": [0.0]},
+                     {"name": "trial-2", "part": "found", "search": [0.6], "test": [0.5], "optimism": [0.15]}],
             "against": {"trial-2": [{"objective": "acc", "test": {"diff": 0.25, "low": 0.05, "high": 0.45, "clusters": 8},
                                      "search": {"diff": 0.4, "low": 0.1, "high": 0.7, "clusters": 8}, "verdict": "cannot tell", "optimism": 0.15}]},
         },

@@ -27,6 +27,7 @@ WatchOpt = Annotated[
 PortOpt = Annotated[
     int | None, typer.Option("--port", min=0, max=65535, metavar="PORT", help="Port of --watch; default: a free one.")
 ]
+ADDRESS = "the report grows at {} until the command ends"
 _PAUSE = 2.0
 """Smallest number of seconds between two reports."""
 _SHARE = 0.1
@@ -70,32 +71,10 @@ def watching(opened: Opened, against: str | None, watch: bool, port: int | None)
     from workbench.report.watch import Watched
 
     with Watched(port or 0) as watched:
-        _say_address(watched)
+        out.say(ADDRESS.format(watched.url))
         page = _Comparison(watched, opened, against)
         yield page.event
-        page.show()
-
-
-class WatchedSearch:
-    """Receives a search's progress events: the terminal, and with `--watch` the page as well."""
-
-    def __init__(self, page: _Candidates | None = None) -> None:
-        self._page = page
-
-    @property
-    def event(self) -> Events:
-        """The receiver of events."""
-        return out.event if self._page is None else self._page.event
-
-    def follow(self, search: Search) -> None:
-        """Show the candidates of a search from now on."""
-        if self._page is not None:
-            self._page.search = search
-
-    def end(self, document: Mapping[str, Any]) -> None:
-        """Show the report of the finished search."""
-        if self._page is not None:
-            self._page.watched.show(document)
+        page.show(watched)
 
 
 @contextmanager
@@ -107,47 +86,43 @@ def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
         port: Value of `--port`.
     """
     if not watch:
-        yield WatchedSearch()
+        yield WatchedSearch(None)
         return
     from workbench.report.search.page import growing_page
     from workbench.report.watch import Pages, Watched
 
     lead = "The report appears here when the first control is scored."
     with Watched(port or 0, Pages(growing_page, "Search in progress", "No candidate is scored yet", lead)) as watched:
-        _say_address(watched)
-        page = _Candidates(watched)
+        out.say(ADDRESS.format(watched.url))
+        page = WatchedSearch(watched)
         try:
-            yield WatchedSearch(page)
+            yield page
         finally:
             page.close()
 
 
-def _say_address(watched: Watched) -> None:
-    out.say(f"the report grows at {watched.url} until the command ends")
-
-
 class _Page(ABC):
-    """Passes events on to the terminal, and shows new scores on the page, not too often."""
+    """Passes events on to the terminal, and shows new scores on the page, if there is one, not too often."""
 
-    def __init__(self, watched: Watched) -> None:
-        self.watched = watched
+    def __init__(self, watched: Watched | None) -> None:
+        self._watched = watched
         self._next = 0.0
 
     def event(self, event: dict[str, Any]) -> None:
         """Take a progress event."""
         out.event(event)
-        if self.tell(event) and time.monotonic() >= self._next:
+        if self._watched is not None and self.tell(event, self._watched) and time.monotonic() >= self._next:
             started = time.monotonic()
-            self.show()
+            self.show(self._watched)
             ended = time.monotonic()
             self._next = ended + max(_PAUSE, (ended - started) / _SHARE)
 
     @abstractmethod
-    def tell(self, event: dict[str, Any]) -> bool:
+    def tell(self, event: dict[str, Any], watched: Watched) -> bool:
         """Tell open pages how far the work is, and return True if the event can mean new scores."""
 
     @abstractmethod
-    def show(self) -> None:
+    def show(self, watched: Watched) -> None:
         """Show the report of all scores that are stored now; nothing if there is nothing to show yet."""
 
 
@@ -158,18 +133,18 @@ class _Comparison(_Page):
         super().__init__(watched)
         self.opened, self.against = opened, against
 
-    def tell(self, event: dict[str, Any]) -> bool:
+    def tell(self, event: dict[str, Any], watched: Watched) -> bool:
         """Tell open pages how far the evaluation is."""
         whole = event.get("overall")
         if whole:
             now = f"; now {event['configuration']}: {event['text']}" if event.get("text") else ""
-            self.watched.say(
+            watched.say(
                 f"{whole['finished']} of {whole['of']} configurations are scored, {100 * whole['share']:.0f} % of the items"
                 f"{time_left(whole)}{now}."
             )
         return "scored" in event or (event.get("stage") == "score" and "configuration" not in event)
 
-    def show(self) -> None:
+    def show(self, watched: Watched) -> None:
         """Show the comparison of all scores that are stored now; nothing if they cannot be compared yet."""
         from workbench.evaluate.scoring import stored
 
@@ -180,48 +155,53 @@ class _Comparison(_Page):
                 return
             document = compare_scores(opened.store, scores, self.against, opened.project, opened.sweeps).document()
         except WorkbenchError as error:  # the evaluation goes on; at its end the same comparison is made again
-            self.watched.say(f"The scores so far cannot be compared: {error.message.splitlines()[0]}")
+            watched.say(f"The scores so far cannot be compared: {error.message.splitlines()[0]}")
             return
         waiting = [f"Not scored yet: {', '.join(missing)}."] if missing else []
-        self.watched.show({**document, "warnings": [*document["warnings"], *waiting]})
+        watched.show({**document, "warnings": [*document["warnings"], *waiting]})
 
 
-class _Candidates(_Page):
-    """The page of a search. The study is opened a second time, so that candidates of other processes are on the page as well.
+class WatchedSearch(_Page):
+    """The page of a search. The study is opened a second time, so that candidates of other processes are on the page as well."""
 
-    Attributes:
-        search: The search; None until it is prepared.
-    """
-
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: Watched | None) -> None:
         super().__init__(watched)
-        self.search: Search | None = None
+        self._search: Search | None = None
         self._study: Study | None = None
 
-    def tell(self, event: dict[str, Any]) -> bool:
+    def follow(self, search: Search) -> None:
+        """Show the candidates of a search from now on."""
+        self._search = search
+
+    def end(self, document: Mapping[str, Any]) -> None:
+        """Show the report of the finished search."""
+        if self._watched is not None:
+            self._watched.show(document)
+
+    def tell(self, event: dict[str, Any], watched: Watched) -> bool:
         """Tell open pages how far the search is."""
         text = str(event.get("text", ""))
         if "done" in event:
             text = f"{event['done']} of {event['total']} candidates are finished; {text}"
         if text:
-            self.watched.say(f"{text[0].upper()}{text[1:]}.")
+            watched.say(f"{text[0].upper()}{text[1:]}.")
         return event.get("stage") == "search"
 
-    def show(self) -> None:
+    def show(self, watched: Watched) -> None:
         """Show the controls and candidates that are scored now; nothing before the first control."""
         from workbench.search.document import growing
         from workbench.search.run import open_study
 
-        search = self.search
+        search = self._search
         if search is None or not search.controls:
             return
         try:
             self._study = self._study or open_study(search)
             document = growing(search, self._study)
         except WorkbenchError as error:  # the search meets the same error where it matters
-            self.watched.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
+            watched.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
             return
-        self.watched.show(document)
+        watched.show(document)
 
     def close(self) -> None:
         """Release the study."""

@@ -219,28 +219,22 @@ def report(
     latex: Annotated[
         Path | None, typer.Option("--latex", metavar="DIR", help="Also write every table as LaTeX (booktabs) into this folder.")
     ] = None,
-    figures: Annotated[
-        Path | None,
-        typer.Option(
-            "--figures", metavar="DIR", help="Also write every figure as SVG into this folder; the page's buttons also save PNG."
-        ),
-    ] = None,
     batch_size: BatchOpt = 32,
     limit: LimitOpt = None,
     runs_dir: RunsOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Write a comparison of scores as HTML page, Markdown and JSON, and its tables and figures as files.
+    """Write a comparison of scores as HTML page, Markdown and JSON, and its tables as files.
 
-    The page works offline, and its buttons save each table and figure. The folders of --csv, --latex and --figures may be
-    one; a file that this command did not write is never replaced. A recipe's finished search gets a page beside it. Exits with 1 if a recipe is left out because
-    it is invalid, or because it is named and not scored.
+    The page works offline, and its buttons save each table, and each figure as SVG and PNG. The folders of --csv and --latex may be one; a file
+    that this command did not write is never replaced. A recipe's finished search gets a page beside it. Exits with 1 if a recipe is left
+    out because it is invalid, or because it is named and not scored.
     """
     from workbench.report import render
-    from workbench.report.saving import check_folders, save
+    from workbench.report.files import check_folders, save
 
     out.quiet = quiet
-    check_folders({"--csv": csv, "--latex": latex, "--figures": figures})
+    check_folders({"--csv": csv, "--latex": latex})
     left_out: list[LeftOut] = []
     request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
     if imported_scores(request):
@@ -257,7 +251,7 @@ def report(
     written = (render(document, to) if document else []) + (write_pages(pages, to) if pages else [])
     for path in written:
         out.line(str(relative(path)))
-    saved = save([path for path in written if path.suffix == ".html"], {"csv": csv, "tex": latex, "svg": figures})
+    saved = save([path for path in written if path.suffix == ".html"], {"csv": csv, "tex": latex})
     for folder in dict.fromkeys(path.parent for path in saved):
         out.say(f"{sum(path.parent == folder for path in saved)} files in {relative(folder)}")
     refuse_left_out(left_out)

@@ -44,6 +44,7 @@ from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
 from workbench.search.result import SearchResult
 from workbench.steps.fields import field_docs
+from workbench.tables import markdown_rows
 
 DOCUMENTS: Mapping[str, Any] = {
     "plan": RunPlan | list[RunPlan],
@@ -147,12 +148,9 @@ def index() -> str:
         "Each document has a JSON schema, which says the type and the meaning of every field. Fields can be added in later versions;",
         "existing fields keep their name and meaning.",
         "",
-        "| command | document |",
-        "| --- | --- |",
     ]
-    for command in DOCUMENTS:
-        lines.append(f"| [`{command}`]({schema_file(command)}) | {_cell(_first(_intro(schema(command))))} |")
-    return "\n".join([*lines, ""])
+    rows = ([f"[`{command}`]({schema_file(command)})", _first(_intro(schema(command)))] for command in DOCUMENTS)
+    return "\n".join([*lines, *markdown_rows(["command", "document"], rows), ""])
 
 
 def _first(text: str) -> str:
@@ -178,8 +176,3 @@ def _resolved(part: Mapping[str, Any], made: Mapping[str, Any]) -> Mapping[str, 
         return part
     definition: Mapping[str, Any] = made["$defs"][part["$ref"].rpartition("/")[2]]
     return definition
-
-
-def _cell(text: str) -> str:
-    """Convert text to a cell of a Markdown table: one line, with bars escaped."""
-    return " ".join(text.split()).replace("|", "\\|")

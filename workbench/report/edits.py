@@ -8,6 +8,7 @@ from typing import Any
 
 from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.view import ConfigurationView, Estimate, TaskView, View
+from workbench.tables import Cell
 
 # Kind -> heading and method of measurement.
 HEADINGS = {
@@ -187,8 +188,7 @@ def survival_rows(survival: Survival) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of the table of an edit's survival."""
     header = ["Configuration", *(heading(kind)[0] for kind in survival.kinds)]
     rows = [
-        [c.name, *(f"{k.text}{_percent(k)}" if (k := kept.get(kind)) else MISSING for kind in survival.kinds)]
-        for c, kept in survival.rows
+        [c.name, *(_surviving(k) if (k := kept.get(kind)) else MISSING for kind in survival.kinds)] for c, kept in survival.rows
     ]
     return header, rows
 
@@ -204,7 +204,9 @@ def step_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
 
 
 def _share(e: Estimate | None) -> str:
-    return MISSING if e is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}"
+    if e is None:
+        return MISSING
+    return PERCENT.cell(f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}", e.value, e.low, e.high)
 
 
 def _written(row: Mapping[str, Any]) -> Written:
@@ -243,6 +245,11 @@ def _kept(value: Mapping[str, Any]) -> KeptFacts:
     return KeptFacts(int(value["kept"]), int(value["of"]), share)
 
 
+def _surviving(kept: KeptFacts) -> Cell:
+    e = kept.share
+    return PERCENT.cell(f"{kept.text}{_percent(kept)}", *((e.value, e.low, e.high) if e else (None,)))
+
+
 def _percent(kept: KeptFacts) -> str:
     if kept.share is None:
         return ""
@@ -250,4 +257,6 @@ def _percent(kept: KeptFacts) -> str:
 
 
 def _level(e: Estimate | None, task: TaskView) -> str:
-    return MISSING if e is None else f"{task.unit.score(e.value)} {task.unit.levels(e.low, e.high)}".strip()
+    if e is None:
+        return MISSING
+    return task.unit.cell(f"{task.unit.score(e.value)} {task.unit.levels(e.low, e.high)}".strip(), e.value, e.low, e.high)

@@ -6,20 +6,18 @@ of the page without scaling letters and marks. Labels are beside the plot, in ro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from workbench.report.chart import AXIS, Frame, Scale, decimals, joined, marked, svg
 from workbench.report.marks import tip, verdict_class
 from workbench.report.numbers import POINTS, Unit, signed
-from workbench.report.svg import joined, svg
 from workbench.report.view import DifferenceView, TaskView, View
 
 ROW = 26  # pixels; the style sheet's line height of labels
 GAP = 12
-AXIS = 26
 SIDE = 14
 INSET = 3.0  # percent of the width left free at both ends, for marks at the ends
 
@@ -43,28 +41,6 @@ class Panel:
     plot: Markup
 
 
-@dataclass(frozen=True)
-class ForestAxis:
-    """A linear scale in stored units."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-
-    def share(self, value: float) -> float:
-        """Return the position of a value in percent of the width; values outside the scale are clipped."""
-        inner = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-        return INSET + inner * (100 - 2 * INSET)
-
-    def at(self, value: float) -> str:
-        """Return the x position of a value as an SVG length."""
-        return f"{self.share(value):.3f}%"
-
-    def width(self, low: float, high: float) -> str:
-        """Return the width of an interval as an SVG length."""
-        return f"{self.share(high) - self.share(low):.3f}%"
-
-
 def panels(view: View, names: Container[str] | None = None) -> list[Panel]:
     """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis.
 
@@ -82,8 +58,8 @@ def panels(view: View, names: Container[str] | None = None) -> list[Panel]:
     return [_panel(view, t, by_task[t.name], axes[t.axis]) for t in view.tasks if by_task[t.name]]
 
 
-def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
-    """Return a scale over all intervals and zero, with ticks at round numbers; percentage points are clipped at ±100."""
+def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> Scale:
+    """Return a scale over all intervals and zero; percentage points are clipped at ±100."""
     ends = [v for d in differences for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
     if unit == POINTS:
         ends = [min(max(v, -1.0), 1.0) for v in ends]
@@ -92,20 +68,7 @@ def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None
     low, high = min([0.0, *ends]), max([0.0, *ends])
     if low == high:
         low, high = -1 / unit.scale, 1 / unit.scale
-    return ForestAxis(low, high, ticks(low, high, unit.scale))
-
-
-def ticks(low: float, high: float, scale: float = 1.0) -> tuple[float, ...]:
-    """Return about five values between `low` and `high` that are round numbers after multiplication by `scale`."""
-    step = _step((high - low) * scale / 5) / scale
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return tuple(step * i for i in range(first, last + 1))
-
-
-def decimals(numbers: Iterable[float]) -> int:
-    """Return the smallest number of decimals that shows the numbers exactly, 6 at most."""
-    values = list(numbers)
-    return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in values)), 6)
+    return Scale(low, high)
 
 
 def _differences_on(view: View, task: TaskView, names: Container[str] | None) -> list[DifferenceView]:
@@ -118,13 +81,7 @@ def _reach(task: TaskView) -> float:
     return (task.min_effect if task.tolerance is None else task.tolerance) or 0.0
 
 
-def _step(rough: float) -> float:
-    """Return the smallest round number that is not below `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
-
-
-def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
+def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], scale: Scale) -> Panel:
     """Return one task's panel, with a gap between named configurations and controls."""
     controls = {c.name for c in view.controls}
     lines: list[ForestLine] = []
@@ -135,56 +92,42 @@ def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], sc
         rows.append(ROW)
         lines.append(ForestLine(d, sum(rows) - ROW // 2, len(rows)))
     height, below = sum(rows), AXIS + (SIDE if task.lower else 0)
-    plot = svg(
-        "svg",
-        joined(
-            _frame(scale, task, height),
-            *(_mark(line, scale, task.unit, view.baseline) for line in lines),
-        ),
-        class_="plot",
-        width="100%",
-        height=height + below,
-        role="img",
-        aria_label=f"Differences against {view.baseline} on {task.name}{', lower is better' if task.lower else ''}",
-    )
+    frame = Frame(scale, Scale(0, 1), INSET, 100 - INSET, 0, height, fluid=True)
+    marks = [*_grid(frame, task), *(_mark(line, frame, task.unit, view.baseline) for line in lines)]
+    label = f"Differences against {view.baseline} on {task.name}{', lower is better' if task.lower else ''}"
+    plot = svg("svg", joined(*marks), class_="plot", width="100%", height=height + below, role="img", aria_label=label)
     return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, below]), plot)
 
 
-def _frame(scale: ForestAxis, task: TaskView, height: int) -> Markup:
+def _grid(frame: Frame, task: TaskView) -> list[Markup]:
     """Draw the grid, the zero line, the tick labels, the better side if it is the left one, and the margin of the verdicts.
 
     The margin is the smallest effect of interest, as a pale column; on guarded tasks the tolerance, as a dashed line on the side of losses.
     """
-    parts = []
+    height, scale, parts = frame.bottom, task.unit.scale, []
     if task.tolerance is None and (margin := task.min_effect):
-        span = {"x": scale.at(-margin), "width": scale.width(-margin, margin)}
+        span = {"x": frame.across(-margin), "width": frame.width(-margin, margin)}
         parts.append(svg("rect", class_="margin", y=0, height=height, **span))
-    shown = [t * task.unit.scale for t in scale.ticks]
-    places = decimals(shown)
-    for tick, number in zip(scale.ticks, shown, strict=True):
-        x = scale.at(tick)
-        kind = "zero" if abs(number) < 1e-9 else "grid"
-        parts.append(svg("line", class_=kind, x1=x, x2=x, y1=0, y2=height))
-        parts.append(svg("text", signed(number, places), class_="tick", x=x, y=height + 17))
+    places = frame.x.ticks(scale)
+    digits = decimals(v * scale for v in places)
+    parts += frame.columns(places, [signed(v * scale, digits) for v in places])
+    lines = [("zero", 0.0)]
     if task.tolerance is not None:
-        x = scale.at(task.tolerance if task.lower else -task.tolerance)
-        parts.append(svg("line", class_="tolerance", x1=x, x2=x, y1=0, y2=height))
+        lines.append(("tolerance", task.tolerance if task.lower else -task.tolerance))
+    parts += [svg("line", class_=kind, x1=frame.across(v), x2=frame.across(v), y1=0, y2=height) for kind, v in lines]
     if task.lower:
         parts.append(svg("text", "\N{LEFTWARDS ARROW} better", class_="side", x=0, y=height + 32))
-    return joined(*parts)
+    return parts
 
 
-def _mark(line: ForestLine, scale: ForestAxis, unit: Unit, baseline: str) -> Markup:
+def _mark(line: ForestLine, frame: Frame, unit: Unit, baseline: str) -> Markup:
     """Draw one difference: hover text, adjusted interval (band), 95 % interval (line), the verdict's mark."""
     d, y, name = line.difference, line.y, verdict_class(line.difference.verdict)
-    parts = [
-        svg("title", tip(d, unit, baseline)),
-        svg("rect", class_="hit", x=0, y=y - ROW // 2, width="100%", height=ROW),
-    ]
+    parts = [svg("rect", class_="hit", x=0, y=y - ROW // 2, width="100%", height=ROW)]
     if d.low_adj is not None and d.high_adj is not None:
-        span = {"x": scale.at(d.low_adj), "width": scale.width(d.low_adj, d.high_adj)}
+        span = {"x": frame.across(d.low_adj), "width": frame.width(d.low_adj, d.high_adj)}
         parts.append(svg("rect", class_="band", y=y - 5, height=10, rx=2, **span))
     if d.low is not None and d.high is not None:
-        parts.append(svg("line", class_="ci", x1=scale.at(d.low), x2=scale.at(d.high), y1=y, y2=y))
-    parts.append(svg("use", href=f"#m-{name}", x=scale.at(d.diff or 0.0), y=y))
-    return svg("g", joined(*parts), class_=f"mark v-{name}")
+        parts.append(svg("line", class_="ci", x1=frame.across(d.low), x2=frame.across(d.high), y1=y, y2=y))
+    parts.append(svg("use", href=f"#m-{name}", x=frame.across(d.diff or 0.0), y=y))
+    return marked(tip(d, unit, baseline), f"v-{name}", *parts)

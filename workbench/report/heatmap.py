@@ -11,10 +11,12 @@ from markupsafe import Markup
 
 from workbench.files import write_bytes
 from workbench.library.measure import DeltaSums, Measures
+from workbench.report.chart import joined, svg
+from workbench.report.files import with_tables
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import filled
-from workbench.report.svg import joined, svg
 from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, null_reason
+from workbench.tables import Table
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # With more columns than this, cells are narrow and only the hover text shows their numbers.
@@ -108,7 +110,8 @@ def write_maps(
     """Write a self-contained page with a table and heat maps below it, and return its path."""
     context = {"title": title, "eyebrow": eyebrow, "lead": lead, "columns": columns, "rows": rows, "groups": groups}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, filled("heatmap.html.j2", context, ("report.js", "downloads.js"), ("report.css", "heat.css")).encode())
+    page = filled("heatmap.html.j2", context, ("report.js", "downloads.js"), ("report.css", "heat.css"))
+    write_bytes(out, with_tables(page, [Table("totals", columns, rows)]).encode())
     return out
 
 

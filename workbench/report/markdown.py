@@ -9,11 +9,10 @@ from workbench.report import costs, edits, flips, guard, marks, routed, scatter,
 from workbench.report.decision import decision
 from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
-from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small
-from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
+from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, Unit, about, amount, count, listed, p_value, size, small
+from workbench.report.view import VERDICTS, ConfigurationView, DifferenceView, Estimate, TaskView, View
+from workbench.tables import Cell, Table, fence
 from workbench.tables import as_markdown as escape
-from workbench.tables import fence
-from workbench.tables import markdown_table as table
 
 ROLE_NOTES = {
     "base": "base",
@@ -23,14 +22,32 @@ ROLE_NOTES = {
     "finetune": "fine-tuned on the facts",
     "adapter": "LoRA on the facts and paraphrases",
 }
+COST_UNITS = ("s", "", "", "bytes", None)
+"""Units of the numbers of costs; licenses are no number."""
 
 
 def markdown(document: Mapping[str, Any], view: View) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
-    parts = [
+    return text_of(_parts(document, view))
+
+
+def tables(document: Mapping[str, Any], view: View) -> list[Table]:
+    """Return the report's tables, and the matrix of differences, which the report has as rows."""
+    matrix = marks.differences(view)
+    found = [part for part in _parts(document, view) if isinstance(part, Table)]
+    return [*found, *([_matrix("difference-matrix", "Configuration", matrix)] if matrix.rows else [])]
+
+
+def text_of(parts: Iterable[str | Table]) -> str:
+    """Return the parts of a report as Markdown."""
+    return "\n\n".join(p.markdown() if isinstance(p, Table) else p for p in parts if p) + "\n"
+
+
+def _parts(document: Mapping[str, Any], view: View) -> list[str | Table]:
+    return [
         f"# {escape(wording.title(view))}",
         *_decision(view),
-        *_sweeps(view),
+        *sweeps.tables(view),
         *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
         escape(" ".join(wording.headline(view))),
         escape(wording.scope(view)),
@@ -60,10 +77,9 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         bullets(f"**{term}**: {escape(text)}" for term, text in glossary(view)),
         *(["## Warnings", bullets(escape(w) for w in view.warnings)] if view.warnings else []),
     ]
-    return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def _decision(view: View) -> list[str]:
+def _decision(view: View) -> list[str | Table]:
     """Return the recommendation, what would help, the configurations beside it, and the table of leaders."""
     found = decision(view)
     if found is None:
@@ -73,33 +89,22 @@ def _decision(view: View) -> list[str]:
     for r in found.rows:
         guarded = [f"{d.task} {d.word} ({view.unit(d.task).diff(d.diff)})" for d in r.guarded]
         gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
+        pair = r.pair or {}
         rows.append(
-            [f"{r.name} ({r.kind})" if r.kind else r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost]
+            [
+                f"{r.name} ({r.kind})" if r.kind else r.name,
+                POINTS.cell(r.mean, r.value),
+                POINTS.cell(gap, *(pair.get(key) for key in ("diff", "low", "high"))),
+                ", ".join(guarded) or r.unguarded or MISSING,
+                r.cost,
+            ]
         )
     return [
         f"**{escape(found.text)}**",
         bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
-        *([table(header, rows)] if rows else []),
+        *([Table("leaders", header, rows)] if rows else []),
         escape(found.family),
     ]
-
-
-def _sweeps(view: View) -> list[str]:
-    """Return one table for each measure of each sweep."""
-    parts = []
-    for grid in sweeps.grids(view.sweeps):
-        if not grid.across:
-            parts.append(escape(sweeps.sentence(grid)))
-            continue
-        for measure in grid.measures:
-            head, rows = grid.table(measure)
-            over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
-            parts += [f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}", table(head, rows)]
-            if measure["baseline"] is not None:
-                parts.append(
-                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
-                )
-    return parts
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -107,7 +112,7 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _summary(view: View) -> str:
+def _summary(view: View) -> Table:
     """Return the summary table."""
     header = [
         "Configuration",
@@ -117,7 +122,7 @@ def _summary(view: View) -> str:
         "Kept",
         f"Against {view.baseline}",
     ]
-    return table(header, (_summary_row(view, c) for c in view.configurations), left=2)
+    return Table("summary", header, [_summary_row(view, c) for c in view.configurations], left=2)
 
 
 def _summary_row(view: View, c: ConfigurationView) -> list[str]:
@@ -125,7 +130,9 @@ def _summary_row(view: View, c: ConfigurationView) -> list[str]:
     verdicts = {v: sum(d.word == v for d in rows) for v in VERDICTS}
     role = ROLE_NOTES.get(c.role, "configuration")
     cells = [c.name, ", ".join(p for p in (role, wording.same_weights(c)) if p), _levels(c.mean)]
-    cells += [t.unit.score(c.scores[t.name].value) if t.name in c.scores else MISSING for t in view.tasks]
+    for t in view.tasks:
+        e = c.scores.get(t.name)
+        cells.append(MISSING if e is None else t.unit.cell(t.unit.score(e.value), e.value, e.low, e.high))
     return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
 
 
@@ -133,7 +140,7 @@ def _directed(task: TaskView) -> str:
     return f"{task.name} (lower is better)" if task.lower else task.name
 
 
-def _undecided(view: View) -> list[str]:
+def _undecided(view: View) -> list[str | Table]:
     """Return the undecided comparisons with the smallest detectable difference, the items needed and the second metric."""
     if not view.undecided:
         return []
@@ -142,10 +149,9 @@ def _undecided(view: View) -> list[str]:
         u = view.unit(d.task)
         needs = f"≈ {about(d.needs)}" if d.needs else "more clusters or fewer comparisons" if d.impossible else MISSING
         second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
-        difference = f"{u.diff(d.diff)} {u.diffs(d.low_adj, d.high_adj)}".strip()
-        rows.append(
-            [d.configuration, d.task, d.verdict or MISSING, difference, marks.detectable(d, u), count(d.n), needs, second]
-        )
+        difference = _with_ends(u, d.diff, d.low_adj, d.high_adj)
+        detectable = u.cell(marks.detectable(d, u), None if d.impossible else d.mde)
+        rows.append([d.configuration, d.task, d.verdict or MISSING, difference, detectable, _count(d.n), needs, second])
     header = [
         "Configuration",
         "Task",
@@ -156,21 +162,22 @@ def _undecided(view: View) -> list[str]:
         "Items needed",
         "Second metric",
     ]
-    return ["### Undecided comparisons", table(header, rows, left=3)]
+    return ["### Undecided comparisons", Table("undecided", header, rows, left=3)]
 
 
-def _forgetting(view: View) -> list[str]:
+def _forgetting(view: View) -> list[str | Table]:
     effects = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
-    rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in effects]
+    rows = [[name, _with_ends(POINTS, f.diff, f.low, f.high), f.verdict or MISSING] for name, f in effects]
     text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
-    return ["## Forgetting", escape(text), table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
+    header = ["Configuration", "Forgetting", "Verdict"]
+    return ["## Forgetting", escape(text), Table("forgetting", header, rows)] if rows else []
 
 
-def _checks(view: View) -> list[str]:
+def _checks(view: View) -> list[str | Table]:
     rows = []
     for name, k in ((c.name, k) for c in view.configurations for k in c.checks):
-        numbers = (small(v) for v in (k.max_difference, k.tolerance, k.spread))
-        rows.append([name, k.suite or MISSING, k.scorer or MISSING, k.whole or name, count(k.documents), *numbers])
+        numbers = (Cell(small(v), {"": v}, "nats") for v in (k.max_difference, k.tolerance, k.spread))
+        rows.append([name, k.suite or MISSING, k.scorer or MISSING, k.whole or name, _count(k.documents), *numbers])
     header = [
         "Configuration",
         "Suite",
@@ -181,10 +188,10 @@ def _checks(view: View) -> list[str]:
         "Tolerance",
         "Spread of hflm itself",
     ]
-    return ["## Scorer check", escape(self_check(view)), *([table(header, rows, left=4)] if rows else [])]
+    return ["## Scorer check", escape(self_check(view)), *([Table("check", header, rows, left=4)] if rows else [])]
 
 
-def differences(view: View) -> str:
+def differences(view: View) -> Table:
     """Return a table of all differences of the comparison."""
     header = [
         "Configuration",
@@ -212,35 +219,44 @@ def differences(view: View) -> str:
                 d.configuration,
                 d.task,
                 d.metric + (" (lower is better)" if d.lower else ""),
-                u.score(d.value),
-                u.score(d.baseline_value),
-                u.diff(d.diff),
-                u.diffs(d.low, d.high),
-                u.diffs(d.low_adj, d.high_adj),
-                p_value(d.p),
-                p_value(d.p_adj),
-                count(d.n),
-                count(d.clusters),
-                MISSING if d.impossible else u.score(d.mde),
-                f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING,
+                u.cell(u.score(d.value), d.value),
+                u.cell(u.score(d.baseline_value), d.baseline_value),
+                u.cell(u.diff(d.diff), d.diff),
+                u.interval(d.low, d.high),
+                u.interval(d.low_adj, d.high_adj),
+                Cell(p_value(d.p), {"": d.p}),
+                Cell(p_value(d.p_adj), {"": d.p_adj}),
+                Cell(count(d.n), {"": d.n, "gained": d.wins, "lost": d.losses}),
+                _count(d.clusters),
+                u.cell(MISSING, None) if d.impossible else u.cell(u.score(d.mde), d.mde),
+                _companion(d),
                 marks.verdict_text(d),
                 *([marks.family(d)] if view.families else []),
             ]
         )
-    return table(header, rows, left=3)
+    return Table("differences", header, rows, left=3)
 
 
-def _interference(view: View) -> list[str]:
+def _interference(view: View) -> list[str | Table]:
     matrix = marks.interference(view)
     if not matrix.rows:
         return []
-    words = {v: k for k, v in marks.CLASSES.items()}
-    rows = [[name, *(f"{c.text} ({words.get(c.kind, MISSING)})" for c in cells)] for name, cells in matrix.rows]
     text = "Score of each brick alone minus the base's, in points. " + wording.interference(view)
-    return ["## Interference", escape(text), table(["Brick", *matrix.columns], rows)]
+    return ["## Interference", escape(text), _matrix("interference", "Brick", matrix)]
 
 
-def _kept(view: View) -> list[str]:
+def _matrix(name: str, corner: str, matrix: marks.Matrix) -> Table:
+    """Return a matrix with the verdict beside each number."""
+    words = {kind: word for word, kind in marks.CLASSES.items()}
+    rows = []
+    for label, cells in matrix.rows:
+        texts = (f"{c.text} ({words.get(c.kind, MISSING)})" for c in cells)
+        numbers = ({"": c.value, "low": c.low, "high": c.high} for c in cells)
+        rows.append([label, *(Cell(t, n, c.unit) for t, n, c in zip(texts, numbers, cells, strict=True))])
+    return Table(name, [corner, *matrix.columns], rows)
+
+
+def _kept(view: View) -> list[str | Table]:
     """Return the table of kept skill, with the ratios that are withheld."""
     kept = [c for c in view.configurations if c.kept]
     tasks = [t.name for t in view.tasks if any(t.name in c.kept for c in kept)]
@@ -250,42 +266,45 @@ def _kept(view: View) -> list[str]:
     return [
         "## Kept",
         "Chance-corrected score divided by that of the best parent alone, with its 95 % interval.",
-        table(["Configuration", "Mean", *tasks], rows),
+        Table("kept", ["Configuration", "Mean", *tasks], rows),
         bullets(escape(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
     ]
 
 
-def _routed(document: Mapping[str, Any]) -> list[str]:
+def _routed(document: Mapping[str, Any]) -> list[str | Table]:
     """Return who answered in routed configurations, and whether to merge or to route."""
     rows = [[routed.shown(cell) for cell in row] for row in routed.answered(document)]
     if not rows:
         return []
     sentences = [escape(text) for text in routed.advised(document)]
-    return ["## Routing", *sentences, table(routed.HEADS, rows, left=3)]
+    return ["## Routing", *sentences, Table("routed", routed.HEADS, rows, left=3)]
 
 
-def _edits(document: Mapping[str, Any], view: View) -> list[str]:
+def _edits(document: Mapping[str, Any], view: View) -> list[str | Table]:
     """Return the scores on edited facts and the survival of each edit."""
-    parts = []
+    parts: list[str | Table] = []
     for suite in edits.fact_suites(document, view):
-        parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
+        parts += [
+            f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts",
+            Table(f"facts-{suite.name}", *edits.markdown_rows(suite)),
+        ]
         parts += [bullets(escape(written.sentence()) for written in suite.written)] if suite.written else []
-        for survival in suite.survivals:
+        for number, survival in enumerate(suite.survivals, 1):
             parts += [
                 f"### Survival of {escape(survival.alone)}",
                 escape(survival.sentence()),
-                table(*edits.survival_rows(survival)),
+                Table(f"survival-{suite.name}-{number}", *edits.survival_rows(survival)),
             ]
         if suite.steps:
             parts += [
                 f"### Facts added one after another: {escape(suite.source or suite.name)}",
-                table(*edits.step_rows(suite), left=3),
+                Table(f"sequence-{suite.name}", *edits.step_rows(suite), left=3),
             ]
     text = "Scores on the tasks of edited facts, in percent or the metric's own unit, with 95 % intervals over facts."
     return ["## Facts", text, *parts] if parts else []
 
 
-def _flips(document: Mapping[str, Any], view: View) -> list[str]:
+def _flips(document: Mapping[str, Any], view: View) -> list[str | Table]:
     """Return the table of changed items by configuration and task."""
     counted = flips.counts(document, view)
     if not counted:
@@ -293,28 +312,44 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
     tasks = [t.name for t in view.tasks if t.contrast is None]
     rows = []
     for name, row in counted.items():
-        cells = [row.get(t, flips.Count()) for t in tasks]
-        rows.append([name, *(f"+{k.gained} / {MINUS}{k.lost}" if k != flips.Count() else MISSING for k in cells)])
+        rows.append([name, *(_changed(row.get(t)) for t in tasks)])
     return [
         "## Changed items",
         "Items gained / lost. The HTML and JSON files list the items.",
-        table(["Configuration", *tasks], rows),
+        Table("changed-items", ["Configuration", *tasks], rows),
     ]
 
 
-def _configurations(view: View) -> list[str]:
+def _changed(k: flips.Count | None) -> str:
+    if k is None or k == flips.Count():
+        return MISSING
+    return Cell(f"+{k.gained} / {MINUS}{k.lost}", {"gained": k.gained, "lost": k.lost, "same score": k.other})
+
+
+def _configurations(view: View) -> list[str | Table]:
     """Return the table of configurations, the Pareto fronts, and the recipes."""
-    parts = ["## Configurations"]
+    parts: list[str | Table] = ["## Configurations"]
     rows = [
-        [c.name, _bricks(c), amount(c.parameters), size(c.bytes), *(cell.text for cell in costs.cells(c.costs)), c.digest[:12]]
+        [
+            c.name,
+            _bricks(c),
+            Cell(amount(c.parameters), {"": c.parameters}),
+            Cell(size(c.bytes), {"": c.bytes}),
+            *(
+                Cell(k.text, {"": k.value}, unit) if unit is not None else k.text
+                for k, unit in zip(costs.cells(c.costs), COST_UNITS, strict=True)
+            ),
+            c.digest[:12],
+        ]
         for c in view.configurations
     ]
-    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
+    header = ["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"]
+    parts.append(Table("configurations", header, rows, left=2))
     if reasons := costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]):
         parts.append(escape(f"A dash: {'; '.join(reasons)}."))
     if view.axes:
         lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]
-        parts.append(table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
+        parts.append(Table("axes", ["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
     for s in scatter.scatters(view):
         parts.append(escape(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
     for c in view.configurations:
@@ -329,10 +364,30 @@ def _bricks(c: ConfigurationView) -> str:
 
 
 def _levels(e: Estimate | None) -> str:
-    return MISSING if e is None else f"{POINTS.score(e.value)} {POINTS.levels(e.low, e.high)}".strip()
+    return (
+        MISSING
+        if e is None
+        else POINTS.cell(f"{POINTS.score(e.value)} {POINTS.levels(e.low, e.high)}".strip(), e.value, e.low, e.high)
+    )
 
 
 def _percent(e: Estimate | None) -> str:
     if e is None:
         return MISSING
-    return "withheld" if e.value is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()
+    text = "withheld" if e.value is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()
+    return PERCENT.cell(text, e.value, e.low, e.high)
+
+
+def _with_ends(unit: Unit, diff: float | None, low: float | None, high: float | None) -> Cell:
+    return unit.cell(f"{unit.diff(diff)} {unit.diffs(low, high)}".strip(), diff, low, high)
+
+
+def _count(n: int | None) -> Cell:
+    return Cell(count(n), {"": n})
+
+
+def _companion(d: DifferenceView) -> str:
+    if d.companion is None:
+        return MISSING
+    c = d.companion
+    return c.unit.cell(f"{c.metric} {marks.companion(c)}", c.diff, c.low, c.high)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
+from workbench.report.chart import joined, svg
 from workbench.report.numbers import MISSING, POINTS, Unit, about, p_value, plural
-from workbench.report.svg import joined, svg
 from workbench.report.tints import DIFFERENCE
 from workbench.report.view import (
     GUARD_WORDS,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.files import write_bytes
+from workbench.report.files import with_tables
 from workbench.report.neurons_ablation import ablation_section
 from workbench.report.neurons_beside import beside_section
 from workbench.report.neurons_decompose import decomposition_section
@@ -34,12 +35,9 @@ def render_neurons(documents: Mapping[str, Mapping[str, Any]], out: Path) -> Pat
         "warnings": list(dict.fromkeys(w for d in documents.values() for w in (d.get("data") or {}).get("warnings", ()))),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(
-        out,
-        filled(
-            "neurons.html.j2", context, ("report.js", "downloads.js"), ("report.css", "curves.css", "heat.css", "neurons.css")
-        ).encode(),
-    )
+    styles = ("report.css", "curves.css", "heat.css", "neurons.css")
+    page = filled("neurons.html.j2", context, ("report.js", "downloads.js"), styles)
+    write_bytes(out, with_tables(page, [table for section in sections for table in section.saved()]).encode())
     return out
 
 

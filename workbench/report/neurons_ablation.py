@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from workbench.report.curves import TintedTable, Tints, tinted
 from workbench.report.numbers import MISSING, fixed
 from workbench.report.sections import Section
-from workbench.report.tints import CHANGES
+from workbench.report.tints import CHANGES, TintedTable, Tints, tinted
 
 _TITLES = {
     "random": "Control: random neurons",

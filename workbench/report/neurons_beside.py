@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Level, Scales, Tints, chart, tinted
+from workbench.report.chart import Chart, Curve, Level, Scales, chart
 from workbench.report.numbers import fixed, listed, plural
 from workbench.report.sections import Section
-from workbench.report.tints import SHARES
+from workbench.report.tints import SHARES, Tints, tinted
 
 NAMED = 5
 """Largest number of models whose names fit below a chart."""

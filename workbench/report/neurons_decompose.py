@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Scales, TintedTable, Tints, chart, tinted
+from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.numbers import MISSING, fixed, plural
 from workbench.report.sections import Section
-from workbench.report.tints import CHANGES, SCALES
+from workbench.report.tints import CHANGES, SCALES, TintedTable, Tints, tinted
 
 
 def decomposition_section(document: Mapping[str, Any]) -> Section:

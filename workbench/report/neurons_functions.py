@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Scales, Tints, chart, tinted
+from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.numbers import plural
 from workbench.report.sections import Section
-from workbench.report.tints import SHARES
+from workbench.report.tints import SHARES, Tints, tinted
 
 
 def functions_section(document: Mapping[str, Any]) -> Section:

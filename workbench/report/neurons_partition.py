@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Scales, chart
+from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.numbers import plural
 from workbench.report.sections import Section
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from workbench.tables import Cell
+
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
@@ -22,6 +24,14 @@ class Unit:
     def stored(self) -> str:
         """Return the word for the unit of stored values."""
         return "fraction" if self.scale == 100 else self.word
+
+    def cell(self, text: str, value: float | None, *ends: float | None) -> Cell:
+        """Return a table's cell with the stored value, and the ends of its interval, behind its text."""
+        return Cell(text, {"": value, **dict(zip(("low", "high"), ends, strict=False))}, self.stored)
+
+    def interval(self, low: float | None, high: float | None) -> Cell:
+        """Return a table's cell with an interval of differences."""
+        return Cell(self.diffs(low, high), {"low": low, "high": high}, self.stored)
 
     def score(self, value: float | None) -> str:
         """Format a level, such as 55.0; a dash if it is missing."""

@@ -16,11 +16,11 @@ from markupsafe import Markup
 from workbench.errors import printable
 from workbench.files import write_bytes
 from workbench.report import beside, costs, decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
-from workbench.report.downloads import with_downloads
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
+from workbench.report.files import with_tables
 from workbench.report.glossary import glossary
-from workbench.report.markdown import markdown
+from workbench.report.markdown import markdown, tables
 from workbench.report.reading import finite, view_of
 from workbench.report.tints import DIFFERENCE
 from workbench.report.view import View
@@ -149,20 +149,20 @@ def html(document: Mapping[str, Any], view: View, watched: int | None = None) ->
         "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.word or "", 0) for d in view.compared(c.name, view.tasks)),
     }
     scripts = SCRIPTS if watched is None else (*SCRIPTS, "watch.js")
-    return filled("report.html.j2", context, scripts, ("report.css", "curves.css", "beside.css"))
+    styles = ("report.css", "curves.css", "beside.css")
+    return with_tables(filled("report.html.j2", context, scripts, styles), tables(document, view))
 
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
-    css = "".join(map(asset, styles))
     parts = {
-        "style": Markup(css),  # noqa: S704 - files of this package
+        "style": Markup("".join(map(asset, styles))),  # noqa: S704 - files of this package
         "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return with_downloads(printable(env.get_template(template).render(context, **parts, **_helpers())), css)
+    return printable(env.get_template(template).render(context, **parts, **_helpers()))
 
 
 def _helpers() -> dict[str, Any]:

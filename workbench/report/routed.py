@@ -40,4 +40,7 @@ HEADS = ("Configuration", "Task", "Right", "n", "Own brick, %", "Base, %", "Othe
 
 def shown(cell: str | Mapping[str, Any]) -> str:
     """Return a cell of the table of answers as text: a share in percent with its interval."""
-    return cell if isinstance(cell, str) else f"{PERCENT.score(cell['value'])} {PERCENT.levels(cell['low'], cell['high'])}"
+    if isinstance(cell, str):
+        return cell
+    value, low, high = cell["value"], cell["low"], cell["high"]
+    return PERCENT.cell(f"{PERCENT.score(value)} {PERCENT.levels(low, high)}", value, low, high)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
 
-from workbench.report.forest import decimals, ticks
+from workbench.report.chart import Chart, Ends, Frame, Scale, cut, joined, marked, svg
 from workbench.report.numbers import MISSING, POINTS, amount, fixed, listed
-from workbench.report.svg import joined, svg
 from workbench.report.view import ConfigurationView, Estimate, TaskView, View
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 46
 LETTER, LINE = 7.2, 15  # approximate width and height of a label's letters in pixels, to keep labels from overlapping
-LONGEST = 28
+LONGEST, ROOM = 28, 0.07
 ANCHORS = {"start": 0.0, "middle": 0.5, "end": 1.0}
 # Positions of a name relative to its point, in pixels, the preferred ones first.
 OFFSETS = (
@@ -41,8 +39,8 @@ class Point:
     x: float
     y: float
     tip: str
-    y_ends: tuple[float, float] | None
-    x_ends: tuple[float, float] | None
+    y_ends: Ends
+    x_ends: Ends
     front: bool = False
     named: bool = True
     """True if its name is shown beside it, when there is room."""
@@ -50,16 +48,6 @@ class Point:
     """True if the recommendation names it."""
     label: str = ""
     """Text beside it, if that is not the name."""
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """A drawing with its texts; `front` names the configurations on the Pareto front."""
-
-    title: str
-    caption: str
-    front: tuple[str, ...]
-    drawing: Markup
 
 
 @dataclass(frozen=True)
@@ -80,12 +68,12 @@ class ScatterAxis:
 MEAN = ScatterAxis("mean over skills", POINTS.scale)
 
 
-def scatters(view: View) -> list[Scatter]:
+def scatters(view: View) -> list[Chart]:
     """Return plots of skills against retention, if there is a retention task, and against parameters, if these differ."""
     return [s for s in (retention_plot(view), size_plot(view)) if s is not None]
 
 
-def retention_plot(view: View) -> Scatter | None:
+def retention_plot(view: View) -> Chart | None:
     """Return the plot of skills against retention, if there is a retention task."""
     if not view.retention:
         return None
@@ -93,7 +81,7 @@ def retention_plot(view: View) -> Scatter | None:
     return _scatter(view, "Skills and retention", axis, MEAN, level)
 
 
-def size_plot(view: View) -> Scatter | None:
+def size_plot(view: View) -> Chart | None:
     """Return the plot of skills against parameters, if these differ."""
     if len({c.parameters for c in view.configurations if c.parameters is not None}) < 2:
         return None
@@ -137,7 +125,7 @@ def _exact(value: int | None) -> Estimate | None:
 
 def _scatter(
     view: View, title: str, x: ScatterAxis, y: ScatterAxis, level: Callable[[ConfigurationView], Estimate | None]
-) -> Scatter | None:
+) -> Chart | None:
     """Return the plot of mean skill against another value, or None for fewer than two points."""
     points = [p for c in view.configurations if (p := _point(c, level(c), x, y))]
     if len(points) < 2:
@@ -154,7 +142,7 @@ def _scatter(
         f"The Pareto front joins the configurations that no other configuration beats on both axes: {listed(names)}. "
         "Bars are 95 % intervals; configurations with overlapping bars may be ordered differently on other items."
     )
-    return Scatter(title, caption, names, drawing(points, x, y, title))
+    return Chart(title, caption, drawing(points, x, y, title), front=names)
 
 
 def _point(c: ConfigurationView, x: Estimate | None, x_axis: ScatterAxis, y_axis: ScatterAxis) -> Point | None:
@@ -177,90 +165,49 @@ def _formatted(axis: ScatterAxis, value: float | None) -> str:
     return fixed(value * axis.scale, 1 if axis.scale == POINTS.scale else 3)
 
 
-def _ends(e: Estimate) -> tuple[float, float] | None:
+def _ends(e: Estimate) -> Ends:
     return None if e.low is None or e.high is None else (e.low, e.high)
-
-
-class _Frame:
-    """A mapping from values to pixels: linear, or logarithmic if positive values span more than a factor of ten."""
-
-    def __init__(self, values: Sequence[float], first: float, last: float, log: bool = False) -> None:
-        self.log = log and min(values) > 0 and max(values) > 10 * min(values)
-        low, high = self._of(min(values)), self._of(max(values))
-        room = 0.07 * (high - low) or abs(high) * 0.1 or 1.0
-        self.low, self.high = low - room, high + room
-        self.first, self.last = first, last
-
-    def _of(self, value: float) -> float:
-        return math.log10(value) if self.log else value
-
-    def at(self, value: float) -> float:
-        share = (self._of(value) - self.low) / (self.high - self.low)
-        return round(self.first + (self.last - self.first) * min(max(share, 0.0), 1.0), 1)
-
-    def ticks(self, scale: float) -> list[float]:
-        if self.log:
-            return [10.0**k for k in range(math.ceil(self.low), math.floor(self.high) + 1)]
-        return list(ticks(self.low, self.high, scale))
 
 
 def drawing(points: Sequence[Point], x: ScatterAxis, y: ScatterAxis, title: str) -> Markup:
     """Draw the points, their names, and the border of the area that the front dominates."""
 
-    def values(of: Callable[[Point], float], ends: Callable[[Point], tuple[float, float] | None]) -> list[float]:
+    def values(of: Callable[[Point], float], ends: Callable[[Point], Ends]) -> list[float]:
         return [of(p) for p in points] + [v for p in points if not p.control for v in ends(p) or ()]
 
-    across = _Frame(values(lambda p: p.x, lambda p: p.x_ends), LEFT, WIDTH - RIGHT, log=x.text is not None)
-    up = _Frame(values(lambda p: p.y, lambda p: p.y_ends), HEIGHT - BOTTOM, TOP)
-    parts = [*_grid(across, up, x, y), _line(points, across, up, x.lower)]
-    placed = _labels([(p, across.at(p.x), up.at(p.y)) for p in points])
+    xs = values(lambda p: p.x, lambda p: p.x_ends)
+    wide = x.text is not None and min(xs) > 0 and max(xs) > 10 * min(xs)
+    across, up = Scale.over(xs, log=wide, room=ROOM), Scale.over(values(lambda p: p.y, lambda p: p.y_ends), room=ROOM)
+    frame = Frame(across, up, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM)
+    steps = sorted({(p.x, p.y) for p in points if p.front}, reverse=x.lower)
     # Later points cover earlier ones: points without a name, then controls, then the named configurations.
-    parts += [_mark(p, across, up) for p in sorted(points, key=lambda p: (p.named, not p.control, p.front))]
-    parts += placed
+    order = sorted(points, key=lambda p: (p.named, not p.control, p.front))
+    parts = [
+        *frame.columns(*_ticks(across, x)),
+        *frame.rows(*_ticks(up, y), LEFT - 7),
+        svg("text", x.title, class_="label", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8),
+        svg("text", y.title, class_="label left", x=2, y=13),
+        frame.stairs(steps, "front", rise_first=True),
+        *(_mark(p, frame) for p in order),
+        *_labels([(p, float(frame.across(p.x)), frame.up(p.y)) for p in points]),
+    ]
     label = f"{title}: {y.label} against {x.label}"
     return svg("svg", joined(*parts), class_="scatter", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
 
 
-def _grid(across: _Frame, up: _Frame, x: ScatterAxis, y: ScatterAxis) -> list[Markup]:
-    """Draw grid lines, tick labels and axis titles."""
-    floor, parts = HEIGHT - BOTTOM, []
-    for frame, axis in ((across, x), (up, y)):
-        values = frame.ticks(axis.scale)
-        places = decimals(v * axis.scale for v in values)
-        for value in values:
-            at = frame.at(value)
-            text = axis.text(value) if axis.text else fixed(value * axis.scale, places)
-            if frame is across:
-                parts.append(svg("line", class_="grid", x1=at, x2=at, y1=TOP, y2=floor))
-                parts.append(svg("text", text, class_="tick", x=at, y=floor + 17))
-            else:
-                parts.append(svg("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at))
-                parts.append(svg("text", text, class_="tick y", x=LEFT - 7, y=at + 4))
-    parts.append(svg("text", x.title, class_="label", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8))
-    parts.append(svg("text", y.title, class_="label left", x=2, y=13))
-    return parts
+def _ticks(scale: Scale, axis: ScatterAxis) -> tuple[Sequence[float], list[str]]:
+    """Return the values that an axis names, and their texts."""
+    places = scale.ticks(axis.scale)
+    return places, [axis.text(v) for v in places] if axis.text else scale.texts(places, axis.scale)
 
 
-def _line(points: Sequence[Point], across: _Frame, up: _Frame, lower: bool) -> Markup:
-    """Draw the border of the area that the front dominates, as a staircase."""
-    steps = sorted({(across.at(p.x), up.at(p.y)) for p in points if p.front}, key=lambda s: s[0], reverse=lower)
-    path = f"M{steps[0][0]} {steps[0][1]}" + "".join(f"V{y}H{x}" for x, y in steps[1:])
-    return svg("path", class_="front", d=path)
-
-
-def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
+def _mark(p: Point, frame: Frame) -> Markup:
     """Draw a point with its intervals and hover text."""
-    x, y = across.at(p.x), up.at(p.y)
-    parts = [svg("title", p.tip), svg("circle", class_="hit", cx=x, cy=y, r=13)]
-    if p.x_ends:
-        parts.append(svg("line", class_="reach", x1=across.at(p.x_ends[0]), x2=across.at(p.x_ends[1]), y1=y, y2=y))
-    if p.y_ends:
-        parts.append(svg("line", class_="reach", x1=x, x2=x, y1=up.at(p.y_ends[0]), y2=up.at(p.y_ends[1])))
-    if p.chosen:
-        parts.append(svg("circle", class_="ring", cx=x, cy=y, r=9))
+    ring = [frame.dot("ring", p.x, p.y, 9)] if p.chosen else []
+    point = frame.dot("point", p.x, p.y, 4.5 if p.control else 5.5)
     kind = ("control" if p.control else "named") + (" on-front" if p.front else "")
-    parts.append(svg("circle", class_="point", cx=x, cy=y, r=4.5 if p.control else 5.5))
-    return svg("g", joined(*parts), class_=f"mark {kind}")
+    bars = frame.bars(p.x, p.y, p.x_ends, p.y_ends, "reach")
+    return marked(p.tip, kind, frame.dot("hit", p.x, p.y, 13), *bars, *ring, point)
 
 
 def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
@@ -269,7 +216,7 @@ def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
     labels = []
     for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].chosen, not q[0].front, q[0].control)):
         text = p.label or p.name
-        text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        text = cut(text, LONGEST)
         width = LETTER * len(text)
         for dx, dy, anchor in OFFSETS:
             at, base = x + dx, y + dy

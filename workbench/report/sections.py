@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workbench.report.curves import Chart, TintedTable
+from workbench.report.chart import Chart
+from workbench.report.tints import TintedTable
+from workbench.tables import Table
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,8 @@ class Section:
     legend: Sequence[tuple[str, str]] = ()
     tables: Sequence[TintedTable] = ()
     details: Sequence[str] = ()
+
+    def saved(self) -> list[Table]:
+        """Return its table and matrices, which the page's buttons save."""
+        own = [Table(self.id, self.columns, self.rows)] if self.rows else []
+        return [*own, *(Table(f"{self.id}-{t.title}", [t.corner, *t.columns], t.cells) for t in self.tables)]

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Level, Scales, chart
-from workbench.report.forest import decimals, ticks
+from workbench.report.chart import Chart, Curve, Ends, Level, Scale, Scales, chart, decimals
 from workbench.report.numbers import MISSING, POINTS, Unit, fixed, listed, plural, raw
 from workbench.report.view import View
+from workbench.tables import Table
+from workbench.tables import as_markdown as escape
 
 Point = Mapping[str, Any]
 SPREAD = 20
@@ -114,6 +115,27 @@ def sentence(grid: Grid) -> str:
     return f"{grid.name}, mean over {plural(grid.seeds, 'seed')}: {'; '.join(parts)}." if parts else ""
 
 
+def tables(view: View) -> list[str | Table]:
+    """Return the parts of the Markdown report: one table for each measure of each sweep."""
+    parts: list[str | Table] = []
+    for grid in grids(view.sweeps):
+        if not grid.across:
+            parts.append(escape(sentence(grid)))
+            continue
+        for measure in grid.measures:
+            head, rows = grid.table(measure)
+            over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
+            parts += [
+                f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}",
+                Table(f"sweep-of-{grid.name}-{measure['text']}", head, rows),
+            ]
+            if measure["baseline"] is not None:
+                parts.append(
+                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
+                )
+    return parts
+
+
 def text_of(value: Any) -> str:
     """Return a swept value as text; a list of bricks is joined."""
     if isinstance(value, bool):
@@ -126,7 +148,8 @@ def text_of(value: Any) -> str:
 def _cell(level: Mapping[str, Any] | None, unit: Unit) -> str:
     if not level:
         return MISSING
-    return f"{unit.score(level['value'])} {unit.levels(level.get('low'), level.get('high'))}".rstrip()
+    value, low, high = (level.get(key) for key in ("value", "low", "high"))
+    return unit.cell(f"{unit.score(value)} {unit.levels(low, high)}".rstrip(), value, low, high)
 
 
 def _grid(sweep: Mapping[str, Any]) -> Grid:
@@ -217,7 +240,7 @@ def _charts(grid: Grid, measure: Mapping[str, Any], baseline: str, ringed: str |
         levels = [Level(baseline, measure["baseline"] * unit.scale, "item")] if measure["baseline"] is not None else []
         if (fixed_level := grid.level(None, column, measure)) and grid.across:
             levels.append(Level(f"{name}, without {grid.across['label']}", fixed_level["value"] * unit.scale, "own"))
-        drawn: list[tuple[tuple[float, float], tuple[float, float] | None, str]] = []
+        drawn: list[tuple[tuple[float, float], Ends, str]] = []
         rings: list[tuple[float, float]] = []
         for row, place in sorted(enumerate(grid.places), key=lambda pair: pair[1]):
             level = grid.level(row, column, measure)
@@ -240,13 +263,12 @@ def _scales(grid: Grid, measure: Mapping[str, Any], unit: Unit) -> tuple[Scales,
     """Return the scales that the charts of a measure share, and the texts of the x values in hover texts."""
     assert grid.across is not None
     values = [] if measure["baseline"] is None else [measure["baseline"] * unit.scale]
-    for (row, column), _ in grid.points.items():
+    for row, column in grid.points:
         if level := grid.level(row, column, measure):
             values += [level["value"] * unit.scale, *(_ends(level, unit) or ())]
-    low, high = min(values), max(values)
-    room = 0.04 * (high - low) or abs(high) * 0.1 or 1.0
-    marks = ticks(low - room, high + room)
-    places = decimals(marks)
+    up = Scale.over(values, room=0.04)
+    marks = up.ticks()
+    digits = decimals(marks)
     label = grid.across["label"] or grid.across["name"]
     words = [text if isinstance(grid.across["values"][0], list) else f"{label} {text}" for text in grid.rows]
     first, last = (min(grid.places), max(grid.places)) if grid.places else (0.0, 1.0)
@@ -254,10 +276,10 @@ def _scales(grid: Grid, measure: Mapping[str, Any], unit: Unit) -> tuple[Scales,
     by_place = dict(zip(grid.places, grid.rows, strict=True))
     scales = Scales(
         (first - margin, last + margin),
-        (low - room, high + room),
+        (up.low, up.high),
         marks,
         _apart(grid, first - margin, last + margin),
-        lambda v: fixed(v, places),
+        lambda v: fixed(v, digits),
         lambda v: by_place[v].removesuffix("s").removesuffix(" brick") if v in by_place else f"{v:g}",
     )
     return scales, words
@@ -278,6 +300,6 @@ def _apart(grid: Grid, low: float, high: float) -> list[float]:
     return shown
 
 
-def _ends(level: Mapping[str, Any], unit: Unit) -> tuple[float, float] | None:
+def _ends(level: Mapping[str, Any], unit: Unit) -> Ends:
     low, high = level.get("low"), level.get("high")
     return None if low is None or high is None else (low * unit.scale, high * unit.scale)

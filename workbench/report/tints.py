@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from workbench.tables import Cell
+
 if TYPE_CHECKING:
     from workbench.library.measure import DeltaSums
 
@@ -123,3 +125,109 @@ def null_reason(sums: DeltaSums, key: str, value: float, other: str | None = Non
         return None
     low, high = (f"{end:+.2g}".replace("-", "−") if key == "cosine" else f"{100 * end:.3g} %" for end in band)
     return f"95 % of unrelated deltas have {low} to {high}"
+
+
+@dataclass(frozen=True)
+class TintedCell:
+    """A number with its tint.
+
+    Attributes:
+        text: The number.
+        tint: Strength of the tint, 0 to 1.
+        kind: Style class: "up", "down", or "null" for a number that says nothing.
+        own: Whether the cell lies on the diagonal.
+        tip: Hover text.
+        value: The number in full precision.
+    """
+
+    text: str
+    tint: float
+    kind: str
+    own: bool
+    tip: str
+    value: float
+
+
+@dataclass(frozen=True)
+class TintedTable:
+    """A matrix of tinted numbers.
+
+    Attributes:
+        title: Heading.
+        caption: Sentence below the heading.
+        corner: Text of the upper left cell: what the rows are.
+        columns: Heads of the columns.
+        rows: Head and cells of each row.
+        stops: Values of the legend with their tints.
+        neutral: Meaning of gray cells; empty if there are none.
+        unit: Unit of the values.
+    """
+
+    title: str
+    caption: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[TintedCell]]]
+    stops: Sequence[Stop]
+    neutral: str
+    unit: str
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows as cells of a table that is saved."""
+        return [
+            [name, *(Cell(c.text, {"": None if math.isnan(c.value) else c.value}, self.unit) for c in row)]
+            for name, row in self.rows
+        ]
+
+
+@dataclass(frozen=True)
+class Tints:
+    """How the numbers of a matrix are written and tinted.
+
+    Attributes:
+        text: Format of a value.
+        unit: Unit in hover texts.
+        scale: Fixed scale of the tints.
+        neutral: Meaning of gray cells.
+        band: Range of values that say nothing by (row, column), as positions; None where no range is known.
+    """
+
+    text: Callable[[float], str]
+    scale: TintScale
+    unit: str = ""
+    neutral: str = ""
+    band: Callable[[int, int], tuple[float, float] | None] = lambda row, column: None
+
+
+def tinted(
+    title: str,
+    caption: str,
+    corner: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[float]]],
+    tints: Tints,
+) -> TintedTable:
+    """Return a matrix of numbers whose tints are on a fixed scale; numbers that say nothing are gray.
+
+    Args:
+        title: Heading.
+        caption: Sentence below the heading.
+        corner: Text of the upper left cell.
+        columns: Heads of the columns.
+        rows: Head and values of each row.
+        tints: How the values are written and tinted.
+    """
+    drawn = []
+    for i, (name, values) in enumerate(rows):
+        cells = []
+        for j, (column, value) in enumerate(zip(columns, values, strict=True)):
+            null = inside(value, tints.band(i, j)) or tints.scale.small(value)
+            tip = f"{corner} {name}, {column}: {tints.text(value)}{tints.unit}" + (f"; gray: {tints.neutral}" if null else "")
+            kind = "null" if null else tints.scale.kind(value)
+            cells.append(
+                TintedCell(tints.text(value), 0.0 if null else tints.scale.tint(value), kind, name == column, tip, value)
+            )
+        drawn.append((name, cells))
+    neutral = tints.neutral if any(cell.kind == "null" for _, cells in drawn for cell in cells) else ""
+    return TintedTable(title, caption, corner, columns, drawn, tints.scale.legend(tints.text), neutral, tints.unit.strip())

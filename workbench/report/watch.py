@@ -61,11 +61,6 @@ class Pages:
     title: str = "Nothing can be compared yet"
     lead: str = "The report appears here when the baseline and another configuration are scored."
 
-    def waiting(self) -> str:
-        """Return the page that is shown before there is a report."""
-        words = {"eyebrow": self.eyebrow, "title": self.title, "lead": self.lead, "watched": 0}
-        return filled("watch.html.j2", words, ("report.js", "watch.js"), ("report.css",))
-
 
 class Watched:
     """Serves the newest report until the block ends.
@@ -83,16 +78,10 @@ class Watched:
         self._lock = threading.Lock()
         self._version, self._loaded, self._asked = 0, -1, -float("inf")
         self._text, self._ended = "Nothing is scored yet.", False
-        self._page = pages.waiting().encode()
-        watched = self
-
-        class Handler(_Handler):
-            """Answers with the content of this server."""
-
-            source = watched
-
+        words = {"eyebrow": pages.eyebrow, "title": pages.title, "lead": pages.lead, "watched": 0}
+        self._page = filled("watch.html.j2", words, ("report.js", "watch.js"), ("report.css",)).encode()
         try:
-            self._server = ThreadingHTTPServer((ADDRESS, port), Handler)
+            self._server = ThreadingHTTPServer((ADDRESS, port), type("Handler", (_Handler,), {"source": self}))
         except (OSError, OverflowError) as error:
             raise _refused(port, error) from error
         self._server.daemon_threads = True
@@ -169,47 +158,30 @@ def _refused(port: int, error: Exception) -> UsageError:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD of the page and of its state, for requests to this machine only."""
+    """Answers GET of the page and of its state, for requests to this machine only."""
 
     source: Watched
     server_version, sys_version = "workbench", ""
     timeout = 20
 
     def do_GET(self) -> None:
-        """Answer with the page or its state."""
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        """Answer with the headers of the page or of its state."""
-        self._answer(body=False)
-
-    def __getattr__(self, name: str) -> Any:
-        """Refuse every other method: the base class looks for one that is called do_METHOD."""
-        if name.startswith("do_"):
-            return self._refuse
-        raise AttributeError(name)
-
-    def _refuse(self) -> None:
-        self._send(405, b"This server only shows a report.\n", "text/plain; charset=utf-8", {"Allow": "GET, HEAD"})
-
-    def _answer(self, body: bool) -> None:
+        """Answer with the page or its state; the base class refuses every other method."""
         hosts = {f"{name}:{self.source.port}" for name in (ADDRESS, "localhost")}
         if self.headers.get("Host", "").lower() not in hosts:
             self._send(403, b"This report is shown to this machine only.\n", "text/plain; charset=utf-8")
         elif self.path == "/":
-            self._send(200, self.source.page(), "text/html; charset=utf-8", body=body)
+            self._send(200, self.source.page(), "text/html; charset=utf-8")
         elif self.path == "/state":
-            self._send(200, json.dumps(self.source.state()).encode(), "application/json", body=body)
+            self._send(200, json.dumps(self.source.state()).encode(), "application/json")
         else:
-            self._send(404, b"There is nothing here.\n", "text/plain; charset=utf-8", body=body)
+            self._send(404, b"There is nothing here.\n", "text/plain; charset=utf-8")
 
-    def _send(self, status: int, data: bytes, kind: str, more: Mapping[str, str] | None = None, *, body: bool = True) -> None:
+    def _send(self, status: int, data: bytes, kind: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **_HEADERS, **(more or {})}.items():
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **_HEADERS}.items():
             self.send_header(name, value)
         self.end_headers()
-        if body:
-            self.wfile.write(data)
+        self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Print nothing: the terminal shows the progress."""

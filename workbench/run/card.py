@@ -15,7 +15,7 @@ from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
-from workbench.tables import as_markdown
+from workbench.tables import as_markdown, markdown_rows
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {
@@ -56,32 +56,26 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     lines = ["---", yamldoc.dump(metadata).strip(), "---", "", f"# {recipe.name}", ""]
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]
-    lines += [
-        "## Inputs",
-        "",
-        "| role | model | digest | license |",
-        "| --- | --- | --- | --- |",
-        f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(stated['base'])} |",
-    ]
+    rows = [("base", as_markdown(base_title(resolved)), resolved.base_digest, as_markdown(stated["base"]))]
     roles = {name: f"brick `{name}`" for name in resolved.parents} | ({recipe.donor: "tokenizer"} if recipe.donor else {})
-    lines += [
-        f"| {role} | {as_markdown(resolved.bricks[n].public_name)} | `{resolved.digests[n][:12]}` | {as_markdown(stated[n])} |"
+    rows += [
+        (role, as_markdown(resolved.bricks[n].public_name), resolved.digests[n], as_markdown(stated[n]))
         for n, role in roles.items()
     ]
-    lines += [
-        f"| {neurons.kind} `{folder}` | {as_markdown(neurons.name)} | `{neurons.digest()[:12]}` | part of the base |"
-        for folder, neurons in _neurons(resolved).items()
+    rows += [
+        (f"{n.kind} `{folder}`", as_markdown(n.name), n.digest(), "part of the base") for folder, n in _neurons(resolved).items()
     ]
+    shown = ([role, name, f"`{digest[:12]}`", licence] for role, name, digest, licence in rows)
+    lines += ["## Inputs", "", *markdown_rows(["role", "model", "digest", "license"], shown)]
     lines += _axes_table(resolved)
     if data := resolved.data_licences:
-        lines += ["", "| brick | trained on | license |", "| --- | --- | --- |"]
-        lines += [f"| `{brick}` | {as_markdown(name)} | {as_markdown(licence)} |" for brick, name, licence in data]
+        trained = ([f"`{brick}`", as_markdown(name), as_markdown(licence)] for brick, name, licence in data)
+        lines += ["", *markdown_rows(["brick", "trained on", "license"], trained)]
     if warnings := record.get("warnings", resolved.warnings):
         lines += ["", *(f"- {_line(w)}" for w in warnings)]
     for step in record.get("steps", ()):
-        if rows := list(stack_parts(step)):
-            lines += ["", f"## Layers of `{step['id']}`", "", "| part | source |", "| --- | --- |"]
-            lines += [f"| {part} | {as_markdown(source)} |" for part, source in rows]
+        if layers := [[part, as_markdown(source)] for part, source in stack_parts(step)]:
+            lines += ["", f"## Layers of `{step['id']}`", "", *markdown_rows(["part", "source"], layers)]
     lines += _growth(record)
     if recipe.fields.output.form == "checkpoint":
         lines += [
@@ -155,10 +149,8 @@ def _axes_table(resolved: Resolved) -> list[str]:
     if not axes:
         return []
     names = list(Axes.model_fields)
-    lines = ["", f"| brick | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
-    return lines + [
-        f"| `{brick}` | {' | '.join(values[name].replace('_', ' ') for name in names)} |" for brick, values in axes.items()
-    ]
+    rows = ([f"`{brick}`", *(values[name].replace("_", " ") for name in names)] for brick, values in axes.items())
+    return ["", *markdown_rows(["brick", *names], rows)]
 
 
 def _line(warning: str) -> str:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from workbench.errors import shell
-from workbench.report.markdown import bullets, differences
+from workbench.report.markdown import bullets, differences, text_of
 from workbench.report.numbers import MISSING, PERCENT, count, listed
-from workbench.report.search import pareto, wording
-from workbench.report.search.history import best_so_far
+from workbench.report.search import wording
+from workbench.report.search.charts import best_so_far, pareto
 from workbench.report.search.view import Candidate, SearchView, TestedView, written
+from workbench.tables import Cell, Table, fence
 from workbench.tables import as_markdown as escape
-from workbench.tables import fence
-from workbench.tables import markdown_table as table
 
 
 def markdown(view: SearchView) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
+    return text_of(_parts(view))
+
+
+def tables(view: SearchView) -> list[Table]:
+    """Return the report's tables."""
+    return [part for part in _parts(view) if isinstance(part, Table)]
+
+
+def _parts(view: SearchView) -> list[str | Table]:
     warnings = view.warnings
     partial = view.comparison.partial if view.comparison else None
-    parts = [
+    return [
         f"# {escape(wording.title(view))}",
         escape(wording.headline(view)),
         *([f"> **{escape(partial)}**"] if partial else []),
@@ -34,10 +42,9 @@ def markdown(view: SearchView) -> str:
         bullets(f"{term}: {escape(text)}" for term, text in wording.facts(view)),
         *(["## Warnings", bullets(escape(w) for w in warnings)] if warnings else []),
     ]
-    return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def _result(view: SearchView) -> list[str]:
+def _result(view: SearchView) -> list[str | Table]:
     """Return the table of tested configurations."""
     if not view.tested:
         return []
@@ -51,7 +58,7 @@ def _result(view: SearchView) -> list[str]:
         "Differences are on test items, paired by item, with unadjusted 95 % intervals; above zero is better. Optimism: the difference on "
         "search items minus the difference on test items."
     )
-    return ["## Result", table(heads, (_row(view, t) for t in view.tested), left=2), text]
+    return ["## Result", Table("tested", heads, [_row(view, t) for t in view.tested], left=2), text]
 
 
 def _row(view: SearchView, tested: TestedView) -> list[str]:
@@ -59,18 +66,18 @@ def _row(view: SearchView, tested: TestedView) -> list[str]:
     cells = [tested.name, wording.notes(tested, view) or "control"]
     for o in view.objectives:
         paired, unit = tested.against[o.index], o.unit
-        ends = unit.diffs(paired.low, paired.high) if paired else ""
+        ends = (paired.low, paired.high) if paired else (None, None)
+        diff, optimism = wording.difference(tested, view, o), tested.optimism[o.index]
         cells += [
-            unit.score(tested.search[o.index]),
-            unit.score(tested.test[o.index]),
-            unit.diff(tested.optimism[o.index]),
-            f"{unit.diff(wording.difference(tested, view, o))} {ends}".strip(),
+            *(unit.cell(unit.score(half[o.index]), half[o.index]) for half in (tested.search, tested.test)),
+            unit.cell(unit.diff(optimism), optimism),
+            unit.cell(f"{unit.diff(diff)} {unit.diffs(*ends)}".strip(), diff, *ends),
             (paired and paired.verdict) or MISSING,
         ]
     return cells
 
 
-def _tasks(view: SearchView) -> list[str]:
+def _tasks(view: SearchView) -> list[str | Table]:
     comparison = view.comparison
     return (
         [f"## Differences against {escape(comparison.baseline)}, task by task", differences(comparison)]
@@ -79,7 +86,7 @@ def _tasks(view: SearchView) -> list[str]:
     )
 
 
-def _history(view: SearchView) -> list[str]:
+def _history(view: SearchView) -> list[str | Table]:
     """Return the table of all candidates, with the best score so far marked."""
     if not view.candidates:
         return []
@@ -96,33 +103,44 @@ def _history(view: SearchView) -> list[str]:
         values = [written(c.values[d.name]) if d.name in c.values else MISSING for d in view.dimensions]
         scores = [_score(c, view, i) for i in range(len(view.objectives))]
         note = "best so far" if (c.random, c.number) in best else ""
-        rows.append([c.name, *values, *scores, count(c.items), ", ".join(p for p in (note, wording.fate(c, view)) if p)])
+        rows.append(
+            [
+                c.name,
+                *values,
+                *scores,
+                Cell(count(c.items), {"": c.items}),
+                ", ".join(p for p in (note, wording.fate(c, view)) if p),
+            ]
+        )
     intervals = "Brackets: the 95 % interval of the paired difference from the best control, added to the best control's score."
     notes = [intervals] if any(c.intervals for c in view.candidates) else []
     notes += (
         ["≈ marks the estimated scores of candidates that were stopped early."] if any(c.stopped for c in view.candidates) else []
     )
-    return ["## Candidates", table(heads, rows), " ".join(notes)]
+    return ["## Candidates", Table("candidates", heads, rows), " ".join(notes)]
 
 
 def _score(c: Candidate, view: SearchView, index: int) -> str:
     objective = view.objectives[index]
-    return " ".join(p for p in ("≈" if c.stopped else "", wording.score(c, objective), wording.interval(c, objective)) if p)
+    text = " ".join(p for p in ("≈" if c.stopped else "", wording.score(c, objective), wording.interval(c, objective)) if p)
+    return objective.unit.cell(text, c.scores[index] if c.scores else None, *(c.interval(objective) or ()))
 
 
-def _importances(view: SearchView) -> list[str]:
+def _importances(view: SearchView) -> list[str | Table]:
     if not view.importances:
         return []
     rows = [
-        [name, dimension, f"{PERCENT.score(share)} %"] for name, shares in view.importances.items() for dimension, share in shares
+        [name, dimension, PERCENT.cell(f"{PERCENT.score(share)} %", share)]
+        for name, shares in view.importances.items()
+        for dimension, share in shares
     ]
     text = "Share of the variation in scores that each dimension explains (PED-ANOVA)."
-    return ["## Importance of dimensions", table(["Objective", "Dimension", "Share"], rows, left=2), text]
+    return ["## Importance of dimensions", Table("importances", ["Objective", "Dimension", "Share"], rows, left=2), text]
 
 
 def _front(view: SearchView) -> list[str]:
     """Return the Pareto front and its hypervolume; empty for one objective."""
-    plot = pareto.pareto(view)
+    plot = pareto(view)
     if plot is None:
         return []
     text = f"Candidates that no other candidate beats on both {listed(o.name for o in view.objectives)}: {listed(plot.front)}."

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.report import facts, forest, numbers
+from workbench.report.files import with_tables
+from workbench.report.numbers import count, listed, plural
 from workbench.report.page import filled, write_files
 from workbench.report.reading import finite
-from workbench.report.search import dimensions, growing, history, parallel, pareto, wording
-from workbench.report.search.markdown import markdown
+from workbench.report.search import charts, parallel, wording
+from workbench.report.search.markdown import markdown, tables
 from workbench.report.search.reading import search_of
-from workbench.report.search.view import SearchView, written
+from workbench.report.search.view import ObjectiveView, Progress, SearchView, written
 from workbench.report.view import View
 
 SCRIPTS = ("report.js", "downloads.js")
@@ -61,8 +63,8 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "search": view,
         "title": wording.title(view),
         "watched": watched,
-        "headline": growing.headline(view, view.progress) if view.progress else wording.headline(view),
-        "sentences": growing.sentences(view) if view.progress else wording.sentences(view),
+        "headline": _headline(view, view.progress) if view.progress else wording.headline(view),
+        "sentences": _sentences(view) if view.progress else wording.sentences(view),
         "suites": facts.suites(view.comparison) if view.comparison else [],
         "created": facts.created(view.comparison) if view.comparison else "",
         "partial": view.comparison.partial if view.comparison else None,
@@ -75,20 +77,21 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "interval": wording.interval,
         "written": written,
         "missing": numbers.MISSING,
-        "histories": history.history(view),
-        "bars": dimensions.importances(view),
+        "histories": charts.history(view),
+        "bars": charts.importances(view),
         "parallel": parallel.parallel(view),
         "whiskers": any(c.intervals for c in view.candidates),
-        "curves": dimensions.curves(view),
-        "pareto": pareto.pareto(view),
-        "hypervolume": history.hypervolume(view),
+        "curves": charts.curves(view),
+        "pareto": charts.pareto(view),
+        "hypervolume": charts.hypervolume(view),
         "facts": wording.facts(view),
         "stopped": any(c.stopped for c in view.candidates),
         "failed": any(c.failed for c in view.candidates),
         "forest": comparison is not None,
         **(_comparison(comparison) if comparison is not None else {}),
     }
-    return filled("search.html.j2", context, SCRIPTS if watched is None else (*SCRIPTS, "watch.js"), STYLES)
+    page = filled("search.html.j2", context, SCRIPTS if watched is None else (*SCRIPTS, "watch.js"), STYLES)
+    return with_tables(page, tables(view))
 
 
 def _tested(view: SearchView, *kinds: str) -> list[Any]:
@@ -107,3 +110,41 @@ def _comparison(view: View) -> dict[str, Any]:
         "lower": [t.name for t in view.tasks if t.lower],
         "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
     }
+
+
+def _headline(view: SearchView, progress: Progress) -> str:
+    """Return the sentences of a search in progress: finished candidates, and the best one so far."""
+    if progress.total is None:
+        text = f"{plural(progress.done, 'candidate')} {'is' if progress.done == 1 else 'are'} finished."
+    else:
+        verb = "is" if progress.total == 1 else "are"
+        text = f"{count(progress.done)} of {plural(progress.total, 'candidate')} {verb} finished."
+    if len(view.objectives) == 1:
+        return f"{text} {_best(view, view.objectives[0])}"
+    front = charts.on_front(view)
+    many = f"{plural(len(front), 'candidate')} {'is' if len(front) == 1 else 'are'} on the Pareto front so far: {listed(front)}."
+    return f"{text} {many}" if front else f"{text} {_NONE}"
+
+
+def _sentences(view: SearchView) -> list[str]:
+    """Return the sentences of a search in progress on its candidates, and on what its end adds."""
+    last = (
+        "Search items select the best candidate, so its score on them is too high on average: at the end it is tested on "
+        f"{wording.items(view.objectives[0].test_items if len(view.objectives) == 1 else view.test_items, 'item')} that the search does not use."
+    )
+    return [*([wording.tried(view)] if view.candidates else []), last]
+
+
+_NONE = "No candidate is scored on all search items yet."
+
+
+def _best(view: SearchView, objective: ObjectiveView) -> str:
+    """Return the best candidate's score beside the best control's, on search items."""
+    control = next(c for c in view.controls if c.name == view.best_control)
+    beside = f"the best control, {control.name}, scores {wording.level(objective, control.scores[objective.index])}"
+    steps = charts.best_so_far(view.searched, objective)
+    if not steps:
+        return f"{_NONE} On them, {beside}."
+    number, score = steps[-1]
+    name = next(c.name for c in view.searched if c.number == number)
+    return f"The best so far, {name}, scores {wording.level(objective, score)} on search items, and {beside}."

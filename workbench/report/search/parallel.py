@@ -8,14 +8,13 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from workbench.report.chart import WIDE, Chart, Scale, cut, joined, marked, room, stretched, svg
 from workbench.report.numbers import MISSING
-from workbench.report.search.chart import TOP, WIDE, Figure, Scale, cut, room, scores_scale, stretched
-from workbench.report.search.dimensions import has
+from workbench.report.search.charts import has, scores_scale
 from workbench.report.search.view import Candidate, DimensionView, ObjectiveView, SearchView, number, written
 from workbench.report.search.wording import tip
-from workbench.report.svg import joined, svg
 
-HEAD, HEIGHT, FOOT = 30, 260, 10
+HEAD, HEIGHT, FOOT = 38, 260, 10
 LEAST, HEADING, LONGEST = 96, 24, 16  # minimum pixels between axes; maximum letters of an axis's name and of a choice
 SHADES, MANY = 6, 80
 BUNDLE = 0.5  # share of the distance between two choices over which the lines of one choice are spread
@@ -35,7 +34,7 @@ class ParallelAxis:
 class Parallel:
     """The chart, and the worst and best score of its color scale, from candidates that were scored on all items."""
 
-    figure: Figure
+    figure: Chart
     worst: str
     best: str
     objective: ObjectiveView
@@ -57,7 +56,7 @@ def parallel(view: SearchView) -> Parallel | None:
     # Later lines cover earlier ones: draw better candidates later and the chosen ones last.
     order = sorted((c for c in drawn if c.scores), key=lambda c: (c.name in view.chosen, _goodness(c, first, worst, best)))
     paths = [_path(c, axes, view, shade(_goodness(c, first, worst, best))) for c in order]
-    height = HEAD + TOP + HEIGHT + FOOT
+    height = HEAD + HEIGHT + FOOT
     content = joined(stretched(*paths, height=height), *(_axis(axis, i, len(axes)) for i, axis in enumerate(axes)))
     drawing = svg(
         "svg",
@@ -71,7 +70,7 @@ def parallel(view: SearchView) -> Parallel | None:
     distance = max([LEAST, *(room([cut(a.name, HEADING)]) + 4 for a in axes)])
     margin = max(0, room(text for _, text in axes[0].labels) - distance // 2)  # the first axis's labels are in the margin
     padded = Markup('<div style="padding-left:{}px">{}</div>').format(margin, drawing)
-    figure = Figure("Parallel coordinates", _caption(view, drawn), padded, len(axes) * distance + margin)
+    figure = Chart("Parallel coordinates", _caption(view, drawn), padded, len(axes) * distance + margin)
     clipped = any(first.better(worst, c.scores[0]) for c in drawn if c.scores)
     return Parallel(figure, first.unit.score(worst), first.unit.score(best), first, clipped)
 
@@ -97,7 +96,7 @@ def _caption(view: SearchView, drawn: Sequence[Candidate]) -> str:
 
 
 def _y(share: float) -> float:
-    return round(HEAD + TOP + HEIGHT * (1 - share), 1)
+    return round(HEAD + HEIGHT * (1 - share), 1)
 
 
 def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> ParallelAxis:
@@ -151,12 +150,11 @@ def _path(c: Candidate, axes: Sequence[ParallelAxis], view: SearchView, color: i
             solid += part
         else:
             dashed += part
-    parts = [svg("title", tip(c, view))]
-    parts += [svg("path", class_="reach", d=solid + dashed)]
+    parts = [svg("path", class_="reach", d=solid + dashed)]
     parts += [svg("path", d=solid)] if solid else []
     parts += [svg("path", class_="jump", d=dashed)] if dashed else []
-    kind = "mark line" + (" chosen" if c.name in view.chosen else "") + (" stopped" if c.stopped else "")
-    return svg("g", joined(*parts), class_=f"{kind} s{color}")
+    kind = "line" + (" chosen" if c.name in view.chosen else "") + (" stopped" if c.stopped else "")
+    return marked(tip(c, view), f"{kind} s{color}", *parts)
 
 
 def _x(index: int, count: int) -> float:
@@ -165,9 +163,7 @@ def _x(index: int, count: int) -> float:
 
 def _axis(axis: ParallelAxis, index: int, count: int) -> Markup:
     x = f"{_x(index, count) / 10:g}%"
-    name = svg(
-        "g", joined(svg("title", axis.name), svg("text", cut(axis.name, HEADING), class_="heading", x=x, y=16)), class_="mark"
-    )
+    name = marked(axis.name, "", svg("text", cut(axis.name, HEADING), class_="heading", x=x, y=16))
     line = svg("line", class_="axis", x1=x, x2=x, y1=_y(1.0), y2=_y(0.0))
     labels = [svg("text", text or MISSING, class_="tick", x=x, y=y + 4, dx=-6) for y, text in axis.labels]
     return joined(line, name, *labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from workbench.errors import shell
@@ -36,13 +35,11 @@ def search_of(document: Mapping[str, Any]) -> SearchView:
     candidates = tuple(_candidate(t) for t in document.get("trials") or ())
     rows: Sequence[Mapping[str, Any]] = test.get("rows") or ()
     objectives = _objectives(document.get("objectives") or (), controls, candidates, rows)
-    folder = str(document.get("directory") or "")
-    best = document.get("best_control")
-    tested = tuple(_tested(rows, {c.name for c in controls}, best, test.get("against") or {}, len(objectives)))
-    view = SearchView(
+    tested = tuple(_tested(rows, test.get("against") or {}, len(objectives)))
+    return SearchView(
         name=str(document["name"]),
         key=str(document.get("key") or ""),
-        directory=folder,
+        directory=str(document.get("directory") or ""),
         sampler=str(document.get("sampler") or ""),
         seed=document.get("seed"),
         objectives=objectives,
@@ -55,27 +52,20 @@ def search_of(document: Mapping[str, Any]) -> SearchView:
         importances={str(k): _shares(v) for k, v in (document.get("importances") or {}).items() if v},
         winner=document.get("winner"),
         front=tuple(str(name) for name in document.get("front") or ()),
-        best_control=best,
-        recipes={str(k): _in_project(str(v), folder) for k, v in (document.get("recipes") or {}).items()},
+        best_control=document.get("best_control"),
+        recipes={str(k): str(v) for k, v in (document.get("recipes") or {}).items()},
         tested=tested,
         hypervolume=tuple(v for v in document.get("hypervolume") or () if v is not None),
         comparison=_comparison(test.get("comparison"), str(document["name"]), tested),
-        command=str(document.get("command") or ""),
+        command=str(document.get("command") or shell("workbench", "search", str(document["name"]))),
         unbeaten=tuple(_unbeaten(one, len(objectives)) for one in document.get("unbeaten") or ()),
         notes=tuple(str(text) for name in ("guarded", "warnings") for text in document.get(name) or ()),
         progress=_progress(document.get("progress")),
     )
-    return view if view.command else replace(view, command=_command(view))
 
 
 def _progress(entry: Mapping[str, Any] | None) -> Progress | None:
     return None if entry is None else Progress(int(entry["done"]), entry.get("total"))
-
-
-def _in_project(path: str, folder: str) -> str:
-    """Return a recipe's path relative to the project, if the search's folder is inside the project."""
-    parent, _, name = path.rpartition("/")
-    return f"{folder}/{name}" if "/" in folder and parent.endswith(f"/{folder}") else path
 
 
 def _objectives(
@@ -124,7 +114,6 @@ def _candidate(trial: Mapping[str, Any]) -> Candidate:
         beaten_by=trial.get("beaten_by"),
         error=trial.get("error"),
         seconds=seconds.get("all") if isinstance(seconds, Mapping) else None,
-        digest=str(trial.get("digest") or ""),
         intervals=tuple(_ends(ends) for ends in trial.get("intervals") or ()),
     )
 
@@ -145,29 +134,16 @@ def _shares(importances: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(((str(k), float(v)) for k, v in importances.items() if v is not None), key=lambda kv: -kv[1]))
 
 
-def _tested(
-    rows: Sequence[Mapping[str, Any]], controls: set[str], best: str | None, against: Mapping[str, Any], objectives: int
-) -> Iterable[TestedView]:
-    """Yield the tested configurations in the order of the document.
-
-    Controls come before candidates in the document: of two rows with one name, the first one is the control. If several controls have the
-    weights of a candidate, the best control is its twin.
-    """
-    earlier: set[str] = set()
-    control_of: dict[str, str] = {}
+def _tested(rows: Sequence[Mapping[str, Any]], against: Mapping[str, Any], objectives: int) -> Iterable[TestedView]:
+    """Yield the tested configurations in the order of the document."""
     for row in rows:
-        name, digest = str(row["name"]), str(row.get("digest") or "")
-        control = name in controls and name not in earlier
-        kind = "control" if control else "random" if name.startswith("random-") else "candidate"
-        earlier.add(name)
-        lines = [] if control else [_against(line) for line in against.get(name) or ()]
-        halves = ([_at(row.get(half), i) for i in range(objectives)] for half in ("search", "test", "optimism"))
-        search, test, optimism = (tuple(half) for half in halves)
-        twin = None if control or not digest else control_of.get(digest)
+        name, part = str(row["name"]), str(row["part"])
+        lines = [] if part == "control" else [_against(line) for line in against.get(name) or ()]
+        search, test, optimism = (
+            tuple(_at(row.get(half), i) for i in range(objectives)) for half in ("search", "test", "optimism")
+        )
         paired = tuple(lines[i] if i < len(lines) else None for i in range(objectives))
-        yield TestedView(name, kind, digest, search, test, optimism, paired, twin)
-        if control and digest and (name == best or digest not in control_of):
-            control_of[digest] = name
+        yield TestedView(name, "candidate" if part == "found" else part, search, test, optimism, paired, row.get("same_as"))
 
 
 def _unbeaten(entry: Mapping[str, Any], objectives: int) -> Unbeaten:
@@ -177,19 +153,9 @@ def _unbeaten(entry: Mapping[str, Any], objectives: int) -> Unbeaten:
 
 def _against(line: Mapping[str, Any]) -> Against:
     """Return one paired difference from the best control."""
-    test, search = line.get("test") or {}, line.get("search") or {}
-    diff, low, high, clusters = (test.get(k) for k in ("diff", "low", "high", "clusters"))
-    return Against(
-        str(line.get("objective") or ""),
-        diff,
-        low,
-        high,
-        clusters,
-        line.get("verdict"),
-        search.get("diff"),
-        line.get("optimism"),
-        line.get("reason"),
-    )
+    gap = {key: line["test"].get(key) for key in ("diff", "low", "high", "clusters")}
+    rest = {key: line.get(key) for key in ("verdict", "optimism", "reason")}
+    return Against(**gap, **rest, search=line["search"].get("diff"))
 
 
 def _at(values: Sequence[float | None] | None, index: int) -> float | None:
@@ -212,12 +178,3 @@ def _comparison(document: Mapping[str, Any] | None, name: str, tested: Sequence[
         ],
     }
     return view_of(renamed)
-
-
-def _command(view: SearchView) -> str:
-    """Return the command line of a search, for documents that do not have it."""
-    configuration = view.comparison.configuration(view.name) if view.comparison else None
-    count = len(view.searched)
-    return shell("workbench", "search", (configuration and configuration.recipe) or view.name) + (
-        f" --trials {count}" if count else ""
-    )

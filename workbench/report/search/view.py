@@ -80,7 +80,6 @@ class Candidate:
     beaten_by: str | None
     error: str | None
     seconds: float | None
-    digest: str
     intervals: tuple[tuple[float, float] | None, ...] = ()
 
     @property
@@ -140,7 +139,6 @@ class Against:
         reason: Reason of the verdict "cannot tell".
     """
 
-    objective: str
     diff: float | None
     low: float | None
     high: float | None
@@ -164,7 +162,6 @@ class TestedView:
 
     name: str
     kind: str
-    digest: str
     search: tuple[float | None, ...]
     test: tuple[float | None, ...]
     optimism: tuple[float | None, ...]

@@ -1,9 +1,4 @@
-// What the browsers of items share: packed rows, numbers, the model's choice, and rows of tables.
-const unpack = async (id) => {
-  const bytes = Uint8Array.from(atob($(id).textContent.trim()), (c) => c.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return JSON.parse(await new Response(stream).text());
-};
+// What the browsers of items share: numbers, the model's choice, and rows of tables.
 const number = (x, digits, plus) => {
   if (x === null || x === undefined) return "\u2013";
   const text = Math.abs(x).toFixed(digits);

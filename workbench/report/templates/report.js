@@ -8,6 +8,12 @@ const el = (tag, cls, text) => {
   if (text !== undefined && text !== null) node.textContent = String(text);
   return node;
 };
+// Data that is packed into the page.
+const unpack = async (id) => {
+  const bytes = Uint8Array.from(atob($(id).textContent.trim()), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+};
 
 // Sortable tables: each table body is sorted separately, so that controls stay below; empty cells come last.
 const value = (row, column) => {
