@@ -200,14 +200,7 @@ def scoring_block(project: Path) -> str:
             ]
             for kind in kinds
         ]
-    heads = [
-        "task, scorer",
-        "requests",
-        "tokens, HFLM over ours",
-        "CPU s, HFLM over ours",
-        "the same with logits_cache",
-        "CPU s over a bare forward",
-    ]
+    heads = "task, scorer | requests | tokens, HFLM over ours | CPU s, HFLM over ours | the same with logits_cache | CPU s over a bare forward"
     check, whole = found["in_process"]["check"], found["processes"]
     note = (
         f"{found['items']} items a task, {found['dtype']}, batch size {found['batch_size']}, one thread. `long`: five choices of several tokens after a passage; `letters`: four "

@@ -23,9 +23,9 @@ SIGNS = {
 SIGNED = "+ better, − worse, = equivalent or unchanged, ? cannot tell; on guarded tasks ✓ safe, ! not shown safe"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
-    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
-    return "\n".join(markdown_rows(heads, rows, left))
+def table(heads: str | Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
+    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned. Heads may be one text with bars between them."""
+    return "\n".join(markdown_rows(heads.split(" | ") if isinstance(heads, str) else heads, rows, left))
 
 
 def interval(found: Mapping[str, Any] | None) -> str:

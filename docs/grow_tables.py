@@ -33,17 +33,7 @@ def cost_block(found: dict[str, Any]) -> str:
                 f"{row['ratio']:.1f}" if theirs else "",
             ]
         )
-    heads = [
-        "operator",
-        "writes, GB",
-        "CPU s",
-        "with `check: tensors`",
-        "reading and writing alone, CPU s",
-        "peak, GB",
-        "mergekit, CPU s",
-        "mergekit, peak, GB",
-        "ratio of CPU s",
-    ]
+    heads = "operator | writes, GB | CPU s | with `check: tensors` | reading and writing alone, CPU s | peak, GB | mergekit, CPU s | mergekit, peak, GB | ratio of CPU s"
     note = f"The base has {_giga(found['base_bytes'])} GB; one core, start-up included; the ratio is of `check: off`, the peak of `check: tensors`."
     return table(heads, rows, left=1) + f"\n\n{note}"
 

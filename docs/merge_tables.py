@@ -58,20 +58,7 @@ def pools_block(found: dict[str, Any]) -> str:
                 f"{points(values[best])} ({best})",
             ]
         )
-    heads = [
-        "pool",
-        "RV",
-        "norm, %",
-        "advice",
-        "kept",
-        "average",
-        "sum",
-        "sum, auto",
-        "tsv",
-        "tsv, auto",
-        "ties",
-        "best of the grid",
-    ]
+    heads = "pool | RV | norm, % | advice | kept | average | sum | sum, auto | tsv | tsv, auto | ties | best of the grid"
     picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
     return "\n\n".join([picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found)])
 

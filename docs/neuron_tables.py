@@ -20,18 +20,9 @@ PUBLISHED = {"rows": "6 of 7 (Llama-3-8B), 7 of 7 (Mistral-7B)", "coupling": "0.
 def functions_block(found: dict[str, Any]) -> str:
     """Scores by function, with the neurons that the test finds."""
     document = found["functions"]
-    heads = [
-        "function",
-        "best per layer",
-        "top 5‰",
-        "mean",
-        "chance",
-        "found",
-        "largest effect",
-        "findable from",
-        "overlap",
-        "AUC of length",
-    ]
+    heads = (
+        "function | best per layer | top 5‰ | mean | chance | found | largest effect | findable from | overlap | AUC of length"
+    )
     cells = [function_cells(row) for row in document["functions"]]
     rows = [[*of_row[:8], f"{of_row[8]} ({of_row[9]})", of_row[10]] for of_row in cells]
     note = (

@@ -15,20 +15,7 @@ PARTS = {"compose": "weights", "score": "scoring", "load": "loading the base", "
 @block("search-winner", WINNER)
 def winner_block(found: dict[str, Any]) -> str:
     """The winner of each search beside the best control, on test items."""
-    heads = [
-        "search",
-        "seed",
-        "winner",
-        "best control",
-        "winner, test",
-        "control, test",
-        "difference",
-        "verdict",
-        "optimism",
-        "kept",
-        "stopped early",
-        "minutes",
-    ]
+    heads = "search | seed | winner | best control | winner, test | control, test | difference | verdict | optimism | kept | stopped early | minutes"
     rows = [_winner(row) for row in found["rows"]]
     same = "equal" if all(row["same_bytes"] for row in found["rows"]) else "NOT equal"
     items = found["rows"][0]["items"]
@@ -85,16 +72,7 @@ def speed_block(found: dict[str, Any]) -> str:
         else f"The peer's time is that of {found['by_peer']} candidates, scaled up. "
     )
     note = f"{found['candidates']} candidates, {sum(found['items'].values())} items, seconds; ratios are the peer's time over ours. {some}"
-    heads = [
-        "way",
-        "candidates, wall s",
-        "whole call, wall s",
-        "CPU s",
-        "ratio, candidates",
-        "ratio, whole call",
-        "ratio, CPU",
-        "where wall seconds go",
-    ]
+    heads = "way | candidates, wall s | whole call, wall s | CPU s | ratio, candidates | ratio, whole call | ratio, CPU | where wall seconds go"
     return table(heads, rows, left=1) + f"\n\n{note}"
 
 

@@ -72,10 +72,10 @@ def search(
     Tries values of the fields under the recipe's `search`, in memory, and tests the best candidates on items that no
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
-    from workbench.cli.documents.search import SearchDocument
     from workbench.project import runs_of
     from workbench.report.trackers import log_runs, open_tracker, runs_of_search
     from workbench.search.cluster import Options, run_on_cluster
+    from workbench.search.result import SearchResult
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
@@ -105,7 +105,7 @@ def search(
             run(prepared)
         document = conclude(prepared, to)
         page.end(document)
-    out.result(lambda: SearchDocument.model_validate(document), lambda: _say_result(document, to, loaded.project), json=json)
+    out.result(lambda: SearchResult.model_validate(document), lambda: _say_result(document, to, loaded.project), json=json)
     if tracker:
         out.say(log_runs(tracker, runs_of_search(document)))
 

@@ -30,11 +30,11 @@ from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
-from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
 from workbench.results import Part
+from workbench.search.result import SearchResult
 from workbench.steps.fields import field_docs
 from workbench.tables import markdown_rows
 
@@ -43,7 +43,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "run": RunDocument,
     "eval": EvalDocument | list[EvalDocument],
     "compare": CompareDocument,
-    "search": SearchDocument,
+    "search": SearchResult,
     "methods": MethodDocument | list[MethodDocument],
     "recipe diff": RecipeDiffDocument,
     "runs ls": list[RunRow],

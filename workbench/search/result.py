@@ -1,14 +1,26 @@
-"""Document of `search`."""
+"""The result of a search, as `search --json` prints it and search.json holds it."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from workbench.cli.documents.document import Document, optional
-from workbench.results import Number
+from pydantic import ConfigDict, Field
+
+from workbench.results import Number, Part, Result
 
 
-class HalfCounts(Document):
+class SearchPart(Part):
+    """A part of a search's result. Fields that are not given are not printed, so an optional field can be absent or null."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
+
+def optional() -> Any:
+    """Return the default of a field that is absent from some results."""
+    return Field(default=None)
+
+
+class HalfCounts(SearchPart):
     """Numbers for the two halves of the items."""
 
     search: int
@@ -17,7 +29,7 @@ class HalfCounts(Document):
     """Number for the items that only the best candidates are tested on."""
 
 
-class ObjectiveDocument(Document):
+class SearchedObjective(SearchPart):
     """An objective of a search: a mean of metrics."""
 
     name: str
@@ -32,7 +44,7 @@ class ObjectiveDocument(Document):
     """Numbers of clusters."""
 
 
-class ControlDocument(Document):
+class SearchControl(SearchPart):
     """A control of a search, scored on all search items."""
 
     name: str
@@ -46,7 +58,7 @@ class ControlDocument(Document):
     without an error estimate."""
 
 
-class LossDocument(Document):
+class GuardedLoss(SearchPart):
     """What a candidate loses on a guarded task against the base, on search items."""
 
     task: str
@@ -59,7 +71,7 @@ class LossDocument(Document):
     """Whether the loss excludes the candidate."""
 
 
-class TrialDocument(Document):
+class SearchTrial(SearchPart):
     """A candidate of a search."""
 
     arm: Literal["search", "random"]
@@ -88,11 +100,11 @@ class TrialDocument(Document):
     """Error of a candidate that failed."""
     intervals: list[list[Number] | None] = optional()
     """Intervals as for controls, for a candidate that was scored on all search items."""
-    guarded: list[LossDocument] = optional()
+    guarded: list[GuardedLoss] = optional()
     """Losses on guarded tasks, for a candidate that was scored on all search items."""
 
 
-class UnbeatenDocument(Document):
+class UnbeatenRow(SearchPart):
     """A configuration that no candidate beats."""
 
     name: str
@@ -105,7 +117,7 @@ class UnbeatenDocument(Document):
     """Score on test items by objective."""
 
 
-class TestedRow(Document):
+class TestedRow(SearchPart):
     """A configuration that was scored on test items."""
 
     name: str
@@ -125,7 +137,7 @@ class TestedRow(Document):
     """Control with the same weights."""
 
 
-class GapDocument(Document):
+class PairedGap(SearchPart):
     """A paired difference of an objective, higher is better."""
 
     diff: Number
@@ -140,14 +152,14 @@ class GapDocument(Document):
     """Number of clusters of the task with the fewest."""
 
 
-class VerdictDocument(Document):
+class TestVerdict(SearchPart):
     """A candidate against the best control on one objective."""
 
     objective: str
     """Name of the objective."""
-    test: GapDocument
+    test: PairedGap
     """Difference on test items."""
-    search: GapDocument
+    search: PairedGap
     """Difference on search items."""
     verdict: Literal["better", "worse", "cannot tell", "no item changed"]
     """Verdict on test items."""
@@ -157,21 +169,23 @@ class VerdictDocument(Document):
     """Difference on search items minus the difference on test items."""
 
 
-class SearchTest(Document):
+class SearchTest(SearchPart):
     """The test of the best candidates on items that no candidate has seen."""
 
     baseline: str
     """Name of the best control."""
     rows: list[TestedRow]
     """Tested configurations, controls first."""
-    against: dict[str, list[VerdictDocument]]
+    against: dict[str, list[TestVerdict]]
     """Candidate -> verdict by objective."""
     comparison: dict[str, Any]
     """Comparison by task, as in the JSON file that `report` writes."""
 
 
-class SearchDocument(Document):
+class SearchResult(SearchPart, Result):
     """The result of a search, which is also written to search.json in its folder."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     version: Literal[1]
     """Version of the format."""
@@ -187,7 +201,7 @@ class SearchDocument(Document):
     """Name of the sampler."""
     seed: int
     """Seed of the sampler."""
-    objectives: list[ObjectiveDocument]
+    objectives: list[SearchedObjective]
     """The objectives."""
     space: dict[str, dict[str, Any]]
     """Dimension -> its range or choices."""
@@ -195,9 +209,9 @@ class SearchDocument(Document):
     """Numbers of items over all tasks."""
     stages: list[int]
     """Numbers of items after which a poor candidate can be stopped."""
-    controls: list[ControlDocument]
+    controls: list[SearchControl]
     """Base, bricks alone, their average, and other controls."""
-    trials: list[TrialDocument]
+    trials: list[SearchTrial]
     """Finished candidates, in order."""
     importances: dict[str, dict[str, Number]]
     """Objective -> dimension -> share of the variation in scores that it explains; empty after few candidates."""
@@ -207,7 +221,7 @@ class SearchDocument(Document):
     """Candidate -> recipe file that was written for it, relative to the project."""
     best_control: str
     """The control with the best scores on search items."""
-    unbeaten: list[UnbeatenDocument] = optional()
+    unbeaten: list[UnbeatenRow] = optional()
     """Configurations that no candidate beats, if all candidates were stopped early."""
     front: list[str] = optional()
     """Members of the Pareto front, with several objectives."""
@@ -219,3 +233,7 @@ class SearchDocument(Document):
     """Warnings about the search."""
     test: SearchTest
     """The test on other items."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return self.model_dump(by_alias=True, exclude_unset=True, warnings=False)
