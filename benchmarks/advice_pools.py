@@ -23,8 +23,8 @@ import torch
 from record import parser_of, write_results
 from safetensors.torch import load_file, save_file
 
-from workbench.library.advise import Advice, advise
-from workbench.library.candidates import Runner
+from workbench.advice.advise import Advice, advise
+from workbench.advice.evidence import Runner
 from workbench.models.texts import read_texts
 from workbench.run.work import Work
 

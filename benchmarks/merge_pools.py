@@ -27,7 +27,7 @@ from pool_starter import StarterWorld, starter_pools
 from pool_worlds import BASE, Training, World, skill
 from record import parser_of, write_results
 
-from workbench.library.advise import advise
+from workbench.advice.advise import advise
 from workbench.models.layout import Model
 from workbench.models.live import compute
 from workbench.recipe.recipe import from_data

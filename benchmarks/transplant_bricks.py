@@ -36,13 +36,10 @@ from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.locate import resolve_base
-from workbench.carry.distil import Course, distil
 from workbench.compare.tables import tables_of
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
-from workbench.library.transplant import transplant
-from workbench.library.transplant_inputs import Wanted
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.texts import encode, read_texts
@@ -54,6 +51,9 @@ from workbench.run.work import Work
 from workbench.scores.paired import paired
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
+from workbench.transplant.inputs import Wanted
+from workbench.transplant.training import Course, distil
+from workbench.transplant.transplant import transplant
 from workbench.weights.lowrank import Factors
 
 SKILLS = ("add", "reverse", "glossary", "record")

@@ -14,7 +14,7 @@ from worlds.places import STARTER
 from worlds.project import Project
 from worlds.tiny import edit_json
 
-from workbench.library.starter import CONFIG, DIGEST
+from workbench.upkeep.fetch import CONFIG, DIGEST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 from workbench.weights.writer import output_specs

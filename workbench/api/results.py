@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.library.frames import data_frame
-from workbench.tables import as_html
+from workbench.tables import as_html, data_frame
 
 if TYPE_CHECKING:
     from workbench.errors import LeftOut

@@ -15,10 +15,9 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.advise import Advice
-    from workbench.library.candidates import Candidate, Trial
-    from workbench.library.pools import Pair
-    from workbench.library.scored_before import ScoredBefore
+    from workbench.advice.advise import Advice
+    from workbench.advice.evidence import Candidate, ScoredBefore, Trial
+    from workbench.advice.pools import Pair
     from workbench.scores.statistics import Floats
 
 
@@ -82,10 +81,10 @@ def advise(
     another one, finds bricks whose texts contradict each other, and lists stored scores of the same bricks. No merged model is run
     without --measure.
     """
+    from workbench.advice.advise import advise as look
+    from workbench.advice.evidence import scored_before
     from workbench.cli._bricks import base_of_brick, brick_directory, find_brick
     from workbench.cli.documents.advice import AdviceDocument
-    from workbench.library.advise import advise as look
-    from workbench.library.scored_before import scored_before
     from workbench.models.device import pick_device
     from workbench.project import find_project, runs_of
     from workbench.run.work import Work
@@ -204,7 +203,7 @@ def _left_out(advice: Advice) -> list[str]:
 
 def _trial(trial: Trial, recommended: bool) -> dict[str, Any]:
     """Return what was run as plain data."""
-    from workbench.library.candidates import Accuracy
+    from workbench.advice.evidence import Accuracy
 
     def on_bricks(right: Mapping[str, Floats]) -> list[dict[str, Any]]:
         return [{"brick": name, "accuracy": asdict(Accuracy.of(values))} for name, values in right.items()]
@@ -335,7 +334,7 @@ def _flow(value: Any) -> str:
 
 def _print_trial(trial: Trial) -> None:
     """Print the share of prompts that each model answers, with intervals, brick by brick and in all."""
-    from workbench.library.candidates import Accuracy
+    from workbench.advice.evidence import Accuracy
 
     asked = list(trial.alone)
     rows = [["each brick alone", *(str(Accuracy.of(right)) for right in trial.alone.values()), ""]]

@@ -28,8 +28,8 @@ def barrier(
 
     The barrier is the largest rise of the loss above the straight line between the losses of the two ends.
     """
+    from workbench.advice.barrier import measure_barrier
     from workbench.cli.documents.barrier import BarrierDocument
-    from workbench.library.barrier import measure_barrier
     from workbench.models.device import pick_device
 
     out.quiet = quiet or json

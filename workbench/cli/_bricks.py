@@ -10,7 +10,7 @@ from workbench.errors import GateFailedError, UsageError, WorkbenchError, neares
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
-    from workbench.library.measure import Measures
+    from workbench.merge.measuring.deltas import Measures
     from workbench.merge.streaming.deltas import Deltas
     from workbench.models.layout import Model
 
@@ -29,7 +29,7 @@ def measure_brick(brick: Brick, others: list[str], base: str, device: str) -> Me
     """
     from workbench.bricks.locate import resolve_base
     from workbench.bricks.tied import base_for
-    from workbench.library.measure import measure
+    from workbench.merge.measuring.deltas import measure
     from workbench.models.device import pick_device
     from workbench.run.compose import deltas
     from workbench.weights.device import exact
@@ -75,7 +75,7 @@ def base_of_brick(brick: Brick) -> str:
     Raises:
         WorkbenchError: If it names none.
     """
-    from workbench.library.extract import base_of
+    from workbench.bricks.locate import base_of
 
     return base_of(
         brick.path if brick.card is None else card_directory(brick),

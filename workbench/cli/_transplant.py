@@ -64,9 +64,9 @@ def transplant(
     measures how well the units of both models match and the loss before and after; it refuses to write at chance level.
     """
     from workbench.cli.documents.transplant import CarriedDocument
-    from workbench.library.transplant import transplant as run
-    from workbench.library.transplant_inputs import Wanted
     from workbench.models.device import pick_device
+    from workbench.transplant.inputs import Wanted
+    from workbench.transplant.transplant import transplant as run
 
     out.quiet = quiet or json
     wanted = Wanted(brick_directory(brick), target, on, by, layers, mapping, texts, steps, learning_rate, force)

@@ -137,7 +137,7 @@ def fetch(
 
     Verifies its checksum.
     """
-    from workbench.library.starter import fetch_starter
+    from workbench.upkeep.fetch import fetch_starter
 
     out.line(str(fetch_starter(Path.cwd(), hub=hub, source=source, events=out.event).relative_to(Path.cwd())))
 
@@ -168,8 +168,8 @@ def train(
     A brick's settings are in train.yaml, and its card is written to brick.yaml, with statistics of its prompts for routers beside
     it. An interrupted training resumes.
     """
-    from workbench.library.train import train_brick, write_spec
     from workbench.models.device import pick_device
+    from workbench.upkeep.train import train_brick, write_spec
 
     flags = {
         "base": base,
@@ -251,9 +251,9 @@ def extract(
 
     from workbench.adapters.approximate import Policy
     from workbench.cli.documents.bricks import ExtractDocument
-    from workbench.library.extract import extract as run
     from workbench.models.device import pick_device
     from workbench.run.work import Work
+    from workbench.upkeep.extract import extract as run
 
     out.quiet = quiet or json
     error = _error(energy, tolerance)
@@ -325,9 +325,9 @@ def bake(
     Computes in float32 and casts once. An interrupted command resumes.
     """
     from workbench.cli.documents.run import RunDocument
-    from workbench.library.extract import bake as run
     from workbench.models.device import pick_device
     from workbench.run.work import Work
+    from workbench.upkeep.extract import bake as run
 
     out.quiet = quiet or json
     named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter

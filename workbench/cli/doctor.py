@@ -14,8 +14,8 @@ def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
     Reports on the compiler, kernels, caches, device, versions and disk space. Exits with 3 if a problem remains.
     """
     from workbench.cli.documents.machine import DoctorDocument
-    from workbench.library.doctor import examine
     from workbench.project import find_project, runs_of
+    from workbench.upkeep.doctor import examine
 
     project = find_project()
     findings = examine(project, runs_dir or runs_of(project))

@@ -57,8 +57,8 @@ def rebase(
     Takes the facts and settings that the edit was made with.
     """
     from workbench.cli.documents.edits import RebaseDocument
-    from workbench.library.rebase import rebase as run
     from workbench.models.device import pick_device
+    from workbench.upkeep.rebase import rebase as run
 
     out.quiet = json or quiet
     model = open_named(onto, out.event)

@@ -15,8 +15,8 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.expected import Compared
-    from workbench.library.export import Subject
+    from workbench.ship.expected import Compared
+    from workbench.ship.export import Subject
 
 
 class _WithDefault(TyperGroup):
@@ -95,10 +95,10 @@ def write(
     """
     from workbench.cli.documents.shipping import ExportDocument
     from workbench.files import check_new
-    from workbench.library.export import PROMPTS, Export, check_export, check_server, write_export
-    from workbench.library.servers import GGUF, check_llama_cpp, converter
     from workbench.models.device import pick_device
     from workbench.models.texts import read_prompts
+    from workbench.ship.export import PROMPTS, Export, check_export, check_server, write_export
+    from workbench.ship.servers import GGUF, check_llama_cpp, converter
 
     out.quiet = json or quiet
     check_server(server)
@@ -129,8 +129,8 @@ def _written(record: dict[str, Any], to: Path, converted: Path | None, words: li
         converted: The converted base, if llama.cpp's converter was run.
         words: Words of the converter's command, for llama.cpp.
     """
-    from workbench.library.semantic_router import FILE as ROUTER
-    from workbench.library.servers import PORTS
+    from workbench.ship.servers import FILE as ROUTER
+    from workbench.ship.servers import PORTS
 
     for adapter in record["adapters"].values():
         ranks, rank = adapter["ranks"], max(adapter["ranks"]) if words else record["rank"]
@@ -151,9 +151,9 @@ def _written(record: dict[str, Any], to: Path, converted: Path | None, words: li
 def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     """Return the subject that an argument names."""
     from workbench.bricks.hub import Hub
-    from workbench.library.export import of_configuration, of_model, of_recipe, of_run
     from workbench.project import find_project
     from workbench.run.saved import is_configuration
+    from workbench.ship.export import of_configuration, of_model, of_recipe, of_run
 
     hub, found = Hub(events=out.event), find(target, runs_dir)
     if found.kind == "recipe":
@@ -197,9 +197,8 @@ def check(
     """
     from workbench.cli.documents.shipping import ExportCheckDocument
     from workbench.files import read_json
-    from workbench.library.expected import LEAST_TOLERANCE, read_expected
-    from workbench.library.export import RECORD
-    from workbench.library.served import check_server
+    from workbench.ship.expected import LEAST_TOLERANCE, check_server, read_expected
+    from workbench.ship.export import RECORD
 
     out.quiet = json or quiet
     rows = read_expected(expected)

@@ -14,7 +14,7 @@ from workbench.cli._output import out
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
-    from workbench.library.push import Package
+    from workbench.ship.push import Package
 
 
 def push(
@@ -59,7 +59,7 @@ def push(
     """
     from workbench.bricks.upload import Target, check_reachable, upload
     from workbench.cli.documents.shipping import PushDocument
-    from workbench.library.push import contents, licence_of, package
+    from workbench.ship.push import contents, licence_of, package
 
     out.quiet = json or quiet
     target = Target(repository, None if revision == "main" else revision, private, replace)
@@ -98,8 +98,8 @@ def push(
 
 def _card(packed: Package, runs_dir: Path | None) -> str:
     """Return the text of the run's card, with scores of the store if `eval` has not written any into it."""
-    from workbench.library.push import CARD, stored_scores
     from workbench.report.scorecard import BEGIN, with_scores
+    from workbench.ship.push import CARD, stored_scores
 
     text = packed.files[CARD].read_text("utf-8")
     scores = stored_scores(packed.run, (runs_dir or packed.run.path.parent) / "scores")

@@ -15,7 +15,7 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.recipediff import InputDifference, RecipeDifference
+    from workbench.upkeep.recipediff import InputDifference, RecipeDifference
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check, compare and import recipes.")
 
@@ -162,7 +162,7 @@ def diff(
 
     from workbench.bricks.hub import Hub
     from workbench.cli.documents.recipes import RecipeDiffDocument
-    from workbench.library.recipediff import recipe_difference
+    from workbench.upkeep.recipediff import recipe_difference
 
     found = recipe_difference(load_named(first), load_named(second), Hub(headers_only=True, events=out.event))
     names = [f"{relative(one.path) if one.path else one.name}{one.point}" for one in map(find, (first, second))]

@@ -15,8 +15,8 @@ from workbench.emergent.losses import ItemLosses, Scored, SetLosses, losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
-from workbench.library.measure import measure
 from workbench.library.neurons_ablation import AblationTable, ablation_table, finite
+from workbench.merge.measuring.deltas import measure
 from workbench.models.live import compute, live_model
 from workbench.models.texts import Text, encode, longest_row
 from workbench.models.tokenizer import load_tokenizer

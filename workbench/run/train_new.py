@@ -20,7 +20,7 @@ from workbench.models.live import compute, live_model
 from workbench.run.kind import StepContext
 from workbench.steps import GrowMethod, NewTraining
 from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters
-from workbench.train.routing import Routing
+from workbench.train.penalties import Routing
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.saving import save_tensors
 from workbench.weights.specs import load

@@ -15,7 +15,7 @@ from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
 from workbench.models.batching import by_length, side_by_side
 from workbench.models.texts import batch_limit
-from workbench.train.surroundings import quiet, reproducible
+from workbench.train.run import quiet, reproducible
 
 if TYPE_CHECKING:
     from torch import Tensor
