@@ -214,7 +214,6 @@ def test_what_is_printed(family: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (("lora", "--to", "wide", "--by", "copy"), "--by copy needs equal shapes"),
         (("lora", "--to", "wide", "--by", "ridge"), "--by ridge reads texts, and --texts is missing"),
         (("lora", "--to", "release", "--steps", "2"), "--steps trains on texts, and --texts is missing"),
-        (("lora", "--to", "release", "--learning-rate", "0"), "--learning-rate 0: expected a number above 0"),
         (("lora", "--to", "short", "--map", "2:0"), "--map 2:0: layer 2 of the target does not exist"),
         (("lora", "--to", "short", "--map", "0:0", "--layers", "avg"), "--layers and --map exclude each other"),
         (("lora", "--to", "release", "--texts", "few.jsonl"), "few.jsonl: 3 texts, expected 10 or more"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from workbench.lazy import torch
+from workbench.results import Number, Part
 from workbench.transplant.counterparts import Linear, Move, Plan
 from workbench.transplant.maps import assignment, input_map, matched, output_map
 from workbench.transplant.readings import Reading, Recorded, exchanged, record
@@ -33,33 +34,37 @@ CRITERION = (
 )
 
 
-@dataclass(frozen=True)
-class Chance:
-    """A match beside its chance level, on the same layers.
+class Match(Part):
+    """The match beside its chance level, on the same layers."""
 
-    Attributes:
+    matched: Number
+    """Mean correlation of matched units on held-out texts."""
+    chance: Number
+    """The same with exchanged tokens: mean of the controls."""
+    controls: list[Number]
+    """The same for each control."""
+    layers: list[int]
+    """Layers of the target that were compared."""
+    above: bool
+    """True if the match is above chance."""
+    criterion: str
+    """What counts as above chance."""
+
+
+def beside_chance(layers: Sequence[int], matched: float, controls: Sequence[float]) -> Match:
+    """Judge a match by `CRITERION`.
+
+    Positions that are paired at random would be too weak a control: two unrelated models read the same tokens, and units that tell
+    tokens apart correlate for that reason alone.
+
+    Args:
         layers: Layers of the target.
         matched: Mean correlation of matched units.
-        shuffled: The same for each control.
+        controls: The same for each control.
     """
-
-    layers: tuple[int, ...]
-    matched: float
-    shuffled: tuple[float, ...]
-
-    @property
-    def level(self) -> float:
-        """Mean of the controls."""
-        return math.fsum(self.shuffled) / len(self.shuffled)
-
-    @property
-    def above(self) -> bool:
-        """True if the match is above chance by `CRITERION`.
-
-        Positions that are paired at random would be too weak a control: two unrelated models read the same tokens, and units that tell
-        tokens apart correlate for that reason alone.
-        """
-        return self.matched > max(self.shuffled) and self.matched - self.level >= MARGIN
+    chance = math.fsum(controls) / len(controls)
+    above = matched > max(controls) and matched - chance >= MARGIN
+    return Match(matched=matched, chance=chance, controls=list(controls), layers=list(layers), above=above, criterion=CRITERION)
 
 
 def chance_layers(layers: Sequence[int]) -> tuple[int, ...]:
@@ -120,12 +125,12 @@ class Carried:
     Attributes:
         updates: Linear layer of the target -> B [outputs, rank] and A [rank, inputs] as `left` and `right`.
         matches: The match of each layer; empty without texts.
-        chance: The match beside its chance level; None without texts.
+        match: The match beside its chance level; None without texts.
     """
 
     updates: Mapping[Linear, Factors]
     matches: tuple[LayerMatch, ...] = ()
-    chance: Chance | None = None
+    match: Match | None = None
 
 
 @dataclass
@@ -181,9 +186,9 @@ def carry(
             if again:
                 values += _fit_group(again, by, models.source, control, seen)[1]
     real = [one.values for one in matches if one.layer in compared]
-    chance = Chance(compared, _mean(real), tuple(_mean([one.values for one in values]) for values in shuffled))
+    match = beside_chance(compared, _mean(real), [_mean([one.values for one in values]) for values in shuffled])
     progress(len(layers), len(layers), "done")
-    return Carried(carried, tuple(matches), chance)
+    return Carried(carried, tuple(matches), match)
 
 
 def _mean(values: Sequence[Tensor]) -> float:

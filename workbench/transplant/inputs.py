@@ -38,7 +38,6 @@ class Wanted:
         mapping: Layer map as the user wrote it, in the place of a rule.
         texts: File of texts.
         steps: Steps of training after the transplant.
-        learning_rate: Its learning rate.
         force: Whether to write an adapter at chance level, of another base, or without the layers that have no counterpart.
     """
 
@@ -50,7 +49,6 @@ class Wanted:
     mapping: str | None = None
     texts: Path | None = None
     steps: int = 0
-    learning_rate: float = 1e-3
     force: bool = False
 
 
@@ -97,8 +95,6 @@ def check_options(wanted: Wanted) -> None:
         raise UsageError(f"--by {wanted.by} reads texts, and --texts is missing", "Add --texts FILE.jsonl.")
     if wanted.texts is None and wanted.steps:
         raise UsageError("--steps trains on texts, and --texts is missing", "Add --texts FILE.jsonl.")
-    if not 0 < wanted.learning_rate < float("inf"):
-        raise UsageError(f"--learning-rate {wanted.learning_rate:g}: expected a number above 0", "The default is 0.001.")
 
 
 def read_inputs(wanted: Wanted, project: Path) -> Inputs:

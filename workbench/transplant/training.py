@@ -42,6 +42,8 @@ def acting(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[N
 
 BATCH = 8
 """Texts of a step."""
+LEARNING_RATE = 1e-3
+"""Learning rate of AdamW by default, as in the training of new adapters."""
 _CLIP = 1.0  # largest norm of the gradient
 
 
@@ -69,7 +71,7 @@ class Course:
     """
 
     steps: int
-    learning_rate: float = 1e-3
+    learning_rate: float = LEARNING_RATE
     seed: int = 0
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from workbench.adapters.export import write_adapter
 from workbench.bricks.brick import Brick
@@ -21,11 +21,12 @@ from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.texts import Text, TextRow, encode, longest_row, read_texts
 from workbench.models.tokenizer import load_tokenizer
-from workbench.transplant.carried import CRITERION, Carried, Models, carry
-from workbench.transplant.counterparts import Linear
+from workbench.results import Number, Part, Result, absent
+from workbench.transplant.carried import CRITERION, By, Carried, Match, Models, carry
+from workbench.transplant.counterparts import Linear, Rule
 from workbench.transplant.inputs import Inputs, Wanted, read_inputs
 from workbench.transplant.readings import Reading, read_aligned
-from workbench.transplant.training import Course, Teacher, acting, distil
+from workbench.transplant.training import LEARNING_RATE, Course, Teacher, acting, distil
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors
@@ -39,6 +40,118 @@ LONGEST = 256
 """Largest number of tokens of a text."""
 LEAST_TEXTS = 10
 """Fewest texts; every fifth is held out."""
+
+
+class CommonPositions(Part):
+    """Positions of the texts at which both models have read the same text."""
+
+    common: int
+    """Number of common positions, without the first position of each text."""
+    held_out: int
+    """How many of them belong to held-out texts."""
+    share: Number
+    """Share of the positions of the shorter reading of each text, from 0 to 1."""
+
+
+class CarriedLayer(Part):
+    """A layer of the target."""
+
+    layer: int
+    """The layer."""
+    sources: list[int]
+    """Layers of the source whose updates it takes; several are averaged."""
+    modules: list[str]
+    """Modules that take an update."""
+    matched: Number | None
+    """Mean correlation of matched units on held-out texts; null without texts."""
+    under: Number | None
+    """Share of units with a correlation below 0.2, from 0 to 1; null without texts."""
+    units: int | None
+    """Number of units, of all inputs and outputs of these modules; null without texts."""
+
+
+class NotCarried(Part):
+    """An update that no layer of the target takes."""
+
+    tensor: str
+    """Tensor of the source."""
+    reason: str
+    """The reason."""
+
+
+class CarriedTraining(Part):
+    """Training after the transplant."""
+
+    steps: int
+    """Number of steps."""
+    learning_rate: Number
+    """The learning rate."""
+    objective: Literal["source", "texts"]
+    """`source`: the distributions of the source with its brick, for models that read the same tokens; `texts`: the texts themselves."""
+    first: Number
+    """Loss of the first step, in nats per learned token."""
+    last: Number
+    """Loss of the last step."""
+
+
+class CarriedLoss(Part):
+    """Mean loss per learned token on held-out texts, in nats of each model's own tokens."""
+
+    texts: int
+    """Number of held-out texts."""
+    tokens: int
+    """Number of learned tokens of the target."""
+    source: Number
+    """The source alone."""
+    source_with_brick: Number
+    """The source with its brick."""
+    before: Number
+    """The target alone."""
+    after: Number
+    """The target with the carried adapter, before training."""
+    trained: Number | None = absent()
+    """The target with the carried adapter after training."""
+
+
+class Transplant(Result):
+    """An adapter that was carried to another model."""
+
+    adapter: str
+    """Directory of the new adapter."""
+    brick: str
+    """The brick."""
+    from_base: str
+    """The model that it was trained on."""
+    to: str
+    """The target."""
+    by: By
+    """How units were matched."""
+    layer_rule: Rule
+    """How layers were matched."""
+    texts: str | None
+    """File of the texts; null without texts."""
+    positions: CommonPositions | None
+    """The texts' common positions; null without texts."""
+    modules: int
+    """Number of modules that take an update."""
+    rank: int
+    """Largest rank of an update."""
+    left_out: int
+    """Number of updates that are not carried."""
+    layers: list[CarriedLayer]
+    """The layers of the target that take updates."""
+    not_carried: list[NotCarried]
+    """The updates that are not carried."""
+    match: Match | None
+    """The match beside its chance level; null without texts."""
+    forced: bool
+    """True if --force was given."""
+    training: CarriedTraining | None = absent()
+    """Training after the transplant, with --steps."""
+    loss: CarriedLoss | None = absent()
+    """Losses, with texts."""
+    notes: list[str] = []
+    """Warnings."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +178,7 @@ class _Reads:
         return [row for row, reading in zip(rows, self.readings, strict=True) if reading.held_out == held_out]
 
 
-class ChanceError(WorkbenchError):
-    """The units of the two models match no better than by chance.
-
-    Args:
-        message: The measurement.
-        hint: What to do.
-        report: The report, as plain data.
-    """
-
-    def __init__(self, message: str, hint: str, report: dict[str, Any]) -> None:
-        super().__init__(message, hint)
-        self.report = report
-
-
-def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device, events: Events = no_events) -> dict[str, Any]:
+def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device, events: Events = no_events) -> Transplant:
     """Carry an adapter to another model and write it with a card and a report.
 
     Args:
@@ -89,12 +188,8 @@ def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device
         device: Device of the models.
         events: Receives progress.
 
-    Returns:
-        The document of `brick transplant`, the same as in `transplant.json`.
-
     Raises:
-        ChanceError: If the units match no better than by chance, unless forced.
-        WorkbenchError: If the inputs do not allow it.
+        WorkbenchError: If the inputs do not allow it, or the units match no better than by chance, unless forced.
     """
     check_new(out)
     inputs = read_inputs(wanted, project)
@@ -114,19 +209,38 @@ def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device
             reads.special if reads else frozenset(),
             progress(events, "carry", inputs.brick.name),
         )
-        chance, extra = carried.chance, dict[str, Any]()
-        if chance is not None and not chance.above and not wanted.force:
-            raise ChanceError(
+        match = carried.match
+        if match is not None and not match.above and not wanted.force:
+            raise WorkbenchError(
                 f"{inputs.brick.label}: units of {inputs.base} and {wanted.to} match no better than by chance: mean correlation "
-                f"{chance.matched:.3f}, {chance.level:.3f} with exchanged tokens. {CRITERION}",
+                f"{match.matched:.3f}, {match.chance:.3f} with exchanged tokens. {CRITERION}",
                 "The models do not share what the brick builds on: train it anew on the target, or add --force to write it nevertheless.",
-                report_of(inputs, wanted, carried, reads.readings if reads else ()),
             )
+        training, loss = None, None
         if reads is not None and models is not None:
-            carried, extra = _finished(inputs, wanted, carried, reads, models, events)
-    report = {"adapter": str(out), **report_of(inputs, wanted, carried, reads.readings if reads else ()), **extra}
+            carried, training, loss = _finished(inputs, wanted, carried, reads, models, events)
+    report = Transplant(
+        adapter=str(out),
+        brick=inputs.brick.name,
+        from_base=inputs.base,
+        to=wanted.to,
+        by=inputs.by,
+        layer_rule=inputs.layers.rule,
+        texts=str(wanted.texts) if wanted.texts else None,
+        positions=_positions(reads.readings) if reads else None,
+        modules=len(carried.updates),
+        rank=max(update.rank for update in carried.updates.values()),
+        left_out=len(inputs.plan.left),
+        layers=_layers(inputs, carried),
+        not_carried=[NotCarried(tensor=name, reason=why) for name, why in sorted(inputs.plan.left.items())],
+        match=match,
+        forced=wanted.force,
+        training=training,
+        loss=loss,
+        notes=inputs.notes,
+    )
     _write(inputs, wanted, carried, report, out)
-    return {**report, "notes": inputs.notes}
+    return report
 
 
 def _read(file: Path, inputs: Inputs) -> _Reads:
@@ -169,41 +283,35 @@ def _by_module(updates: Mapping[Linear, Factors], device: torch.device) -> dict[
 
 def _finished(
     inputs: Inputs, wanted: Wanted, carried: Carried, reads: _Reads, models: Models, events: Events
-) -> tuple[Carried, dict[str, Any]]:
-    """Train the carried adapter where that is asked for, and measure losses on held-out texts.
-
-    Returns:
-        The adapter, and the fields of the report: `training`, `loss`.
-    """
+) -> tuple[Carried, CarriedTraining | None, CarriedLoss]:
+    """Train the carried adapter where that is asked for, and measure losses on held-out texts."""
     source, target = models.source, models.target
     device = next(target.parameters()).device
     whole = {inputs.modules[name]: _oriented(inputs, name) for name in inputs.bound.places if name in inputs.modules}
-    brick, updates = _by_module(whole, device), dict(carried.updates)
-    extra: dict[str, Any] = {}
-    measured = {
-        "texts": len(reads.rows("target", held_out=True)),
-        "tokens": sum(row.learned for row in reads.rows("target", held_out=True)),
-        "source": _loss(source, {}, reads.rows("source", held_out=True)),
-        "source_with_brick": _loss(source, brick, reads.rows("source", held_out=True)),
-        "before": _loss(target, {}, reads.rows("target", held_out=True)),
-        "after": _loss(target, _by_module(updates, device), reads.rows("target", held_out=True)),
+    brick, updates = _by_module(whole, device), _by_module(carried.updates, device)
+    held_out = {side: reads.rows(side, held_out=True) for side in ("source", "target")}
+    before = {
+        "source": _loss(source, {}, held_out["source"]),
+        "source_with_brick": _loss(source, brick, held_out["source"]),
+        "before": _loss(target, {}, held_out["target"]),
+        "after": _loss(target, updates, held_out["target"]),
     }
+    training, after = None, None
     if wanted.steps:
         teacher = Teacher(source, brick) if reads.equal else None
         report = progress(events, "train", inputs.brick.name)
-        rows = reads.rows("target", held_out=False)
-        by_module = _by_module(updates, device)
-        trained, history = distil(target, by_module, rows, Course(wanted.steps, wanted.learning_rate), teacher, report)
-        updates = {linear: trained[linear.module] for linear in updates}
-        measured["trained"] = _loss(target, _by_module(updates, device), reads.rows("target", held_out=True))
-        extra["training"] = {
-            "steps": wanted.steps,
-            "learning_rate": wanted.learning_rate,
-            "objective": "source" if teacher else "texts",
-            "first": history[0],
-            "last": history[-1],
-        }
-    return Carried(updates, carried.matches, carried.chance), {**extra, "loss": measured}
+        updates, history = distil(target, updates, reads.rows("target", held_out=False), Course(wanted.steps), teacher, report)
+        carried = replace(carried, updates={linear: updates[linear.module] for linear in carried.updates})
+        after = _loss(target, _by_module(carried.updates, device), held_out["target"])
+        training = CarriedTraining(
+            steps=wanted.steps,
+            learning_rate=LEARNING_RATE,
+            objective="source" if teacher else "texts",
+            first=history[0],
+            last=history[-1],
+        )
+    learned = sum(row.learned for row in held_out["target"])
+    return carried, training, CarriedLoss(texts=len(held_out["target"]), tokens=learned, **before, trained=after)
 
 
 def _loss(model: PreTrainedModel, updates: Mapping[str, Factors], rows: Sequence[TextRow]) -> float:
@@ -213,7 +321,7 @@ def _loss(model: PreTrainedModel, updates: Mapping[str, Factors], rows: Sequence
         return losses(model, items, scored="response").mean
 
 
-def _write(inputs: Inputs, wanted: Wanted, carried: Carried, report: dict[str, Any], out: Path) -> None:
+def _write(inputs: Inputs, wanted: Wanted, carried: Carried, report: Transplant, out: Path) -> None:
     """Write the adapter, its report and its card."""
     flip = any(linear.conv1d for linear in carried.updates)
     factors = {f"{linear.module}.weight": one.transposed() if flip else one for linear, one in carried.updates.items()}
@@ -222,14 +330,14 @@ def _write(inputs: Inputs, wanted: Wanted, carried: Carried, report: dict[str, A
         "brick": brick.public_name,
         "digest": brick.digest(None),
         "base": inputs.base,
-        **{key: report[key] for key in ("by", "layer_rule", "modules", "left_out", "forced")},
-        **({"matched": round(carried.chance.matched, 4), "chance": round(carried.chance.level, 4)} if carried.chance else {}),
+        **report.model_dump(include={"by", "layer_rule", "modules", "left_out", "forced"}),
+        **({"matched": round(report.match.matched, 4), "chance": round(report.match.chance, 4)} if report.match else {}),
         **({"texts": str(wanted.texts)} if wanted.texts else {}),
         **({"steps": wanted.steps} if wanted.steps else {}),
     }
     with new_directory(out) as partial:
         write_adapter(partial, factors, wanted.to, fan_in_fan_out=flip)
-        write_json(partial / RECORD, report, indent=1)
+        write_json(partial / RECORD, {key: value for key, value in report.to_dict().items() if key != "notes"}, indent=1)
         card = BrickCard(
             version=1,
             name=brick_name(out),
@@ -245,67 +353,29 @@ def _write(inputs: Inputs, wanted: Wanted, carried: Carried, report: dict[str, A
         write_card(partial, card, made_by="workbench brick transplant", record=RECORD)
 
 
-def report_of(inputs: Inputs, wanted: Wanted, carried: Carried, readings: Sequence[Reading]) -> dict[str, Any]:
-    """Return the report, without losses.
-
-    Args:
-        inputs: The inputs.
-        wanted: What the user asked for.
-        carried: The carried adapter.
-        readings: The texts as both models read them.
-    """
-    chance = carried.chance
-    return {
-        "brick": inputs.brick.name,
-        "from_base": inputs.base,
-        "to": wanted.to,
-        "by": inputs.by,
-        "layer_rule": inputs.layers.rule,
-        "texts": str(wanted.texts) if wanted.texts else None,
-        "positions": _positions(readings) if readings else None,
-        "modules": len(carried.updates),
-        "rank": max(update.rank for update in carried.updates.values()),
-        "left_out": len(inputs.plan.left),
-        "layers": _layers(inputs, carried),
-        "not_carried": [{"tensor": name, "reason": why} for name, why in sorted(inputs.plan.left.items())],
-        "match": None
-        if chance is None
-        else {
-            "matched": chance.matched,
-            "chance": chance.level,
-            "controls": list(chance.shuffled),
-            "layers": list(chance.layers),
-            "above": chance.above,
-            "criterion": CRITERION,
-        },
-        "forced": wanted.force,
-    }
-
-
-def _positions(readings: Sequence[Reading]) -> dict[str, Any]:
+def _positions(readings: Sequence[Reading]) -> CommonPositions:
     """Return the numbers of common positions, and their share of the positions of the shorter reading."""
     common = sum(len(reading.pairs) for reading in readings)
     shorter = sum(max(1, min(len(reading.source), len(reading.target)) - 1) for reading in readings)
     held_out = sum(len(reading.pairs) for reading in readings if reading.held_out)
-    return {"common": common, "held_out": held_out, "share": common / shorter}
+    return CommonPositions(common=common, held_out=held_out, share=common / shorter)
 
 
-def _layers(inputs: Inputs, carried: Carried) -> list[dict[str, Any]]:
+def _layers(inputs: Inputs, carried: Carried) -> list[CarriedLayer]:
     """Return what each layer of the target takes, and its match."""
     matches = {match.layer: match for match in carried.matches}
     rows = []
     for layer in sorted({move.target.layer for move in inputs.plan.moves if move.target.layer is not None}):
         moves = [move for move in inputs.plan.moves if move.target.layer == layer]
-        sources = sorted({one.layer for move in moves for one in move.sources if one.layer is not None})
         match = matches.get(layer)
         rows.append(
-            {
-                "layer": layer,
-                "sources": sources,
-                "modules": [move.target.part.removesuffix(".weight") for move in moves],
-                "matched": match.mean if match else None,
-                "under": match.under if match else None,
-                "units": len(match.values) if match else None,
-            }
+            CarriedLayer(
+                layer=layer,
+                sources=sorted({one.layer for move in moves for one in move.sources if one.layer is not None}),
+                modules=[move.target.part.removesuffix(".weight") for move in moves],
+                matched=match.mean if match else None,
+                under=match.under if match else None,
+                units=len(match.values) if match else None,
+            )
         )
     return rows

@@ -33,9 +33,9 @@ from workbench.cli.documents.scores import CompareDocument, EvalDocument, Import
 from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
-from workbench.cli.documents.transplant import CarriedDocument
 from workbench.results import Part
 from workbench.steps.fields import field_docs
+from workbench.transplant.transplant import Transplant
 
 DOCUMENTS: Mapping[str, Any] = {
     "plan": PlanDocument | list[PlanDocument],
@@ -53,7 +53,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick bake": RunDocument,
     "brick advise": AdviceDocument,
     "brick barrier": BarrierDocument,
-    "brick transplant": CarriedDocument,
+    "brick transplant": Transplant,
     "suite ls": list[SuiteRow],
     "suite show": SuiteDocument,
     "suite check": SuiteCheckDocument,
