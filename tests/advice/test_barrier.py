@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from worlds.commands import call, document, refused
 from worlds.project import CPU
 from worlds.tiny import WORDS, live, save_adapter, save_finetuned, save_model, tensors_of
 
-from workbench.advice.barrier import Line, measure_barrier
+from workbench.advice.barrier import Barrier, Line, measure_barrier
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +49,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(pair: Path) -> Callable[..., dict[str, Any]]:
+def measured(pair: Path) -> Callable[..., Barrier]:
     """Measure a pair of models, each once."""
 
     @cache
-    def measure(first: str, second: str, base: str | None = None) -> dict[str, Any]:
+    def measure(first: str, second: str, base: str | None = None) -> Barrier:
         place = None if base is None else str(pair / base)
         return measure_barrier(str(pair / first), str(pair / second), pair / "texts.jsonl", project=pair, device=CPU, base=place)
 
@@ -77,36 +76,36 @@ def direct(pair: Path, second: str, t: float) -> list[float]:
     return losses
 
 
-def test_losses_equal_a_direct_computation(measured: Callable[..., dict[str, Any]], pair: Path) -> None:
+def test_losses_equal_a_direct_computation(measured: Callable[..., Barrier], pair: Path) -> None:
     found = measured("base", "permuted")
-    assert [point["t"] for point in found["points"]] == [pytest.approx(i / 10) for i in range(11)]
+    assert [point.t for point in found.points] == [pytest.approx(i / 10) for i in range(11)]
     ends = [np.mean(direct(pair, "permuted", t)) for t in (0.0, 1.0)]
-    for point in (found["points"][i] for i in (0, 3, 5, 10)):
-        loss = np.mean(direct(pair, "permuted", point["t"]))
-        assert point["loss"] == pytest.approx(loss, abs=1e-5)
-        assert point["above"] == pytest.approx(loss - (1 - point["t"]) * ends[0] - point["t"] * ends[1], abs=2e-5)
-        assert point["low"] < point["loss"] < point["high"]
-    assert found["barrier"]["value"] == max(point["above"] for point in found["points"])
+    for point in (found.points[i] for i in (0, 3, 5, 10)):
+        loss = np.mean(direct(pair, "permuted", point.t))
+        assert point.loss == pytest.approx(loss, abs=1e-5)
+        assert point.above == pytest.approx(loss - (1 - point.t) * ends[0] - point.t * ends[1], abs=2e-5)
+        assert point.low < point.loss < point.high
+    assert found.barrier.value == max(point.above for point in found.points)
 
 
-def test_two_copies_have_no_barrier_and_a_permuted_copy_a_high_one(measured: Callable[..., dict[str, Any]]) -> None:
+def test_two_copies_have_no_barrier_and_a_permuted_copy_a_high_one(measured: Callable[..., Barrier]) -> None:
     """The permuted copy computes the same function; the models between do not."""
     copies, permuted = measured("base", "copy"), measured("base", "permuted")
-    assert copies["barrier"]["value"] == pytest.approx(0, abs=1e-6)
-    assert copies["verdict"] == "none"
-    losses = [point["loss"] for point in permuted["points"]]
+    assert copies.barrier.value == pytest.approx(0, abs=1e-6)
+    assert copies.verdict == "none"
+    losses = [point.loss for point in permuted.points]
     assert losses[0] == pytest.approx(losses[-1], abs=1e-5)
-    assert permuted["barrier"]["low"] > 0.2
-    assert permuted["verdict"] == "high"
-    assert 0.3 <= permuted["barrier"]["t"] <= 0.7
-    assert measured("base", "near")["verdict"] == "none"
+    assert permuted.barrier.low > 0.2
+    assert permuted.verdict == "high"
+    assert 0.3 <= permuted.barrier.t <= 0.7
+    assert measured("base", "near").verdict == "none"
 
 
-def test_bricks_of_a_base(measured: Callable[..., dict[str, Any]]) -> None:
+def test_bricks_of_a_base(measured: Callable[..., Barrier]) -> None:
     """An adapter against its base is the line from the base; with --base both ends are bricks."""
     alone, both = measured("base", "lora"), measured("near", "lora", base="base")
-    assert alone["points"][-1]["loss"] == pytest.approx(both["points"][-1]["loss"], abs=1e-5)
-    assert both["points"][0]["loss"] == pytest.approx(measured("base", "near")["points"][-1]["loss"], abs=1e-5)
+    assert alone.points[-1].loss == pytest.approx(both.points[-1].loss, abs=1e-5)
+    assert both.points[0].loss == pytest.approx(measured("base", "near").points[-1].loss, abs=1e-5)
 
 
 def test_the_interval_is_paired_over_texts() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
+from workbench.results import Number, Part, Result
 from workbench.run.compose import step_context
 from workbench.scores.statistics import resampled_means
 from workbench.steps import MergeMethod
@@ -40,6 +42,60 @@ SMALL = 0.02
 LONGEST = 1024
 """Largest number of tokens of a text."""
 _RESAMPLES = 2000
+Verdict = Literal["none", "small", "high"]
+
+
+class LinePoint(Part):
+    """A model on the line between the two."""
+
+    t: Number
+    """Position: 0 is the first model, 1 the second one."""
+    loss: Number
+    """Mean over texts of the mean loss per predicted token, in nats."""
+    low: Number
+    """Lower end of the 95 % interval over texts."""
+    high: Number
+    """Upper end of the interval."""
+    above: Number
+    """Rise of the loss above the straight line between the losses of the ends."""
+
+
+class BarrierHeight(Part):
+    """The largest rise above the line."""
+
+    value: Number
+    """The barrier, in nats; 0 if no point is above the line."""
+    low: Number
+    """Lower end of the 95 % interval, paired over texts."""
+    high: Number
+    """Upper end of the interval."""
+    t: Number
+    """Position of the barrier."""
+
+
+class Barrier(Result):
+    """Loss along the line between two models."""
+
+    first: str
+    """The first model."""
+    second: str
+    """The second model."""
+    base: str | None
+    """The model that both are bricks of; null if the second one is compared with the first."""
+    texts: str
+    """File of the texts."""
+    items: int
+    """Number of texts."""
+    tokens: int
+    """Number of predicted tokens."""
+    points: list[LinePoint]
+    """The models, from the first to the second."""
+    barrier: BarrierHeight
+    """The barrier."""
+    verdict: Verdict
+    """The verdict on the barrier. "none": linear merging has a chance; "high": it has none; "small": in between, or unclear."""
+    says: str
+    """The verdict as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +129,28 @@ class Line:
         at = int(np.argmax(heights))
         return float(heights[at]), float(self.points[at])
 
-    def interval(self, seed: int = 0) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """Return the 95 % interval of the barrier.
 
         Texts are resampled, the same ones at every point, so the interval is paired over texts; each resample takes its own maximum
         over the points.
         """
-        means = resampled_means(self.losses, np.arange(self.losses.shape[1]), seed=seed, reps=_RESAMPLES)
-        low, high = np.quantile(self.above(means).max(0), (0.025, 0.975))
+        low, high = np.quantile(self.above(self._resampled).max(0), (0.025, 0.975))
         return float(low), float(high)
+
+    def rows(self) -> list[LinePoint]:
+        """Return the mean loss at each point with its 95 % interval, and its rise above the line."""
+        means = self.losses.mean(1)
+        lows, highs = np.quantile(self._resampled, (0.025, 0.975), axis=1)
+        return [
+            LinePoint(t=round(float(t), 6), loss=float(mean), low=float(low), high=float(high), above=float(above))
+            for t, mean, low, high, above in zip(self.points, means, lows, highs, self.above(means), strict=True)
+        ]
+
+    @cached_property
+    def _resampled(self) -> NDArray[np.float64]:
+        """Mean losses of resampled texts [points, resamples]."""
+        return resampled_means(self.losses, np.arange(self.losses.shape[1]), seed=0, reps=_RESAMPLES)
 
 
 def measure_barrier(
@@ -93,7 +162,7 @@ def measure_barrier(
     device: torch.device,
     base: str | None = None,
     events: Events = no_events,
-) -> dict[str, Any]:
+) -> Barrier:
     """Measure the loss on held-out texts along the line between two models.
 
     Args:
@@ -104,9 +173,6 @@ def measure_barrier(
         device: Device of the models; three copies of the weights are in memory in float32.
         base: The model that both are bricks of.
         events: Receives progress.
-
-    Returns:
-        The document of `brick barrier`.
 
     Raises:
         WorkbenchError: If the models do not have one shape and vocabulary, or there are too few texts.
@@ -129,7 +195,22 @@ def measure_barrier(
         measured.append((found.sums / found.tokens).numpy())
         counts = found.tokens.numpy()
     report(POINTS, POINTS, "done")
-    return _document(Line(points, np.stack(measured)), first, second, base, str(texts), int(counts.sum()))
+    line = Line(points, np.stack(measured))
+    low, high = line.interval()
+    value, at = line.barrier()
+    verdict, says = _verdict(line, low, high)
+    return Barrier(
+        first=first,
+        second=second,
+        base=base,
+        texts=str(texts),
+        items=len(items),
+        tokens=int(counts.sum()),
+        points=line.rows(),
+        barrier=BarrierHeight(value=value, low=low, high=high, t=at),
+        verdict=verdict,
+        says=says,
+    )
 
 
 def _recipe(first: str, second: str, base: str | None) -> dict[str, Any]:
@@ -177,33 +258,7 @@ def _models(resolved: Resolved, device: torch.device, events: Events) -> Callabl
     return model_at
 
 
-def _document(line: Line, first: str, second: str, base: str | None, texts: str, tokens: int) -> dict[str, Any]:
-    """Return the measurement as plain data."""
-    means = line.losses.mean(1)
-    spread = resampled_means(line.losses, np.arange(line.losses.shape[1]), seed=0, reps=_RESAMPLES)
-    low, high = np.quantile(spread, (0.025, 0.975), axis=1)
-    heights = line.above(means)
-    barrier, at = line.barrier()
-    barrier_low, barrier_high = line.interval()
-    verdict, text = _verdict(line, barrier_low, barrier_high)
-    return {
-        "first": first,
-        "second": second,
-        "base": base,
-        "texts": texts,
-        "items": line.losses.shape[1],
-        "tokens": tokens,
-        "points": [
-            {"t": round(float(t), 6), "loss": float(m), "low": float(a), "high": float(b), "above": float(h)}
-            for t, m, a, b, h in zip(line.points, means, low, high, heights, strict=True)
-        ],
-        "barrier": {"value": barrier, "low": barrier_low, "high": barrier_high, "t": at},
-        "verdict": verdict,
-        "says": text,
-    }
-
-
-def _verdict(line: Line, low: float, high: float) -> tuple[str, str]:
+def _verdict(line: Line, low: float, high: float) -> tuple[Verdict, str]:
     """Return "none", "small" or "high", and the sentence that says whether linear merging has a chance.
 
     Args:

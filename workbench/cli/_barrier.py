@@ -29,23 +29,19 @@ def barrier(
     The barrier is the largest rise of the loss above the straight line between the losses of the two ends.
     """
     from workbench.advice.barrier import measure_barrier
-    from workbench.cli.documents.barrier import BarrierDocument
     from workbench.models.device import pick_device
 
     out.quiet = quiet or json
     measured = measure_barrier(first, second, text, project=Path.cwd(), device=pick_device(device), base=base, events=out.event)
 
     def table() -> None:
-        rows = [
-            [f"{p['t']:.1f}", f"{p['loss']:.4f}", f"[{p['low']:.4f}, {p['high']:.4f}]", f"{p['above']:+.4f}"]
-            for p in measured["points"]
-        ]
+        rows = [[f"{p.t:.1f}", f"{p.loss:.4f}", f"[{p.low:.4f}, {p.high:.4f}]", f"{p.above:+.4f}"] for p in measured.points]
         out.table(["t", "loss", "95 %", "above the line"], rows)
-        height = measured["barrier"]
+        height = measured.barrier
         out.line(
-            f"barrier {height['value']:.4f} nats [{height['low']:.4f}, {height['high']:.4f}] at t = {height['t']:.1f}; "
-            f"{measured['items']} texts, {measured['tokens']:,} tokens"
+            f"barrier {height.value:.4f} nats [{height.low:.4f}, {height.high:.4f}] at t = {height.t:.1f}; "
+            f"{measured.items} texts, {measured.tokens:,} tokens"
         )
-        out.line(measured["says"])
+        out.line(measured.says)
 
-    out.result(lambda: BarrierDocument.model_validate(measured), table, json=json)
+    out.result(lambda: measured, table, json=json)

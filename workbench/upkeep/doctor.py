@@ -5,53 +5,62 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.errors import WorkbenchError, size
 from workbench.files import read_json
 from workbench.manifest import MANIFEST, described
 from workbench.project import cache_of, is_writable
+from workbench.results import Part, Result
 from workbench.run.directory import list_runs
 from workbench.run.execute import versions
 from workbench.weights.compiled import backend
 from workbench.weights.header import read_header
 
 _LOW_SPACE = 5_000_000_000
+Status = Literal["ok", "repaired", "warning", "failed"]
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """One line of the report.
-
-    Attributes:
-        check: Name of the check.
-        status: "ok", "repaired", "warning" or "failed".
-        text: The finding, for the user.
-        hint: Advice on how to fix a problem, or None.
-        data: The finding as plain data.
-    """
+class Diagnosis(Part):
+    """One check of the machine or the project."""
 
     check: str
-    status: str
+    """Name of the check."""
+    status: Status
+    """Result of the check."""
     text: str
-    hint: str | None = None
-    data: Any = None
+    """Result in words."""
+    hint: str | None
+    """Advice on how to fix a problem."""
+    data: Any
+    """Result as data, which depends on the check."""
 
-    def document(self) -> dict[str, Any]:
-        """Return the finding as JSON."""
-        return {"check": self.check, "status": self.status, "text": self.text, "hint": self.hint, "data": self.data}
+
+class Checkup(Result):
+    """Checks of the installation. With a failed check, the exit code is 3."""
+
+    version: Literal[1] = 1
+    """Version of the format."""
+    project: str
+    """Folder of the project."""
+    checks: list[Diagnosis]
+    """All checks."""
 
 
-def examine(project: Path, runs: Path) -> list[Diagnosis]:
+def examine(project: Path, runs: Path) -> Checkup:
     """Check the machine and a project, rebuild damaged kernels, and remove damaged cache files, which are recreated on demand.
 
     Args:
         project: The project folder.
         runs: Directory of the runs.
     """
-    return [*_kernels(), _device(), _versions(), *_caches(cache_of(project)), _results(runs), *_disk(project, runs)]
+    checks = [*_kernels(), _device(), _versions(), *_caches(cache_of(project)), _results(runs), *_disk(project, runs)]
+    return Checkup(project=str(project), checks=checks)
+
+
+def _found(check: str, status: Status, text: str, hint: str | None = None, data: Any = None) -> Diagnosis:
+    return Diagnosis(check=check, status=status, text=text, hint=hint, data=data)
 
 
 def _kernels() -> Iterator[Diagnosis]:
@@ -64,18 +73,18 @@ def _kernels() -> Iterator[Diagnosis]:
     }
     compiler = f"{kernels.compiler} ({kernels.version})" if kernels.compiler else "none"
     hint = None if kernels.compiler else kernels.reason
-    yield Diagnosis("compiler", "ok" if kernels.compiler else "warning", compiler, hint, kernels.compiler)
+    yield _found("compiler", "ok" if kernels.compiler else "warning", compiler, hint, kernels.compiler)
     if kernels.name == "torch":
         hint = (
             "Unset WORKBENCH_KERNELS."
             if kernels.asked
             else "Install a C compiler (apt install gcc), or set CC to an installed one."
         )
-        yield Diagnosis("kernels", "warning", f"torch, which is slower but gives the same results: {kernels.reason}", hint, data)
+        yield _found("kernels", "warning", f"torch, which is slower but gives the same results: {kernels.reason}", hint, data)
     elif kernels.removed:
-        yield Diagnosis("kernels", "repaired", f"rebuilt, because {kernels.removed[0]} was damaged", None, data)
+        yield _found("kernels", "repaired", f"rebuilt, because {kernels.removed[0]} was damaged", None, data)
     else:
-        yield Diagnosis("kernels", "ok", f"compiled: {kernels.file}", None, data)
+        yield _found("kernels", "ok", f"compiled: {kernels.file}", None, data)
 
 
 def _device() -> Diagnosis:
@@ -84,7 +93,7 @@ def _device() -> Diagnosis:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = [torch.cuda.get_device_name(i) for i in range(count)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Diagnosis("device", "ok", ", ".join([*names, f"cpu with {cores} cores"]), None, {"cuda": names, "cores": cores})
+    return _found("device", "ok", ", ".join([*names, f"cpu with {cores} cores"]), None, {"cuda": names, "cores": cores})
 
 
 def _versions() -> Diagnosis:
@@ -92,16 +101,16 @@ def _versions() -> Diagnosis:
     missing = [name for name, version in installed.items() if version == "not installed"]
     text = ", ".join(f"{name} {version}" for name, version in installed.items())
     hint = f"{missing[0]} is not installed: pip install {missing[0].replace('_', '-')}" if missing else None
-    return Diagnosis("versions", "warning" if missing else "ok", text, hint, installed)
+    return _found("versions", "warning" if missing else "ok", text, hint, installed)
 
 
 def _caches(cache: Path) -> Iterator[Diagnosis]:
     """Report the sizes of the project's caches, and remove damaged files."""
     if not cache.exists():
-        yield Diagnosis("caches", "ok", f"{cache}: not created yet", None, {})
+        yield _found("caches", "ok", f"{cache}: not created yet", None, {})
         return
     if not cache.is_dir():
-        yield Diagnosis("caches", "failed", f"{cache}: expected a folder, found a file", "Move or delete the file.", {})
+        yield _found("caches", "failed", f"{cache}: expected a folder, found a file", "Move or delete the file.", {})
         return
     sizes: dict[str, int] = {}
     removed: list[str] = []
@@ -118,7 +127,7 @@ def _caches(cache: Path) -> Iterator[Diagnosis]:
     data = {"bytes": sizes, "removed": removed}
     if removed:
         text += f"; {len(removed)} damaged files removed ({', '.join(removed[:3])})"
-    yield Diagnosis("caches", "repaired" if removed else "ok", text, None, data)
+    yield _found("caches", "repaired" if removed else "ok", text, None, data)
 
 
 def _damaged(file: Path) -> bool:
@@ -141,11 +150,11 @@ def _results(runs: Path) -> Diagnosis:
     text = f"{len(done)} finished runs" + (f", {len(unsealed)} without {MANIFEST}, of an earlier version" if unsealed else "")
     data = {"broken": broken, "unsealed": unsealed}
     if not broken:
-        return Diagnosis("results", "ok", text, None, data)
+        return _found("results", "ok", text, None, data)
     hint = (
         "Run the recipes again: a broken run is moved aside, and made again. `workbench runs verify NAME` also compares contents."
     )
-    return Diagnosis("results", "failed", "; ".join(f"{name}: {found}" for name, found in broken.items()), hint, data)
+    return _found("results", "failed", "; ".join(f"{name}: {found}" for name, found in broken.items()), hint, data)
 
 
 def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
@@ -157,13 +166,13 @@ def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
         free = shutil.disk_usage(existing).free
         data = {"path": str(place), "free": free, "writable": is_writable(place)}
         if not existing.is_dir():
-            yield Diagnosis(name, "failed", f"{place}: {existing} is a file, expected a folder", "Move or delete the file.", data)
+            yield _found(name, "failed", f"{place}: {existing} is a file, expected a folder", "Move or delete the file.", data)
         elif not data["writable"]:
             moved = name == "project" and is_writable(cache_of(project))  # its runs are checked by themselves
             hint = f"Its cache is {cache_of(project)}." if moved else "Change its permissions, or use another folder."
-            yield Diagnosis(name, "warning" if moved else "failed", f"{place}: {existing} is not writable", hint, data)
+            yield _found(name, "warning" if moved else "failed", f"{place}: {existing} is not writable", hint, data)
         elif free < _LOW_SPACE:
-            yield Diagnosis(
+            yield _found(
                 name,
                 "warning",
                 f"{place}: {size(free)} free",
@@ -171,4 +180,4 @@ def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
                 data,
             )
         else:
-            yield Diagnosis(name, "ok", f"{place}: {size(free)} free", None, data)
+            yield _found(name, "ok", f"{place}: {size(free)} free", None, data)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from workbench.advice.barrier import Barrier
 from workbench.cli.documents.advice import AdviceDocument
 from workbench.cli.documents.analyze import (
     AblationDocument,
@@ -15,13 +16,12 @@ from workbench.cli.documents.analyze import (
     FunctionsDocument,
     SparsityDocument,
 )
-from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
 from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
-from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
+from workbench.cli.documents.machine import ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
@@ -36,6 +36,7 @@ from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, Su
 from workbench.results import Part
 from workbench.steps.fields import field_docs
 from workbench.transplant.transplant import Transplant
+from workbench.upkeep.doctor import Checkup
 
 DOCUMENTS: Mapping[str, Any] = {
     "plan": PlanDocument | list[PlanDocument],
@@ -52,7 +53,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick extract": ExtractDocument,
     "brick bake": RunDocument,
     "brick advise": AdviceDocument,
-    "brick barrier": BarrierDocument,
+    "brick barrier": Barrier,
     "brick transplant": Transplant,
     "suite ls": list[SuiteRow],
     "suite show": SuiteDocument,
@@ -83,7 +84,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "push": PushDocument,
     "export write": ExportDocument,
     "export check": ExportCheckDocument,
-    "doctor": DoctorDocument,
+    "doctor": Checkup,
 }
 """Command -> type of the document that it prints with `--json`."""
 
