@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers.pytorch_utils import Conv1D
 
 from worlds.commands import call, document, refused
 from worlds.project import Project
 from worlds.suites import clustered_suite
-from worlds.tiny import baked, edit_json, live, save_adapter, save_model, tensors_of
+from worlds.tiny import baked, edit_json, save_adapter, save_model, tensors_of
 
 from workbench import yamldoc
 from workbench.advice import pools
 from workbench.advice.evidence import scored_before
 from workbench.api.naming import load_named
-from workbench.models.texts import encode, read_texts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 
@@ -77,87 +71,11 @@ def test_numbers_are_those_of_the_definitions(folder: Path) -> None:
     by_pair = {frozenset((p["one"], p["two"])): p["rv"] for p in found["pairs"]}
     for name, weight in weights.items():
         assert weight == pytest.approx(1 / (1 + sum(rv for names, rv in by_pair.items() if name in names)))
-    assert [row["layer"] for row in found["layers"]] == [0, 1, 2, 3]
-    for row in found["layers"]:
-        assert np.allclose(np.diag(row["rv"]), 1)
 
 
 def _rv(one: np.ndarray, two: np.ndarray) -> float:
     own, other = (np.linalg.norm(x.T @ x) for x in (one, two))
     return float(np.linalg.norm(one.T @ two) ** 2 / (own * other)) if own and other else 0.0
-
-
-def test_cosines_of_outputs_are_those_of_transformers_inputs(folder: Path) -> None:
-    """The inputs of every linear layer, read row by row without padding, through the dense deltas in float64."""
-    rows = [{"text": f"w{i} w{i + 2} w{3 * i} is w{i % 5}" + " of w7" * (i % 3)} for i in range(20)]
-    (folder / "full.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    names, files = ("one", "two", "full"), {name: f"{name}.jsonl" for name in ("one", "two", "full")}
-    texts = [part for name in names for part in ("--texts", f"{name}={files[name]}")]
-    found = document("brick", "advise", *names, "--base", "base", *texts, "--outputs", "--json")
-    inputs = {name: inputs_of(folder, file) for name, file in files.items()}
-    deltas = {name: matrices(folder, name) for name in names}
-    for pair in found["pairs"]:
-        one, two = pair["one"], pair["two"]
-        cosines = []
-        for name in inputs[one]:
-            x = np.concatenate([inputs[one][name], inputs[two][name]])
-            y, z = x @ deltas[one][name].T, x @ deltas[two][name].T
-            if y.any() and z.any():
-                cosines.append((y * z).sum() / np.linalg.norm(y) / np.linalg.norm(z))
-        assert pair["output_cosine"] == pytest.approx(np.mean(cosines), abs=2e-3)  # PEFT's merge is rounded to bfloat16
-    assert "of outputs" in call("brick", "advise", *names, "--base", "base", *texts, "--outputs").output
-    assert "of outputs" not in call("brick", "advise", *names, "--base", "base", *texts).output
-
-
-def test_outputs_of_weights_that_are_stored_transposed(tmp_path: Path, cwd: Path, model_of: Callable[..., Path]) -> None:
-    """GPT-2's Conv1D: a LoRA, whose factors change places, and a checkpoint, beside the dense deltas on transformers' inputs."""
-    base = model_of("gpt2", torch.float32)
-    (tmp_path / "base").symlink_to(base)
-    save_adapter(base, tmp_path / "bricks" / "lora", seed=3, family="gpt2", fan_in_fan_out=True)
-    tuned = live(base)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if ".h." in name and name.endswith("weight") and parameter.dim() == 2:
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    tuned.save_pretrained(tmp_path / "bricks" / "full")
-    load_tokenizer(base).save_pretrained(tmp_path / "bricks" / "full")
-    (tmp_path / "texts.jsonl").write_text(
-        "".join(json.dumps({"text": f"w{i} w{i + 3} of w{2 * i}"}) + "\n" for i in range(6)), "utf-8"
-    )
-    names = [part for name in ("lora", "full") for part in ("--texts", f"{name}=texts.jsonl")]
-    with chdir(tmp_path):
-        found = document("brick", "advise", "bricks/lora", "bricks/full", "--base", "base", *names, "--outputs", "--json")
-    merged = PeftModel.from_pretrained(live(base), tmp_path / "bricks" / "lora").merge_and_unload()
-    plain, one, two = (dict(model.named_parameters()) for model in (live(base), merged, tuned))
-    cosines = []
-    for name, x in inputs_of(tmp_path, "texts.jsonl").items():
-        y, z = (x @ (weights[name] - plain[name]).detach().double().numpy() for weights in (one, two))
-        if y.any() and z.any():
-            cosines.append((y * z).sum() / np.linalg.norm(y) / np.linalg.norm(z))
-    assert len(cosines) >= 4
-    assert found["pairs"][0]["output_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
-
-
-def inputs_of(folder: Path, file: str) -> dict[str, np.ndarray]:
-    """Weight of a linear layer -> its inputs [token, in] in the base, for 16 texts of a file, evenly spaced."""
-    model, tokenizer, found = live(folder / "base"), load_tokenizer(folder / "base"), dict[str, list[np.ndarray]]()
-    for name, layer in model.named_modules():
-        if isinstance(layer, (torch.nn.Linear, Conv1D)) and re.search(r"\.(layers|h)\.", name):
-            keep = found.setdefault(f"{name}.weight", [])
-            layer.register_forward_pre_hook(lambda _, args, keep=keep: keep.append(args[0][0].double().numpy()))
-    rows = read_texts(folder / file, file, 16)
-    for row in encode(rows, tokenizer, 64):
-        with torch.no_grad():
-            model(torch.tensor([row.tokens]))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def test_outputs_need_texts_of_two_bricks(folder: Path) -> None:
-    error = refused("brick", "advise", "one", "two", "--base", "base", "--texts", "one=one.jsonl", "--outputs")
-    assert error.exit_code == 2
-    assert "--outputs compares bricks on their own texts, and two has none" in error.message
-    assert "--texts two=FILE.jsonl" in (error.hint or "")
 
 
 # -- regimes

@@ -21,7 +21,8 @@ from workbench.models.tokenizer import load_tokenizer
 
 
 def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, names: tuple[str, str] = ("a", "b")) -> Pair:
-    return Pair(*names, rv, rv, rv, cosine, 0.5, 1.0, shared)
+    one, two = names
+    return Pair(one=one, two=two, rv=rv, rv_lowest_layer=rv, rv_highest_layer=rv, cosine=cosine, sign_conflict=0.5, shared=shared)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,9 @@ def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, nam
         ([pair(0.5)], 0.16, "far", "average"),
         ([pair(0.9995, 0.9995)], 0.16, "same", None),
         ([pair(0.9995, -0.9995)], 0.16, "opposed", None),
-        ([pair(0.5, shared=Shared(8, 5))], 0.01, "contradicting", None),
-        ([pair(0.5, shared=Shared(8, 4))], 0.01, "overlapping", "average"),
-        ([pair(0.5, shared=Shared(7, 7))], 0.01, "overlapping", "average"),
+        ([pair(0.5, shared=Shared(prompts=8, different=5))], 0.01, "contradicting", None),
+        ([pair(0.5, shared=Shared(prompts=8, different=4))], 0.01, "overlapping", "average"),
+        ([pair(0.5, shared=Shared(prompts=7, different=7))], 0.01, "overlapping", "average"),
     ],
 )
 def test_regimes(pairs: list[Pair], norm: float, regime: str, step: str | None) -> None:
@@ -84,9 +85,9 @@ def test_a_prompt_with_several_answers_contradicts_only_if_none_is_shared() -> N
     def rows(*answers: str) -> list[Text]:
         return [Text("p", answer, "f:1") for answer in answers]
 
-    assert shared_prompts({"a": rows("x", "y"), "b": rows("Y ", "z")})["a", "b"] == Shared(1, 0)
-    assert shared_prompts({"a": rows("x"), "b": rows("z")})["a", "b"] == Shared(1, 1, ("p", "x", "z"))
-    assert shared_prompts({"a": [Text("", "x", "f:1")], "b": [Text("", "y", "f:1")]})["a", "b"] == Shared(0, 0)
+    assert shared_prompts({"a": rows("x", "y"), "b": rows("Y ", "z")})["a", "b"] == Shared(prompts=1, different=0)
+    assert shared_prompts({"a": rows("x"), "b": rows("z")})["a", "b"] == Shared(prompts=1, different=1, example=["p", "x", "z"])
+    assert shared_prompts({"a": [Text("", "x", "f:1")], "b": [Text("", "y", "f:1")]})["a", "b"] == Shared(prompts=0, different=0)
 
 
 def candidate(name: str, **right: int) -> Candidate:

@@ -46,19 +46,19 @@ def test_measures_equal_dense_ones(first: str, second: str, llama: Path, bricks:
     found = measured(llama, bricks / first, bricks / second)
     a, b, base = dense(llama, bricks / first), dense(llama, bricks / second), tensors_of(llama)
     for name in set(a) & set(b):
-        got = found.tensors[name].document()
-        meeting = got["others"][second]
-        assert got["norm"] == pytest.approx(float(a[name].norm()), rel=1e-5)
-        assert got["relative"] == pytest.approx(float(a[name].norm() / base[name].double().norm()), rel=1e-5)
-        assert meeting["norm"] == pytest.approx(float(b[name].norm()), rel=1e-5)
-        assert meeting["cosine"] == pytest.approx(float((a[name] * b[name]).sum() / a[name].norm() / b[name].norm()), abs=1e-5)
+        got = found.tensors[name].measured()
+        meeting = got.others[second]
+        assert got.norm == pytest.approx(float(a[name].norm()), rel=1e-5)
+        assert got.relative == pytest.approx(float(a[name].norm() / base[name].double().norm()), rel=1e-5)
+        assert meeting.norm == pytest.approx(float(b[name].norm()), rel=1e-5)
+        assert meeting.cosine == pytest.approx(float((a[name] * b[name]).sum() / a[name].norm() / b[name].norm()), abs=1e-5)
         both = (a[name] != 0) & (b[name] != 0)
         opposite = (a[name].sign() * b[name].sign() < 0).sum()
-        assert meeting["conflict"] == pytest.approx(float(opposite / both.sum()), abs=2e-3)
+        assert meeting.conflict == pytest.approx(float(opposite / both.sum()), abs=2e-3)
     layer = [n for n in a if ".layers.2." in n]
     (row,) = [s for number, s in found.layers.items() if number == 2]
-    assert row.document()["norm"] == pytest.approx(sum(float(a[n].square().sum()) for n in layer) ** 0.5, rel=1e-5)
-    assert found.total.document()["norm"] == pytest.approx(sum(float(t.square().sum()) for t in a.values()) ** 0.5, rel=1e-5)
+    assert row.measured().norm == pytest.approx(sum(float(a[n].square().sum()) for n in layer) ** 0.5, rel=1e-5)
+    assert found.total.measured().norm == pytest.approx(sum(float(t.square().sum()) for t in a.values()) ** 0.5, rel=1e-5)
 
 
 def test_overlap_is_of_the_leading_subspaces(llama: Path, bricks: Path) -> None:
@@ -67,12 +67,12 @@ def test_overlap_is_of_the_leading_subspaces(llama: Path, bricks: Path) -> None:
     parts = [torch.linalg.svd(dense(llama, bricks / b)[name], full_matrices=False) for b in ("one", "two", "full")]
     ranks = (8, 4, 16)
     for i, other in ((1, "two"), (2, "full")):
-        got = found.tensors[name].document()["others"][other]
+        got = found.tensors[name].measured().others[other]
         small, large = sorted((ranks[0], ranks[i]))
         for key, mine, theirs in (("overlap_out", parts[0].U[:, :8], parts[i].U[:, : ranks[i]]), ("overlap_in", parts[0].Vh[:8].T, parts[i].Vh[: ranks[i]].T)):  # fmt: skip
             cosines = torch.linalg.svdvals(mine.T @ theirs)
-            assert got[key] == pytest.approx(float(cosines.square().sum()) / small, abs=1e-3)
-        assert got["chance"] == pytest.approx((large / 32 + large / 48) / 2)
+            assert getattr(got, key) == pytest.approx(float(cosines.square().sum()) / small, abs=1e-3)
+        assert got.chance == pytest.approx((large / 32 + large / 48) / 2)
         meeting = found.tensors[name].meetings[other]
         sides = [2 * small * large * (d - small) * (d - large) / (d**2 * (d - 1) * (d + 2)) / small**2 for d in (32, 48)]
         assert meeting.overlap_variance == pytest.approx(sum(sides))
@@ -91,11 +91,11 @@ def test_a_brick_beside_itself_and_its_opposite(kind: str, llama: Path, bricks: 
         shutil.copytree(same, opposite)
         base, mine = tensors_of(llama), tensors_of(same)
         save_file({n: 2 * t.double() - mine[n].double() for n, t in base.items()}, opposite / "model.safetensors")
-    total = measured(llama, bricks / kind, same, opposite).total.document()["others"]
-    assert (total["same"]["cosine"], total["same"]["conflict"]) == (pytest.approx(1), 0)
-    assert (total["opposite"]["cosine"], total["opposite"]["conflict"]) == (pytest.approx(-1, abs=1e-6), 1)
-    assert total["same"]["overlap"] == pytest.approx(1, abs=1e-5)
-    assert total["opposite"]["overlap"] == pytest.approx(1, abs=1e-3)
+    total = measured(llama, bricks / kind, same, opposite).total.measured().others
+    assert (total["same"].cosine, total["same"].conflict) == (pytest.approx(1), 0)
+    assert (total["opposite"].cosine, total["opposite"].conflict) == (pytest.approx(-1, abs=1e-6), 1)
+    assert total["same"].overlap == pytest.approx(1, abs=1e-5)
+    assert total["opposite"].overlap == pytest.approx(1, abs=1e-3)
 
 
 def test_sparsity_counts_exact_zeros(llama: Path, bricks: Path, tmp_path: Path) -> None:
@@ -104,15 +104,15 @@ def test_sparsity_counts_exact_zeros(llama: Path, bricks: Path, tmp_path: Path) 
     changed["model.layers.0.mlp.up_proj.weight"][:12] += 1
     shutil.copytree(llama, tmp_path / "sparse")
     save_file(changed, tmp_path / "sparse/model.safetensors", metadata={"format": "pt"})
-    found = measured(llama, tmp_path / "sparse").total.document()
-    assert (found["zeros"], found["elements"]) == (0.75, 48 * 32)  # 12 of 48 rows
+    found = measured(llama, tmp_path / "sparse").total.measured()
+    assert (found.zeros, found.elements) == (0.75, 48 * 32)  # 12 of 48 rows
     lora = Path(shutil.copytree(bricks / "one", tmp_path / "lora"))
     tensors = tensors_of(lora)
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     tensors[key + "B.weight"][:8] = 0
     tensors[key + "A.weight"][:, :16] = 0
     save_file(tensors, lora / WEIGHTS, metadata={"format": "pt"})
-    assert measured(llama, lora).tensors["model.layers.0.self_attn.q_proj.weight"].document()["zeros"] == 1 - 0.75 * 0.5
+    assert measured(llama, lora).tensors["model.layers.0.self_attn.q_proj.weight"].measured().zeros == 1 - 0.75 * 0.5
 
 
 def test_heat_map_page(llama: Path, bricks: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_heat_map_page(llama: Path, bricks: Path, tmp_path: Path) -> None:
     assert "&lt;one&gt;" in page
     assert "<one>" not in page
     assert page.count('class="heat"') == 4  # relative norm; cosine, conflict, overlap
-    cell = found.cells[2, "mlp.down_proj"].document()
+    cell = found.cells[2, "mlp.down_proj"].measured()
     assert page.count('class="maps"') == 2  # its own, and those beside the other brick
-    assert f"<title>layer 2, mlp.down_proj: {100 * cell['relative']:.2g}</title>" in page
+    assert f"<title>layer 2, mlp.down_proj: {100 * cell.relative:.2g}</title>" in page
     assert "http" not in page.replace("http-equiv", "")

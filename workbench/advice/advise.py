@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from workbench import yamldoc
 from workbench.advice.evidence import (
     LEAST_ITEMS,
     Accuracy,
+    Candidate,
+    Change,
+    Fall,
     Runner,
+    ScoredBefore,
     Trial,
     decide,
     falls,
+    on_bricks,
     prompts_of,
+    scored_before,
+    weak,
 )
-from workbench.advice.outputs import output_cosines
 from workbench.advice.pools import (
     INSTEAD,
     UNEQUAL,
@@ -44,61 +50,86 @@ from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
+from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.results import Number, Part, Result
 from workbench.run.compose import step_context
-from workbench.run.kinds.merge import measuring_context
 from workbench.run.work import Work
+from workbench.scores.statistics import Floats
+from workbench.scores.store import ScoreStore
 from workbench.steps import MergeMethod
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
 
 
-@dataclass(frozen=True)
-class Advice:
-    """Advice on merging bricks.
+class AdvisedBrick(Part):
+    """A brick."""
 
-    Attributes:
-        base: Directory or hub id of the base.
-        bricks: Brick -> its directory.
-        norms: Brick -> norm of its delta relative to the base's tensors.
-        overlap: RV coefficients and the weights that follow.
-        pairs: All pairs.
-        regime: The relation of the bricks to each other.
-        says: The regime as a sentence.
-        step: The recommended step; None if no merge is recommended.
-        reasons: Reasons for the step.
-        unknown: Sentences on what the advice does not cover, and how to find out.
-        dropped: Brick that the step leaves out -> why.
-        warnings: What can spoil any merge of these bricks.
-        sweep: Values of lambda to compare; empty if the step has none, or a measurement has chosen one.
-        trial: What was run; None if nothing was.
-    """
+    name: str
+    """Name of its directory."""
+    path: str
+    """Its directory."""
+    kind: Literal["adapter", "checkpoint"]
+    """The kind of brick."""
+    relative_norm: Number
+    """Norm of its delta over that of the base's same tensors."""
+    weight: Number
+    """1 / Σ RV, the weight that `weights: auto` gives it."""
+
+
+class LeftOut(Part):
+    """A brick that the recommended step leaves out."""
+
+    name: str
+    """The brick."""
+    because: str
+    """Why, as the rest of a sentence that starts with the name."""
+
+
+class Advice(Result):
+    """Advice on merging bricks."""
 
     base: str
-    bricks: Mapping[str, str]
-    norms: Mapping[str, float]
-    overlap: Overlap
-    pairs: Sequence[Pair]
+    """The base."""
+    bricks: list[AdvisedBrick]
+    """The bricks, as named."""
+    pairs: list[Pair]
+    """All pairs of bricks."""
     regime: Regime
+    """The relation of the bricks to each other."""
     says: str
-    step: Mapping[str, Any] | None
-    reasons: Sequence[str]
-    unknown: Sequence[str] = field(default_factory=list)
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    warnings: Sequence[str] = field(default_factory=list)
-    sweep: Sequence[float] = ()
-    trial: Trial | None = None
+    """The regime as a sentence."""
+    step: dict[str, Any] | None
+    """The recommended step; null if no merge is recommended."""
+    reasons: list[str]
+    """Reasons for the step, or what to do instead of a merge."""
+    unknown: list[str]
+    """Sentences on what the advice does not cover, and how to find out."""
+    left_out: list[LeftOut]
+    """Bricks that the step leaves out: copies, bricks that point against another one, and bricks that change nothing."""
+    warnings: list[str]
+    """What can spoil any merge of these bricks."""
+    sweep: list[Number]
+    """Values of lambda that the written recipe compares; empty if it has one configuration."""
+    trial: Trial | None
+    """The models that were run; null without --measure."""
+    scored_before: list[ScoredBefore]
+    """The best stored configurations of the same bricks."""
+    recipe: str | None
+    """The file that was written with --write."""
 
-    def recipe(self, adapter: bool, project: Path) -> dict[str, Any]:
-        """Return the recommended recipe as plain data.
+    def recipe_text(self, path: Path) -> str:
+        """Return the recommended recipe as YAML for a file, with the reasons as comments."""
+        command = shell("workbench", "eval" if self.sweep else "run", path)
+        left_out = [f"left out: {brick.name} {brick.because}" for brick in self.left_out]
+        lines = (command, self.says, *left_out, *self.warnings, *self.reasons)
+        return "".join(f"# {line}\n" for line in lines) + yamldoc.dump(self._recipe(find_project(path)), width=120)
 
-        Args:
-            adapter: Let the result be an adapter; only for bricks that are adapters.
-            project: Folder that the recipe's paths start from. Directories outside it become absolute paths.
-        """
+    def _recipe(self, project: Path) -> dict[str, Any]:
+        """Return the recommended recipe as plain data. Directories outside the project become absolute paths."""
         assert self.step is not None
 
         def place(name: str) -> str:
@@ -107,11 +138,26 @@ class Advice:
                 return name
             return path.relative_to(project).as_posix() if path.is_relative_to(project) else str(path)
 
-        output = {"output": {"form": "adapter"}} if adapter else {}
-        bricks = {name: place(brick) for name, brick in self.bricks.items() if name not in self.dropped}
+        dropped = {brick.name for brick in self.left_out}
+        bricks = {brick.name: place(brick.path) for brick in self.bricks if brick.name not in dropped}
         step = {key: value for key, value in self.step.items() if not (key == "bricks" and isinstance(value, list))}
         sweep = {"sweep": {"mix.lambda": list(self.sweep)}} if self.sweep else {}
+        adapters = all(brick.kind == "adapter" for brick in self.bricks)
+        output = {"output": {"form": "adapter"}} if adapters else {}
         return {"version": 1, "base": place(self.base), "bricks": bricks, "steps": [{"id": "mix", **step}], **sweep, **output}
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """What follows from the measurements: the fields of the advice of the same names, with the bricks that are left out by name."""
+
+    regime: Regime
+    says: str
+    reasons: list[str]
+    left_out: dict[str, str]
+    warnings: list[str]
+    step: Mapping[str, Any] | None = None
+    sweep: tuple[float, ...] = ()
 
 
 def advise(
@@ -121,8 +167,8 @@ def advise(
     *,
     project: Path,
     work: Work,
-    outputs: bool = False,
     measured: bool = False,
+    store: ScoreStore | None = None,
 ) -> Advice:
     """Measure bricks on their base and recommend how to merge them.
 
@@ -132,8 +178,8 @@ def advise(
         files: Brick -> jsonl file of its own prompts and answers, where its card names none.
         project: Folder that relative paths start from.
         work: Where to compute.
-        outputs: Run the base on the bricks' texts, and measure the cosine of what each pair adds there.
         measured: Run the bricks alone and a few merges on some of the bricks' prompts.
+        store: Scores of earlier recipes; None leaves `scored_before` empty.
 
     Raises:
         WorkbenchError: If a brick does not fit the base, a file of texts is invalid, or texts that a measurement needs are missing.
@@ -144,38 +190,48 @@ def advise(
     )
     texts = own_texts(resolved.on_disk, files)
     prompts = {name: prompts_of(rows, resolved.base.config) for name, rows in texts.items()}
-    if outputs and len(texts) < 2:
-        raise _missing("--outputs", next(name for name in bricks if name not in texts), 0)
     if measured and (few := [name for name in bricks if len(prompts.get(name, ())) < LEAST_ITEMS]):
-        raise _missing("--measure", few[0], len(prompts.get(few[0], ())))
+        raise UsageError(
+            f"--measure compares bricks on their own texts, and {shell(few[0])} has {len(prompts.get(few[0], ())) or 'none'}; "
+            f"expected {LEAST_ITEMS} short prompts with answers or more",
+            f"Name them: --texts {shell(few[0])}=FILE.jsonl",
+        )
     shared = shared_prompts(texts)
     context = step_context(resolved, 0, work.device, work.events)
     deltas = {name: context.deltas(name) for name in bricks}
-    added = output_cosines(measuring_context(context, StepBricks(deltas)), deltas, texts) if outputs else {}
     made = method(MergeMethod, "task_arithmetic").model_validate(step)
-    merged = MergedWeights(resolved.base, resolved.base, made, StepBricks(deltas))
-    overlap = merged.overlap(work.device)
+    overlap = MergedWeights(resolved.base, resolved.base, made, StepBricks(deltas)).overlap(work.device)
     assert overlap is not None
     measures = _measures(resolved.base, deltas, work)
-    pairs = [
-        replace(_pair(one, two, overlap, measures[one], shared), output=added.get((one, two)))
-        for one, two in combinations(bricks, 2)
-    ]
-    norms = {name: float(m.total.document()["relative"] or 0.0) for name, m in measures.items()}
+    pairs = [_pair(one, two, overlap, measures[one], shared) for one, two in combinations(bricks, 2)]
+    norms = {name: m.total.relative or 0.0 for name, m in measures.items()}
     runner = Runner(bricks, base, prompts, project, work) if measured else None
-    advice = Advice(
-        base, bricks, norms, overlap, pairs, "single", "", None, [], _unknown(resolved.on_disk, texts, shared, measured)
-    )
-    advice = _advised(replace(advice, trial=_alone(runner, bricks) if runner else None), set(texts))
-    return _tried(advice, runner) if runner else advice
-
-
-def _missing(option: str, name: str, count: int) -> UsageError:
-    """Return the error that a brick has too few texts for a measurement."""
-    need = f"; expected {LEAST_ITEMS} short prompts with answers or more" if option == "--measure" else ""
-    return UsageError(
-        f"{option} compares bricks on their own texts, and {shell(name)} has {count or 'none'}{need}",
-        f"Name them: --texts {shell(name)}=FILE.jsonl",
+    alone = _alone(runner, bricks) if runner else {}
+    asked_base = runner.run("base", None) if runner else None
+    weakest = weak(asked_base, alone) if asked_base else {}
+    proposal, trial = _proposed(norms, pairs, alone, weakest, set(texts)), None
+    if runner and asked_base:
+        proposal, trial = _tried(proposal, asked_base, alone, weakest, runner)
+    return Advice(
+        base=base,
+        bricks=[
+            AdvisedBrick(
+                name=name, path=path, kind=resolved.on_disk[name].kind, relative_norm=norms[name], weight=overlap.weights[name]
+            )
+            for name, path in bricks.items()
+        ],
+        pairs=pairs,
+        regime=proposal.regime,
+        says=proposal.says,
+        step=None if proposal.step is None else dict(proposal.step),
+        reasons=proposal.reasons,
+        unknown=_unknown(resolved.on_disk, texts, shared, measured),
+        left_out=[LeftOut(name=name, because=why) for name, why in proposal.left_out.items()],
+        warnings=proposal.warnings,
+        sweep=list(proposal.sweep),
+        trial=trial,
+        scored_before=scored_before(store, {name: resolved.on_disk[name].stored_bytes for name in bricks}) if store else [],
+        recipe=None,
     )
 
 
@@ -189,76 +245,86 @@ def _measures(base: Model, deltas: Mapping[str, Deltas], work: Work) -> dict[str
     return found
 
 
-def _alone(runner: Runner, bricks: Iterable[str]) -> Trial:
-    """Run the base, and each brick alone on its own prompts."""
+def _alone(runner: Runner, bricks: Iterable[str]) -> dict[str, Floats]:
+    """Run each brick alone on its own prompts."""
     steps = {name: {"merge": "task_arithmetic", "bricks": [name]} for name in bricks}
-    alone = {name: runner.run(name, step, [name]).right[name] for name, step in steps.items()}
-    return Trial(runner.items, runner.run("base", None), alone)
+    return {name: runner.run(name, step, [name]).right[name] for name, step in steps.items()}
 
 
-def _advised(advice: Advice, with_texts: Collection[str]) -> Advice:
-    """Return the advice with the bricks that it leaves out, its regime, its step and its warnings."""
-    norms, pairs, trial = advice.norms, advice.pairs, advice.trial
-    dropped, warnings = left_out(norms, pairs, {} if trial is None else trial.alone)
-    kept = [name for name in norms if name not in dropped]
-    if len(kept) < 2:
+def _proposed(
+    norms: Mapping[str, float],
+    pairs: Sequence[Pair],
+    alone: Mapping[str, Floats],
+    weakest: Collection[str],
+    with_texts: Collection[str],
+) -> _Proposal:
+    """Return the bricks to leave out, the regime of the others, the step and the warnings."""
+    dropped, warnings = left_out(norms, pairs, alone)
+    used = [name for name in norms if name not in dropped]
+    if len(used) < 2:
         regime, says = regime_of(norms, pairs)
         if regime not in INSTEAD:  # all bricks but one change nothing
             regime, says = "single", f"Nothing to merge: {'; '.join(f'{name} {why}' for name, why in dropped.items())}."
-        return replace(
-            advice, regime=regime, says=says, reasons=instead(regime, pairs, list(norms)), dropped=dropped, warnings=warnings
-        )
-    norms = {name: norms[name] for name in kept}
+        return _Proposal(regime, says, instead(regime, pairs, list(norms)), dropped, warnings)
+    norms = {name: norms[name] for name in used}
     pairs = [pair for pair in pairs if pair.one in norms and pair.two in norms]
     regime, says = regime_of(norms, pairs)
-    step, reasons = recommended(regime, kept, pairs)
+    step, reasons = recommended(regime, used, pairs)
     if max(norms.values()) > UNEQUAL * min(norms.values()):
-        weights = equal_weights(norms, [name for name in kept if trial is not None and name not in trial.weak])
+        weights = equal_weights(norms, [name for name in used if alone and name not in weakest])
         warnings.append(unequal(norms, weights))
         if step is not None:
             step = equalized(step, weights)
     elif step is not None and dropped:
-        step = {**step, "bricks": kept}
-    if step is not None and set(kept) <= set(with_texts):
+        step = {**step, "bricks": used}
+    if step is not None and set(used) <= set(with_texts):
         reasons.append(_FITTED)
     sweep = () if step is None else lambdas(step)
-    return replace(advice, regime=regime, says=says, step=step, reasons=reasons, dropped=dropped, warnings=warnings, sweep=sweep)
+    return _Proposal(regime, says, reasons, dropped, warnings, step, sweep)
 
 
-def _tried(advice: Advice, runner: Runner) -> Advice:
-    """Run the recommended step with each value of lambda, and the average, and advise the best if the difference is clear."""
-    assert advice.trial is not None
-    trial = advice.trial
-    weak = [
-        f"{name} alone answers {Accuracy.of(trial.alone[name])} % of its own prompts, not shown better than the base ({change}): "
+def _tried(
+    proposal: _Proposal, base: Candidate, alone: Mapping[str, Floats], weakest: Mapping[str, Change], runner: Runner
+) -> tuple[_Proposal, Trial]:
+    """Run the recommended step with each value of lambda, and the average, and propose the best if the difference is clear."""
+    used = [name for name in alone if name not in proposal.left_out]
+    warnings = [
+        f"{name} alone answers {Accuracy.of(alone[name])} % of its own prompts, not shown better than the base ({change}): "
         "check its scale, its sign and its texts."
-        for name, change in trial.weak.items()
-        if name not in advice.dropped
+        for name, change in weakest.items()
+        if name in used
     ]
-    advice = replace(advice, warnings=[*advice.warnings, *weak])
-    kept = [name for name in advice.bricks if name not in advice.dropped]
-    tsv = {"merge": "tsv", "weights": "auto", "bricks": kept}
-    tried = tsv if advice.regime == "far" and advice.step is None else advice.step  # far bricks: to see what a merge keeps
-    if tried is None:
-        return advice
-    steps: dict[str, Mapping[str, Any]] = {f"{tried['merge']}, lambda {v:g}": {**tried, "lambda": v} for v in lambdas(tried)}
-    suggested = next((name for name in steps if name.endswith("lambda 1")), "average")
-    steps |= {"average": {"merge": "average", "bricks": kept}} if steps else {"average": tried, "tsv": tsv}
-    candidates = [runner.run(name, step, kept) for name, step in steps.items()]
-    verdict = decide(candidates, suggested)
-    advised = next(c for c in candidates if c.name == verdict.name)
-    found = falls(trial.alone, advised)
-    step, sweep = advice.step, advice.sweep
-    if step is not None and verdict.clear and advised.step is not None:
-        step, sweep = {k: v for k, v in advised.step.items() if k != "bricks" or v != list(advice.bricks)}, ()
-    says = [verdict.says, *(f"{name} falls in this merge: {change} against the brick alone." for name, change in found.items())]
-    return replace(
-        advice,
-        step=step,
-        sweep=sweep,
-        reasons=[*says, *advice.reasons],
-        trial=replace(trial, candidates=candidates, verdict=verdict, falls=found),
+    proposal = replace(proposal, warnings=[*proposal.warnings, *warnings])
+    tsv = {"merge": "tsv", "weights": "auto", "bricks": used}
+    step = tsv if proposal.regime == "far" and proposal.step is None else proposal.step  # far bricks: to see what a merge keeps
+    candidates, verdict, found = list[Candidate](), None, dict[str, Change]()
+    if step is not None:
+        steps: dict[str, Mapping[str, Any]] = {f"{step['merge']}, lambda {v:g}": {**step, "lambda": v} for v in lambdas(step)}
+        suggested = next((name for name in steps if name.endswith("lambda 1")), "average")
+        steps |= {"average": {"merge": "average", "bricks": used}} if steps else {"average": step, "tsv": tsv}
+        candidates = [runner.run(name, tried, used) for name, tried in steps.items()]
+        verdict = decide(candidates, suggested)
+        best = next(c for c in candidates if c.name == verdict.name)
+        found = falls(alone, best)
+        says = [
+            verdict.says,
+            *(f"{name} falls in this merge: {change} against the brick alone." for name, change in found.items()),
+        ]
+        proposal = replace(proposal, reasons=[*says, *proposal.reasons])
+        if proposal.step is not None and verdict.clear and best.step is not None:
+            chosen = {key: value for key, value in best.step.items() if key != "bricks" or value != list(alone)}
+            proposal = replace(proposal, step=chosen, sweep=())
+    trial = Trial(
+        items=runner.items,
+        base=base.tried(),
+        alone=on_bricks(alone),
+        candidates=[candidate.tried() for candidate in candidates],
+        advised=verdict.name if verdict and proposal.step is not None else None,
+        clear=verdict is not None and verdict.clear,
+        says=verdict.says if verdict else None,
+        falls=[Fall(brick=name, change=change) for name, change in found.items()],
     )
+    return proposal, trial
 
 
 def _counted(report: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
@@ -270,19 +336,15 @@ def _pair(one: str, two: str, overlap: Overlap, measured: Measures, shared: Mapp
     i, j = overlap.bricks.index(one), overlap.bricks.index(two)
     changed = {n for n, sums in measured.layers.items() if n is not None and (sums.square or sums.meetings[two].square)}
     by_layer = [pairs[i][j] for layer, pairs in overlap.layers.items() if layer in changed]
-    other = measured.total.document()["others"][two]
-    own = measured.total.square
-    square = measured.total.meetings[two].square
     return Pair(
-        one,
-        two,
-        overlap.pairs[i][j],
-        min(by_layer, default=None),
-        max(by_layer, default=None),
-        other["cosine"],
-        other["conflict"],
-        math.sqrt(own / square) if square else None,
-        shared.get((one, two)) or shared.get((two, one)),
+        one=one,
+        two=two,
+        rv=overlap.pairs[i][j],
+        rv_lowest_layer=min(by_layer, default=None),
+        rv_highest_layer=max(by_layer, default=None),
+        cosine=measured.total.cosine(two),
+        sign_conflict=measured.total.meetings[two].conflict,
+        shared=shared.get((one, two)) or shared.get((two, one)),
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from workbench.models.texts import Text, longest_row, spread
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.results import Number, Part
 from workbench.run.compose import compose
 from workbench.run.work import Work
 from workbench.scores.paired import Paired, paired
@@ -38,41 +39,38 @@ LONGEST = 2048
 LEVEL = 0.05
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of prompts that a model answers exactly, with its 95 % interval."""
+class Interval(Part):
+    """A number with its interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    """The number."""
+    low: Number
+    """Lower end of the interval."""
+    high: Number
+    """Upper end of the interval."""
+
+
+class Accuracy(Interval):
+    """Share of prompts that a model answers exactly, with its 95 % interval."""
 
     @staticmethod
     def of(right: Floats) -> Accuracy:
         """Return the accuracy of right (1) and wrong (0) answers."""
-        return Accuracy(float(right.mean()), *score_interval(right, np.arange(right.size)))
+        low, high = score_interval(right, np.arange(right.size))
+        return Accuracy(value=float(right.mean()), low=low, high=high)
 
     def __str__(self) -> str:
         return f"{100 * self.value:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
 
-@dataclass(frozen=True)
-class Change:
-    """Difference of two accuracies on the same prompts, with the interval at the level of its family.
-
-    Attributes:
-        value: The difference.
-        low: Lower end of the interval.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
+class Change(Interval):
+    """Difference of two accuracies on the same prompts, with the interval at the level of its family."""
 
     @staticmethod
     def of(pair: Paired, family: int) -> Change:
         """Return a difference that is one of several (Bonferroni)."""
-        return Change(pair.diff, *pair.interval(LEVEL / max(1, family)))
+        low, high = pair.interval(LEVEL / max(1, family))
+        return Change(value=pair.diff, low=low, high=high)
 
     @property
     def clear(self) -> bool:
@@ -85,9 +83,66 @@ class Change:
         return f"{100 * self.value:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}] points"
 
 
+class OnBrick(Part):
+    """A model on the prompts of one brick."""
+
+    brick: str
+    """The brick."""
+    accuracy: Accuracy
+    """Share of its prompts that the model answers exactly, with a 95 % interval."""
+
+
+def on_bricks(right: Mapping[str, Floats]) -> list[OnBrick]:
+    """Return the accuracy on each brick's prompts."""
+    return [OnBrick(brick=name, accuracy=Accuracy.of(values)) for name, values in right.items()]
+
+
+class Tried(Part):
+    """A model that was run on the bricks' prompts."""
+
+    name: str
+    """Its name."""
+    step: dict[str, Any] | None
+    """The step that makes it from the base; null for the base."""
+    accuracy: Accuracy
+    """Share of all prompts that it answers exactly, with a 95 % interval."""
+    bricks: list[OnBrick]
+    """The same on the prompts of each brick."""
+
+
+class Fall(Part):
+    """A brick whose skill falls in the advised merge."""
+
+    brick: str
+    """The brick."""
+    change: Change
+    """Accuracy of the merge minus that of the brick alone, with an interval at 5 % over all bricks (Bonferroni)."""
+
+
+class Trial(Part):
+    """Models that were run, with --measure."""
+
+    items: int
+    """Number of prompts of each brick."""
+    base: Tried
+    """The base."""
+    alone: list[OnBrick]
+    """Each brick alone on its own prompts."""
+    candidates: list[Tried]
+    """Merges of the bricks; empty if nothing could be merged."""
+    advised: str | None
+    """Name of the advised candidate; null if no merge is recommended."""
+    clear: bool
+    """True if the prompts decide between the best candidate and the next or the one that the weights suggest."""
+    says: str | None
+    """The decision as a sentence; null without candidates."""
+    falls: list[Fall]
+    """Bricks whose skill clearly falls in the advised merge."""
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A model that was run.
+    """A model that was run, with its single answers.
 
     Attributes:
         name: Its name.
@@ -104,47 +159,18 @@ class Candidate:
         """The answers to all prompts; every brick has equally many."""
         return np.concatenate(list(self.right.values()))
 
+    def tried(self) -> Tried:
+        """Return its accuracies."""
+        step = None if self.step is None else dict(self.step)
+        return Tried(name=self.name, step=step, accuracy=Accuracy.of(self.all), bricks=on_bricks(self.right))
 
-@dataclass(frozen=True)
-class Verdict:
-    """Which candidate is advised.
 
-    Attributes:
-        name: The advised candidate.
-        clear: True if the prompts decide between the best and the one that the weights suggest, or the second best.
-        says: The decision as a sentence, with the difference and its interval.
-    """
+class Verdict(NamedTuple):
+    """Which candidate is advised: its name, whether the prompts decide, and the decision as a sentence."""
 
     name: str
     clear: bool
     says: str
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Models that were run on prompts of the bricks.
-
-    Attributes:
-        items: Number of prompts of each brick.
-        base: The base.
-        alone: Brick -> its own answers to its prompts.
-        candidates: The merges; empty if no merge is recommended.
-        verdict: Which of them is advised; None without merges.
-        falls: Brick -> difference from the brick alone, for each brick that the advised merge clearly harms.
-    """
-
-    items: int
-    base: Candidate
-    alone: Mapping[str, Floats]
-    candidates: Sequence[Candidate] = ()
-    verdict: Verdict | None = None
-    falls: Mapping[str, Change] = field(default_factory=dict)
-
-    @property
-    def weak(self) -> dict[str, Change]:
-        """Brick -> difference from the base, for each brick that is not shown better than the base on its own prompts."""
-        changes = {name: Change.of(paired(self.base.right[name], right), 1) for name, right in self.alone.items()}
-        return {name: change for name, change in changes.items() if change.low <= 0}
 
 
 class Runner:
@@ -213,6 +239,12 @@ def falls(alone: Mapping[str, Floats], merged: Candidate) -> dict[str, Change]:
     return {name: change for name, change in changes.items() if change.high < 0}
 
 
+def weak(base: Candidate, alone: Mapping[str, Floats]) -> dict[str, Change]:
+    """Return brick -> difference from the base, for each brick that is not shown better than the base on its own prompts."""
+    changes = {name: Change.of(paired(base.right[name], right), 1) for name, right in alone.items()}
+    return {name: change for name, change in changes.items() if change.low <= 0}
+
+
 def decide(candidates: Sequence[Candidate], suggested: str) -> Verdict:
     """Choose between candidates: the best if it is clearly better than the suggested one, which is kept otherwise.
 
@@ -225,37 +257,33 @@ def decide(candidates: Sequence[Candidate], suggested: str) -> Verdict:
     best = ranked[0]
     other = ranked[1] if best.name == suggested else by_name[suggested]
     change = Change.of(paired(other.all, best.all), len(candidates) - 1)
-    told = f"{best.name} answers {Accuracy.of(best.all)} % of the prompts, {other.name} {Accuracy.of(other.all)} %: {change}"
+    text = f"{best.name} answers {Accuracy.of(best.all)} % of the prompts, {other.name} {Accuracy.of(other.all)} %: {change}"
     if change.clear:
-        return Verdict(best.name, True, f"Measured: {told}.")
-    return Verdict(suggested, False, f"{told}, so that {best.all.size} prompts cannot tell which one is better.")
+        return Verdict(best.name, True, f"Measured: {text}.")
+    return Verdict(suggested, False, f"{text}, so that {best.all.size} prompts cannot tell which one is better.")
 
 
 MOST = 3
 """Largest number of configurations of a suite that are shown."""
 
 
-@dataclass(frozen=True)
-class ScoredBefore:
-    """A stored configuration that was made from the same bricks.
-
-    Attributes:
-        suite: The suite that it was scored on.
-        name: Its name.
-        recipe: Path of its recipe; None for a control.
-        value: Mean of the tasks' primary metrics.
-        tasks: Number of tasks.
-        items: Number of items of all tasks.
-        of: Number of such configurations in the suite.
-    """
+class ScoredBefore(Part):
+    """A stored configuration that was made from the same bricks."""
 
     suite: str
+    """The suite."""
     name: str
+    """Name of the configuration."""
     recipe: str | None
-    value: float
+    """Path of its recipe; null for a control."""
+    value: Number
+    """Mean of the tasks' primary metrics."""
     tasks: int
+    """Number of tasks."""
     items: int
+    """Number of items of all tasks."""
     of: int
+    """Number of stored configurations of these bricks on the suite."""
 
 
 def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBefore]:
@@ -296,8 +324,12 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
 
 def _row(scores: Scores, primary: Mapping[str, str], count: int) -> ScoredBefore:
     values = [scores.tasks[task].metrics[metric].value for task, metric in primary.items()]
-    configuration = scores.configuration
-    items = sum(scores.tasks[task].n for task in primary)
     return ScoredBefore(
-        scores.suite, configuration.name, configuration.recipe, sum(values) / len(values), len(values), items, count
+        suite=scores.suite,
+        name=scores.configuration.name,
+        recipe=scores.configuration.recipe,
+        value=sum(values) / len(values),
+        tasks=len(values),
+        items=sum(scores.tasks[task].n for task in primary),
+        of=count,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import median
@@ -15,6 +14,7 @@ from workbench.bricks.brick import Brick
 from workbench.errors import UsageError, nearest, shell
 from workbench.library.route_statistics import trained_on
 from workbench.models.texts import Text, read_texts
+from workbench.results import Number, Part
 from workbench.run.brick_statistics import card_folder
 from workbench.scores.statistics import Floats
 
@@ -24,19 +24,15 @@ CONTRADICTING = 0.5
 """Share of shared prompts with different answers from which two bricks contradict each other."""
 
 
-@dataclass(frozen=True)
-class Shared:
-    """Prompts that the texts of two bricks share.
-
-    Attributes:
-        prompts: Number of shared prompts.
-        different: Number of those for which the bricks have no answer in common.
-        example: A shared prompt with different answers, and an answer of each brick; None if there is none.
-    """
+class Shared(Part):
+    """Prompts that the texts of two bricks share."""
 
     prompts: int
+    """Number of shared prompts."""
     different: int
-    example: tuple[str, str, str] | None = None
+    """Number of those for which the bricks have no answer in common."""
+    example: list[str] | None = None
+    """A shared prompt with different answers, and an answer of each brick."""
 
     @property
     def contradicts(self) -> bool:
@@ -90,8 +86,8 @@ def shared_prompts(texts: Mapping[str, list[Text]]) -> dict[tuple[str, str], Sha
 def _shared(one: Mapping[str, set[str]], two: Mapping[str, set[str]]) -> Shared:
     common = [prompt for prompt in one if prompt in two]
     different = [prompt for prompt in common if not one[prompt] & two[prompt]]
-    example = (different[0], min(one[different[0]]), min(two[different[0]])) if different else None
-    return Shared(len(common), len(different), example)
+    example = [different[0], min(one[different[0]]), min(two[different[0]])] if different else None
+    return Shared(prompts=len(common), different=len(different), example=example)
 
 
 def _answers(rows: list[Text]) -> dict[str, set[str]]:
@@ -125,33 +121,25 @@ UNEQUAL = 3.0
 Regime = Literal["single", "same", "contradicting", "far", "opposed", "overlapping", "between", "disjoint"]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two bricks.
-
-    Attributes:
-        one: A brick.
-        two: Another brick.
-        rv: Mean RV coefficient of their deltas.
-        low: Smallest mean of a layer that one of them changes; None if neither changes a layer.
-        high: Largest mean of such a layer.
-        cosine: Cosine of the deltas; None if one of them is 0.
-        conflict: Share of elements with opposite signs, among those where both are nonzero.
-        ratio: Norm of the first delta over that of the second.
-        shared: Prompts that their texts share; None if one of them has no texts.
-        output: Mean cosine of what they add to the outputs of linear layers on their texts; None if it was not measured.
-    """
+class Pair(Part):
+    """Two bricks."""
 
     one: str
+    """A brick."""
     two: str
-    rv: float
-    low: float | None
-    high: float | None
-    cosine: float | None
-    conflict: float | None
-    ratio: float | None
+    """Another brick."""
+    rv: Number
+    """RV coefficient of their deltas, the mean over the layers' matrices."""
+    rv_lowest_layer: Number | None
+    """Smallest mean of a layer that one of the two changes."""
+    rv_highest_layer: Number | None
+    """Largest mean of such a layer."""
+    cosine: Number | None
+    """Cosine of the deltas."""
+    sign_conflict: Number | None
+    """Share of elements with opposite signs, among those where both are nonzero."""
     shared: Shared | None
-    output: float | None = None
+    """Prompts that their texts share; null if one of them has no texts."""
 
     @property
     def names(self) -> str:

@@ -117,7 +117,7 @@ def show(
         if measured:
             say_measures(brick.name, measured, metric)
 
-    shown = {**card, **({"delta": measured.document()} if measured else {})}
+    shown = {**card, **({"delta": measured.measured()} if measured else {})}
     out.result(lambda: ShownBrick.model_validate(shown), text, json=json)
     if html and measured:
         from workbench.report.heatmap import render_heat_maps

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from workbench.cli.documents.document import Document, optional
+from workbench.merge.measuring.deltas import BrickMeasures
 from workbench.results import Number
 
 
@@ -38,77 +39,6 @@ class CardScore(Document):
     """Upper end of the interval."""
     base_value: Number | None
     """The base's score on the same items."""
-
-
-class DeltaMeasures(Document):
-    """Measures of a delta over one or more tensors."""
-
-    norm: Number
-    """Norm of the delta."""
-    relative: Number | None
-    """Norm of the delta over the norm of the base's tensors; null if the base's tensors are zero."""
-    zeros: Number | None
-    """Share of elements of the delta that are exactly zero, from 0 to 1."""
-    elements: int
-    """Number of elements."""
-
-
-class OtherBrick(DeltaMeasures):
-    """Measures of another brick's delta, and of its relation to the shown brick's."""
-
-    cosine: Number | None
-    """Cosine of the two deltas."""
-    conflict: Number | None
-    """Share of elements with opposite signs among those that both bricks change."""
-    overlap_out: Number | None
-    """Overlap of the output subspaces, from 0 to 1."""
-    overlap_in: Number | None
-    """Overlap of the input subspaces, from 0 to 1."""
-    overlap: Number | None
-    """Mean of both overlaps."""
-    chance: Number | None
-    """Overlap that unrelated subspaces of the same sizes have on average."""
-
-
-class Sums(DeltaMeasures):
-    """Measures of the shown brick's delta, compared with other bricks."""
-
-    others: dict[str, OtherBrick]
-    """Other brick -> its measures; empty if no other brick is named."""
-
-
-class LayerMeasures(Sums):
-    """Measures of one layer."""
-
-    layer: int | None
-    """The layer, from 0; null for the tensors outside the layers."""
-
-
-class CellMeasures(LayerMeasures):
-    """Measures of one kind of module in one layer."""
-
-    kind: str
-    """Name of the module within its layer, or the tensor's name outside the layers."""
-
-
-class TensorMeasures(Sums):
-    """Measures of one tensor."""
-
-    name: str
-    """Name of the tensor."""
-
-
-class BrickMeasures(Document):
-    """Measures of a brick's delta on its base."""
-
-    total: Sums
-    """Measures over all tensors."""
-    layers: list[LayerMeasures]
-    """Measures by layer."""
-    cells: list[CellMeasures]
-    """Measures by layer and kind of module."""
-    tensors: list[TensorMeasures]
-    """Measures by tensor."""
 
 
 class CardRouting(Document):

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
-from workbench.cli.documents.advice import AdviceDocument
 from workbench.cli.documents.analyze import (
     AblationDocument,
     EverythingDocument,
@@ -52,7 +52,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick show": ShownBrick,
     "brick extract": ExtractDocument,
     "brick bake": RunDocument,
-    "brick advise": AdviceDocument,
+    "brick advise": Advice,
     "brick barrier": Barrier,
     "brick transplant": Transplant,
     "suite ls": list[SuiteRow],

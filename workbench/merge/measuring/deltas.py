@@ -12,13 +12,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
+from workbench.results import Number, Part
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors
 from workbench.weights.parallel import each
@@ -31,6 +32,77 @@ if TYPE_CHECKING:
 DIRECTIONS = 16
 NORMAL = 1.96
 """Standard errors from the middle to the ends of a 95 % interval."""
+
+
+class DeltaMeasures(Part):
+    """Measures of a delta over one or more tensors."""
+
+    norm: Number
+    """Norm of the delta."""
+    relative: Number | None
+    """Norm of the delta over the norm of the base's tensors; null if the base's tensors are zero."""
+    zeros: Number | None
+    """Share of elements of the delta that are exactly zero, from 0 to 1."""
+    elements: int
+    """Number of elements."""
+
+
+class OtherBrick(DeltaMeasures):
+    """Measures of another brick's delta, and of its relation to the shown brick's."""
+
+    cosine: Number | None
+    """Cosine of the two deltas."""
+    conflict: Number | None
+    """Share of elements with opposite signs among those that both bricks change."""
+    overlap_out: Number | None
+    """Overlap of the output subspaces, from 0 to 1."""
+    overlap_in: Number | None
+    """Overlap of the input subspaces, from 0 to 1."""
+    overlap: Number | None
+    """Mean of both overlaps."""
+    chance: Number | None
+    """Overlap that unrelated subspaces of the same sizes have on average."""
+
+
+class Sums(DeltaMeasures):
+    """Measures of the shown brick's delta, compared with other bricks."""
+
+    others: dict[str, OtherBrick]
+    """Other brick -> its measures; empty if no other brick is named."""
+
+
+class LayerMeasures(Sums):
+    """Measures of one layer."""
+
+    layer: int | None
+    """The layer, from 0; null for the tensors outside the layers."""
+
+
+class CellMeasures(LayerMeasures):
+    """Measures of one kind of module in one layer."""
+
+    kind: str
+    """Name of the module within its layer, or the tensor's name outside the layers."""
+
+
+class TensorMeasures(Sums):
+    """Measures of one tensor."""
+
+    name: str
+    """Name of the tensor."""
+
+
+class BrickMeasures(Part):
+    """Measures of a brick's delta on its base."""
+
+    total: Sums
+    """Measures over all tensors."""
+    layers: list[LayerMeasures]
+    """Measures by layer."""
+    cells: list[CellMeasures]
+    """Measures by layer and kind of module."""
+    tensors: list[TensorMeasures]
+    """Measures by tensor."""
 
 
 @dataclass
@@ -55,15 +127,15 @@ class Delta:
         """
         self.base, self.numel, self.zeros = (base, numel, self.zeros) if self.square else (0.0, 0, 0)
 
-    def document(self) -> dict[str, Any]:
-        """Return the norm, the norm relative to the base's, the share of exact zeros, and the number of elements."""
-        norm = math.sqrt(self.square)
-        return {
-            "norm": norm,
-            "relative": _ratio(norm, math.sqrt(self.base)),
-            "zeros": _ratio(self.zeros, self.numel),
-            "elements": self.numel,
-        }
+    @property
+    def relative(self) -> float | None:
+        """Norm of the delta over that of the base's tensors; None if these are zero."""
+        return _ratio(math.sqrt(self.square), math.sqrt(self.base))
+
+    def measured(self) -> DeltaMeasures:
+        """Return the measures that follow from the sums."""
+        norm, zeros = math.sqrt(self.square), _ratio(self.zeros, self.numel)
+        return DeltaMeasures(norm=norm, relative=self.relative, zeros=zeros, elements=self.numel)
 
 
 @dataclass
@@ -86,6 +158,11 @@ class Meeting(Delta):
     """Sum of the variances of the overlaps of unrelated subspaces, over tensors and sides."""
     dot_variance: float = 0.0
     """Variance of the inner product with an unrelated delta of the same norm."""
+
+    @property
+    def conflict(self) -> float | None:
+        """Share of elements with opposite signs among those that both bricks change; None if there are none."""
+        return _ratio(self.opposite, self.both)
 
     def by_chance(self, square: float) -> dict[str, tuple[float, float]]:
         """Return the ranges of cosine, conflict and overlap that have 95 % of unrelated deltas: those in random directions.
@@ -128,23 +205,26 @@ class DeltaSums(Delta):
             for part in fields(Meeting):
                 setattr(meeting, part.name, getattr(meeting, part.name) + getattr(other_meeting, part.name))
 
-    def document(self) -> dict[str, Any]:
-        """Return the delta's measures and, for each other brick, its measures, cosine, conflict and overlaps (None: undefined)."""
-        return {
-            **super().document(),
-            "others": {
-                brick: {
-                    **Delta.document(m),
-                    "cosine": _ratio(m.dot, math.sqrt(self.square * m.square)),
-                    "conflict": _ratio(m.opposite, m.both),
-                    "overlap_out": _mean(m.outputs),
-                    "overlap_in": _mean(m.inputs),
-                    "overlap": _mean([*m.outputs, *m.inputs]),
-                    "chance": _mean(m.chance),
-                }
-                for brick, m in self.meetings.items()
-            },
+    def cosine(self, brick: str) -> float | None:
+        """Return the cosine of the delta with another brick's; None if one of them is zero."""
+        meeting = self.meetings[brick]
+        return _ratio(meeting.dot, math.sqrt(self.square * meeting.square))
+
+    def measured(self) -> Sums:
+        """Return the measures that follow from the sums, of the brick and of each other one."""
+        others = {
+            brick: OtherBrick(
+                **dict(Delta.measured(m)),
+                cosine=self.cosine(brick),
+                conflict=m.conflict,
+                overlap_out=_mean(m.outputs),
+                overlap_in=_mean(m.inputs),
+                overlap=_mean([*m.outputs, *m.inputs]),
+                chance=_mean(m.chance),
+            )
+            for brick, m in self.meetings.items()
         }
+        return Sums(**dict(Delta.measured(self)), others=others)
 
 
 @dataclass(frozen=True)
@@ -167,14 +247,14 @@ class Measures:
     ends: list[str]
     total: DeltaSums
 
-    def document(self) -> dict[str, Any]:
-        """Return the measures as plain data."""
-        return {
-            "total": self.total.document(),
-            "layers": [{"layer": layer, **sums.document()} for layer, sums in self.layers.items()],
-            "cells": [{"layer": layer, "kind": kind, **sums.document()} for (layer, kind), sums in self.cells.items()],
-            "tensors": [{"name": name, **sums.document()} for name, sums in self.tensors.items()],
-        }
+    def measured(self) -> BrickMeasures:
+        """Return the measures that follow from the sums, as `brick show --json` prints them."""
+        return BrickMeasures(
+            total=self.total.measured(),
+            layers=[LayerMeasures(**dict(sums.measured()), layer=layer) for layer, sums in self.layers.items()],
+            cells=[CellMeasures(**dict(sums.measured()), layer=layer, kind=kind) for (layer, kind), sums in self.cells.items()],
+            tensors=[TensorMeasures(**dict(sums.measured()), name=name) for name, sums in self.tensors.items()],
+        )
 
 
 def measure(
