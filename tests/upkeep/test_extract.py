@@ -25,13 +25,13 @@ from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.run.work import Work
-from workbench.upkeep.extract import bake, extract
+from workbench.upkeep.extract import Extraction, bake, extract
 from workbench.weights import svd
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
 
 
-def taken(project: Project, checkpoint: str, base: str = "base", out: str = "out", **policy: Any) -> tuple[Path, dict[str, Any]]:
+def taken(project: Project, checkpoint: str, base: str = "base", out: str = "out", **policy: Any) -> tuple[Path, Extraction]:
     settings: dict[str, Any] = {"rank": 8, "dense": "approximate", **policy}
     record = extract(checkpoint, base, project.path / out, Policy(**settings), Work(CPU, 1), project=project.path)
     return project.path / out, record
@@ -107,24 +107,22 @@ def test_a_baked_lora_comes_back_at_its_rank(dtype: str, worst: float, model_of:
     lora = save_adapter(base, tmp_path / "lora", seed=1, r=8, lora_alpha=32, target_modules="all-linear")
     bake(str(lora), str(base), tmp_path / "baked", Work(CPU), project=tmp_path)
     out, record = taken(project, "baked", str(base), rank=8)
-    assert record["error"] < worst
+    assert record.error < worst
     if dtype == "float32":
-        assert record["rounding"] == 0
+        assert record.rounding == 0
     else:  # what is left is rounding; of its energy the eight terms take a share themselves
-        assert 0.6 * record["rounding"] < record["error"] < 1.05 * record["rounding"]
-    assert set(record["tensors"]) == {n for n in tensors_of(base) if "proj" in n}
-    assert record["whole"] == record["dropped"] == []
+        assert 0.6 * record.rounding < record.error < 1.05 * record.rounding
+    assert set(record.tensors) == {n for n in tensors_of(base) if "proj" in n}
+    assert record.whole == record.dropped == []
     mine = bind(Adapter(out, "x"), Checkpoint(base, "base").specs)
     true = bind(Adapter(lora, "x"), Checkpoint(base, "base").specs)
-    for name in record["tensors"]:
+    for name in record.tensors:
         ours, theirs = mine.factors(name, CPU), true.factors(name, CPU)
         assert ours is not None and theirs is not None and ours.rank == 8  # noqa: PT018
         want = theirs.left @ theirs.right
         assert float((ours.left @ ours.right - want).norm() / want.norm()) < worst
     # a smaller tolerance than the noise allows needs more; one above it finds the rank
-    assert {
-        t["rank"] for t in taken(project, "baked", str(base), "loose", rank=None, error=2 * worst)[1]["tensors"].values()
-    } == {8}
+    assert {t.rank for t in taken(project, "baked", str(base), "loose", rank=None, error=2 * worst)[1].tensors.values()} == {8}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "llama"])
@@ -134,14 +132,14 @@ def test_nothing_is_dropped_in_silence(family: str, model_of: Callable[..., Path
     project = Project(tmp_path)
     full = save_finetuned(base, tmp_path / "full", seed=5)
     out, record = taken(project, "full", str(base), rank=128)
-    assert set(record["tensors"]) | set(record["whole"]) == set(tensors_of(base))
+    assert set(record.tensors) | set(record.whole) == set(tensors_of(base))
     torch.testing.assert_close(peft_logits(base, out), peft_logits_of(full), rtol=0, atol=5e-5)
 
     out, dropped = taken(project, "full", str(base), "less", rank=128, rest="drop")
-    assert dropped["dropped"] == record["whole"]
-    assert dropped["whole"] == []
-    assert dropped["error"] > 0.1  # what is dropped counts as lost
-    assert read_card(out).extraction["dropped"] == dropped["dropped"]
+    assert dropped.dropped == record.whole
+    assert dropped.whole == []
+    assert dropped.error > 0.1  # what is dropped counts as lost
+    assert read_card(out).extraction["dropped"] == dropped.dropped
     assert config(out)["modules_to_save"] is None
     assert config(out)["bias"] == "none"
     with pytest.raises(WorkbenchError, match=r"differs from the base and is not the weight of a linear layer") as caught:
@@ -167,11 +165,11 @@ def test_a_dense_result_of_low_rank_is_found(model_of: Callable[..., Path], tmp_
     save_adapter(base, tmp_path / "lora", seed=1, r=5)
     bake("lora", str(base), tmp_path / "baked", Work(CPU), project=tmp_path)
     _, record = taken(Project(tmp_path), "baked", str(base), rank=None, dense="whole")
-    assert {t["rank"] for t in record["tensors"].values()} == {5}
-    assert max(t["error"] for t in record["tensors"].values()) <= 2e-6
+    assert {t.rank for t in record.tensors.values()} == {5}
+    assert max(t.error for t in record.tensors.values()) <= 2e-6
     save_finetuned(base, tmp_path / "full", seed=5)
     out, record = taken(Project(tmp_path), "full", str(base), "whole", rank=None, dense="whole")
-    assert set(record["whole"]) == set(tensors_of(base))
+    assert set(record.whole) == set(tensors_of(base))
     torch.testing.assert_close(peft_logits_of(tmp_path / "full"), merged_saved(base, out), rtol=0, atol=1e-5)
 
 
@@ -194,7 +192,7 @@ def test_embeddings_on_request(model_of: Callable[..., Path], tmp_path: Path) ->
     (tmp_path / "recipes").mkdir()
     full = save_finetuned(base, tmp_path / "full", seed=5)
     out, record = taken(Project(tmp_path), "full", str(base), rank=64, embeddings=True)
-    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(record["tensors"])
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(record.tensors)
     assert "base_model.model.model.embed_tokens.lora_embedding_A" in tensors_of(out)
     torch.testing.assert_close(peft_logits(base, out), peft_logits_of(full), rtol=0, atol=5e-5)
 
@@ -208,8 +206,8 @@ def test_norms_and_biases_alone(family: str, model_of: Callable[..., Path], tmp_
     mixed = {n: tuned[n] if t.dim() == 1 else t for n, t in own.items()}
     save_file(mixed, tmp_path / "tuned/model.safetensors", metadata={"format": "pt"})
     out, record = taken(Project(tmp_path), "tuned", str(base))
-    assert record["tensors"] == {}
-    assert set(record["whole"]) == {n for n, t in own.items() if t.dim() == 1}
+    assert record.tensors == {}
+    assert set(record.whole) == {n for n, t in own.items() if t.dim() == 1}
     torch.testing.assert_close(peft_logits(base, out), peft_logits_of(tmp_path / "tuned"), rtol=0, atol=5e-5)
 
 
@@ -231,7 +229,7 @@ def test_card_and_use_as_a_brick(project: Project) -> None:
     assert (card.kind, card.base.id, card.name) == ("adapter", "base", "out")
     assert card.digest == Brick("out", "adapter", out).digest(None)
     assert card.extraction["rank"] == 8
-    assert json.loads((out / "extract.json").read_text("utf-8"))["tensors"] == record["tensors"]
+    assert json.loads((out / "extract.json").read_text("utf-8"))["tensors"] == record.to_dict()["tensors"]
     text = "bricks: {it: PLACE}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n"
     ours, direct = project.tensors(text.replace("PLACE", "out")), project.tensors(text.replace("PLACE", "bricks/one"))
     assert all(torch.allclose(ours[n], direct[n], rtol=0, atol=2e-6) for n in direct)

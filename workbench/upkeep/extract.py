@@ -20,12 +20,65 @@ from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.results import Number, Part, Result, absent
 from workbench.run.execute import execute
 from workbench.run.work import Work
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digests, weights_digest
 
 RECORD = "extract.json"
+
+
+class ExtractedTensor(Part):
+    """The low-rank update of one tensor."""
+
+    rank: int
+    """Rank of the update."""
+    norm: Number
+    """Norm of the tensor's delta."""
+    error: Number
+    """Norm of delta minus update, over the norm of the delta."""
+    rounding: Number
+    """Error from rounding the fine-tune's weights, over the norm of the delta; no rank gets below it."""
+
+
+class Extraction(Result):
+    """An adapter extracted from a fine-tuned checkpoint. All fields but `adapter` are also written to extract.json."""
+
+    adapter: str
+    """Directory of the adapter."""
+    checkpoint: str
+    """Directory or hub id of the checkpoint."""
+    base: str
+    """Directory or hub id of the base."""
+    tensors: dict[str, ExtractedTensor]
+    """Tensor -> its update."""
+    whole: list[str]
+    """Tensors that are saved whole."""
+    dropped: list[str]
+    """Tensors whose change is dropped."""
+    norm: Number
+    """Norm of all updates together."""
+    error: Number
+    """Relative error of all updates together; a dropped tensor counts as lost."""
+    rounding: Number
+    """Relative rounding error of all updates together."""
+    rank: int
+    """Largest rank."""
+    uniform: bool
+    """Whether all updates have the same rank."""
+    plain: bool
+    """Whether the adapter has low-rank updates only, so that every LoRA loader reads it."""
+    digest: str
+    """Digest of the adapter's files."""
+    digests: dict[str, str]
+    """Name of a tensor in the adapter's file -> digest."""
+    parameters: int
+    """Number of parameters of the adapter."""
+    bytes: int
+    """Size of the adapter's tensors in bytes."""
+    notes: list[str] | None = absent()
+    """Notes on tensors that differ from the base in type."""
 
 
 def extract(
@@ -36,7 +89,7 @@ def extract(
     work: Work,
     *,
     project: Path,
-) -> dict[str, Any]:
+) -> Extraction:
     """Write the difference between a fine-tuned checkpoint and its base as a PEFT adapter with a card.
 
     The memory required is a few times the size of the largest tensor per thread.
@@ -48,9 +101,6 @@ def extract(
         policy: Ranks, and treatment of weights outside linear layers.
         work: Where it computes, and who hears of its progress.
         project: Directory that relative paths start from.
-
-    Returns:
-        The record, the same as in `extract.json`.
 
     Raises:
         WorkbenchError: If the checkpoint is an adapter, has another architecture than the base or equals it, or if `out`
@@ -67,7 +117,7 @@ def extract(
     notes = check_integers(brick, base_checkpoint, tuned)
     adapted = AdaptedWeights(Model(tuned, base_checkpoint.config), base_model, policy)
     with new_directory(out) as partial, exact(work.device):
-        record = write_result(
+        written = write_result(
             adapted,
             partial,
             base,
@@ -79,8 +129,8 @@ def extract(
         )
         cache = cache_of(project)
         digest = weights_digest(base_checkpoint.specs, tensor_digests(base_checkpoint.entries, cache), base_checkpoint.config)
-        record = {"checkpoint": checkpoint, "base": base, **record, **({"notes": notes} if notes else {})}
-        write_json(partial / RECORD, record, indent=1)
+        made = Extraction(adapter=str(out), checkpoint=checkpoint, base=base, **written, notes=notes or None)
+        write_json(partial / RECORD, {key: value for key, value in made.to_dict().items() if key != "adapter"}, indent=1)
         card = BrickCard(
             version=1,
             name=brick_name(out),
@@ -91,16 +141,16 @@ def extract(
             extraction={
                 "checkpoint": checkpoint,
                 "digest": brick.digest(cache),
-                "rank": record["rank"],
-                "error": float(f"{record['error']:.3g}"),
-                "rounding": float(f"{record['rounding']:.3g}"),
-                "tensors": len(record["tensors"]),
-                "whole": record["whole"],
-                "dropped": record["dropped"],
+                "rank": made.rank,
+                "error": float(f"{made.error:.3g}"),
+                "rounding": float(f"{made.rounding:.3g}"),
+                "tensors": len(made.tensors),
+                "whole": made.whole,
+                "dropped": made.dropped,
             },
         )
         write_card(partial, card, made_by="workbench brick extract", record=RECORD)
-    return record
+    return made
 
 
 def _digest(path: Path) -> str | None:

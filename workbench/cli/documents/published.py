@@ -10,13 +10,13 @@ from pydantic import BaseModel, TypeAdapter
 
 from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
+from workbench.bricks.card import ShownCard
 from workbench.cli.documents.analyze import (
     AblationDocument,
     EverythingDocument,
     FunctionsDocument,
     SparsityDocument,
 )
-from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
 from workbench.cli.documents.items import ItemsDocument
@@ -34,9 +34,11 @@ from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.results import Part
-from workbench.steps.fields import field_docs
+from workbench.steps.fields import Strict, field_docs
 from workbench.transplant.transplant import Transplant
+from workbench.upkeep.bricks import ShownBrick
 from workbench.upkeep.doctor import Checkup
+from workbench.upkeep.extract import Extraction
 
 DOCUMENTS: Mapping[str, Any] = {
     "plan": PlanDocument | list[PlanDocument],
@@ -48,9 +50,9 @@ DOCUMENTS: Mapping[str, Any] = {
     "recipe diff": RecipeDiffDocument,
     "runs ls": list[RunRow],
     "runs show": RunRecord,
-    "brick ls": list[BrickDocument],
+    "brick ls": list[ShownCard],
     "brick show": ShownBrick,
-    "brick extract": ExtractDocument,
+    "brick extract": Extraction,
     "brick bake": RunDocument,
     "brick advise": Advice,
     "brick barrier": Barrier,
@@ -94,7 +96,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema(command: str) -> dict[str, Any]:
     """Return the JSON schema of a command's document, with the texts of its fields."""
     made = TypeAdapter(DOCUMENTS[command]).json_schema(mode="serialization")
-    classes = {cls.__name__: cls for cls in _subclasses(Part)}
+    classes = {cls.__name__: cls for cls in (*_subclasses(Strict), *_subclasses(Part))}
     for name, part in {**made.get("$defs", {}), made.get("title", ""): made}.items():
         if name in classes:
             _describe(part, classes[name])

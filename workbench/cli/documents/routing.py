@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.cli.documents.bricks import CardRouting
+from workbench.bricks.card import RoutingStatistics
 from workbench.cli.documents.document import Document, optional
 from workbench.results import Number
 
@@ -51,7 +51,7 @@ class ExplainDocument(Document):
     """The decision at each token of the text; empty for routers that see whole prompts only."""
 
 
-class MeasuredBrick(CardRouting):
+class MeasuredBrick(RoutingStatistics, Document):
     """Routing statistics of a brick, as on its card."""
 
     brick: str
