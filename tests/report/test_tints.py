@@ -16,7 +16,7 @@ from worlds.report_document import make_document
 from workbench.edit.places.tracing import Trace as FactTrace
 from workbench.edit.places.tracing import TracedFact
 from workbench.library.trace import TraceTable
-from workbench.merge.measuring.deltas import DeltaSums, Measures, Meeting
+from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
 from workbench.report import marks, page_text
 from workbench.report.heatmap import render_heat_maps
 from workbench.report.neurons_ablation import ablation_section

@@ -139,6 +139,6 @@ def test_bad_input(world: Project) -> None:
 def test_a_search_is_a_field_like_others(world: Project) -> None:
     world.write(FIRST + "search: {space: {mix.lambda: [0.2, 1.6]}}\neval: [x]\n", "tuned.yaml")
     first, second = (load_recipe(world.path / "recipes" / f"{name}.yaml") for name in ("first", "tuned"))
-    found = {one.field for one in recipe_difference(first, second, HEADERS).fields}
+    found = {one.field for one in recipe_difference(first, second, HEADERS, ("first", "second")).fields}
     assert "eval" in found
     assert any(name.startswith("search") for name in found)

@@ -16,7 +16,8 @@ from worlds.tiny import tensors_of
 from workbench.adapters.bind import bind
 from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks.brick import Brick
-from workbench.merge.measuring.deltas import Measures, measure
+from workbench.merge.measuring.delta_sums import Measures
+from workbench.merge.measuring.deltas import measure
 from workbench.models.layout import Model
 from workbench.report.heatmap import render_heat_maps
 from workbench.run.compose import deltas

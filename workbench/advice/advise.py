@@ -44,7 +44,8 @@ from workbench.advice.pools import (
 )
 from workbench.errors import UsageError, shell
 from workbench.events import progress
-from workbench.merge.measuring.deltas import Measures, measure
+from workbench.merge.measuring.delta_sums import Measures
+from workbench.merge.measuring.deltas import measure
 from workbench.merge.measuring.overlap import Overlap
 from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.deltas import Deltas

@@ -10,7 +10,7 @@ from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
-    from workbench.merge.measuring.deltas import Measures
+    from workbench.merge.measuring.delta_sums import Measures
 
 
 def base_of_brick(brick: Brick) -> str:

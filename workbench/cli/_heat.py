@@ -13,7 +13,7 @@ from workbench.cli._output import out, shown
 from workbench.errors import printable
 
 if TYPE_CHECKING:
-    from workbench.merge.measuring.deltas import DeltaMeasures, DeltaSums, Measures
+    from workbench.merge.measuring.delta_sums import DeltaMeasures, DeltaSums, Measures
 
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {

@@ -48,7 +48,6 @@ def transplant(
             "--texts", help="Texts to match and measure on: jsonl of {text} or {prompt, completion}.", show_default=False
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps of the carried adapter on the texts.")] = 0,
     force: Annotated[
         bool,
         typer.Option(
@@ -69,7 +68,7 @@ def transplant(
     from workbench.transplant.transplant import transplant as run
 
     out.quiet = quiet or json
-    wanted = Wanted(brick_directory(brick), target, on, by, layers, mapping, texts, steps, force)
+    wanted = Wanted(brick_directory(brick), target, on, by, layers, mapping, texts, force)
     report = run(wanted, to, project=Path.cwd(), device=pick_device(device), events=out.event)
     out.result(lambda: report, lambda: _print(report), json=json)
 
@@ -105,9 +104,8 @@ def _print(report: Transplant) -> None:
     else:
         out.line("no texts: neither the match nor the loss was measured")
     if loss := report.loss:
-        trained = f", {loss.trained:.3f} after {report.training.steps} steps" if report.training else ""
         out.line(
-            f"loss on {loss.texts} held-out texts, nats per token: {loss.before:.3f} before, {loss.after:.3f} after{trained}; "
+            f"loss on {loss.texts} held-out texts, nats per token: {loss.before:.3f} before, {loss.after:.3f} after; "
             f"on its own base {loss.source:.3f} before, {loss.source_with_brick:.3f} with the brick"
         )
     out.line(f"{report.adapter}: {report.modules} modules, rank {report.rank}, by {report.by}")

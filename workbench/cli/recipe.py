@@ -158,37 +158,23 @@ def diff(
 
     A field is named as in --set. If a recipe's inputs cannot be read, only fields and locations are compared.
     """
-    from dataclasses import asdict
-
     from workbench.bricks.hub import Hub
-    from workbench.cli.documents.recipes import RecipeDiffDocument
     from workbench.upkeep.recipediff import recipe_difference
 
-    found = recipe_difference(load_named(first), load_named(second), Hub(headers_only=True, events=out.event))
     names = [f"{relative(one.path) if one.path else one.name}{one.point}" for one in map(find, (first, second))]
-
-    def document() -> RecipeDiffDocument:
-        data = {
-            "first": names[0],
-            "second": names[1],
-            "fields": [asdict(one) for one in found.fields],
-            "inputs": [{**asdict(one), "same_content": one.same_content} for one in found.inputs],
-            "same_result": found.same_result,
-            "unread": [{"recipe": which, "reason": reason} for which, reason in found.unread.items()],
-        }
-        return RecipeDiffDocument.model_validate(data)
-
-    out.result(document, lambda: _differences(found, names), json=json)
+    hub = Hub(headers_only=True, events=out.event)
+    found = recipe_difference(load_named(first), load_named(second), hub, (names[0], names[1]))
+    out.result(lambda: found, lambda: _differences(found), json=json)
 
 
-def _differences(found: RecipeDifference, names: list[str]) -> None:
+def _differences(found: RecipeDifference) -> None:
     """Print the differences of two recipes as tables, and what they mean for the result."""
     if found.fields:
         rows = [
             [one.field, *(_value(v, one.only, side) for v, side in ((one.first, "first"), (one.second, "second")))]
             for one in found.fields
         ]
-        out.table(["field", *names], rows)
+        out.table(["field", found.first, found.second], rows)
     else:
         out.line("no field differs")
     if found.inputs:
@@ -197,9 +183,9 @@ def _differences(found: RecipeDifference, names: list[str]) -> None:
             [one.name, *_places(one), {True: "same", False: "differs", None: "not known"}[one.same_content]]
             for one in found.inputs
         ]
-        out.table(["input", *names, "content"], cells)
-    for which, reason in found.unread.items():
-        out.warn(f"digests of the {which} recipe are not known: {reason}")
+        out.table(["input", found.first, found.second, "content"], cells)
+    for unread in found.unread:
+        out.warn(f"digests of the {unread.recipe} recipe are not known: {unread.reason}")
     if found.same_result is not None:
         out.say(f"both recipes make {'the same configuration' if found.same_result else 'different configurations'}")
 

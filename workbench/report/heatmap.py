@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.merge.measuring.deltas import DeltaMeasures, DeltaSums, Measures
+from workbench.merge.measuring.delta_sums import DeltaMeasures, DeltaSums, Measures
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import filled
 from workbench.report.svg import joined, svg

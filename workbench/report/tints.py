@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from workbench.merge.measuring.deltas import DeltaSums
+    from workbench.merge.measuring.delta_sums import DeltaSums
 
 PALEST, DARKEST = 0.12, 0.7
 

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from workbench.adapters.bind import bind
 from workbench.adapters.gguf_lora import gguf_places, write_gguf
 from workbench.adapters.linear import as_lora, linear_factors, not_linear, ranks_of
 from workbench.adapters.read import Adapter
 from workbench.adapters.served import served_rank, write_served
-from workbench.bricks.hub import FETCH, Hub
-from workbench.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.events import Events, no_events
 from workbench.files import new_directory, write_json, write_text
 from workbench.lazy import torch
-from workbench.manifest import require_whole
-from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
-from workbench.project import find_project
-from workbench.recipe.recipe import Recipe, from_data
-from workbench.resolve.resolve import resolve
-from workbench.resolve.resolved import Resolved
-from workbench.run.directory import RECORD as RUN
-from workbench.run.directory import RunDirectory
+from workbench.results import Number, Part, Result
 from workbench.run.materialize import materialize
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import TENSORS as STATISTICS
-from workbench.run.routers import SavedRouter
-from workbench.run.saved import open_configuration
 from workbench.ship.expected import Expected, alike, expect, rounding, tolerance_for, write_expected
 from workbench.ship.servers import (
-    EXAMPLES,
     GGUF,
     PORTS,
     SCRIPT,
@@ -49,6 +40,7 @@ from workbench.ship.servers import (
     script,
     write_router_file,
 )
+from workbench.ship.subject import Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,134 +49,6 @@ RECORD = "export.json"
 PROMPTS = ("The capital of France is", "Once upon a time", "12 + 30 =", "def add(a, b):")
 """Prompts of expected.jsonl where no others are named."""
 _NAME = re.compile(r"[A-Za-z0-9_][\w./:-]*")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a server is to serve.
-
-    Attributes:
-        name: Name of the recipe or run.
-        model: The base, or the whole model, as a recipe without bricks.
-        adapters: Adapter -> its files; empty for a whole model.
-        place: Directory of a whole model; None if adapters act on a base.
-        base: The base as the recipe names it.
-        prompts: Calibration prompts of a router, if their files are still there.
-        router: Directory with the files of a router; None if there is none.
-        described: Adapter -> its description in the route step, for adapters that have one.
-        examples: Adapter -> some of its calibration prompts, if their files are still there.
-    """
-
-    name: str
-    model: Resolved
-    adapters: Mapping[str, Adapter]
-    place: Path | None
-    base: str
-    prompts: tuple[str, ...] = ()
-    router: Path | None = None
-    described: Mapping[str, str] = field(default_factory=dict)
-    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-def of_recipe(recipe: Recipe, names: Sequence[str], hub: Hub = FETCH) -> Subject:
-    """Return the adapters among a recipe's bricks, or the named ones.
-
-    Raises:
-        WorkbenchError: If a name is no brick of the recipe, a brick is no adapter, or there is none.
-    """
-    known = list(recipe.fields.bricks)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"--brick {name}: {recipe.name} has no such brick. {nearest(name, known)}")
-    base = recipe.fields.base
-    if not isinstance(base, str):
-        raise WorkbenchError(
-            f"{recipe.name}: its base is {base}, but a server loads a base from files",
-            "Run a recipe with this base and no steps, and use the result's directory as the base.",
-        )
-    resolved = resolve(recipe, hub)
-    chosen = names or list(resolved.parents) or known
-    other = [name for name in chosen if name not in resolved.adapters]
-    if other or not chosen:
-        what = f"brick '{other[0]}' is no adapter" if other else "it has no bricks"
-        raise WorkbenchError(
-            f"{recipe.name}: {what}, but a LoRA server serves adapters of one base",
-            f"Choose bricks with --brick NAME; `workbench brick extract DIR --base {shell(base)} -o DIR` makes an adapter "
-            "of a checkpoint. `workbench run` writes the result of a recipe, and `workbench export RUN` exports it.",
-        )
-    adapters = {name: resolved.adapters[name] for name in chosen}
-    return Subject(recipe.name, _bare(base, recipe.project, hub), adapters, None, base)
-
-
-def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
-    """Return the bricks of a routed configuration directory.
-
-    Raises:
-        WorkbenchError: If it has a memory instead of a router, its bricks act by tokens, or its files do not belong together.
-    """
-    require_whole(path.resolve(), digests=True)
-    whole = open_configuration(path.resolve(), None, hub)
-    if whole.router is None:
-        raise WorkbenchError(
-            f"{path}: has a memory, which acts beside the weights in Python; servers have no place for it",
-            "Score it with `workbench eval`, or use an edit method that changes weights, such as `edit: memit`.",
-        )
-    saved = SavedRouter(whole.router.path)
-    if hasattr(saved.router, "token_weights"):
-        raise WorkbenchError(
-            f"{path}: its bricks act on the tokens of their roles, but a server applies one adapter to all tokens of a request",
-            "Use it with `workbench.load(DIR)`, `workbench chat` and `workbench eval`, or export a merge of the bricks.",
-        )
-    adapters = {name: Adapter(place, f"brick '{name}'") for name, place in whole.router.adapters.items()}
-    examples: dict[str, list[str]] = {}
-    for row in saved.record["calibration"]:
-        for name in row.get("files", [row.get("file")]):
-            file = find_project(path.resolve() / RUN) / str(name)
-            if file.is_file():
-                examples.setdefault(row["name"], []).extend(read_prompts(file, str(name), EXAMPLES))
-    model = replace(whole, router=None)
-    return Subject(
-        whole.recipe.name,
-        model,
-        adapters,
-        None,
-        model.recipe.fields.base_name,
-        tuple(prompts[0] for prompts in examples.values()),
-        whole.router.path,
-        {row["name"]: str(row["description"]) for row in saved.record["bricks"] if "description" in row},
-        examples,
-    )
-
-
-def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
-    """Return the result of a finished run: a routed configuration, an adapter on its base, or a whole model.
-
-    Raises:
-        WorkbenchError: If the run is not finished, a file is not as the run wrote it, or its base cannot be found.
-    """
-    run.require_whole(hub.events)
-    if run.configuration.is_dir():
-        return of_configuration(run.configuration, hub)
-    record, project = run.record, find_project(run.path / RUN)
-    # Requests and folders name the result, so the brackets of a point's name cannot stay.
-    name = re.sub(r"[^\w.-]+", "-", str(record.get("name", run.name))).strip("-")
-    base = record["inputs"]["base"]
-    if not run.adapter.is_dir():
-        return replace(of_model(run.model, project, hub), name=name)
-    require_whole(run.adapter, digests=True)
-    at = base["id"] if not base.get("revision") or "@" in base["id"] else f"{base['id']}@{base['revision']}"
-    return Subject(name, _bare(at, project, hub), {name: Adapter(run.adapter, f"adapter '{name}'")}, None, base["id"])
-
-
-def of_model(path: Path, project: Path, hub: Hub = FETCH) -> Subject:
-    """Return a model directory as a whole model."""
-    place = path.resolve()
-    require_whole(place, digests=True)
-    return Subject(place.name, _bare(str(place), project, hub), {}, place, str(path))
-
-
-def _bare(base: str, project: Path, hub: Hub) -> Resolved:
-    return resolve(from_data({"version": 1, "name": "served", "base": base, "steps": []}, project), hub)
 
 
 @dataclass(frozen=True)
@@ -204,6 +68,52 @@ class Export:
     prompts: tuple[str, ...]
     length: int
     llama_cpp: Path | None = None
+
+
+class ExportedAdapter(Part):
+    """An adapter of an export."""
+
+    path: str
+    """Directory, or GGUF file, of the adapter in the export."""
+    modules: int
+    """Number of modules that it updates."""
+    ranks: list[int]
+    """Ranks of the modules before they were padded."""
+    bytes: int
+    """Size of its file in bytes."""
+
+
+class Exported(Result):
+    """The content of an export's export.json, and its directory."""
+
+    version: Literal[1] = 1
+    """Version of the format."""
+    directory: str
+    """Directory of the export."""
+    name: str
+    """Name of the recipe or run."""
+    server: str = Field(alias="for")
+    """Server: vllm, sglang, llama.cpp or semantic-router."""
+    served_base: str
+    """Name of the base, or of the whole model, on the server."""
+    base_digest: str
+    """Digest of the base, or of the whole model."""
+    dtype: str
+    """Data type that the server computes in."""
+    rank: int | None
+    """Rank of all adapters, for llama.cpp the largest one; null for a whole model."""
+    adapters: dict[str, ExportedAdapter]
+    """Adapter -> its files; empty for a whole model."""
+    prompts: int
+    """Number of prompts; expected.jsonl has one row for each model and prompt."""
+    length: int
+    """Largest number of tokens of an expected answer."""
+    rounding: Number
+    """Largest change of an expected log-probability, in nats, in a model that is rounded to `dtype`."""
+    tolerance: Number
+    """Largest difference of a log-probability that `export check` accepts, in nats."""
+    alike: list[list[str]]
+    """Pairs of models that the prompts do not tell apart."""
 
 
 def check_export(subject: Subject, server: str, served: str | None) -> str:
@@ -277,9 +187,7 @@ def _check_adapter(name: str, adapter: Adapter, subject: Subject, server: str) -
         gguf_places(bound, base, f"adapter '{name}'")
 
 
-def write_export(
-    subject: Subject, export: Export, out: Path, device: torch.device, events: Events = no_events
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def write_export(subject: Subject, export: Export, out: Path, device: torch.device, events: Events = no_events) -> Exported:
     """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json, and the files of a router.
 
     Args:
@@ -289,8 +197,6 @@ def write_export(
         device: Device that computes the expected answers.
         events: Receives progress.
 
-    Returns:
-        The content of export.json, and pairs of models that the prompts do not tell apart.
     """
     with new_directory(out) as partial:
         adapters, rank = _write_adapters(subject, export, partial)
@@ -304,29 +210,35 @@ def write_export(
             write_router_file(export.served, routed, PORTS[export.server], partial)
         if export.llama_cpp is not None:
             convert(export.llama_cpp, subject.model.base_path, dtype, partial / GGUF, events)
-        record: dict[str, Any] = {
-            "version": 1,
-            "name": subject.name,
-            "for": export.server,
-            "served_base": export.served,
-            "base_digest": subject.model.base_digest,
-            "dtype": dtype,
-            "rank": rank,
-            "adapters": adapters,
-            "prompts": len(export.prompts),
-            "length": export.length,
-            "rounding": round(largest, 6),
-            "tolerance": tolerance_for(largest),
-        }
+        tolerance = tolerance_for(largest)
+        written = Exported.model_validate(
+            {
+                "directory": str(out),
+                "name": subject.name,
+                "for": export.server,
+                "served_base": export.served,
+                "base_digest": subject.model.base_digest,
+                "dtype": dtype,
+                "rank": rank,
+                "adapters": adapters,
+                "prompts": len(export.prompts),
+                "length": export.length,
+                "rounding": round(largest, 6),
+                "tolerance": tolerance,
+                "alike": alike(rows, tolerance),
+            }
+        )
+        # The directory can be moved, and the pairs follow from expected.jsonl.
+        record = {key: value for key, value in written.to_dict().items() if key not in ("directory", "alike")}
         write_json(partial / RECORD, record, indent=2)
         place, base = subject.place, str(subject.model.base_path)
         serving = Serving(export.server, subject.name, export.served, place, base, list(adapters), rank, dtype)
         write_text(partial / SCRIPT, script(serving, out))
         (partial / SCRIPT).chmod(0o755)
-    return record, alike(rows, record["tolerance"])
+    return written
 
 
-def _write_adapters(subject: Subject, export: Export, out: Path) -> tuple[dict[str, Any], int | None]:
+def _write_adapters(subject: Subject, export: Export, out: Path) -> tuple[dict[str, ExportedAdapter], int | None]:
     """Write all adapters of a subject; return adapter -> its record, and the largest rank, None without adapters."""
     ranks = {name: sorted(set(ranks_of(adapter).values())) for name, adapter in subject.adapters.items()}
     largest = max((max(found) for found in ranks.values()), default=None)
@@ -342,7 +254,7 @@ def _write_adapters(subject: Subject, export: Export, out: Path) -> tuple[dict[s
             written = write_gguf(bound, gguf_places(bound, base, f"adapter '{name}'"), base.config, out / place, name)
         else:
             written = write_served(adapter, out / place, export.served, rank)
-        adapters[name] = {"path": place, **written, "ranks": ranks[name]}
+        adapters[name] = ExportedAdapter(path=place, ranks=ranks[name], **written)
     return adapters, rank
 
 

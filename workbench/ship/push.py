@@ -19,6 +19,7 @@ from workbench.models.generation import identity
 from workbench.models.identity import tokenizer_digest
 from workbench.project import cache_of, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
+from workbench.results import Part, Result
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.materialize import known_digest
 from workbench.run.saved import MODEL
@@ -30,7 +31,7 @@ from workbench.scores.store import Scores
 CARD = "README.md"
 # Identifiers of licenses that the hub knows and that models often have; other names go into `license_name`.
 _HUB_LICENCES = frozenset(
-    {
+    [
         "apache-2.0",
         "mit",
         "openrail",
@@ -100,8 +101,48 @@ _HUB_LICENCES = frozenset(
         "zlib",
         "pddl",
         "other",
-    }
+    ]
 )
+
+
+class PushedFile(Part):
+    """A file that `push` sends."""
+
+    path: str
+    """Path in the repository."""
+    bytes: int
+    """Size in bytes."""
+
+
+class Pushed(Result):
+    """The files of a run that were sent to the hub, or would be sent."""
+
+    run: str
+    """Name of the run directory."""
+    repository: str
+    """Id of the repository."""
+    revision: str | None
+    """Branch; null for the default branch."""
+    private: bool
+    """This is true if a private repository was asked for."""
+    license: str
+    """License that the card states."""
+    base: str | None
+    """Hub id of the base in the card; null if the files name a directory."""
+    files: list[PushedFile]
+    """The files."""
+    bytes: int
+    """Size of all files in bytes."""
+    sent: bool
+    """False with `--dry-run`: nothing was sent."""
+    url: str | None
+    """Address of the repository; null with `--dry-run`."""
+    commit: str | None
+    """Commit that holds the files; null with `--dry-run`."""
+    changed: bool | None
+    """This is true if the repository changed, false if it had all files before, and null with `--dry-run`."""
+    deleted: list[str]
+    """Files that the commit deleted (`--replace`)."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
 
 
-FILE = "router.yaml"
+ROUTER_FILE = "router.yaml"
 EXAMPLES = 16
 """Largest number of example prompts of a brick."""
 THRESHOLD = 0.5
@@ -144,10 +144,10 @@ def write_router_file(served: str, adapters: Sequence[RoutedAdapter], port: int,
         WorkbenchError: If the file does not hold what was written.
     """
     document = router_document(served, adapters, port)
-    write_text(out / FILE, _HEAD + yamldoc.dump(document))
-    if yamldoc.load(out / FILE).data != document:
+    write_text(out / ROUTER_FILE, _HEAD + yamldoc.dump(document))
+    if yamldoc.load(out / ROUTER_FILE).data != document:
         raise WorkbenchError(
-            f"{out / FILE}: a description or prompt cannot be written as YAML", "Remove control characters from it."
+            f"{out / ROUTER_FILE}: a description or prompt cannot be written as YAML", "Remove control characters from it."
         )
 
 

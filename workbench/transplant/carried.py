@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.lazy import torch
+from workbench.models.hooks import hooked
 from workbench.results import Number, Part
 from workbench.transplant.counterparts import Linear, Move, Plan
 from workbench.transplant.maps import assignment, input_map, matched, output_map
@@ -281,3 +283,24 @@ def _combined(move: Move, updates: Mapping[str, Factors], maps: Mapping[str, Map
     if len(parts) == 1 and move.weight == 1:
         return parts[0][1]
     return svd.truncated(summed(parts), max(factors.rank for _, factors in parts))
+
+
+@contextmanager
+def acting(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[None]:
+    """Add updates to the outputs of linear layers inside the block: y + B A x.
+
+    Args:
+        model: The live model.
+        updates: Module -> (B [outputs, rank], A [rank, inputs]) as `left` and `right`, on the model's device.
+    """
+
+    def after(update: Factors) -> Any:
+        def add(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + ((args[0] @ update.right.T) @ update.left.T)
+
+        return add
+
+    with ExitStack() as stack:
+        for name, update in updates.items():
+            stack.enter_context(hooked(model.get_submodule(name), after=after(update)))
+        yield

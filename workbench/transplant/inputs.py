@@ -37,7 +37,6 @@ class Wanted:
         layers: Rule of the layer map, "skip" or "avg"; None takes equal layers if the depths are equal, else skip.
         mapping: Layer map as the user wrote it, in the place of a rule.
         texts: File of texts.
-        steps: Steps of training after the transplant.
         force: Whether to write an adapter at chance level, of another base, or without the layers that have no counterpart.
     """
 
@@ -48,7 +47,6 @@ class Wanted:
     layers: Literal["skip", "avg"] | None = None
     mapping: str | None = None
     texts: Path | None = None
-    steps: int = 0
     force: bool = False
 
 
@@ -93,8 +91,6 @@ def check_options(wanted: Wanted) -> None:
         raise UsageError("--layers and --map exclude each other", "Use --layers skip, --layers avg, or --map TARGET:SOURCE,….")
     if wanted.texts is None and wanted.by in NEED_TEXTS:
         raise UsageError(f"--by {wanted.by} reads texts, and --texts is missing", "Add --texts FILE.jsonl.")
-    if wanted.texts is None and wanted.steps:
-        raise UsageError("--steps trains on texts, and --texts is missing", "Add --texts FILE.jsonl.")
 
 
 def read_inputs(wanted: Wanted, project: Path) -> Inputs:

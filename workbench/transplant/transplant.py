@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from workbench.adapters.export import write_adapter
 from workbench.bricks.brick import Brick
@@ -22,11 +22,10 @@ from workbench.models.live import compute, live_model
 from workbench.models.texts import Text, TextRow, encode, longest_row, read_texts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.results import Number, Part, Result, absent
-from workbench.transplant.carried import CRITERION, By, Carried, Match, Models, carry
+from workbench.transplant.carried import CRITERION, By, Carried, Match, Models, acting, carry
 from workbench.transplant.counterparts import Linear, Rule
 from workbench.transplant.inputs import Inputs, Wanted, read_inputs
 from workbench.transplant.readings import Reading, read_aligned
-from workbench.transplant.training import LEARNING_RATE, Course, Teacher, acting, distil
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors
@@ -79,21 +78,6 @@ class NotCarried(Part):
     """The reason."""
 
 
-class CarriedTraining(Part):
-    """Training after the transplant."""
-
-    steps: int
-    """Number of steps."""
-    learning_rate: Number
-    """The learning rate."""
-    objective: Literal["source", "texts"]
-    """`source`: the distributions of the source with its brick, for models that read the same tokens; `texts`: the texts themselves."""
-    first: Number
-    """Loss of the first step, in nats per learned token."""
-    last: Number
-    """Loss of the last step."""
-
-
 class CarriedLoss(Part):
     """Mean loss per learned token on held-out texts, in nats of each model's own tokens."""
 
@@ -108,9 +92,7 @@ class CarriedLoss(Part):
     before: Number
     """The target alone."""
     after: Number
-    """The target with the carried adapter, before training."""
-    trained: Number | None = absent()
-    """The target with the carried adapter after training."""
+    """The target with the carried adapter."""
 
 
 class Transplant(Result):
@@ -146,8 +128,6 @@ class Transplant(Result):
     """The match beside its chance level; null without texts."""
     forced: bool
     """True if --force was given."""
-    training: CarriedTraining | None = absent()
-    """Training after the transplant, with --steps."""
     loss: CarriedLoss | None = absent()
     """Losses, with texts."""
     notes: list[str] = []
@@ -162,20 +142,17 @@ class _Reads:
         readings: Both models' tokens and their common positions.
         source: Texts as the source's tokens with the number of learned ones.
         target: The same for the target.
-        equal: Whether the models read the same tokens.
         special: Special tokens of the source.
     """
 
     readings: list[Reading]
     source: list[TextRow]
     target: list[TextRow]
-    equal: bool
     special: frozenset[int]
 
-    def rows(self, side: str, *, held_out: bool) -> list[TextRow]:
-        """Return the rows of one side, those that are held out or the others."""
-        rows = self.source if side == "source" else self.target
-        return [row for row, reading in zip(rows, self.readings, strict=True) if reading.held_out == held_out]
+    def held_out(self, rows: Sequence[TextRow]) -> list[TextRow]:
+        """Return the rows of held-out texts."""
+        return [row for row, reading in zip(rows, self.readings, strict=True) if reading.held_out]
 
 
 def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device, events: Events = no_events) -> Transplant:
@@ -216,9 +193,7 @@ def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device
                 f"{match.matched:.3f}, {match.chance:.3f} with exchanged tokens. {CRITERION}",
                 "The models do not share what the brick builds on: train it anew on the target, or add --force to write it nevertheless.",
             )
-        training, loss = None, None
-        if reads is not None and models is not None:
-            carried, training, loss = _finished(inputs, wanted, carried, reads, models, events)
+        loss = _losses(inputs, carried, reads, models) if reads is not None and models is not None else None
     report = Transplant(
         adapter=str(out),
         brick=inputs.brick.name,
@@ -235,7 +210,6 @@ def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device
         not_carried=[NotCarried(tensor=name, reason=why) for name, why in sorted(inputs.plan.left.items())],
         match=match,
         forced=wanted.force,
-        training=training,
         loss=loss,
         notes=inputs.notes,
     )
@@ -255,8 +229,7 @@ def _read(file: Path, inputs: Inputs) -> _Reads:
     readings = read_aligned(texts, source, target, longest)
     read: Sequence[Text] = texts[: len(readings)]
     rows = [encode(read, tokenizer, longest) for tokenizer in (source, target)]
-    equal = source.get_vocab() == target.get_vocab() and [r.tokens for r in rows[0]] == [r.tokens for r in rows[1]]
-    return _Reads(readings, rows[0], rows[1], equal, frozenset(source.all_special_ids))
+    return _Reads(readings, rows[0], rows[1], frozenset(source.all_special_ids))
 
 
 def _place(model: Model) -> Path:
@@ -281,37 +254,19 @@ def _by_module(updates: Mapping[Linear, Factors], device: torch.device) -> dict[
     return {linear.module: Factors(one.left.to(device), one.right.to(device)) for linear, one in updates.items()}
 
 
-def _finished(
-    inputs: Inputs, wanted: Wanted, carried: Carried, reads: _Reads, models: Models, events: Events
-) -> tuple[Carried, CarriedTraining | None, CarriedLoss]:
-    """Train the carried adapter where that is asked for, and measure losses on held-out texts."""
-    source, target = models.source, models.target
-    device = next(target.parameters()).device
+def _losses(inputs: Inputs, carried: Carried, reads: _Reads, models: Models) -> CarriedLoss:
+    """Measure losses on held-out texts, with and without the adapter on both models."""
+    device = next(models.target.parameters()).device
     whole = {inputs.modules[name]: _oriented(inputs, name) for name in inputs.bound.places if name in inputs.modules}
-    brick, updates = _by_module(whole, device), _by_module(carried.updates, device)
-    held_out = {side: reads.rows(side, held_out=True) for side in ("source", "target")}
-    before = {
-        "source": _loss(source, {}, held_out["source"]),
-        "source_with_brick": _loss(source, brick, held_out["source"]),
-        "before": _loss(target, {}, held_out["target"]),
-        "after": _loss(target, updates, held_out["target"]),
-    }
-    training, after = None, None
-    if wanted.steps:
-        teacher = Teacher(source, brick) if reads.equal else None
-        report = progress(events, "train", inputs.brick.name)
-        updates, history = distil(target, updates, reads.rows("target", held_out=False), Course(wanted.steps), teacher, report)
-        carried = replace(carried, updates={linear: updates[linear.module] for linear in carried.updates})
-        after = _loss(target, _by_module(carried.updates, device), held_out["target"])
-        training = CarriedTraining(
-            steps=wanted.steps,
-            learning_rate=LEARNING_RATE,
-            objective="source" if teacher else "texts",
-            first=history[0],
-            last=history[-1],
-        )
-    learned = sum(row.learned for row in held_out["target"])
-    return carried, training, CarriedLoss(texts=len(held_out["target"]), tokens=learned, **before, trained=after)
+    source, target = reads.held_out(reads.source), reads.held_out(reads.target)
+    return CarriedLoss(
+        texts=len(target),
+        tokens=sum(row.learned for row in target),
+        source=_loss(models.source, {}, source),
+        source_with_brick=_loss(models.source, _by_module(whole, device), source),
+        before=_loss(models.target, {}, target),
+        after=_loss(models.target, _by_module(carried.updates, device), target),
+    )
 
 
 def _loss(model: PreTrainedModel, updates: Mapping[str, Factors], rows: Sequence[TextRow]) -> float:
@@ -333,7 +288,6 @@ def _write(inputs: Inputs, wanted: Wanted, carried: Carried, report: Transplant,
         **report.model_dump(include={"by", "layer_rule", "modules", "left_out", "forced"}),
         **({"matched": round(report.match.matched, 4), "chance": round(report.match.chance, 4)} if report.match else {}),
         **({"texts": str(wanted.texts)} if wanted.texts else {}),
-        **({"steps": wanted.steps} if wanted.steps else {}),
     }
     with new_directory(out) as partial:
         write_adapter(partial, factors, wanted.to, fan_in_fan_out=flip)

@@ -13,7 +13,8 @@ from workbench.bricks.tied import base_for
 from workbench.errors import GateFailedError, WorkbenchError, shell
 from workbench.events import Events
 from workbench.lazy import torch
-from workbench.merge.measuring.deltas import BrickMeasures, Measures, measure
+from workbench.merge.measuring.delta_sums import BrickMeasures, Measures
+from workbench.merge.measuring.deltas import measure
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.results import Number

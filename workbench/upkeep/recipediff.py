@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.bricks.hub import Hub
 from workbench.errors import WorkbenchError
@@ -13,107 +12,114 @@ from workbench.files import file_digest
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
+from workbench.results import Part, Result
 
 _ABSENT = object()
 
 
-@dataclass(frozen=True)
-class FieldDifference:
-    """A field that two recipes set differently.
+Which = Literal["first", "second"]
 
-    Attributes:
-        field: Name as in `--set`: "mix.lambda", "output.dtype", "bricks.math".
-        first, second: Values with defaults filled in; None for a field that one recipe does not have.
-        only: "first" or "second" if only that recipe has the field; None if both have it.
-    """
+
+class FieldDifference(Part):
+    """A field that the two recipes set differently."""
 
     field: str
+    """Name as in `--set`, such as "mix.lambda" or "output.dtype"; "steps" for the names and order of the steps."""
     first: Any
+    """Value in the first recipe, with defaults filled in; null if it does not have the field."""
     second: Any
-    only: str | None
+    """Value in the second recipe; null if it does not have the field."""
+    only: Which | None
+    """The recipe that alone has the field; null if both have it."""
 
 
-@dataclass(frozen=True)
-class InputDifference:
-    """The base, a brick or a file of a step whose content differs, or whose location differs although its content is the same.
-
-    Attributes:
-        name: "base", "bricks.NAME" or the step's name with the file's place among the step's files.
-        first, second: Locations as the recipes write them; None if one recipe lacks the input.
-        first_digest, second_digest: Digests of the contents; None if they are not known.
-    """
+class InputDifference(Part):
+    """The base, a brick or a file of a step whose location or content differs."""
 
     name: str
+    """The word "base", or "bricks.NAME", or the step and the number of its file."""
     first: str | None
+    """Location as the first recipe writes it; null if it lacks the input."""
     second: str | None
+    """Location as the second recipe writes it; null if it lacks the input."""
     first_digest: str | None
+    """Digest of the content in the first recipe; null if not known."""
     second_digest: str | None
-
-    @property
-    def same_content(self) -> bool | None:
-        """True if both contents are the same; None if a digest is not known."""
-        if self.first_digest is None or self.second_digest is None:
-            return None
-        return self.first_digest == self.second_digest
+    """Digest of the content in the second recipe; null if not known."""
+    same_content: bool | None
+    """This is true if both contents are the same, and null if a digest is not known."""
 
 
-@dataclass(frozen=True)
-class RecipeDifference:
-    """Everything in which two recipes differ.
+class UnreadRecipe(Part):
+    """A recipe whose inputs could not be read, so that no digest is known."""
 
-    Attributes:
-        fields: Fields that differ, in the order of the first recipe, then those that only the second has.
-        inputs: Inputs that differ in content or location.
-        unread: For each recipe whose inputs could not be read, the reason.
-        same_result: True if both recipes make the same configuration; None if that is not known.
-    """
+    recipe: Which
+    """The recipe."""
+    reason: str
+    """The error that `plan` gives."""
 
-    fields: tuple[FieldDifference, ...]
-    inputs: tuple[InputDifference, ...]
-    unread: Mapping[str, str]
+
+class RecipeDifference(Result):
+    """The fields and inputs in which two recipes differ."""
+
+    first: str
+    """File of the first recipe."""
+    second: str
+    """File of the second recipe."""
+    fields: list[FieldDifference]
+    """Fields that differ."""
+    inputs: list[InputDifference]
+    """Inputs that differ in location or content."""
     same_result: bool | None
+    """This is true if both recipes make the same configuration, and null if that is not known."""
+    unread: list[UnreadRecipe]
+    """Recipes whose inputs could not be read."""
 
 
-def recipe_difference(first: Recipe, second: Recipe, hub: Hub) -> RecipeDifference:
+def recipe_difference(first: Recipe, second: Recipe, hub: Hub, names: tuple[str, str]) -> RecipeDifference:
     """Compare two recipes: all fields with defaults filled in, and the contents of base, bricks and files.
 
     Args:
         first: A recipe.
         second: Another one.
         hub: Access to the hub; its headers are enough for fields, but digests of bricks need the tensors.
+        names: Both recipes as they are named in the result.
     """
-    unread: dict[str, str] = {}
-    resolved = [_resolved(recipe, hub, unread, label) for recipe, label in ((first, "first"), (second, "second"))]
-    names = _step_names(first, second)
-    before, after = _flat(first, names[0]), _flat(second, names[1])
-    fields = tuple(
+    unread: list[UnreadRecipe] = []
+    resolved = [_resolved(first, hub, unread, "first"), _resolved(second, hub, unread, "second")]
+    steps = _step_names(first, second)
+    before, after = _flat(first, steps[0]), _flat(second, steps[1])
+    fields = [
         FieldDifference(
-            key,
-            before.get(key),
-            after.get(key),
-            None if key in before and key in after else "first" if key in before else "second",
+            field=key,
+            first=before.get(key),
+            second=after.get(key),
+            only=None if key in before and key in after else "first" if key in before else "second",
         )
         for key in dict.fromkeys((*before, *after))
         if before.get(key, _ABSENT) != after.get(key, _ABSENT)
-    )
-    left, right = (dict(_inputs(r, recipe, n)) for r, recipe, n in zip(resolved, (first, second), names, strict=True))
+    ]
+    left, right = (dict(_inputs(r, recipe, n)) for r, recipe, n in zip(resolved, (first, second), steps, strict=True))
     inputs = []
     for name in dict.fromkeys((*left, *right)):
         a, b = left.get(name, (None, None)), right.get(name, (None, None))
         one_place = a[0] == b[0] and first.project == second.project  # the same content, also where its digest is not known
         if a != b and not (one_place and None in (a[1], b[1])):
-            inputs.append(InputDifference(name, a[0], b[0], a[1], b[1]))
+            same = None if None in (a[1], b[1]) else a[1] == b[1]
+            inputs.append(
+                InputDifference(name=name, first=a[0], second=b[0], first_digest=a[1], second_digest=b[1], same_content=same)
+            )
     known = [r for r in resolved if r is not None and not r.headers_only]
-    same = known[0].key == known[1].key if len(known) == 2 else None
-    return RecipeDifference(fields, tuple(inputs), unread, same)
+    same_result = known[0].key == known[1].key if len(known) == 2 else None
+    return RecipeDifference(first=names[0], second=names[1], fields=fields, inputs=inputs, same_result=same_result, unread=unread)
 
 
-def _resolved(recipe: Recipe, hub: Hub, unread: dict[str, str], label: str) -> Resolved | None:
+def _resolved(recipe: Recipe, hub: Hub, unread: list[UnreadRecipe], which: Which) -> Resolved | None:
     """Return the recipe with its inputs; if they are missing or do not fit, note the reason and return None."""
     try:
         return resolve(recipe, hub)
     except WorkbenchError as error:
-        unread[label] = error.message.splitlines()[0]
+        unread.append(UnreadRecipe(recipe=which, reason=error.message.splitlines()[0]))
         return None
 
 

@@ -26,19 +26,21 @@ from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
-from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
-from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.results import Part
+from workbench.ship.checking import ServerCheck
+from workbench.ship.export import Exported
+from workbench.ship.push import Pushed
 from workbench.steps.fields import Strict, field_docs
 from workbench.transplant.transplant import Transplant
 from workbench.upkeep.bricks import ShownBrick
 from workbench.upkeep.doctor import Checkup
 from workbench.upkeep.extract import Extraction
+from workbench.upkeep.recipediff import RecipeDifference
 
 DOCUMENTS: Mapping[str, Any] = {
     "plan": PlanDocument | list[PlanDocument],
@@ -47,7 +49,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "compare": CompareDocument,
     "search": SearchDocument,
     "methods": MethodDocument | list[MethodDocument],
-    "recipe diff": RecipeDiffDocument,
+    "recipe diff": RecipeDifference,
     "runs ls": list[RunRow],
     "runs show": RunRecord,
     "brick ls": list[ShownCard],
@@ -83,9 +85,9 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze import": ImportedSetsDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsDocument,
-    "push": PushDocument,
-    "export write": ExportDocument,
-    "export check": ExportCheckDocument,
+    "push": Pushed,
+    "export write": Exported,
+    "export check": ServerCheck,
     "doctor": Checkup,
 }
 """Command -> type of the document that it prints with `--json`."""
