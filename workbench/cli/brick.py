@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from workbench.cli._advise import advise
-from workbench.cli._barrier import barrier
+from workbench.cli._advise import advise, barrier
 from workbench.cli._bricks import (
     base_of_brick,
     brick_directory,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_text
-from workbench.scores.files import is_number
+from workbench.results import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,47 +27,39 @@ FILE = "expected.jsonl"
 LEAST_TOLERANCE = 0.005
 """Smallest tolerance of log-probabilities, in nats: two exact programs sum in another order."""
 _TIMES = 2
-_REQUEST = "request"  # only rows of servers that need further fields have it
-_ROW: Mapping[str, type | tuple[type, ...]] = {
-    "model": str,
-    "adapter": (str, type(None)),
-    "prompt": str,
-    "prompt_tokens": list,
-    "text": str,
-    "tokens": list,
-    "logprobs": list,
-    "margins": list,
-    "ends": list,
-}
 
 
-@dataclass(frozen=True)
-class Expected:
-    """The greedy answer of one model to one prompt.
+class Expected(Part):
+    """The greedy answer of one model to one prompt: a row of expected.jsonl."""
 
-    Attributes:
-        model: Name of the model in requests.
-        adapter: The adapter that acts; None for the base or a whole model.
-        prompt: The prompt.
-        prompt_tokens: Its tokens.
-        text: The text that follows.
-        tokens: Its tokens, with the end-of-text token if that ended the text.
-        logprobs: Log-probability of each token, in nats.
-        margins: Difference to the second most probable token, for each token.
-        ends: Length of the text after each token, in characters.
-        request: Further fields of a request for this answer.
-    """
+    model_config = ConfigDict(strict=True)
 
     model: str
+    """Name of the model in requests."""
     adapter: str | None
+    """The adapter that acts; null for the base or a whole model."""
     prompt: str
+    """The prompt."""
     prompt_tokens: list[int]
+    """Its tokens."""
     text: str
-    tokens: list[int]
-    logprobs: list[float]
-    margins: list[float]
+    """The text that follows."""
+    tokens: list[int] = Field(min_length=1)
+    """Its tokens, with the end-of-text token if that ended the text."""
+    logprobs: list[FiniteFloat]
+    """Log-probability of each token, in nats."""
+    margins: list[FiniteFloat]
+    """Difference to the second most probable token, for each token."""
     ends: list[int]
-    request: dict[str, Any] = field(default_factory=dict)
+    """Length of the text after each token, in characters."""
+    request: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda fields: not fields)
+    """Further fields of a request for this answer; absent for most servers."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if len({len(values) for values in (self.tokens, self.logprobs, self.margins, self.ends)}) > 1:
+            raise ValueError("expected one log-probability, margin and end for each token")
+        return self
 
 
 @dataclass(frozen=True)
@@ -131,15 +125,15 @@ def expect(
                 ends = [len(_follows(tokenizer, tokens, answer[: i + 1])) for i in range(len(answer))]
                 own = rows.gather(-1, torch.tensor(answer)[:, None])[:, 0]
                 yield Expected(
-                    name,
-                    adapter,
-                    prompt,
-                    tokens,
-                    _follows(tokenizer, tokens, answer),
-                    answer,
-                    [round(float(value), 6) for value in own],
-                    [round(float(first - second), 6) for first, second in best],
-                    ends,
+                    model=name,
+                    adapter=adapter,
+                    prompt=prompt,
+                    prompt_tokens=tokens,
+                    text=_follows(tokenizer, tokens, answer),
+                    tokens=answer,
+                    logprobs=[round(float(value), 6) for value in own],
+                    margins=[round(float(first - second), 6) for first, second in best],
+                    ends=ends,
                 )
 
 
@@ -247,8 +241,7 @@ def _parting(expected: Expected, text: str) -> int:
 
 def write_expected(rows: Sequence[Expected], out: Path) -> None:
     """Write expected.jsonl in a directory."""
-    documents = [{key: value for key, value in asdict(row).items() if key in _ROW or value} for row in rows]
-    write_text(out / FILE, "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents))
+    write_text(out / FILE, "".join(json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_expected(path: Path) -> list[Expected]:
@@ -270,24 +263,10 @@ def read_expected(path: Path) -> list[Expected]:
         raise WorkbenchError(f"{file}: not UTF-8", hint) from None
     rows = []
     for number, line in enumerate(lines, 1):
-        data = jsondoc.parse(line, f"{file}:{number}", hint)
-        if not isinstance(data, dict) or data.keys() - {_REQUEST} != _ROW.keys() or not _fits(data):
-            raise WorkbenchError(f"{file}:{number}: not a row that `export` writes", hint)
-        rows.append(Expected(**data))
+        try:
+            rows.append(Expected.model_validate(jsondoc.parse(line, f"{file}:{number}", hint)))
+        except ValidationError:
+            raise WorkbenchError(f"{file}:{number}: not a row that `export` writes", hint) from None
     if not rows:
         raise WorkbenchError(f"{file}: has no rows", hint)
     return rows
-
-
-def _fits(data: Mapping[str, Any]) -> bool:
-    """Return True if the fields of a row have their types, and its lists one entry for each token."""
-    if not all(isinstance(data[key], kind) for key, kind in _ROW.items()) or not isinstance(data.get(_REQUEST, {}), dict):
-        return False
-    integers = all(type(value) is int for key in ("prompt_tokens", "tokens", "ends") for value in data[key])
-    numbers = all(is_number(value) for key in ("logprobs", "margins") for value in data[key])
-    return (
-        integers
-        and numbers
-        and bool(data["tokens"])
-        and len({len(data[k]) for k in ("tokens", "logprobs", "margins", "ends")}) == 1
-    )

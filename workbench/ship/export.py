@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -272,7 +272,7 @@ def _expected(subject: Subject, export: Export, device: torch.device, events: Ev
     total, rows = len(names) * len(export.prompts), []
     requests = request_fields(export.server, list(factors))
     for row in expect(live, tokenizer, names, export.prompts, export.length):
-        rows.append(replace(row, request=requests.get(row.adapter, {})))
+        rows.append(row.model_copy(update={"request": requests.get(row.adapter, {})}))
         events({"stage": "expect", "done": len(rows), "total": total, "text": f"answers of {len(names)} models"})
     return rows, str(dtype).removeprefix("torch."), 0.0 if dtype == torch.float32 else rounding(live.to(dtype), rows)
 

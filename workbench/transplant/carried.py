@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,42 +96,18 @@ class Models:
 
 
 @dataclass(frozen=True)
-class LayerMatch:
-    """How well the units of a layer of the target and of its sources match, on held-out texts.
-
-    Attributes:
-        layer: The layer of the target.
-        sources: The layers of the source.
-        values: Correlation of each matched unit, of all inputs and outputs that the carried modules have.
-    """
-
-    layer: int
-    sources: tuple[int, ...]
-    values: Tensor
-
-    @property
-    def mean(self) -> float:
-        """Mean correlation."""
-        return float(self.values.double().mean()) if len(self.values) else 0.0
-
-    @property
-    def under(self) -> float:
-        """Share of units with a correlation below `WEAK`."""
-        return float((self.values < WEAK).double().mean()) if len(self.values) else 1.0
-
-
-@dataclass(frozen=True)
 class Carried:
     """A carried adapter.
 
     Attributes:
         updates: Linear layer of the target -> B [outputs, rank] and A [rank, inputs] as `left` and `right`.
-        matches: The match of each layer; empty without texts.
+        matches: Layer -> correlation of each matched unit on held-out texts, of all inputs and outputs that the carried modules have; empty
+            without texts.
         match: The match beside its chance level; None without texts.
     """
 
     updates: Mapping[Linear, Factors]
-    matches: tuple[LayerMatch, ...] = ()
+    matches: Mapping[int, Tensor] = field(default_factory=dict)
     match: Match | None = None
 
 
@@ -172,8 +148,8 @@ def carry(
         for move in plan.moves:
             carried[move.target] = _combined(move, updates, {one.name: (None, None) for one in move.sources})
         return Carried(carried)
-    compared, shuffled = chance_layers(layers), [list[LayerMatch]() for _ in range(SHUFFLES)]
-    matches: list[LayerMatch] = []
+    compared, shuffled = chance_layers(layers), [dict[int, Tensor]() for _ in range(SHUFFLES)]
+    matches: dict[int, Tensor] = {}
     controls = [exchanged(readings, keep, seed) for seed in range(SHUFFLES)]
     for group in _groups(plan.moves, sum(len(reading.pairs) for reading in readings)):
         progress(len(matches), len(layers), f"layer {group[0].target.layer}")
@@ -182,20 +158,25 @@ def carry(
         maps, found = _fit_group(group, by, models.source, readings, seen)
         for move in group:
             carried[move.target] = _combined(move, updates, maps[move.target.name])
-        matches += found
+        matches |= found
         again = [move for move in group if move.target.layer in compared]
         for control, values in zip(controls, shuffled, strict=True):
             if again:
-                values += _fit_group(again, by, models.source, control, seen)[1]
-    real = [one.values for one in matches if one.layer in compared]
-    match = beside_chance(compared, _mean(real), [_mean([one.values for one in values]) for values in shuffled])
+                values |= _fit_group(again, by, models.source, control, seen)[1]
+    real = [matches[layer] for layer in compared]
+    match = beside_chance(compared, _mean_layer(real), [_mean_layer(values.values()) for values in shuffled])
     progress(len(layers), len(layers), "done")
-    return Carried(carried, tuple(matches), match)
+    return Carried(carried, matches, match)
 
 
-def _mean(values: Sequence[Tensor]) -> float:
-    """Return the mean over layers of the mean over units; 0 for a layer without a unit that varies."""
-    return sum(float(one.double().mean()) if len(one) else 0.0 for one in values) / len(values)
+def mean(values: Tensor, empty: float = 0.0) -> float:
+    """Return the mean over units, or `empty` for a layer without a unit that varies."""
+    return float(values.double().mean()) if len(values) else empty
+
+
+def _mean_layer(values: Collection[Tensor]) -> float:
+    """Return the mean over layers of the mean over units."""
+    return sum(map(mean, values)) / len(values)
 
 
 def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:
@@ -219,7 +200,7 @@ def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:
 
 def _fit_group(
     group: Sequence[Move], by: By, source: PreTrainedModel, readings: Sequence[Reading], seen: Recorded
-) -> tuple[dict[str, dict[str, Maps]], list[LayerMatch]]:
+) -> tuple[dict[str, dict[str, Maps]], dict[int, Tensor]]:
     """Fit the maps of some layers, and measure their matches on held-out texts.
 
     Args:
@@ -238,7 +219,6 @@ def _fit_group(
     fitted = _Fitted()
     maps: dict[str, dict[str, Maps]] = {}
     values: dict[int, dict[tuple[str, str, str], Tensor]] = {}
-    sources: dict[int, set[int]] = {}
     for move in group:
         for one in move.sources:
             sides = (
@@ -253,14 +233,9 @@ def _fit_group(
                     fitted.values[key] = matched(fitted.maps[key], starts[start][held], goals[goal][held])
                 found.append(fitted.maps[key])
                 assert move.target.layer is not None
-                assert one.layer is not None
                 values.setdefault(move.target.layer, {})[key] = fitted.values[key]
-                sources.setdefault(move.target.layer, set()).add(one.layer)
             maps.setdefault(move.target.name, {})[one.name] = (found[0], found[1])
-    matches = [
-        LayerMatch(layer, tuple(sorted(sources[layer])), torch.cat(list(those.values()))) for layer, those in values.items()
-    ]
-    return maps, matches
+    return maps, {layer: torch.cat(list(those.values())) for layer, those in values.items()}
 
 
 def _fit(by: By, start: Tensor, goal: Tensor, outputs: bool) -> Tensor | None:

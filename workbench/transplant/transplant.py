@@ -22,7 +22,7 @@ from workbench.models.live import compute, live_model
 from workbench.models.texts import Text, TextRow, encode, longest_row, read_texts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.results import Number, Part, Result, absent
-from workbench.transplant.carried import CRITERION, By, Carried, Match, Models, acting, carry
+from workbench.transplant.carried import CRITERION, WEAK, By, Carried, Match, Models, acting, carry, mean
 from workbench.transplant.counterparts import Linear, Rule
 from workbench.transplant.inputs import Inputs, Wanted, read_inputs
 from workbench.transplant.readings import Reading, read_aligned
@@ -317,19 +317,18 @@ def _positions(readings: Sequence[Reading]) -> CommonPositions:
 
 def _layers(inputs: Inputs, carried: Carried) -> list[CarriedLayer]:
     """Return what each layer of the target takes, and its match."""
-    matches = {match.layer: match for match in carried.matches}
     rows = []
     for layer in sorted({move.target.layer for move in inputs.plan.moves if move.target.layer is not None}):
         moves = [move for move in inputs.plan.moves if move.target.layer == layer]
-        match = matches.get(layer)
+        values = carried.matches.get(layer)
         rows.append(
             CarriedLayer(
                 layer=layer,
                 sources=sorted({one.layer for move in moves for one in move.sources if one.layer is not None}),
                 modules=[move.target.part.removesuffix(".weight") for move in moves],
-                matched=match.mean if match else None,
-                under=match.under if match else None,
-                units=len(match.values) if match else None,
+                matched=None if values is None else mean(values),
+                under=None if values is None else mean(values < WEAK, empty=1.0),
+                units=None if values is None else len(values),
             )
         )
     return rows
