@@ -148,7 +148,8 @@ def carry(
         for move in plan.moves:
             carried[move.target] = _combined(move, updates, {one.name: (None, None) for one in move.sources})
         return Carried(carried)
-    compared, shuffled = chance_layers(layers), [dict[int, Tensor]() for _ in range(SHUFFLES)]
+    compared = chance_layers(layers)
+    shuffled: list[dict[int, Tensor]] = [{} for _ in range(SHUFFLES)]
     matches: dict[int, Tensor] = {}
     controls = [exchanged(readings, keep, seed) for seed in range(SHUFFLES)]
     for group in _groups(plan.moves, sum(len(reading.pairs) for reading in readings)):
