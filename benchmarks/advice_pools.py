@@ -23,8 +23,8 @@ import torch
 from record import parser_of, write_results
 from safetensors.torch import load_file, save_file
 
-from workbench.library.advise import Advice, advise
-from workbench.library.candidates import Runner
+from workbench.advice.advise import Advice, advise
+from workbench.advice.evidence import Runner
 from workbench.models.texts import read_texts
 from workbench.run.device import Work
 
@@ -120,9 +120,9 @@ def scored(pool: Sequence[Scaled], folder: Path) -> dict[str, Any]:
     assert measured.trial is not None
     return {
         "bricks": [brick.text() for brick in pool],
-        "norms": measured.norms,
+        "norms": {brick.name: brick.relative_norm for brick in measured.bricks},
         "weights": said(weights),
-        "measured": said(measured) | {"falls": list(measured.trial.falls)},
+        "measured": said(measured) | {"falls": [fall.brick for fall in measured.trial.falls]},
         "steps": arms,
         "accuracies": accuracies,
     }
@@ -130,11 +130,11 @@ def scored(pool: Sequence[Scaled], folder: Path) -> dict[str, Any]:
 
 def said(advice: Advice) -> dict[str, Any]:
     """Return what the advice recommends and warns of, as plain data."""
-    clear = advice.trial is not None and advice.trial.verdict is not None and advice.trial.verdict.clear
+    clear = advice.trial is not None and advice.trial.clear
     return {
         "step": advice.step,
         "sweep": list(advice.sweep),
-        "left_out": dict(advice.dropped),
+        "left_out": {brick.name: brick.because for brick in advice.left_out},
         "warnings": list(advice.warnings),
         "clear": clear,
     }
@@ -143,7 +143,8 @@ def said(advice: Advice) -> dict[str, Any]:
 def grid(weights: Advice, measured: Advice) -> dict[str, Mapping[str, Any]]:
     """Return name -> step: both advices, the average of all bricks, and TSV and the average of those that the measured advice keeps."""
     assert measured.trial is not None
-    kept = [name for name in measured.bricks if name not in measured.dropped]
+    dropped = {brick.name for brick in measured.left_out}
+    kept = [brick.name for brick in measured.bricks if brick.name not in dropped]
     tsv = {"merge": "tsv", "weights": "auto", "bricks": kept}
     arms: dict[str, Mapping[str, Any]] = {"average of all": {"merge": "average"}}
     if weights.step is not None:

@@ -34,12 +34,12 @@ from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
 from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
-from workbench.library.rebase import rebase
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
 from workbench.run.opened import NamedModel
 from workbench.scores.store import Scores, ScoreStore
+from workbench.upkeep.rebase import rebase
 
 SKILLS = ("add", "reverse")
 MERGES: dict[str, dict[str, Any]] = {

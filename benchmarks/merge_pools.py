@@ -27,7 +27,7 @@ from pool_starter import StarterWorld, starter_pools
 from pool_worlds import BASE, Training, World, skill
 from record import parser_of, write_results
 
-from workbench.library.advise import advise
+from workbench.advice.advise import advise
 from workbench.models.layout import Model
 from workbench.models.live import compute
 from workbench.recipe.recipe import from_data
@@ -143,8 +143,8 @@ def measured(world: Any, trainings: Sequence[Any], steps: int, kept: Path) -> di
         "owners": found["owners"],
         "rv": {f"{p.one} {p.two}": p.rv for p in advice.pairs},
         "cosine": {f"{p.one} {p.two}": p.cosine for p in advice.pairs},
-        "norms": advice.norms,
-        "weights": advice.overlap.weights,
+        "norms": {brick.name: brick.relative_norm for brick in advice.bricks},
+        "weights": {brick.name: brick.weight for brick in advice.bricks},
         "regime": advice.regime,
         "recommended": advice.step,
         "scores": {name: scored(found, *found["merged"][name]) for name in GRID},

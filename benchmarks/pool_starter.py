@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workbench.library.train import train_brick
+from workbench.upkeep.train import train_brick
 
 PROJECT = Path(__file__).resolve().parents[1]
 MODULES = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}

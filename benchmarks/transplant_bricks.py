@@ -36,17 +36,15 @@ from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.locate import resolve_base
-from workbench.carry.distil import Course, distil
 from workbench.compare.tables import tables_of
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
-from workbench.library.transplant import transplant
-from workbench.library.transplant_inputs import Wanted
+from workbench.models.hooks import frozen
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
-from workbench.models.texts import encode, read_texts
+from workbench.models.texts import TextRow, encode, read_texts
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.device import Work
@@ -54,6 +52,10 @@ from workbench.run.execute import execute
 from workbench.scores.paired import paired
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
+from workbench.train import batch_loss, collate
+from workbench.transplant.carried import acting
+from workbench.transplant.inputs import Wanted
+from workbench.transplant.transplant import transplant
 from workbench.weights.lowrank import Factors
 
 SKILLS = ("add", "reverse", "glossary", "record")
@@ -294,10 +296,34 @@ def trained(project: Path, sibling: str, folder: Path, best: str, options: argpa
         for kind, updates in (("from the transplant", carried_updates), ("anew", new)):
             out = folder / f"{kind.replace(' ', '-')}-{options.steps}-{seed}"
             if not out.is_dir():
-                distilled, _ = distil(model, updates, rows, Course(options.steps, options.rate, seed))
+                distilled = adapted(model, updates, rows, options, seed)
                 write_adapter(out, {f"{name}.weight": one for name, one in distilled.items()}, sibling)
             made[f"{kind}/{seed}"] = out
     return made
+
+
+def adapted(
+    model: Any, updates: dict[str, Factors], rows: list[TextRow], options: argparse.Namespace, seed: int
+) -> dict[str, Factors]:
+    """Train the factors of updates on texts, eight at a time, with the model frozen."""
+    parts = {n: Factors(*(f.detach().clone().requires_grad_() for f in (u.left, u.right))) for n, u in updates.items()}
+    learned = [part for one in parts.values() for part in (one.left, one.right)]
+    optimizer = torch.optim.AdamW(learned, lr=options.rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    generator, order = torch.Generator().manual_seed(seed), list[int]()
+    with frozen(model):
+        for _ in range(options.steps):
+            while len(order) < min(8, len(rows)):
+                order += torch.randperm(len(rows), generator=generator).tolist()
+            batch, order = collate([(rows[i].tokens, rows[i].learned) for i in order[:8]]), order[8:]
+            with acting(model, parts):
+                loss = batch_loss(model, batch)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
+            optimizer.step()
+            schedule.step()
+    return {n: Factors(one.left.detach(), one.right.detach()) for n, one in parts.items()}
 
 
 def scored(project: Path, sibling: str, skill: str, arms: dict[str, Path], options: argparse.Namespace) -> list[dict[str, Any]]:

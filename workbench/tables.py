@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import html
+import importlib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from workbench.errors import printable
+from workbench.errors import UsageError, WorkbenchError, printable
 
 _FORMULAS = "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 _MISSING = "\N{EN DASH}"
@@ -164,3 +165,22 @@ def as_html(text: str) -> str:
 
 def _line(text: str) -> str:
     return re.sub(r"\s+", " ", printable(text))
+
+
+def data_frame(tables: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Any:
+    """Return one of some flat tables as a pandas data frame.
+
+    Args:
+        tables: Tables by name; a table is one mapping per row.
+        name: Name of the table.
+
+    Raises:
+        WorkbenchError: If there is no such table, or pandas is not installed.
+    """
+    if name not in tables:
+        raise UsageError(f"to_pandas({name!r}): no such table", f"Tables: {', '.join(tables)}.")
+    try:
+        pandas = importlib.import_module("pandas")
+    except ModuleNotFoundError:
+        raise WorkbenchError("to_pandas needs pandas, which is not installed", "Run `pip install pandas`.") from None
+    return pandas.DataFrame(list(tables[name]))

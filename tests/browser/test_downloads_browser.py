@@ -16,7 +16,7 @@ from worlds.report_additions import add_own_units
 from worlds.report_document import make_document
 from worlds.search_document import make_search
 
-from workbench.library.measure import DeltaSums, Measures, Meeting
+from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
 from workbench.report import search
 from workbench.report.files import packed_in
 from workbench.report.heatmap import render_heat_maps

@@ -23,10 +23,10 @@ from workbench.evaluate.facts import Wanted
 from workbench.evaluate.facts.wanted import edited_for
 from workbench.evaluate.suitechoice import suites_of
 from workbench.files import file_digest
-from workbench.library.rebase import rebase
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.opened import resolve_model
+from workbench.upkeep.rebase import rebase
 
 ALIKE = ("adapter_model.safetensors", "facts.jsonl", "stream.jsonl", "keys.safetensors", "history.safetensors")
 """Files of a brick that do not name the recipe's files."""

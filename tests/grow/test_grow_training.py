@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import read_json
 from workbench.run.compose import compose
 from workbench.run.plan import plan
-from workbench.train.routing import routing_loss
+from workbench.train.penalties import routing_loss
 from workbench.weights.digests import tensor_digest
 
 

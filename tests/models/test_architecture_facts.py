@@ -229,8 +229,8 @@ ONLY_IN = {
     "Conv1D": {"models/architecture.py"},
     **{key: {"models/architecture.py"} for key in ("embed_in", "embed_out", "wte", "word_embeddings", "tok_embeddings")},
     "lm_head": {"models/architecture.py"},
-    **{key: {"weights/header.py", "library/starter.py", "grow/mixtures/targets.py"} for key in DEPTHS},
-    **{key: {"weights/header.py", "library/starter.py"} for key in POSITIONS},
+    **{key: {"weights/header.py", "upkeep/fetch.py", "grow/mixtures/targets.py"} for key in DEPTHS},
+    **{key: {"weights/header.py", "upkeep/fetch.py"} for key in POSITIONS},
     **{key: {"weights/header.py"} for key in TEXT_CONFIGS},
     "layers_block_type": {"models/architecture.py"},
 }

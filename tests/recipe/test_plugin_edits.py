@@ -14,9 +14,9 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
 from workbench.errors import WorkbenchError
-from workbench.library.rebase import read_edit
 from workbench.steps.step import OUTSIDE
 from workbench.trust import VARIABLE
+from workbench.upkeep.rebase import read_edit
 
 METHODS = '''
 from typing import Literal

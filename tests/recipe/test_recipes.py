@@ -60,8 +60,8 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
 def test_brick_is_what_its_card_says(card: Path) -> None:
     from workbench.bricks.card import read_card
     from workbench.bricks.locate import resolve_brick
-    from workbench.library.starter import DIGEST
     from workbench.steps.fields import BrickRef
+    from workbench.upkeep.fetch import DIGEST
 
     found = read_card(card.parent)
     assert found.base.digest == DIGEST

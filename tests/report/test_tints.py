@@ -15,8 +15,8 @@ from worlds.report_document import make_document
 
 from workbench.edit.places.knowledge import Trace as FactTrace
 from workbench.edit.places.knowledge import TracedAnswer
-from workbench.library.measure import DeltaSums, Measures, Meeting
 from workbench.library.trace import table_of
+from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
 from workbench.report import marks, page_text
 from workbench.report.heatmap import render_heat_maps
 from workbench.report.neurons_ablation import ablation_section

@@ -142,7 +142,7 @@ def test_a_saved_configuration_is_the_same_in_logits(world: Project) -> None:
 
 
 def test_a_server_cannot_serve_roles(world: Project) -> None:
-    from workbench.library.export import of_configuration
+    from workbench.ship.subject import of_configuration
 
     with pytest.raises(WorkbenchError, match="a server applies one adapter to all tokens"):
         of_configuration(Path(world.run(ROLES)["directory"]))

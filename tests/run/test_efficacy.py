@@ -21,11 +21,11 @@ from workbench.edit.places import knowledge
 from workbench.edit.places.knowledge import said_by
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.library.rebase import rebase
 from workbench.run import teaching
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import EfficacyError
+from workbench.upkeep.rebase import rebase
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"

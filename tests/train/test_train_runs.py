@@ -19,7 +19,7 @@ from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.models.texts import read_texts
 from workbench.train import Reports, TrainFiles, encode, train
-from workbench.train.heldout import HeldOut
+from workbench.train.fit import HeldOut
 from workbench.train.texts import split, training_texts
 
 
@@ -219,7 +219,7 @@ def test_penalty_and_overlap_are_those_of_the_paper(base: Path, other: Path) -> 
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from workbench.train.orthogonal import Orthogonal
+    from workbench.train.penalties import Orthogonal
 
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(str(base)), LoraConfig(r=3, target_modules=["q_proj", "down_proj"])

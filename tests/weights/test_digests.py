@@ -17,7 +17,7 @@ from worlds.tiny import edit_json
 
 from workbench.bricks.brick import checkpoint_digest
 from workbench.identity import FileIdentity
-from workbench.library.starter import CONFIG, DIGEST
+from workbench.upkeep.fetch import CONFIG, DIGEST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 from workbench.weights.writer import output_specs

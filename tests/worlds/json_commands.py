@@ -114,7 +114,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("brick advise", "one", "two", "--base", "base", *texts, "--measure", "--device", "cpu")
     document("brick advise", "one", "--base", "base")
     document("brick barrier", "base", "baked", "--text", "texts.jsonl")
-    document("brick transplant", "bricks/one", "--to", "baked", "-o", "new", "--texts", "texts.jsonl", "--steps=1")
+    document("brick transplant", "bricks/one", "--to", "baked", "-o", "new", "--texts", "texts.jsonl")
     document("brick transplant", "bricks/one", "--to", "baked", "-o", "some", "--map", "0:0,1:1")
     document("brick ls")
     document("brick show", "extracted")

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from workbench.api.results import find_scores
 from workbench.api.subjects import Listener, Request, refuse_left_out
 from workbench.errors import LeftOut, UsageError, nearest
-from workbench.library.frames import data_frame
-from workbench.tables import as_html
+from workbench.tables import as_html, data_frame
 
 Item = Mapping[str, Any]
 Only = Literal["changed", "won", "lost", "all"]

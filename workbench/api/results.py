@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.api.subjects import Listener, Opened, Request, imported_scores, open_subjects
 from workbench.errors import LeftOut, WorkbenchError
-from workbench.library.frames import data_frame
-from workbench.tables import as_html
+from workbench.tables import as_html, data_frame
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from workbench import yamldoc
 from workbench.bricks.hub import CARD
 from workbench.files import write_text
+from workbench.results import Part
 from workbench.steps.fields import NAME, Strict
 from workbench.yamltree import top_scalars
 
@@ -140,11 +141,17 @@ class Score(Strict):
     """A score of the brick alone on its base, on held-out items."""
 
     task: str
+    """Name of the task."""
     metric: str
+    """Name of the metric."""
     n: int
+    """Number of items."""
     value: Measured
+    """Score in the metric's units."""
     low: Measured
+    """Lower end of the 95 % interval."""
     high: Measured
+    """Upper end of the interval."""
     base_value: Measured | None = None
     """The base's score on the same items."""
 
@@ -219,6 +226,53 @@ def read_card(path: Path) -> BrickCard:
     if wrong := contradiction(card.kind, card.axes):
         raise document.error(("axes", wrong[0]), wrong[1], f"Remove the line: the tool fills in `{wrong[0]}`.")
     return card
+
+
+class ShownCard(Part):
+    """A brick's card. A brick without a card has only `name` and `kind`."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
+    version: Literal[1] | None = None
+    """Version of the card's format."""
+    name: str
+    """Name of the brick."""
+    kind: str
+    """adapter, checkpoint, edit or neurons."""
+    skill: str | None = None
+    """One line that describes the skill that the brick adds."""
+    base: BaseRecord | None = None
+    """The base that the brick was made on."""
+    files: str | None = None
+    """Directory of the weights, relative to the card."""
+    digest: str | None = None
+    """Digest of the weights."""
+    prompt_format: str | None = None
+    """Format of the brick's prompts."""
+    generator: str | None = None
+    """Program that generated the training data."""
+    licence: str | None = None
+    """License of the weights and of the training data."""
+    data_licences: dict[str, str] | None = None
+    """Training data set -> its license, for data sets whose license differs from `licence`."""
+    training: dict[str, Any] | None = None
+    """Settings and measurements of the training."""
+    extraction: dict[str, Any] | None = None
+    """Record of the extraction from a checkpoint."""
+    transplant: dict[str, Any] | None = None
+    """Record of the transplant from another model."""
+    scores: list[Score] | None = None
+    """Scores of the brick alone."""
+    functions: list[str] | None = None
+    """Functions that a set of neurons serves."""
+    routing: RoutingStatistics | None = None
+    """Statistics for routers; null if none were measured."""
+    axes: dict[str, str] | None = None
+    """Axis (origin, granularity, computation, routing, aggregation, training) -> the brick's value."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the card as plain data, without the fields that a brick without a card lacks."""
+        return self.model_dump(mode="json", exclude_unset=True, warnings=False)
 
 
 def card_document(card: BrickCard) -> dict[str, Any]:

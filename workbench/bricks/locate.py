@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from workbench import jsondoc
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.dense import UpdatedSource
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -217,3 +219,31 @@ def kinds_of(path: Path) -> list[str]:
     weights = not adapter or (path / SINGLE).is_file() or (path / INDEX).is_file()
     checkpoint = (path / "config.json").is_file() and weights
     return ["adapter"] * adapter + ["checkpoint"] * checkpoint
+
+
+def base_of(path: Path, project: Path, hint: str) -> str:
+    """Return the base that a brick names on its card or in adapter_config.json.
+
+    Args:
+        path: Directory of the brick.
+        project: Directory that relative paths start from.
+        hint: Hint of the error.
+
+    Raises:
+        WorkbenchError: If the brick names no base, or the base cannot be found.
+    """
+    card = read_card(path) if (path / CARD).is_file() else None
+    files = path / card.files if card else path
+    base_name = card.base.id if card else jsondoc.optional(files / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base_name, str) or not base_name:
+        raise WorkbenchError(f"{path}: neither {CARD} nor {ADAPTER_CONFIG} names its base", hint)
+    try:
+        locate(base_name, project, "base")
+    except WorkbenchError as error:
+        raise WorkbenchError(f"{path}: the brick's base {base_name} cannot be found ({error.message})", hint) from None
+    return str(base_name)
+
+
+def brick_name(path: Path) -> str:
+    """Return a valid brick name made from a directory's name."""
+    return re.sub(r"[^a-z0-9._-]+", "-", path.resolve().name.lower()).strip("-._") or "brick"

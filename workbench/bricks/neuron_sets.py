@@ -12,6 +12,7 @@ from workbench.emergent.places import set_masks
 from workbench.emergent.sets import RECORD, NeuronSet, read_set, write_set
 from workbench.errors import GateFailedError, WorkbenchError
 from workbench.models.layout import Model
+from workbench.results import Number, Part
 
 MADE_BY = "workbench analyze functions"
 
@@ -88,29 +89,65 @@ def fits(neurons: NeuronSet, card: BrickCard | None, base: Model, digest: str | 
     return sum(not mask.empty for mask in masks.values())
 
 
-def document(neurons: NeuronSet) -> dict[str, Any]:
-    """Return a set as plain data: sizes, shares and the best scores by layer."""
-    layers = {
-        str(layer): {
-            "size": len(index),
-            "of": neurons.units[layer],
-            "best": _best(neurons, layer, 3),
-        }
-        for layer, index in sorted(neurons.indices.items())
-    }
-    return {
-        "name": neurons.name,
-        "kind": neurons.kind,
-        "size": neurons.size,
-        "share": neurons.share,
-        "base": neurons.base,
-        "digest": neurons.digest(),
-        "layers": layers,
-        "evidence": dict(neurons.evidence),
-    }
+class BestNeuron(Part):
+    """A neuron with a high score."""
+
+    neuron: int
+    """Index of the neuron in its layer."""
+    score: Number
+    """Its score."""
 
 
-def _best(neurons: NeuronSet, layer: int, count: int) -> list[dict[str, float]]:
+class LayerNeurons(Part):
+    """The neurons of a set in one layer."""
+
+    size: int
+    """Number of neurons of the set."""
+    of: int
+    """Number of neurons of the layer."""
+    best: list[BestNeuron]
+    """Neurons with the highest scores; empty if the set has no scores."""
+
+
+class ShownNeurons(Part):
+    """A set of neurons."""
+
+    name: str
+    """Name of the set."""
+    kind: str
+    """neurons or experts."""
+    size: int
+    """Number of neurons."""
+    share: Number
+    """Share of the model's neurons that are in the set."""
+    base: str | None
+    """Digest of the model that the set was chosen on."""
+    digest: str
+    """Digest of the set."""
+    layers: dict[str, LayerNeurons]
+    """Layer -> the set's neurons."""
+    evidence: dict[str, Any]
+    """How the set was chosen and what it does."""
+
+
+def shown(neurons: NeuronSet) -> ShownNeurons:
+    """Return the sizes, shares and best scores of a set by layer."""
+    return ShownNeurons(
+        name=neurons.name,
+        kind=neurons.kind,
+        size=neurons.size,
+        share=neurons.share,
+        base=neurons.base,
+        digest=neurons.digest(),
+        layers={
+            str(layer): LayerNeurons(size=len(index), of=neurons.units[layer], best=_best(neurons, layer, 3))
+            for layer, index in sorted(neurons.indices.items())
+        },
+        evidence=dict(neurons.evidence),
+    )
+
+
+def _best(neurons: NeuronSet, layer: int, count: int) -> list[BestNeuron]:
     """Return the neurons of a layer with the highest scores, best first; empty if the set has no scores."""
     scores = neurons.scores.get(layer)
     if scores is None:
@@ -118,6 +155,6 @@ def _best(neurons: NeuronSet, layer: int, count: int) -> list[dict[str, float]]:
     best = scores.topk(min(count, len(scores)))
     index = neurons.indices[layer]
     return [
-        {"neuron": int(index[place]), "score": float(score)}
+        BestNeuron(neuron=int(index[place]), score=float(score))
         for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -1,9 +1,7 @@
-"""Command `brick advise`."""
+"""Commands `brick advise` and `brick barrier`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +13,9 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.advise import Advice
-    from workbench.library.candidates import Candidate, Trial
-    from workbench.library.pools import Pair
-    from workbench.library.scored_before import ScoredBefore
-    from workbench.scores.statistics import Floats
+    from workbench.advice.advise import Advice
+    from workbench.advice.evidence import Trial
+    from workbench.advice.pools import Pair
 
 
 TextsOpt = Annotated[
@@ -28,13 +24,6 @@ TextsOpt = Annotated[
         "--texts",
         metavar="BRICK=FILE",
         help="A brick's own prompts and answers (jsonl), to find contradictions; default: its training texts. Repeatable.",
-    ),
-]
-OutputsOpt = Annotated[
-    bool,
-    typer.Option(
-        "--outputs",
-        help="Also run the base on 16 texts of each brick, and measure the cosine of what the bricks add to the outputs of its layers.",
     ),
 ]
 MeasureOpt = Annotated[
@@ -68,7 +57,6 @@ def advise(
         str | None, typer.Option("--base", help="Base model; default: the recipe's, or the one that the first brick names.")
     ] = None,
     texts: TextsOpt = None,
-    outputs: OutputsOpt = False,
     measure: MeasureOpt = False,
     write: WriteOpt = None,
     threads: ThreadsOpt = None,
@@ -82,10 +70,8 @@ def advise(
     another one, finds bricks whose texts contradict each other, and lists stored scores of the same bricks. No merged model is run
     without --measure.
     """
+    from workbench.advice.advise import advise as look
     from workbench.cli._bricks import base_of_brick, brick_directory, find_brick
-    from workbench.cli.documents.advice import AdviceDocument
-    from workbench.library.advise import advise as look
-    from workbench.library.scored_before import scored_before
     from workbench.models.identity import pick_device
     from workbench.project import find_project, runs_of
     from workbench.run.device import Work
@@ -93,36 +79,25 @@ def advise(
     from workbench.weights.device import exact
 
     out.quiet = quiet or json
-    project = find_project()
     places, of_recipe = _of_recipe(names[0]) if _is_recipe(names) else (_places(names), None)
     files = _files(texts or [])
     if write is not None and write.exists():
         raise WorkbenchError(f"{write}: already exists", "Choose another name: existing files are not overwritten.")
-    bricks = {name: find_brick(place) for name, place in places.items()}
     on = pick_device(device)
     with exact(on):
         advice = look(
             {name: str(brick_directory(place)) for name, place in places.items()},
-            base or of_recipe or base_of_brick(next(iter(bricks.values()))),
+            base or of_recipe or base_of_brick(find_brick(next(iter(places.values())))),
             files,
             project=Path.cwd(),
             work=Work(on, threads, out.event),
-            outputs=outputs,
             measured=measure,
+            store=ScoreStore(runs_of(find_project()) / "scores"),
         )
-    kinds = {name: brick.kind for name, brick in bricks.items()}
-    before = scored_before(ScoreStore(runs_of(project) / "scores"), {name: brick.stored_bytes for name, brick in bricks.items()})
-    written = _written(advice, write, all(kind == "adapter" for kind in kinds.values()))
-    out.result(
-        lambda: AdviceDocument.model_validate(_document(advice, kinds, before, written)),
-        lambda: _print(
-            advice,
-            before,
-            written,
-            [*names, *(["--base", base] if base and not of_recipe else []), *(["--measure"] if measure else [])],
-        ),
-        json=json,
-    )
+    if write is not None:
+        advice = _written(advice, write)
+    options = [*(["--base", base] if base and not of_recipe else []), *(["--measure"] if measure else [])]
+    out.result(lambda: advice, lambda: _print(advice, [*names, *options]), json=json)
 
 
 def _is_recipe(names: list[str]) -> bool:
@@ -180,128 +155,39 @@ def _files(texts: list[str]) -> dict[str, Path]:
     return {name: Path(file) for name, _, file in pairs}
 
 
-def _written(advice: Advice, path: Path | None, adapters: bool) -> str | None:
-    """Write the recommended recipe, and return its file."""
-    from workbench import yamldoc
+def _written(advice: Advice, path: Path) -> Advice:
+    """Write the recommended recipe, and return the advice with the name of its file."""
     from workbench.files import write_text
-    from workbench.project import find_project
 
-    if path is None:
-        return None
     if advice.step is None:
         raise WorkbenchError(f"no recipe was written: {advice.says}", advice.reasons[0] if advice.reasons else None)
-    command = shell("workbench", "eval" if advice.sweep else "run", path)
-    head = "".join(f"# {line}\n" for line in (command, advice.says, *_left_out(advice), *advice.warnings, *advice.reasons))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, head + yamldoc.dump(advice.recipe(adapters, find_project(path)), width=120))
-    return str(path)
+    write_text(path, advice.recipe_text(path))
+    return advice.model_copy(update={"recipe": str(path)})
 
 
-def _left_out(advice: Advice) -> list[str]:
-    """Return a line for each brick that the step leaves out."""
-    return [f"left out: {name} {why}" for name, why in advice.dropped.items()]
-
-
-def _trial(trial: Trial, recommended: bool) -> dict[str, Any]:
-    """Return what was run as plain data."""
-    from workbench.library.candidates import Accuracy
-
-    def on_bricks(right: Mapping[str, Floats]) -> list[dict[str, Any]]:
-        return [{"brick": name, "accuracy": asdict(Accuracy.of(values))} for name, values in right.items()]
-
-    def tried(candidate: Candidate) -> dict[str, Any]:
-        step = None if candidate.step is None else dict(candidate.step)
-        accuracy = asdict(Accuracy.of(candidate.all))
-        return {"name": candidate.name, "step": step, "accuracy": accuracy, "bricks": on_bricks(candidate.right)}
-
-    verdict = trial.verdict
-    return {
-        "items": trial.items,
-        "base": tried(trial.base),
-        "alone": on_bricks(trial.alone),
-        "candidates": [tried(candidate) for candidate in trial.candidates],
-        "advised": verdict.name if verdict and recommended else None,
-        "clear": verdict is not None and verdict.clear,
-        "says": verdict and verdict.says,
-        "falls": [{"brick": name, "change": asdict(change)} for name, change in trial.falls.items()],
-    }
-
-
-def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore], written: str | None) -> dict[str, Any]:
-    """Return the advice as the document of `--json`."""
-    weights = advice.overlap.weights
-    order = [advice.overlap.bricks.index(name) for name in advice.bricks]
-    return {
-        "base": advice.base,
-        "bricks": [
-            {"name": name, "path": path, "kind": kinds[name], "relative_norm": advice.norms[name], "weight": weights[name]}
-            for name, path in advice.bricks.items()
-        ],
-        "pairs": [
-            {
-                "one": p.one,
-                "two": p.two,
-                "rv": p.rv,
-                "rv_lowest_layer": p.low,
-                "rv_highest_layer": p.high,
-                "cosine": p.cosine,
-                "output_cosine": p.output,
-                "sign_conflict": p.conflict,
-                "norm_ratio": p.ratio,
-                "shared": None
-                if p.shared is None
-                else {**asdict(p.shared), "example": list(p.shared.example) if p.shared.example else None},
-            }
-            for p in advice.pairs
-        ],
-        "layers": [
-            {"layer": layer, "rv": [[pairs[i][j] for j in order] for i in order]}
-            for layer, pairs in advice.overlap.layers.items()
-        ],
-        "regime": advice.regime,
-        "says": advice.says,
-        "step": None if advice.step is None else dict(advice.step),
-        "reasons": list(advice.reasons),
-        "unknown": list(advice.unknown),
-        "left_out": [{"name": name, "because": why} for name, why in advice.dropped.items()],
-        "warnings": list(advice.warnings),
-        "sweep": list(advice.sweep),
-        "trial": None if advice.trial is None else _trial(advice.trial, advice.step is not None),
-        "scored_before": [asdict(row) for row in before],
-        "recipe": written,
-    }
-
-
-def _print(advice: Advice, before: list[ScoredBefore], written: str | None, arguments: list[str]) -> None:
+def _print(advice: Advice, arguments: list[str]) -> None:
     """Print bricks, pairs, the advice and its limits; `arguments` are those of the command that writes the recipe."""
-    weights, measured = advice.overlap.weights, any(pair.output is not None for pair in advice.pairs)
     out.table(
         ["brick", "relative norm", "auto weight"],
-        [[name, f"{100 * norm:.3g} %", f"{weights[name]:.2f}"] for name, norm in advice.norms.items()],
+        [[brick.name, f"{100 * brick.relative_norm:.3g} %", f"{brick.weight:.2f}"] for brick in advice.bricks],
         right=(1, 2),
     )
     if advice.pairs:
         out.line("")
         out.table(
-            [
-                "pair",
-                "RV",
-                "by layer",
-                "cosine",
-                *(["of outputs"] if measured else []),
-                "opposite signs",
-                "shared prompts",
-                "answered differently",
-            ],
-            [_pair_row(pair, measured) for pair in advice.pairs],
-            right=(1, *range(3, 7 + measured)),
+            ["pair", "RV", "by layer", "cosine", "opposite signs", "shared prompts", "answered differently"],
+            [_pair_row(pair) for pair in advice.pairs],
+            right=(1, *range(3, 7)),
         )
     out.line("")
     if advice.trial is not None:
         _print_trial(advice.trial)
     out.line(advice.says)
-    for line in (*_left_out(advice), *(f"warning: {text}" for text in advice.warnings)):
-        out.line(line)
+    for brick in advice.left_out:
+        out.line(f"left out: {brick.name} {brick.because}")
+    for text in advice.warnings:
+        out.line(f"warning: {text}")
     for pair in advice.pairs:
         if pair.shared is not None and pair.shared.contradicts and pair.shared.example:
             prompt, one, two = pair.shared.example
@@ -312,16 +198,16 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None, argu
         out.line(f"recommended: {{{fields}}}{swept}")
     for reason in advice.reasons:
         out.line(f"  {reason}")
-    for row in before:
+    for row in advice.scored_before:
         out.line(
             f"scored here: {row.recipe or row.name} {100 * row.value:.1f} on suite {row.suite}, mean of {row.tasks} "
             f"task{'s' if row.tasks != 1 else ''}, {row.items} items, of {row.of} stored configurations of these bricks"
         )
     for line in advice.unknown:
         out.line(f"not known: {line}")
-    if written:
-        out.line(written)
-        out.say(f"score it: {shell('workbench', 'eval', written)}")
+    if advice.recipe:
+        out.line(advice.recipe)
+        out.say(f"score it: {shell('workbench', 'eval', advice.recipe)}")
     elif advice.step is not None:
         out.say(f"write it: {shell('workbench', 'brick', 'advise', *arguments, '--write')} recipes/NAME.yaml")
 
@@ -335,27 +221,60 @@ def _flow(value: Any) -> str:
 
 def _print_trial(trial: Trial) -> None:
     """Print the share of prompts that each model answers, with intervals, brick by brick and in all."""
-    from workbench.library.candidates import Accuracy
-
-    asked = list(trial.alone)
-    rows = [["each brick alone", *(str(Accuracy.of(right)) for right in trial.alone.values()), ""]]
+    asked = [row.brick for row in trial.alone]
+    rows = [["each brick alone", *(str(row.accuracy) for row in trial.alone), ""]]
     for candidate in (trial.base, *trial.candidates):
-        cells = (str(Accuracy.of(candidate.right[name])) if name in candidate.right else "" for name in asked)
-        rows.append([candidate.name, *cells, str(Accuracy.of(candidate.all))])
+        right = {row.brick: str(row.accuracy) for row in candidate.bricks}
+        rows.append([candidate.name, *(right.get(name, "") for name in asked), str(candidate.accuracy)])
     out.table([f"% of {trial.items} prompts of", *asked, "all"], rows, right=tuple(range(1, len(asked) + 2)))
     out.line("")
 
 
-def _pair_row(pair: Pair, measured: bool) -> list[str]:
-    """Return the cells of a pair, with the cosine of outputs if that was measured."""
+def _pair_row(pair: Pair) -> list[str]:
+    """Return the cells of a pair."""
     shared = pair.shared
     return [
         f"{pair.one}, {pair.two}",
         f"{pair.rv:.3f}",
-        "" if pair.low is None else f"{pair.low:.2f} to {pair.high:.2f}",
+        "" if pair.rv_lowest_layer is None else f"{pair.rv_lowest_layer:.2f} to {pair.rv_highest_layer:.2f}",
         "" if pair.cosine is None else f"{pair.cosine:+.3f}",
-        *(["?" if pair.output is None else f"{pair.output:+.3f}"] if measured else []),
-        "" if pair.conflict is None else f"{100 * pair.conflict:.1f} %",
+        "" if pair.sign_conflict is None else f"{100 * pair.sign_conflict:.1f} %",
         "?" if shared is None else str(shared.prompts),
         "" if shared is None or not shared.prompts else str(shared.different),
     ]
+
+
+def barrier(
+    first: Annotated[str, typer.Argument(help="Checkpoint; with --base, any brick.", show_default=False)],
+    second: Annotated[
+        str, typer.Argument(help="Checkpoint of the same shapes, or an adapter or recipe on the first one.", show_default=False)
+    ],
+    text: Annotated[
+        Path, typer.Option("--text", help="Held-out texts: jsonl of {text} or {prompt, completion}.", show_default=False)
+    ],
+    base: Annotated[str | None, typer.Option("--base", help="Model that both are bricks of.")] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Measure the loss along the line between two models, and say whether merging them linearly has a chance.
+
+    The barrier is the largest rise of the loss above the straight line between the losses of the two ends.
+    """
+    from workbench.advice.barrier import measure_barrier
+    from workbench.models.identity import pick_device
+
+    out.quiet = quiet or json
+    measured = measure_barrier(first, second, text, project=Path.cwd(), device=pick_device(device), base=base, events=out.event)
+
+    def table() -> None:
+        rows = [[f"{p.t:.1f}", f"{p.loss:.4f}", f"[{p.low:.4f}, {p.high:.4f}]", f"{p.above:+.4f}"] for p in measured.points]
+        out.table(["t", "loss", "95 %", "above the line"], rows)
+        height = measured.barrier
+        out.line(
+            f"barrier {height.value:.4f} nats [{height.low:.4f}, {height.high:.4f}] at t = {height.t:.1f}; "
+            f"{measured.items} texts, {measured.tokens:,} tokens"
+        )
+        out.line(measured.says)
+
+    out.result(lambda: measured, table, json=json)

@@ -1,4 +1,4 @@
-"""Find bricks named on the command line, measure them, and print their cards."""
+"""Find bricks named on the command line, and print their cards and measures."""
 
 from __future__ import annotations
 
@@ -6,66 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
-from workbench.errors import GateFailedError, UsageError, WorkbenchError, nearest, shell, size
+from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
-    from workbench.library.measure import Measures
-    from workbench.merge.streaming.deltas import Deltas
-    from workbench.models.layout import Model
-
-
-def measure_brick(brick: Brick, others: list[str], base: str, device: str) -> Measures:
-    """Measure a brick's delta on its base, and compare it with those of other bricks.
-
-    Args:
-        brick: The brick.
-        others: Names or directories of other bricks.
-        base: Directory or hub id of the base.
-        device: Value of `--device`.
-
-    Raises:
-        WorkbenchError: If a brick does not fit the base, or if two bricks have the same name.
-    """
-    from workbench.bricks.locate import resolve_base
-    from workbench.bricks.origin import base_for
-    from workbench.library.measure import measure
-    from workbench.models.identity import pick_device
-    from workbench.run.compose import deltas
-    from workbench.weights.device import default_threads, exact
-
-    checkpoint, _ = resolve_base(base, Path.cwd())
-    compared = {b.name: b for b in map(find_brick, others)}
-    model, on = base_for([brick, *compared.values()], checkpoint), pick_device(device)
-    if len(compared) < len(others) or brick.name in compared:
-        raise WorkbenchError("two bricks have the same name", "Rename the directory of one of them.")
-    for one in (brick, *compared.values()):
-        check_fit(one, model)
-    with exact(on):
-        return measure(
-            model,
-            deltas(brick, model),
-            {n: deltas(b, model) for n, b in compared.items()},
-            device=on,
-            threads=default_threads(),
-            progress=lambda done, total: out.event(
-                {"stage": "measure", "done": done, "total": total, "text": f"{total} tensors"}
-            ),
-        )
-
-
-def check_fit(brick: Brick, base: Model) -> Deltas:
-    """Return a brick's deltas on a base.
-
-    Raises:
-        WorkbenchError: If the brick does not fit the base.
-    """
-    from workbench.bricks.brick import fitted
-    from workbench.run.compose import deltas
-
-    if brick.kind == "checkpoint":
-        fitted(brick, base)
-    return deltas(brick, base)
+    from workbench.merge.measuring.delta_sums import Measures
 
 
 def base_of_brick(brick: Brick) -> str:
@@ -74,10 +19,11 @@ def base_of_brick(brick: Brick) -> str:
     Raises:
         WorkbenchError: If it names none.
     """
-    from workbench.library.extract import base_of
+    from workbench.bricks.locate import base_of
+    from workbench.run.routers import card_folder
 
     return base_of(
-        brick.path if brick.card is None else card_directory(brick),
+        brick.path if brick.card is None else card_folder(brick),
         Path.cwd(),
         "Name the model that it was made on with --base DIR.",
     )
@@ -150,47 +96,8 @@ def say_card(brick: Brick) -> None:
 def axes_text(axes: dict[str, str]) -> str:
     """Return axes as one line: "customized, layer, low-rank update, routing: none, ..."."""
     plain = {name: value.replace("_", " ") for name, value in axes.items()}
-    told = [plain[name] for name in ("origin", "granularity", "computation")]
-    return ", ".join([*told, *(f"{name}: {plain[name]}" for name in ("routing", "aggregation", "training"))])
-
-
-def read_all(bound: Deltas, base: Model) -> int:
-    """Read every delta of a brick, which refuses NaN and infinities, and return the number of tensors that it may change."""
-    import torch
-
-    from workbench.weights.specs import block_elements, buffer, matrix
-
-    cpu = torch.device("cpu")
-    touched = [name for name in base.weights.specs if bound.touches(name)]
-    for name in touched:
-        spec = base.weights.specs[name]
-        if not spec.is_float:
-            continue
-        source, delta, rooms = base.weights.open(name, cpu), bound.open_delta(name, cpu), (buffer(spec, cpu), buffer(spec, cpu))
-        for start, stop in spec.blocks(block_elements(cpu)):
-            weights, out_rows = (matrix(room, start, stop, spec.cols) for room in rooms)
-            source.read(start, stop, weights)
-            delta.read_delta(start, stop, weights, out_rows)
-    return len(touched)
-
-
-def card_directory(brick: Brick) -> Path:
-    """Return the directory of a brick's card."""
-    from workbench.run.routers import card_folder
-
-    return card_folder(brick)
-
-
-def verify_statistics(brick: Brick, name: str) -> None:
-    """Raise GateFailedError if the routing statistics beside a card are not those that it names."""
-    if brick.card is None or brick.card.routing is None:
-        return
-    from workbench.run.routers import read_statistics
-
-    try:
-        read_statistics(card_directory(brick), brick.card.routing)
-    except WorkbenchError as error:
-        raise GateFailedError(error.message, shell("workbench", "route", "measure", name)) from error
+    first = [plain[name] for name in ("origin", "granularity", "computation")]
+    return ", ".join([*first, *(f"{name}: {plain[name]}" for name in ("routing", "aggregation", "training"))])
 
 
 def brick_directory(name: str) -> Path:
@@ -218,15 +125,3 @@ def find_brick(name: str) -> Brick:
 
     folder = brick_directory(name)
     return resolve_brick(folder.resolve().name, BrickRef(path=str(folder.resolve())), Path.cwd())
-
-
-def made_again(brick: Brick, name: str) -> str:
-    """Return the command that makes a brick again."""
-    made = brick.card.extraction if brick.card else {}
-    if made and brick.card:
-        return shell("workbench", "brick", "extract", made.get("checkpoint"), "--base", brick.card.base.id, "-o", "NEW")
-    if brick.card and (carried := brick.card.transplant):
-        return shell("workbench", "brick", "transplant", carried.get("brick"), "--to", brick.card.base.id, "-o", "NEW")
-    if brick.card and brick.card.kind == "edit":
-        return shell("workbench", "edit", "rebase", name, "--onto", brick.card.base.id, "-o", "NEW")
-    return shell("workbench", "brick", "train", name)

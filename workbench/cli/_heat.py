@@ -13,7 +13,7 @@ from workbench.cli._output import out, shown
 from workbench.errors import printable
 
 if TYPE_CHECKING:
-    from workbench.library.measure import DeltaSums, Measures
+    from workbench.merge.measuring.delta_sums import DeltaMeasures, DeltaSums, Measures
 
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {
@@ -35,15 +35,15 @@ _PALE_ORANGE, _GRAY = (253, 232, 214), (222, 224, 227)
 
 def totals(name: str, measures: Measures) -> None:
     """Print one line per brick: measures of its whole delta, and of its overlap with the first brick."""
-    total = measures.total.document()
-    others = total["others"]
+    total = measures.total.measured()
+    others = total.others
     columns = ["brick", "norm", "relative", "zeros"] + (
         ["cosine", "conflict", "overlap out", "overlap in", "by chance"] if others else []
     )
     rows = [[name, *_own(total), *[""] * (len(columns) - 4)]]
     for other, m in others.items():
-        meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
-        rows.append([other, *_own(m), _text("cosine", m["cosine"]), *meeting])
+        meeting = [_percent(value) for value in (m.conflict, m.overlap_out, m.overlap_in, m.chance)]
+        rows.append([other, *_own(m), _text("cosine", m.cosine), *meeting])
     out.table(columns, rows, right=range(1, len(columns)))
 
 
@@ -154,16 +154,16 @@ def _short(kind: str) -> str:
     return kind.rpartition(".")[2] if not kind.endswith(".bias") else ".".join(kind.split(".")[-2:])
 
 
-def _own(found: dict[str, Any]) -> list[str]:
-    return [_text("norm", found["norm"]), _percent(found["relative"]), _percent(found["zeros"])]
+def _own(found: DeltaMeasures) -> list[str]:
+    return [_text("norm", found.norm), _percent(found.relative), _percent(found.zeros)]
 
 
 def _value(sums: DeltaSums | None, metric: str, other: str | None) -> float | None:
     if sums is None:
         return None
-    document: dict[str, Any] = sums.document()
-    values = document["others"].get(other, {}) if metric in MEETING else document
-    return values.get(metric)
+    measured = sums.measured()
+    value: float | None = getattr(measured.others.get(other or "") if metric in MEETING else measured, metric, None)
+    return value
 
 
 def _text(metric: str, value: float | None) -> str:

@@ -26,20 +26,20 @@ def show_neurons(folder: Path, others: list[str], json: bool) -> None:
         WorkbenchError: If another brick is no set of neurons of the same model.
     """
     from workbench.bricks.card import card_document
-    from workbench.bricks.neuron_sets import document, neuron_axes_of, neuron_brick
-    from workbench.cli.documents.bricks import ShownBrick
+    from workbench.bricks.neuron_sets import neuron_axes_of, neuron_brick, shown
+    from workbench.upkeep.bricks import ShownBrick
 
     neurons, card = neuron_brick(folder)
     axes = neuron_axes_of(neurons, card)
     overlaps = {name: neurons.overlap(_other(neurons, name, folder)) for name in others}
     plain: dict[str, Any] = card_document(card) if card else {"name": folder.name, "kind": "neurons"}
-    shown = {**plain, "axes": axes, "neurons": document(neurons), **({"overlap": overlaps} if overlaps else {})}
-    out.result(lambda: ShownBrick.model_validate(shown), lambda: _say(folder, neurons, card, axes, overlaps), json=json)
+    document = {**plain, "axes": axes, "neurons": shown(neurons), **({"overlap": overlaps} if overlaps else {})}
+    out.result(lambda: ShownBrick.model_validate(document), lambda: _say(folder, neurons, card, axes, overlaps), json=json)
 
 
 def _say(folder: Path, neurons: NeuronSet, card: BrickCard | None, axes: dict[str, str], overlaps: dict[str, float]) -> None:
     """Print a set: size, base, axes, evidence, overlaps, and its best neurons by layer."""
-    from workbench.bricks.neuron_sets import document
+    from workbench.bricks.neuron_sets import shown
 
     out.line(f"{folder.name}: set of {neurons.kind}" + (f", {card.skill}" if card and card.skill else ""))
     out.line(
@@ -58,11 +58,11 @@ def _say(folder: Path, neurons: NeuronSet, card: BrickCard | None, axes: dict[st
     rows = [
         [
             layer,
-            f"{row['size']:,}",
-            f"{100 * row['size'] / row['of']:.3g} %",
-            ", ".join(f"{best['neuron']} ({best['score']:.3g})" for best in row["best"]),
+            f"{row.size:,}",
+            f"{100 * row.size / row.of:.3g} %",
+            ", ".join(f"{best.neuron} ({best.score:.3g})" for best in row.best),
         ]
-        for layer, row in document(neurons)["layers"].items()
+        for layer, row in shown(neurons).layers.items()
     ]
     out.table(["layer", neurons.kind, "share", "highest scores"], rows, right=(1, 2))
 

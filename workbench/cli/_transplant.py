@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +12,9 @@ from workbench.cli._bricks import brick_directory
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.errors import shell
+
+if TYPE_CHECKING:
+    from workbench.transplant.transplant import Transplant
 
 
 def transplant(
@@ -46,8 +48,6 @@ def transplant(
             "--texts", help="Texts to match and measure on: jsonl of {text} or {prompt, completion}.", show_default=False
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps of the carried adapter on the texts.")] = 0,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Learning rate of these steps.")] = 1e-3,
     force: Annotated[
         bool,
         typer.Option(
@@ -63,57 +63,54 @@ def transplant(
     The target may have another depth, other widths, another tokenizer, or be a new release of the same base. With texts, the command
     measures how well the units of both models match and the loss before and after; it refuses to write at chance level.
     """
-    from workbench.cli.documents.transplant import CarriedDocument
-    from workbench.library.transplant import transplant as run
-    from workbench.library.transplant_inputs import Wanted
     from workbench.models.identity import pick_device
+    from workbench.transplant.inputs import Wanted
+    from workbench.transplant.transplant import transplant as run
 
     out.quiet = quiet or json
-    wanted = Wanted(brick_directory(brick), target, on, by, layers, mapping, texts, steps, learning_rate, force)
+    wanted = Wanted(brick_directory(brick), target, on, by, layers, mapping, texts, force)
     report = run(wanted, to, project=Path.cwd(), device=pick_device(device), events=out.event)
-    out.result(lambda: CarriedDocument.model_validate(report), lambda: _print(report), json=json)
+    out.result(lambda: report, lambda: _print(report), json=json)
 
 
-def _print(report: Mapping[str, Any]) -> None:
+def _print(report: Transplant) -> None:
     """Print the layers, the match, the losses and what was not carried."""
     from workbench.run.forms import adapter_hints
 
-    for note in report["notes"]:
+    for note in report.notes:
         out.warn(note)
     out.table(
         ["layer", "takes", "modules", "matched", "under 0.2"],
         [
             [
-                str(row["layer"]),
-                "+".join(map(str, row["sources"])),
-                str(len(row["modules"])),
-                "" if row["matched"] is None else f"{row['matched']:.3f}",
-                "" if row["under"] is None else f"{100 * row['under']:.0f} %",
+                str(row.layer),
+                "+".join(map(str, row.sources)),
+                str(len(row.modules)),
+                "" if row.matched is None else f"{row.matched:.3f}",
+                "" if row.under is None else f"{100 * row.under:.0f} %",
             ]
-            for row in report["layers"]
+            for row in report.layers
         ],
         right=(0, 1, 2, 3, 4),
     )
-    for reason, count in Counter(row["reason"] for row in report["not_carried"]).items():
-        first = next(row["tensor"] for row in report["not_carried"] if row["reason"] == reason)
+    for reason, count in Counter(row.reason for row in report.not_carried).items():
+        first = next(row.tensor for row in report.not_carried if row.reason == reason)
         out.line(f"not carried: {first.removesuffix('.weight')}{f' and {count - 1} more' if count > 1 else ''}: {reason}")
-    if match := report["match"]:
-        places = report["positions"]
+    if (match := report.match) and (places := report.positions):
         out.line(
-            f"matched correlation {match['matched']:.3f}, {match['chance']:.3f} with exchanged tokens (chance), on "
-            f"{len(match['layers'])} layers; {places['common']:,} common positions, {100 * places['share']:.0f} % of the shorter reading"
+            f"matched correlation {match.matched:.3f}, {match.chance:.3f} with exchanged tokens (chance), on "
+            f"{len(match.layers)} layers; {places.common:,} common positions, {100 * places.share:.0f} % of the shorter reading"
         )
     else:
         out.line("no texts: neither the match nor the loss was measured")
-    if loss := report.get("loss"):
-        trained = f", {loss['trained']:.3f} after {report['training']['steps']} steps" if "trained" in loss else ""
+    if loss := report.loss:
         out.line(
-            f"loss on {loss['texts']} held-out texts, nats per token: {loss['before']:.3f} before, {loss['after']:.3f} after{trained}; "
-            f"on its own base {loss['source']:.3f} before, {loss['source_with_brick']:.3f} with the brick"
+            f"loss on {loss.texts} held-out texts, nats per token: {loss.before:.3f} before, {loss.after:.3f} after; "
+            f"on its own base {loss.source:.3f} before, {loss.source_with_brick:.3f} with the brick"
         )
-    out.line(f"{report['adapter']}: {report['modules']} modules, rank {report['rank']}, by {report['by']}")
+    out.line(f"{report.adapter}: {report.modules} modules, rank {report.rank}, by {report.by}")
     for line in (
-        *adapter_hints(report["to"], report["adapter"], report["to"]),
-        f"show:   workbench brick show {shell(report['adapter'])}",
+        *adapter_hints(report.to, report.adapter, report.to),
+        f"show:   workbench brick show {shell(report.adapter)}",
     ):
         out.say(line)

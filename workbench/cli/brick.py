@@ -5,25 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from workbench.cli._advise import advise
-from workbench.cli._barrier import barrier
+from workbench.cli._advise import advise, barrier
 from workbench.cli._bricks import (
     base_of_brick,
     brick_directory,
-    check_fit,
     find_brick,
-    made_again,
-    measure_brick,
-    read_all,
     say_card,
     say_measures,
-    verify_statistics,
 )
 from workbench.cli._neurons import show_neurons, verify_neurons
 from workbench.cli._options import BrickArg, DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
@@ -31,6 +24,9 @@ from workbench.cli._output import out
 from workbench.cli._transplant import transplant
 from workbench.cli._trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
+
+if TYPE_CHECKING:
+    from workbench.upkeep.extract import ExtractedTensor, Extraction
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,8 +38,7 @@ app = typer.Typer(
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
     """List the bricks in bricks/."""
-    from workbench.bricks.card import card_document, library
-    from workbench.cli.documents.bricks import BrickDocument
+    from workbench.bricks.card import ShownCard, card_document, library
 
     cards = library(Path.cwd())
 
@@ -66,7 +61,7 @@ def list_(json: JsonOpt = False) -> None:
         ]
         out.table(["brick", "kind", "skill", "score", "base", "task"], rows, right=(3, 4))
 
-    out.result(lambda: [BrickDocument.model_validate(card_document(card)) for _, card in cards], text, json=json)
+    out.result(lambda: [ShownCard.model_validate(card_document(card)) for _, card in cards], text, json=json)
 
 
 @app.command()
@@ -92,7 +87,8 @@ def show(
     """
     from workbench.bricks.card import card_document
     from workbench.bricks.locate import is_neuron_set
-    from workbench.cli.documents.bricks import ShownBrick
+    from workbench.models.identity import pick_device
+    from workbench.upkeep.bricks import ShownBrick, measure_brick
 
     out.quiet = quiet or json
     if is_neuron_set(folder := brick_directory(name)):
@@ -106,7 +102,10 @@ def show(
     if not json:
         say_card(brick)
     try:
-        measured = None if card_only else measure_brick(brick, others or [], base or base_of_brick(brick), device)
+        measured = None
+        if not card_only:
+            compared = list(map(find_brick, others or []))
+            measured = measure_brick(brick, compared, base or base_of_brick(brick), pick_device(device), out.event)
     except WorkbenchError as error:
         if base or others or html or metric:
             raise
@@ -117,7 +116,7 @@ def show(
         if measured:
             say_measures(brick.name, measured, metric)
 
-    shown = {**card, **({"delta": measured.document()} if measured else {})}
+    shown = {**card, **({"delta": measured.measured()} if measured else {})}
     out.result(lambda: ShownBrick.model_validate(shown), text, json=json)
     if html and measured:
         from workbench.report.heatmap import render_heat_maps
@@ -137,7 +136,7 @@ def fetch(
 
     Verifies its checksum.
     """
-    from workbench.library.starter import fetch_starter
+    from workbench.upkeep.fetch import fetch_starter
 
     out.line(str(fetch_starter(Path.cwd(), hub=hub, source=source, events=out.event).relative_to(Path.cwd())))
 
@@ -168,8 +167,8 @@ def train(
     A brick's settings are in train.yaml, and its card is written to brick.yaml, with statistics of its prompts for routers beside
     it. An interrupted training resumes.
     """
-    from workbench.library.train import train_brick, write_spec
     from workbench.models.identity import pick_device
+    from workbench.upkeep.train import train_brick, write_spec
 
     flags = {
         "base": base,
@@ -250,41 +249,31 @@ def extract(
     import torch
 
     from workbench.adapters.approximate import Policy
-    from workbench.cli.documents.bricks import ExtractDocument
-    from workbench.library.extract import extract as run
     from workbench.models.identity import pick_device
     from workbench.run.device import Work
+    from workbench.upkeep.extract import extract as run
 
     out.quiet = quiet or json
     error = _error(energy, tolerance)
     policy = Policy(rank if error or rank else 32, error, getattr(torch, dtype), "approximate", embeddings, rest)
-    record = run(checkpoint, base, to, policy, Work(pick_device(device), threads, out.event), project=Path.cwd())
-    document = {"adapter": str(to), **record}
-    out.result(lambda: ExtractDocument.model_validate(document), lambda: _print_extracted(record, base, to), json=json)
+    made = run(checkpoint, base, to, policy, Work(pick_device(device), threads, out.event), project=Path.cwd())
+    out.result(lambda: made, lambda: _print_extracted(made), json=json)
 
 
-def _print_extracted(record: Mapping[str, Any], base: str, to: Path) -> None:
+def _print_extracted(made: Extraction) -> None:
     """Print rank and errors of each tensor, tensors without low-rank factors, and commands that use the adapter."""
     from workbench.run.forms import adapter_hints
 
-    rows = [
-        [n, str(t["rank"]), f"{t['norm']:.4g}", f"{t['error']:.2e}", f"{t['rounding']:.2e}"] for n, t in record["tensors"].items()
-    ]
-    rows.append(
-        [
-            "all updates",
-            str(record["rank"]),
-            *(f"{record[k]:{f}}" for k, f in (("norm", ".4g"), ("error", ".2e"), ("rounding", ".2e"))),
-        ]
-    )
+    parts: dict[str, ExtractedTensor | Extraction] = {**made.tensors, "all updates": made}
+    rows = [[name, str(p.rank), f"{p.norm:.4g}", f"{p.error:.2e}", f"{p.rounding:.2e}"] for name, p in parts.items()]
     out.table(["tensor", "rank", "norm", "error", "rounding"], rows, right=(1, 2, 3, 4))
-    for what, text in (("whole", "saved whole"), ("dropped", "dropped (the base's values stay)")):
-        if record[what]:
-            out.line(f"{text}: {', '.join(_by_kind(record[what]))}")
-    for note in record.get("notes", ()):
+    for names, text in ((made.whole, "saved whole"), (made.dropped, "dropped (the base's values stay)")):
+        if names:
+            out.line(f"{text}: {', '.join(_by_kind(names))}")
+    for note in made.notes or ():
         out.warn(note)
-    out.say(f"{to}: {size(record['bytes'])}, {record['parameters'] / 1e6:.1f} M parameters")
-    for line in (*adapter_hints(base, str(to), base), f"show:   workbench brick show {shell(to)}"):
+    out.say(f"{made.adapter}: {size(made.bytes)}, {made.parameters / 1e6:.1f} M parameters")
+    for line in (*adapter_hints(made.base, made.adapter, made.base), f"show:   workbench brick show {shell(made.adapter)}"):
         out.say(line)
 
 
@@ -324,9 +313,9 @@ def bake(
 
     Computes in float32 and casts once. An interrupted command resumes.
     """
-    from workbench.library.extract import bake as run
     from workbench.models.identity import pick_device
     from workbench.run.device import Work
+    from workbench.upkeep.extract import bake as run
 
     out.quiet = quiet or json
     named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter
@@ -361,6 +350,7 @@ def verify(
     from workbench.bricks.locate import is_neuron_set, resolve_base
     from workbench.bricks.origin import base_for
     from workbench.project import cache_of
+    from workbench.upkeep.bricks import check_fit, made_again, read_all, verify_statistics
     from workbench.weights.digests import tensor_digests, weights_digest
 
     if is_neuron_set(folder := brick_directory(name)):

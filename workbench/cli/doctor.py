@@ -13,20 +13,18 @@ def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
 
     Reports on the compiler, kernels, caches, device, versions and disk space. Exits with 3 if a problem remains.
     """
-    from workbench.cli.documents.machine import DoctorDocument
-    from workbench.library.doctor import examine
     from workbench.project import find_project, runs_of
+    from workbench.upkeep.doctor import examine
 
     project = find_project()
-    findings = examine(project, runs_dir or runs_of(project))
+    checkup = examine(project, runs_dir or runs_of(project))
 
     def text() -> None:
-        out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in findings])
-        for finding in findings:
+        out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in checkup.checks])
+        for finding in checkup.checks:
             if finding.hint:
                 out.say(f"{finding.check}: {finding.hint}")
 
-    document = {"version": 1, "project": str(project), "checks": [finding.document() for finding in findings]}
-    out.result(lambda: DoctorDocument.model_validate(document), text, json=as_json)
-    if any(finding.status == "failed" for finding in findings):
+    out.result(lambda: checkup, text, json=as_json)
+    if any(finding.status == "failed" for finding in checkup.checks):
         raise typer.Exit(3)

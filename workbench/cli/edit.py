@@ -14,9 +14,9 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
-    from workbench.library.rebase import Rebased
     from workbench.library.trace import TraceTable
     from workbench.resolve.resolved import Resolved
+    from workbench.upkeep.rebase import Rebased
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Solve edits again on other weights, and trace facts.")
 SHOWN = 10
@@ -57,8 +57,8 @@ def rebase(
 
     Takes the facts and settings that the edit was made with.
     """
-    from workbench.library.rebase import rebase as run
     from workbench.models.identity import pick_device
+    from workbench.upkeep.rebase import rebase as run
 
     out.quiet = json or quiet
     model = open_named(onto, out.event)

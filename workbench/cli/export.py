@@ -15,8 +15,9 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.expected import Compared
-    from workbench.library.export import Subject
+    from workbench.ship.expected import Compared
+    from workbench.ship.export import Exported
+    from workbench.ship.subject import Subject
 
 
 class _WithDefault(TyperGroup):
@@ -93,12 +94,11 @@ def write(
     All adapters get one rank, with their scaling in the factors: servers ignore rank_pattern and alpha_pattern and refuse DoRA and
     modules_to_save. A whole model gets the command and the expected answers only.
     """
-    from workbench.cli.documents.shipping import ExportDocument
     from workbench.files import check_new
-    from workbench.library.export import PROMPTS, Export, check_export, check_server, write_export
-    from workbench.library.servers import GGUF, check_llama_cpp, converter
     from workbench.models.identity import pick_device
     from workbench.models.texts import read_prompts
+    from workbench.ship.export import PROMPTS, Export, check_export, check_server, write_export
+    from workbench.ship.servers import GGUF, check_llama_cpp, converter
 
     out.quiet = json or quiet
     check_server(server)
@@ -108,52 +108,50 @@ def write(
     subject = _open(target, brick or [], runs_dir)
     served = check_export(subject, server, served_base)
     texts = texts or subject.prompts[:samples] or PROMPTS
-    record, alike = write_export(subject, Export(server, served, texts, tokens, llama_cpp), to, pick_device(device), out.event)
-    document = {**record, "directory": str(to), "alike": [list(pair) for pair in alike]}
-    for first, second in alike:
+    made = write_export(subject, Export(server, served, texts, tokens, llama_cpp), to, pick_device(device), out.event)
+    for first, second in made.alike:
         out.warn(
             f"the prompts do not tell '{first}' from '{second}': name prompts that one of them was trained for with --prompts"
         )
-
     converted = to / GGUF if llama_cpp else None
-    words = converter(subject.model.base_path, record["dtype"], to.resolve() / GGUF) if server == "llama.cpp" else []
-    out.result(lambda: ExportDocument.model_validate(document), lambda: _written(record, to, converted, words), json=json)
+    words = converter(subject.model.base_path, made.dtype, to.resolve() / GGUF) if server == "llama.cpp" else []
+    out.result(lambda: made, lambda: _written(made, to, converted, words), json=json)
 
 
-def _written(record: dict[str, Any], to: Path, converted: Path | None, words: list[str]) -> None:
+def _written(made: Exported, to: Path, converted: Path | None, words: list[str]) -> None:
     """Print the files of an export and the next commands.
 
     Args:
-        record: Content of export.json.
+        made: The export.
         to: Directory of the export.
         converted: The converted base, if llama.cpp's converter was run.
         words: Words of the converter's command, for llama.cpp.
     """
-    from workbench.library.semantic_router import FILE as ROUTER
-    from workbench.library.servers import PORTS
+    from workbench.ship.servers import PORTS
+    from workbench.ship.servers import ROUTER_FILE as ROUTER
 
-    for adapter in record["adapters"].values():
-        ranks, rank = adapter["ranks"], max(adapter["ranks"]) if words else record["rank"]
+    for adapter in made.adapters.values():
+        ranks, rank = adapter.ranks, max(adapter.ranks) if words else made.rank
         padded = f" -> {rank}" if ranks != [rank] else ""
-        out.line(f"{to / adapter['path']}  {adapter['modules']} modules, rank {', '.join(map(str, ranks))}{padded}")
-    out.line(f"{to / 'expected.jsonl'}  {record['prompts']} prompts, tolerance {record['tolerance']:g} nats")
+        out.line(f"{to / adapter.path}  {adapter.modules} modules, rank {', '.join(map(str, ranks))}{padded}")
+    out.line(f"{to / 'expected.jsonl'}  {made.prompts} prompts, tolerance {made.tolerance:g} nats")
     out.line(str(to / "serve.sh"))
-    if record["for"] == "semantic-router":
-        out.line(f"{to / ROUTER}  {len(record['adapters'])} bricks and the base")
+    if made.server == "semantic-router":
+        out.line(f"{to / ROUTER}  {len(made.adapters)} bricks and the base")
     if converted:
         out.line(str(converted))
     elif words:
         out.say(f"convert, in llama.cpp's folder:  {shell('python3', *words)}")
     out.say(f"serve:  {shell('sh', to / 'serve.sh')}")
-    out.say(f"check:  workbench export check http://localhost:{PORTS[record['for']]} --expected {shell(to)}")
+    out.say(f"check:  workbench export check http://localhost:{PORTS[made.server]} --expected {shell(to)}")
 
 
 def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     """Return the subject that an argument names."""
     from workbench.bricks.hub import Hub
-    from workbench.library.export import of_configuration, of_model, of_recipe, of_run
     from workbench.project import find_project
     from workbench.run.opened import is_configuration
+    from workbench.ship.subject import of_configuration, of_model, of_recipe, of_run
 
     hub, found = Hub(events=out.event), find(target, runs_dir)
     if found.kind == "recipe":
@@ -195,11 +193,10 @@ def check(
 
     Exits with 1 if a text or log-probability differs. A key of the server is read from OPENAI_API_KEY.
     """
-    from workbench.cli.documents.shipping import ExportCheckDocument
     from workbench.files import read_json
-    from workbench.library.expected import LEAST_TOLERANCE, read_expected
-    from workbench.library.export import RECORD
-    from workbench.library.served import check_server
+    from workbench.ship.checking import check_server, summary
+    from workbench.ship.expected import LEAST_TOLERANCE, read_expected
+    from workbench.ship.export import RECORD
 
     out.quiet = json or quiet
     rows = read_expected(expected)
@@ -207,21 +204,19 @@ def check(
     limit = record.get("tolerance", LEAST_TOLERANCE) if tolerance is None else tolerance
     length = record.get("length", max(len(row.tokens) for row in rows))
     compared = check_server(url, rows, limit, length, out.event)
-    models = [
-        _model(name, [one for one in compared if one.expected.model == name]) for name in dict.fromkeys(r.model for r in rows)
-    ]
+    checked = summary(url, limit, compared)
     wrong = [one for one in compared if one.differs]
-    document = {"url": url, "tolerance": limit, "same": not wrong, "models": models}
 
     def text() -> None:
         columns = ["model", "answers", "same", "ties", "other text", "other log-probs", "largest difference"]
-        cells = [[str(m[key]) for key in ("model", "answers", "same", "ties", "texts", "logprobs")] for m in models]
-        rows = [[*row, f"{m['largest']:.2g}"] for row, m in zip(cells, models, strict=True)]
-        out.table(columns, rows, right=range(1, 7))
+        cells = [
+            [m.model, *map(str, (m.answers, m.same, m.ties, m.texts, m.logprobs)), f"{m.largest:.2g}"] for m in checked.models
+        ]
+        out.table(columns, cells, right=range(1, 7))
         for one in {one.expected.model: one for one in reversed(wrong)}.values():
             out.line(_difference(one))
 
-    out.result(lambda: ExportCheckDocument.model_validate(document), text, json=json)
+    out.result(lambda: checked, text, json=json)
     if wrong:
         names = ", ".join(dict.fromkeys(one.expected.model for one in wrong))
         raise WorkbenchError(
@@ -229,21 +224,6 @@ def check(
             "Compare the server's command with serve.sh: base, adapters, --dtype, and settings of generation_config.json.",
         )
     out.say(f"all {len(compared)} answers are as expected, within {limit:g} nats")
-
-
-def _model(name: str, compared: list[Compared]) -> dict[str, Any]:
-    """Return the counts of a model."""
-    verdicts = [one.verdict for one in compared]
-    return {
-        "model": name,
-        "answers": len(compared),
-        **{
-            key: verdicts.count(verdict)
-            for key, verdict in (("same", "same"), ("ties", "tie"), ("texts", "text"), ("logprobs", "logprobs"))
-        },
-        "largest": round(max(one.largest for one in compared), 6),
-        "example": next((one.expected.prompt for one in compared if one.differs), None),
-    }
 
 
 def _difference(one: Compared) -> str:

@@ -8,32 +8,27 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from workbench.cli.documents.advice import AdviceDocument
+from workbench.advice.advise import Advice
+from workbench.advice.barrier import Barrier
+from workbench.bricks.card import ShownCard
 from workbench.cli.documents.analyze import (
     AblationDocument,
     EverythingDocument,
     FunctionsDocument,
     SparsityDocument,
 )
-from workbench.cli.documents.barrier import BarrierDocument
-from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
-from workbench.cli.documents.machine import DoctorDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
-from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
-from workbench.cli.documents.transplant import CarriedDocument
 from workbench.cli.memory import MemoryFacts
 from workbench.facts.imported import ImportedFacts
 from workbench.facts.log import MemoryChange
 from workbench.grow.mixtures.mixture import ExpertsUsed
 from workbench.library.facts import FactsReport
-from workbench.library.rebase import Rebased
-from workbench.library.recipediff import RecipeDifference
 from workbench.library.route import Explanation
 from workbench.library.route_statistics import MeasuredBrick
 from workbench.library.trace import TraceTable
@@ -43,8 +38,17 @@ from workbench.route.deciding.checking import RouteCheck
 from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
 from workbench.search.result import SearchResult
-from workbench.steps.fields import field_docs
+from workbench.ship.checking import ServerCheck
+from workbench.ship.export import Exported
+from workbench.ship.push import Pushed
+from workbench.steps.fields import Strict, field_docs
 from workbench.tables import markdown_rows
+from workbench.transplant.transplant import Transplant
+from workbench.upkeep.bricks import ShownBrick
+from workbench.upkeep.doctor import Checkup
+from workbench.upkeep.extract import Extraction
+from workbench.upkeep.rebase import Rebased
+from workbench.upkeep.recipediff import RecipeDifference
 
 DOCUMENTS: Mapping[str, Any] = {
     "plan": RunPlan | list[RunPlan],
@@ -56,13 +60,13 @@ DOCUMENTS: Mapping[str, Any] = {
     "recipe diff": RecipeDifference,
     "runs ls": list[RunRow],
     "runs show": RunRecord,
-    "brick ls": list[BrickDocument],
+    "brick ls": list[ShownCard],
     "brick show": ShownBrick,
-    "brick extract": ExtractDocument,
+    "brick extract": Extraction,
     "brick bake": RunResult,
-    "brick advise": AdviceDocument,
-    "brick barrier": BarrierDocument,
-    "brick transplant": CarriedDocument,
+    "brick advise": Advice,
+    "brick barrier": Barrier,
+    "brick transplant": Transplant,
     "suite ls": list[SuiteRow],
     "suite show": SuiteDocument,
     "suite check": SuiteCheckDocument,
@@ -89,10 +93,10 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze import": ImportedSetsDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsUsed,
-    "push": PushDocument,
-    "export write": ExportDocument,
-    "export check": ExportCheckDocument,
-    "doctor": DoctorDocument,
+    "push": Pushed,
+    "export write": Exported,
+    "export check": ServerCheck,
+    "doctor": Checkup,
 }
 """Command -> type of the document that it prints with `--json`."""
 
@@ -102,7 +106,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema(command: str) -> dict[str, Any]:
     """Return the JSON schema of a command's document, with the texts of its fields."""
     made = TypeAdapter(DOCUMENTS[command]).json_schema(mode="serialization")
-    classes = {cls.__name__: cls for cls in _subclasses(Part)}
+    classes = {cls.__name__: cls for cls in (*_subclasses(Strict), *_subclasses(Part))}
     for name, part in {**made.get("$defs", {}), made.get("title", ""): made}.items():
         if name in classes:
             _describe(part, classes[name])

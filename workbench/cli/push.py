@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +13,7 @@ from workbench.cli._output import out
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
-    from workbench.library.push import Package
+    from workbench.ship.push import Package, Pushed
 
 
 def push(
@@ -58,8 +57,7 @@ def push(
     licenses of the inputs are checked. After an interruption the same command sends only what is missing.
     """
     from workbench.bricks.upload import Target, check_reachable, upload
-    from workbench.cli.documents.shipping import PushDocument
-    from workbench.library.push import contents, licence_of, package
+    from workbench.ship.push import Pushed, PushedFile, contents, licence_of, package
 
     out.quiet = json or quiet
     target = Target(repository, None if revision == "main" else revision, private, replace)
@@ -69,37 +67,40 @@ def push(
     packed = package(found)
     stated = licence_of(packed.record, licence, yes)
     files = contents(packed, _card(packed, runs_dir), stated, base)
-    document: dict[str, Any] = {
-        "run": found.name,
-        "repository": repository,
-        "revision": target.revision,
-        "private": private,
-        "license": stated,
-        "base": base if packed.local_base else packed.record["inputs"]["base"]["id"].partition("@")[0],
-        "files": [{"path": path, "bytes": _bytes(content)} for path, content in files.items()],
-        "bytes": sum(map(_bytes, files.values())),
-        "sent": not dry_run,
-        **{"url": None, "commit": None, "changed": None, "deleted": []},
-    }
     if packed.local_base and base is None and packed.refers_to_base:
         out.warn(
             f"the files name the base by the directory {packed.local_base}, which others do not have: add --base ORG/NAME "
             "if the base is on the hub"
         )
+    sent = None
     if not dry_run:
         sent = upload(files, target, f"{packed.record.get('name', found.name)}, made with brick-workbench", out.event)
         for line in sent.warnings:
             out.warn(line)
-        document |= {"url": sent.url, "commit": sent.commit, "changed": sent.changed, "deleted": list(sent.deleted)}
-    out.result(lambda: PushDocument.model_validate(document), lambda: _print(document), json=json)
+    pushed = Pushed(
+        run=found.name,
+        repository=repository,
+        revision=target.revision,
+        private=private,
+        license=stated,
+        base=base if packed.local_base else packed.record["inputs"]["base"]["id"].partition("@")[0],
+        files=[PushedFile(path=path, bytes=_bytes(content)) for path, content in files.items()],
+        bytes=sum(map(_bytes, files.values())),
+        sent=sent is not None,
+        url=sent.url if sent else None,
+        commit=sent.commit if sent else None,
+        changed=sent.changed if sent else None,
+        deleted=list(sent.deleted) if sent else [],
+    )
+    out.result(lambda: pushed, lambda: _print(pushed), json=json)
     if not dry_run:
         out.say(_loading(packed, repository, target.revision))
 
 
 def _card(packed: Package, runs_dir: Path | None) -> str:
     """Return the text of the run's card, with scores of the store if `eval` has not written any into it."""
-    from workbench.library.push import CARD, stored_scores
     from workbench.report.scorecard import BEGIN, with_scores
+    from workbench.ship.push import CARD, stored_scores
 
     text = packed.files[CARD].read_text("utf-8")
     scores = stored_scores(packed.run, (runs_dir or packed.run.path.parent) / "scores")
@@ -110,20 +111,20 @@ def _bytes(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _print(document: Mapping[str, Any]) -> None:
+def _print(pushed: Pushed) -> None:
     """Print the files with their sizes, and what was done with them."""
-    out.table(["file", "size"], [[file["path"], size(file["bytes"])] for file in document["files"]], right=(1,))
-    place = document["repository"] + (f", branch {document['revision']}" if document["revision"] else "")
-    total = f"{len(document['files'])} files, {size(document['bytes'])}, license {document['license']}"
-    if not document["sent"]:
-        visible = ", private if it is new" if document["private"] else ""
+    out.table(["file", "size"], [[file.path, size(file.bytes)] for file in pushed.files], right=(1,))
+    place = pushed.repository + (f", branch {pushed.revision}" if pushed.revision else "")
+    total = f"{len(pushed.files)} files, {size(pushed.bytes)}, license {pushed.license}"
+    if not pushed.sent:
+        visible = ", private if it is new" if pushed.private else ""
         out.line(f"would go to {place}{visible}: {total}; nothing was sent")
         return
-    for path in document["deleted"]:
+    for path in pushed.deleted:
         out.line(f"deleted {path}")
-    done = "sent to" if document["changed"] else "unchanged, all files are in"
+    done = "sent to" if pushed.changed else "unchanged, all files are in"
     out.line(f"{done} {place}: {total}")
-    out.line(f"{document['url']}  commit {document['commit']}")
+    out.line(f"{pushed.url}  commit {pushed.commit}")
 
 
 def _loading(packed: Package, repository: str, revision: str | None) -> str:

@@ -15,9 +15,8 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
-    from workbench.library.recipediff import InputDifference, RecipeDifference
     from workbench.recipe.describe import MethodDescription
-
+    from workbench.upkeep.recipediff import InputDifference, RecipeDifference
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check, compare and import recipes.")
 
@@ -161,23 +160,22 @@ def diff(
     A field is named as in --set. If a recipe's inputs cannot be read, only fields and locations are compared.
     """
     from workbench.bricks.hub import Hub
-    from workbench.library.recipediff import recipe_difference
+    from workbench.upkeep.recipediff import recipe_difference
 
     names = [f"{relative(one.path) if one.path else one.name}{one.point}" for one in map(find, (first, second))]
     hub = Hub(headers_only=True, events=out.event)
-    found = recipe_difference(load_named(first), load_named(second), hub, names)
+    found = recipe_difference(load_named(first), load_named(second), hub, (names[0], names[1]))
     out.result(lambda: found, lambda: _differences(found), json=json)
 
 
 def _differences(found: RecipeDifference) -> None:
     """Print the differences of two recipes as tables, and what they mean for the result."""
-    names = [found.first, found.second]
     if found.fields:
         rows = [
             [one.field, *(_value(v, one.only, side) for v, side in ((one.first, "first"), (one.second, "second")))]
             for one in found.fields
         ]
-        out.table(["field", *names], rows)
+        out.table(["field", found.first, found.second], rows)
     else:
         out.line("no field differs")
     if found.inputs:
@@ -186,9 +184,9 @@ def _differences(found: RecipeDifference) -> None:
             [one.name, *_places(one), {True: "same", False: "differs", None: "not known"}[one.same_content]]
             for one in found.inputs
         ]
-        out.table(["input", *names, "content"], cells)
-    for one in found.unread:
-        out.warn(f"digests of the {one.recipe} recipe are not known: {one.reason}")
+        out.table(["input", found.first, found.second, "content"], cells)
+    for unread in found.unread:
+        out.warn(f"digests of the {unread.recipe} recipe are not known: {unread.reason}")
     if found.same_result is not None:
         out.say(f"both recipes make {'the same configuration' if found.same_result else 'different configurations'}")
 

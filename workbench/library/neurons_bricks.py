@@ -15,8 +15,8 @@ from workbench.emergent.losses import ItemLosses, Scored, SetLosses, losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
-from workbench.library.measure import measure
 from workbench.library.neurons_ablation import AblationTable, ablation_table, finite
+from workbench.merge.measuring.deltas import measure
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text, encode, longest_row
@@ -235,8 +235,8 @@ def _weight_cosines(resolved: Resolved, names: Sequence[str], device: torch.devi
     cosines = torch.eye(len(names), dtype=torch.float64)
     for i, name in enumerate(names[:-1]):
         others = {other: changes[other] for other in names[i + 1 :]}
-        document = measure(resolved.base, changes[name], others, device=device, threads=1).total.document()["others"]
+        total = measure(resolved.base, changes[name], others, device=device, threads=1).total
         for j, other in enumerate(names[i + 1 :], i + 1):
-            value = document.get(other, {}).get("cosine")
+            value = total.cosine(other) if other in total.meetings else None
             cosines[i, j] = cosines[j, i] = float("nan") if value is None else value
     return cosines

@@ -19,10 +19,9 @@ from workbench.emergent.nulls import ALPHA, DRAWS
 from workbench.emergent.sets import NeuronSet, folder_name, write_set
 from workbench.files import json_digest, write_json, write_text
 from workbench.lazy import torch
-from workbench.library.frames import data_frame
 from workbench.library.neurons_subject import NeuronSubject
 from workbench.models.identity import computed_on
-from workbench.tables import csv_records
+from workbench.tables import csv_records, data_frame
 from workbench.weights.header import save_tensors
 
 RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"

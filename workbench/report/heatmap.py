@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.library.measure import DeltaSums, Measures
+from workbench.merge.measuring.delta_sums import DeltaMeasures, DeltaSums, Measures
 from workbench.report.chart import joined, svg
 from workbench.report.files import with_tables
 from workbench.report.numbers import MISSING, signed
@@ -125,21 +125,21 @@ def _lead(measures: Measures) -> str:
 
 def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table above the maps."""
-    total = measures.total.document()
-    others = total["others"]
+    total = measures.total.measured()
+    others = total.others
     columns = ["brick", "norm", "relative", "zeros"]
     rows = [[name, *_sizes(total)]]
     if others:
         columns += ["cosine", "opposite signs", "output overlap", "input overlap", "chance overlap"]
         rows[0] += [""] * 5
         for other, m in others.items():
-            similarity = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
-            rows.append([other, *_sizes(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *similarity])
+            similarity = [_percent(value) for value in (m.conflict, m.overlap_out, m.overlap_in, m.chance)]
+            rows.append([other, *_sizes(m), MISSING if m.cosine is None else signed(m.cosine, 3), *similarity])
     return columns, rows
 
 
-def _sizes(sums: dict[str, Any]) -> list[str]:
-    return [f"{sums['norm']:.4g}", _percent(sums["relative"]), _percent(sums["zeros"])]
+def _sizes(sums: DeltaMeasures) -> list[str]:
+    return [f"{sums.norm:.4g}", _percent(sums.relative), _percent(sums.zeros)]
 
 
 def _maps(measures: Measures, others: Sequence[str]) -> list[list[Map]]:
@@ -202,8 +202,8 @@ def _map(measures: Measures, key: str, metric: HeatMeasure, other: str | None = 
     """Return the heat map of one measure; `other` is the brick that it compares with."""
 
     def value_of(sums: DeltaSums) -> float | None:
-        document: dict[str, Any] = sums.document()
-        found: float | None = (document["others"].get(other, {}) if other else document).get(key)
+        measured = sums.measured()
+        found: float | None = getattr(measured.others.get(other) if other else measured, key, None)
         return found
 
     values = {place: v for place, sums in measures.cells.items() if (v := value_of(sums)) is not None}

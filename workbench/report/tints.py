@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from workbench.tables import Cell
 
 if TYPE_CHECKING:
-    from workbench.library.measure import DeltaSums
+    from workbench.merge.measuring.delta_sums import DeltaSums
 
 PALEST, DARKEST = 0.12, 0.7
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from workbench.compare.costs import costs_of
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import json_digest
+from workbench.identity import installed
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.report.numbers import plural
-from workbench.versions import installed
 
 if TYPE_CHECKING:
     from workbench.evaluate.lineup import LineupEntry

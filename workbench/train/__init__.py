@@ -1,10 +1,8 @@
 """Training of a LoRA adapter, or of all weights, on prompts and completions."""
 
 from workbench.train.fit import Notice, Progress, Reports, reports
-from workbench.train.new import train_parameters
-from workbench.train.objective import CROSS_ENTROPY, Objective, distillation
-from workbench.train.rows import batch_loss, collate, encode, read_replay
-from workbench.train.run import TrainFiles, train
+from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate, distillation, encode, read_replay
+from workbench.train.run import TrainFiles, train, train_parameters
 from workbench.train.spec import HubData, TrainSpec
 from workbench.train.texts import training_cost, training_texts
 

@@ -1,21 +1,183 @@
-"""The optimization: transformers' Trainer on tokenized rows, with held-out losses, early stopping and resuming."""
+"""The optimization by transformers' Trainer on tokenized rows: saves to resume from, held-out losses, early stopping."""
 
 from __future__ import annotations
 
+import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.train.heldout import HeldOut
-from workbench.train.objective import CROSS_ENTROPY, Objective
-from workbench.train.resume import Saves
+from workbench import jsondoc
+from workbench.files import json_digest, read_json, write_json
+from workbench.lazy import torch
+from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate
 from workbench.train.spec import TrainSpec
+from workbench.weights.digests import meaning_of, tensor_digest
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+FOLDER = ".training"
+_KEY = "key.json"
+# transformers writes this file last, so a save without it is incomplete.
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Saves:
+    """Saves of a training.
+
+    Attributes:
+        folder: Directory of the saves, or None if the training makes none.
+        last: Save to resume from, or None.
+    """
+
+    folder: Path | None = None
+    last: Path | None = None
+
+    def remove(self) -> None:
+        """Delete the saves, after the brick is written."""
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_saves(out: Path, key: str | None, notice: Callable[[str], None]) -> Saves:
+    """Open the saves in a brick's directory, deleting those of other settings and incomplete ones.
+
+    Args:
+        out: The brick's directory.
+        key: Digest of everything that determines the result. Saves with another key are deleted. None disables saves.
+        notice: Callback for a message about deleted saves, or about the step that training resumes from.
+    """
+    folder = out / FOLDER
+    if folder.is_dir() and (key is None or read_json(folder / _KEY) != {"key": key}):
+        notice("the saves of an interrupted training are discarded: settings, data, base or libraries have changed")
+        shutil.rmtree(folder)
+    if key is None:
+        return Saves()
+    saves = {int(p.name.rpartition("-")[2]): p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()}
+    for step in [step for step, path in saves.items() if read_json(path / _STATE) is None]:
+        shutil.rmtree(saves.pop(step))
+    write_json(folder / _KEY, {"key": key})
+    if not saves:
+        return Saves(folder)
+    last = max(saves)
+    notice(f"resuming an interrupted training after step {last}")
+    return Saves(folder, saves[last])
+
+
+def model_digest(model: Any) -> str:
+    """Return a digest of a live model: its class, its configuration and its tensors."""
+    tensors = [[name, tensor_digest(tensor)] for name, tensor in model.state_dict().items()]
+    return json_digest([type(model).__name__, meaning_of(model.config.to_dict()), tensors])
+
+
+_LOSSES, _BEST = "held_out.json", "held_out.safetensors"
+
+
+class HeldOut:
+    """Held-out rows and the losses measured on them.
+
+    Args:
+        rows: Token ids and the number of learned tokens, as `encode` returns them.
+        batch_size: Number of rows per forward pass.
+        every: Number of steps between two measurements.
+        patience: Number of measurements without a lower loss after which training stops. None disables early stopping and
+            does not keep the best weights.
+    """
+
+    def __init__(self, rows: list[tuple[list[int], int]], batch_size: int, every: int, patience: int | None) -> None:
+        # Batches of similar length need less padding. The sort is stable, so the batches are always the same.
+        ordered = sorted(rows, key=lambda row: len(row[0]))
+        self.batches = [collate(ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
+        self.every = every
+        self.patience = patience
+        self.losses: list[tuple[int, float]] = []
+        """Pairs (step, loss); the first one is measured before training."""
+        self._best: dict[str, Tensor] = {}
+
+    def due(self, step: int, last: bool) -> bool:
+        """Return whether the loss is measured after a step."""
+        return last or step % self.every == 0
+
+    def measure(self, model: Any, step: int) -> float:
+        """Measure and record the mean loss per learned token; with patience, keep the weights if it is the lowest so far.
+
+        The measurement draws no random numbers, so it does not change the training.
+        """
+        loss = held_out_loss(model, self.batches)
+        self.losses.append((step, loss))
+        if self.patience is not None and self.best_step == step:
+            self._best = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
+        return loss
+
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest loss, the first one if several are equal. The state before training does not count."""
+        trained = self.losses[1:]
+        return min(trained, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])[0] if trained else 0
+
+    @property
+    def exhausted(self) -> bool:
+        """True if the last `patience` measurements brought no lower loss."""
+        if self.patience is None:
+            return False
+        later = [step for step, _ in self.losses if step > self.best_step]
+        return len(later) >= self.patience
+
+    def restore(self, model: Any) -> None:
+        """Restore the weights with the lowest loss, if they were kept."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self._best:
+                    parameter.copy_(self._best[name])
+
+    def save(self, folder: Path) -> None:
+        """Write losses and best weights into a save of the training."""
+        write_json(folder / _LOSSES, self.losses)
+        if self._best:
+            save_tensors(self._best, folder / _BEST)
+
+    def load(self, folder: Path) -> None:
+        """Read losses and best weights that `save` wrote."""
+        from safetensors.torch import load_file
+
+        self.losses = [(int(step), float(loss)) for step, loss in jsondoc.read_cached(folder / _LOSSES, list) or []]
+        self._best = load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
+
+    def record(self, count: int) -> dict[str, Any]:
+        """Return the record for the card: losses before training, of the final weights, and at the best step."""
+        losses = dict(self.losses)
+        best, last = self.best_step, self.losses[-1][0]
+        final = last if self.patience is None else best
+        return {
+            "rows": count,
+            "before": round(losses[0], 4),
+            "after": round(losses[final], 4),
+            "best": round(losses[best], 4),
+            "best_step": best,
+        }
+
+
+def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
+    """Return the mean −log p of the learned tokens of all batches, without dropout, in the same mixed precision as training."""
+    device = next(model.parameters()).device
+    training, total, count = model.training, 0.0, 0
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+        for batch in batches:
+            learned = len(batch["targets"])
+            total += float(batch_loss(model, {name: value.to(device) for name, value in batch.items()})) * learned
+            count += learned
+    model.train(training)
+    return total / count
+
 
 Progress = Callable[[int, int, float, float | None], None]
 """Callback that receives the step, the number of steps, the step's loss, and the last held-out loss or None."""

@@ -10,7 +10,8 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,21 +21,65 @@ from workbench.identity import installed
 from workbench.models.identity import loaded_tokens_digest
 from workbench.models.prompts import load_tokenizer
 from workbench.steps import TrainMethod
-from workbench.train.fit import SILENT, Reports, Watch, fit
-from workbench.train.heldout import HeldOut
-from workbench.train.inputs import lent, read_inputs, scheduled
-from workbench.train.objective import CROSS_ENTROPY, Objective
-from workbench.train.orthogonal import Orthogonal
-from workbench.train.resume import model_digest, open_saves
+from workbench.train.fit import SILENT, HeldOut, Reports, Watch, fit, model_digest, open_saves
+from workbench.train.penalties import Orthogonal
+from workbench.train.rows import CROSS_ENTROPY, Objective
 from workbench.train.spec import TrainSpec
-from workbench.train.surroundings import THREADS, quiet, reproducible
+from workbench.train.texts import lent, read_inputs, scheduled
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DECLARED_BASE = "bricks/starter/base"
 LIBRARIES = ("torch", "transformers", "peft")
+THREADS = 1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress progress bars, advice and deprecation warnings of transformers, but not errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Seed all random generators and use deterministic kernels on one thread; restore everything afterwards.
+
+    One thread makes the result independent of the number of cores, because sums over several threads round differently.
+    """
+    import random
+
+    import numpy as np
+    import torch
+    from transformers import set_seed
+
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    set_seed(seed)
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 @dataclass(frozen=True)
@@ -236,3 +281,46 @@ def _sort_config(path: Path) -> None:
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def train_parameters(
+    spec: TrainSpec,
+    model: PreTrainedModel,
+    *,
+    tokenizer: Path,
+    folder: Path,
+    penalty: Callable[[], Tensor] | None = None,
+    told: Reports = SILENT,
+    objective: Objective = CROSS_ENTROPY,
+) -> dict[str, Any]:
+    """Train a live float32 model in place, leave it in eval mode, and return the training record.
+
+    Args:
+        spec: Settings of the training; its data is a jsonl file.
+        model: The model. Only parameters with `requires_grad` change.
+        tokenizer: Directory of the tokenizer.
+        folder: Directory that file names in the spec start from.
+        penalty: Function whose value is added to the loss of every step.
+        told: Who hears of it.
+        objective: What the training minimizes. Held-out losses are cross-entropies in any case.
+    """
+    words = load_tokenizer(tokenizer)
+    inputs = read_inputs(spec, words, folder / str(spec.data), folder)
+    started, cache = time.monotonic(), model.config.use_cache
+    with quiet(), reproducible(spec.seed):
+        rows, _ = scheduled(spec, model, words, inputs)
+        held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
+        losses = fit(spec, model, rows, str(model.device), Watch(held_out, penalty, told=told, objective=objective))
+    model.eval()
+    model.config.use_cache = cache
+    return {
+        "data_digest": inputs.texts.digests,
+        "rows": len(inputs.skill),
+        "steps": len(losses),
+        "tokens": sum(len(ids) for ids, _ in rows),
+        "loss": final_loss(losses),
+        **({"held_out_loss": held_out.record(len(inputs.held_out))} if held_out else {}),
+        "seconds": round(time.monotonic() - started, 1),
+        "threads": THREADS,
+        "versions": installed(*LIBRARIES),
+    }

@@ -13,7 +13,7 @@ from workbench.fuse.teaching.alignment import Reading
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import head_sees
 from workbench.models.texts import batch_limit, by_length, side_by_side
-from workbench.train.surroundings import quiet, reproducible
+from workbench.train.run import quiet, reproducible
 from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:

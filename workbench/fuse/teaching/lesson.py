@@ -20,9 +20,8 @@ from workbench.models.identity import computed_on, tokens_digest
 from workbench.models.texts import Text
 from workbench.steps import FuseMethod
 from workbench.train import Objective, TrainSpec, collate
-from workbench.train.inputs import read_inputs
 from workbench.train.rows import learned_logits
-from workbench.train.texts import rows_digest
+from workbench.train.texts import read_inputs, rows_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

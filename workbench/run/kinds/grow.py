@@ -28,7 +28,7 @@ from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, Needs, large
 from workbench.run.kind import GrownStep, Kind, StepContext, StepResult, place_of, shapes_of_brick
 from workbench.steps import GrowContext, GrowMethod, Grown, Growth, Measured, MergeMethod, NewTraining, Sources
 from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters, training_cost
-from workbench.train.routing import Routing
+from workbench.train.penalties import Routing
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.header import save_tensors
 from workbench.weights.specs import Weights, load

@@ -1,0 +1,335 @@
+"""Evidence on merges of some bricks: accuracy of the bricks alone and of a few merges on their own prompts, and stored scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from workbench.edit.places.knowledge import said_by
+from workbench.facts import SLOT, Fact
+from workbench.lazy import torch
+from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
+from workbench.models.texts import Text, longest_row, spread
+from workbench.recipe.recipe import from_data
+from workbench.resolve.resolve import resolve
+from workbench.results import Number, Part
+from workbench.run.compose import compose
+from workbench.run.device import Work
+from workbench.scores.paired import Paired, paired
+from workbench.scores.statistics import Floats, score_interval
+from workbench.scores.store import Scores, ScoreStore, plan_record, stored_in
+from workbench.steps import Memo
+from workbench.weights.device import exact
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+ITEMS = 24
+"""Largest number of prompts of each brick, evenly spaced over its texts."""
+LEAST_ITEMS = 8
+"""Smallest number of prompts of each brick."""
+LONGEST = 2048
+"""Largest number of bytes of a prompt with its answer: no tokenizer makes more tokens of it, and the base must have as many positions."""
+LEVEL = 0.05
+
+
+class Interval(Part):
+    """A number with its interval."""
+
+    value: Number
+    """The number."""
+    low: Number
+    """Lower end of the interval."""
+    high: Number
+    """Upper end of the interval."""
+
+
+class Accuracy(Interval):
+    """Share of prompts that a model answers exactly, with its 95 % interval."""
+
+    @staticmethod
+    def of(right: Floats) -> Accuracy:
+        """Return the accuracy of right (1) and wrong (0) answers."""
+        low, high = score_interval(right, np.arange(right.size))
+        return Accuracy(value=float(right.mean()), low=low, high=high)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+
+class Change(Interval):
+    """Difference of two accuracies on the same prompts, with the interval at the level of its family."""
+
+    @staticmethod
+    def of(pair: Paired, family: int) -> Change:
+        """Return a difference that is one of several (Bonferroni)."""
+        low, high = pair.interval(LEVEL / max(1, family))
+        return Change(value=pair.diff, low=low, high=high)
+
+    @property
+    def clear(self) -> bool:
+        """True if the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        if self.value == self.low == self.high:
+            return "the same answers"  # an interval of no width would claim more than the prompts show
+        return f"{100 * self.value:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}] points"
+
+
+class OnBrick(Part):
+    """A model on the prompts of one brick."""
+
+    brick: str
+    """The brick."""
+    accuracy: Accuracy
+    """Share of its prompts that the model answers exactly, with a 95 % interval."""
+
+
+def on_bricks(right: Mapping[str, Floats]) -> list[OnBrick]:
+    """Return the accuracy on each brick's prompts."""
+    return [OnBrick(brick=name, accuracy=Accuracy.of(values)) for name, values in right.items()]
+
+
+class Tried(Part):
+    """A model that was run on the bricks' prompts."""
+
+    name: str
+    """Its name."""
+    step: dict[str, Any] | None
+    """The step that makes it from the base; null for the base."""
+    accuracy: Accuracy
+    """Share of all prompts that it answers exactly, with a 95 % interval."""
+    bricks: list[OnBrick]
+    """The same on the prompts of each brick."""
+
+
+class Fall(Part):
+    """A brick whose skill falls in the advised merge."""
+
+    brick: str
+    """The brick."""
+    change: Change
+    """Accuracy of the merge minus that of the brick alone, with an interval at 5 % over all bricks (Bonferroni)."""
+
+
+class Trial(Part):
+    """Models that were run, with --measure."""
+
+    items: int
+    """Number of prompts of each brick."""
+    base: Tried
+    """The base."""
+    alone: list[OnBrick]
+    """Each brick alone on its own prompts."""
+    candidates: list[Tried]
+    """Merges of the bricks; empty if nothing could be merged."""
+    advised: str | None
+    """Name of the advised candidate; null if no merge is recommended."""
+    clear: bool
+    """True if the prompts decide between the best candidate and the next or the one that the weights suggest."""
+    says: str | None
+    """The decision as a sentence; null without candidates."""
+    falls: list[Fall]
+    """Bricks whose skill clearly falls in the advised merge."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that was run, with its single answers.
+
+    Attributes:
+        name: Its name.
+        step: The step that makes it from the base; None for the base.
+        right: Brick -> for each of its prompts, 1 if the answer is exact, else 0.
+    """
+
+    name: str
+    step: Mapping[str, Any] | None
+    right: Mapping[str, Floats]
+
+    @property
+    def all(self) -> Floats:
+        """The answers to all prompts; every brick has equally many."""
+        return np.concatenate(list(self.right.values()))
+
+    def tried(self) -> Tried:
+        """Return its accuracies."""
+        step = None if self.step is None else dict(self.step)
+        return Tried(name=self.name, step=step, accuracy=Accuracy.of(self.all), bricks=on_bricks(self.right))
+
+
+class Verdict(NamedTuple):
+    """Which candidate is advised: its name, whether the prompts decide, and the decision as a sentence."""
+
+    name: str
+    clear: bool
+    says: str
+
+
+class Runner:
+    """Runs steps on the base, and asks the resulting models the bricks' own prompts.
+
+    Args:
+        bricks: Brick -> directory or hub id.
+        base: Directory or hub id of the base.
+        texts: Brick -> its prompts and answers, as `prompts_of` returns them.
+        project: Folder that relative paths start from.
+        work: Where to compute.
+        most: Largest number of prompts of each brick; every brick gets equally many.
+    """
+
+    def __init__(
+        self,
+        bricks: Mapping[str, str],
+        base: str,
+        texts: Mapping[str, Sequence[Text]],
+        project: Path,
+        work: Work,
+        most: int = ITEMS,
+    ) -> None:
+        count = min(most, *(len(rows) for rows in texts.values()))
+        self._facts = {
+            name: [Fact(row.place, row.prompt, None, row.answer, place=row.place) for row in spread(rows, count)]
+            for name, rows in texts.items()
+        }
+        self._recipe = {"version": 1, "name": "advise", "base": base, "bricks": dict(bricks)}
+        self._project, self._work, self._memo = project, work, Memo()
+        self.items = count
+
+    def run(self, name: str, step: Mapping[str, Any] | None, asked: Sequence[str] = ()) -> Candidate:
+        """Run one model.
+
+        Args:
+            name: Name of the candidate.
+            step: The step; None for the base.
+            asked: Bricks whose prompts are asked; default: all.
+        """
+        self._work.events({"stage": "measure", "text": f"running {name}"})
+        resolved = resolve(from_data({**self._recipe, "steps": [dict(step)] if step else []}, self._project))
+        with exact(self._work.device):
+            made = compose(replace(resolved, memo=self._memo), self._work.device).model
+            tensors = compute(made, torch.float32, self._work.device)
+            model: PreTrainedModel = live_model(made.config, tensors, resolved.tokenizer_path, self._work.device)
+        tokenizer = load_tokenizer(resolved.tokenizer_path)
+        right = {
+            brick: np.array(said_by(model, tokenizer, self._facts[brick], self._work.device), np.float64)
+            for brick in asked or self._facts
+        }
+        return Candidate(name, step, right)
+
+
+def prompts_of(texts: Sequence[Text], config: Mapping[str, Any]) -> list[Text]:
+    """Return the texts that a base can be asked: short ones with a prompt, of which a slot for a subject is no part."""
+    longest = longest_row(config, LONGEST)
+    return [t for t in texts if t.prompt and SLOT not in t.prompt and len(f"{t.prompt} {t.answer}".encode()) < longest]
+
+
+def falls(alone: Mapping[str, Floats], merged: Candidate) -> dict[str, Change]:
+    """Return brick -> difference for each brick that answers clearly less of its prompts in a merge than alone."""
+    changes = {
+        name: Change.of(paired(alone[name], right), len(merged.right)) for name, right in merged.right.items() if name in alone
+    }
+    return {name: change for name, change in changes.items() if change.high < 0}
+
+
+def weak(base: Candidate, alone: Mapping[str, Floats]) -> dict[str, Change]:
+    """Return brick -> difference from the base, for each brick that is not shown better than the base on its own prompts."""
+    changes = {name: Change.of(paired(base.right[name], right), 1) for name, right in alone.items()}
+    return {name: change for name, change in changes.items() if change.low <= 0}
+
+
+def decide(candidates: Sequence[Candidate], suggested: str) -> Verdict:
+    """Choose between candidates: the best if it is clearly better than the suggested one, which is kept otherwise.
+
+    Args:
+        candidates: At least two candidates that answered the same prompts.
+        suggested: Name of the one that the bricks' weights suggest.
+    """
+    by_name = {candidate.name: candidate for candidate in candidates}
+    ranked = sorted(candidates, key=lambda c: (-c.all.mean(), c.name != suggested))
+    best = ranked[0]
+    other = ranked[1] if best.name == suggested else by_name[suggested]
+    change = Change.of(paired(other.all, best.all), len(candidates) - 1)
+    text = f"{best.name} answers {Accuracy.of(best.all)} % of the prompts, {other.name} {Accuracy.of(other.all)} %: {change}"
+    if change.clear:
+        return Verdict(best.name, True, f"Measured: {text}.")
+    return Verdict(suggested, False, f"{text}, so that {best.all.size} prompts cannot tell which one is better.")
+
+
+MOST = 3
+"""Largest number of configurations of a suite that are shown."""
+
+
+class ScoredBefore(Part):
+    """A stored configuration that was made from the same bricks."""
+
+    suite: str
+    """The suite."""
+    name: str
+    """Name of the configuration."""
+    recipe: str | None
+    """Path of its recipe; null for a control."""
+    value: Number
+    """Mean of the tasks' primary metrics."""
+    tasks: int
+    """Number of tasks."""
+    items: int
+    """Number of items of all tasks."""
+    of: int
+    """Number of stored configurations of these bricks on the suite."""
+
+
+def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBefore]:
+    """Return the best stored configurations that were made from exactly these bricks, suite by suite.
+
+    A configuration counts if its bricks have the same names and the same sizes on disk. Plans with a limit on items, imported plans and
+    metrics of which less is better do not count. Only the newest plan of a suite is read.
+
+    Args:
+        store: The score store.
+        sizes: Brick -> bytes on disk.
+
+    Raises:
+        WorkbenchError: If a stored document is damaged.
+    """
+    newest: dict[str, tuple[str, list[ScoredBefore]]] = {}
+    for path in store.root.glob("*/plan.json"):
+        plan = plan_record(path.parent)
+        if plan["partial"] or plan.get("imported"):
+            continue
+        primary = {
+            task: about["primary"] for task, about in plan["tasks"].items() if about["primary"] not in about.get("lower", [])
+        }
+        stored = [
+            scores
+            for scores in stored_in(path.parent)
+            if scores.configuration.bricks == sizes and len(scores.configuration.parents) > 1
+        ]
+        if not primary or not stored:
+            continue
+        suite = plan["suite"]["suite"]
+        rows = sorted((_row(scores, primary, len(stored)) for scores in stored), key=lambda row: -row.value)
+        created = max(scores.created for scores in stored)
+        if suite not in newest or newest[suite][0] < created:
+            newest[suite] = (created, rows[:MOST])
+    return [row for suite in sorted(newest) for row in newest[suite][1]]
+
+
+def _row(scores: Scores, primary: Mapping[str, str], count: int) -> ScoredBefore:
+    values = [scores.tasks[task].metrics[metric].value for task, metric in primary.items()]
+    return ScoredBefore(
+        suite=scores.suite,
+        name=scores.configuration.name,
+        recipe=scores.configuration.recipe,
+        value=sum(values) / len(values),
+        tasks=len(values),
+        items=sum(scores.tasks[task].n for task in primary),
+        of=count,
+    )

@@ -1,0 +1,1 @@
+"""Results for others: repositories of the hub, exports for servers, and checks of a running server."""

@@ -1,0 +1,192 @@
+"""Texts as two models read them: positions at which both have read the same text, and what linear layers read and write there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.facts import joined
+from workbench.lazy import no_grad, torch
+from workbench.models.hooks import head_sees, hooked, shaped
+from workbench.models.texts import Text, batch_limit, by_length, side_by_side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+HELD_OUT = 5
+"""Every fifth text is held out: nothing is fitted or trained on it."""
+POSITIONS = 4096
+"""Largest number of common positions; later texts are not read."""
+LEAST = 64
+"""Smallest number of common positions for a correlation."""
+_BLOCK = 8  # tokens of similar frequency that are exchanged among each other
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as both models read it.
+
+    Attributes:
+        source: The source's tokens.
+        target: The target's tokens.
+        pairs: (position in the source, position in the target) at which both have read the same text.
+        held_out: Whether the text is held out.
+    """
+
+    source: list[int]
+    target: list[int]
+    pairs: list[tuple[int, int]]
+    held_out: bool
+
+
+def read_aligned(texts: Sequence[Text], source: Any, target: Any, longest: int) -> list[Reading]:
+    """Tokenize texts with both tokenizers and find their common positions.
+
+    A position is common if the tokens of both models up to it end at the same character; equal tokens make all positions common. The
+    first position of a text is left out, because many models keep a large activation there whatever the text is.
+
+    Args:
+        texts: The texts; a prompt and its answer are read as one text.
+        source: The source's tokenizer.
+        target: The target's tokenizer.
+        longest: Largest number of tokens of a text; the rest is not read.
+
+    Raises:
+        WorkbenchError: If a tokenizer that is needed for it has no character offsets, or there are too few common positions, on the texts
+            to fit on or on those that are held out.
+    """
+    readings: list[Reading] = []
+    equal = source.get_vocab() == target.get_vocab()
+    for number, text in enumerate(texts):
+        whole = text.prompt + joined(text.prompt, text.answer) if text.prompt else text.answer
+        ids = [tokenizer(whole)["input_ids"][:longest] for tokenizer in (source, target)]
+        if equal and ids[0] == ids[1]:
+            pairs = [(i, i) for i in range(1, len(ids[0]))]
+        else:
+            ends = [_ends(tokenizer, whole, longest) for tokenizer in (source, target)]
+            pairs = sorted((i, ends[1][end]) for end, i in ends[0].items() if end in ends[1])
+            pairs = [(i, j) for i, j in pairs if i and j]
+        readings.append(Reading(ids[0], ids[1], pairs, number % HELD_OUT == HELD_OUT - 1))
+        if sum(len(reading.pairs) for reading in readings) >= POSITIONS and len(readings) >= HELD_OUT:
+            break
+    for held_out, least in ((False, LEAST), (True, LEAST // HELD_OUT)):
+        count = sum(len(reading.pairs) for reading in readings if reading.held_out == held_out)
+        if count < least:
+            kind = "held-out texts (every fifth one)" if held_out else "texts"
+            raise WorkbenchError(
+                f"the two tokenizers have {count} common positions on the {kind}, expected {least} or more: positions at which tokens of "
+                "both end at the same character",
+                "Use more or longer texts in --texts.",
+            )
+    return readings
+
+
+def _ends(tokenizer: Any, text: str, longest: int) -> dict[int, int]:
+    """Return end of a token's characters -> its position; of tokens with the same end, such as bytes of one character, the last one."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise WorkbenchError(
+            f"{type(tokenizer).__name__} has no character offsets, which are needed to find common positions of different tokenizers",
+            "Save it as tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+        )
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][:longest]
+    return {end: position for position, (start, end) in enumerate(offsets) if end > start}
+
+
+def exchanged(readings: Sequence[Reading], keep: Collection[int], seed: int) -> list[Reading]:
+    """Return the same readings with the source's tokens exchanged for others, the same one each time.
+
+    The source then reads other words in the same pattern: repetitions, lengths and positions stay. What still agrees between the two
+    models is chance.
+
+    Args:
+        readings: The readings.
+        keep: Tokens that stay, such as special ones.
+        seed: Chooses the exchange. A token is exchanged for one of similar frequency.
+    """
+    counts = Counter(token for reading in readings for token in reading.source if token not in keep)
+    ordered = [token for token, _ in counts.most_common()]
+    generator = torch.Generator().manual_seed(seed)
+    table: dict[int, int] = {}
+    blocks = [ordered[start : start + _BLOCK] for start in range(0, len(ordered), _BLOCK)]
+    if len(blocks) > 1 and len(blocks[-1]) == 1:
+        blocks[-2:] = [blocks[-2] + blocks[-1]]
+    for block in blocks:
+        mixed = [block[i] for i in torch.randperm(len(block), generator=generator).tolist()]
+        table |= dict(zip(mixed, [*mixed[1:], mixed[0]], strict=True))
+    return [replace(r, source=[table.get(token, token) for token in r.source]) for r in readings]
+
+
+@dataclass
+class Recorded:
+    """Inputs and outputs of linear layers.
+
+    Attributes:
+        inputs: Module -> what it read [positions, inputs], float32. Modules that read the same tensor are one entry.
+        outputs: Module -> what it wrote [positions, outputs], float32.
+        alike: Module -> the module under whose name its input is kept.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    alike: dict[str, str] = field(default_factory=dict)
+
+
+@no_grad
+def record(
+    model: PreTrainedModel, modules: Sequence[str], rows: Sequence[Sequence[int]], chosen: Sequence[Sequence[int]]
+) -> Recorded:
+    """Run texts through a model and record what modules read and write.
+
+    Args:
+        model: The live model.
+        modules: Names of linear layers.
+        rows: Tokens of each text.
+        chosen: Positions of each text to record, in the order of the result.
+    """
+    device = next(model.parameters()).device
+    counts = [len(positions) for positions in chosen]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    kept, total = Recorded(), sum(counts)
+    now: dict[str, Any] = {}
+
+    def take(store: dict[str, Tensor], name: str, values: Tensor) -> None:
+        picked = shaped(values, *now["size"])[now["rows"], now["positions"]].float().cpu()
+        if name not in store:
+            store[name] = torch.empty(total, picked.shape[1])
+        store[name][now["places"]] = picked
+
+    def hook(name: str) -> Any:
+        def see(_module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+            last, owner = now.get("last", (None, ""))
+            if args[0] is not last:
+                owner = name
+                take(kept.inputs, name, args[0])
+                now["last"] = args[0], name
+            kept.alike[name] = owner
+            take(kept.outputs, name, output)
+
+        return see
+
+    head = model.get_output_embeddings()
+    with ExitStack() as stack:
+        for name in modules:
+            stack.enter_context(hooked(model.get_submodule(name), after=hook(name)))
+        if head is not None:  # logits are not needed
+            stack.enter_context(head_sees(head, torch.zeros(1, dtype=torch.long, device=device)))
+        for index in by_length([len(row) for row in rows], batch_limit(device)):
+            batch = side_by_side([rows[i] for i in index], device)
+            now.update(
+                size=tuple(batch.tokens.shape),
+                rows=torch.tensor([b for b, i in enumerate(index) for _ in chosen[i]], dtype=torch.long, device=device),
+                positions=torch.tensor([p for i in index for p in chosen[i]], dtype=torch.long, device=device),
+                places=torch.tensor([starts[i] + k for i in index for k in range(counts[i])], dtype=torch.long),
+                last=(None, ""),
+            )
+            model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+    return kept
