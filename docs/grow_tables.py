@@ -108,7 +108,7 @@ def _difference(row: dict[str, Any] | None) -> str:
 def split_block(found: dict[str, Any]) -> str:
     """Dense layers as experts without training."""
     rows = [["dense", "", "", "100 %", f"{found['perplexity']:,.1f}", ""]]
-    for row in found["rows"]:
+    for row in (row for row in found["rows"] if row["selector"] in _ROUTERS):
         low, high = row["shared"]
         rows.append(
             [
@@ -134,7 +134,6 @@ _ROUTERS = {
     "oracle": "oracle",
     "centroid": "`router: gate`",
     "ridge": "`router: ridge`",
-    "representative": "representative (CMoE's router)",
 }
 
 

@@ -41,7 +41,7 @@ def test_it_writes_the_partition_and_a_section_of_the_page(world: Project) -> No
     assert (partition["digest"], partition["base"], partition["method"]) == (printed["partition"], printed["digest"], "cmoe")
     assert {layer["shared"] for layer in partition["layers"].values()} == {1}
     assert printed["difference"] <= 1e-5
-    assert [curve["selector"] for curve in printed["curves"]] == ["oracle", "centroid", "representative", "ridge", "mlp"]
+    assert [curve["selector"] for curve in printed["curves"]] == ["oracle", "centroid", "ridge"]
     for curve in printed["curves"]:
         assert [point["experts"] for point in curve["points"]] == [4, 3, 2]
         whole, *parts = curve["points"]
@@ -52,7 +52,7 @@ def test_it_writes_the_partition_and_a_section_of_the_page(world: Project) -> No
     page = (found / "index.html").read_text("utf-8")
     assert '<section id="partition">' in page
     assert "as CMoE does" in page
-    text = call(*COMMAND, "--experts", "4", "--selectors", "oracle,ridge").stdout
+    text = call(*COMMAND, "--experts", "4").stdout
     assert "4 experts of" in text
     assert "all experts together differ from the dense layers by" in text
 
@@ -63,8 +63,6 @@ def test_bad_input(world: Project, tmp_path: Path) -> None:
         (("--experts", "4", "--shared", "3"), "3 shared experts are more than the 1 of 4 experts that serve a token"),
         (("--experts", "4", "--used", "0"), "above 0 and up to 100 percent, found 0"),
         (("--used", "half"), "expected numbers separated by commas"),
-        (("--selectors", "oracel"), "expected some of oracle, centroid, representative, ridge, mlp; found 'oracel'"),
-        (("--experts", "4", "--selectors", "representative"), "kmeans names no neurons that stand for experts"),
     ]
     for options, message in cases:
         error = refused(*COMMAND, *options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from workbench.activations.sets import RECORD as NEURONS
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick
 from workbench.bricks.card import read_card
 from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
-from workbench.emergent.sets import RECORD as NEURONS
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.manifest import require_whole
 from workbench.models.cleanup import tidy

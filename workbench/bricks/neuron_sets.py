@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.activations.places import set_masks
+from workbench.activations.sets import RECORD, NeuronSet, read_set, write_set
 from workbench.bricks.axes import Axes, axes_of
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
 from workbench.bricks.hub import CARD
-from workbench.emergent.places import set_masks
-from workbench.emergent.sets import RECORD, NeuronSet, read_set, write_set
 from workbench.errors import GateFailedError, WorkbenchError
 from workbench.models.layout import Model
 

@@ -10,8 +10,8 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
+    from workbench.activations.sets import NeuronSet
     from workbench.bricks.card import BrickCard
-    from workbench.emergent.sets import NeuronSet
 
 
 def show_neurons(folder: Path, others: list[str], json: bool) -> None:

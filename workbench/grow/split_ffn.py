@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.emergent.partition import WITH_TEXTS, Division, Partition
+from workbench.activations.partition import WITH_TEXTS, Division, Partition
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
 from workbench.grow.expansion.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.activations.labelled import ItemRow
+from workbench.activations.losses import losses
 from workbench.adapters.export import write_adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_title, write_card
@@ -16,8 +18,6 @@ from workbench.carry.chance import CRITERION
 from workbench.carry.distil import Course, Teacher, distil
 from workbench.carry.moves import Linear
 from workbench.carry.positions import Reading, read_aligned
-from workbench.emergent.labelled import ItemRow
-from workbench.emergent.losses import losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.files import check_new, new_directory, write_json

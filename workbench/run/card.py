@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from workbench import yamldoc
+from workbench.activations.sets import NeuronSet
 from workbench.bricks.axes import Axes, axes_of
 from workbench.edit.greedy import told as said_in_words
-from workbench.emergent.sets import NeuronSet
 from workbench.errors import printable
 from workbench.grow.expansion.kept import told
 from workbench.grow.expansion.told import told_blocks, told_removal

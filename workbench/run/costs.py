@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.activations.sets import NeuronSet
 from workbench.adapters.bind import bind
 from workbench.adapters.computed import KINDS, Computed
 from workbench.adapters.read import Adapter
-from workbench.emergent.sets import NeuronSet
 from workbench.errors import size
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved

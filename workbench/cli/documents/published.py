@@ -9,23 +9,13 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from workbench.cli.documents.advice import AdviceDocument
-from workbench.cli.documents.analyze import (
-    AblationDocument,
-    EverythingDocument,
-    FunctionsDocument,
-    SparsityDocument,
-)
 from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
-from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
 from workbench.cli.documents.items import ItemsDocument
-from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
-from workbench.cli.documents.neuron_files import ImportedSetsDocument
-from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
@@ -34,6 +24,13 @@ from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.neurons.ablation import AblationResult, EverythingResult
+from workbench.neurons.decompose import DecompositionResult
+from workbench.neurons.functions import FunctionsResult
+from workbench.neurons.lape_files import ImportedSets
+from workbench.neurons.locate import KnowledgeResult
+from workbench.neurons.masking import SparsityResult
+from workbench.neurons.partition import PartitionResult
 from workbench.results import Part
 from workbench.steps.fields import field_docs
 
@@ -71,14 +68,14 @@ DOCUMENTS: Mapping[str, Any] = {
     "route explain": ExplainDocument,
     "route check": RouteCheckDocument,
     "route measure": list[MeasuredBrick],
-    "analyze functions": FunctionsDocument,
-    "analyze sparsity": SparsityDocument,
-    "analyze ablate": AblationDocument,
-    "analyze partition": PartitionDocument,
-    "analyze locate": KnowledgeDocument,
-    "analyze decompose": DecompositionDocument,
-    "analyze import": ImportedSetsDocument,
-    "analyze all": EverythingDocument,
+    "analyze functions": FunctionsResult,
+    "analyze sparsity": SparsityResult,
+    "analyze ablate": AblationResult,
+    "analyze partition": PartitionResult,
+    "analyze locate": KnowledgeResult,
+    "analyze decompose": DecompositionResult,
+    "analyze import": ImportedSets,
+    "analyze all": EverythingResult,
     "experts": ExpertsDocument,
     "push": PushDocument,
     "export write": ExportDocument,
@@ -103,7 +100,8 @@ def schema(command: str) -> dict[str, Any]:
 def _describe(part: dict[str, Any], cls: type[BaseModel]) -> None:
     """Add the texts of a class to its part of a schema, and remove defaults, which only mark fields that can be absent."""
     for name, text in field_docs(cls).items():
-        shown = part["properties"][cls.model_fields[name].alias or name]
+        field = cls.model_fields[name]
+        shown = part["properties"][field.serialization_alias or field.alias or name]
         shown["description"] = text
         shown.pop("default", None)
         shown.pop("title", None)
