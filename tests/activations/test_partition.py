@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from worlds import mixtures
@@ -24,7 +22,6 @@ from workbench.activations.losses import losses
 from workbench.activations.partition import (
     METHODS,
     Division,
-    LayerPartition,
     Partition,
     PartitionMethod,
     assign,
@@ -36,7 +33,6 @@ from workbench.activations.partition import (
 from workbench.activations.selectors import centroids, dense_difference, oracle, selecting
 from workbench.activations.sites import find_sites
 from workbench.errors import WorkbenchError
-from workbench.neurons.partition import RECORD, TENSORS, write_partition
 from workbench.neurons.sparsity import token_sample
 
 FAMILIES = ("llama", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "gemma2", "olmo2")
@@ -189,25 +185,6 @@ def test_a_mixture_is_refused(tmp_path: Path) -> None:
     model = live(mixtures.save_mixture("mixtral", tmp_path / "mixtral"))
     with pytest.raises(WorkbenchError, match=r"layer 0 is a mixture of experts already \(2 such layers\)"):
         feed_forward_layers(model, find_sites(model, mixtures.LAYERS, CPU))
-
-
-def test_a_partition_is_written_whole(tmp_path: Path) -> None:
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(1)).reshape(4, 3).sort(1).values
-    layers = {0: LayerPartition(order, 1), 2: LayerPartition(order.flip(0), 2)}
-    partition = Partition("cmoe", layers, "a" * 32, {"experts": 4, "seed": 0})
-    write_partition(tmp_path, partition)
-    assert json.loads((tmp_path / RECORD).read_text("utf-8")) == {
-        "version": 1,
-        "kind": "partition",
-        "method": "cmoe",
-        "base": "a" * 32,
-        "experts": 4,
-        "layers": {"0": {"neurons": 12, "shared": 1}, "2": {"neurons": 12, "shared": 2}},
-        "settings": {"experts": 4, "seed": 0},
-        "digest": partition.digest(),
-    }
-    tensors = {name: tensor.tolist() for name, tensor in load_file(tmp_path / TENSORS).items()}
-    assert tensors == {"experts.0": order.tolist(), "experts.2": order.flip(0).tolist()}
 
 
 def least_cost(costs: torch.Tensor) -> float:

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from worlds.commands import call, document, refused
 from worlds.jsonl import write_jsonl
 from worlds.mixtures import save_mixture
 from worlds.project import Project
+
+from workbench.activations.partition import LayerPartition, Partition
 
 
 @pytest.fixture
@@ -37,9 +40,13 @@ COMMAND = ("analyze", "partition", "base", "--data", "texts.jsonl", "-o", "found
 def test_it_writes_the_partition_and_a_section_of_the_page(world: Project) -> None:
     printed = document(*COMMAND, "--method", "cmoe", "--experts", "4", "--shared", "1", "--used", "50,100,75")
     found = world.path / "found"
-    partition = json.loads((found / "partition" / "partition.json").read_text("utf-8"))
-    assert (partition["digest"], partition["base"], partition["method"]) == (printed["partition"], printed["digest"], "cmoe")
-    assert {layer["shared"] for layer in partition["layers"].values()} == {1}
+    assert json.loads((found / "partition.json").read_text("utf-8")) == printed
+    experts = {
+        int(name.split(".")[1]): tensor for name, tensor in load_file(found / "partition" / "partition.safetensors").items()
+    }
+    layers = {number: LayerPartition(index.long(), 1) for number, index in experts.items()}
+    assert Partition("cmoe", layers).digest() == printed["partition"]
+    assert set(printed["shared"].values()) == {1}
     assert printed["difference"] <= 1e-5
     assert [curve["selector"] for curve in printed["curves"]] == ["oracle", "centroid", "ridge"]
     for curve in printed["curves"]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -68,16 +68,14 @@ class Labelled:
 
     Attributes:
         items: The texts with exactly one function, in file order.
-        digest: Digest of the file and of the mapping of labels.
+        digest: Digest of the file.
         several: Number of rows left out because they have several functions.
-        unmapped: Label without a function in the mapping -> number of rows left out.
         warnings: Sentences about what the data cannot show.
     """
 
     items: tuple[Item, ...]
     digest: str
     several: int = 0
-    unmapped: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -122,29 +120,26 @@ class ItemRow:
         return self.tokens[: self.prompt] if part == "prompt" else self.tokens
 
 
-def read_labelled(path: Path, shown: str, functions: Mapping[str, Sequence[str]] | None = None) -> Labelled:
+def read_labelled(path: Path, shown: str) -> Labelled:
     """Read a file of labelled texts.
 
-    Rows carry `function`, or `labels`: a list of finer labels. With a mapping, a row has the functions of its labels. Rows with several
-    functions are left out, as in the paper. If no row has `split`, every second task of a function becomes held-out; a function with one
-    task is split by items.
+    Rows carry `function`, or `labels`, a list. Rows with several functions are left out, as in the paper. If no row has `split`, every
+    second task of a function becomes held-out; a function with one task is split by items.
 
     Args:
         path: The file.
         shown: Its name in messages.
-        functions: Function -> its labels.
 
     Raises:
         WorkbenchError: If the file is missing or not JSON, a row has no prompt or no label, a function has too few items, or there are
             fewer than two functions. The message names file and line.
     """
-    label_of = {label: name for name, labels in (functions or {}).items() for label in labels}
     rows: list[tuple[Item, str | None]] = []
-    several, unmapped = 0, Counter[str]()
+    several = 0
     try:
         with open_unchanged(path):
             for line, row in jsondoc.lines(path, shown, _EXPECTED):
-                names = _functions(row, f"{shown}:{line}", label_of, unmapped)
+                names = _functions(row, f"{shown}:{line}")
                 if len(names) == 1:
                     rows.append(_item(row, names[0], f"{shown}:{line}", len(rows)))
                 several += len(names) > 1
@@ -173,11 +168,12 @@ def read_labelled(path: Path, shown: str, functions: Mapping[str, Sequence[str]]
             "Add items or remove the function.",
         )
     items, warnings = _with_splits(rows, shown)
-    return Labelled(items, json_digest([digest, functions]), several, dict(unmapped), tuple(warnings))
+    # The null keeps the digests of earlier versions, by which stored sets know their texts.
+    return Labelled(items, json_digest([digest, None]), several, tuple(warnings))
 
 
-def _functions(row: Any, place: str, label_of: Mapping[str, str], unmapped: Counter[str]) -> list[str]:
-    """Return the functions of a row, and count labels without a function."""
+def _functions(row: Any, place: str) -> list[str]:
+    """Return the functions of a row."""
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {jsondoc.kind(row)}", _EXPECTED)
     given = row.get("function", row.get("labels", row.get("label")))
@@ -187,10 +183,7 @@ def _functions(row: Any, place: str, label_of: Mapping[str, str], unmapped: Coun
         raise WorkbenchError(
             f"{place}: expected the function as text in 'function', or a list of labels in 'labels'; found {found}", _EXPECTED
         )
-    if not label_of:
-        return list(dict.fromkeys(labels))
-    unmapped.update(label for label in labels if label not in label_of)
-    return list(dict.fromkeys(label_of[label] for label in labels if label in label_of))
+    return list(dict.fromkeys(labels))
 
 
 def _item(row: dict[str, Any], function: str, place: str, number: int) -> tuple[Item, str | None]:

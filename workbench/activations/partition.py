@@ -10,8 +10,8 @@ Sources: Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -68,14 +68,10 @@ class Partition:
     Attributes:
         method: Method that made it.
         layers: Layer -> its experts.
-        base: Digest of the model's weights and configuration; None if unknown.
-        settings: The method's settings, as plain data.
     """
 
     method: str
     layers: Mapping[int, LayerPartition]
-    base: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def experts(self) -> int:
@@ -171,9 +167,7 @@ def divide(
     for number, layer in enumerate(layers):
         made[layer.site.layer] = _MAKERS[method](_Layer(layer, number, division, sample))
         progress(number + 1, len(layers))
-    tokens = sample.tokens if sample else 0
-    settings = {"experts": division.experts, "shared": shared, "seed": division.seed, "tokens": tokens}
-    return Partition(method, made, settings=settings)
+    return Partition(method, made)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ DataOpt = Annotated[
 OutOpt = Annotated[
     Path | None, typer.Option("-o", "--out", help="Directory of the results; default: runs/neurons/MODEL.", show_default=False)
 ]
+ItemsOpt = Annotated[int, typer.Option("--items", min=1, help="Held-out texts of each task whose loss is measured.")]
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -111,7 +112,7 @@ def sparsity(
         str,
         typer.Option("--mask", metavar="PERCENTS", help="Shares of the neurons of every token and layer to mask, in percent."),
     ] = "0,30,50,60,70,80,90",
-    items: Annotated[int, typer.Option("--items", min=1, help="Held-out texts of each task whose loss is measured.")] = 5,
+    items: ItemsOpt = 5,
     scored: Annotated[
         Literal["whole", "response"],
         typer.Option("--scored", help="Tokens whose loss counts: of the `whole` text or the `response`."),
@@ -142,7 +143,7 @@ def ablate(
     model: ModelArg,
     data: DataOpt,
     to: OutOpt = None,
-    items: Annotated[int, typer.Option("--items", min=1, help="Held-out texts of each task whose perplexity is measured.")] = 10,
+    items: ItemsOpt = 10,
     draws: Annotated[int, typer.Option("--draws", min=1, help="Random sets, and sets matched by activation.")] = 1,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
@@ -186,7 +187,7 @@ def partition(
     used: Annotated[
         str, typer.Option("--used", metavar="PERCENTS", help="Shares of the experts that serve a token, in percent.")
     ] = "75,50,25",
-    items: Annotated[int, typer.Option("--items", min=1, help="Held-out texts of each task whose loss is measured.")] = 2,
+    items: ItemsOpt = 2,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Tokens in the sample that divides the neurons and fits the selectors.")
     ] = 2048,
@@ -276,7 +277,7 @@ def decompose(
     ] = None,
     to: OutOpt = None,
     keep: Annotated[float, typer.Option("--keep", min=0.01, max=1, help="Share of the score to keep.")] = 0.9,
-    items: Annotated[int, typer.Option("--items", min=1, help="Held-out texts of each task whose loss is measured.")] = 10,
+    items: ItemsOpt = 10,
     scored: Annotated[
         Literal["whole", "response"] | None,
         typer.Option(

@@ -38,8 +38,7 @@ def experts(
     quiet: QuietOpt = False,
 ) -> None:
     """Count how often each expert of a mixture is used, layer by layer."""
-    from workbench.cli.documents.machine import ExpertsDocument
-    from workbench.grow.mixtures.usage import usage
+    from workbench.grow.mixtures.usage import ExpertsResult, usage
     from workbench.models.device import pick_device
     from workbench.models.experts import expert_modules
     from workbench.models.texts import encode, longest_row, read_texts
@@ -51,8 +50,8 @@ def experts(
     expert_modules(model)
     rows = encode(read, tokenizer, longest_row(model.config.get_text_config().to_dict(), _LONGEST))
     result = usage(model, rows, place, lambda done, of: out.event({"stage": "count", "text": target, "done": done, "total": of}))
-    document = {"model": target, "texts": str(texts), "samples": len(rows), **result.document()}
-    out.result(lambda: ExpertsDocument.model_validate(document), lambda: _print(result), json=json)
+    printed = ExpertsResult(model=target, texts=str(texts), samples=len(rows), **result.document())
+    out.result(lambda: printed, lambda: _print(result), json=json)
 
 
 def _print(result: Usage) -> None:

@@ -185,20 +185,11 @@ class Attribution:
     zeroed: tuple[float, ...]
 
     @property
-    def attributed(self) -> tuple[float, ...]:
-        """Sum of each layer's attributions."""
-        return tuple(float(scores.sum()) for scores in self.scores)
-
-    @property
-    def gaps(self) -> tuple[float, ...]:
-        """P(ā) − P(0) of each layer, to which its attributions should add up."""
-        return tuple(self.clean - zeroed for zeroed in self.zeroed)
-
-    @property
     def error(self) -> float:
-        """Relative error of the sums over all layers: Σ |attributed − gap| / Σ |gap|."""
-        total = sum(abs(gap) for gap in self.gaps)
-        wrong = sum(abs(a - gap) for a, gap in zip(self.attributed, self.gaps, strict=True))
+        """Relative error of the sums over all layers: Σ |attributed − gap| / Σ |gap|, where the gap of a layer is P(ā) − P(0)."""
+        gaps = [self.clean - zeroed for zeroed in self.zeroed]
+        total = sum(map(abs, gaps))
+        wrong = sum(abs(float(scores.sum()) - gap) for scores, gap in zip(self.scores, gaps, strict=True))
         return wrong / total if total else wrong
 
 

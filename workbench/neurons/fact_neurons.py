@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import Progress, Site
@@ -182,14 +182,13 @@ def _change(
     return ProbabilityChange(own=own, random=sum(drawn) / max(1, len(drawn)), others=others, drawn=drawn)
 
 
-def union_of(name: str, facts: Sequence[FactNeurons], sites: Sequence[Site], **rest: Any) -> NeuronSet:
+def union_of(name: str, facts: Sequence[FactNeurons], sites: Sequence[Site]) -> NeuronSet:
     """Return the set of the neurons that carry at least one of some facts, with their largest scores.
 
     Args:
         name: Name of the set.
         facts: The facts.
         sites: The sites.
-        **rest: Other fields of the set.
     """
     scores = [torch.full((site.units,), -math.inf) for site in sites]
     for fact in facts:
@@ -197,7 +196,7 @@ def union_of(name: str, facts: Sequence[FactNeurons], sites: Sequence[Site], **r
             if (index := fact.neurons.indices.get(site.layer)) is not None:
                 own = fact.neurons.scores[site.layer].float()
                 scores[number][index] = torch.maximum(scores[number][index], own)
-    return set_of(name, sites, [(s > -math.inf).nonzero().flatten() for s in scores], scores, **rest)
+    return set_of(name, sites, [(s > -math.inf).nonzero().flatten() for s in scores], scores)
 
 
 def layer_shares(sites: Sequence[Site], attributions: Sequence[Attribution]) -> dict[int, float]:

@@ -301,7 +301,7 @@ def _used(data: Labelled, tokens: int) -> dict[str, Any]:
     """Return what the record of the texts says about tokens, tasks and rows that are left out."""
     return {
         "tokens": tokens,
-        "left_out": {"several_functions": data.several, "labels_without_function": dict(data.unmapped)},
+        "left_out": {"several_functions": data.several},
         "tasks": {f: {s: list(data.tasks(f, s)) for s in SPLITS} for f in data.functions},
     }
 

@@ -23,7 +23,6 @@ from workbench.activations.selectors import (
     selecting,
 )
 from workbench.errors import UsageError
-from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.neurons.draws import ItemGroups, loss_rise
 from workbench.neurons.subject import Analysis, NeuronSubject, Texts, some_of_each_task
@@ -135,29 +134,14 @@ class PartitionAnalysis:
     partition: Partition
 
     def write(self, out: Path) -> None:
-        """Write partition.json, and the partition itself below partition/."""
-        write_partition(out / FOLDER, self.partition)
+        """Write partition.json, and the experts as partition/partition.safetensors.
+
+        The tensor `experts.LAYER` holds the neurons of each expert [experts, size] int32, shared experts first.
+        """
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+        experts = {f"experts.{n}": of.experts.to(torch.int32) for n, of in self.partition.layers.items()}
+        save_tensors(experts, out / FOLDER / TENSORS)
         self.result.write(out / RECORD)
-
-
-def write_partition(folder: Path, partition: Partition) -> None:
-    """Write a partition as partition.json and partition.safetensors.
-
-    The tensor `experts.LAYER` holds the neurons of each expert [experts, size] int32, shared experts first.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors({f"experts.{n}": of.experts.to(torch.int32) for n, of in partition.layers.items()}, folder / TENSORS)
-    record = {
-        "version": 1,
-        "kind": "partition",
-        "method": partition.method,
-        "base": partition.base,
-        "experts": partition.experts,
-        "layers": {str(n): {"neurons": of.experts.numel(), "shared": of.shared} for n, of in partition.layers.items()},
-        "settings": dict(partition.settings),
-        "digest": partition.digest(),
-    }
-    write_json(folder / RECORD, record, indent=1)
 
 
 def analyze_partition(subject: NeuronSubject, texts: Texts, settings: PartitionSettings | None = None) -> PartitionAnalysis:
@@ -190,7 +174,6 @@ def analyze_partition(subject: NeuronSubject, texts: Texts, settings: PartitionS
         fitted,
         progress=lambda done, total: subject.tell(done, total, "experts"),
     )
-    partition = replace(partition, base=subject.digest)
     curves = []
     selectors: tuple[Selector, ...] = (oracle(layers, partition), centroids(layers, partition), ridges(fitted, partition))
     for number, selector in enumerate(selectors):

@@ -30,8 +30,6 @@ class LeftOutTexts(Part):
 
     several_functions: int
     """Rows with more than one function."""
-    labels_without_function: dict[str, int]
-    """Label without a function -> its number of rows."""
 
 
 class AnalyzedTexts(Part):

@@ -10,11 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.library.measure import DeltaSums, Measures
+from workbench.library.measure import Measures
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import filled
 from workbench.report.svg import joined, svg
-from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, null_reason
+from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, measured, null_reason
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # With more columns than this, cells are narrow and only the hover text shows their numbers.
@@ -197,13 +197,7 @@ def _similarity(other: str) -> list[tuple[str, HeatMeasure]]:
 
 def _map(measures: Measures, key: str, metric: HeatMeasure, other: str | None = None) -> Map:
     """Return the heat map of one measure; `other` is the brick that it compares with."""
-
-    def value_of(sums: DeltaSums) -> float | None:
-        document: dict[str, Any] = sums.document()
-        found: float | None = (document["others"].get(other, {}) if other else document).get(key)
-        return found
-
-    values = {place: v for place, sums in measures.cells.items() if (v := value_of(sums)) is not None}
+    values = {place: v for place, sums in measures.cells.items() if (v := measured(sums, key, other)) is not None}
     null = {place: reason for place in values if (reason := null_reason(measures.cells[place], key, values[place], other))}
     kinds = [kind for kind in measures.kinds if any(k == kind and layer is not None for layer, k in values)]
     layers = [layer for layer in measures.layers if layer is not None]

@@ -190,20 +190,9 @@ def _proof(kind: str, change: MeanChange) -> str:
 
 
 def _sums(result: KnowledgeResult) -> str:
-    count, complete = len(result.facts), result.complete
-    if complete == count:
-        return "The attributions of every fact add up to the change of probability within 2 %."
-    worst = max(fact.error for fact in result.facts)
-    text = (
-        f"The attributions of {count - complete} of {plural(count, 'fact')} do not add up to the change of probability (largest error "
-        f"{100 * worst:.0f} %)"
-    )
-    if result.undone:
-        return (
-            f"{text}: a norm behind the feed-forward output undoes the scaling down to almost zero, where the probability jumps, and integrated "
-            "gradients miss that jump. The attributions are no shares of the probability here, and only suppressing and amplifying is evidence."
-        )
-    return f"{text}; more steps than {result.settings.steps} bring the sums closer."
+    """Return for how many facts the attributions add up; the page's warnings say why they may not."""
+    count = len(result.facts)
+    return f"The attributions of {result.complete} of {plural(count, 'fact')} add up to the change of probability within 2 %."
 
 
 _TRACED = {"last": "last token of the prompt", "subject": "tokens of the subject"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from workbench.library.measure import DeltaSums
@@ -100,6 +100,13 @@ DIFFERENCE = TintScale((-1.0, -0.25, -0.05, 0.05, 0.25, 1.0), bend="root")
 def inside(value: float, band: tuple[float, float] | None) -> bool:
     """Return True if a value lies in the band of values that chance explains."""
     return band is not None and band[0] <= value <= band[1]
+
+
+def measured(sums: DeltaSums, key: str, other: str | None = None) -> float | None:
+    """Return a measure of a brick, or of its similarity to another brick; None if it is undefined."""
+    document: dict[str, Any] = sums.document()
+    found: float | None = (document["others"].get(other, {}) if other else document).get(key)
+    return found
 
 
 def null_reason(sums: DeltaSums, key: str, value: float, other: str | None = None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from workbench.bricks.neuron_sets import ShownNeurons
 from workbench.cli.documents.document import Document, optional
 from workbench.results import Number
 
@@ -173,47 +174,6 @@ class BrickDocument(Document):
     """Statistics for routers; null if none were measured."""
     axes: dict[str, str] = optional()
     """Axis (origin, granularity, computation, routing, aggregation, training) -> the brick's value."""
-
-
-class BestNeuron(Document):
-    """A neuron with a high score."""
-
-    neuron: int
-    """Index of the neuron in its layer."""
-    score: Number
-    """Its score."""
-
-
-class LayerNeurons(Document):
-    """The neurons of a set in one layer."""
-
-    size: int
-    """Number of neurons of the set."""
-    of: int
-    """Number of neurons of the layer."""
-    best: list[BestNeuron]
-    """Neurons with the highest scores; empty if the set has no scores."""
-
-
-class ShownNeurons(Document):
-    """A set of neurons."""
-
-    name: str
-    """Name of the set."""
-    kind: str
-    """neurons or experts."""
-    size: int
-    """Number of neurons."""
-    share: Number
-    """Share of the model's neurons that are in the set."""
-    base: str | None
-    """Digest of the model that the set was chosen on."""
-    digest: str
-    """Digest of the set."""
-    layers: dict[str, LayerNeurons]
-    """Layer -> the set's neurons."""
-    evidence: dict[str, Any]
-    """How the set was chosen and what it does."""
 
 
 class ShownBrick(BrickDocument):

@@ -13,7 +13,7 @@ from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
 from workbench.cli.documents.items import ItemsDocument
-from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
+from workbench.cli.documents.machine import DoctorDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
@@ -24,6 +24,7 @@ from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.grow.mixtures.usage import ExpertsResult
 from workbench.neurons.ablation import AblationResult, EverythingResult
 from workbench.neurons.decompose import DecompositionResult
 from workbench.neurons.functions import FunctionsResult
@@ -76,7 +77,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze decompose": DecompositionResult,
     "analyze import": ImportedSets,
     "analyze all": EverythingResult,
-    "experts": ExpertsDocument,
+    "experts": ExpertsResult,
     "push": PushDocument,
     "export write": ExportDocument,
     "export check": ExportCheckDocument,

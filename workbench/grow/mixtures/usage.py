@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.lazy import no_grad, torch
 from workbench.models.experts import chosen, expert_modules, unread
 from workbench.models.texts import TextRow, batches
+from workbench.results import Number, Result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,29 @@ class Usage:
             "mean": [round(v, 4) for v in self.shares.mean(0).tolist()],
             "entropy": [round(v, 4) for v in self.entropy.tolist()],
         }
+
+
+class ExpertsResult(Result):
+    """Use of the experts of a mixture on some texts."""
+
+    model: str
+    """Recipe, run or model directory, as named on the command line."""
+    texts: str
+    """File of the texts."""
+    samples: int
+    """Number of texts that were read."""
+    tokens: int
+    """Number of tokens."""
+    top_k: int
+    """Number of experts that the router selects for each token."""
+    layers: list[int]
+    """Layers with experts, in ascending order."""
+    usage: list[list[Number]]
+    """By layer, share of all selections that each expert gets; a row adds up to 1."""
+    mean: list[Number]
+    """Mean share of each expert over the layers."""
+    entropy: list[Number]
+    """By layer, entropy of the experts' mean weights in bits."""
 
 
 @no_grad
