@@ -26,7 +26,7 @@ from record import parser_of, write_results
 
 from workbench.activations.labelled import ItemRow, read_labelled
 from workbench.activations.sites import stream
-from workbench.neurons.scoring import PassItems, item_scores
+from workbench.neurons.scoring import item_scores
 from workbench.neurons.subject import NeuronSubject, open_neurons
 from workbench.run.opened import resolve_model
 
@@ -83,8 +83,7 @@ def passes(subject: NeuronSubject, rows: Sequence[ItemRow], kind: str) -> None:
         return
     functions = torch.arange(len(rows)) % 7
     with tempfile.TemporaryDirectory() as folder:
-        items = PassItems(rows, functions, functions)
-        item_scores(subject.model, subject.sites, items, Path(folder))
+        item_scores(subject.model, subject.sites, rows, (functions, functions), Path(folder))
 
 
 def timed(model: Path, data: Path, texts: int, repeats: int) -> tuple[list[float], list[float], int]:

@@ -103,7 +103,7 @@ def test_one_task_per_function_has_no_power(world: Project) -> None:
     write_jsonl(world.path / "one.jsonl", rows(tasks=1, each=8))
     result = call("analyze", "functions", "base", "--data", "one.jsonl", "-o", "found")
     assert "has one task" in result.stderr
-    assert result.stdout.count("no power") == 2
+    assert result.stdout.count("no power") == 3, "the sentence and both rows"
     stored = json.loads((world.path / "found" / "functions.json").read_text("utf-8"))
     assert [row["smallest_effect"] for row in stored["functions"]] == [None, None]
     assert stored["test"]["tasks"] == 2

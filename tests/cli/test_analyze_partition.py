@@ -61,7 +61,7 @@ def test_it_writes_the_partition_and_a_section_of_the_page(world: Project) -> No
     assert "as CMoE does" in page
     text = call(*COMMAND, "--experts", "4").stdout
     assert "4 experts of" in text
-    assert "all experts together differ from the dense layers by" in text
+    assert "All experts together differ from the dense layers by" in text
 
 
 def test_bad_input(world: Project, tmp_path: Path) -> None:

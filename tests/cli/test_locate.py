@@ -79,8 +79,8 @@ def probability(folder: Path, row: dict[str, Any], indices: Any, factor: float) 
 def test_facts_are_printed_with_the_model_s_own_answers(world: Project) -> None:
     """Ids that differ in signs alone get folders of their own."""
     result = call("analyze", "locate", "base", "--facts", "facts.jsonl", "-n", "2")
-    assert "add up for" in result.stdout
-    assert "suppressed: answer" in result.stdout
+    assert "add up to the change of probability" in result.stdout
+    assert "Suppressing a fact's neurons changes the probability of its answer by" in result.stdout
     folder = world.path / "runs" / "neurons" / "llama"
     assert sorted(p.name for p in (folder / "knowledge" / "facts").iterdir()) == ["w0", "w1"]
     write_jsonl(world.path / "facts.jsonl", [{**row, "id": f"a{'!' * i}"} for i, row in enumerate(facts(2))])

@@ -15,7 +15,7 @@ from workbench.activations.labelled import ItemRow, TextPart
 from workbench.activations.sites import find_sites, stream, switching_off, visiting
 from workbench.errors import WorkbenchError
 from workbench.models.skeleton import parse_config
-from workbench.neurons.scoring import ItemScores, PassItems, item_scores
+from workbench.neurons.scoring import ItemScores, item_scores
 
 CPU = torch.device("cpu")
 CONFIGS: dict[str, Any] = {
@@ -78,8 +78,7 @@ def scores(
     model: Any, sites: Any, rows: list[ItemRow], folder: Path, part: TextPart = "prompt", progress: Any = lambda *_: None
 ) -> ItemScores:
     functions = torch.tensor([i % 2 for i in range(len(rows))])
-    items = PassItems(rows, functions, torch.arange(len(rows)) % 3)
-    return item_scores(model, sites, items, folder, part, progress=progress)
+    return item_scores(model, sites, rows, (functions, torch.arange(len(rows)) % 3), folder, part, progress=progress)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -96,11 +95,11 @@ def test_scores_are_those_of_single_texts(tmp_path: Path, family: str, part: Tex
             assert np.abs(found.of_site(n)[i] - expected.numpy()).max() < 1e-6
             firing[n][i % 2] += (activations[1:] > 0).sum(0)
     for n in range(len(sites)):
-        assert torch.equal(found.statistics.firing[n], firing[n])
+        assert torch.equal(found.summed("firing")[n], firing[n])
         sums = [found.of_site(n)[task::3].sum(0) for task in range(3)]
-        assert found.statistics.scores[n].numpy() == pytest.approx(np.stack(sums), rel=1e-5)
+        assert found.summed("scores")[n].numpy() == pytest.approx(np.stack(sums), rel=1e-5)
     lengths = [(row.prompt if part == "prompt" else len(row.tokens)) - 1 for row in rows]
-    assert found.statistics.tokens.tolist() == [sum(lengths[::2]), sum(lengths[1::2])]
+    assert found.sums["tokens"].tolist() == [sum(lengths[::2]), sum(lengths[1::2])]
 
 
 def test_a_text_of_one_token_keeps_it(tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_a_text_of_one_token_keeps_it(tmp_path: Path) -> None:
     rows = [ItemRow([5], 1), ItemRow([5, 6, 7], 3)]
     found = scores(model, sites, rows, tmp_path)
     assert np.abs(found.of_site(0)[0] - alone(model, sites, rows[0], "prompt")[0].abs().mean(0).numpy()).max() < 1e-6
-    assert found.statistics.tokens.tolist() == [1, 2]
+    assert found.sums["tokens"].tolist() == [1, 2]
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +130,9 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert passed[0] == calls[2]  # two batches were kept
     for n in range(3):
         assert np.array_equal(found.of_site(n), expected.of_site(n))
-        assert torch.equal(found.statistics.firing[n], expected.statistics.firing[n])
-        assert torch.equal(found.statistics.scores[n], expected.statistics.scores[n])
-    assert torch.equal(found.statistics.tokens, expected.statistics.tokens)
+        assert torch.equal(found.summed("firing")[n], expected.summed("firing")[n])
+        assert torch.equal(found.summed("scores")[n], expected.summed("scores")[n])
+    assert torch.equal(found.sums["tokens"], expected.sums["tokens"])
 
 
 def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

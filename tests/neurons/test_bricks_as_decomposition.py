@@ -69,7 +69,7 @@ def test_each_brick_left_out_once(project: Project) -> None:
     """The losses are those of recipes that a user would write by hand without the brick."""
     items = items_of(["three", "one"])
     table = BrickSubsets(recipe_of(project, THREE), items, device=CPU).table()
-    assert table.damage.functions == ["one", "three"]
+    assert table.functions == ["one", "three"]
     rows = [ItemRow([WORDS.index(word) for word in item.prompt.split()], 6) for item in items]
     head = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\nsteps:\n- merge: task_arithmetic\n  bricks: "
     tail = "\n- merge: task_arithmetic\n  bricks: {two: 0.1}\n"
@@ -83,7 +83,7 @@ def test_each_brick_left_out_once(project: Project) -> None:
     for i, left_out in enumerate(own):
         for j, part in enumerate(own.values()):
             rise = (found[left_out][part].sum() - found["all"][part].sum()) / 20
-            assert table.damage.changes[i][j] == pytest.approx(float(rise.expm1()), abs=1e-5)
+            assert table.changes[i][j] == pytest.approx(float(rise.expm1()), abs=1e-5)
 
 
 def test_texts_that_fit_no_brick(project: Project) -> None:

@@ -12,9 +12,9 @@ from torch import nn
 
 from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.sites import Site
-from workbench.neurons.function_scores import FunctionScores, entropies, function_scores, lape_sets
+from workbench.neurons.function_scores import FunctionScores, function_scores
 from workbench.neurons.functions import function_rows, layer_scores
-from workbench.neurons.scoring import ItemScores, Statistics
+from workbench.neurons.scoring import ItemScores
 from workbench.neurons.statistics import ALPHA, Ranked, task_test
 
 FUNCTIONS, TASKS, EACH = 4, 6, 10  # tasks of a function, three to choose and three to judge; items of a task
@@ -47,13 +47,18 @@ def values(data: Labelled, seed: int = 0) -> np.ndarray[Any, Any]:
 
 def scored(data: Labelled) -> FunctionScores:
     scores = values(data)
-    statistics = Statistics.zeros([site()], FUNCTIONS, FUNCTIONS * TASKS)
     owners = torch.tensor([data.functions.index(item.function) for item in data.items])
-    statistics.tokens.index_add_(0, owners, torch.ones(len(owners), dtype=torch.float64))
-    statistics.total[0].index_add_(0, owners, torch.from_numpy(scores))
-    statistics.firing[0].index_add_(0, owners, torch.from_numpy((scores > 3).astype(np.float32)))
-    statistics.scores[0].index_add_(0, torch.tensor(data.task_of_items), torch.from_numpy(scores))
-    found = ItemScores([site()], scores, statistics)
+
+    def summed(values: Any, of: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.zeros(count, UNITS).index_add_(0, of, torch.from_numpy(values))
+
+    sums = {
+        "tokens": torch.bincount(owners).double(),
+        "firing.0": summed((scores > 3).astype(np.float32), owners, FUNCTIONS),
+        "total.0": summed(scores, owners, FUNCTIONS),
+        "scores.0": summed(scores, torch.tensor(data.task_of_items), FUNCTIONS * TASKS),
+    }
+    found = ItemScores([site()], scores, sums)
     rows = [ItemRow(list(range(5 + n % 3)), 5 + n % 3) for n in range(len(data.items))]
     return function_scores(found, data, rows)
 
@@ -166,14 +171,6 @@ def test_too_few_tasks_have_no_power(sizes: tuple[int, ...], powerless: list[int
     assert np.isinf(result.smallest).nonzero()[0].tolist() == powerless
     found = [function for function in range(len(sizes)) if result.found[0][function, function]]
     assert found == [function for function in range(len(sizes)) if function not in powerless]
-
-
-def test_lape_finds_the_neuron_that_fires_on_one_function() -> None:
-    assert entropies(np.array([[1.0, 1.0], [0.0, 1.0]])) == pytest.approx([0, np.log(2)])
-    result = scored(labelled())
-    sets = lape_sets(result)
-    assert FUNCTION_NEURON in sets["f0"].indices[0]
-    assert all(FUNCTION_NEURON not in s.indices.get(0, torch.tensor([])) for name, s in sets.items() if name != "f0")
 
 
 def test_confounders_tell_functions_apart_by_wording() -> None:

@@ -95,15 +95,14 @@ def test_planted_sets_and_their_controls() -> None:
     means = [torch.arange(site.units).double() for site in sites]
     compared = controls(sites, sets, means)
     table = damage_table(ablate(model, sites, rows, [*sets, *(c.neurons for c in compared)]), items, CLASSES, compared)
-    damage = table.damage
-    assert damage.functions == list(CLASSES)
-    assert (damage.dominant, damage.dominance, damage.dominant_rows) == ([True] * 3, [1, 1, 1], 3)
-    low, high = damage.interval
+    assert table.functions == list(CLASSES)
+    assert (table.dominant, table.dominance, table.dominant_rows) == ([True] * 3, [1, 1, 1], 3)
+    low, high = table.interval
     assert low is not None
     assert high is not None
-    assert damage.coupling is not None
-    assert low <= damage.coupling <= high < 0.05
-    changes, lows, highs = (torch.tensor(of) for of in (damage.changes, damage.low, damage.high))
+    assert table.coupling is not None
+    assert low <= table.coupling <= high < 0.05
+    changes, lows, highs = (torch.tensor(of) for of in (table.changes, table.low, table.high))
     assert (lows <= changes + 1e-6).all()
     assert (changes <= highs + 1e-6).all()
     assert (lows.diagonal() > 0.8).all()
@@ -126,17 +125,17 @@ def test_rows_that_dominate_in_some_resamplings() -> None:
     """Set a costs its function 1 and 0 nats by task, the other .4: the mean is .5, and in a quarter of the draws only 0."""
     result, items = made([[1.0, 0.0, 0.4, 0.4], [0.0, 0.0, 1.0, 1.0]])
     table = damage_table(result, items, ["a", "b"])
-    assert table.damage.changes == [
+    assert table.changes == [
         pytest.approx([math.exp(0.5) - 1, math.exp(0.4) - 1]),
         pytest.approx([0, math.e - 1]),
     ]
-    assert table.damage.dominant == [True, True]
-    assert table.damage.dominance[0] == pytest.approx(0.75, abs=0.03)
-    assert table.damage.dominance[1] == 1
-    assert table.base == pytest.approx([math.e**2] * 2)
+    assert table.dominant == [True, True]
+    assert table.dominance[0] == pytest.approx(0.75, abs=0.03)
+    assert table.dominance[1] == 1
+    assert table.base_perplexity == pytest.approx([math.e**2] * 2)
     row = (math.exp(0.4) - 1) / (math.exp(0.5) - 1)
-    assert table.damage.coupling == pytest.approx(row / 2)
-    assert table.damage.interval[1] is None, "where the own damage is 0, coupling is infinite"
+    assert table.coupling == pytest.approx(row / 2)
+    assert table.interval[1] is None, "where the own damage is 0, coupling is infinite"
 
 
 def test_items_without_predicted_tokens() -> None:
@@ -152,8 +151,8 @@ def test_a_task_without_predicted_tokens_is_left_out() -> None:
     result.base.tokens[2:4] = 0
     table = damage_table(result, items, ["a", "b"])
     assert table.items == 6
-    assert None not in [end for row in (*table.damage.low, *table.damage.high) for end in row]
-    assert table.damage.changes[0][0] == pytest.approx(math.e - 1)
+    assert None not in [end for row in (*table.low, *table.high) for end in row]
+    assert table.changes[0][0] == pytest.approx(math.e - 1)
 
 
 def test_mask_curves() -> None:

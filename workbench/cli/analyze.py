@@ -7,20 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from workbench.cli._analyses import (
-    finish,
-    labelled_texts,
-    numbers,
-    open_subject,
-    results_folder,
-    say_ablation,
-    say_decomposition,
-    say_functions,
-    say_knowledge,
-    say_partition,
-    say_sparsity,
-    write_page,
-)
+from workbench.cli._analyses import finish, labelled_texts, numbers, open_subject, results_folder, say, write_page
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -99,7 +86,7 @@ def functions(
         compared = compare_functions(opened, analysis, texts, device=pick_device(device), events=out.event)
         compared.write(place / RECORD)
         result = result.model_copy(update={"beside": compared})
-    finish(result, place, json, say_functions)
+    finish(result, place, json, *([result.beside] if result.beside else []))
 
 
 @app.command("sparsity")
@@ -134,7 +121,7 @@ def sparsity(
     result = analyze_sparsity(open_subject(model, device), texts, settings)
     place = results_folder(to, result.model)
     result.save(place)
-    finish(result, place, json, say_sparsity)
+    finish(result, place, json)
 
 
 @app.command("ablate")
@@ -162,7 +149,7 @@ def ablate(
     place = results_folder(to, subject.name)
     result = analyze_ablation(subject, texts, read_sets(place, subject), AblationSettings(items=items, draws=draws))
     result.save(place)
-    finish(result, place, json, say_ablation)
+    finish(result, place, json)
 
 
 @app.command("partition")
@@ -212,7 +199,7 @@ def partition(
     analysis = analyze_partition(open_subject(model, device), texts, settings)
     place = results_folder(to, analysis.result.model)
     analysis.write(place)
-    finish(analysis.result, place, json, say_partition)
+    finish(analysis.result, place, json)
 
 
 @app.command("locate")
@@ -259,7 +246,7 @@ def locate(
         out.warn(warning)
     place = results_folder(to, report.result.model)
     report.write(place)
-    finish(report.result, place, json, say_knowledge)
+    finish(report.result, place, json)
 
 
 @app.command("decompose")
@@ -308,7 +295,9 @@ def decompose(
         out.warn(warning)
     place.mkdir(parents=True, exist_ok=True)
     result.write(place / RECORD)
-    finish(result, place, json, say_decomposition)
+    finish(result, place, json)
+    if result.cosines and not result.cosines.function:
+        out.say("function space needs texts: --data FILE")
 
 
 @app.command("import")
@@ -385,12 +374,9 @@ def everything(
     page = write_page(place, result.functions)
 
     def text() -> None:
-        say_functions(result.functions)
-        out.line("")
-        say_sparsity(result.sparsity)
-        out.line("")
-        say_ablation(result.ablation)
-        out.line("")
+        for part in (result.functions, result.sparsity, result.ablation):
+            say(part)
+            out.line("")
 
     out.result(lambda: result, text, json=json)
     out.say(f"written: {page}")

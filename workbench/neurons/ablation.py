@@ -12,13 +12,13 @@ from workbench.activations.sets import NeuronSet, read_set
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
 from workbench.neurons.controls import ablate, controls, mean_overlap
-from workbench.neurons.damage import AblationControl, Damage, damage_table
+from workbench.neurons.damage import DamageTable, damage_table
 from workbench.neurons.draws import ItemGroups
 from workbench.neurons.functions import RECORD as FUNCTIONS
 from workbench.neurons.functions import SETS, TENSORS, FunctionsResult, analyze_functions
 from workbench.neurons.masking import SparsityResult, analyze_sparsity
 from workbench.neurons.subject import Analysis, NeuronSubject, Texts, some_of_each_task
-from workbench.results import Measured, Number, Part, Result
+from workbench.results import Number, Part, Result
 from workbench.tables import csv_records
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class SetOverlap(Part):
     """Its value for random sets."""
 
 
-class AblationResult(Analysis, Damage):
+class AblationResult(Analysis, DamageTable):
     """Result of `analyze ablate`."""
 
     kind: str = "ablation"
@@ -56,16 +56,6 @@ class AblationResult(Analysis, Damage):
     """Share of the neurons in a set."""
     overlap: SetOverlap
     """Mean overlap of two sets, and its value by chance."""
-    base_perplexity: list[Measured]
-    """Perplexity of each function on the unchanged model."""
-    controls: dict[str, AblationControl]
-    """Kind of control -> its damage."""
-    items: int
-    """Number of texts."""
-    clusters: list[int]
-    """Clusters of each function."""
-    warnings: list[str]
-    """What the intervals cannot show."""
 
     def save(self, out: Path) -> None:
         """Write ablation.json and the matrices as ablation.csv."""
@@ -153,18 +143,13 @@ def analyze_ablation(
     table = damage_table(result, items, data.functions, compared)
     mean, chance = mean_overlap(sets)
     return AblationResult(
-        **dict(table.damage),
+        **dict(table),
         model=subject.name,
         digest=subject.digest,
         data=texts.analyzed(table.items),
         settings=settings,
         share=sum(neurons.share for neurons in sets) / len(sets),
         overlap=SetOverlap(mean=mean, chance=chance),
-        base_perplexity=table.base,
-        controls=dict(table.controls),
-        items=table.items,
-        clusters=table.clusters,
-        warnings=list(table.warnings),
     )
 
 

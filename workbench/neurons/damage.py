@@ -7,8 +7,8 @@ Source: the questions of Xiao et al. 2024, arXiv 2409.02877, section 5.3, which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workbench.activations.labelled import Item
@@ -59,25 +59,19 @@ class AblationControl(Damage):
     """Function -> share of resamplings in which its own set harms it more than the control."""
 
 
-@dataclass(frozen=True)
-class DamageTable:
-    """Damage by functions' neuron sets, or bricks, and by controls of equal size.
+class DamageTable(Damage):
+    """Damage by functions' neuron sets, or bricks, and by controls of equal size."""
 
-    Attributes:
-        damage: Relative change of perplexity when the set of the row's function is switched off.
-        base: Perplexity of each function on the unchanged model [functions].
-        controls: Kind of control -> its damage.
-        items: Number of items with predicted tokens.
-        clusters: Number of clusters of each function.
-        warnings: Sentences about what the intervals cannot show.
-    """
-
-    damage: Damage
-    base: list[float]
-    controls: Mapping[str, AblationControl]
+    base_perplexity: list[Measured]
+    """Perplexity of each function on the unchanged model."""
+    controls: dict[str, AblationControl]
+    """Kind of control -> its damage."""
     items: int
+    """Number of texts."""
     clusters: list[int]
-    warnings: tuple[str, ...]
+    """Clusters of each function."""
+    warnings: list[str]
+    """What the intervals cannot show."""
 
 
 def damage_table(
@@ -115,12 +109,12 @@ def damage_table(
         for values in (result.base.sums, result.tokens)
     )
     return DamageTable(
-        damage_of(functions, changes[rows], own, groups),
-        (sums / tokens).clamp_max(_HIGHEST).exp().tolist(),
-        tables,
-        len(items),
-        [groups.clusters(number) for number in range(len(functions))],
-        groups.warnings,
+        **dict(damage_of(functions, changes[rows], own, groups)),
+        base_perplexity=(sums / tokens).clamp_max(_HIGHEST).exp().tolist(),
+        controls=tables,
+        items=len(items),
+        clusters=[groups.clusters(number) for number in range(len(functions))],
+        warnings=list(groups.warnings),
     )
 
 

@@ -204,7 +204,7 @@ def _customized(subsets: BrickSubsets, kept: float, scored: Scored) -> Decomposi
         notes = [
             f"the recipe is no better than its base on texts of '{name}'" for name, curve in curves.items() if name and not curve
         ]
-    return _decomposition("customized", "bricks", len(subsets.bricks), len(subsets.items), scored, (table.damage, curves), notes)
+    return _decomposition("customized", "bricks", len(subsets.bricks), len(subsets.items), scored, (table, curves), notes)
 
 
 def _decomposition(

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workbench.activations.labelled import SPLITS, Item, ItemRow, Labelled, Split
-from workbench.activations.sets import NeuronSet, set_of, top_share
+from workbench.activations.sets import NeuronSet, top_share
 from workbench.activations.sites import Site
 from workbench.lazy import torch
 from workbench.neurons.scoring import ItemScores
@@ -24,8 +23,6 @@ BLOCK = 2048
 """Neurons ranked at a time."""
 RESIDENT = 0.01
 """A neuron is resident if its mean |activation| is among this share of its layer on every function."""
-# LAPE: share of all neurons to choose; quantile of all firing rates.
-_CHOSEN, _QUANTILE = 0.01, 0.95
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,11 @@ def function_scores(scores: ItemScores, data: Labelled, rows: Sequence[ItemRow],
         rows: The same texts as tokens.
         seed: Seed of the test's draws.
     """
-    functions, statistics = data.functions, scores.statistics
-    tokens = statistics.tokens.numpy()[:, None]
+    functions = data.functions
+    tokens = scores.sums["tokens"].numpy()[:, None]
     tasks, of_item = data.all_tasks, np.bincount(data.task_of_items)
     test = task_test(
-        [of_site.numpy() / of_item[:, None] for of_site in statistics.scores],
+        [of_site.numpy() / of_item[:, None] for of_site in scores.summed("scores")],
         np.array([functions.index(function) for function, _ in tasks]),
         seed=seed,
     )
@@ -98,8 +95,8 @@ def function_scores(scores: ItemScores, data: Labelled, rows: Sequence[ItemRow],
         scores.sites,
         {split: _split_scores(scores, data, split) for split in SPLITS},
         test,
-        [firing.double().numpy() / tokens for firing in statistics.firing],
-        [total.double().numpy() / tokens for total in statistics.total],
+        [firing.double().numpy() / tokens for firing in scores.summed("firing")],
+        [total.double().numpy() / tokens for total in scores.summed("total")],
         confounders(data.items, rows, functions),
     )
 
@@ -144,42 +141,3 @@ def confounders(items: Sequence[Item], rows: Sequence[ItemRow], functions: Seque
 def _foreign(text: str) -> float:
     letters = [c for c in text if c.isalpha()]
     return sum(not c.isascii() for c in letters) / max(1, len(letters))
-
-
-def lape_sets(scores: FunctionScores) -> dict[str, NeuronSet]:
-    """Return the sets of language-specific neurons of LAPE, with functions in place of languages.
-
-    Neurons whose firing rate exceeds a quantile of all rates for no function are left out. Of the others, those with the lowest entropy are
-    chosen, and each belongs to every function for which its rate exceeds the quantile.
-
-    Source:
-        Tang et al. 2024, arXiv 2402.16438.
-    """
-    lape = [entropies(rates) for rates in scores.firing]
-    firing = np.concatenate(scores.firing, 1)
-    entropy = np.concatenate(lape)
-    bar = float(np.quantile(firing, _QUANTILE))
-    entropy = np.where((firing > bar).any(0), entropy, np.inf)
-    best = np.argsort(entropy, kind="stable")[: max(1, round(_CHOSEN * len(entropy)))]
-    best = best[np.isfinite(entropy[best])]
-    sizes = [site.units for site in scores.sites]
-    result = {}
-    for number, name in enumerate(scores.functions):
-        member = np.zeros(len(entropy), bool)
-        member[best] = firing[number, best] > bar
-        chosen = [part.nonzero().flatten() for part in torch.split(torch.from_numpy(member), sizes)]
-        result[name] = set_of(name, scores.sites, chosen, [torch.from_numpy(-e.copy()) for e in lape])
-    return result
-
-
-def entropies(firing: NDArray[np.float64]) -> Floats:
-    """Return the entropy in nats of each neuron's firing rates over functions, normalized to add up to 1.
-
-    Args:
-        firing: Share of a function's tokens with a positive activation [functions, units].
-
-    Returns:
-        [units]; 0 if a neuron fires on one function only, log(functions) if it fires on all alike.
-    """
-    share = firing / np.maximum(firing.sum(0), 1e-30)
-    return np.asarray(-(share * np.log(np.maximum(share, 1e-30))).sum(0))

@@ -11,14 +11,14 @@ import numpy as np
 from pydantic import AliasChoices, Field
 
 from workbench.activations.labelled import SPLITS, Labelled, Split, TextPart, folder_name
-from workbench.activations.sets import NeuronSet, write_set
+from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.files import json_digest, write_text
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
-from workbench.neurons.function_scores import FunctionScores, entropies, function_scores, lape_sets
-from workbench.neurons.scoring import PassItems, item_scores
+from workbench.neurons.function_scores import FunctionScores, function_scores
+from workbench.neurons.scoring import item_scores
 from workbench.neurons.statistics import ALPHA, DRAWS
 from workbench.neurons.subject import Analysis, NeuronSubject, Texts
 from workbench.results import Number, Part, absent
@@ -225,9 +225,6 @@ class FunctionAnalysis:
             full = replace(neurons, base=self.result.digest, evidence={**evidence, "settings": settings.to_dict()})
             base = BaseRecord(id=self.reference, digest=self.result.digest)
             write_neuron_brick(out / SETS / folder_name(name), full, base, made_by="workbench analyze functions")
-        for name, neurons in lape_sets(self.scores).items():
-            if neurons.size:
-                write_set(out / "lape" / folder_name(name), neurons)
         self.result.write(out / RECORD)
 
 
@@ -240,7 +237,6 @@ def _tensors(scores: FunctionScores) -> dict[str, Tensor]:
             "effect": scores.test.effects[number],
             "firing": scores.firing[number],
             "mean_abs": scores.means[number],
-            "lape": entropies(scores.firing[number]),
         }
         tensors |= {f"{name}.{site.layer}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in named.items()}
         tensors[f"resident.{site.layer}"] = torch.from_numpy(resident)
@@ -268,17 +264,17 @@ def analyze_functions(subject: NeuronSubject, texts: Texts, settings: FunctionSe
     key = json_digest([subject.digest, computed_on(subject.model.device), data.digest, encoded, settings.part, units, _KEY])
     folder = subject.cache / "neurons" / key
     functions = torch.tensor([data.functions.index(item.function) for item in data.items])
-    items = PassItems(rows, functions, torch.tensor(data.task_of_items))
     found = item_scores(
         subject.model,
         subject.sites,
-        items,
+        rows,
+        (functions, torch.tensor(data.task_of_items)),
         folder,
         settings.part,
         progress=lambda done, total: subject.tell(done, total, "activations"),
     )
     scores = function_scores(found, data, rows, settings.seed)
-    tokens = int(found.statistics.tokens.sum())
+    tokens = int(found.sums["tokens"].sum())
     shutil.rmtree(folder)
     sets = scores.sets(settings.share)
     result = FunctionsResult(

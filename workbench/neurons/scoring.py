@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,78 +31,29 @@ _CHECKPOINT_ROWS = 256
 
 
 @dataclass(frozen=True)
-class PassItems:
-    """The items of a pass, as tokens.
-
-    Attributes:
-        rows: Their texts.
-        functions: Function of each item [items], for the sums over tokens.
-        tasks: Task of each item [items], for the sums of scores.
-    """
-
-    rows: Sequence[ItemRow]
-    functions: Tensor
-    tasks: Tensor
-
-
-@dataclass
-class Statistics:
-    """Sums over tokens by function and neuron, and sums of items' scores by task and neuron.
-
-    Attributes:
-        tokens: Tokens that counted [functions].
-        firing: Per site, tokens with a positive activation [functions, units].
-        total: Per site, sum of |activation| [functions, units].
-        scores: Per site, sum of the scores of a task's items [tasks, units].
-    """
-
-    tokens: Tensor
-    firing: list[Tensor]
-    total: list[Tensor]
-    scores: list[Tensor]
-
-    @classmethod
-    def zeros(cls, sites: Sequence[Site], functions: int, tasks: int) -> Statistics:
-        """Return sums over no tokens."""
-        return cls(
-            torch.zeros(functions, dtype=torch.float64),
-            [torch.zeros(functions, site.units) for site in sites],
-            [torch.zeros(functions, site.units) for site in sites],
-            [torch.zeros(tasks, site.units) for site in sites],
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the sums by name, to be saved."""
-        named = {"tokens": self.tokens}
-        for name in ("firing", "total", "scores"):
-            named |= {f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name))}
-        return named
-
-    def load(self, named: dict[str, Tensor]) -> None:
-        """Take saved sums."""
-        self.tokens = named["tokens"]
-        for name in ("firing", "total", "scores"):
-            setattr(self, name, [named[f"{name}.{i}"] for i in range(len(getattr(self, name)))])
-
-
-@dataclass(frozen=True)
 class ItemScores:
-    """The mean |activation| of every neuron on every item, in a file.
+    """The mean |activation| of every neuron on every item, in a file, with sums over tokens and items.
 
     Attributes:
         sites: The sites.
         scores: [items, units of all sites] float32 in a file.
-        statistics: Sums by function and by task.
+        sums: `tokens`: tokens that counted [functions]; and of the site with number N, `firing.N`: tokens with a positive activation
+            [functions, units], `total.N`: sum of |activation| over tokens [functions, units], and `scores.N`: sum of the scores of a
+            task's items [tasks, units].
     """
 
     sites: Sequence[Site]
     scores: NDArray[np.float32]
-    statistics: Statistics
+    sums: dict[str, Tensor]
 
     def of_site(self, site: int) -> NDArray[np.float32]:
         """Return the scores of a site's units [items, units], a view of the file."""
         first = self.starts[site]
         return self.scores[:, first : first + self.sites[site].units]
+
+    def summed(self, name: str) -> list[Tensor]:
+        """Return the sums of a name, site by site."""
+        return [self.sums[f"{name}.{site}"] for site in range(len(self.sites))]
 
     @property
     def starts(self) -> list[int]:
@@ -113,7 +64,8 @@ class ItemScores:
 def item_scores(
     model: PreTrainedModel,
     sites: Sequence[Site],
-    items: PassItems,
+    rows: Sequence[ItemRow],
+    owners: tuple[Tensor, Tensor],
     folder: Path,
     part: TextPart = "prompt",
     *,
@@ -124,7 +76,8 @@ def item_scores(
     Args:
         model: The live model.
         sites: Its sites.
-        items: The items.
+        rows: The texts.
+        owners: Function and task of each text, [texts] each, for the sums.
         folder: Directory of this pass, which depends on model, texts and part. It keeps what an interrupted pass has computed.
         part: What the model reads of each text.
         progress: Progress callback.
@@ -132,23 +85,19 @@ def item_scores(
     Raises:
         WorkbenchError: If the disk has no room for the scores.
     """
-    rows, units = items.rows, sum(site.units for site in sites)
+    units = sum(site.units for site in sites)
     size, path = 4 * units * len(rows), folder / "scores.f32"
     folder.mkdir(parents=True, exist_ok=True)
     state = _saved(folder) if path.is_file() and path.stat().st_size == size else None
     if not state:
         _allocate(path, size, f"the scores of {units:,} neurons on {len(rows):,} texts")
     scores = np.memmap(path, np.float32, "r+", shape=(len(rows), units))
-    statistics = Statistics.zeros(sites, int(items.functions.max()) + 1, int(items.tasks.max()) + 1)
-    done = 0
-    if state:
-        done, named = state
-        statistics.load(named)
-    result = ItemScores(sites, scores, statistics)
+    done, sums = state or (0, _zeros(sites, *(int(owner.max()) + 1 for owner in owners)))
+    result = ItemScores(sites, scores, sums)
     starts = result.starts
 
     def consume(site: int, activations: Tensor, batch: Tokens) -> None:
-        means = _add(statistics, site, activations, batch, items)
+        means = _add(sums, site, activations, batch, owners)
         scores[batch.rows.numpy(), starts[site] : starts[site + 1]] = means.numpy()
 
     def after(count: int) -> None:
@@ -156,7 +105,7 @@ def item_scores(
         progress(count, len(rows))
         if count - done >= _CHECKPOINT_ROWS or count == len(rows):
             scores.flush()
-            _save(statistics, folder, count)
+            _save(sums, folder, count)
             done = count
 
     stream(model, sites, rows, consume, part, done=done, after=after)
@@ -174,33 +123,41 @@ def _allocate(path: Path, size: int, what: str) -> None:
         ) from None
 
 
-def _add(statistics: Statistics, site: int, activations: Tensor, batch: Tokens, items: PassItems) -> Tensor:
+def _zeros(sites: Sequence[Site], functions: int, tasks: int) -> dict[str, Tensor]:
+    """Return sums over no tokens."""
+    sums = {"tokens": torch.zeros(functions, dtype=torch.float64)}
+    for name, count in (("firing", functions), ("total", functions), ("scores", tasks)):
+        sums |= {f"{name}.{number}": torch.zeros(count, site.units) for number, site in enumerate(sites)}
+    return sums
+
+
+def _add(sums: dict[str, Tensor], site: int, activations: Tensor, batch: Tokens, owners: tuple[Tensor, Tensor]) -> Tensor:
     """Add one site's activations [batch, time, units] to the sums, and return the rows' mean |activation| [batch, units]."""
     size = activations.abs() if activations.dtype == torch.float32 else activations.float().abs()
     counted = batch.counted.to(size.dtype)
-    lengths = counted.sum(1)
+    lengths = counted.sum(1).cpu()
     firing = torch.einsum("bt,btu->bu", counted, (activations > 0).to(size.dtype)).cpu()
-    sums = torch.einsum("bt,btu->bu", counted, size).cpu()
-    scores = sums / lengths.cpu()[:, None]
-    owners = items.functions[batch.rows]
-    statistics.firing[site].index_add_(0, owners, firing)
-    statistics.total[site].index_add_(0, owners, sums)
-    statistics.scores[site].index_add_(0, items.tasks[batch.rows], scores)
+    total = torch.einsum("bt,btu->bu", counted, size).cpu()
+    scores = total / lengths[:, None]
+    function, task = (owner[batch.rows] for owner in owners)
+    sums[f"firing.{site}"].index_add_(0, function, firing)
+    sums[f"total.{site}"].index_add_(0, function, total)
+    sums[f"scores.{site}"].index_add_(0, task, scores)
     if site == 0:
-        statistics.tokens.index_add_(0, owners, lengths.cpu().double())
+        sums["tokens"].index_add_(0, function, lengths.double())
     return scores
 
 
-def _save(statistics: Statistics, folder: Path, done: int) -> None:
+def _save(sums: dict[str, Tensor], folder: Path, done: int) -> None:
     name = f"sums-{done}.safetensors"
-    save_tensors(statistics.tensors(), folder / name)
+    save_tensors(sums, folder / name)
     write_json(folder / "progress.json", {"done": done, "sums": name})
     for old in folder.glob("sums-*.safetensors"):
         if old.name != name:
             old.unlink()
 
 
-def _saved(folder: Path) -> tuple[int, dict[str, Any]] | None:
+def _saved(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     """Return (rows done, sums) of an interrupted pass; None if there is none."""
     progress = read_json(folder / "progress.json", done=int, sums=str)
     if progress is None or not (folder / progress["sums"]).is_file():
