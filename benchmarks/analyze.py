@@ -24,9 +24,10 @@ from pathlib import Path
 import torch
 from record import parser_of, write_results
 
-from workbench.emergent.activations import PassItems, PassOptions, item_scores, stream
-from workbench.emergent.labelled import ItemRow, read_labelled
-from workbench.library.neurons_subject import NeuronSubject, open_neurons
+from workbench.activations.labelled import ItemRow, read_labelled
+from workbench.activations.sites import stream
+from workbench.neurons.scoring import item_scores
+from workbench.neurons.subject import NeuronSubject, open_neurons
 from workbench.run.opened import resolve_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -81,10 +82,8 @@ def passes(subject: NeuronSubject, rows: Sequence[ItemRow], kind: str) -> None:
         stream(subject.model, (), rows, lambda *_: None)
         return
     functions = torch.arange(len(rows)) % 7
-    labels = torch.ones(1, len(rows), dtype=torch.bool)
     with tempfile.TemporaryDirectory() as folder:
-        items = PassItems(rows, functions, functions, labels)
-        item_scores(subject.model, subject.sites, items, Path(folder), PassOptions())
+        item_scores(subject.model, subject.sites, rows, (functions, functions), Path(folder))
 
 
 def timed(model: Path, data: Path, texts: int, repeats: int) -> tuple[list[float], list[float], int]:

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from record import parser_of, write_results
 from scipy.stats import binomtest
 
-from workbench.emergent.nulls import task_test
-from workbench.emergent.ranking import Ranked
+from workbench.neurons.statistics import Ranked, task_test
 
 Bools: TypeAlias = NDArray[np.bool_]
 LAYERS, UNITS, DRAWS_BEFORE = 30, 24, 20

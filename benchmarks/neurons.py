@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from record import keep_head, parser_of, write_results
 
-from workbench.emergent.labelled import read_labelled
-from workbench.library.neurons_ablate import analyze_ablation, read_sets
-from workbench.library.neurons_functions import analyze_functions
-from workbench.library.neurons_sparsity import analyze_sparsity
-from workbench.library.neurons_subject import open_neurons
+from workbench.activations.labelled import read_labelled
+from workbench.neurons.ablation import analyze_ablation, read_sets
+from workbench.neurons.functions import analyze_functions
+from workbench.neurons.masking import analyze_sparsity
+from workbench.neurons.subject import Texts, open_neurons
 from workbench.run.opened import resolve_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -47,16 +47,16 @@ def main() -> None:
     def done(part: str) -> None:
         seconds[part] = round(time.perf_counter() - started - sum(seconds.values()), 1)
 
-    data = read_labelled(given.data, given.data.name)
+    texts = Texts(read_labelled(given.data, given.data.name), given.data.name)
     name = "starter base" if given.model == BASE else given.model.name
     subject = open_neurons(replace(resolve_model(str(given.model), PROJECT), name=name), torch.device("cpu"))
     done("open")
-    functions = analyze_functions(subject, data, given.data.name)
+    functions = analyze_functions(subject, texts)
     done("functions")
-    found = {"functions": without(functions.document(), "layers")}
+    found = {"functions": without(functions.result.to_dict(), "layers")}
     if given.data != DATA:
-        shipped = analyze_functions(subject, read_labelled(DATA, DATA.name), DATA.name)
-        found["shipped"] = without(shipped.document(), "layers")
+        shipped = analyze_functions(subject, Texts(read_labelled(DATA, DATA.name), DATA.name))
+        found["shipped"] = without(shipped.result.to_dict(), "layers")
         done("shipped")
     note = {"note": given.note} if given.note else {}
     if given.only_functions:
@@ -67,9 +67,9 @@ def main() -> None:
         return
     with TemporaryDirectory() as place:
         functions.write(Path(place))
-        sparsity = analyze_sparsity(subject, data, given.data.name)
+        sparsity = analyze_sparsity(subject, texts)
         done("sparsity")
-        ablation = analyze_ablation(subject, data, given.data.name, read_sets(Path(place), subject))
+        ablation = analyze_ablation(subject, texts, read_sets(Path(place), subject))
         done("ablation")
     seconds.pop("shipped", None)
     write_results(
@@ -78,8 +78,8 @@ def main() -> None:
             **note,
             "seconds": {**seconds, "all": round(sum(seconds.values()), 1)},
             **found,
-            "sparsity": shortened(sparsity.document()),
-            "ablation": ablation.document(),
+            "sparsity": shortened(sparsity.to_dict()),
+            "ablation": ablation.to_dict(),
         },
     )
 

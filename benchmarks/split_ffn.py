@@ -3,8 +3,8 @@
     python benchmarks/split_ffn.py
     python benchmarks/split_ffn.py --base DIR --data FILE --device cuda
 
-Every row is a partition of `workbench analyze partition`, of which a token uses 75 % of the neurons: chosen by a router that `grow: split_ffn` writes (gate, ridge), by
-CMoE's own router, or by the oracle. Measured is the loss on held-out tasks of labelled texts, whose train tasks calibrate, on the live dense model with the
+Every row is a partition of `workbench analyze partition`, of which a token uses 75 % of the neurons: chosen by a router that `grow: split_ffn` writes (gate, ridge), or by
+the oracle. Measured is the loss on held-out tasks of labelled texts, whose train tasks calibrate, on the live dense model with the
 other neurons off; tests/grow/test_split_ffn.py shows that the stock mixture computes the same. Without --data, the project's own texts (evals/abilities.jsonl).
 The results file is benchmarks/results/split-ffn.json.
 """
@@ -21,17 +21,11 @@ from typing import Any
 
 from record import parser_of, write_results
 
-from workbench.emergent.labelled import read_labelled
-from workbench.emergent.partition import METHODS
-from workbench.library.neurons_partition import (
-    PartitionAnalysis,
-    PartitionOptions,
-    PartitionTexts,
-    analyze_partition,
-    partition_texts,
-)
-from workbench.library.neurons_subject import open_neurons
+from workbench.activations.labelled import read_labelled
+from workbench.activations.partition import METHODS
 from workbench.models.identity import pick_device
+from workbench.neurons.partition import PartitionAnalysis, PartitionSettings, analyze_partition
+from workbench.neurons.subject import Texts, open_neurons
 from workbench.run.opened import resolve_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -55,34 +49,31 @@ def main() -> None:
     parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
     given = parser.parse_args()
     started = time.perf_counter()
-    data = read_labelled(given.data, given.data.name)
+    texts = Texts(read_labelled(given.data, given.data.name), given.data.name)
     base = resolve_model(str(given.base), PROJECT)
     name = "starter base" if given.base == BASE else given.base.name
     subject = open_neurons(replace(base, name=name), pick_device(given.device))
     rows: list[dict[str, Any]] = []
-    texts: PartitionTexts | None = None
     for method in [m for m in METHODS if m in given.methods.split(",")]:
         before = time.perf_counter()
-        options = PartitionOptions(
+        settings = PartitionSettings(
             method=method,
             experts=given.experts,
-            used=(100 * (1 - given.sparsity),),
-            selectors=("oracle", "centroid", "ridge", "representative"),
+            used=[100 * (1 - given.sparsity)],
             items=given.items,
             tokens=given.tokens,
         )
-        texts = texts or partition_texts(subject, data, options)
-        analysis = analyze_partition(subject, data, given.data.name, options, texts)
+        analysis = analyze_partition(subject, texts, settings)
         rows += _rows(analysis, time.perf_counter() - before)
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         found = {
             **({"note": given.note} if given.note else {}),
             "base": name,
-            "data": {"file": given.data.name, "items": analysis.items, "tokens": list(analysis.tokens)},
+            "data": {"file": given.data.name, "items": analysis.result.data.items, "tokens": analysis.result.data.tokens},
             "experts": given.experts,
             "sparsity": given.sparsity,
-            "loss": analysis.loss,
-            "perplexity": math.exp(analysis.loss),
+            "loss": analysis.result.loss,
+            "perplexity": math.exp(analysis.result.loss),
             "seconds": round(time.perf_counter() - started, 1),
             "rows": rows,
         }
@@ -93,14 +84,14 @@ def _rows(analysis: PartitionAnalysis, seconds: float) -> list[dict[str, Any]]:
     """Return one row per selector of a partition."""
     shared = analysis.partition.shared
     common = {
-        "method": analysis.options.method,
+        "method": analysis.partition.method,
         "shared": [min(shared), max(shared)],
-        "difference": analysis.difference,
+        "difference": analysis.result.difference,
         "seconds": round(seconds, 1),
     }
     return [
-        {**common, "selector": selector, **point.document(), "perplexity": math.exp(point.loss)}
-        for selector, (point,) in analysis.curves.items()
+        {**common, "selector": curve.selector, **curve.points[0].to_dict(), "perplexity": math.exp(curve.points[0].loss)}
+        for curve in analysis.result.curves
     ]
 
 

@@ -31,9 +31,9 @@ import numpy as np
 from edit_setup import CPU, PROJECT, STARTER, make_project, one_thread, show
 from record import parser_of, write_results
 
+from workbench.activations.places import neuron_axes
 from workbench.bricks.locate import resolve_brick
 from workbench.compare.tables import Table, tables_of
-from workbench.emergent.places import neuron_axes
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all

@@ -87,7 +87,7 @@ def _score(cells: dict[tuple[str, str], dict[str, Any]], found: dict[str, Any], 
 def split_block(found: dict[str, Any]) -> str:
     """Dense layers as experts without training."""
     rows = [["dense", "", "", "100 %", f"{found['perplexity']:,.1f}", ""]]
-    for row in found["rows"]:
+    for row in (row for row in found["rows"] if row["selector"] in _ROUTERS):
         low, high = row["shared"]
         rows.append(
             [
@@ -113,7 +113,6 @@ _ROUTERS = {
     "oracle": "oracle",
     "centroid": "`router: gate`",
     "ridge": "`router: ridge`",
-    "representative": "representative (CMoE's router)",
 }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from cells import block, interval, measured, points, signed, table
 
-from workbench.report.neurons_functions import found_cells, function_cells
+from workbench.neurons.functions import FunctionRow
+from workbench.report.neurons import found_cells, function_cells
 
 NEURONS = "benchmarks/results/neurons.json"
 NULLS = "benchmarks/results/neuron-nulls.json"
@@ -32,7 +33,7 @@ def functions_block(found: dict[str, Any]) -> str:
         "overlap",
         "AUC of length",
     ]
-    cells = [function_cells(row) for row in document["functions"]]
+    cells = [function_cells(FunctionRow.model_validate(row)) for row in document["functions"]]
     rows = [[*of_row[:8], f"{of_row[8]} ({of_row[9]})", of_row[10]] for of_row in cells]
     note = (
         f"{sum(document['neurons'].values()):,} neurons, {document['data']['items']:,} texts of {document['test']['tasks']} tasks. Best per layer: "
@@ -40,7 +41,7 @@ def functions_block(found: dict[str, Any]) -> str:
         "Overlap: of the sets that both splits choose, in brackets with other functions' sets. "
     )
     if shipped := found.get("shipped"):
-        counts = ", ".join(f"{row['function']} {found_cells(row)[0]}" for row in shipped["functions"])
+        counts = ", ".join(f"{row['function']} {found_cells(FunctionRow.model_validate(row))[0]}" for row in shipped["functions"])
         note += f"With the {shipped['data']['items']} texts of {shipped['test']['tasks']} tasks in `evals/{shipped['data']['file']}`: {counts}. "
     return "\n\n".join([table(heads, rows, left=1), note + _source(found, "functions")])
 
@@ -48,28 +49,20 @@ def functions_block(found: dict[str, Any]) -> str:
 @block("neurons-planted", NULLS)
 def planted_block(found: dict[str, Any]) -> str:
     """What the test finds of planted neurons, and in models without any."""
-    rules = {"before, one split": "one split before", "before, both splits": "both splits before", "now": "now"}
-    heads = ["tasks", *(f"false: {name}" for name in rules.values()), *(f"found: {name}" for name in rules.values())]
-    rows = [
-        [
-            row["world"],
-            *(f"{100 * row['level'][rule]['share']:.1f}" for rule in rules),
-            *(
-                f"{100 * row['recall'][rule]['found'] / row['recall'][rule]['planted']:.0f} ({row['recall'][rule]['false']})"
-                for rule in rules
-            ),
-        ]
-        for row in found["worlds"]
-    ]
+    rows = []
+    for row in found["worlds"]:
+        level, recall = row["level"]["now"], row["recall"]["now"]
+        rows.append(
+            [row["world"], f"{100 * level['share']:.1f}", f"{100 * recall['found'] / recall['planted']:.0f} ({recall['false']})"]
+        )
     first = found["worlds"][0]
     models = first["recall"]["now"]["planted"] // found["planted"]
     note = (
         f"False: percent of {first['level']['now']['models']} models of {first['neurons']} neurons, none of which serves a function, in which any neuron is "
         f"found for any of seven functions. Found: percent of {found['planted']} planted neurons in {models} models each, whose effects are 1 to 4 standard "
-        "deviations; in brackets the number of other neurons. One split and both splits: best average precision of a layer under 20 shuffles of "
-        f"tasks, at a nominal 1 %, as versions to 0.2.0 had it."
+        "deviations; in brackets the number of other neurons."
     )
-    return "\n\n".join([table(heads, rows, left=1), note])
+    return "\n\n".join([table(["tasks", "false", "found"], rows, left=1), note])
 
 
 @block("neurons-masking", NEURONS, cited=False)
@@ -101,14 +94,15 @@ def ablation_block(found: dict[str, Any]) -> str:
         ),
         left=1,
     )
-    tables = {"the functions' sets": document, **document["controls"]}
+    controls = {kind: document["controls"][kind] for kind in ("random", "matched")}
+    tables = {"the functions' sets": document, **controls}
     rows = [[name, f"{t['dominant_rows']} of {len(names)}", _coupling(t)] for name, t in tables.items()]
     rows.append(["the paper's matrices", PUBLISHED["rows"], PUBLISHED["coupling"]])
     summary = table(["switched off", "own function harmed most", "coupling"], rows, left=1)
     note = (
         f"First table: change of perplexity in percent on {document['items']} texts of held-out tasks, with {100 * document['share']:.3g} % of the "
         "neurons off. Coupling: median over rows of the mean of the others divided by the diagonal, with its 95 % interval. Controls of equal size: random "
-        "neurons, random neurons of the same mean activation, and the set of a shuffled label. "
+        "neurons, and random neurons of the same mean activation. "
     )
     return "\n\n".join([matrix, summary, note + _source(found)])
 

@@ -26,14 +26,14 @@ GROUPS = [
     "errors lazy yamltree yamldoc jsondoc identity files results manifest events project trust http tables",
     "weights facts",
     "models",
-    "adapters steps scores emergent",
+    "adapters steps scores activations",
     "vocabulary train bricks merge edit route compare",
     "grow fuse recipe",
     "resolve",
     "run",
     "evaluate",
     "library search",
-    "advice ship transplant upkeep",
+    "advice ship transplant upkeep neurons",
     "report",
     "api",
     "cli",
@@ -196,7 +196,7 @@ def test_nothing_executes_foreign_code() -> None:
             called, place = ast.unparse(node.func), f"{relative(path)}:{node.lineno}"
             if (relative(path), called) == ("scores/tasks.py", "yaml.load"):
                 assert "_TaskLoader(yaml.SafeLoader)" in text
-            elif (relative(path), called) == ("emergent/pth_reader.py", "torch.load"):  # in a limited process of its own
+            elif (relative(path), called) == ("neurons/pth_reader.py", "torch.load"):  # in a limited process of its own
                 assert [ast.unparse(k.value) for k in node.keywords if k.arg == "weights_only"] == ["True"], place
             elif called in ("torch.load", "yaml.load", "eval", "exec", "print"):
                 offenders.append(f"{place} calls {called}")

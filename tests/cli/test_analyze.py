@@ -62,25 +62,8 @@ def test_ablate_takes_the_sets_of_the_same_model_and_texts(world: Project) -> No
     assert "another model" in refused("analyze", "ablate", "recipes/merged.yaml", "--data", "texts.jsonl", "-o", "found").message
     table = document("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
     assert table["functions"] == ["low", "high"]
-    assert set(table["controls"]) == {"random", "matched", "shuffled"}
+    assert set(table["controls"]) == {"random", "matched"}
     assert all(row[0] == row[0] for row in table["changes"])
-
-
-def test_a_range_of_activation_is_one_more_table(world: Project) -> None:
-    """A range that holds every activation is the ablation itself; settings and the page state it."""
-    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found")
-    ablate = ("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
-    table = document(*ablate, "--between", "-1e6,1e6")
-    assert (table["settings"]["between"], table["between"]["range"]) == ([-1e6, 1e6], [-1e6, 1e6])
-    assert table["between"]["changes"] == table["changes"]
-    assert table["between"]["coupling"] == table["coupling"]
-    narrow = document(*ablate, "--between", "-0.5,0.5")
-    assert narrow["changes"] == table["changes"] != narrow["between"]["changes"]
-    assert "within the range" in (world.path / "found" / "index.html").read_text("utf-8")
-    assert "between" not in document(*ablate)
-    for text in ("2.5", "1,-1", "0,1,2"):
-        assert "expected a low and a high end" in refused(*ablate, f"--between={text}").message
-    assert "expected numbers" in refused(*ablate, "--between", "low,high").message
 
 
 def test_a_recipe_s_result_is_analyzed(world: Project) -> None:
@@ -120,7 +103,7 @@ def test_one_task_per_function_has_no_power(world: Project) -> None:
     write_jsonl(world.path / "one.jsonl", rows(tasks=1, each=8))
     result = call("analyze", "functions", "base", "--data", "one.jsonl", "-o", "found")
     assert "has one task" in result.stderr
-    assert result.stdout.count("no power") == 2
+    assert result.stdout.count("no power") == 3, "the sentence and both rows"
     stored = json.loads((world.path / "found" / "functions.json").read_text("utf-8"))
     assert [row["smallest_effect"] for row in stored["functions"]] == [None, None]
     assert stored["test"]["tasks"] == 2
@@ -132,11 +115,36 @@ def test_a_result_of_an_older_version_is_left_off_the_page(world: Project) -> No
     call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found")
     path = world.path / "found" / "functions.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "version": 1, "test": None}), "utf-8")
-    result = call("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
+    options = ("base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
+    assert "functions.json: version" in refused("analyze", "ablate", *options).message
+    result = call("analyze", "sparsity", *options)
     assert "Run `workbench analyze functions` again" in " ".join(result.stderr.split())
     page = (world.path / "found" / "index.html").read_text("utf-8")
-    assert '<section id="ablation">' in page
+    assert '<section id="sparsity">' in page
     assert '<section id="functions">' not in page
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({}, True),
+        ({"digest": "another model"}, False),
+        ({"data": {"file": "texts.jsonl", "digest": "earlier"}}, False),
+        ({"data": {"file": "others.jsonl", "digest": "earlier"}}, True),
+    ],
+)
+def test_a_page_joins_analyses_of_one_model_and_one_content_of_a_file(
+    changed: dict[str, Any], shown: bool, world: Project
+) -> None:
+    options = ("base", "--data", "texts.jsonl", "-o", "found")
+    call("analyze", "partition", *options, "--experts", "4")
+    path = world.path / "found" / "partition.json"
+    stored = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**stored, **changed, "data": stored["data"] | changed.get("data", {})}), "utf-8")
+    call("analyze", "functions", *options)
+    page = (world.path / "found" / "index.html").read_text("utf-8")
+    assert '<section id="functions">' in page
+    assert ('<section id="partition">' in page) is shown
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_sets_beside_those_of_recipes_written_by_hand(world: Project) -> None:
     page = (world.path / "found" / "index.html").read_text("utf-8")
     assert "What merging did to the functional sets" in page
     text = call("analyze", "functions", "recipes/mix.yaml", "--data", "texts.jsonl", "-o", "found", "--beside").stdout
-    assert "the merge's own" in text
+    assert "are in the merge's set too" in text
 
 
 def test_a_brick_alone_is_its_own_merge(world: Project) -> None:

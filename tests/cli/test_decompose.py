@@ -15,9 +15,9 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS, live
 
-from workbench.emergent.labelled import ItemRow
-from workbench.emergent.losses import losses
-from workbench.library.neurons_bricks import live_float32
+from workbench.activations.labelled import ItemRow
+from workbench.activations.losses import losses
+from workbench.neurons.bricks import live_float32
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 

@@ -32,8 +32,8 @@ def facts(count: int = 3) -> list[dict[str, Any]]:
 
 
 def test_the_changes_are_those_of_zeroed_weights(world: Project) -> None:
-    """Suppressing the saved neurons on all tokens of the prompt equals columns of zeros in the output projections."""
-    found = document("analyze", "locate", "base", "--facts", "facts.jsonl", "-o", "found", "--at", "all", "--answer", "target")
+    """Suppressing the saved neurons equals zeros in the inputs of the output projections at the prompt's last token."""
+    found = document("analyze", "locate", "base", "--facts", "facts.jsonl", "-o", "found", "--answer", "target")
     assert (found["model"], found["data"]["items"]) == ("llama", 3)
     assert json.loads((world.path / "found" / "knowledge.json").read_text("utf-8")) == found
     for fact, row in zip(found["facts"], facts(), strict=True):
@@ -57,7 +57,7 @@ def test_the_changes_are_those_of_zeroed_weights(world: Project) -> None:
 
 
 def probability(folder: Path, row: dict[str, Any], indices: Any, factor: float) -> float:
-    """The probability of a fact's target by a model whose output projections are scaled at some columns."""
+    """The probability of a fact's target by a model with some neurons of the last token scaled."""
     from transformers import AutoTokenizer
 
     model, tokenizer = live(folder), AutoTokenizer.from_pretrained(folder)
@@ -66,15 +66,21 @@ def probability(folder: Path, row: dict[str, Any], indices: Any, factor: float) 
     (answer,) = tokenizer(row["target"], add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         for layer, index in indices.items():
-            model.model.layers[layer].mlp.down_proj.weight[:, index] *= factor
+
+            def scale(_module: Any, args: tuple[torch.Tensor], index: torch.Tensor = index) -> tuple[torch.Tensor]:
+                changed = args[0].clone()
+                changed[:, -1, index] *= factor
+                return (changed,)
+
+            model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(scale)
         return float(model(tokens).logits[0, -1].double().softmax(-1)[answer])
 
 
 def test_facts_are_printed_with_the_model_s_own_answers(world: Project) -> None:
     """Ids that differ in signs alone get folders of their own."""
     result = call("analyze", "locate", "base", "--facts", "facts.jsonl", "-n", "2")
-    assert "add up for" in result.stdout
-    assert "suppressed: answer" in result.stdout
+    assert "add up to the change of probability" in result.stdout
+    assert "Suppressing a fact's neurons changes the probability of its answer by" in result.stdout
     folder = world.path / "runs" / "neurons" / "llama"
     assert sorted(p.name for p in (folder / "knowledge" / "facts").iterdir()) == ["w0", "w1"]
     write_jsonl(world.path / "facts.jsonl", [{**row, "id": f"a{'!' * i}"} for i, row in enumerate(facts(2))])

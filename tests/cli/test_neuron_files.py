@@ -15,9 +15,9 @@ from worlds.commands import call, document, refused
 from worlds.neuron_sets import random_set, save_random_set
 from worlds.project import Project
 
+from workbench.activations.sets import write_set
 from workbench.bricks.neuron_sets import neuron_brick
-from workbench.emergent import pth_reader
-from workbench.emergent.sets import write_set
+from workbench.neurons import pth_reader
 
 
 @pytest.fixture

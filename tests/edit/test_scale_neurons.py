@@ -9,7 +9,7 @@ from worlds.neuron_sets import random_set, save_random_set
 from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
-from workbench.emergent.sets import NeuronSet, write_set
+from workbench.activations.sets import NeuronSet, write_set
 from workbench.errors import WorkbenchError
 from workbench.run.plan import plan
 
@@ -94,7 +94,7 @@ def test_refused(project: Project, chosen: NeuronSet) -> None:
 
 
 def test_ablated_neurons_are_those_that_a_live_model_switches_off(project: Project, chosen: NeuronSet) -> None:
-    from workbench.emergent.sites import find_sites, switching_off
+    from workbench.activations.sites import find_sites, switching_off
     from workbench.models.live import compute, live_model
 
     resolved = project.resolve("steps: []\n")

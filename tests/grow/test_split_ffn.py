@@ -15,10 +15,10 @@ from worlds.mixtures import live, save_mixture, write_lines
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, tensors_of
 
-from workbench.emergent.feedforward import feed_forward_layers
-from workbench.emergent.partition import LayerPartition, Partition
-from workbench.emergent.selectors import Linear, selecting
-from workbench.emergent.sites import find_sites
+from workbench.activations.feedforward import feed_forward_layers
+from workbench.activations.partition import LayerPartition, Partition
+from workbench.activations.selectors import Linear, selecting
+from workbench.activations.sites import find_sites
 from workbench.errors import WorkbenchError
 from workbench.run.compose import compose
 

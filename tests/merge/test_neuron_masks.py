@@ -12,7 +12,7 @@ from worlds.neuron_sets import inside, random_set, save_random_set
 from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
-from workbench.emergent.sets import NeuronSet, write_set
+from workbench.activations.sets import NeuronSet, write_set
 from workbench.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import dump_step

@@ -6,15 +6,25 @@ from typing import Any
 
 import pytest
 
-from workbench.report.neurons_ablation import ablation_section
-from workbench.report.neurons_beside import beside_section
-from workbench.report.neurons_decompose import decomposition_section
-from workbench.report.neurons_facts import facts_section
-from workbench.report.neurons_functions import functions_section
+from workbench.neurons.ablation import AblationResult
+from workbench.neurons.decompose import DecompositionResult
+from workbench.neurons.functions import FunctionsResult, MergedFunctions
+from workbench.neurons.locate import KnowledgeResult
+from workbench.neurons.partition import PartitionResult
+from workbench.report.neurons import ablation_section, functions_section, merged_section
+from workbench.report.neurons_more import decomposition_section, facts_section, partition_section
+from workbench.report.tints import CHANGES
+
+TEXTS: dict[str, Any] = {"file": "x.jsonl", "digest": "d", "items": 10, "warnings": []}
 
 
-def functions(found: dict[str, int | None]) -> dict[str, Any]:
-    """A document with some neurons found for each function; None if the test has no power for it."""
+def made(cls: Any, document: dict[str, Any]) -> Any:
+    """A result of plain data, without the fields that all results have."""
+    return cls.model_validate({"version": 1, "model": "m", "digest": "d", "data": TEXTS, "settings": {}, **document})
+
+
+def functions(found: dict[str, int | None]) -> FunctionsResult:
+    """A result with some neurons found for each function; None if the test has no power for it."""
     row = {
         "best_median": 0.8,
         "best_max": 0.9,
@@ -24,25 +34,13 @@ def functions(found: dict[str, int | None]) -> dict[str, Any]:
         "prevalence": 0.5,
         "overlap": 0.4,
         "overlap_others": 0.1,
+        "chance_overlap": 0.05,
     }
-    return {
+    document = {
+        "version": 2,
         "neurons": {"0": 8, "1": 8},
         "unit": "neurons",
-        "data": {
-            "file": "x.jsonl",
-            "items": 10,
-            "tokens": 50,
-            "tasks": {name: {"train": ["a"], "heldout": ["b"]} for name in found},
-        },
-        "settings": {
-            "share": 0.05,
-            "per": "layer",
-            "score": "mean_abs",
-            "part": "prompt",
-            "skip": 1,
-            "seed": 0,
-            "resident": 0.01,
-        },
+        "data": {**TEXTS, "tokens": 50, "tasks": {name: {"train": ["a"], "heldout": ["b"]} for name in found}},
         "test": {"tasks": 12, "draws": 1000, "alpha": 0.05},
         "functions": [
             {
@@ -63,6 +61,8 @@ def functions(found: dict[str, int | None]) -> dict[str, Any]:
         "overlap": {a: dict.fromkeys(found, 0.1) for a in found},
         "residents": 1,
     }
+    result: FunctionsResult = made(FunctionsResult, document)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -87,34 +87,32 @@ def test_functions_are_claimed_by_the_test(found: dict[str, int | None], claim: 
     assert [tuple(row[5:8]) for row in section.rows] == cells
 
 
-def test_ablations_stand_beside_their_matched_control() -> None:
-    def table(dominant: list[bool], changes: list[list[float]]) -> dict[str, Any]:
-        return {
-            "dominant": dominant,
-            "dominant_rows": sum(dominant),
-            "changes": changes,
-            "coupling": 0.5,
-            "interval": [0.4, None],
-        }
+def ablation(**changed: Any) -> AblationResult:
+    """A result of two functions, of which one loses most without its own set."""
 
-    document = {
-        **table([True, False], [[2.0, 0.1], [3.0, 1.0]]),
-        "functions": ["math", "code"],
+    def table(dominant: list[bool], changes: list[list[float]], **more: Any) -> dict[str, Any]:
+        known = {"low": [[None] * 2] * 2, "high": [[None] * 2] * 2, "dominance": [1, 1], "couplings": [0.5, 0.5], "coupling": 0.5}
+        known |= {"functions": ["math", "code"], "dominant": dominant, "dominant_rows": sum(dominant), "interval": [0.4, None]}
+        return {**known, "changes": changes, **more}
+
+    controls = {
+        "matched": table([False, False], [[0.1, 0.2], [0.3, 0.2]], kind="matched", exceeds=[0.99, 0.5]),
+        "random": table([True, False], [[0.4, 0.3], [0.4, 0.3]], kind="random", exceeds=[1.0, 1.0]),
+    }
+    rest = {
         "share": 0.05,
         "items": 12,
         "overlap": {"mean": 0.01, "chance": 0.05},
-        "controls": {
-            "matched": {**table([False, False], [[0.1, 0.2], [0.3, 0.2]]), "exceeds": [0.99, 0.5]},
-            "random": {**table([True, False], [[0.4, 0.3], [0.4, 0.3]]), "exceeds": [1.0, 1.0]},
-        },
+        "controls": controls,
+        "base_perplexity": [9, 9],
     }
-    ranged = ablation_section({**document, "between": {**table([True, True], [[1.5, 0.0], [0.2, 0.9]]), "range": [-2.5, 2.5]}})
-    assert ranged.lead[2] == (
-        "Switched off only while its activation lies between −2.5 and 2.5 standard deviations from its mean on the function's own texts, a set "
-        "changes the perplexity of its own function by 120 % (everywhere: 150 %) and that of other functions by 10 % (everywhere: 155 %), as medians."
-    )
-    assert [matrix.title for matrix in ranged.tables][1] == "The functions' sets, within the range"
-    section = ablation_section(document)
+    document = {**table([True, False], [[2.0, 0.1], [3.0, 1.0]]), **rest, "clusters": [2, 2], "warnings": [], **changed}
+    result: AblationResult = made(AblationResult, document)
+    return result
+
+
+def test_ablations_stand_beside_their_matched_control() -> None:
+    section = ablation_section(ablation())
     assert section.lead[1] == (
         "1 of 2 sets harm their own function most; not so those of code. Of random neurons with the same mean activation, 0 of 2 do."
     )
@@ -125,12 +123,31 @@ def test_ablations_stand_beside_their_matched_control() -> None:
     assert [name for name, _ in random.rows] == ["all functions"]  # one set is the control of both
 
 
-def facts(**changed: Any) -> dict[str, Any]:
-    """A document of two facts, whose neurons are proved when they are suppressed."""
+def test_damage_whose_interval_includes_zero_is_gray() -> None:
+    changes = [[1.5, 0.3], [0.004, -0.2]]
+    tested = ablation_section(
+        ablation(changes=changes, low=[[1.0, -0.1], [0.001, -0.3]], high=[[2.0, 0.7], [0.008, None]])
+    ).tables[0]
+    assert [[c.kind for c in cells] for _, cells in tested.rows] == [["up", "null"], ["null", "null"]]
+    assert tested.neutral == "the 95 % interval includes 0, or the change is below 1 %"
+    assert tested.rows[0][1][0].tint == CHANGES.tint(150.0)
+
+
+def facts(**changed: Any) -> KnowledgeResult:
+    """A result of two facts, whose neurons are proved when they are suppressed."""
     change = {"own": -0.5, "random": -0.02, "others": 0.01, "drawn": [-0.02]}
-    fact = {"prompt": "A is", "answer": " b", "probability": 0.25, "error": 0.01, "changes": {"suppressed": change}}
+    fact = {
+        "fact": "f",
+        "layers": {},
+        "set": None,
+        "prompt": "A is",
+        "answer": " b",
+        "probability": 0.25,
+        "error": 0.01,
+        "changes": {"suppressed": change},
+    }
     mean = {"own": -0.5, "random": -0.02, "others": 0.01, "facts": 1, "difference": -0.48, "low": None, "high": None, "beyond": 1}
-    return {
+    document = {
         "facts": [
             {**fact, "neurons": [{"layer": 0, "neuron": 7, "score": 0.1}] * 4},
             {**fact, "neurons": [], "changes": {}, "error": changed.get("error", 0.0)},
@@ -143,10 +160,11 @@ def facts(**changed: Any) -> dict[str, Any]:
         "layers": {"0": {"attribution": 0.75, "trace": None}, "1": {"attribution": 0.25, "trace": None}},
         "agreement": {"last": None, "subject": None},
         "note": "not traced: x.jsonl:1 has no subject",
-        "settings": {"answer": "own", "at": "last", "steps": 20, "threshold": 0.2, "share": 0.7, "draws": 1, "seed": 0},
-        "data": {"file": "x.jsonl"},
+        "settings": {"answer": "own"},
         **changed,
     }
+    result: KnowledgeResult = made(KnowledgeResult, document)
+    return result
 
 
 def test_facts_stand_beside_random_neurons_and_the_sums() -> None:
@@ -156,7 +174,7 @@ def test_facts_stand_beside_random_neurons_and_the_sums() -> None:
         "difference of −48.0 points over 1 fact. For 1 of them, the change exceeds that of every random draw; it changes the answers of other "
         "facts by +1.0 %."
     )
-    assert section.lead[2] == "The attributions of every fact add up to the change of probability within 2 %."
+    assert section.lead[2] == "The attributions of 2 of 2 facts add up to the change of probability within 2 %."
     assert "not traced: x.jsonl:1 has no subject" in section.lead[3]
     assert [row[3] for row in section.rows] == ["4: 0.7, 0.7, 0.7, …", "0"]
     assert [row[4:7] for row in section.rows] == [["−50 %", "−2 %", "+1 %"], ["–", "–", "–"]]
@@ -167,17 +185,16 @@ def test_facts_stand_beside_random_neurons_and_the_sums() -> None:
     assert len(shown.charts) == 3
 
 
-def test_sums_that_miss_the_jump_are_stated() -> None:
-    """A norm behind the branch is named as the cause only where there is one."""
-    lead = facts_section(facts(error=0.9, undone=True)).lead[2]
-    assert lead.startswith(
-        "The attributions of 1 of 2 facts do not add up to the change of probability (largest error 90 %): a norm behind"
-    )
-    assert "more steps than 20" in facts_section(facts(error=0.9)).lead[2]
-
-
 def test_a_decomposition_names_the_nearest_bricks_and_conflicts() -> None:
-    curve = {"shares": [0.5, 1.0], "quality": [0.9, 1.0], "least_share": 0.5, "area": 0.7}
+    curve = {
+        "shares": [0.5, 1.0],
+        "scores": [1, 2],
+        "floor": 0,
+        "kept": 0.9,
+        "quality": [0.9, 1.0],
+        "least_share": 0.5,
+        "area": 0.7,
+    }
     part = {
         "origin": "customized",
         "unit": "bricks",
@@ -186,6 +203,7 @@ def test_a_decomposition_names_the_nearest_bricks_and_conflicts() -> None:
         "scored": "response",
         "coupling": 0.25,
         "interval": [0.1, 0.5],
+        "dominant_rows": 2,
         "changes": [[2.0, 0.5], [0.1, 1.0]],
         "functions": [{"function": "a", "coupling": 0.25, "curve": curve}, {"function": "b", "coupling": None, "curve": None}],
         "curve": curve,
@@ -194,10 +212,15 @@ def test_a_decomposition_names_the_nearest_bricks_and_conflicts() -> None:
     cosines = {
         "names": ["a", "b", "c"],
         "weight": [[1.0, 0.12, 0.0], [0.12, 1.0, None], [0.0, None, 1.0]],
-        "function": {"tokens": 64, "mean": [[1.0, 0.54, -0.3], [0.54, 1.0, None], [-0.3, None, 1.0]]},
+        "function": {
+            "names": ["a", "b", "c"],
+            "layers": [],
+            "tokens": 64,
+            "mean": [[1.0, 0.54, -0.3], [0.54, 1.0, None], [-0.3, None, 1.0]],
+        },
     }
-    document = {"decompositions": [part], "cosines": cosines, "settings": {"kept": 0.9}}
-    section = decomposition_section(document)
+    document = {"decompositions": [part], "cosines": cosines}
+    section = decomposition_section(made(DecompositionResult, document))
     assert section.lead[1] == (
         "The nearest bricks in function space are a and b (cosine 0.54, in weight space 0.12); against each other work a and c (−0.30)."
     )
@@ -209,7 +232,7 @@ def test_a_decomposition_names_the_nearest_bricks_and_conflicts() -> None:
     ]
     assert [cell.text for cell in section.tables[1].rows[1][1]] == ["0.12", "1.00", "–"]
     assert section.details[1].endswith("no better than its base on texts of 'b'.")
-    plain = decomposition_section({**document, "decompositions": [], "cosines": {**cosines, "function": None}})
+    plain = decomposition_section(made(DecompositionResult, {"decompositions": [], "cosines": {**cosines, "function": None}}))
     assert plain.lead[1] == "The nearest bricks in weight space are a and b (cosine 0.12); no two bricks work against each other."
 
 
@@ -218,7 +241,10 @@ def test_what_merging_did_is_claimed_from_the_base_s_sets() -> None:
         return {"model": model, "in_merge": kept, "in_base": 1.0, "score": score, "score_in_merge": merged, "top": score}
 
     document = {
-        "models": [{"name": name} for name in ("base", "a-very-long-brick", "mix")],
+        "models": [
+            {"name": name, "role": role, "digest": "d"}
+            for name, role in (("base", "base"), ("a-very-long-brick", "brick"), ("mix", "merge"))
+        ],
         "functions": [
             {
                 "function": "math",
@@ -230,9 +256,8 @@ def test_what_merging_did_is_claimed_from_the_base_s_sets() -> None:
             },
         ],
         "settings": {"share": 0.05},
-        "data": {"file": "x.jsonl"},
     }
-    section = beside_section(document)
+    section = merged_section(made(MergedFunctions, document))
     assert section.lead[1] == (
         "On average 60 % of a set of the base and 60 % of a set of a brick are in the merge's set too; least of the base for math (40 %). The "
         "sets of math score lower than in the base by more than 0.05."
@@ -240,3 +265,57 @@ def test_what_merging_did_is_claimed_from_the_base_s_sets() -> None:
     assert section.rows[0] == ["math", "0.50 → 0.30", "0.60 → 0.40", "0.40"]
     assert "a-very-…" in str(section.charts[0].drawing)
     assert [[cell.text for cell in cells] for _, cells in section.tables[0].rows] == [["0.40", "0.50"], ["0.80", "0.70"]]
+
+
+def point(used: float, captured: float, rise: float, half: float | None = 0.1) -> dict[str, Any]:
+    ends = {"low": None, "high": None} if half is None else {"low": rise - half, "high": rise + half}
+    return {"experts": int(used / 25), "used": used, "captured": captured, "loss": 3 + rise, "rise": rise, **ends}
+
+
+def partition(**changed: Any) -> PartitionResult:
+    document = {
+        "partition": "d",
+        "experts": 4,
+        "sizes": {"0": 12, "1": 12},
+        "shared": {"0": 1, "1": 2},
+        "difference": 3e-7,
+        "loss": 3.0,
+        "data": {**TEXTS, "items": 1},
+        "settings": {"method": "cmoe"},
+        "curves": [
+            {"selector": "oracle", "points": [point(75, 0.9, 0.05), point(50, 0.7, 0.5)]},
+            {"selector": "ridge", "points": [point(75, 0.8, 0.2), point(50, 0.6, 1.0)]},
+            {"selector": "centroid", "points": [point(75, 0.85, 0.3), point(50, 0.6, 0.75, None)]},
+        ],
+        **changed,
+    }
+    result: PartitionResult = made(PartitionResult, document)
+    return result
+
+
+def test_selectors_stand_beside_the_oracle() -> None:
+    section = partition_section(partition())
+    assert section.lead[0] == (
+        "The neurons of every layer are divided into 4 experts of 12 neurons, as CMoE does (arXiv 2502.04416); 1 to 2 of the experts "
+        "serve every token."
+    )
+    assert "at most 3e-07 of a layer's largest output" in section.lead[1]
+    assert section.lead[2].startswith(
+        "With 50 % of the neurons, the loss rises by 0.75 nats per token with the best selector (centroid), and by 0.50"
+    )
+    assert section.rows == [
+        ["oracle", "90 %, 0.05 [−0.05, 0.15]", "70 %, 0.50 [0.40, 0.60]"],
+        ["ridge", "80 %, 0.20 [0.10, 0.30]", "60 %, 1.00 [0.90, 1.10]"],
+        ["centroid", "85 %, 0.30 [0.20, 0.40]", "60 %, 0.75"],
+    ]
+    assert len(section.charts) == 2
+    assert "1 held-out text." in section.details[0]
+
+
+def test_one_selector_and_one_share() -> None:
+    section = partition_section(
+        partition(curves=[{"selector": "oracle", "points": [point(75, 0.9, 0.05)]}], shared={"0": 0, "1": 0})
+    )
+    assert len(section.lead) == 2
+    assert "; 0 of the experts serve every token." in section.lead[0]
+    assert section.charts == []

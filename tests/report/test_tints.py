@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from workbench.library.trace import table_of
 from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
 from workbench.report import marks, page_text
 from workbench.report.heatmap import render_heat_maps
-from workbench.report.neurons_ablation import ablation_section
-from workbench.report.neurons_functions import _chance
+from workbench.report.neurons import random_overlap
 from workbench.report.reading import view_of
 from workbench.report.tints import CHANGES, DARKEST, DIFFERENCE, PALEST, SCALES
 from workbench.report.tracemap import render_trace
@@ -115,36 +113,10 @@ def test_bands_hold_95_percent_of_unrelated_deltas() -> None:
 
 
 def test_the_overlap_of_random_sets_of_neurons() -> None:
-    document = {"settings": {"share": 0.05, "per": "layer"}, "neurons": {"0": 400, "1": 600}}
     sizes = [(20, 400), (30, 600)]
     spread = sum(stats.hypergeom(n, k, k).var() for k, n in sizes) ** 0.5
     mean = sum(stats.hypergeom(n, k, k).mean() for k, n in sizes)
-    assert _chance(document) == (0.0, pytest.approx((mean + 1.96 * spread) / 50))
-    assert _chance({**document, "settings": {"share": 0.05, "per": "model"}})[1] == pytest.approx(
-        (stats.hypergeom(1000, 50, 50).mean() + 1.96 * stats.hypergeom(1000, 50, 50).std()) / 50
-    )
-
-
-def test_damage_whose_interval_includes_zero_is_gray() -> None:
-    def table(**more: Any) -> dict[str, Any]:
-        changes = [[1.5, 0.3], [0.004, -0.2]]
-        return {"changes": changes, "dominant_rows": 1, "coupling": 0.1, "interval": [0.0, 1.0], **more}
-
-    intervals = {"low": [[1.0, -0.1], [0.001, -0.3]], "high": [[2.0, 0.7], [0.008, None]]}
-    document = {
-        "functions": ["a", "b"],
-        "controls": {"random": table()},
-        "share": 0.01,
-        "items": 4,
-        "dominant": [True, True],
-        "overlap": {"mean": 0.1, "chance": 0.1},
-        **table(**intervals),
-    }
-    tested, control = ablation_section(document).tables
-    assert [[c.kind for c in cells] for _, cells in tested.rows] == [["up", "null"], ["null", "null"]]
-    assert tested.neutral == "the 95 % interval includes 0, or the change is below 1 %"
-    assert [[c.kind for c in cells] for _, cells in control.rows] == [["up", "up"], ["null", "down"]], "without intervals"
-    assert tested.rows[0][1][0].tint == control.rows[0][1][0].tint == CHANGES.tint(150.0)
+    assert random_overlap(0.05, [400, 600]) == (0.0, pytest.approx((mean + 1.96 * spread) / 50))
 
 
 def test_recovered_shares_that_may_be_zero_are_gray(tmp_path: Path) -> None:

@@ -159,7 +159,6 @@ def call_analyses(project: Project, document: Callable[..., Any]) -> None:
     for kind in ("functions", "sparsity", "ablate", "all"):
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
     document("analyze partition", "base", "--data", "labelled.jsonl", "--experts", 4, "--method", "cmoe", "--shared", 1)
-    document("analyze ablate", "base", "--data", "labelled.jsonl", "--between=-1,1")
     document("analyze functions", "recipes/mix.yaml", "--data", "labelled.jsonl", "--beside")
     document("analyze decompose", "recipes/mix.yaml")
     (project.path / "skills.jsonl").write_text(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.activations.places import neuron_axes, unit_counts
+from workbench.activations.sets import NeuronSet, write_set
 from workbench.bricks.brick import checkpoint_digest
-from workbench.emergent.places import neuron_axes, unit_counts
-from workbench.emergent.sets import NeuronSet, write_set
 from workbench.models.layout import Model
 from workbench.weights.checkpoint import Checkpoint
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from workbench.emergent.labelled import Item, ItemRow
+from workbench.activations.labelled import Item, ItemRow
 
 CLASSES = ("red", "green", "blue")
 VOCABULARY, WIDTH, UNITS, LAYERS = 24, 64, 32, 2

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.emergent.labelled import ItemRow
-from workbench.emergent.losses import losses
+from workbench.activations.labelled import ItemRow
+from workbench.activations.losses import losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from workbench import jsondoc
+from workbench.activations.sets import RECORD as NEURONS
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.dense import UpdatedSource
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -13,7 +14,6 @@ from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
 from workbench.bricks.card import read_card
 from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
-from workbench.emergent.sets import RECORD as NEURONS
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.files import json_digest
 from workbench.lazy import torch

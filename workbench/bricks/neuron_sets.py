@@ -6,15 +6,58 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.activations.places import set_masks
+from workbench.activations.sets import RECORD, NeuronSet, read_set, write_set
 from workbench.bricks.card import Axes, BaseRecord, BrickCard, axes_of, read_card, write_card
 from workbench.bricks.hub import CARD
-from workbench.emergent.places import set_masks
-from workbench.emergent.sets import RECORD, NeuronSet, read_set, write_set
 from workbench.errors import GateFailedError, WorkbenchError
 from workbench.models.layout import Model
 from workbench.results import Number, Part
 
 MADE_BY = "workbench analyze functions"
+BEST = 3
+"""Number of neurons with the best scores that a layer shows."""
+
+
+class BestNeuron(Part):
+    """A neuron with a high score."""
+
+    neuron: int
+    """Index of the neuron in its layer."""
+    score: Number
+    """Its score."""
+
+
+class LayerNeurons(Part):
+    """The neurons of a set in one layer."""
+
+    size: int
+    """Number of neurons of the set."""
+    of: int
+    """Number of neurons of the layer."""
+    best: list[BestNeuron]
+    """Neurons with the highest scores; empty if the set has no scores."""
+
+
+class ShownNeurons(Part):
+    """A set of neurons."""
+
+    name: str
+    """Name of the set."""
+    kind: str
+    """neurons or experts."""
+    size: int
+    """Number of neurons."""
+    share: Number
+    """Share of the model's neurons that are in the set."""
+    base: str | None
+    """Digest of the model that the set was chosen on."""
+    digest: str
+    """Digest of the set."""
+    layers: dict[str, LayerNeurons]
+    """Layer -> the set's neurons."""
+    evidence: dict[str, Any]
+    """How the set was chosen and what it does."""
 
 
 def write_neuron_brick(
@@ -72,7 +115,7 @@ def neuron_axes_of(neurons: NeuronSet, card: BrickCard | None) -> dict[str, str]
     return axes_of("neurons", card.axes if card else Axes(), experts=neurons.kind == "experts")
 
 
-def fits(neurons: NeuronSet, card: BrickCard | None, base: Model, digest: str | None, label: str) -> int:
+def check_base(neurons: NeuronSet, card: BrickCard | None, base: Model, digest: str | None, label: str) -> int:
     """Check a set against a base, and return the number of tensors with rows or columns of its neurons.
 
     Args:
@@ -89,49 +132,15 @@ def fits(neurons: NeuronSet, card: BrickCard | None, base: Model, digest: str | 
     return sum(not mask.empty for mask in masks.values())
 
 
-class BestNeuron(Part):
-    """A neuron with a high score."""
-
-    neuron: int
-    """Index of the neuron in its layer."""
-    score: Number
-    """Its score."""
-
-
-class LayerNeurons(Part):
-    """The neurons of a set in one layer."""
-
-    size: int
-    """Number of neurons of the set."""
-    of: int
-    """Number of neurons of the layer."""
-    best: list[BestNeuron]
-    """Neurons with the highest scores; empty if the set has no scores."""
-
-
-class ShownNeurons(Part):
-    """A set of neurons."""
-
-    name: str
-    """Name of the set."""
-    kind: str
-    """neurons or experts."""
-    size: int
-    """Number of neurons."""
-    share: Number
-    """Share of the model's neurons that are in the set."""
-    base: str | None
-    """Digest of the model that the set was chosen on."""
-    digest: str
-    """Digest of the set."""
-    layers: dict[str, LayerNeurons]
-    """Layer -> the set's neurons."""
-    evidence: dict[str, Any]
-    """How the set was chosen and what it does."""
-
-
-def shown(neurons: NeuronSet) -> ShownNeurons:
-    """Return the sizes, shares and best scores of a set by layer."""
+def shown_neurons(neurons: NeuronSet) -> ShownNeurons:
+    """Return a set with its sizes, shares and the three best scores by layer."""
+    layers = {}
+    for layer, index in sorted(neurons.indices.items()):
+        best = []
+        if (scores := neurons.scores.get(layer)) is not None:
+            top = scores.topk(min(BEST, len(scores)))
+            best = [BestNeuron(neuron=int(index[i]), score=float(s)) for i, s in zip(top.indices, top.values, strict=True)]
+        layers[str(layer)] = LayerNeurons(size=len(index), of=neurons.units[layer], best=best)
     return ShownNeurons(
         name=neurons.name,
         kind=neurons.kind,
@@ -139,22 +148,6 @@ def shown(neurons: NeuronSet) -> ShownNeurons:
         share=neurons.share,
         base=neurons.base,
         digest=neurons.digest(),
-        layers={
-            str(layer): LayerNeurons(size=len(index), of=neurons.units[layer], best=_best(neurons, layer, 3))
-            for layer, index in sorted(neurons.indices.items())
-        },
+        layers=layers,
         evidence=dict(neurons.evidence),
     )
-
-
-def _best(neurons: NeuronSet, layer: int, count: int) -> list[BestNeuron]:
-    """Return the neurons of a layer with the highest scores, best first; empty if the set has no scores."""
-    scores = neurons.scores.get(layer)
-    if scores is None:
-        return []
-    best = scores.topk(min(count, len(scores)))
-    index = neurons.indices[layer]
-    return [
-        BestNeuron(neuron=int(index[place]), score=float(score))
-        for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]

@@ -49,24 +49,15 @@ def totals(name: str, measures: Measures) -> None:
 
 def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
     """Print one metric as a table of layers by kinds of module, then its values outside the layers."""
-    shown = [
-        k
-        for k in measures.kinds
-        if any(_value(s, metric, other) is not None for (_, kind), s in measures.cells.items() if k == kind)
-    ]
+    values = {place: value for place, sums in measures.cells.items() if (value := _value(sums, metric, other)) is not None}
+    kinds = [kind for kind in measures.kinds if any(k == kind for _, k in values)]
     cells = {
-        layer: {**{kind: measures.cells.get((layer, kind)) for kind in shown}, "all": sums}
-        for layer, sums in measures.layers.items()
+        layer: {**{k: measures.cells.get((layer, k)) for k in kinds}, "all": sums} for layer, sums in measures.layers.items()
     }
-    columns = {**{kind: _short(kind) for kind in shown}, "all": "all"}
+    columns = {**{kind: _short(kind) for kind in kinds}, "all": "all"}
     title = WORDS[metric] + (f", {other}" if other else "")
     grid(title, columns, cells, lambda sums, _: _value(sums, metric, other), metric, lambda sums, _: _null(sums, metric, other))
-    ends = [
-        f"{end} {_text(metric, v)}"
-        for end in measures.ends
-        if (v := _value(measures.cells[None, end], metric, other)) is not None
-    ]
-    if ends:
+    if ends := [f"{end} {_text(metric, values[None, end])}" for end in measures.ends if (None, end) in values]:
         out.line("outside the layers: " + ", ".join(ends))
 
 
@@ -159,11 +150,9 @@ def _own(found: DeltaMeasures) -> list[str]:
 
 
 def _value(sums: DeltaSums | None, metric: str, other: str | None) -> float | None:
-    if sums is None:
-        return None
-    measured = sums.measured()
-    value: float | None = getattr(measured.others.get(other or "") if metric in MEETING else measured, metric, None)
-    return value
+    from workbench.report.tints import measured
+
+    return None if sums is None else measured(sums, metric, other if metric in MEETING else None)
 
 
 def _text(metric: str, value: float | None) -> str:

@@ -10,8 +10,9 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
+    from workbench.activations.sets import NeuronSet
     from workbench.bricks.card import BrickCard
-    from workbench.emergent.sets import NeuronSet
+    from workbench.bricks.neuron_sets import ShownNeurons
 
 
 def show_neurons(folder: Path, others: list[str], json: bool) -> None:
@@ -26,20 +27,26 @@ def show_neurons(folder: Path, others: list[str], json: bool) -> None:
         WorkbenchError: If another brick is no set of neurons of the same model.
     """
     from workbench.bricks.card import card_document
-    from workbench.bricks.neuron_sets import neuron_axes_of, neuron_brick, shown
+    from workbench.bricks.neuron_sets import neuron_axes_of, neuron_brick, shown_neurons
     from workbench.upkeep.bricks import ShownBrick
 
     neurons, card = neuron_brick(folder)
-    axes = neuron_axes_of(neurons, card)
+    axes, found = neuron_axes_of(neurons, card), shown_neurons(neurons)
     overlaps = {name: neurons.overlap(_other(neurons, name, folder)) for name in others}
     plain: dict[str, Any] = card_document(card) if card else {"name": folder.name, "kind": "neurons"}
-    document = {**plain, "axes": axes, "neurons": shown(neurons), **({"overlap": overlaps} if overlaps else {})}
-    out.result(lambda: ShownBrick.model_validate(document), lambda: _say(folder, neurons, card, axes, overlaps), json=json)
+    shown = {**plain, "axes": axes, "neurons": found, **({"overlap": overlaps} if overlaps else {})}
+    out.result(lambda: ShownBrick.model_validate(shown), lambda: _say(folder, neurons, found, card, axes, overlaps), json=json)
 
 
-def _say(folder: Path, neurons: NeuronSet, card: BrickCard | None, axes: dict[str, str], overlaps: dict[str, float]) -> None:
+def _say(
+    folder: Path,
+    neurons: NeuronSet,
+    found: ShownNeurons,
+    card: BrickCard | None,
+    axes: dict[str, str],
+    overlaps: dict[str, float],
+) -> None:
     """Print a set: size, base, axes, evidence, overlaps, and its best neurons by layer."""
-    from workbench.bricks.neuron_sets import shown
 
     out.line(f"{folder.name}: set of {neurons.kind}" + (f", {card.skill}" if card and card.skill else ""))
     out.line(
@@ -62,7 +69,7 @@ def _say(folder: Path, neurons: NeuronSet, card: BrickCard | None, axes: dict[st
             f"{100 * row.size / row.of:.3g} %",
             ", ".join(f"{best.neuron} ({best.score:.3g})" for best in row.best),
         ]
-        for layer, row in shown(neurons).layers.items()
+        for layer, row in found.layers.items()
     ]
     out.table(["layer", neurons.kind, "share", "highest scores"], rows, right=(1, 2))
 
@@ -79,7 +86,7 @@ def verify_neurons(folder: Path, base: str | None) -> None:
     """
     from workbench.bricks.brick import checkpoint_digest
     from workbench.bricks.locate import resolve_base
-    from workbench.bricks.neuron_sets import fits, neuron_brick
+    from workbench.bricks.neuron_sets import check_base, neuron_brick
     from workbench.models.layout import Model
     from workbench.project import cache_of
 
@@ -92,7 +99,7 @@ def verify_neurons(folder: Path, base: str | None) -> None:
     on = base or _named_base(card)
     checkpoint, _ = resolve_base(on, Path.cwd())
     digest = checkpoint_digest(checkpoint, cache_of(Path.cwd()))
-    touched = fits(neurons, card, Model(checkpoint, checkpoint.config), digest, folder.name)
+    touched = check_base(neurons, card, Model(checkpoint, checkpoint.config), digest, folder.name)
     recorded = " as on its card" if card and card.digest else ", no digest on its card"
     out.line(
         f"{folder.name}: {neurons.size:,} {neurons.kind} with parts of {touched} tensors fit {on}, "

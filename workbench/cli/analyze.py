@@ -1,23 +1,382 @@
-"""Commands `analyze functions|…`: where a model's abilities sit. A command is one module in `analyses/` and one line here."""
+"""Commands `analyze functions|…`: where a model's abilities sit."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Literal
+
 import typer
 
+from workbench.cli._analyses import finish, labelled_texts, numbers, open_subject, results_folder, say, write_page
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
+from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
-from workbench.cli.analyses import ablate, decompose, everything, files, functions, locate, partition, sparsity
+from workbench.errors import UsageError
 
+ModelArg = Annotated[
+    str,
+    typer.Argument(
+        help="Recipe (its result is analyzed), model directory or hub id.", metavar="RECIPE_OR_MODEL", show_default=False
+    ),
+]
+DataOpt = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help='JSONL file of labelled texts: {"prompt":, "function":}, and optionally "response", "task", "split".',
+        show_default=False,
+    ),
+]
+OutOpt = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Directory of the results; default: runs/neurons/MODEL.", show_default=False)
+]
+ItemsOpt = Annotated[int, typer.Option("--items", min=1, help="Held-out texts of each task whose loss is measured.")]
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Find the neurons that serve a function, prove it by switching them off, and save them as bricks.",
 )
-app.command("functions")(reads_recipes(functions.functions))
-app.command("sparsity")(reads_recipes(sparsity.sparsity))
-app.command("ablate")(reads_recipes(ablate.ablate))
-app.command("partition")(reads_recipes(partition.partition))
-app.command("locate")(reads_recipes(locate.locate))
-app.command("decompose")(reads_recipes(decompose.decompose))
-app.command("import")(files.import_)
-app.command("export")(files.export)
-app.command("all")(reads_recipes(everything.everything))
+
+
+@app.command("functions")
+@reads_recipes
+def functions(
+    model: ModelArg,
+    data: DataOpt,
+    to: OutOpt = None,
+    share: Annotated[float, typer.Option("--share", min=0.0001, max=1, help="Share of every layer in a function's set.")] = 0.05,
+    part: Annotated[
+        Literal["prompt", "whole"],
+        typer.Option("--part", help="Tokens that count: those of the `prompt`, or of the `whole` text."),
+    ] = "prompt",
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside", help="Also analyze the base and each brick alone: which sets survive a merge. One more pass each."
+        ),
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the test's draws.")] = 0,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Score every neuron for every function (FuncScore), and test which neurons serve one.
+
+    Sets are chosen on some tasks of a function and judged on others; the test takes all tasks. Writes scores, tables and one set of neurons per
+    function.
+    """
+    from workbench.api.naming import open_named
+    from workbench.models.identity import pick_device
+    from workbench.neurons.functions import FunctionSettings, analyze_functions
+    from workbench.neurons.merged_functions import RECORD, check_merge, compare_functions
+    from workbench.neurons.subject import open_neurons
+
+    out.quiet = json or quiet
+    texts = labelled_texts(data)
+    opened = open_named(model, out.event)
+    if beside:
+        check_merge(opened)
+    subject = open_neurons(opened, pick_device(device), out.event)
+    analysis = analyze_functions(subject, texts, FunctionSettings(share=share, part=part, chat=chat, seed=seed))
+    place, result = results_folder(to, subject.name), analysis.result
+    analysis.write(place)
+    if beside:
+        del subject
+        compared = compare_functions(opened, analysis, texts, device=pick_device(device), events=out.event)
+        compared.write(place / RECORD)
+        result = result.model_copy(update={"beside": compared})
+    finish(result, place, json, *([result.beside] if result.beside else []))
+
+
+@app.command("sparsity")
+@reads_recipes
+def sparsity(
+    model: ModelArg,
+    data: DataOpt,
+    to: OutOpt = None,
+    percents: Annotated[
+        str,
+        typer.Option("--mask", metavar="PERCENTS", help="Shares of the neurons of every token and layer to mask, in percent."),
+    ] = "0,30,50,60,70,80,90",
+    items: ItemsOpt = 5,
+    scored: Annotated[
+        Literal["whole", "response"],
+        typer.Option("--scored", help="Tokens whose loss counts: of the `whole` text or the `response`."),
+    ] = "whole",
+    cett: Annotated[float, typer.Option("--cett", min=0, max=1, help="Truncation error that no layer may exceed.")] = 0.2,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Measure how many neurons a token uses, and what masking the least active ones costs.
+
+    Compares two indicators: the activation, and the norm of what a neuron adds to the output.
+    """
+    from workbench.neurons.masking import SparsitySettings, analyze_sparsity
+
+    out.quiet = json or quiet
+    settings = SparsitySettings(percents=numbers("--mask", percents), items=items, scored=scored, cett=cett)
+    texts = labelled_texts(data)
+    result = analyze_sparsity(open_subject(model, device), texts, settings)
+    place = results_folder(to, result.model)
+    result.save(place)
+    finish(result, place, json)
+
+
+@app.command("ablate")
+@reads_recipes
+def ablate(
+    model: ModelArg,
+    data: DataOpt,
+    to: OutOpt = None,
+    items: ItemsOpt = 10,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random sets, and sets matched by activation.")] = 1,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Switch off each function's neurons, and measure what every function loses on texts that did not choose them.
+
+    Takes the sets that `analyze functions` has written, and compares them with sets of equal size: random, and random with the same mean
+    activation.
+    """
+    from workbench.neurons.ablation import AblationSettings, analyze_ablation, read_sets
+
+    out.quiet = json or quiet
+    texts = labelled_texts(data)
+    subject = open_subject(model, device)
+    place = results_folder(to, subject.name)
+    result = analyze_ablation(subject, texts, read_sets(place, subject), AblationSettings(items=items, draws=draws))
+    result.save(place)
+    finish(result, place, json)
+
+
+@app.command("partition")
+@reads_recipes
+def partition(
+    model: ModelArg,
+    data: DataOpt,
+    to: OutOpt = None,
+    method: Annotated[
+        Literal["random", "kmeans", "coactivation", "cmoe"],
+        typer.Option(
+            "--method",
+            help="How neurons are divided: at `random`; `kmeans`, by their gate's weights; `coactivation`, by the tokens on which they are "
+            "active; or as CMoE does (`cmoe`).",
+        ),
+    ] = "kmeans",
+    experts: Annotated[int, typer.Option("--experts", min=2, help="Experts of a layer, shared ones included.")] = 16,
+    shared: Annotated[
+        int | None,
+        typer.Option("--shared", min=0, help="Experts that serve every token; default: the method's choice.", show_default=False),
+    ] = None,
+    used: Annotated[
+        str, typer.Option("--used", metavar="PERCENTS", help="Shares of the experts that serve a token, in percent.")
+    ] = "75,50,25",
+    items: ItemsOpt = 2,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Tokens in the sample that divides the neurons and fits the selectors.")
+    ] = 2048,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the samples and of the partition.")] = 0,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Divide the neurons of every layer into experts of equal size, and measure the loss when a token uses some of them.
+
+    Prints, for each way of choosing a token's experts, how much the loss rises, and how far all experts together are from the dense layer.
+    Writes the partition, which `grow: split_ffn` turns into a mixture of experts.
+    """
+    from workbench.neurons.partition import PartitionSettings, analyze_partition
+
+    out.quiet = json or quiet
+    settings = PartitionSettings(
+        method=method, experts=experts, shared=shared, used=numbers("--used", used), items=items, tokens=tokens, seed=seed
+    )
+    settings.counts()  # finds bad shares before the model is loaded
+    texts = labelled_texts(data)
+    analysis = analyze_partition(open_subject(model, device), texts, settings)
+    place = results_folder(to, analysis.result.model)
+    analysis.write(place)
+    finish(analysis.result, place, json)
+
+
+@app.command("locate")
+@reads_recipes
+def locate(
+    model: ModelArg,
+    facts: Annotated[Path, typer.Option("--facts", help="JSONL or YAML file of facts.", show_default=False)],
+    to: OutOpt = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Locate only the first N facts.")] = 10,
+    answer: Annotated[
+        Literal["own", "target", "target_true"],
+        typer.Option(
+            "--answer", help="Answer to attribute: the model's `own` next token, the fact's `target`, or its `target_true`."
+        ),
+    ] = "own",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the integral.")] = 20,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", min=0, max=1, help="A wording keeps neurons above this share of its largest attribution."),
+    ] = 0.2,
+    share: Annotated[
+        float, typer.Option("--share", min=0.0001, max=1, help="Share of a fact's wordings that must keep a neuron.")
+    ] = 0.7,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random sets that each fact's neurons are compared with.")] = 3,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Find the neurons that carry facts, and prove it by suppressing and amplifying them.
+
+    Attributes the answer's probability to neurons by integrated gradients (Dai et al. 2022). Compares them with random neurons of the
+    same layers and with `edit trace`. Writes one set of neurons per fact, and one of all facts.
+    """
+    from workbench.api.naming import open_named
+    from workbench.models.identity import pick_device
+    from workbench.neurons.fact_neurons import LocateSettings
+    from workbench.neurons.locate import analyze_facts
+
+    out.quiet = json or quiet
+    settings = LocateSettings(answer=answer, steps=steps, threshold=threshold, share=share, draws=draws, count=count)
+    opened = open_named(model, out.event)
+    report = analyze_facts(opened, facts, str(facts), settings, device=pick_device(device), events=out.event)
+    for warning in report.result.data.warnings:
+        out.warn(warning)
+    place = results_folder(to, report.result.model)
+    report.write(place)
+    finish(report.result, place, json)
+
+
+@app.command("decompose")
+@reads_recipes
+def decompose(
+    model: ModelArg,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="JSONL file of labelled texts whose function is the name of a brick, or a function on its card; "
+            "without it, only weights are compared.",
+            show_default=False,
+        ),
+    ] = None,
+    to: OutOpt = None,
+    keep: Annotated[float, typer.Option("--keep", min=0.01, max=1, help="Share of the score to keep.")] = 0.9,
+    items: ItemsOpt = 10,
+    scored: Annotated[
+        Literal["whole", "response"] | None,
+        typer.Option(
+            "--scored",
+            help="Tokens whose loss counts: of the `whole` text or the `response`; default: responses, if all texts have one.",
+        ),
+    ] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Measure how sparse, coupled and redundant bricks are: those of a recipe, and the model's own sets of neurons.
+
+    Leaves each brick of the recipe out once, keeps the most important ones, and compares bricks in weight and in function space. The
+    numbers of neurons are those of `analyze ablate` and `analyze sparsity` in the same directory.
+    """
+    from workbench.api.naming import open_named
+    from workbench.models.identity import pick_device
+    from workbench.neurons.decompose import RECORD, DecomposeSettings, analyze_decomposition
+
+    out.quiet = json or quiet
+    texts = labelled_texts(data) if data else None
+    opened = open_named(model, out.event)
+    place = results_folder(to, opened.name)
+    settings = DecomposeSettings(kept=keep, items=items, scored=scored)
+    result = analyze_decomposition(opened, texts, place, settings, device=pick_device(device), events=out.event)
+    for warning in result.data.warnings if result.data else ():
+        out.warn(warning)
+    place.mkdir(parents=True, exist_ok=True)
+    result.write(place / RECORD)
+    finish(result, place, json)
+    if result.cosines and not result.cosines.function:
+        out.say("function space needs texts: --data FILE")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="File *.pth with a list over functions of lists over layers.", show_default=False)],
+    base: Annotated[str, typer.Option("--base", help="Model of the neurons: directory or hub id.", show_default=False)],
+    names: Annotated[
+        str,
+        typer.Option(
+            "--names", metavar="NAMES", help="Names of the functions, in the order of the file: en,zh,fr.", show_default=False
+        ),
+    ],
+    to: Annotated[Path, typer.Option("-o", "--out", help="Directory for the sets, one folder each.", show_default=False)],
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Read sets of neurons from a LAPE file (*.neuron.pth), as bricks of a base.
+
+    The file is opened in a process of its own with limits, in which torch runs no code of it. It does not name its model: layers and
+    numbers of neurons are compared with the base.
+    """
+    from workbench.neurons.lape_files import import_sets
+
+    out.quiet = json or quiet
+    labels = [name.strip() for name in names.split(",")]
+    if not all(labels):
+        raise UsageError(f"--names {names}: expected names separated by commas, such as en,zh,fr")
+    result = import_sets(file, str(file), base, labels, to, project=Path.cwd())
+    out.warn(f"{file} does not name its model; only layers and numbers of neurons were compared with {base}")
+
+    def text() -> None:
+        for row in result.sets:
+            out.line(f"{row.set}: {row.size:,} neurons ({100 * row.share:.3g} %) for {row.function}")
+        for name in result.empty:
+            out.line(f"{name}: no neurons, so no set")
+
+    out.result(lambda: result, text, json=json)
+
+
+@app.command("export")
+def export(
+    sets: Annotated[list[str], typer.Argument(help="Sets of neurons: directories, or names in bricks/.", show_default=False)],
+    to: Annotated[Path, typer.Option("-o", "--out", help="New file *.pth.", show_default=False)],
+    quiet: QuietOpt = False,
+) -> None:
+    """Write sets of neurons of one model as a LAPE file, which `torch.load` reads as lists of lists of LongTensor."""
+    from workbench.cli._bricks import brick_directory
+    from workbench.neurons.lape_files import export_sets
+
+    out.quiet = quiet
+    written = export_sets([brick_directory(name) for name in sets], to)
+    out.line(f"{to}: {len(written)} functions, {max(written[0].units) + 1} layers")
+    out.say(f"names:  {','.join(neurons.name for neurons in written)}")
+
+
+@app.command("all")
+@reads_recipes
+def everything(
+    model: ModelArg,
+    data: DataOpt,
+    to: OutOpt = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Run `functions`, `sparsity` and `ablate` with their defaults, and write one page."""
+    from workbench.neurons.ablation import analyze_everything
+
+    out.quiet = json or quiet
+    texts = labelled_texts(data)
+    subject = open_subject(model, device)
+    place = results_folder(to, subject.name)
+    result = analyze_everything(subject, texts, place)
+    page = write_page(place, result.functions)
+
+    def text() -> None:
+        for part in (result.functions, result.sparsity, result.ablation):
+            say(part)
+            out.line("")
+
+    out.result(lambda: result, text, json=json)
+    out.say(f"written: {page}")

@@ -11,17 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
 from workbench.bricks.card import ShownCard
-from workbench.cli.documents.analyze import (
-    AblationDocument,
-    EverythingDocument,
-    FunctionsDocument,
-    SparsityDocument,
-)
-from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.items import ItemsDocument
-from workbench.cli.documents.locate import KnowledgeDocument
-from workbench.cli.documents.neuron_files import ImportedSetsDocument
-from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.memory import MemoryFacts
@@ -32,6 +22,13 @@ from workbench.library.facts import FactsReport
 from workbench.library.route import Explanation
 from workbench.library.route_statistics import MeasuredBrick
 from workbench.library.trace import TraceTable
+from workbench.neurons.ablation import AblationResult, EverythingResult
+from workbench.neurons.decompose import DecompositionResult
+from workbench.neurons.functions import FunctionsResult
+from workbench.neurons.lape_files import ImportedSets
+from workbench.neurons.locate import KnowledgeResult
+from workbench.neurons.masking import SparsityResult
+from workbench.neurons.partition import PartitionResult
 from workbench.recipe.describe import MethodDescription
 from workbench.results import Part
 from workbench.route.deciding.checking import RouteCheck
@@ -84,14 +81,14 @@ DOCUMENTS: Mapping[str, Any] = {
     "route explain": Explanation,
     "route check": RouteCheck,
     "route measure": list[MeasuredBrick],
-    "analyze functions": FunctionsDocument,
-    "analyze sparsity": SparsityDocument,
-    "analyze ablate": AblationDocument,
-    "analyze partition": PartitionDocument,
-    "analyze locate": KnowledgeDocument,
-    "analyze decompose": DecompositionDocument,
-    "analyze import": ImportedSetsDocument,
-    "analyze all": EverythingDocument,
+    "analyze functions": FunctionsResult,
+    "analyze sparsity": SparsityResult,
+    "analyze ablate": AblationResult,
+    "analyze partition": PartitionResult,
+    "analyze locate": KnowledgeResult,
+    "analyze decompose": DecompositionResult,
+    "analyze import": ImportedSets,
+    "analyze all": EverythingResult,
     "experts": ExpertsUsed,
     "push": Pushed,
     "export write": Exported,
@@ -116,7 +113,8 @@ def schema(command: str) -> dict[str, Any]:
 def _describe(part: dict[str, Any], cls: type[BaseModel]) -> None:
     """Add the texts of a class to its part of a schema, and remove defaults, which only mark fields that can be absent."""
     for name, text in field_docs(cls).items():
-        shown = part["properties"][cls.model_fields[name].serialization_alias or name]
+        field = cls.model_fields[name]
+        shown = part["properties"][field.serialization_alias or field.alias or name]
         shown["description"] = text
         shown.pop("default", None)
         shown.pop("title", None)

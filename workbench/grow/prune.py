@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.emergent.blocks import block_influence, losses_without
+from workbench.activations.importance import block_influence, losses_without
 from workbench.errors import InvalidRecipeError
 from workbench.files import file_digest
 from workbench.grow.expansion.layers import in_order, removable, reordered

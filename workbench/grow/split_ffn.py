@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.emergent.partition import WITH_TEXTS, Division, Partition
+from workbench.activations.partition import WITH_TEXTS, Division, Partition
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import replace_layers
 from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split

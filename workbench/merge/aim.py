@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from workbench.emergent.files import read_pair
+from workbench.activations.sets import read_pair
 from workbench.errors import WorkbenchError
 from workbench.files import write_json
 from workbench.lazy import torch

@@ -10,12 +10,12 @@ from typing import Any
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.merge.measuring.delta_sums import DeltaMeasures, DeltaSums, Measures
+from workbench.merge.measuring.delta_sums import DeltaMeasures, Measures
 from workbench.report.chart import joined, svg
 from workbench.report.files import with_tables
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import filled
-from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, null_reason
+from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, measured, null_reason
 from workbench.tables import Table
 
 HEIGHT, GAP, TOP = 24, 2, 22
@@ -200,13 +200,7 @@ def _similarity(other: str) -> list[tuple[str, HeatMeasure]]:
 
 def _map(measures: Measures, key: str, metric: HeatMeasure, other: str | None = None) -> Map:
     """Return the heat map of one measure; `other` is the brick that it compares with."""
-
-    def value_of(sums: DeltaSums) -> float | None:
-        measured = sums.measured()
-        found: float | None = getattr(measured.others.get(other) if other else measured, key, None)
-        return found
-
-    values = {place: v for place, sums in measures.cells.items() if (v := value_of(sums)) is not None}
+    values = {place: v for place, sums in measures.cells.items() if (v := measured(sums, key, other)) is not None}
     null = {place: reason for place in values if (reason := null_reason(measures.cells[place], key, values[place], other))}
     kinds = [kind for kind in measures.kinds if any(k == kind and layer is not None for layer, k in values)]
     layers = [layer for layer in measures.layers if layer is not None]

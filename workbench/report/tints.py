@@ -104,6 +104,13 @@ def inside(value: float, band: tuple[float, float] | None) -> bool:
     return band is not None and band[0] <= value <= band[1]
 
 
+def measured(sums: DeltaSums, key: str, other: str | None = None) -> float | None:
+    """Return a measure of a brick, or of its similarity to another brick; None if it is undefined."""
+    found = sums.measured()
+    value: float | None = getattr(found.others.get(other) if other else found, key, None)
+    return value
+
+
 def null_reason(sums: DeltaSums, key: str, value: float, other: str | None = None) -> str | None:
     """Return the reason why a measure of a brick says nothing, or None.
 

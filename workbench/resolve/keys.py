@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from workbench.activations.sets import NeuronSet
 from workbench.bricks.brick import Brick, BrickSource
-from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.identity import WatchedFiles
 from workbench.models.identity import template_digest, tokens_digest

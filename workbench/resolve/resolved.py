@@ -9,12 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from workbench.activations.sets import RECORD, TENSORS, NeuronSet, read_set
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, BrickSource, check_files
 from workbench.bricks.card import read_licence
 from workbench.bricks.header_folders import Download, download_of
 from workbench.bricks.locate import base_adapter, base_digest
-from workbench.emergent.sets import RECORD, TENSORS, NeuronSet, read_set
 from workbench.files import bytes_digest, json_digest
 from workbench.identity import WatchedFiles
 from workbench.lazy import torch

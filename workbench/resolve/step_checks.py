@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from workbench.activations.places import set_masks
+from workbench.activations.sets import RECORD, NeuronSet
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.locate import kinds_of
-from workbench.emergent.places import set_masks
-from workbench.emergent.sets import RECORD, NeuronSet
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.findings import Findings, read_digest

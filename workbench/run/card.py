@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from workbench import yamldoc
+from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import Axes, axes_of
 from workbench.edit.places.knowledge import said_in_words
-from workbench.emergent.sets import NeuronSet
 from workbench.errors import printable
 from workbench.grow.expansion.wording import check_line, removal_line, stack_parts
 from workbench.models.skeleton import loading_class

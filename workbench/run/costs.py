@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.activations.sets import NeuronSet
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.computed import KINDS, Computed
 from workbench.adapters.read import Adapter
-from workbench.emergent.sets import NeuronSet
 from workbench.errors import size
 from workbench.merge.measuring.matrices import overlap_bytes
 from workbench.models.layout import Model

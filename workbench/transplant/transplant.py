@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.activations.labelled import ItemRow
+from workbench.activations.losses import losses
 from workbench.adapters.export import write_adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_title, write_card
 from workbench.bricks.locate import brick_name
-from workbench.emergent.labelled import ItemRow
-from workbench.emergent.losses import losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.files import check_new, new_directory, write_json

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.emergent.blocks import input_strengths
-from workbench.emergent.channels import channel_strengths, scale_ratios
-from workbench.emergent.sites import Site
+from workbench.activations.importance import channel_strengths, input_strengths, scale_ratios
+from workbench.activations.sites import Site
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import DecoderParts
 from workbench.grow.expansion.resize import Resize, StreamNorms, resize_stream, stream_norms

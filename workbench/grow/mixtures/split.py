@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from workbench.emergent.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
-from workbench.emergent.labelled import ItemRow
-from workbench.emergent.partition import Division, LayerPartition, Partition, divide
-from workbench.emergent.selectors import Linear, captured, centroids, oracle, ridges
-from workbench.emergent.sites import find_sites
+from workbench.activations.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
+from workbench.activations.labelled import ItemRow
+from workbench.activations.partition import Division, LayerPartition, Partition, divide
+from workbench.activations.selectors import Linear, captured, centroids, oracle, ridges
+from workbench.activations.sites import find_sites
 from workbench.grow.mixtures.texts import load_measured, save_measured
 from workbench.lazy import no_grad, torch
 from workbench.models.texts import TextRow

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workbench.emergent.places import set_masks
-from workbench.emergent.sets import NeuronSet
+from workbench.activations.places import set_masks
+from workbench.activations.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, MaskedDeltas, StepBricks

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.activations.places import set_masks
 from workbench.edit.scale_neurons import ScaleNeurons
-from workbench.emergent.places import set_masks
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, set_row

@@ -1,1 +1,0 @@
-"""The commands of `analyze`, one module each."""

@@ -1,0 +1,1 @@
+"""What a model's neurons do: analyses of functions, sparsity, ablations, experts, facts and bricks, one module each with its result."""

@@ -1,0 +1,206 @@
+"""Facts with their knowledge neurons, and the proof: suppressing or amplifying the neurons changes the fact, but not other facts.
+
+Changes of probability are compared with those that equally many random neurons of the same layers cause.
+
+Source: Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv 2104.08696.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workbench.activations.sets import NeuronSet, set_of
+from workbench.activations.sites import Progress, Site
+from workbench.lazy import torch
+from workbench.neurons.attribution import Answer, Attribution, FactPrompt, answer_probabilities, attribute
+from workbench.neurons.controls import random_set
+from workbench.results import Number, Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+FACTORS = {"suppressed": 0.0, "amplified": 2.0}
+
+
+class LocateSettings(Part):
+    """Settings of the attributions."""
+
+    answer: Answer = "target"
+    """Answer of a fact that is attributed."""
+    steps: int = 20
+    """Number of scales of the integral."""
+    threshold: Number = 0.2
+    """A wording keeps neurons with an attribution above this share of its largest one."""
+    share: Number = 0.7
+    """Share of the wordings that must keep a neuron."""
+    draws: int = 3
+    """Number of random sets that each fact's neurons are compared with."""
+    count: int = 10
+    """Largest number of facts, from the start of the file."""
+
+
+class ProbabilityChange(Part):
+    """Relative changes of probability when a fact's neurons are suppressed or amplified."""
+
+    own: Number
+    """Change of the fact's answer: (P after - P before) / P before."""
+    random: Number
+    """The same for equally many random neurons of the same layers, as a mean over draws."""
+    others: Number | None
+    """Change of the answers of the other facts; null if there are none."""
+    drawn: list[Number]
+    """Change of the fact's answer by each random draw."""
+
+
+@dataclass(frozen=True)
+class FactNeurons:
+    """A fact with the neurons that carry it.
+
+    Attributes:
+        fact: Id of the fact.
+        neurons: The neurons; the set is empty if no neuron is kept by enough wordings.
+        probability: Mean probability of the answer over wordings.
+        error: Largest relative error of the sums of attributions, over wordings; see `Attribution.error`.
+        layers: Layer -> its share of the positive attributions, as a mean over wordings.
+        changes: "suppressed" and "amplified" -> changes of probability; empty if the set is.
+    """
+
+    fact: str
+    neurons: NeuronSet
+    probability: float
+    error: float
+    layers: dict[int, float]
+    changes: dict[str, ProbabilityChange]
+
+
+def locate_facts(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    facts: Sequence[Sequence[FactPrompt]],
+    settings: LocateSettings | None = None,
+    *,
+    progress: Progress = lambda *_: None,
+) -> list[FactNeurons]:
+    """Find the knowledge neurons of facts, and measure what suppressing and amplifying them does.
+
+    Args:
+        model: The live model, best in float32.
+        sites: Its sites.
+        facts: Wordings of each fact; see `fact_prompts`.
+        settings: Settings.
+        progress: Progress callback; it counts facts.
+    """
+    settings = settings or LocateSettings()
+    located: list[FactNeurons] = []
+    everyone = [prompts[0] for prompts in facts]
+    before = answer_probabilities(model, sites, everyone, {})
+    for number, prompts in enumerate(facts):
+        attributions = [attribute(model, sites, prompt, steps=settings.steps) for prompt in prompts]
+        name = prompts[0].fact
+        neurons = knowledge_neurons(name, sites, attributions, threshold=settings.threshold, share=settings.share)
+        others = [i for i, prompt in enumerate(everyone) if prompt.fact != name]
+        changes = {}
+        if neurons.size:
+            rest = [everyone[i] for i in others], before[others]
+            own = prompts, answer_probabilities(model, sites, prompts, {})
+            changes = {
+                kind: _change(model, sites, neurons, own, rest, factor, settings.draws) for kind, factor in FACTORS.items()
+            }
+        clean = sum(a.clean for a in attributions) / len(attributions)
+        error = max(a.error for a in attributions)
+        located.append(FactNeurons(name, neurons, clean, error, layer_shares(sites, attributions), changes))
+        progress(number + 1, len(facts))
+    return located
+
+
+def knowledge_neurons(
+    name: str,
+    sites: Sequence[Site],
+    attributions: Sequence[Attribution],
+    *,
+    threshold: float = 0.2,
+    share: float = 0.7,
+) -> NeuronSet:
+    """Return the neurons that carry a fact in enough of its wordings.
+
+    Args:
+        name: Name of the set.
+        sites: The sites.
+        attributions: Attributions of the fact's prompt and of its paraphrases.
+        threshold: A wording keeps neurons with an attribution above this share of its largest one.
+        share: Share of the wordings that must keep a neuron; 1 intersects all of them.
+
+    Returns:
+        The set, with mean attributions as scores. It is empty if no neuron is kept often enough.
+    """
+    needed = max(1, math.ceil(share * len(attributions) - 1e-9))
+    largest = [max(float(scores.max()) for scores in a.scores) for a in attributions]
+    chosen, means = [], []
+    for number in range(len(sites)):
+        scores = torch.stack([a.scores[number] for a in attributions])
+        bars = torch.tensor([threshold * top if top > 0 else math.inf for top in largest], dtype=scores.dtype)
+        chosen.append(((scores > bars[:, None]).sum(0) >= needed).nonzero().flatten())
+        means.append(scores.mean(0))
+    evidence = {"threshold": threshold, "share": share, "wordings": len(attributions)}
+    return set_of(name, sites, chosen, means, evidence=evidence)
+
+
+def _change(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    neurons: NeuronSet,
+    of_fact: tuple[Sequence[FactPrompt], Tensor],
+    rest: tuple[Sequence[FactPrompt], Tensor],
+    factor: float,
+    draws: int,
+) -> ProbabilityChange:
+    """Measure the changes of probability that multiplying a fact's neurons causes.
+
+    Args:
+        model: The live model.
+        sites: Its sites.
+        neurons: The fact's neurons.
+        of_fact: Wordings of the fact, and the probabilities of its answer on the unchanged model.
+        rest: Wordings of other facts, and the same probabilities.
+        factor: Factor of the activations.
+        draws: Number of random sets.
+    """
+
+    def changed(units: NeuronSet, prompts: Sequence[FactPrompt], clean: Tensor) -> float:
+        after = answer_probabilities(model, sites, prompts, units.indices, factor)
+        return float(after.double().sum() / clean.double().sum()) - 1
+
+    own = changed(neurons, *of_fact)
+    generator = torch.Generator().manual_seed(0)
+    controls = [random_set(f"random {draw}", sites, neurons, generator, without=True) for draw in range(draws)]
+    drawn = [changed(control, *of_fact) for control in controls]
+    others = changed(neurons, *rest) if rest[0] else None
+    return ProbabilityChange(own=own, random=sum(drawn) / max(1, len(drawn)), others=others, drawn=drawn)
+
+
+def union_of(name: str, facts: Sequence[FactNeurons], sites: Sequence[Site]) -> NeuronSet:
+    """Return the set of the neurons that carry at least one of some facts, with their largest scores.
+
+    Args:
+        name: Name of the set.
+        facts: The facts.
+        sites: The sites.
+    """
+    scores = [torch.full((site.units,), -math.inf) for site in sites]
+    for fact in facts:
+        for number, site in enumerate(sites):
+            if (index := fact.neurons.indices.get(site.layer)) is not None:
+                own = fact.neurons.scores[site.layer].float()
+                scores[number][index] = torch.maximum(scores[number][index], own)
+    return set_of(name, sites, [(s > -math.inf).nonzero().flatten() for s in scores], scores)
+
+
+def layer_shares(sites: Sequence[Site], attributions: Sequence[Attribution]) -> dict[int, float]:
+    """Return each layer's share of the positive attributions, as a mean over wordings; 0 everywhere if none is positive."""
+    mass = torch.tensor([[float(scores.clamp_min(0).sum()) for scores in a.scores] for a in attributions], dtype=torch.float64)
+    shares = (mass / mass.sum(1, keepdim=True).clamp_min(1e-300)).mean(0)
+    return {site.layer: float(share) for site, share in zip(sites, shares, strict=True)}

@@ -1,0 +1,352 @@
+"""`analyze functions`: scores of every neuron for every function, the functions' sets, and files of both."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import AliasChoices, Field
+
+from workbench.activations.labelled import SPLITS, Labelled, Split, TextPart, folder_name
+from workbench.activations.sets import NeuronSet
+from workbench.bricks.card import BaseRecord
+from workbench.bricks.neuron_sets import write_neuron_brick
+from workbench.files import json_digest, write_text
+from workbench.lazy import torch
+from workbench.models.identity import computed_on
+from workbench.neurons.function_scores import FunctionScores, function_scores
+from workbench.neurons.scoring import item_scores
+from workbench.neurons.statistics import ALPHA, DRAWS
+from workbench.neurons.subject import Analysis, NeuronSubject, Texts
+from workbench.results import Number, Part, absent
+from workbench.tables import csv_records
+from workbench.weights.header import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD, TENSORS, SETS = "functions.json", "functions.safetensors", "sets"
+TOP_MILLE = 0.005
+"""The paper's second curve: the score that five in a thousand neurons of a layer exceed."""
+_KEY = 5  # version of the stored pass
+
+
+class FunctionSettings(Part):
+    """What the paper leaves open. The other choices are the ones that measured best."""
+
+    share: Number = 0.05
+    """Share of the neurons of each layer in a function's set."""
+    seed: int = 0
+    """Seed of the test's draws."""
+    part: TextPart = "prompt"
+    """Tokens that count: those of the prompt, or of prompt and response."""
+    chat: bool = False
+    """Whether prompts are put into the tokenizer's chat template."""
+
+
+class TaskTestRecord(Part):
+    """The test of single neurons, over the tasks of both splits."""
+
+    tasks: int
+    """Number of tasks."""
+    draws: int = DRAWS
+    """Number of assignments of tasks to functions."""
+    alpha: Number = ALPHA
+    """Probability that any neuron of the model is found for any function that it does not serve."""
+
+
+class FunctionRow(Part):
+    """Scores of all neurons for one function."""
+
+    function: str
+    """The function."""
+    best_median: Number
+    """Median over layers of the best neuron's average precision."""
+    best_max: Number
+    """Largest average precision."""
+    layers_above_08: int = Field(
+        serialization_alias="layers_above_0.8", validation_alias=AliasChoices("layers_above_0.8", "layers_above_08")
+    )
+    """Layers whose best neuron exceeds 0.8."""
+    top: Number
+    """Score that 5 in 1000 neurons of a layer exceed, mean over layers."""
+    mean: Number
+    """Mean over all neurons."""
+    prevalence: Number
+    """Share of the function's texts, the expected score of a random neuron."""
+    found: int
+    """Neurons that the test finds."""
+    largest_effect: Number
+    """Largest effect of a neuron: root of its mean activation on the function's tasks above that on other tasks, in standard deviations
+    over tasks."""
+    smallest_effect: Number | None
+    """Effect from which a neuron is found; null if the tasks are too few to find any."""
+    overlap: Number
+    """Share of the set that the held-out tasks choose too."""
+    overlap_others: Number
+    """The same with the sets that held-out tasks choose for other functions."""
+    chance_overlap: Number
+    """Overlap of random sets."""
+    confounders: dict[str, Number]
+    """Feature of the texts (length, language, template) -> its AUC for the function."""
+
+
+class LayerScore(Part):
+    """Scores of a function in one layer."""
+
+    function: str
+    """The function."""
+    layer: int
+    """The layer."""
+    best: Number
+    """Best score."""
+    top: Number
+    """Score that 5 in 1000 neurons exceed."""
+    mean: Number
+    """Mean score."""
+
+
+class ComparedModel(Part):
+    """A model that is compared with a merge."""
+
+    name: str
+    """base, the name of a brick, or the name of the merge."""
+    role: Literal["base", "brick", "merge"]
+    """base, brick (alone on the base, with weight 1) or merge."""
+    digest: str
+    """Digest of its weights and configuration."""
+
+
+class ComparedSet(Part):
+    """A function's set of neurons in one model, compared with the merge's."""
+
+    model: str
+    """The model."""
+    top: Number
+    """Held-out score that 5 in 1000 neurons of a layer exceed, mean over layers."""
+    score: Number
+    """Mean held-out score of the model's set in the model itself."""
+    score_in_merge: Number
+    """Mean held-out score of the same neurons in the merge."""
+    in_merge: Number
+    """Share of the model's set that is in the merge's set too."""
+    in_base: Number
+    """Share of the model's set that is in the base's set too."""
+
+
+class ComparedFunction(Part):
+    """The sets of one function."""
+
+    function: str
+    """The function."""
+    models: list[ComparedSet]
+    """Base, bricks and merge."""
+
+
+class ComparisonSettings(Part):
+    """Settings of the sets that are compared."""
+
+    share: Number
+    """Share of the neurons in a set, the overlap of random sets."""
+
+
+class MergedFunctions(Analysis):
+    """The functions' sets of a merge beside those of its base and of each brick alone."""
+
+    kind: str = "beside"
+    """Kind of analysis."""
+    settings: ComparisonSettings
+    """Option -> its value."""
+    models: list[ComparedModel]
+    """Base, bricks and merge."""
+    functions: list[ComparedFunction]
+    """The sets by function."""
+
+
+class FunctionsResult(Analysis):
+    """Result of `analyze functions`; the neurons' own scores are in functions.safetensors."""
+
+    version: Literal[2] = 2  # type: ignore[assignment]
+    """Version of the document."""
+    kind: str = "functions"
+    """Kind of analysis."""
+    settings: FunctionSettings
+    """Option -> its value."""
+    neurons: dict[str, int]
+    """Layer -> number of its neurons or experts."""
+    unit: str
+    """neurons or experts."""
+    test: TaskTestRecord
+    """The test of single neurons."""
+    functions: list[FunctionRow]
+    """Scores by function."""
+    layers: dict[str, list[LayerScore]]
+    """Split -> scores by function and layer."""
+    overlap: dict[str, dict[str, Number]]
+    """Function -> function -> share of the neurons that are in both sets."""
+    residents: int
+    """Neurons that are among the most active ones of their layer on every function."""
+    beside: MergedFunctions | None = absent()
+    """The sets beside those of the base and of each brick alone, with `--beside`."""
+
+
+@dataclass(frozen=True)
+class FunctionAnalysis:
+    """The functions of a model's neurons.
+
+    Attributes:
+        result: The result.
+        scores: The scores of all neurons.
+        sets: Function -> its set, chosen on the train tasks.
+        reference: Directory or hub id of the model, or the name of its recipe.
+    """
+
+    result: FunctionsResult
+    scores: FunctionScores
+    sets: dict[str, NeuronSet]
+    reference: str
+
+    def write(self, out: Path) -> None:
+        """Write functions.json, functions.safetensors, CSV tables and the functions' sets below `sets/`."""
+        out.mkdir(parents=True, exist_ok=True)
+        save_tensors(_tensors(self.scores), out / TENSORS, {"functions": "\n".join(self.scores.functions)})
+        plain = self.result.to_dict()
+        rows = [row | {f"auc_{k}": auc for k, auc in row.pop("confounders").items()} for row in plain["functions"]]
+        layers = [{"split": split, **row} for split, of in plain["layers"].items() for row in of]
+        for name, table in (("functions", rows), ("layers", layers)):
+            write_text(out / f"{name}.csv", csv_records(table))
+        settings, data = self.result.settings, self.result.data
+        measured = {row.function: row.to_dict() for row in self.result.functions}
+        for name, neurons in self.sets.items():
+            evidence = {"ranking": "average precision", "data": data.file, "data_digest": data.digest, "measured": measured[name]}
+            full = replace(neurons, base=self.result.digest, evidence={**evidence, "settings": settings.to_dict()})
+            base = BaseRecord(id=self.reference, digest=self.result.digest)
+            write_neuron_brick(out / SETS / folder_name(name), full, base, made_by="workbench analyze functions")
+        self.result.write(out / RECORD)
+
+
+def _tensors(scores: FunctionScores) -> dict[str, Tensor]:
+    """Return the scores of all neurons by name and layer."""
+    tensors: dict[str, Tensor] = {}
+    for number, (site, resident) in enumerate(zip(scores.sites, scores.residents(), strict=True)):
+        named = {f"ap.{split}": s.ap[number] for split, s in scores.splits.items()}
+        named |= {
+            "effect": scores.test.effects[number],
+            "firing": scores.firing[number],
+            "mean_abs": scores.means[number],
+        }
+        tensors |= {f"{name}.{site.layer}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in named.items()}
+        tensors[f"resident.{site.layer}"] = torch.from_numpy(resident)
+        tensors[f"found.{site.layer}"] = torch.from_numpy(scores.test.found[number])
+    return tensors
+
+
+def analyze_functions(subject: NeuronSubject, texts: Texts, settings: FunctionSettings | None = None) -> FunctionAnalysis:
+    """Score every neuron for every function in one pass over the texts.
+
+    An interrupted pass goes on where it stopped, as long as model, texts and settings are the same.
+
+    Args:
+        subject: The model.
+        texts: The labelled texts.
+        settings: The settings.
+
+    Raises:
+        WorkbenchError: If a prompt has no tokens, or `chat` is set and the tokenizer has no template.
+    """
+    settings, data = settings or FunctionSettings(), texts.data
+    rows = subject.rows(data.items, settings.chat)
+    encoded = [[row.tokens, row.prompt] for row in rows]
+    units = [site.units for site in subject.sites]
+    key = json_digest([subject.digest, computed_on(subject.model.device), data.digest, encoded, settings.part, units, _KEY])
+    folder = subject.cache / "neurons" / key
+    functions = torch.tensor([data.functions.index(item.function) for item in data.items])
+    found = item_scores(
+        subject.model,
+        subject.sites,
+        rows,
+        (functions, torch.tensor(data.task_of_items)),
+        folder,
+        settings.part,
+        progress=lambda done, total: subject.tell(done, total, "activations"),
+    )
+    scores = function_scores(found, data, rows, settings.seed)
+    tokens = int(found.sums["tokens"].sum())
+    shutil.rmtree(folder)
+    sets = scores.sets(settings.share)
+    result = FunctionsResult(
+        model=subject.name,
+        digest=subject.digest,
+        data=texts.analyzed(len(data.items), **_used(data, tokens)),
+        settings=settings,
+        neurons={str(site.layer): site.units for site in scores.sites},
+        unit=scores.sites[0].kind,
+        test=TaskTestRecord(tasks=len(data.all_tasks)),
+        functions=function_rows(scores, sets, settings.share),
+        layers={split: layer_scores(scores, split) for split in SPLITS},
+        overlap={a: {b: sets[a].overlap(sets[b]) for b in sets} for a in sets},
+        residents=int(sum(resident.sum() for resident in scores.residents())),
+    )
+    return FunctionAnalysis(result, scores, sets, subject.reference)
+
+
+def _used(data: Labelled, tokens: int) -> dict[str, Any]:
+    """Return what the record of the texts says about tokens, tasks and rows that are left out."""
+    return {
+        "tokens": tokens,
+        "left_out": {"several_functions": data.several},
+        "tasks": {f: {s: list(data.tasks(f, s)) for s in SPLITS} for f in data.functions},
+    }
+
+
+def layer_scores(scores: FunctionScores, split: Split = "train") -> list[LayerScore]:
+    """Return, for each function and layer, the best score, the score that 5 in 1000 neurons exceed, and the mean."""
+    return [
+        LayerScore(
+            function=name,
+            layer=site.layer,
+            best=float(ap[number].max()),
+            top=float(np.quantile(ap[number], 1 - TOP_MILLE)),
+            mean=float(ap[number].mean()),
+        )
+        for number, name in enumerate(scores.functions)
+        for site, ap in zip(scores.sites, scores.splits[split].ap, strict=True)
+    ]
+
+
+def function_rows(scores: FunctionScores, chosen: dict[str, NeuronSet], share: float) -> list[FunctionRow]:
+    """Return one row per function: scores, neurons that the test finds, overlap of the two splits' sets, confounders.
+
+    Args:
+        scores: The scores.
+        chosen: Function -> its set.
+        share: Share of the neurons of each layer in a set.
+    """
+    train, test = scores.splits["train"], scores.test
+    judged = scores.sets(share, "heldout")
+    rows = []
+    for number, name in enumerate(scores.functions):
+        best = np.array([ap[number].max() for ap in train.ap])
+        others = [chosen[name].overlap(judged[other]) for other in scores.functions if other != name]
+        smallest = float(test.smallest[number])
+        row = FunctionRow(
+            function=name,
+            best_median=float(np.median(best)),
+            best_max=float(best.max()),
+            layers_above_08=int((best > 0.8).sum()),
+            top=float(np.mean([np.quantile(ap[number], 1 - TOP_MILLE) for ap in train.ap])),
+            mean=float(np.concatenate([ap[number] for ap in train.ap]).mean()),
+            prevalence=float(train.prevalence[number]),
+            found=sum(int(found[number].sum()) for found in test.found),
+            largest_effect=max(float(effects[number].max()) for effects in test.effects),
+            smallest_effect=smallest if np.isfinite(smallest) else None,
+            overlap=chosen[name].overlap(judged[name]),
+            overlap_others=float(np.mean(others)),
+            chance_overlap=share,
+            confounders={feature: float(auc[number]) for feature, auc in scores.confounders.items()},
+        )
+        rows.append(row)
+    return rows

@@ -1,0 +1,366 @@
+"""`analyze locate`: knowledge neurons of a model's facts, beside the layers where a causal trace finds them.
+
+Localization does not tell where an edit works best (Hase et al. 2023, arXiv 2301.04213): the report compares two views and chooses nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import stdev
+
+from workbench.activations.labelled import folder_name
+from workbench.activations.sets import NeuronSet
+from workbench.bricks.card import BaseRecord
+from workbench.bricks.neuron_sets import write_neuron_brick
+from workbench.errors import WorkbenchError
+from workbench.events import Events, no_events, progress
+from workbench.facts import Fact, read_facts
+from workbench.files import file_digest
+from workbench.lazy import torch
+from workbench.library.trace import trace_table
+from workbench.models.hooks import has_experts
+from workbench.neurons.attribution import fact_prompts, norm_behind
+from workbench.neurons.fact_neurons import FACTORS, FactNeurons, LocateSettings, ProbabilityChange, locate_facts, union_of
+from workbench.neurons.subject import Analysis, AnalyzedTexts, open_neurons
+from workbench.results import Number, Part
+from workbench.run.opened import NamedModel
+from workbench.scores.statistics import upper_t
+from workbench.weights.device import exact
+
+RECORD, SETS, ALL = "knowledge.json", "knowledge/facts", "knowledge/all"
+MADE_BY = "workbench analyze locate"
+COMPLETE = 0.02
+"""Largest relative error of the sums of attributions that counts as complete."""
+UNKNOWN = 0.01
+"""Mean probability of the answers below which the model does not know the facts."""
+
+
+class LocatedNeuron(Part):
+    """A neuron, or an expert, that carries a fact."""
+
+    layer: int
+    """Its layer."""
+    neuron: int
+    """Its index in the layer."""
+    score: Number
+    """Mean attribution over the fact's wordings."""
+
+
+class LocatedFact(Part):
+    """A fact with the neurons that carry it."""
+
+    fact: str
+    """Id of the fact."""
+    prompt: str
+    """Its prompt."""
+    answer: str
+    """The attributed answer."""
+    probability: Number
+    """Mean probability of the answer over the fact's wordings."""
+    error: Number
+    """Largest relative error of the sums of attributions over wordings; 0 if they add up to the change of probability."""
+    neurons: list[LocatedNeuron]
+    """Its neurons, those with the largest attributions first."""
+    layers: dict[str, Number]
+    """Layer -> its share of the positive attributions."""
+    changes: dict[str, ProbabilityChange]
+    """suppressed, amplified -> changes of probability; empty if the fact has no neurons."""
+    set: str | None
+    """Directory of the set of its neurons, relative to the results; null if it has none."""
+
+
+class MeanChange(Part):
+    """Changes of probability as means over facts."""
+
+    own: Number
+    """Change of the facts' own answers."""
+    random: Number
+    """Change with random neurons."""
+    others: Number | None
+    """Change of the answers of other facts."""
+    facts: int
+    """Number of facts with neurons."""
+    difference: Number
+    """own - random."""
+    low: Number | None
+    """Lower end of its 95 % interval over facts; null with one fact."""
+    high: Number | None
+    """Upper end."""
+    beyond: int
+    """Number of facts whose neurons change the answer more than every random draw."""
+
+
+class LayerShare(Part):
+    """Two views on a layer."""
+
+    attribution: Number
+    """Share of the positive attributions."""
+    trace: dict[str, Number] | None
+    """Traced tokens (subject, subject_last, last) -> share of the answer's probability that restoring the feed-forward output recovers."""
+
+
+class KnowledgeResult(Analysis):
+    """Result of `analyze locate`."""
+
+    kind: str = "knowledge"
+    """Kind of analysis."""
+    settings: LocateSettings
+    """Option -> its value."""
+    facts: list[LocatedFact]
+    """The facts."""
+    neurons: int
+    """Number of neurons that carry at least one fact."""
+    unit: str
+    """neurons or experts."""
+    complete: int
+    """Number of facts whose attributions add up to the change of probability within 2 %."""
+    undone: bool
+    """Whether a norm behind the feed-forward layers undoes the scaling of activations, so that attributions do not add up."""
+    changes: dict[str, MeanChange]
+    """suppressed, amplified -> mean changes of probability."""
+    layers: dict[str, LayerShare]
+    """Layer -> attributions beside a causal trace."""
+    agreement: dict[str, Number | None]
+    """Traced tokens -> rank correlation over layers of attributions and trace; null without a trace."""
+    note: str
+    """Why there is no trace; empty if there is one."""
+
+
+@dataclass(frozen=True)
+class KnowledgeReport:
+    """Knowledge neurons of facts, with the sets.
+
+    Attributes:
+        result: The result.
+        sets: Fact id -> its neurons, for facts that have some.
+        together: The neurons of all facts.
+        reference: Directory or hub id of the model, or the name of its recipe.
+    """
+
+    result: KnowledgeResult
+    sets: Mapping[str, NeuronSet]
+    together: NeuronSet
+    reference: str
+
+    def write(self, out: Path) -> None:
+        """Write knowledge.json, one set of neurons per fact below knowledge/facts/, and their union as knowledge/all."""
+        out.mkdir(parents=True, exist_ok=True)
+        result, data = self.result, self.result.data
+        common = {"ranking": "integrated gradients", "data": data.file, "data_digest": data.digest}
+        for fact in result.facts:
+            if fact.set:
+                own = {
+                    "prompt": fact.prompt,
+                    "answer": fact.answer,
+                    "probability": fact.probability,
+                    "attribution_error": fact.error,
+                    "changes": {kind: change.to_dict() for kind, change in fact.changes.items()},
+                    "settings": result.settings.to_dict(),
+                }
+                neurons = self.sets[fact.fact]
+                neurons = replace(neurons, base=result.digest, evidence={**neurons.evidence, **common, **own})
+                self._write_brick(out / fact.set, neurons, f"{fact.prompt!r} → {fact.answer!r}")
+        if self.sets:
+            every = replace(self.together, base=result.digest, evidence={**common, "facts": len(self.sets)})
+            self._write_brick(out / ALL, every, f"{len(self.sets)} facts of {Path(data.file).name}")
+        result.write(out / RECORD)
+
+    def _write_brick(self, folder: Path, neurons: NeuronSet, what: str) -> None:
+        skill = f"{neurons.size:,} {neurons.kind} that carry {what}"
+        base = BaseRecord(id=self.reference, digest=self.result.digest)
+        write_neuron_brick(folder, neurons, base, skill, made_by=MADE_BY, functions=("knowledge",))
+
+
+def analyze_facts(
+    model: NamedModel,
+    file: Path,
+    shown: str,
+    settings: LocateSettings | None = None,
+    *,
+    device: torch.device,
+    events: Events = no_events,
+) -> KnowledgeReport:
+    """Find the knowledge neurons of the first facts of a file, and trace the same facts.
+
+    Args:
+        model: The model.
+        file: Facts file.
+        shown: Name of the file in messages.
+        settings: Settings of the attributions.
+        device: Device of the model.
+        events: Receives progress.
+
+    Raises:
+        WorkbenchError: If a fact cannot be tokenized or has not the answer that the settings ask for, or the model has no neurons.
+    """
+    settings = settings or LocateSettings()
+    facts = read_facts(file, shown)[: settings.count]
+    if settings.answer == "target_true" and (bad := [fact for fact in facts if fact.target_true is None]):
+        raise WorkbenchError(f"{bad[0].place}: the fact has no 'target_true'", "Add it, or attribute another answer.")
+    with exact(device):
+        subject = open_neurons(model, device, events)
+        tell = progress(events, "measure", subject.name)
+        prompts = [fact_prompts(subject.model, subject.tokenizer, fact, settings.answer) for fact in facts]
+        located = locate_facts(
+            subject.model, subject.sites, prompts, settings, progress=lambda done, of: tell(done, of, "knowledge neurons")
+        )
+        answers = [subject.tokenizer.decode(list(wordings[0].answer)) for wordings in prompts]
+        undone = norm_behind(subject.model, subject.sites[0], prompts[0][0].tokens)
+        together, experts = union_of("all", located, subject.sites), has_experts(subject.model)
+    recovered: Mapping[int, Mapping[str, float]] = {}
+    note = ""
+    name, digest, reference = subject.name, subject.digest, subject.reference
+    del subject
+    if experts:
+        note = "not traced: layers route tokens to experts"
+    elif without := [fact for fact in facts if fact.subject is None]:
+        note = f"not traced: {without[0].place} has no subject"
+    else:
+        try:
+            trace = trace_table(model, file, shown, count=settings.count, device=device, events=events)
+            recovered = trace.recovered("feed_forward")
+        except WorkbenchError as error:
+            note = f"not traced: {error.message}"
+    layers = {layer: sum(f.layers[layer] for f in located) / len(located) for layer in located[0].layers}
+    result = KnowledgeResult(
+        model=name,
+        digest=digest,
+        data=AnalyzedTexts(
+            file=shown, digest=file_digest(file), items=len(located), warnings=_warnings(located, settings, undone)
+        ),
+        settings=settings,
+        facts=_facts(facts, answers, located),
+        neurons=together.size,
+        unit=together.kind,
+        complete=_complete(located),
+        undone=undone,
+        changes={kind: change for kind in FACTORS if (change := mean_change(kind, located)) is not None},
+        layers={str(n): LayerShare(attribution=share, trace=_plain(recovered.get(n))) for n, share in layers.items()},
+        agreement={place: agreement(layers, recovered, place) for place in ("last", "subject")},
+        note=note,
+    )
+    sets = {fact.fact: fact.neurons for fact in located if fact.neurons.size}
+    return KnowledgeReport(result, sets, together, reference)
+
+
+def _plain(recovered: Mapping[str, float] | None) -> dict[str, Number] | None:
+    return None if recovered is None else dict(recovered)
+
+
+def _facts(facts: Sequence[Fact], answers: Sequence[str], located: Sequence[FactNeurons]) -> list[LocatedFact]:
+    """Return the facts with their neurons and the folders of their sets."""
+    folders: dict[str, str] = {}
+    rows = []
+    for fact, answer, own in zip(facts, answers, located, strict=True):
+        neurons = [
+            LocatedNeuron(layer=layer, neuron=int(unit), score=float(score))
+            for layer, index in own.neurons.indices.items()
+            for unit, score in zip(index, own.neurons.scores[layer], strict=True)
+        ]
+        if neurons:
+            name, number = folder_name(own.fact), 1
+            while (folder := f"{SETS}/{name}{f'-{number}' if number > 1 else ''}") in folders.values():
+                number += 1
+            folders[own.fact] = folder
+        row = LocatedFact(
+            fact=own.fact,
+            prompt=fact.text,
+            answer=answer,
+            probability=own.probability,
+            error=own.error,
+            neurons=sorted(neurons, key=lambda neuron: -neuron.score),
+            layers={str(layer): share for layer, share in own.layers.items()},
+            changes=own.changes,
+            set=folders.get(own.fact),
+        )
+        rows.append(row)
+    return rows
+
+
+def _complete(facts: Sequence[FactNeurons]) -> int:
+    return sum(fact.error <= COMPLETE for fact in facts)
+
+
+def _warnings(facts: Sequence[FactNeurons], settings: LocateSettings, undone: bool) -> list[str]:
+    """Return what the attributions of these facts cannot show, as sentences without a full stop."""
+    count, found = len(facts), []
+    if sum(fact.probability for fact in facts) / count < UNKNOWN:
+        found.append(
+            f"the model gives the facts' answers a mean probability below {UNKNOWN:g}, so it does not know them; --answer own "
+            "attributes the answers that it gives"
+        )
+    if complete := count - _complete(facts):
+        worst = max(fact.error for fact in facts)
+        why = (
+            "a norm behind the feed-forward output undoes the scaling down to almost zero, where the probability jumps, and integrated "
+            "gradients miss that jump. Only the suppressed and amplified neurons are evidence here"
+            if undone
+            else f"more than {settings.steps} steps (--steps) bring the sums closer"
+        )
+        found.append(
+            f"the attributions of {complete} of {count} facts do not add up to the change of probability (largest "
+            f"relative error {worst:.2g}): {why}"
+        )
+    if empty := sum(not fact.neurons.size for fact in facts):
+        found.append(
+            f"{empty} of {count} facts have no neuron that {100 * settings.share:g} % of their wordings keep; a smaller --share "
+            "keeps more"
+        )
+    return found
+
+
+def agreement(layers: Mapping[int, float], recovered: Mapping[int, Mapping[str, float]], place: str) -> float | None:
+    """Return the rank correlation over layers of attributions with what restoring feed-forward outputs recovers.
+
+    Args:
+        layers: Layer -> share of the attributions.
+        recovered: Layer -> traced tokens -> share that is recovered; empty without a trace.
+        place: Traced tokens, "last", "subject" or "subject_last".
+
+    Returns:
+        Spearman's correlation; None without a trace, or if one side is the same in all layers.
+    """
+    from scipy.stats import rankdata
+
+    both = [layer for layer in layers if layer in recovered]
+    if len(both) < 2:
+        return None
+    sides = [rankdata([layers[layer] for layer in both]), rankdata([recovered[layer][place] for layer in both])]
+    if any(side.std() == 0 for side in sides):
+        return None
+    first, second = ((side - side.mean()) / side.std() for side in sides)
+    return float((first * second).mean())
+
+
+def mean_change(kind: str, facts: Sequence[FactNeurons]) -> MeanChange | None:
+    """Return the mean change of probability over facts beside that of random neurons; None if no fact has neurons.
+
+    The interval of the paired difference uses Student's t over facts.
+
+    Args:
+        kind: "suppressed" or "amplified".
+        facts: The facts.
+    """
+    measured = [fact.changes[kind] for fact in facts if kind in fact.changes]
+    if not measured:
+        return None
+    others = [change.others for change in measured if change.others is not None]
+    gaps, sign = [change.own - change.random for change in measured], -1 if FACTORS[kind] < 1 else 1
+    half = upper_t(0.025, len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+    return MeanChange(
+        own=_mean([change.own for change in measured]),
+        random=_mean([change.random for change in measured]),
+        others=_mean(others) if others else None,
+        facts=len(measured),
+        difference=_mean(gaps),
+        low=None if half is None else _mean(gaps) - half,
+        high=None if half is None else _mean(gaps) + half,
+        beyond=sum(all(sign * (change.own - drawn) > 0 for drawn in change.drawn) for change in measured),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

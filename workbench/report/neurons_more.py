@@ -1,0 +1,343 @@
+"""Sections of the page of a model's neurons: experts, facts, and decompositions into bricks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from workbench.neurons.brick_metrics import QualityCurve
+from workbench.neurons.bricks import BrickCosines
+from workbench.neurons.decompose import Decomposition, DecompositionResult
+from workbench.neurons.fact_neurons import ProbabilityChange
+from workbench.neurons.locate import KnowledgeResult, LocatedNeuron, MeanChange
+from workbench.neurons.partition import PartitionResult, SelectorCurve
+from workbench.report.chart import Chart, Curve, Scales, chart
+from workbench.report.numbers import MISSING, fixed, plural, signed
+from workbench.report.sections import Section
+from workbench.report.tints import CHANGES, SCALES, TintedTable, Tints, tinted
+
+
+def with_ends(text: str, low: float | None, high: float | None) -> str:
+    """Return a number with its interval, if both ends are known."""
+    return text if low is None or high is None else f"{text} [{low:.2f}, {high:.2f}]"
+
+
+def layer_marks(layers: Sequence[int]) -> Sequence[int]:
+    """Return the layers that an axis names."""
+    return [layer for layer in layers if layer % 5 == 0] if len(layers) > 12 else layers
+
+
+def range_text(values: Mapping[str, int]) -> str:
+    """Return the numbers of some layers as a text: "12", or "1 to 2"."""
+    low, high = min(values.values()), max(values.values())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def partition_section(result: PartitionResult) -> Section:
+    """Return the section of experts: what a token loses with some of them, by selector."""
+    curves, method = result.curves, result.settings.method
+    lead = [
+        f"The neurons of every layer are divided into {result.experts} experts of {range_text(result.sizes)} neurons, "
+        f"{_METHODS.get(method, f'by {method}')}; {range_text(result.shared)} of the experts serve every token.",
+        f"All experts together differ from the dense layers by at most {result.difference:.1g} of a layer's largest output.",
+    ]
+    ideal = next((c for c in curves if c.selector == "oracle"), None)
+    if ideal and (others := [c for c in curves if c is not ideal]):
+        best = min(others, key=lambda c: c.points[-1].rise)
+        lead.append(
+            f"With {ideal.points[-1].used:g} % of the neurons, the loss rises by {best.points[-1].rise:.2f} nats per token with the best "
+            f"selector ({best.selector}), and by {ideal.points[-1].rise:.2f} with the oracle, which sees the activations of all neurons."
+        )
+    rows = [
+        [c.selector, *(with_ends(f"{100 * p.captured:.0f} %, {p.rise:.2f}", p.low, p.high).replace("-", "−") for p in c.points)]
+        for c in curves
+    ]
+    return Section(
+        "partition",
+        "Experts",
+        lead,
+        ["selector", *(f"{point.used:g} % used: mass, rise" for point in curves[0].points)],
+        rows,
+        {},
+        _selector_charts(curves),
+        (("other", "oracle"), ("main", "ridge"), ("second", "centroid")),
+        (),
+        [
+            f"Texts: {result.data.file}, {plural(result.data.items, 'held-out text')}. Table: share of the mass (|activation| times "
+            "the norm of the output column) that the selected experts have, and the rise of the loss in nats per token with its 95 % interval over "
+            f"tasks. The dense model's loss is {result.loss:.3f}."
+        ],
+    )
+
+
+_METHODS = {
+    "random": "at random",
+    "kmeans": "by balanced clusters of their gate's rows",
+    "coactivation": "by balanced clusters of the tokens on which they are active",
+    "cmoe": "as CMoE does (arXiv 2502.04416)",
+}
+_SELECTORS = {"oracle": "other", "ridge": "main", "centroid": "second"}
+_HIGHEST = 2.0
+"""Rise of the loss in nats at the top of the chart; larger ones lie on the edge."""
+
+
+def _selector_charts(curves: Sequence[SelectorCurve]) -> list[Chart]:
+    """Draw the loss and the mass of each selector against the share of the neurons; with one share there is nothing to draw."""
+    shares = sorted({point.used for curve in curves for point in curve.points})
+    if len(shares) < 2:
+        return []
+    losses = [Curve(c.selector, _to_all([(p.used, p.rise) for p in c.points], 0.0), _SELECTORS[c.selector]) for c in curves]
+    masses = [Curve(c.selector, _to_all([(p.used, p.captured) for p in c.points], 1.0), _SELECTORS[c.selector]) for c in curves]
+    marks = [*shares, 100]
+    return [
+        chart(
+            title,
+            lines,
+            Scales((shares[0], 100), (0, top), (0, top / 2, top), marks, "{:.2f}".format, "{:g} %".format),
+            note=note,
+        )
+        for title, lines, top, note in (
+            ("rise of the loss, nats", losses, _HIGHEST, "neurons used"),
+            ("share of the mass", masses, 1.0, "neurons used"),
+        )
+    ]
+
+
+def _to_all(points: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """Return points by ascending share of the neurons, and the value with all neurons."""
+    return [*((x, y) for x, y in reversed(points) if x < 100), (100.0, end)]
+
+
+def facts_section(result: KnowledgeResult) -> Section:
+    """Return the section of facts, their neurons and the proof."""
+    facts, unit, settings = result.facts, result.unit, result.settings
+    rows = [
+        [
+            fact.prompt,
+            fact.answer.strip(),
+            fixed(fact.probability, 3),
+            _places(fact.neurons),
+            *_changes(fact.changes.get("suppressed")),
+            *_changes(fact.changes.get("amplified"))[:2],
+            f"{100 * fact.error:.1f} %",
+        ]
+        for fact in facts
+    ]
+    answers = {"own": "the model's own next token", "target": "the fact's target", "target_true": "the fact's true target"}
+    return Section(
+        "knowledge",
+        "Facts",
+        [
+            f"{result.neurons:,} {unit} carry {plural(len(facts), 'fact')}: their integrated gradients are the largest ones in "
+            f"{100 * settings.share:g} % of a fact's wordings.",
+            *(_proof(kind, change) for kind, change in result.changes.items()),
+            _sums(result),
+            _against_trace(result),
+        ],
+        ["fact", "answer", "probability", unit, "× 0", "random × 0", "others × 0", "× 2", "random × 2", "sum error"],
+        rows,
+        _FACT_NOTES,
+        _fact_charts(result),
+        (),
+        (),
+        [
+            f"Facts: {result.data.file}. Attributed: the probability of {answers[settings.answer]}, by the activations at the last token of the "
+            f"prompt; {plural(settings.steps, 'step')}. A wording keeps the neurons above {100 * settings.threshold:g} % of its largest attribution. "
+            f"{plural(settings.draws, 'random draw')}. Numbers such as 3.120 are layer 3, neuron 120."
+        ],
+    )
+
+
+_FACT_NOTES = {
+    "answer": "the answer whose probability is attributed",
+    "probability": "mean over the fact's wordings",
+    "× 0": "relative change of the answer's probability with the fact's neurons set to zero",
+    "random × 0": "the same with equally many random neurons of the same layers, mean over draws",
+    "others × 0": "change of the answers of the other facts",
+    "× 2": "relative change of the answer's probability with the activations of the fact's neurons doubled",
+    "sum error": "how far the attributions are from adding up to the change of probability",
+}
+
+
+def _changes(change: ProbabilityChange | None) -> list[str]:
+    """Return the changes of the answer with the fact's neurons, with random ones, and of other facts' answers."""
+    values = [None] * 3 if change is None else [change.own, change.random, change.others]
+    return [MISSING if value is None else f"{signed(100 * value, 0)} %" for value in values]
+
+
+def _places(neurons: Sequence[LocatedNeuron]) -> str:
+    """Return the number of neurons with the places of the first three, as layer.neuron."""
+    if not neurons:
+        return "0"
+    named = ", ".join(f"{neuron.layer}.{neuron.neuron}" for neuron in neurons[:3])
+    return f"{len(neurons)}: {named}{', …' if len(neurons) > 3 else ''}"
+
+
+def _points(value: float) -> str:
+    return signed(100 * value, 1)
+
+
+def _proof(kind: str, change: MeanChange) -> str:
+    """Return what suppressing or amplifying the neurons does, beside random neurons."""
+    word = "Suppressing" if kind == "suppressed" else "Amplifying"
+    ends = "" if change.low is None or change.high is None else f" [{_points(change.low)}, {_points(change.high)}]"
+    others = "" if change.others is None else f"; it changes the answers of other facts by {_points(change.others)} %"
+    return (
+        f"{word} a fact's neurons changes the probability of its answer by {_points(change.own)} % on average, random neurons change it by "
+        f"{_points(change.random)} %: a difference of {_points(change.difference)}{ends} points over {plural(change.facts, 'fact')}. "
+        f"For {change.beyond} of them, the change exceeds that of every random draw{others}."
+    )
+
+
+def _sums(result: KnowledgeResult) -> str:
+    """Return for how many facts the attributions add up; the page's warnings say why they may not."""
+    count = len(result.facts)
+    return f"The attributions of {result.complete} of {plural(count, 'fact')} add up to the change of probability within 2 %."
+
+
+_TRACED = {"last": "last token of the prompt", "subject": "tokens of the subject"}
+
+
+def _against_trace(result: KnowledgeResult) -> str:
+    if result.note:
+        return f"There is no causal trace beside it ({result.note})."
+    values = {place: value for place, value in result.agreement.items() if value is not None}
+    if not values:
+        return "A causal trace of the same facts has no order of layers to compare with."
+    shown = ", ".join(f"{signed(value, 2)} at the {_TRACED[place]}" for place, value in values.items())
+    return (
+        f"Rank correlation over layers with what a causal trace recovers: {shown}. Neither view says at which layer an edit works best "
+        "(Hase et al. 2023)."
+    )
+
+
+def _fact_charts(result: KnowledgeResult) -> list[Chart]:
+    """Draw the attributions by layer, and beside them what a trace recovers by restoring feed-forward outputs."""
+    layers = {int(layer): views for layer, views in result.layers.items()}
+    views = [("Attribution", "share by layer", [(float(layer), row.attribution) for layer, row in layers.items()])]
+    for place, words in _TRACED.items():
+        if points := [(float(layer), row.trace[place]) for layer, row in layers.items() if row.trace is not None]:
+            views.append(("Trace", words, points))
+    charts = []
+    for title, note, points in views:
+        low, top = min(0.0, *(y for _, y in points)), max(0.01, *(y for _, y in points))
+        marks = layer_marks(list(layers))
+        scales = Scales(
+            (min(layers), max(layers)), (low, top), (low, top), marks, lambda v: f"{fixed(100 * v, 0)} %", "{:.0f}".format
+        )
+        charts.append(chart(title, [Curve(title.lower(), points, "main")], scales, note=note))
+    return charts
+
+
+def decomposition_section(result: DecompositionResult) -> Section:
+    """Return the section of sparsity, coupling, redundancy and conflict."""
+    share = f"{100 * result.settings.kept:g} %"
+    least = f"least share for {share}"
+    rows, details = [], []
+    for part in result.decompositions:
+        coupling = with_ends(_two(part.coupling), *part.interval)
+        rows.append(
+            [f"{part.origin}: {plural(part.parts, part.unit.removesuffix('s'))}", "all", coupling, *_curve_cells(part.curve)]
+        )
+        rows += [["", row.function, _two(row.coupling), *_curve_cells(row.curve)] for row in part.functions]
+        details += _details(part)
+    return Section(
+        "decomposition",
+        "Decomposition",
+        [
+            "Two metrics on one scale for bricks of a recipe and for sets of neurons. Sparsity: the least share of the bricks that keeps "
+            f"{share} of the quality, where 0 is the quality without any brick. Coupling: the damage to other functions over that to the own "
+            "function when a brick is left out; 0 is independent, 1 harms all functions alike.",
+            *([_nearest(result.cosines)] if result.cosines else []),
+        ],
+        ["bricks", "function", "coupling", least, "area"],
+        rows,
+        {
+            "coupling": "mean damage to other functions / damage to the own one; over all functions the median, with its 95 % interval",
+            least: "all larger sets keep it too",
+            "area": "area under quality against the share kept; 1 is reached at once, 0.5 grows evenly",
+        },
+        [drawn for part in result.decompositions if (drawn := _quality(part)) is not None],
+        (("main", "all functions"), ("third", "one function")),
+        _matrices(result),
+        details,
+    )
+
+
+def _two(value: float | None) -> str:
+    return MISSING if value is None else fixed(value, 2)
+
+
+def _curve_cells(curve: QualityCurve | None) -> list[str]:
+    return [MISSING, MISSING] if curve is None else [f"{100 * curve.least_share:.0f} %", f"{curve.area:.2f}"]
+
+
+def _nearest(cosines: BrickCosines) -> str:
+    """Return which bricks are nearest to each other, and which are in conflict."""
+    function, names = cosines.function, cosines.names
+    matrix, space = (function.mean, "function space") if function else (cosines.weight, "weight space")
+    pairs = [
+        (value, f"{names[i]} and {names[j]}", cosines.weight[i][j])
+        for i, j in combinations(range(len(names)), 2)
+        if (value := matrix[i][j]) is not None
+    ]
+    if not pairs:
+        return "No two bricks change the same places, so that they have no cosines."
+    value, pair, weight = max(pairs, key=lambda one: one[:2])
+    text = f"The nearest bricks in {space} are {pair} (cosine {fixed(value, 2)}"
+    text += f", in weight space {_two(weight)})" if function else ")"
+    if opposed := [f"{pair} ({fixed(value, 2)})" for value, pair, _ in sorted(pairs, key=lambda one: one[:2]) if value < 0]:
+        return f"{text}; against each other work {', '.join(opposed)}."
+    return f"{text}; no two bricks work against each other."
+
+
+def _quality(part: Decomposition) -> Chart | None:
+    """Draw the curves of the functions and of all functions, from no bricks on; None if there are none."""
+    named = [(row.function, row.curve, "third") for row in part.functions] + [("all functions", part.curve, "main")]
+    curves = [
+        Curve(name, [(0.0, 0.0), *zip(curve.shares, curve.quality, strict=True)], kind)
+        for name, curve, kind in named
+        if curve is not None
+    ]
+    if not curves:
+        return None
+    values = [y for curve in curves for _, y in curve.points]
+    reach = min(0.0, *values), max(1.0, *values)
+    scales = Scales((0, 1), reach, (0, 0.5, 1), (0, 0.5, 1), "{:.2f}".format, lambda v: f"{100 * v:.0f} %")
+    return chart(f"Quality, {part.origin}", curves, scales, note=f"share of the {part.unit} kept")
+
+
+def _matrices(result: DecompositionResult) -> list[TintedTable]:
+    tables = []
+    for part in result.decompositions:
+        if part.origin == "customized" and part.changes:
+            names = [row.function for row in part.functions]
+            values = [(n, [100 * (v or 0.0) for v in row]) for n, row in zip(names, part.changes, strict=True)]
+            caption = "Change of perplexity in percent; a row is left out, a column measured."
+            tints = Tints(lambda value: fixed(value, 0), CHANGES, " %", "a change below 1 %")
+            tables.append(tinted("One brick left out", caption, "without", names, values, tints))
+    if cosines := result.cosines:
+        tables.append(_cosines("Cosine in weight space", "Of the bricks' deltas.", cosines.names, cosines.weight))
+        if function := cosines.function:
+            caption = f"Of the changes to the layers' outputs on {function.tokens} tokens, mean over layers."
+            tables.append(_cosines("Cosine in function space", caption, cosines.names, function.mean))
+    return tables
+
+
+def _cosines(title: str, caption: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> TintedTable:
+    values = [(name, [float("nan") if v is None else v for v in row]) for name, row in zip(names, matrix, strict=True)]
+    return tinted(title, caption, "brick", names, values, Tints(lambda v: MISSING if v != v else fixed(v, 2), SCALES["cosine"]))
+
+
+def _details(part: Decomposition) -> list[str]:
+    what = (
+        "each function's curve adds bricks by what leaving them out costs the function"
+        if part.origin == "customized"
+        else "each token keeps its most active neurons in every layer, coupling is that of the functions' sets"
+    )
+    tokens = "responses" if part.scored == "response" else "whole texts"
+    origin = part.origin.capitalize()
+    first = (
+        f"{origin}: {plural(part.items, 'text')}; {what}. Quality: loss of {tokens}, as a share of the way from no bricks to all."
+    )
+    return [first, *(f"{origin}: {note}." for note in part.notes)]
