@@ -8,7 +8,7 @@ from typing import Any
 
 from cells import SIGNED, SIGNS, interval, measured, of_results, signed, table
 
-from workbench.report.routed import advised
+from workbench.compare.routing import RoutedBeside, advice
 
 ROUTING = "benchmarks/results/route-accuracy.json"
 RETRIEVAL = "benchmarks/results/route-retrieval.json"
@@ -151,7 +151,10 @@ def beside_block(found: dict[str, Any]) -> str:
             f"{retention}, difference",
             "false routing",
         ]
-        parts += [f"`recipes/{part['recipe']}.yaml`:", table(heads, lines, left=1), " ".join(advised(part))]
+        kept = {c["name"]: (c["kept_mean"] or {}).get("value") for c in part["configurations"]}
+        beside = [RoutedBeside.model_validate(row) for row in part["routing"]["beside"]]
+        advised = " ".join(advice(row, kept[row.configuration]) for row in beside)
+        parts += [f"`recipes/{part['recipe']}.yaml`:", table(heads, lines, left=1), advised]
     note = (
         "Scores in percent of items with 95 % intervals. Kept: share of the best single brick's score on each task, its oracle, corrected for "
         f"chance, mean over skills. Difference from the base in points, adjusted interval; {SIGNED}. False routing: items of a task that "

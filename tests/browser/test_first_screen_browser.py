@@ -18,9 +18,9 @@ ROWS = "[...document.querySelectorAll('#summary-table tbody tr:not(.group)')]"
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = {str(n): many(tmp_path_factory.mktemp("many"), n).document() for n in (2, 10)}
-    found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).document()
-    return found | {name: situation(name, tmp_path_factory.mktemp(name)).document() for name in ("winner", "alike", "unsafe")}
+    found = {str(n): many(tmp_path_factory.mktemp("many"), n).to_dict() for n in (2, 10)}
+    found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).to_dict()
+    return found | {name: situation(name, tmp_path_factory.mktemp(name)).to_dict() for name in ("winner", "alike", "unsafe")}
 
 
 @pytest.mark.parametrize("name", ["winner", "alike", "unsafe", "2", "10", "24"])

@@ -34,7 +34,7 @@ def until(page: Browser, expression: str) -> None:
 
 def test_the_page_grows_and_stays(tmp_path: Path) -> None:
     assert EXECUTABLE
-    document = situation("winner", tmp_path).document()
+    document = situation("winner", tmp_path)
     with browser(EXECUTABLE) as page:
         with Watched() as watched:
             watched.say("1 of 5 configurations are scored.")

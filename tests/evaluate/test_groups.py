@@ -17,8 +17,8 @@ from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate
 from workbench.evaluate.check import rows_at_once
+from workbench.evaluate.gold import sentence_for
 from workbench.evaluate.packed import Bounds
-from workbench.evaluate.sentences import sentence_for
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
@@ -101,7 +101,7 @@ def test_a_brier_score_is_compared_item_by_item(grouped: Path, tokenizer: Any, t
     assert plan.lower["large"] == ("brier_score",)
     store, other = ScoreStore(tmp_path / "scores"), Configuration("b" * 32, "b")
     scores = [evaluate(plan, store, c, lambda seed=seed: tiny(seed)) for c, seed in ((A, 0), (other, 1))]
-    document = compare(store, scores).document()
+    document = compare(store, scores).to_dict()
     assert {(row["task"], row["metric"]) for row in document["rows"]} == {
         (t, "brier_score") for t in ("large", "middle", "pick_small")
     }

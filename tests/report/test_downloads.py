@@ -15,9 +15,9 @@ import pytest
 from worlds.decided import situation
 from worlds.report_additions import add_own_units
 from worlds.report_document import TASKS, make_document
+from worlds.report_page import page_text, render
 
 from workbench.errors import UsageError, WorkbenchError
-from workbench.report import page_text, render
 from workbench.report.downloads import _plain, packed_in, slug
 from workbench.report.markup import Styles, parsed
 from workbench.report.saving import RECORD, check_folders, save
@@ -105,7 +105,7 @@ def test_numbers_have_one_unit_and_a_column_each(document: dict[str, Any], files
 
 
 def test_leaders_have_the_units_of_the_summary(tmp_path: Path) -> None:
-    document = situation("alike", tmp_path).document()
+    document = situation("alike", tmp_path).to_dict()
     files = {one.name: one.files["csv"] for one in packed_in(page_text(document)) if "csv" in one.files}
     means = {row["Configuration"]: float(row["Mean over skills (fraction)"]) for row in rows(files["summary"])}
     leaders = rows(files["leaders"])

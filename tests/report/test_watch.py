@@ -34,7 +34,7 @@ def state(port: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return situation("winner", tmp_path_factory.mktemp("winner")).document()
+    return situation("winner", tmp_path_factory.mktemp("winner"))
 
 
 def test_only_this_machine_is_answered(document: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from workbench.errors import WorkbenchError, duration, printable, shortened
 
 if TYPE_CHECKING:
-    from workbench.cli.documents.document import Document
+    from workbench.results import Part
 
 # json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
 _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
@@ -50,7 +50,7 @@ class Terminal:
         self._whole = False  # the bar is that of the whole work
         self._last: tuple[Any, ...] = ()
 
-    def result(self, document: Callable[[], Document | Sequence[Document]], text: Callable[[], None], *, json: bool) -> None:
+    def result(self, document: Callable[[], Part | Sequence[Part]], text: Callable[[], None], *, json: bool) -> None:
         """Print the result of a command.
 
         Args:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.api.subjects import Listener
 from workbench.cli._output import out
-from workbench.errors import LeftOut, shell
+from workbench.errors import shell
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 def printing() -> Listener:
     """Return the listener that prints on the terminal."""
     return Listener(out.event, out.say, out.warn)
-
-
-def told(left_out: list[LeftOut]) -> dict[str, Any]:
-    """Return the `left_out` field of a JSON document, as a dictionary that is empty if nothing was skipped."""
-    return {"left_out": [{"name": one.name, "reason": one.reason} for one in left_out]} if left_out else {}
 
 
 def command_line() -> str:

@@ -4,46 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
 
 if TYPE_CHECKING:
+    from workbench.compare.comparison import ComparedTask, Comparison, Family
     from workbench.compare.differences import Difference
 
-Row = Mapping[str, Any]
 STYLES = {"better": "green", "worse": "red", "safe": "green", "not shown safe": "yellow"}
 """Verdict -> color on a terminal. Other verdicts have none."""
 
 
-def recommended(document: Row) -> None:
+def recommended(comparison: Comparison) -> None:
     """Print the recommendation on stdout: what to ship and why, or why nothing and what would help."""
-    found = document.get("recommendation")
+    found = comparison.recommendation
     if not found:
         return
-    for line in wrap(found["text"], out.width):
-        out.colored([(line, "bold green" if found["configuration"] else "bold yellow")])
-    for text in (*(f"what would help: {one}" for one in found["help"]), *found["details"]):
+    for line in wrap(found.text, out.width):
+        out.colored([(line, "bold green" if found.configuration else "bold yellow")])
+    for text in (*(f"what would help: {one}" for one in found.help), *found.details):
         for line in wrap(text, out.width, initial_indent="  ", subsequent_indent="  "):
             out.line(line)
     out.line("")
 
 
-def rows_table(document: Row, pair: tuple[str, str] | None = None) -> None:
+def rows_table(comparison: Comparison, pair: tuple[str, str] | None = None) -> None:
     """Print one row per configuration and task: difference, intervals, verdict, and the margin beside "cannot tell".
 
     Where the table is wider than the terminal, each configuration gets a block of its own, without the columns that do not fit.
 
     Args:
-        document: The comparison.
+        comparison: The comparison.
         pair: Names of the baseline and of the only configuration to print, whose scores are then printed too; default: all.
     """
-    rows = [r for r in document["rows"] if pair is None or r["configuration"] == pair[1]]
-    tasks = {t["task"]: t for t in document["tasks"]}
-    beside = any(r["verdict"] == "cannot tell" and r["companion"] for r in rows)
-    columns = {
-        key: (head, [make(r, tasks[r["task"]]["share"]) for r in rows]) for key, (head, make) in _columns(pair, beside).items()
-    }
+    rows = [r for r in comparison.rows if pair is None or r.configuration == pair[1]]
+    tasks = {t.task: t for t in comparison.tasks}
+    beside = any(r.verdict == "cannot tell" and r.companion for r in rows)
+    columns = {key: (head, [make(r, tasks[r.task].share) for r in rows]) for key, (head, make) in _columns(pair, beside).items()}
     if pair is not None:
         out.heading(f"{pair[1]} against {pair[0]}")
     if _width(columns) <= out.width:
@@ -51,24 +49,24 @@ def rows_table(document: Row, pair: tuple[str, str] | None = None) -> None:
     elif pair is not None:
         _block(columns, rows, tasks)
     else:
-        names = list(dict.fromkeys(r["configuration"] for r in rows))
+        names = list(dict.fromkeys(r.configuration for r in rows))
         for name in names:
             if name != names[0]:
                 out.line("")
-            own = [i for i, r in enumerate(rows) if r["configuration"] == name]
+            own = [i for i, r in enumerate(rows) if r.configuration == name]
             out.heading(name)
             part = {k: (head, [cells[i] for i in own]) for k, (head, cells) in columns.items() if k != "configuration"}
             _block(part, [rows[i] for i in own], tasks)
-    family = document["family"]
+    family = comparison.family
     out.say(
-        f"differences in points{own_units(document['tasks'])} against {document['baseline']}; {family['text']}; "
-        f"{correction(family)} at {family['alpha']:g}: {families_text(family)}"
+        f"differences in points{own_units(comparison.tasks)} against {comparison.baseline}; {family.text}; "
+        f"{correction(family)} at {family.alpha:g}: {families_text(family)}"
     )
-    if lower := [name for name, t in tasks.items() if t["lower"]]:
+    if lower := [name for name, t in tasks.items() if t.lower]:
         out.say(f"lower is better: {', '.join(lower)}")
     if beside:
         out.say("margin: lead of the right choice over the other choices; tested separately, it does not change a verdict")
-    told(document)
+    say_harm(comparison)
 
 
 _LEFT = ("configuration", "task", "metric", "verdict", "margin")
@@ -78,23 +76,23 @@ Columns = Mapping[str, tuple[str, Sequence[str]]]
 """Key -> head and cells of a column."""
 
 
-def _columns(pair: tuple[str, str] | None, beside: bool) -> dict[str, tuple[str, Callable[[Row, bool], str]]]:
+def _columns(pair: tuple[str, str] | None, beside: bool) -> dict[str, tuple[str, Callable[[Difference, bool], str]]]:
     """Return the columns of the table of differences: key -> head, and the cell of a row given whether scores are shares."""
-    columns: dict[str, tuple[str, Callable[[Row, bool], str]]] = {
-        "configuration": ("configuration", lambda r, _: r["configuration"]),
-        "task": ("task", lambda r, _: r["task"]),
-        "metric": ("metric", lambda r, _: r["metric"]),
+    columns: dict[str, tuple[str, Callable[[Difference, bool], str]]] = {
+        "configuration": ("configuration", lambda r, _: r.configuration),
+        "task": ("task", lambda r, _: r.task),
+        "metric": ("metric", lambda r, _: r.metric),
     }
     if pair is not None:
         del columns["configuration"]
-        columns["before"] = (pair[0], lambda r, share: number(r["baseline_value"], share))
-        columns["after"] = (pair[1], lambda r, share: number(r["value"], share))
+        columns["before"] = (pair[0], lambda r, share: number(r.baseline_value, share))
+        columns["after"] = (pair[1], lambda r, share: number(r.value, share))
     columns |= {
-        "diff": ("diff", lambda r, share: signed(r["diff"], share)),
-        "plain": ("95 %", lambda r, share: span(r["low"], r["high"], share)),
-        "adjusted": ("adjusted", lambda r, share: span(r["low_adj"], r["high_adj"], share)),
-        "p": ("p adj", lambda r, _: "" if r["p_adj"] is None else f"{r['p_adj']:.3g}"),
-        "n": ("n", lambda r, _: str(r["n"])),
+        "diff": ("diff", lambda r, share: signed(r.diff, share)),
+        "plain": ("95 %", lambda r, share: span(r.low, r.high, share)),
+        "adjusted": ("adjusted", lambda r, share: span(r.low_adj, r.high_adj, share)),
+        "p": ("p adj", lambda r, _: "" if r.p_adj is None else f"{r.p_adj:.3g}"),
+        "n": ("n", lambda r, _: str(r.n)),
         "verdict": ("verdict", _verdict),
     }
     if beside:
@@ -123,30 +121,27 @@ def _style(cell: str) -> str:
     return next((style for word, style in STYLES.items() if cell.startswith(word)), "")
 
 
-def _block(columns: Columns, rows: Sequence[Row], tasks: Mapping[str, Row]) -> None:
+def _block(columns: Columns, rows: Sequence[Difference], tasks: Mapping[str, ComparedTask]) -> None:
     """Print the rows of one configuration within the terminal's width, and what its verdicts add in lines below."""
-    shown = {**columns, "verdict": ("verdict", [str(r["verdict"]) for r in rows])}
+    shown = {**columns, "verdict": ("verdict", [str(r.verdict) for r in rows])}
     for key in _DROPPED:
         if _width(shown) > out.width:
             shown.pop(key, None)
     _table(shown)
     for r in rows:
-        if facts := _facts(r, tasks[r["task"]]["share"]):
-            out.line(f"  {r['task']}: {', '.join(facts)}")
+        if facts := _facts(r, tasks[r.task].share):
+            out.line(f"  {r.task}: {', '.join(facts)}")
         if "margin" in columns and "margin" not in shown and (margin := _companion(r)):
-            out.line(f"  {r['task']}: margin in nats {margin}")
+            out.line(f"  {r.task}: margin in nats {margin}")
 
 
-def told(document: Row) -> None:
+def say_harm(comparison: Comparison) -> None:
     """Print sentences on losses and safety of guarded tasks, on rows that can get no verdict, and on whether to merge or to route."""
-    from workbench.report import guard
-    from workbench.report.reading import view_of
+    from workbench.report import wording
     from workbench.report.routed import advised
 
-    view = view_of(document)
-    for text in (*(guard.on_task(view, task) for task in view.guarded), *guard.impossible(view), *advised(document)):
-        if text:
-            out.say(text)
+    for text in (*wording.sentences(comparison), *advised(comparison)):
+        out.say(text)
 
 
 def gate_lines(worse: Sequence[Difference], not_safe: Sequence[Difference], baseline: str) -> list[str]:
@@ -164,62 +159,64 @@ def gate_lines(worse: Sequence[Difference], not_safe: Sequence[Difference], base
     return [f"exit status 3: {name} {said} {', '.join(tasks)}" for (name, said), tasks in lines.items()]
 
 
-def _verdict(row: Row, share: bool) -> str:
+def _verdict(row: Difference, share: bool) -> str:
     """Return a row's verdict with what it adds, in parentheses."""
     facts = _facts(row, share)
-    return str(row["verdict"]) + (f" ({', '.join(facts)})" if facts else "")
+    return str(row.verdict) + (f" ({', '.join(facts)})" if facts else "")
 
 
-def _facts(row: Row, share: bool) -> list[str]:
+def _facts(row: Difference, share: bool) -> list[str]:
     """Return the tolerance of a row's verdict; of an undecided one also the smallest detectable effect, items needed and reason."""
     facts: list[str] = []
-    reason, still = row["reason"] or "", row["verdict"] in ("cannot tell", "not shown safe")
-    if row["tolerance"] is not None and row["verdict"] != "no item changed":
-        facts.append(f"tolerance {number(row['tolerance'], share)}")
+    reason = row.reason or ""
+    if row.tolerance is not None and row.verdict != "no item changed":
+        facts.append(f"tolerance {number(row.tolerance, share)}")
     if reason.startswith("too few clusters"):
         facts.append(reason.split(",")[0])
-    if closed := reason.startswith(
-        ("no difference can be significant", "no verdict can fall")
-    ):  # the latter is in older documents
+    if row.impossible:
         facts.append("no difference can be significant: more clusters or fewer comparisons are needed")
     if reason.startswith("the suite gives no tolerance"):
         facts.append("no tolerance")
-    if row["verdict"] == "cannot tell" and row["mde"] is not None and not closed:
-        facts.append(f"mde {number(row['mde'], share)}")
-    if still and row["needs"] and row["needs"] > row["n"]:
-        facts.append(f"needs about n = {row['needs']}")
+    if row.verdict == "cannot tell" and row.mde is not None and not row.impossible:
+        facts.append(f"mde {number(row.mde, share)}")
+    if row.needed and row.verdict in ("cannot tell", "not shown safe"):
+        facts.append(f"needs about n = {row.needed}")
     return facts
 
 
-def _companion(row: Row) -> str:
-    margin = row["companion"]
-    if not margin or row["verdict"] != "cannot tell":
+def _companion(row: Difference) -> str:
+    margin = row.companion
+    if not margin or row.verdict != "cannot tell":
         return ""
-    return f"{margin['diff']:+.3f} {span(margin['low'], margin['high'], False)}, p {margin['p']:.2g}"
+    return f"{margin.diff or 0:+.3f} {span(margin.low, margin.high, False)}, p {margin.p or 0:.2g}"
 
 
-def own_units(tasks: list[Row]) -> str:
+def own_units(tasks: Sequence[ComparedTask]) -> str:
     """Return a note that names the tasks whose scores are not in percent or points."""
-    own = [t["task"] for t in tasks if not t["share"]]
+    own = [t.task for t in tasks if not t.share]
     return f" (of {', '.join(own)} in the metric's own units)" if own else ""
 
 
-def correction(family: Row) -> str:
-    return "step-down max-T" if family["correction"] == "max-t" else "no correction"
+def correction(family: Family) -> str:
+    return "step-down max-T" if family.correction == "max-t" else "no correction"
 
 
-def families_text(family: Row) -> str:
+def families_text(family: Family) -> str:
     """Return the number of rows of each family, in words."""
-    from workbench.report.facts import families
+    from workbench.report.provenance import families
 
     return families(family)
 
 
-def number(value: float, share: bool, digits: int = 1) -> str:
+def number(value: float | None, share: bool, digits: int = 1) -> str:
+    if value is None:
+        return ""
     return f"{100 * value:.{digits}f}" if share else f"{value:.4g}"
 
 
-def signed(value: float, share: bool) -> str:
+def signed(value: float | None, share: bool) -> str:
+    if value is None:
+        return ""
     return f"{100 * value:+.1f}" if share else f"{value:+.3g}"
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from textwrap import wrap
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.api.beside import SHOWN, WAYS, Choice, Item, Only, cut, items_beside, right_answer, scored_answer
+from workbench.api.beside import SHOWN, WAYS, Choice, Only, cut, items_beside, right_answer, scored_answer
 from workbench.api.subjects import Request, refuse_left_out
 from workbench.api.variation import Variation
 from workbench.cli._options import BatchOpt, JsonOpt, LimitOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.cli._output import out
 from workbench.cli._subjects import printing
+
+if TYPE_CHECKING:
+    from workbench.compare.beside import Item
 
 _STYLES = {"won": "green", "lost": "red", "same": ""}
 
@@ -47,8 +50,6 @@ def items(
     json: JsonOpt = False,
 ) -> None:
     """Show stored answers of two configurations side by side, item by item, with generated texts."""
-    from workbench.cli.documents.items import ItemsDocument
-
     request = Request(names, Variation.of(settings, None, None), suite or (), runs_dir, True, batch_size, limit)
     found = items_beside(request, Choice(task or (), only, text), printing())
     chosen = found.rows
@@ -64,19 +65,19 @@ def items(
         elif not chosen:
             out.say("no such item" + ("" if only == "all" else "; --only all shows those without a difference too"))
 
-    out.result(lambda: ItemsDocument.model_validate({**found.document, "shown": shown}), printed, json=json)
+    out.result(lambda: found.document.model_copy(update={"shown": shown}), printed, json=json)
     refuse_left_out(list(found.left_out))
 
 
 def _print(item: Item, before: str, after: str) -> None:
     """Print one item: how it changed, the prompt, the right answer and both answers."""
-    word, style = WAYS[item["change"]], _STYLES[item["change"]]
+    word, style = WAYS[item.change], _STYLES[item.change]
     out.line("")
-    out.colored([(word, style), (f"  {item['task']}  {item['id']}  {item['metric']}", "bold")])
+    out.colored([(word, style), (f"  {item.task}  {item.id}  {item.metric}", "bold")])
     width = max(len("right answer"), len(before), len(after))
-    _field("prompt", str(item["prompt"]), width)
+    _field("prompt", item.prompt or "", width)
     _field("right answer", right_answer(item), width)
-    for name, answer in ((before, item["first"]), (after, item["second"])):
+    for name, answer in ((before, item.first), (after, item.second)):
         _field(name, scored_answer(item, answer), width)
 
 

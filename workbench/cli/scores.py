@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from workbench.cli.items import items
 from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.scores.store import ScoreStore
+    from workbench.scores.store import ScoreStore, StoredPlan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +30,6 @@ app.command("items")(reads_recipes(items))
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List stored scores, one line per suite and plan."""
-    from workbench.cli.documents.scores import StoredPlan
     from workbench.scores.store import stored_plans
 
     store = _store(runs_dir)
@@ -44,38 +43,36 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
                 f"no scores in {relative(store.root)}; `workbench eval RECIPE` scores a recipe, `workbench scores import FILE...` imports lm-eval's"
             )
 
-    out.result(lambda: [StoredPlan.stored(plan) for plan in plans], text, json=json)
+    out.result(lambda: plans, text, json=json)
 
 
-def _print(plans: Sequence[Mapping[str, Any]]) -> None:
+def _print(plans: Sequence[StoredPlan]) -> None:
     """Print one row per suite and plan."""
     rows = []
     for plan in plans:
-        names = [c["name"] for c in plan["configurations"]]
+        names = [c.name for c in plan.configurations]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         marks = [
-            *(["outdated"] if plan["outdated"] else []),
-            *(["partial"] if plan["partial"] else []),
-            *(["imported"] if plan["imported"] else []),
-            *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else []),
+            *(["outdated"] if plan.outdated else []),
+            *(["partial"] if plan.partial else []),
+            *(["imported"] if plan.imported else []),
+            *([f"{plan.unfinished} unfinished"] if plan.unfinished else []),
         ]
         rows.append(
             [
-                plan["suite"],
-                plan["plan"][:12],
+                plan.suite,
+                plan.plan[:12],
                 shown or "none",
-                plan["created"][:10],
-                plan["scorer"],
+                plan.created[:10],
+                plan.scorer,
                 ", ".join(marks),
-                size(plan["bytes"]),
+                size(plan.bytes),
             ]
         )
     out.table(["suite", "plan", "configurations", "date", "scorer", "marks", "size"], rows, right=(6,))
     for plan in plans:
-        if plan["outdated"]:
-            out.say(
-                f"outdated: {plan['suite']} {plan['plan'][:12]}: {plan['outdated']}; `workbench eval` scores its recipes again"
-            )
+        if plan.outdated:
+            out.say(f"outdated: {plan.suite} {plan.plan[:12]}: {plan.outdated}; `workbench eval` scores its recipes again")
 
 
 @app.command("import")
@@ -110,26 +107,15 @@ def import_(
 
     Each folder of sample files is one configuration. Each metric is compared with lm-eval's results file beside the samples.
     """
-    from workbench.cli.documents.scores import ImportedScores
     from workbench.evaluate.gold import corpus_contributions
     from workbench.project import find_project
+    from workbench.scores.groups import ImportedScores
     from workbench.scores.imported import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
     compute = corpus_contributions if find_spec("lm_eval") else None
     imported = import_samples(files, store, name=name, suite=suite, cluster=cluster, project=find_project(), compute=compute)
-    documents = [
-        {
-            "suite": f.scores.suite,
-            "plan": f.scores.plan,
-            "name": f.scores.configuration.name,
-            "digest": f.scores.configuration.digest,
-            "new": f.new,
-            "tasks": {t: r.n for t, r in f.scores.tasks.items()},
-        }
-        for f in imported
-    ]
 
     def text() -> None:
         for one in imported:
@@ -146,7 +132,7 @@ def import_(
         else:
             out.say("to compare, import another run on the same documents and prompts")
 
-    out.result(lambda: [ImportedScores.model_validate(one) for one in documents], text, json=json)
+    out.result(lambda: [ImportedScores.by(one.scores, one.new) for one in imported], text, json=json)
 
 
 @app.command()
@@ -164,9 +150,6 @@ def pull(
     Takes what this store lacks, recognized by the digests of plans and configurations. Other scores under the same digests
     and damaged, unfinished or older files are listed and not taken; then the command exits with 1.
     """
-    from dataclasses import asdict
-
-    from workbench.cli.documents.scores import PulledScores
     from workbench.scores.pull import pull_scores, store_in
 
     out.quiet = quiet or json
@@ -184,10 +167,7 @@ def pull(
             f"{', '.join(counts) or 'nothing'}{f', {len(pulled.plans)} new plans' if pulled.plans else ''}: {relative(store.root)}"
         )
 
-    def document() -> PulledScores:
-        return PulledScores.model_validate({**asdict(pulled), "source": str(pulled.source), "dry_run": dry_run})
-
-    out.result(document, text, json=json)
+    out.result(lambda: pulled, text, json=json)
     if pulled.refused:
         lines = "\n".join(f"{one.file}: {one.reason}" for one in pulled.refused)
         raise WorkbenchError(f"not taken from {pulled.source}:\n{lines}", "Everything else was taken." if not dry_run else None)

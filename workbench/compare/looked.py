@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workbench.compare.decision import CANDIDATES
+from workbench.compare.advice import CANDIDATES
 from workbench.compare.tables import Table, tables_of
 from workbench.errors import WorkbenchError
 from workbench.scores.documents import read_document

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from workbench.compare.comparison import Family
 from workbench.compare.configurations import roles_of
 from workbench.compare.tables import Table
 from workbench.errors import nearest
@@ -27,7 +27,7 @@ def warnings_of(
     tasks: Sequence[Table],
     entries: Sequence[Sequence[Scores]],
     names: Sequence[str],
-    family: Mapping[str, Any],
+    family: Family,
 ) -> Iterable[str]:
     """Yield warnings on partial scores, tasks, suites, devices, the correction and missing controls."""
     if any(s.partial for s in scores):
@@ -55,12 +55,12 @@ def warnings_of(
     yield from differing_versions(scores)
     if len({s.device for s in scores}) > 1:
         yield "The scores come from different devices: small differences may be due to rounding."
-    if family["correction"] == "none" and family["size"] > 1:
+    if family.correction == "none" and family.size > 1:
         yield (
-            f"{family['size']} comparisons are tested at {family['alpha']:g} each, without correction: if no configuration differs, about "
-            f"{family['size'] * family['alpha']:.2g} false verdicts of better or worse are expected."
+            f"{family.size} comparisons are tested at {family.alpha:g} each, without correction: if no configuration differs, about "
+            f"{family.size * family.alpha:.2g} false verdicts of better or worse are expected."
         )
-    elif len(compared := [t for t in tasks if not t.guarded]) > _MANY_TASKS and family["size"]:
+    elif len(compared := [t for t in tasks if not t.guarded]) > _MANY_TASKS and family.size:
         yield (
             f"{len(compared)} tasks and contrasts are in one family, and each of them lowers the power of the others: remove tasks that you do "
             "not need. More configurations on the same items cost little power."

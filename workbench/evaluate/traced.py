@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workbench.evaluate.quiet import SEED
+from workbench.evaluate.measured import SEED
 from workbench.files import bytes_digest
 from workbench.scores.task_code import Code, Reads, is_own
 

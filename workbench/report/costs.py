@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from workbench.compare.configurations import KEYS, Costs
 from workbench.report.numbers import MISSING, fixed, listed, seconds, size
 
 HEADS = ("Scoring time", "Answer length", "Answer tokens/s", "Peak memory", "License")
-KEYS = ("seconds", "answer_length", "tokens_per_second", "peak_bytes", "licences")
 NOTES = (
     "Time of scoring all tasks",
     "Mean length of the generated texts",
@@ -34,40 +33,28 @@ class CostCell:
     note: str
 
 
-def cells(costs: Mapping[str, Any]) -> list[CostCell]:
-    """Return the cells of a configuration's costs, in the order of HEADS.
-
-    Args:
-        costs: The document's entry `costs` of a configuration.
-    """
-    missing = costs.get("missing") or {}
-    time, length, rate, peak = (costs.get(key) for key in KEYS[:4])
-    licences: Mapping[str, str] = costs.get("licences") or {}
+def cells(costs: Costs) -> list[CostCell]:
+    """Return the cells of a configuration's costs, in the order of HEADS."""
+    time, length, rate = costs.seconds, costs.answer_length, costs.tokens_per_second
     texts = (
-        (">\N{NO-BREAK SPACE}" if costs.get("resumed") and time is not None else "") + seconds(time),
-        f"{fixed(length, 1)} {costs.get('length_unit')}" if length is not None else MISSING,
+        (">\N{NO-BREAK SPACE}" if costs.resumed and time is not None else "") + seconds(time),
+        f"{fixed(length, 1)} {costs.length_unit}" if length is not None else MISSING,
         fixed(rate, 1 if rate < 100 else 0) if rate is not None else MISSING,
-        size(peak),
-        licence(licences) or MISSING,
+        size(costs.peak_bytes),
+        licence(costs.licences) or MISSING,
     )
     notes = (
-        "The time leaves out what an interrupted evaluation had done" if costs.get("resumed") else NOTES[0],
+        "The time leaves out what an interrupted evaluation had done" if costs.resumed else NOTES[0],
         NOTES[1],
         NOTES[2],
-        str(costs.get("peak_of") or NOTES[3]),
-        "; ".join(f"{name}: {text}" for name, text in licences.items()),
+        costs.peak_of or NOTES[3],
+        "; ".join(f"{name}: {text}" for name, text in costs.licences.items()),
     )
-    values = (time, length, rate, peak, licence(licences) or None)
+    values = (time, length, rate, costs.peak_bytes, licence(costs.licences) or None)
     return [
-        CostCell(text, value, f"Not known: {missing[key]}" if key in missing else note)
+        CostCell(text, value, f"Not known: {costs.missing[key]}" if key in costs.missing else note)
         for key, text, value, note in zip(KEYS, texts, values, notes, strict=True)
     ]
-
-
-def of_older(time: float | None) -> dict[str, Any]:
-    """Return the costs of a configuration in a document that has only the time of scoring."""
-    missing = {key: "the comparison was made by an earlier version" for key in KEYS if key != "seconds" or time is None}
-    return {"seconds": time, "missing": missing}
 
 
 def licence(licences: Mapping[str, str]) -> str:
@@ -80,17 +67,17 @@ def licence(licences: Mapping[str, str]) -> str:
     return "; ".join(f"{text} ({_few(names)})" for text, names in named.items())
 
 
-def unknown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def unknown(rows: Mapping[str, Costs]) -> list[str]:
     """Return one sentence for each reason why a number has a dash, with the columns and configurations that it concerns.
 
     Args:
-        rows: The document's configurations, with `name` and `costs`.
+        rows: Configuration -> costs.
     """
     heads = dict(zip(KEYS, HEADS, strict=True))
     concerned: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        for key, reason in ((row.get("costs") or {}).get("missing") or {}).items():
-            concerned.setdefault((str(reason), key), []).append(str(row["name"]))
+    for name, costs in rows.items():
+        for key, reason in costs.missing.items():
+            concerned.setdefault((reason, key), []).append(name)
     merged: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (reason, key), names in concerned.items():
         merged.setdefault((reason, tuple(names)), []).append(heads[key].lower())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from workbench.compare.comparison import Comparison
+from workbench.compare.differences import Difference
+from workbench.compare.leaders import MeanDifference, MeanVerdict
+from workbench.compare.recommend import Candidate, PairFamily
 from workbench.report.numbers import MISSING, PERCENT, POINTS, count, plural, size
-from workbench.report.view import DifferenceView, View
 
 SHOWN = 6
 """Configurations in the table of the first screen."""
@@ -44,9 +45,9 @@ class CandidateRow:
     mean: str
     value: float | None
     gap: str
-    pair: Mapping[str, Any] | None
-    verdict: str | None
-    guarded: tuple[DifferenceView, ...]
+    pair: MeanDifference | None
+    verdict: MeanVerdict | None
+    guarded: tuple[Difference, ...]
     unguarded: str
     cost: str
 
@@ -76,86 +77,65 @@ class DecisionView:
     family: str
 
 
-def decision(view: View) -> DecisionView | None:
+def decision(view: Comparison) -> DecisionView | None:
     """Return the recommendation of a comparison; None for older documents and for comparisons of controls alone."""
     found = view.recommendation
     if not found:
         return None
-    name, leaders = found.get("configuration") or found.get("closest"), list(found.get("leaders") or ())
-    shown = [c for c in found.get("candidates") or () if c["configuration"] in leaders or c["configuration"] == name]
+    name, leaders = found.about, found.leaders
+    shown = [c for c in found.candidates if c.configuration in leaders or c.configuration == name]
     listed = shown[: SHOWN_OF_SWEEP if view.sweeps else SHOWN]
-    if name and name not in [c["configuration"] for c in listed]:
-        listed = [*listed[:-1], *(c for c in shown if c["configuration"] == name)]
-    rows = tuple(_row(view, c, name) for c in listed)
-    family = found.get("family") or {}
+    if name and name not in [c.configuration for c in listed]:
+        listed = [*listed[:-1], *(c for c in shown if c.configuration == name)]
     return DecisionView(
-        ship=found.get("configuration") is not None,
+        ship=found.configuration is not None,
         name=name,
-        text=str(found.get("text") or ""),
-        details=tuple(map(str, found.get("details") or ())),
-        help=tuple(map(str, found.get("help") or ())),
-        rows=rows,
+        text=found.text,
+        details=tuple(found.details),
+        help=tuple(found.help),
+        rows=tuple(_row(view, c, name) for c in listed),
         more=len(shown) - len(listed),
-        family=_family(family) if family.get("pairs") else "",
+        family=_family(found.family) if found.family.pairs else "",
     )
 
 
-def leading(view: View) -> list[str]:
+def leading(view: Comparison) -> list[str]:
     """Return the names of the configurations that get sentences, the highest mean first: all if they are few, else the leaders."""
-    named = sorted(view.judged, key=lambda c: -(c.mean.value if c.mean and c.mean.value is not None else -1.0))
-    names = [c.name for c in named]
+    names = [c.name for c in view.by_mean if c.name != view.baseline]
     found = view.recommendation
     if len(names) <= SENTENCES or not found:
         return names
-    wanted = {found.get("configuration") or found.get("closest"), *(found.get("leaders") or ())}
+    wanted = {found.about, *found.leaders}
     return [name for name in names if name in wanted][:SENTENCES]
 
 
-def relation(view: View, best: str, other: str) -> str:
-    """Say how two configurations compare, for a sentence that names both; empty if the document does not hold their difference."""
-    candidates = {c["configuration"]: c for c in (view.recommendation or {}).get("candidates") or ()}
-    pair: Mapping[str, Any] = (candidates.get(other) or {}).get("against_best") or {}
-    if pair.get("against") != best or pair.get("low") is None:
-        return ""
-    ends = f"{POINTS.worded(pair['diff'])} {POINTS.diffs(pair.get('low'), pair.get('high'))}".strip()
-    words = {
-        "worse": "it is shown to be worse",
-        "equivalent": "the two are equivalent",
-        "cannot tell": "the two are not distinguishable",
-        "no item changed": "the two answer every item alike",
-    }
-    return f"{words.get(str(pair['verdict']), str(pair['verdict']))} ({ends})"
-
-
-def _row(view: View, c: Mapping[str, Any], name: str | None) -> CandidateRow:
-    own, pair = str(c["configuration"]), c.get("against_best")
-    word = str(c.get("guarded") or "")
+def _row(view: Comparison, c: Candidate, name: str | None) -> CandidateRow:
+    pair = c.against_best
     return CandidateRow(
-        name=own,
-        kind="" if (role := str(c.get("role") or "configuration")) == "configuration" else role,
-        chosen=own == name,
-        mean=POINTS.score(c.get("mean")),
-        value=c.get("mean"),
+        name=c.configuration,
+        kind="" if c.role == "configuration" else c.role,
+        chosen=c.configuration == name,
+        mean=POINTS.score(c.mean),
+        value=c.mean,
         pair=pair,
-        gap=f"{POINTS.diff(pair['diff'])} {POINTS.diffs(pair.get('low'), pair.get('high'))}".strip() if pair else MISSING,
-        verdict=str(pair["verdict"]) if pair else None,
-        guarded=tuple(view.compared(own, view.guarded)),
-        unguarded={"no guarded task": "no guarded task", "baseline": "the baseline"}.get(word, ""),
+        gap=f"{POINTS.diff(pair.diff)} {POINTS.diffs(pair.low, pair.high)}".strip() if pair else MISSING,
+        verdict=pair.verdict if pair else None,
+        guarded=tuple(view.compared(c.configuration, view.guarded)),
+        unguarded={"no guarded task": "no guarded task", "baseline": "the baseline"}.get(c.guarded, ""),
         cost=cost(c),
     )
 
 
-def cost(c: Mapping[str, Any]) -> str:
+def cost(c: Candidate) -> str:
     """Return what a candidate costs: its form, its bytes and its number of bricks."""
-    parts: Sequence[str] = [FORMS.get(str(c.get("form")), ""), size(c["bytes"]) if c.get("bytes") is not None else ""]
-    return ", ".join(p for p in (*parts, plural(int(c.get("bricks") or 0), "brick")) if p)
+    parts = (FORMS.get(c.form or "", ""), size(c.bytes) if c.bytes is not None else "", plural(c.bricks, "brick"))
+    return ", ".join(p for p in parts if p)
 
 
-def _family(family: Mapping[str, Any]) -> str:
-    looked = int(family.get("looked_at") or 0)
-    others = f", {count(looked)} of them scored here before" if looked else ""
+def _family(family: PairFamily) -> str:
+    others = f", {count(family.looked_at)} of them scored here before" if family.looked_at else ""
     return (
-        f"{plural(int(family['pairs']), 'pair')} of {int(family['members'])} configurations, the baseline among them{others}: means over "
-        f"skills, step-down max-T over sign flips of clusters at {PERCENT.score(family.get('alpha'))} %. Pairs with the baseline are one family, "
+        f"{plural(family.pairs, 'pair')} of {family.members} configurations, the baseline among them{others}: means over "
+        f"skills, step-down max-T over sign flips of clusters at {PERCENT.score(family.alpha)} %. Pairs with the baseline are one family, "
         "all others another; the verdicts of a family hold at once, although the leaders are chosen by the same scores."
     )

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.differences import Difference
 from workbench.report.marks import tip, verdict_class
-from workbench.report.numbers import POINTS, Unit, signed
+from workbench.report.numbers import POINTS, Unit, signed, unit_of
 from workbench.report.svg import joined, svg
-from workbench.report.view import DifferenceView, TaskView, View
 
 ROW = 26  # pixels; the style sheet's line height of labels
 GAP = 12
@@ -28,7 +29,7 @@ INSET = 3.0  # percent of the width left free at both ends, for marks at the end
 class ForestLine:
     """A row of a panel: the difference, its vertical center in pixels, and its row in the page's grid."""
 
-    difference: DifferenceView
+    difference: Difference
     y: int
     grid_row: int
 
@@ -37,7 +38,7 @@ class ForestLine:
 class Panel:
     """One task: rows of labels and values, and the plot between them."""
 
-    task: TaskView
+    task: ComparedTask
     lines: tuple[ForestLine, ...]
     grid_rows: str
     plot: Markup
@@ -65,7 +66,7 @@ class ForestAxis:
         return f"{self.share(high) - self.share(low):.3f}%"
 
 
-def panels(view: View, names: Container[str] | None = None) -> list[Panel]:
+def panels(view: Comparison, names: Container[str] | None = None) -> list[Panel]:
     """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis.
 
     Args:
@@ -73,16 +74,20 @@ def panels(view: View, names: Container[str] | None = None) -> list[Panel]:
         names: Named configurations that get a row; default: all. Controls always get one.
     """
     by_task = {t.name: [d for d in _differences_on(view, t, names) if d.diff is not None] for t in view.tasks}
-    shared: dict[str, list[DifferenceView]] = {}
+    shared: dict[str, list[Difference]] = {}
+    units = {t.name: unit_of(view, t.name) for t in view.tasks}
+    # Shares share the axis of their role; a contrast and a metric in its own unit have their own.
+    keys = {t.name: t.role if units[t.name] == POINTS and t.contrast is None else t.name for t in view.tasks}
+    reach: dict[str, float] = {}
     for task in view.tasks:
-        shared.setdefault(task.axis, []).extend(by_task[task.name])
-    units = {t.axis: t.unit for t in view.tasks}
-    effects = {t.axis: max(_reach(o) for o in view.tasks if o.axis == t.axis) for t in view.tasks}
-    axes = {key: axis(differences, units[key], effects[key] or None) for key, differences in shared.items()}
-    return [_panel(view, t, by_task[t.name], axes[t.axis]) for t in view.tasks if by_task[t.name]]
+        key = keys[task.name]
+        shared.setdefault(key, []).extend(by_task[task.name])
+        reach[key] = max(reach.get(key, 0.0), _reach(task))
+    axes = {keys[t]: axis(shared[keys[t]], unit, reach[keys[t]] or None) for t, unit in units.items()}
+    return [_panel(view, t, by_task[t.name], axes[keys[t.name]]) for t in view.tasks if by_task[t.name]]
 
 
-def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
+def axis(differences: Iterable[Difference], unit: Unit, margin: float | None = None) -> ForestAxis:
     """Return a scale over all intervals and zero, with ticks at round numbers; percentage points are clipped at ±100."""
     ends = [v for d in differences for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
     if unit == POINTS:
@@ -108,12 +113,12 @@ def decimals(numbers: Iterable[float]) -> int:
     return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in values)), 6)
 
 
-def _differences_on(view: View, task: TaskView, names: Container[str] | None) -> list[DifferenceView]:
-    shown = [c for c in view.configurations if c.is_control or names is None or c.name in names]
+def _differences_on(view: Comparison, task: ComparedTask, names: Container[str] | None) -> list[Difference]:
+    shown = [c for c in view.by_role if c.is_control or names is None or c.name in names]
     return [d for c in shown for d in view.compared(c.name, [task])]
 
 
-def _reach(task: TaskView) -> float:
+def _reach(task: ComparedTask) -> float:
     """Return the minimum reach of the axis from zero: the tolerance or the smallest effect of interest must be visible."""
     return (task.min_effect if task.tolerance is None else task.tolerance) or 0.0
 
@@ -124,7 +129,7 @@ def _step(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
 
 
-def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
+def _panel(view: Comparison, task: ComparedTask, differences: Sequence[Difference], scale: ForestAxis) -> Panel:
     """Return one task's panel, with a gap between named configurations and controls."""
     controls = {c.name for c in view.controls}
     lines: list[ForestLine] = []
@@ -134,12 +139,13 @@ def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], sc
             rows.append(GAP)
         rows.append(ROW)
         lines.append(ForestLine(d, sum(rows) - ROW // 2, len(rows)))
+    unit = unit_of(view, task.name)
     height, below = sum(rows), AXIS + (SIDE if task.lower else 0)
     plot = svg(
         "svg",
         joined(
-            _frame(scale, task, height),
-            *(_mark(line, scale, task.unit, view.baseline) for line in lines),
+            _frame(scale, task, unit, height),
+            *(_mark(line, scale, unit, view.baseline) for line in lines),
         ),
         class_="plot",
         width="100%",
@@ -150,7 +156,7 @@ def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], sc
     return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, below]), plot)
 
 
-def _frame(scale: ForestAxis, task: TaskView, height: int) -> Markup:
+def _frame(scale: ForestAxis, task: ComparedTask, unit: Unit, height: int) -> Markup:
     """Draw the grid, the zero line, the tick labels, the better side if it is the left one, and the margin of the verdicts.
 
     The margin is the smallest effect of interest, as a pale column; on guarded tasks the tolerance, as a dashed line on the side of losses.
@@ -159,7 +165,7 @@ def _frame(scale: ForestAxis, task: TaskView, height: int) -> Markup:
     if task.tolerance is None and (margin := task.min_effect):
         span = {"x": scale.at(-margin), "width": scale.width(-margin, margin)}
         parts.append(svg("rect", class_="margin", y=0, height=height, **span))
-    shown = [t * task.unit.scale for t in scale.ticks]
+    shown = [t * unit.scale for t in scale.ticks]
     places = decimals(shown)
     for tick, number in zip(scale.ticks, shown, strict=True):
         x = scale.at(tick)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from workbench.report import costs, edits, flips, guard, marks, routed, scatter, sweeps, wording
+from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.configurations import ComparedConfiguration, Level
+from workbench.compare.differences import VERDICTS
+from workbench.compare.kept import Kept
+from workbench.report import costs, edits, items, marks, routed, scatter, sweeps, wording
 from workbench.report.decision import decision
-from workbench.report.facts import facts, self_check
-from workbench.report.glossary import glossary
-from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small
-from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
+from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small, unit_of
+from workbench.report.provenance import checks, facts, glossary, self_check
 from workbench.tables import as_markdown as escape
 from workbench.tables import fence
 from workbench.tables import markdown_table as table
@@ -25,19 +26,17 @@ ROLE_NOTES = {
 }
 
 
-def markdown(document: Mapping[str, Any], view: View) -> str:
+def markdown(view: Comparison) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
     parts = [
         f"# {escape(wording.title(view))}",
         *_decision(view),
         *_sweeps(view),
-        *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
-        escape(" ".join(wording.headline(view))),
+        *([f"**{escape(' '.join(losses))}**"] if (losses := wording.harm(view)) else []),
         escape(wording.scope(view)),
         *([f"> **{escape(view.partial)}**"] if view.partial else []),
         *(f"> **Control missing.** {escape(m)}" for m in wording.missing_controls(view)),
-        *(escape(s) for s in wording.summary(view)),
-        bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
+        *map(escape, wording.sentences(view)),
         "## Summary",
         _summary(view),
         escape(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
@@ -48,13 +47,13 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *_interference(view),
         *_kept(view),
         *_forgetting(view),
-        *_edits(document, view),
-        *_routed(document),
-        *_flips(document, view),
+        *_edits(view),
+        *_routed(view),
+        *_flips(view),
         *_configurations(view),
         "## Provenance",
         bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
-        *([fence(str(view.provenance["command"]), "sh")] if view.provenance.get("command") else []),
+        *([fence(view.provenance.command, "sh")] if view.provenance.command else []),
         *_checks(view),
         "## How to read the numbers",
         bullets(f"**{term}**: {escape(text)}" for term, text in glossary(view)),
@@ -63,7 +62,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def _decision(view: View) -> list[str]:
+def _decision(view: Comparison) -> list[str]:
     """Return the recommendation, what would help, the configurations beside it, and the table of leaders."""
     found = decision(view)
     if found is None:
@@ -71,7 +70,7 @@ def _decision(view: View) -> list[str]:
     header = ["Leader", "Mean over skills", "Below the best", "Guarded tasks", "Cost"]
     rows = []
     for r in found.rows:
-        guarded = [f"{d.task} {d.word} ({view.unit(d.task).diff(d.diff)})" for d in r.guarded]
+        guarded = [f"{d.task} {d.verdict} ({unit_of(view, d.task).diff(d.diff)})" for d in r.guarded]
         gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
         rows.append(
             [f"{r.name} ({r.kind})" if r.kind else r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost]
@@ -84,20 +83,20 @@ def _decision(view: View) -> list[str]:
     ]
 
 
-def _sweeps(view: View) -> list[str]:
+def _sweeps(view: Comparison) -> list[str]:
     """Return one table for each measure of each sweep."""
     parts = []
-    for grid in sweeps.grids(view.sweeps):
+    for grid in sweeps.grids(view):
         if not grid.across:
             parts.append(escape(sweeps.sentence(grid)))
             continue
         for measure in grid.measures:
             head, rows = grid.table(measure)
             over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
-            parts += [f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}", table(head, rows)]
-            if measure["baseline"] is not None:
+            parts += [f"## Sweep of {escape(grid.name)}: {escape(measure.text)}{over}", table(head, rows)]
+            if measure.baseline is not None:
                 parts.append(
-                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
+                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure.baseline)}. Brackets are 95 % intervals."
                 )
     return parts
 
@@ -107,7 +106,7 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _summary(view: View) -> str:
+def _summary(view: Comparison) -> str:
     """Return the summary table."""
     header = [
         "Configuration",
@@ -117,35 +116,33 @@ def _summary(view: View) -> str:
         "Kept",
         f"Against {view.baseline}",
     ]
-    return table(header, (_summary_row(view, c) for c in view.configurations), left=2)
+    return table(header, (_summary_row(view, c) for c in view.by_role), left=2)
 
 
-def _summary_row(view: View, c: ConfigurationView) -> list[str]:
+def _summary_row(view: Comparison, c: ComparedConfiguration) -> list[str]:
     rows = view.compared(c.name, view.tasks)
-    verdicts = {v: sum(d.word == v for d in rows) for v in VERDICTS}
+    verdicts = {v: sum(d.verdict == v for d in rows) for v in VERDICTS}
     role = ROLE_NOTES.get(c.role, "configuration")
     cells = [c.name, ", ".join(p for p in (role, wording.same_weights(c)) if p), _levels(c.mean)]
-    cells += [t.unit.score(c.scores[t.name].value) if t.name in c.scores else MISSING for t in view.tasks]
+    cells += [unit_of(view, t.name).score(c.scores[t.name].value) if t.name in c.scores else MISSING for t in view.tasks]
     return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
 
 
-def _directed(task: TaskView) -> str:
+def _directed(task: ComparedTask) -> str:
     return f"{task.name} (lower is better)" if task.lower else task.name
 
 
-def _undecided(view: View) -> list[str]:
+def _undecided(view: Comparison) -> list[str]:
     """Return the undecided comparisons with the smallest detectable difference, the items needed and the second metric."""
     if not view.undecided:
         return []
     rows = []
     for d in view.undecided:
-        u = view.unit(d.task)
-        needs = f"≈ {about(d.needs)}" if d.needs else "more clusters or fewer comparisons" if d.impossible else MISSING
+        u = unit_of(view, d.task)
+        needs = f"≈ {about(d.needed)}" if d.needed else "more clusters or fewer comparisons" if d.impossible else MISSING
         second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
         difference = f"{u.diff(d.diff)} {u.diffs(d.low_adj, d.high_adj)}".strip()
-        rows.append(
-            [d.configuration, d.task, d.verdict or MISSING, difference, marks.detectable(d, u), count(d.n), needs, second]
-        )
+        rows.append([d.configuration, d.task, d.verdict, difference, marks.detectable(d, u), count(d.n), needs, second])
     header = [
         "Configuration",
         "Task",
@@ -159,18 +156,19 @@ def _undecided(view: View) -> list[str]:
     return ["### Undecided comparisons", table(header, rows, left=3)]
 
 
-def _forgetting(view: View) -> list[str]:
-    effects = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
+def _forgetting(view: Comparison) -> list[str]:
+    effects = [(c.name, c.forgetting) for c in view.by_role if c.forgetting]
     rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in effects]
     text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
     return ["## Forgetting", escape(text), table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
 
 
-def _checks(view: View) -> list[str]:
+def _checks(view: Comparison) -> list[str]:
     rows = []
-    for name, k in ((c.name, k) for c in view.configurations for k in c.checks):
+    for row in checks(view):
+        name, k = row.configuration, row.check
         numbers = (small(v) for v in (k.max_difference, k.tolerance, k.spread))
-        rows.append([name, k.suite or MISSING, k.scorer or MISSING, k.whole or name, count(k.documents), *numbers])
+        rows.append([name, row.suite, k.scorer, k.whole or name, count(k.documents), *numbers])
     header = [
         "Configuration",
         "Suite",
@@ -184,7 +182,7 @@ def _checks(view: View) -> list[str]:
     return ["## Scorer check", escape(self_check(view)), *([table(header, rows, left=4)] if rows else [])]
 
 
-def differences(view: View) -> str:
+def differences(view: Comparison) -> str:
     """Return a table of all differences of the comparison."""
     header = [
         "Configuration",
@@ -202,11 +200,11 @@ def differences(view: View) -> str:
         "Detectable",
         "Second metric",
         "Verdict",
-        *(["Family"] if view.families else []),
+        "Family",
     ]
     rows = []
     for d in view.rows:
-        u = view.unit(d.task, d.metric)
+        u = unit_of(view, d.task)
         rows.append(
             [
                 d.configuration,
@@ -224,13 +222,13 @@ def differences(view: View) -> str:
                 MISSING if d.impossible else u.score(d.mde),
                 f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING,
                 marks.verdict_text(d),
-                *([marks.family(d)] if view.families else []),
+                marks.family(d),
             ]
         )
     return table(header, rows, left=3)
 
 
-def _interference(view: View) -> list[str]:
+def _interference(view: Comparison) -> list[str]:
     matrix = marks.interference(view)
     if not matrix.rows:
         return []
@@ -240,9 +238,9 @@ def _interference(view: View) -> list[str]:
     return ["## Interference", escape(text), table(["Brick", *matrix.columns], rows)]
 
 
-def _kept(view: View) -> list[str]:
+def _kept(view: Comparison) -> list[str]:
     """Return the table of kept skill, with the ratios that are withheld."""
-    kept = [c for c in view.configurations if c.kept]
+    kept = [c for c in view.by_role if c.kept]
     tasks = [t.name for t in view.tasks if any(t.name in c.kept for c in kept)]
     if not kept:
         return []
@@ -255,21 +253,24 @@ def _kept(view: View) -> list[str]:
     ]
 
 
-def _routed(document: Mapping[str, Any]) -> list[str]:
+def _routed(view: Comparison) -> list[str]:
     """Return who answered in routed configurations, and whether to merge or to route."""
-    rows = [[routed.shown(cell) for cell in row] for row in routed.answered(document)]
+    rows = [[routed.shown(cell) for cell in row] for row in routed.answered(view)]
     if not rows:
         return []
-    sentences = [escape(text) for text in routed.advised(document)]
+    sentences = [escape(text) for text in routed.advised(view)]
     return ["## Routing", *sentences, table(routed.HEADS, rows, left=3)]
 
 
-def _edits(document: Mapping[str, Any], view: View) -> list[str]:
+def _edits(view: Comparison) -> list[str]:
     """Return the scores on edited facts and the survival of each edit."""
     parts = []
-    for suite in edits.fact_suites(document, view):
-        parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
-        parts += [bullets(escape(written.sentence()) for written in suite.written)] if suite.written else []
+    for suite in edits.fact_suites(view):
+        parts += [
+            f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts",
+            table(*edits.markdown_rows(suite, view)),
+        ]
+        parts += [bullets(map(escape, suite.written))] if suite.written else []
         for survival in suite.survivals:
             parts += [
                 f"### Survival of {escape(survival.alone)}",
@@ -285,16 +286,16 @@ def _edits(document: Mapping[str, Any], view: View) -> list[str]:
     return ["## Facts", text, *parts] if parts else []
 
 
-def _flips(document: Mapping[str, Any], view: View) -> list[str]:
+def _flips(view: Comparison) -> list[str]:
     """Return the table of changed items by configuration and task."""
-    counted = flips.counts(document, view)
+    counted = items.counts(view)
     if not counted:
         return []
     tasks = [t.name for t in view.tasks if t.contrast is None]
     rows = []
     for name, row in counted.items():
-        cells = [row.get(t, flips.Count()) for t in tasks]
-        rows.append([name, *(f"+{k.gained} / {MINUS}{k.lost}" if k != flips.Count() else MISSING for k in cells)])
+        cells = [row.get(t, items.Count()) for t in tasks]
+        rows.append([name, *(f"+{k.gained} / {MINUS}{k.lost}" if k != items.Count() else MISSING for k in cells)])
     return [
         "## Changed items",
         "Items gained / lost. The HTML and JSON files list the items.",
@@ -302,37 +303,37 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
     ]
 
 
-def _configurations(view: View) -> list[str]:
+def _configurations(view: Comparison) -> list[str]:
     """Return the table of configurations, the Pareto fronts, and the recipes."""
     parts = ["## Configurations"]
     rows = [
         [c.name, _bricks(c), amount(c.parameters), size(c.bytes), *(cell.text for cell in costs.cells(c.costs)), c.digest[:12]]
-        for c in view.configurations
+        for c in view.by_role
     ]
     parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
-    if reasons := costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]):
+    if reasons := costs.unknown({c.name: c.costs for c in view.by_role}):
         parts.append(escape(f"A dash: {'; '.join(reasons)}."))
     if view.axes:
         lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]
         parts.append(table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
     for s in scatter.scatters(view):
         parts.append(escape(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
-    for c in view.configurations:
+    for c in view.by_role:
         if c.recipe_text:
             parts += [f"### {escape(c.name)}", fence(c.recipe_text, "yaml")]
     return parts
 
 
-def _bricks(c: ConfigurationView) -> str:
+def _bricks(c: ComparedConfiguration) -> str:
     sized = [name if n is None else f"{name} ({size(n)})" for name, n in c.bricks.items()]
     return ", ".join(sized or c.parents) or MISSING
 
 
-def _levels(e: Estimate | None) -> str:
+def _levels(e: Level | None) -> str:
     return MISSING if e is None else f"{POINTS.score(e.value)} {POINTS.levels(e.low, e.high)}".strip()
 
 
-def _percent(e: Estimate | None) -> str:
+def _percent(e: Kept | None) -> str:
     if e is None:
         return MISSING
     return "withheld" if e.value is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()

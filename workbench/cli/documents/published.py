@@ -19,7 +19,6 @@ from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
-from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
@@ -29,19 +28,24 @@ from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
-from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
-from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.compare.beside import Items
+from workbench.compare.comparison import ComparedRows
+from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
+from workbench.evaluate.suitenew import CreatedSuite
 from workbench.results import Part
+from workbench.scores.groups import ImportedScores, SuiteScores
+from workbench.scores.pull import Pulled
+from workbench.scores.store import StoredPlan
 from workbench.steps.fields import field_docs
 
 DOCUMENTS: Mapping[str, Any] = {
     "plan": PlanDocument | list[PlanDocument],
     "run": RunDocument,
-    "eval": EvalDocument | list[EvalDocument],
-    "compare": CompareDocument,
+    "eval": SuiteScores | list[SuiteScores],
+    "compare": ComparedRows,
     "search": SearchDocument,
     "methods": MethodDocument | list[MethodDocument],
     "recipe diff": RecipeDiffDocument,
@@ -55,13 +59,13 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick barrier": BarrierDocument,
     "brick transplant": CarriedDocument,
     "suite ls": list[SuiteRow],
-    "suite show": SuiteDocument,
-    "suite check": SuiteCheckDocument,
-    "suite new": SuiteNewDocument,
+    "suite show": ShownSuite,
+    "suite check": SuiteReport,
+    "suite new": CreatedSuite,
     "scores ls": list[StoredPlan],
     "scores import": list[ImportedScores],
-    "scores pull": PulledScores,
-    "scores items": ItemsDocument,
+    "scores pull": Pulled,
+    "scores items": Items,
     "facts check": FactsCheckDocument,
     "facts import": FactsImportDocument,
     "edit rebase": RebaseDocument,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.compare.costs import costs_of
+from workbench.compare.configurations import costs_of
 from workbench.files import json_digest
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.versions import installed
@@ -137,7 +137,7 @@ def _measured(own: Sequence[Scores]) -> dict[str, float | None]:
                 name = f"{s.suite}/{task}/{metric}"
                 found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
     costs, configuration = costs_of(own, ()), own[0].configuration
-    found |= {"cost/seconds": costs["seconds"], "cost/peak_bytes": costs["peak_bytes"]}
+    found |= {"cost/seconds": costs.seconds, "cost/peak_bytes": costs.peak_bytes}
     return {**found, "cost/parameters": configuration.parameters, "cost/bytes": configuration.bytes}
 
 
