@@ -47,7 +47,7 @@ ONLY_IN = {
     "jinja2": ("report/", "evaluate/"),
     "gguf": ("library/starter.py", "adapters/gguf_lora.py", "bricks/gguf_files.py", "weights/unpacking.py"),
     "mergekit": ("merge/mergekit/api.py",),
-    "ray": ("evaluate/pool.py",),
+    "ray": ("evaluate/cluster.py",),
     "mlflow": ("report/trackers/mlflow_runs.py",),
     "wandb": ("report/trackers/wandb_runs.py",),
     "optuna": ("search/study.py", "search/samplers.py"),
@@ -65,7 +65,6 @@ NEED_EXTRAS = {
     "evaluate/hflm.py",
     "evaluate/localdata.py",
     "evaluate/models.py",
-    "evaluate/resident.py",
     "search/samplers.py",
     "search/study.py",
 }

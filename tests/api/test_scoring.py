@@ -175,10 +175,11 @@ def test_items_refuse_what_they_do_not_have(world: Path) -> None:
 
 def test_texts_of_models_are_escaped_in_notebooks() -> None:
     from workbench.api.beside import ItemsBeside
+    from workbench.compare.beside import Item
 
     answer = {"score": 1.0, "response": "<script>alert(1)</script>", "picked": None, "loglikelihoods": None}
     item = {"task": "t", "id": "1", "cluster": None, "metric": "em", "change": "same", "prompt": "<b>" + "x" * 700}
     item |= {"choices": None, "gold": "<i>", "first": answer, "second": answer}
-    page = ItemsBeside("<a>", "b", {"items": 1, "won": 0, "lost": 0, "same": 1}, [item])._repr_html_()
+    page = ItemsBeside("<a>", "b", {"items": 1, "won": 0, "lost": 0, "same": 1}, [Item.model_validate(item)])._repr_html_()
     assert not any(tag in page for tag in ("<script", "<b>", "<i>", "<a>"))
     assert "… (103 more characters)" in page

@@ -13,9 +13,8 @@ from typer.testing import CliRunner, Result
 from worlds.toy_scores import BASE, MERGE, SUITE, stored
 
 from workbench.cli import app
-from workbench.cli._comparison import scores_table
+from workbench.cli._comparison import gate_lines, rows_table, scores_table
 from workbench.cli._output import out
-from workbench.cli._verdicts import gate_lines, rows_table
 from workbench.compare.compare import compare
 from workbench.compare.comparison import Comparison
 from workbench.report.scorecard import with_scores

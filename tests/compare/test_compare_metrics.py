@@ -13,8 +13,7 @@ import pytest
 from worlds.metric_scores import BASE, MISSING, SUITE, TASKS, A, Data, N, data, stored
 from worlds.report_page import render
 
-from workbench.cli._comparison import scores_table
-from workbench.cli._verdicts import rows_table
+from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare.compare import Comparison, compare
 from workbench.errors import WorkbenchError
 from workbench.scores.paired import paired

@@ -12,7 +12,7 @@ from worlds.stored_scores import BASE, TIES, right, stored
 
 from workbench.compare.compare import compare
 from workbench.compare.configurations import ELSEWHERE, IMPORTED, NO_TEXT, OLDER, RESUMED, Costs
-from workbench.report.costs import cells, licence, unknown
+from workbench.report.decision import cost_cells, licence, unknown_costs
 from workbench.report.numbers import MISSING
 from workbench.scores.documents import Measured
 from workbench.scores.store import Scores, ScoreStore, TaskScores
@@ -63,7 +63,7 @@ def test_older_scores_show_a_dash_with_a_word_why(tmp_path: Path) -> None:
     assert found.tokens_per_second is None
     assert found.peak_bytes is None
     assert found.missing == dict.fromkeys(("tokens_per_second", "peak_bytes", "licences"), OLDER)
-    shown = cells(found)
+    shown = cost_cells(found)
     assert [cell.text for cell in shown] == ["1.0 s", "1.0 words", MISSING, MISSING, MISSING]
     assert shown[3].note == f"Not known: {OLDER}"
 
@@ -72,7 +72,7 @@ def test_imported_scores_without_a_time_have_none(tmp_path: Path) -> None:
     found = costs(tmp_path, lambda _: {}, of_all={"seconds": 0.0})
     assert found.seconds is None
     assert found.missing["seconds"] == found.missing["peak_bytes"] == IMPORTED
-    assert cells(found)[0].text == MISSING
+    assert cost_cells(found)[0].text == MISSING
 
 
 def test_tasks_without_texts_have_no_length_and_no_rate(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_texts_of_an_interrupted_evaluation_have_no_rate(tmp_path: Path) -> None
     assert found.missing["tokens_per_second"] == RESUMED
     assert found.missing["peak_bytes"] == ELSEWHERE
     assert found.resumed
-    assert cells(found)[0].text.startswith(">")
+    assert cost_cells(found)[0].text.startswith(">")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_licenses_stand_in_one_line(licences: dict[str, str], text: str) -> None
 
 
 def test_reasons_are_said_once() -> None:
-    unknown_costs = dict.fromkeys(("answer_length", "length_unit", "seconds", "tokens_per_second", "peak_bytes", "peak_of"))
+    nothing = dict.fromkeys(("answer_length", "length_unit", "seconds", "tokens_per_second", "peak_bytes", "peak_of"))
 
     def lacking(**missing: str) -> Costs:
-        return Costs(**unknown_costs, resumed=False, licences={}, missing=missing)  # type: ignore[arg-type]
+        return Costs(**nothing, resumed=False, licences={}, missing=missing)  # type: ignore[arg-type]
 
     both = {"a": lacking(peak_bytes="old", tokens_per_second="old"), "b": lacking(peak_bytes="old", tokens_per_second="old")}
-    assert unknown(both) == ["peak memory and answer tokens/s of all configurations: old"]
+    assert unknown_costs(both) == ["peak memory and answer tokens/s of all configurations: old"]
     rows = {**both, "c": lacking(peak_bytes="elsewhere")}
-    assert unknown(rows) == ["peak memory and answer tokens/s of a, b: old", "peak memory of c: elsewhere"]
+    assert unknown_costs(rows) == ["peak memory and answer tokens/s of a, b: old", "peak memory of c: elsewhere"]

@@ -14,8 +14,8 @@ from worlds.decided import AVERAGE, BRICK, made
 from worlds.stored_scores import BASE, right, stored
 
 from workbench.compare.compare import compare
-from workbench.compare.looked import looked_at
 from workbench.compare.tables import suites_of, tables_of
+from workbench.compare.warnings import looked_at
 from workbench.scores.store import Configuration, Scores, ScoreStore
 
 SUITE: dict[str, Any] = {"roles": {"facts": "retention"}, "tolerance": 0.1, "clusters": 24}

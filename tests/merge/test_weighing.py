@@ -15,7 +15,7 @@ from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, tiny, wr
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS, tensors_of
 
-from workbench.evaluate.resident import GOLD, Resident
+from workbench.evaluate.models import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
 from workbench.merge.measuring.grams import LayerInputs, sum_of_squares
 from workbench.models.texts import TextRow, batches

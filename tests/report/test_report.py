@@ -158,7 +158,7 @@ def test_user_text_is_escaped_everywhere(document: Document, tmp_path: Path) -> 
         c["bricks"] = {EVIL: 3}
         c["axes"] = {EVIL: {"origin": EVIL, EVIL: EVIL}}
         c["check"] = [{"scorer": EVIL, "documents": 8, "max_difference": 1e-6, "tolerance": 1e-4, "spread": None}]
-        c["forgetting"] = {"diff": -0.1, "low": -0.2, "high": 0.0, "verdict": EVIL}
+        c["forgetting"] = {"diff": -0.1, "low": -0.2, "high": 0.0, "verdict": "worse"}
     for row in evil["rows"]:
         row["companion"] = {
             "metric": EVIL,

@@ -13,7 +13,7 @@ from workbench.api.comparing import find_scores
 from workbench.api.naming import recipe_files, relative
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
 from workbench.api.variation import Variation
-from workbench.cli._comparison import costs_table, groups_table, scores_table, sweep_tables
+from workbench.cli._comparison import costs_table, gate_lines, groups_table, recommended, rows_table, scores_table, sweep_tables
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -37,7 +37,6 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import command_line, compare_scores, printing
-from workbench.cli._verdicts import gate_lines, recommended, rows_table
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 

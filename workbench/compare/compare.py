@@ -28,13 +28,12 @@ from workbench.compare.comparison import (
 from workbench.compare.configurations import summary, with_twins
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
-from workbench.compare.looked import looked_at
 from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
 from workbench.compare.sweeps import Sweep, sweeps_of
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of
-from workbench.compare.warnings import warnings_of
+from workbench.compare.warnings import looked_at, warnings_of
 from workbench.errors import WorkbenchError
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, Scores, ScoreStore

@@ -1,14 +1,17 @@
-"""The first screen: the recommendation, its sentences, and a table of the configurations that it was chosen among."""
+"""The first screen with the recommendation and its candidates, and what decides beside scores: costs, and merging against routing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench.compare.comparison import Comparison
+from workbench.compare.configurations import KEYS, Costs
 from workbench.compare.differences import Difference
 from workbench.compare.leaders import MeanDifference, MeanVerdict
 from workbench.compare.recommend import Candidate, PairFamily
-from workbench.report.numbers import MISSING, PERCENT, POINTS, count, plural, size
+from workbench.compare.routing import Share, advice
+from workbench.report.numbers import MISSING, PERCENT, POINTS, count, fixed, listed, plural, seconds, size
 
 SHOWN = 6
 """Configurations in the table of the first screen."""
@@ -139,3 +142,117 @@ def _family(family: PairFamily) -> str:
         f"skills, step-down max-T over sign flips of clusters at {PERCENT.score(family.alpha)} %. Pairs with the baseline are one family, "
         "all others another; the verdicts of a family hold at once, although the leaders are chosen by the same scores."
     )
+
+
+COST_HEADS = ("Scoring time", "Answer length", "Answer tokens/s", "Peak memory", "License")
+COST_NOTES = (
+    "Time of scoring all tasks",
+    "Mean length of the generated texts",
+    "Tokens of the generated texts per second of generating them",
+    "Largest peak of memory while a task was scored",
+    "Licenses of the base and of the bricks",
+)
+
+
+@dataclass(frozen=True)
+class CostCell:
+    """One number of a configuration.
+
+    Attributes:
+        text: The number with its unit, or a dash.
+        value: The number to sort by; None if it is not known.
+        note: What it counts, or why it is not known.
+    """
+
+    text: str
+    value: float | str | None
+    note: str
+
+
+def cost_cells(costs: Costs) -> list[CostCell]:
+    """Return the cells of a configuration's costs, in the order of COST_HEADS."""
+    time, length, rate = costs.seconds, costs.answer_length, costs.tokens_per_second
+    texts = (
+        (">\N{NO-BREAK SPACE}" if costs.resumed and time is not None else "") + seconds(time),
+        f"{fixed(length, 1)} {costs.length_unit}" if length is not None else MISSING,
+        fixed(rate, 1 if rate < 100 else 0) if rate is not None else MISSING,
+        size(costs.peak_bytes),
+        licence(costs.licences) or MISSING,
+    )
+    notes = (
+        "The time leaves out what an interrupted evaluation had done" if costs.resumed else COST_NOTES[0],
+        COST_NOTES[1],
+        COST_NOTES[2],
+        costs.peak_of or COST_NOTES[3],
+        "; ".join(f"{name}: {text}" for name, text in costs.licences.items()),
+    )
+    values = (time, length, rate, costs.peak_bytes, licence(costs.licences) or None)
+    return [
+        CostCell(text, value, f"Not known: {costs.missing[key]}" if key in costs.missing else note)
+        for key, text, value, note in zip(KEYS, texts, values, notes, strict=True)
+    ]
+
+
+def licence(licences: Mapping[str, str]) -> str:
+    """Return the licenses in one line: each with the inputs that have it, or the license alone if all inputs have the same."""
+    named: dict[str, list[str]] = {}
+    for name, text in licences.items():
+        named.setdefault(text, []).append(name)
+    if len(named) < 2:
+        return "".join(named)
+    return "; ".join(f"{text} ({_few(names)})" for text, names in named.items())
+
+
+def unknown_costs(rows: Mapping[str, Costs]) -> list[str]:
+    """Return one sentence for each reason why a number has a dash, with the columns and configurations that it concerns.
+
+    Args:
+        rows: Configuration -> costs.
+    """
+    heads = dict(zip(KEYS, COST_HEADS, strict=True))
+    concerned: dict[tuple[str, str], list[str]] = {}
+    for name, costs in rows.items():
+        for key, reason in costs.missing.items():
+            concerned.setdefault((reason, key), []).append(name)
+    merged: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, key), names in concerned.items():
+        merged.setdefault((reason, tuple(names)), []).append(heads[key].lower())
+    every = len(rows)
+    return [
+        f"{listed(columns)} of {'all configurations' if len(names) == every else _few(names)}: {reason}"
+        for (reason, names), columns in merged.items()
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+ROUTED_HEADS = ("Configuration", "Task", "Right", "n", "Own brick, %", "Base, %", "Other bricks, %", "Answered by")
+"""Heads of the table of answers."""
+
+
+def advised(view: Comparison) -> list[str]:
+    """Return a sentence for each routed configuration: merge or route, and why."""
+    sentences = []
+    for row in view.routing.beside if view.routing else ():
+        own = view.configuration(row.configuration)
+        sentences.append(advice(row, own.kept_mean.value if own and own.kept_mean else None))
+    return sentences
+
+
+def answered(view: Comparison) -> list[list[str | Share]]:
+    """Return the rows of the table of answers: configuration, task, n, shares of own brick, base and other bricks, and who answered."""
+    rows: list[list[str | Share]] = []
+    for task in view.routing.tasks if view.routing else ():
+        named = ", ".join(f"{name} {count}" for name, count in list(task.answered_by.items())[:4])
+        more = len(task.answered_by) - 4
+        shares = [task.own if task.owner else "\N{EN DASH}", task.base, task.other]
+        cells = [task.configuration, task.task, task.owner or "base", str(task.n), *shares]
+        rows.append([*cells, named + (f" and {more} more" if more > 0 else "")])
+    return rows
+
+
+def share_text(cell: str | Share) -> str:
+    """Return a cell of the table of answers as text: a share in percent with its interval."""
+    return cell if isinstance(cell, str) else f"{PERCENT.score(cell.value)} {PERCENT.levels(cell.low, cell.high)}"

@@ -8,8 +8,7 @@ from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration, Level
 from workbench.compare.differences import VERDICTS
 from workbench.compare.kept import Kept
-from workbench.report import costs, edits, items, marks, routed, scatter, sweeps, wording
-from workbench.report.decision import decision
+from workbench.report import decision, edits, items, marks, scatter, sweeps, wording
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small, unit_of
 from workbench.report.provenance import checks, facts, glossary, self_check
 from workbench.tables import as_markdown as escape
@@ -64,7 +63,7 @@ def markdown(view: Comparison) -> str:
 
 def _decision(view: Comparison) -> list[str]:
     """Return the recommendation, what would help, the configurations beside it, and the table of leaders."""
-    found = decision(view)
+    found = decision.decision(view)
     if found is None:
         return []
     header = ["Leader", "Mean over skills", "Below the best", "Guarded tasks", "Cost"]
@@ -255,11 +254,11 @@ def _kept(view: Comparison) -> list[str]:
 
 def _routed(view: Comparison) -> list[str]:
     """Return who answered in routed configurations, and whether to merge or to route."""
-    rows = [[routed.shown(cell) for cell in row] for row in routed.answered(view)]
+    rows = [[decision.share_text(cell) for cell in row] for row in decision.answered(view)]
     if not rows:
         return []
-    sentences = [escape(text) for text in routed.advised(view)]
-    return ["## Routing", *sentences, table(routed.HEADS, rows, left=3)]
+    sentences = [escape(text) for text in decision.advised(view)]
+    return ["## Routing", *sentences, table(decision.ROUTED_HEADS, rows, left=3)]
 
 
 def _edits(view: Comparison) -> list[str]:
@@ -307,11 +306,18 @@ def _configurations(view: Comparison) -> list[str]:
     """Return the table of configurations, the Pareto fronts, and the recipes."""
     parts = ["## Configurations"]
     rows = [
-        [c.name, _bricks(c), amount(c.parameters), size(c.bytes), *(cell.text for cell in costs.cells(c.costs)), c.digest[:12]]
+        [
+            c.name,
+            _bricks(c),
+            amount(c.parameters),
+            size(c.bytes),
+            *(cell.text for cell in decision.cost_cells(c.costs)),
+            c.digest[:12],
+        ]
         for c in view.by_role
     ]
-    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
-    if reasons := costs.unknown({c.name: c.costs for c in view.by_role}):
+    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", *decision.COST_HEADS, "Digest"], rows, left=2))
+    if reasons := decision.unknown_costs({c.name: c.costs for c in view.by_role}):
         parts.append(escape(f"A dash: {'; '.join(reasons)}."))
     if view.axes:
         lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]

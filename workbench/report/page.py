@@ -16,7 +16,7 @@ from markupsafe import Markup
 from workbench.compare.comparison import Comparison
 from workbench.errors import printable
 from workbench.files import write_bytes
-from workbench.report import costs, decision, forest, items, marks, numbers, routed, scatter, sweeps, wording
+from workbench.report import decision, forest, items, marks, numbers, scatter, sweeps, wording
 from workbench.report.downloads import with_downloads
 from workbench.report.edits import COHORTS, counted, fact_suites, heading
 from workbench.report.markdown import markdown
@@ -110,9 +110,9 @@ def html(view: Comparison, watched: int | None = None) -> str:
         "lower": [t.name for t in view.tasks if t.lower],
         "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
         "sized": {k: any(getattr(c, k) is not None for c in view.by_role) for k in ("parameters", "bytes")},
-        "costs": {c.name: costs.cells(c.costs) for c in view.by_role},
-        "cost_heads": list(zip(costs.HEADS, costs.NOTES, strict=True)),
-        "costs_unknown": costs.unknown({c.name: c.costs for c in view.by_role}),
+        "costs": {c.name: decision.cost_cells(c.costs) for c in view.by_role},
+        "cost_heads": list(zip(decision.COST_HEADS, decision.COST_NOTES, strict=True)),
+        "costs_unknown": decision.unknown_costs({c.name: c.costs for c in view.by_role}),
         "kept_span": marks.kept_span(view),
         "mean_span": marks.mean_span(view),
         "baseline_mean": base.mean.value if base is not None and base.mean is not None else None,
@@ -130,10 +130,10 @@ def html(view: Comparison, watched: int | None = None) -> str:
         "fact_suites": fact_suites(view),
         "swept": sweeps.figures(view),
         "seeds_alone": [sweeps.sentence(grid) for grid in sweeps.grids(view) if not grid.across],
-        "routed": routed.answered(view),
-        "routed_heads": routed.HEADS,
-        "routed_text": routed.shown,
-        "advice": routed.advised(view),
+        "routed": decision.answered(view),
+        "routed_heads": decision.ROUTED_HEADS,
+        "routed_text": decision.share_text,
+        "advice": decision.advised(view),
         "facts": facts(view),
         "command": view.provenance.command,
         "suites": view.provenance.suites,

@@ -25,7 +25,7 @@ from workbench.weights.digests import tensor_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from workbench.evaluate.resident import Resident
+    from workbench.evaluate.models import Resident
 
 _ScoredPlan = tuple[ScorePlan, Rows]
 Stop = Callable[[int, Answers], bool]
@@ -83,7 +83,7 @@ class Bench:
     @cached_property
     def resident(self) -> Resident:
         """Scorer of the live model."""
-        from workbench.evaluate.resident import Resident
+        from workbench.evaluate.models import Resident
 
         return Resident(self.model, self.store)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.evaluate.cluster import LOSSES, Pool, cluster
 from workbench.evaluate.lineup import LineupEntry
-from workbench.evaluate.pool import LOSSES, Pool, cluster
 from workbench.recipe.recipe import from_data, load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.search.clock import Clock

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from workbench.evaluate.resident import GOLD
+from workbench.evaluate.models import GOLD
 from workbench.search.objective import Answers, Objective, gap, gold_gap
 
 

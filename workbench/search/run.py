@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
+from workbench.evaluate.models import GOLD
 from workbench.evaluate.plans import plans, suites_of
-from workbench.evaluate.resident import GOLD
 from workbench.events import Events, no_events
 from workbench.files import json_digest
 from workbench.models.device import pick_device
