@@ -14,7 +14,7 @@ from worlds.decided import SITUATIONS, many, situation
 from worlds.report_document import make_document
 from worlds.report_page import Document, Page, rendered, view_of
 
-from workbench.report.decision import SENTENCES, SHOWN, decision, leading
+from workbench.report.decision import SENTENCES, SHOWN, leaders, leading
 from workbench.report.provenance import glossary
 
 
@@ -78,7 +78,7 @@ def test_a_comparison_without_a_recommendation_shows_the_scatter(tmp_path: Path)
     document = make_document()
     assert "recommendation" not in document
     screen = first_screen(rendered(document, tmp_path)[0])
-    assert decision(view_of(document)) is None
+    assert leaders(view_of(document)) is None
     assert 'class="scatter"' in screen
     assert 'class="decision' not in screen
     assert dict(glossary(view_of(document)))["Not tested"]
@@ -140,7 +140,7 @@ def test_a_recommended_one_outside_the_shown_leaders_has_a_row(large: Document) 
     found = document["recommendation"]
     last = found["candidates"][-1]["configuration"]
     found |= {"configuration": last, "closest": None, "leaders": [c["configuration"] for c in found["candidates"]]}
-    shown = decision(view_of(document))
+    shown = leaders(view_of(document))
     assert shown is not None
     assert [r.name for r in shown.rows][-1] == last
     assert len(shown.rows) == SHOWN

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from workbench.compare.comparison import Comparison
 from workbench.compare.configurations import KEYS, Costs
 from workbench.compare.differences import Difference
-from workbench.compare.leaders import MeanDifference, MeanVerdict
 from workbench.compare.recommend import Candidate, PairFamily
 from workbench.compare.routing import Share, advice
 from workbench.report.numbers import MISSING, PERCENT, POINTS, count, fixed, listed, plural, seconds, size
@@ -25,81 +24,60 @@ FORMS = {"checkpoint": "full", "adapter": "adapter", "configuration": "base with
 
 
 @dataclass(frozen=True)
-class CandidateRow:
-    """A configuration in the table of the first screen.
+class LeaderRow:
+    """A candidate in the table of the first screen.
 
     Attributes:
-        name: Its name.
-        kind: "brick", "average" or "base" for a control; empty for a named configuration.
-        chosen: It is the one that the recommendation names.
-        mean: Mean over skills, in points.
-        value: The same, as stored.
+        candidate: The candidate.
         gap: Difference from the highest mean with its interval, in points; a dash for the highest mean.
-        pair: That difference, as stored; None for the highest mean.
-        verdict: Verdict of that difference; None for the highest mean.
         guarded: Differences from the baseline on guarded tasks.
         unguarded: Why it has no verdict on guarded tasks; empty if it has.
         cost: Form, bytes and number of bricks, in words.
     """
 
-    name: str
-    kind: str
-    chosen: bool
-    mean: str
-    value: float | None
+    candidate: Candidate
     gap: str
-    pair: MeanDifference | None
-    verdict: MeanVerdict | None
     guarded: tuple[Difference, ...]
     unguarded: str
     cost: str
 
+    @property
+    def name(self) -> str:
+        """Name of the candidate."""
+        return self.candidate.configuration
+
+    @property
+    def kind(self) -> str:
+        """ "brick", "average" or "base" for a control; empty for a named configuration."""
+        return "" if self.candidate.role == "configuration" else self.candidate.role
+
 
 @dataclass(frozen=True)
-class DecisionView:
-    """The recommendation as the page shows it.
+class Leaders:
+    """The table of the first screen.
 
     Attributes:
-        ship: A configuration is recommended.
-        name: The recommended configuration, or the one that misses least; None if none was tested.
-        text: The recommendation in one sentence.
-        details: Sentences on the configurations beside it.
-        help: Sentences on what would help.
         rows: The leaders and the named configuration, the highest mean first, at most `SHOWN`, or `SHOWN_OF_SWEEP` beside curves.
         more: Number of leaders that are not among the rows.
         family: The family of pairs, in words.
     """
 
-    ship: bool
-    name: str | None
-    text: str
-    details: tuple[str, ...]
-    help: tuple[str, ...]
-    rows: tuple[CandidateRow, ...]
+    rows: tuple[LeaderRow, ...]
     more: int
     family: str
 
 
-def decision(view: Comparison) -> DecisionView | None:
-    """Return the recommendation of a comparison; None for older documents and for comparisons of controls alone."""
+def leaders(view: Comparison) -> Leaders | None:
+    """Return the candidates of the first screen; None for comparisons of controls alone."""
     found = view.recommendation
     if not found:
         return None
-    name, leaders = found.about, found.leaders
-    shown = [c for c in found.candidates if c.configuration in leaders or c.configuration == name]
+    shown = [c for c in found.candidates if c.configuration in found.leaders or c.configuration == found.about]
     listed = shown[: SHOWN_OF_SWEEP if view.sweeps else SHOWN]
-    if name and name not in [c.configuration for c in listed]:
-        listed = [*listed[:-1], *(c for c in shown if c.configuration == name)]
-    return DecisionView(
-        ship=found.configuration is not None,
-        name=name,
-        text=found.text,
-        details=tuple(found.details),
-        help=tuple(found.help),
-        rows=tuple(_row(view, c, name) for c in listed),
-        more=len(shown) - len(listed),
-        family=_family(found.family) if found.family.pairs else "",
-    )
+    if found.about and found.about not in [c.configuration for c in listed]:
+        listed = [*listed[:-1], *(c for c in shown if c.configuration == found.about)]
+    family = _family(found.family) if found.family.pairs else ""
+    return Leaders(tuple(_row(view, c) for c in listed), len(shown) - len(listed), family)
 
 
 def leading(view: Comparison) -> list[str]:
@@ -112,17 +90,11 @@ def leading(view: Comparison) -> list[str]:
     return [name for name in names if name in wanted][:SENTENCES]
 
 
-def _row(view: Comparison, c: Candidate, name: str | None) -> CandidateRow:
+def _row(view: Comparison, c: Candidate) -> LeaderRow:
     pair = c.against_best
-    return CandidateRow(
-        name=c.configuration,
-        kind="" if c.role == "configuration" else c.role,
-        chosen=c.configuration == name,
-        mean=POINTS.score(c.mean),
-        value=c.mean,
-        pair=pair,
+    return LeaderRow(
+        candidate=c,
         gap=f"{POINTS.diff(pair.diff)} {POINTS.diffs(pair.low, pair.high)}".strip() if pair else MISSING,
-        verdict=pair.verdict if pair else None,
         guarded=tuple(view.compared(c.configuration, view.guarded)),
         unguarded={"no guarded task": "no guarded task", "baseline": "the baseline"}.get(c.guarded, ""),
         cost=cost(c),

@@ -63,22 +63,28 @@ def markdown(view: Comparison) -> str:
 
 def _decision(view: Comparison) -> list[str]:
     """Return the recommendation, what would help, the configurations beside it, and the table of leaders."""
-    found = decision.decision(view)
-    if found is None:
+    found, leaders = view.recommendation, decision.leaders(view)
+    if not found or not leaders:
         return []
     header = ["Leader", "Mean over skills", "Below the best", "Guarded tasks", "Cost"]
     rows = []
-    for r in found.rows:
+    for r in leaders.rows:
         guarded = [f"{d.task} {d.verdict} ({unit_of(view, d.task).diff(d.diff)})" for d in r.guarded]
-        gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
+        pair = r.candidate.against_best
         rows.append(
-            [f"{r.name} ({r.kind})" if r.kind else r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost]
+            [
+                f"{r.name} ({r.kind})" if r.kind else r.name,
+                POINTS.score(r.candidate.mean),
+                f"{r.gap} ({pair.verdict})" if pair else r.gap,
+                ", ".join(guarded) or r.unguarded or MISSING,
+                r.cost,
+            ]
         )
     return [
         f"**{escape(found.text)}**",
         bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
         *([table(header, rows)] if rows else []),
-        escape(found.family),
+        escape(leaders.family),
     ]
 
 

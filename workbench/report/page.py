@@ -87,7 +87,7 @@ def html(view: Comparison, watched: int | None = None) -> str:
         "unit_of": lambda task: numbers.unit_of(view, task),
         "watched": watched,
         "title": wording.title(view),
-        "decision": decision.decision(view),
+        "leaders": decision.leaders(view),
         "many": many,
         "front": front,
         "filtered": len(view.by_role) >= FILTERED,
