@@ -1,4 +1,11 @@
-"""What the sample cannot show: a bound that counts one unseen cluster, and a test that corrects for skewness.
+"""Sign-flip tests: the distribution of a mean difference if there is no true difference, and what skewness leaves of them.
+
+If two configurations are equally good, each cluster's sum of differences is positive as often as negative. Flipping the signs of clusters
+therefore gives the distribution of the mean under "no difference", for any cluster sizes (Pitman 1937). Configurations scored on the same
+items are flipped together, so that a family of many similar ones costs little power: each row must exceed the largest statistic of all rows
+under the patterns of signs (step-down max-T, Westfall and Young 1993).
+
+Scores are discrete, so p values are mid-p: a pattern that gives exactly the observed value counts half (Lancaster 1961).
 
 Sign flips hold where differences are symmetric about 0. If a few clusters gain much and all others lose a little, a sample often contains no
 gaining cluster: it then shows no skewness, and no resampling can know of it. What helps is the range of the metric. `unseen_p` adds one cluster
