@@ -48,7 +48,7 @@ class LeaderRow:
 
     @property
     def kind(self) -> str:
-        """ "brick", "average" or "base" for a control; empty for a named configuration."""
+        """The role of a control; empty for a named configuration."""
         return "" if self.candidate.role == "configuration" else self.candidate.role
 
 
