@@ -39,15 +39,6 @@ def optional(**settings: Any) -> Any:
     return Field(default=None, **settings)
 
 
-class LeftOutDocument(Document):
-    """A configuration that the command skipped."""
-
-    name: str
-    """Name of the configuration."""
-    reason: str
-    """Reason for skipping it."""
-
-
 class FactsSaid(Document):
     """Counts of the facts that a model says after an edit step."""
 
