@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worlds.decided import situation
 from worlds.toy_scores import ADD, BASE, MERGE, SHARES, SORT, SUITE, digest_of_plan, stored
 
 from workbench.compare.compare import Comparison, compare
@@ -308,3 +309,25 @@ def test_bad_comparisons(tmp_path: Path) -> None:
     (path / f"{ADD.digest[:12]}.jsonl.gz").write_bytes((path / f"{BASE.digest[:12]}.jsonl.gz").read_bytes()[:0])
     with pytest.raises(WorkbenchError, match=r"1{12}\.jsonl\.gz: the rows changed after scoring"):
         compare(store, scores)
+
+
+def test_a_comparison_is_read_as_it_was_written(tmp_path: Path) -> None:
+    comparison = situation("winner", tmp_path, clusters=6)
+    assert comparison.rows[0].low_adj is None, "too few clusters: the interval has no ends"
+    comparison.write(tmp_path / "comparison.json")
+    assert Comparison.read(tmp_path / "comparison.json") == comparison
+
+
+def test_the_comparison_of_an_older_search_is_read(tmp_path: Path) -> None:
+    comparison = situation("winner", tmp_path)
+    older = comparison.to_dict()
+    for c in older["configurations"]:
+        del c["costs"], c["roles"]
+    for task in older["tasks"]:
+        del task["min_effect"]
+    read = Comparison.of(older, "older")
+    costs = read.configurations[0].costs
+    assert (costs.seconds, costs.peak_bytes) == (comparison.configurations[0].seconds, None)
+    assert costs.missing["peak_bytes"] == "the comparison was made by an earlier version"
+    assert read.configurations[0].roles == ["base"]
+    assert read.tasks[0].min_effect == comparison.family.min_effect
