@@ -78,7 +78,7 @@ def test_aggregates_are_lm_evals(grouped: Path, tokenizer: Any, tmp_path: Path) 
     store = ScoreStore(tmp_path / "scores")
     scores = evaluate(plan, store, A, tiny)
     expected = theirs(grouped, tokenizer, tiny())
-    found = aggregated(store.record(scores), scores)
+    found = [group.to_dict() for group in aggregated(store.record(scores), scores)]
     assert {(g["group"], g["metric"], g["filter"]) for g in found} == {
         ("whole", "acc", "none"), ("whole", "exact_match", "plain"), ("whole", "exact_match", "strip"),
         ("choices", "acc", "none"), ("choices", "brier_score", "none"),
