@@ -20,9 +20,8 @@ from record import write_results
 
 from workbench.compare.tables import tables_of
 from workbench.evaluate.lineup import lineup
-from workbench.evaluate.plans import plans
+from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
-from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import load_recipe
 from workbench.scores.paired import paired
 from workbench.scores.statistics import score_interval

@@ -30,9 +30,8 @@ from record import parser_of, write_results
 
 from workbench.compare.compare import compare
 from workbench.evaluate.lineup import LineupEntry
-from workbench.evaluate.plans import plans
+from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
-from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
@@ -190,7 +189,7 @@ def scored(bench: Bench, entries: Sequence[LineupEntry]) -> list[Scores]:
 
 def summary(bench: Bench, scores: Sequence[Scores], method: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the scores of the edit alone, and for each merge the scores and surviving facts of its three configurations."""
-    document = compare(ScoreStore(bench.project / "scores"), scores, baseline="base").document()
+    document = compare(ScoreStore(bench.project / "scores"), scores, baseline="base").to_dict()
     configurations = {name: c for c in document["configurations"] for name in (c["name"], *c["aliases"])}
     (suite,) = document["facts"]
     (survival,) = suite["survival"]

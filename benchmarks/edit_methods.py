@@ -47,9 +47,8 @@ from record import write_results
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry, lineup
-from workbench.evaluate.plans import plans
+from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
-from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
 from workbench.facts.imported import import_facts
 from workbench.recipe.methods import methods
@@ -283,7 +282,7 @@ def _compared(project: Path, scores: Sequence[Scores], score_plans: Sequence[Sco
     """Compare with the base on the facts' own tasks, or on the other suites; these are two families of tests."""
     suites = {plan.suite.suite: plan.suite for plan in score_plans if (plan.suite.facts is not None) == of_facts}
     selected = [s for s in scores if s.suite in suites]
-    return compare(ScoreStore(project / "scores"), selected, suites=suites).document() if selected else None
+    return compare(ScoreStore(project / "scores"), selected, suites=suites).to_dict() if selected else None
 
 
 def _row(

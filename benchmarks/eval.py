@@ -35,8 +35,8 @@ import torch
 from record import write_results
 
 from workbench.evaluate import build_plan
+from workbench.evaluate.measured import quiet
 from workbench.evaluate.packed import Forward, PackedLayout, bounds_of, lay_out, shared_start
-from workbench.evaluate.quiet import quiet
 from workbench.evaluate.scorer import Scorer
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite

@@ -6,7 +6,7 @@ from typing import Any
 
 from cells import SIGNED, SIGNS, block, interval, measured, points, signed, table
 
-from workbench.report.routed import advised
+from workbench.compare.routing import RoutedBeside, advice
 
 ROUTING = "benchmarks/results/route-accuracy.json"
 RETRIEVAL = "benchmarks/results/route-retrieval.json"
@@ -150,7 +150,10 @@ def beside_block(found: dict[str, Any]) -> str:
             "false routing",
         ]
         shown = [] if parts else [table(heads, lines, left=1)]  # the second one has the same order
-        parts += [f"`recipes/{part['recipe']}.yaml`:", *shown, " ".join(advised(part))]
+        kept = {c["name"]: (c["kept_mean"] or {}).get("value") for c in part["configurations"]}
+        beside = [RoutedBeside.model_validate(row) for row in part["routing"]["beside"]]
+        advised = " ".join(advice(row, kept[row.configuration]) for row in beside)
+        parts += [f"`recipes/{part['recipe']}.yaml`:", *shown, advised]
     note = (
         f"Scores in percent of {skills[0]['n']} items a task. Kept: share of the best single brick's score on each task, its oracle, corrected for "
         f"chance, mean over skills, with a 95 % interval. Difference from the base in points, adjusted interval; {SIGNED}. False routing: items of a task that "

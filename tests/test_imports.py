@@ -48,7 +48,7 @@ ONLY_IN = {
     "jinja2": ("report/", "evaluate/"),
     "gguf": ("upkeep/fetch.py", "adapters/linear.py", "bricks/gguf_files.py", "weights/packed.py"),
     "mergekit": ("merge/mergekit/table.py",),
-    "ray": ("evaluate/pool.py",),
+    "ray": ("evaluate/cluster.py",),
     "mlflow": ("report/trackers.py",),
     "wandb": ("report/trackers.py",),
     "optuna": ("search/study.py", "search/samplers.py"),
@@ -66,7 +66,6 @@ NEED_EXTRAS = {
     "evaluate/hflm.py",
     "evaluate/localdata.py",
     "evaluate/models.py",
-    "evaluate/resident.py",
     "search/samplers.py",
     "search/study.py",
 }

@@ -46,8 +46,9 @@ def without_seconds(text: str) -> Any:
 def test_scores_and_rows_are_those_of_the_commands(world: Path) -> None:
     scored = api.evaluate(["mine", "half", "plain"], device="cpu")
     told = document("compare", "mine", "half", "plain")
-    assert scored.rows == told["rows"]
-    assert scored.recommendation == told["recommendation"]
+    assert [row.to_dict() for row in scored.rows] == told["rows"]
+    assert scored.recommendation
+    assert scored.recommendation.to_dict() == told["recommendation"]
     assert scored.baseline == told["baseline"] == "base"
     assert [one["name"] for one in scored.document["configurations"]] == ["base", "one", "two", "mine", "half", "plain"]
     (printed,) = (document("eval", "mine", "half", "plain", "--device", "cpu"),)
@@ -69,11 +70,10 @@ def test_two_configurations_are_a_pair(world: Path) -> None:
     told = document("compare", "mine", "half")
     assert scored.pair == ("mine", "half")
     assert scored.baseline == told["baseline"] == "mine"
-    assert scored.rows == told["rows"]
-    assert {row["configuration"] for row in scored.rows} == {"half"}
-    assert (
-        api.compare(["mine", "half"], baseline="base").rows == document("compare", "mine", "half", "--baseline", "base")["rows"]
-    )
+    assert [row.to_dict() for row in scored.rows] == told["rows"]
+    assert {row.configuration for row in scored.rows} == {"half"}
+    against = api.compare(["mine", "half"], baseline="base").rows
+    assert [row.to_dict() for row in against] == document("compare", "mine", "half", "--baseline", "base")["rows"]
 
 
 def test_the_page_is_that_of_the_report(world: Path) -> None:
@@ -175,10 +175,11 @@ def test_items_refuse_what_they_do_not_have(world: Path) -> None:
 
 def test_texts_of_models_are_escaped_in_notebooks() -> None:
     from workbench.api.beside import ItemsBeside
+    from workbench.compare.beside import Item
 
     answer = {"score": 1.0, "response": "<script>alert(1)</script>", "picked": None, "loglikelihoods": None}
     item = {"task": "t", "id": "1", "cluster": None, "metric": "em", "change": "same", "prompt": "<b>" + "x" * 700}
     item |= {"choices": None, "gold": "<i>", "first": answer, "second": answer}
-    page = ItemsBeside("<a>", "b", {"items": 1, "won": 0, "lost": 0, "same": 1}, [item])._repr_html_()
+    page = ItemsBeside("<a>", "b", {"items": 1, "won": 0, "lost": 0, "same": 1}, [Item.model_validate(item)])._repr_html_()
     assert not any(tag in page for tag in ("<script", "<b>", "<i>", "<a>"))
     assert "… (103 more characters)" in page

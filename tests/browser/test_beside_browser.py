@@ -128,7 +128,7 @@ def test_nothing_overflows(width: int, dark: bool, opened: Browser, document: di
     assert (lefts[0] == lefts[1]) == (width < 760)
 
 
-def test_older_documents_have_no_such_section(opened: Browser, document: dict[str, Any], tmp_path: Path) -> None:
+def test_without_answers_there_is_no_such_section(opened: Browser, document: dict[str, Any], tmp_path: Path) -> None:
     show(opened, {key: value for key, value in document.items() if key != "side_by_side"}, tmp_path)
     assert opened.js("document.getElementById('beside')") is None
     assert opened.js("document.querySelector('nav a[href=\"#beside\"]')") is None

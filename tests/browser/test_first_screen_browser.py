@@ -18,9 +18,9 @@ ROWS = "[...document.querySelectorAll('#summary-table tbody tr:not(.group)')]"
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = {str(n): many(tmp_path_factory.mktemp("many"), n).document() for n in (2, 10)}
-    found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).document()
-    return found | {name: situation(name, tmp_path_factory.mktemp(name)).document() for name in ("winner", "alike", "unsafe")}
+    found = {str(n): many(tmp_path_factory.mktemp("many"), n).to_dict() for n in (2, 10)}
+    found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).to_dict()
+    return found | {name: situation(name, tmp_path_factory.mktemp(name)).to_dict() for name in ("winner", "alike", "unsafe")}
 
 
 @pytest.mark.parametrize("name", ["winner", "alike", "unsafe", "2", "10", "24"])
@@ -49,7 +49,6 @@ def test_nothing_overflows(name: str, width: int, dark: bool, opened: Browser, d
 def test_a_page_of_24_configurations_is_short(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
     show(opened, documents["24"], tmp_path)
     assert opened.js("document.documentElement.scrollHeight") < 6000
-    assert opened.js("document.querySelectorAll('.findings dt').length") <= 6
     opened.js("dispatchEvent(new Event('beforeprint'))")  # nothing is lost: what is folded is there
     assert opened.js("document.querySelectorAll('#differences .matrix tbody tr').length") >= 24
     assert opened.js("document.querySelector('#configurations-table').getBoundingClientRect().height") > 24 * 20

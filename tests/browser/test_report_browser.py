@@ -11,8 +11,7 @@ import pytest
 from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
 from worlds.report_additions import add_own_units
 from worlds.report_document import TASKS, make_document, make_large
-
-from workbench.report import render
+from worlds.report_page import render
 
 pytestmark = pytest.mark.browser
 skip_without_browser()

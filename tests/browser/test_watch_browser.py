@@ -34,7 +34,7 @@ def until(page: Browser, expression: str) -> None:
 
 def test_the_page_grows_and_stays(tmp_path: Path) -> None:
     assert EXECUTABLE
-    document = situation("winner", tmp_path).document()
+    document = situation("winner", tmp_path)
     with browser(EXECUTABLE) as page:
         with Watched() as watched:
             watched.say("1 of 5 configurations are scored.")
@@ -45,12 +45,12 @@ def test_the_page_grows_and_stays(tmp_path: Path) -> None:
             watched.say("3 of 5 configurations are scored.")
             watched.show(document)
             until(page, f"document.querySelector('.decision') !== null && {TEXT} === '3 of 5 configurations are scored.'")
-            assert page.js("document.querySelector('.decision').textContent") == document["recommendation"]["text"]
+            assert page.js("document.querySelector('.decision').textContent") == document.recommendation.text  # type: ignore[union-attr]
             assert page.js("document.documentElement.scrollWidth") <= 390
             assert {url for url in page.requests() if not url.startswith("data:")} == {watched.url, f"{watched.url}state"}
             assert page.complaints() == []
         until(page, "document.getElementById('watch-head').textContent === 'The command has ended.'")
-        assert page.js("document.querySelector('.decision').textContent") == document["recommendation"]["text"]
+        assert page.js("document.querySelector('.decision').textContent") == document.recommendation.text  # type: ignore[union-attr]
 
 
 def test_the_page_of_a_search_grows_and_ends_with_its_test() -> None:

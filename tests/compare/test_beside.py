@@ -45,7 +45,7 @@ def world(tmp_path: Path) -> tuple[ScoreStore, list[Scores]]:
 def changes(store: ScoreStore, scores: list[Scores], first: str, second: str) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for item in beside(store, scores, first, second):
-        found.setdefault(item["change"], []).append((item["task"], item["id"]))
+        found.setdefault(item.change, []).append((item.task, item.id))
     return found
 
 
@@ -70,8 +70,8 @@ def test_items_may_lack_choices_and_gold(tmp_path: Path) -> None:
     text = "".join(json.dumps(item) + "\n" for item in bare).encode()
     path.write_bytes(gzip.compress(text))
     signed = [s.model_copy(update={"items": bytes_digest(text)}) for s in scores]
-    assert {item["choices"] for item in beside(store, signed, "base", "ties")} == {None}
-    document = compare(store, signed, baseline="base").document()
+    assert {item.choices for item in beside(store, signed, "base", "ties")} == {None}
+    document = compare(store, signed, baseline="base").to_dict()
     assert {item["gold"] for item in document["side_by_side"]["items"]} == {None}
     assert any(flip["choices"] is None for flips in document["flips"].values() for flip in flips)
 
@@ -80,7 +80,7 @@ def test_lower_metrics_are_won_by_the_lower_score(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path / "scores")
     values = {BASE: {"one": [0.2, 0.5, 0.5]}, TIES: {"one": [0.5, 0.2, 0.5]}}
     scores = stored(store, values, metric="ter", lower=["ter"], clusters=3)
-    assert [item["change"] for item in beside(store, scores, "base", "ties")] == ["lost", "won", "same"]
+    assert [item.change for item in beside(store, scores, "base", "ties")] == ["lost", "won", "same"]
 
 
 @pytest.mark.parametrize(("metric", "index"), [("acc", 0), ("acc_norm", 1), ("acc_bytes", 1)])
@@ -93,7 +93,7 @@ def test_the_choice_is_that_of_the_metric(metric: str, index: int) -> None:
 
 def test_the_document_has_what_differs_between_any_two(world: tuple[ScoreStore, list[Scores]]) -> None:
     store, scores = world
-    found = compare(store, scores).document()["side_by_side"]
+    found = compare(store, scores).to_dict()["side_by_side"]
     assert list(found["answers"]) == ["base", "my-average", "ties"]  # equal weights have one entry; the base is its own
     assert {(i["task"], i["id"]) for i in found["items"]} == {
         *(("one", f"one-{i}") for i in (0, 4, 5, 6, 7, 9)),
@@ -110,9 +110,9 @@ def test_the_document_has_what_differs_between_any_two(world: tuple[ScoreStore, 
 def test_the_document_is_bounded(world: tuple[ScoreStore, list[Scores]]) -> None:
     store, scores = world
     tables = tables_of(store, scores, suites_of(store, scores, {}))
-    whole = side_by_side(tables, [BASE, TIES])
+    whole = side_by_side(tables, [BASE, TIES]).to_dict()
     size = len(json.dumps([whole["items"], list(whole["answers"].values())]))
-    part = side_by_side(tables, [BASE, TIES], size // 2)
+    part = side_by_side(tables, [BASE, TIES], size // 2).to_dict()
     assert 0 < len(part["items"]) < len(whole["items"])
     assert part["items"] == whole["items"][: len(part["items"])]
     assert part["left_out"] == len(whole["items"]) - len(part["items"])
@@ -183,7 +183,7 @@ def test_items_from_python_are_those_of_the_command(command: Any, options: dict[
     flags = [word for name, value in options.items() for word in (f"--{name}", value)]
     printed = json.loads(command("base", "ties", *flags, "--json").stdout)
     found = api.items(["base", "ties"], **options)
-    assert json.loads(json.dumps(found.document)) == printed
+    assert found.document.to_dict() == printed
     assert (found.first, found.second, found.counts["won"]) == ("base", "ties", printed["won"])
     shown, frame = printed["shown"], found.to_pandas()
     assert list(frame.id) == [item["id"] for item in shown]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worlds.decided import situation
 from worlds.toy_scores import ADD, BASE, MERGE, SHARES, SORT, SUITE, digest_of_plan, stored
 
 from workbench.compare.compare import Comparison, compare
@@ -33,7 +34,7 @@ def comparison(tmp_path: Path) -> Comparison:
 
 
 def test_document_has_the_agreed_form(comparison: Comparison) -> None:
-    document = comparison.document()
+    document = comparison.to_dict()
     assert list(document) == [
         "version",
         "baseline",
@@ -114,7 +115,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
 
 
 def test_rows_name_their_family_and_tolerance(comparison: Comparison) -> None:
-    document = comparison.document()
+    document = comparison.to_dict()
     found = {(r["configuration"], r["task"]): (r["family"], r["tolerance"]) for r in document["rows"]}
     assert found["merge", "add"] == ("compared", None)
     assert found["merge", "facts"] == found["add", "facts"] == ("guarded", 0.02)
@@ -147,7 +148,7 @@ def test_verdicts(comparison: Comparison) -> None:
 
 
 def test_kept_interference_and_mean(comparison: Comparison) -> None:
-    document = comparison.document()
+    document = comparison.to_dict()
     merge = document["configurations"][4]
     assert merge["kept"]["add"]["value"] == pytest.approx(0.75)
     assert merge["kept"]["sort"]["value"] == pytest.approx(0.5)
@@ -169,7 +170,7 @@ def test_kept_interference_and_mean(comparison: Comparison) -> None:
 
 
 def test_flips_are_the_items_that_changed(comparison: Comparison) -> None:
-    flips = comparison.document()["flips"]
+    flips = comparison.to_dict()["flips"]
     assert {name: len(rows) for name, rows in flips.items()} == {"add": 240, "sort": 240, "average": 192, "merge": 264}
     flip = next(f for f in flips["sort"] if f["task"] == "facts")
     assert flip["prompt"] == f"{flip['id']}?"
@@ -183,7 +184,7 @@ def test_another_baseline(tmp_path: Path) -> None:
     assert result.baseline == "average"
     assert [(r.configuration, r.task) for r in result.worse] == [("merge", "sort")]
     assert {r.verdict for r in result.rows if (r.configuration, r.task) == ("base", "add")} == {"worse"}
-    assert result.document()["interference"]["diff"][0] == pytest.approx([1.0, 0.0, 0.0])  # still against the base
+    assert result.to_dict()["interference"]["diff"][0] == pytest.approx([1.0, 0.0, 0.0])  # still against the base
 
 
 def test_worse_configuration_is_a_loss(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_too_few_clusters(tmp_path: Path) -> None:
     row = result.rows[0]
     assert (row.verdict, row.reason) == ("cannot tell", "too few clusters: 6, at least 8 needed")
     assert row.needs == 800
-    assert "add: only 6 clusters; differences get a verdict only with at least 8." in result.document()["warnings"]
+    assert "add: only 6 clusters; differences get a verdict only with at least 8." in result.to_dict()["warnings"]
 
 
 def test_warnings(tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_warnings(tmp_path: Path) -> None:
         *stored(store, {ADD: values[ADD], MERGE: values[MERGE]}, clusters=15, partial=True),
         *stored(store, {ADD: values[ADD][:1]}, suite=other, plan="q" * 32),
     ]
-    text = "\n".join(compare(store, scores, baseline="add").document()["warnings"])
+    text = "\n".join(compare(store, scores, baseline="add").to_dict()["warnings"])
     for expected in (
         "Partial: --limit cut the number of items",
         "add: only 15 clusters; the test detects only large differences",
@@ -263,16 +264,16 @@ def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path / "one")
     scores = stored(store, {BASE: [[1.0] * 240], MERGE: [[0.0] * 240]}, suite=one, clusters=label)
     said = "x: its 121 clusters of unequal size are worth only 4.0 clusters of equal size (the largest has 50% of the items); "
-    assert [w for w in compare(store, scores).document()["warnings"] if w.startswith(said)]
+    assert [w for w in compare(store, scores).to_dict()["warnings"] if w.startswith(said)]
     names = tuple(f"t{i}" for i in range(21))
     many = Suite(suite="many", tasks=names, primary=dict.fromkeys(names, "em"))
     store, values = ScoreStore(tmp_path / "many"), {BASE: [[1.0] * 120] * 21, MERGE: [[0.0, 1.0] * 60] * 21}
-    told = compare(store, stored(store, values, suite=many)).document()["warnings"]
+    told = compare(store, stored(store, values, suite=many)).to_dict()["warnings"]
     assert any(
         w.startswith("21 tasks and contrasts are in one family, and each of them lowers the power of the others") for w in told
     )
     fewer = many.model_copy(update={"roles": {"t0": "guarded"}})  # it is tested apart
-    told = compare(store, stored(store, values, suite=fewer, plan="q" * 32)).document()["warnings"]
+    told = compare(store, stored(store, values, suite=fewer, plan="q" * 32)).to_dict()["warnings"]
     assert not any("in one family" in w for w in told)
 
 
@@ -308,3 +309,24 @@ def test_bad_comparisons(tmp_path: Path) -> None:
     (path / f"{ADD.digest[:12]}.jsonl.gz").write_bytes((path / f"{BASE.digest[:12]}.jsonl.gz").read_bytes()[:0])
     with pytest.raises(WorkbenchError, match=r"1{12}\.jsonl\.gz: the rows changed after scoring"):
         compare(store, scores)
+
+
+def test_a_comparison_is_read_as_it_was_written(tmp_path: Path) -> None:
+    comparison = situation("winner", tmp_path)
+    comparison.write(tmp_path / "comparison.json")
+    assert Comparison.read(tmp_path / "comparison.json") == comparison
+
+
+def test_the_comparison_of_an_older_search_is_read(tmp_path: Path) -> None:
+    comparison = situation("winner", tmp_path)
+    older = comparison.to_dict()
+    for c in older["configurations"]:
+        del c["costs"], c["roles"]
+    for task in older["tasks"]:
+        del task["min_effect"]
+    read = Comparison.of(older, "older")
+    costs = read.configurations[0].costs
+    assert (costs.seconds, costs.peak_bytes) == (comparison.configurations[0].seconds, None)
+    assert costs.missing["peak_bytes"] == "the comparison was made by an earlier version"
+    assert read.configurations[0].roles == ["base"]
+    assert read.tasks[0].min_effect == comparison.family.min_effect

@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 from worlds.toy_scores import BASE, MERGE, SUITE, stored
 
 from workbench.cli import app
-from workbench.cli._comparison import scores_table
+from workbench.cli._comparison import gate_lines, rows_table, scores_table
 from workbench.cli._output import out
-from workbench.cli._verdicts import gate_lines, rows_table
 from workbench.compare.compare import compare
+from workbench.compare.comparison import Comparison
 from workbench.report.scorecard import with_scores
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
@@ -109,13 +109,13 @@ def test_both_reasons_are_said_and_named_once(tmp_path: Path) -> None:
 def test_a_model_card_names_the_tolerance(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path)
     scores = stored(store, {BASE: [right(0)] * 3, MERGE: [right(0), right(0), right(60)]})
-    document = compare(store, scores).document()
-    card = with_scores("# merge\n", "merge", scores[1:], document)
+    comparison = compare(store, scores)
+    card = with_scores("# merge\n", "merge", scores[1:], comparison)
     (line,) = [line for line in card.splitlines() if line.startswith("| facts")]
     assert line.endswith("| worse (tolerance 0.02) |")
     assert "| add | em | 240 |" in card
     assert "Holm" not in card
-    assert f"that decide the verdict (step-down max-T at 0.05; {document['family']['text']})." in card
+    assert f"that decide the verdict (step-down max-T at 0.05; {comparison.family.text})." in card
     assert "Safe: the interval, adjusted for all guarded comparisons, includes no loss as large as the tolerance" in card
 
 
@@ -137,7 +137,7 @@ def test_marks_beside_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 def test_where_no_verdict_can_fall_is_said_without_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The document's own words decide: whatever finds that no verdict can fall, the terminal says what would help."""
     store = ScoreStore(tmp_path)
-    document = compare(store, stored(store, {BASE: [right(0)] * 3, MERGE: [right(2, 1), right(0), right(0)]})).document()
+    document = compare(store, stored(store, {BASE: [right(0)] * 3, MERGE: [right(2, 1), right(0), right(0)]})).to_dict()
     for row in document["rows"]:
         if row["task"] == "add":
             row |= {"verdict": "cannot tell", "needs": None, "mde": 0.1, "clusters": 10}
@@ -145,7 +145,7 @@ def test_where_no_verdict_can_fall_is_said_without_needs(capsys: pytest.CaptureF
                 "no difference can be significant: even if all 10 changed clusters had changed in the same direction, the adjusted p would be 0.13; "
                 "more clusters or fewer comparisons are needed"
             )
-    rows_table(document)
+    rows_table(Comparison.of(document, "made"))
     found = capsys.readouterr()
     (line,) = [line for line in found.out.splitlines() if line.split()[:2] == ["merge", "add"]]
     assert line.rstrip().endswith("cannot tell (no difference can be significant: more clusters or fewer comparisons are needed)")
@@ -197,7 +197,7 @@ def test_a_table_fits_a_terminal_of_100_columns(
     store = ScoreStore(tmp_path)
     long = Configuration("7" * 32, "a-configuration-with-a-long-name-of-its-own", "configuration")
     values = {BASE: right(0), long: right(12, 10), OTHER: right(60)}
-    document = compare(store, stored(store, {c: [right(3), right(0), line] for c, line in values.items()})).document()
+    document = compare(store, stored(store, {c: [right(3), right(0), line] for c, line in values.items()}))
     narrow(monkeypatch, 100)
     rows_table(document, ("base", long.name) if pair else None)
     lines = capsys.readouterr().out.splitlines()
@@ -213,9 +213,7 @@ def test_verdicts_have_colors_on_a_terminal_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ScoreStore(tmp_path)
-    document = compare(
-        store, stored(store, {c: [right(0), right(0), f] for c, f in ((BASE, right(0)), (OTHER, right(60)))})
-    ).document()
+    document = compare(store, stored(store, {c: [right(0), right(0), f] for c, f in ((BASE, right(0)), (OTHER, right(60)))}))
     narrow(monkeypatch, 300)
     rows_table(document)
     assert "\x1b[" not in capsys.readouterr().out
@@ -231,6 +229,6 @@ def test_names_of_columns_may_be_those_of_configurations(
     verdict, n = Configuration("8" * 32, "verdict"), Configuration("9" * 32, "n")
     scores = stored(store, {verdict: [right(0), right(0), right(60)], n: [right(0), right(0), right(0)]})
     narrow(monkeypatch, 300)
-    rows_table(compare(store, scores, baseline="verdict").document(), ("verdict", "n"))
+    rows_table(compare(store, scores, baseline="verdict"), ("verdict", "n"))
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split() == ["task", "metric", "verdict", "n", "diff", "95", "%", "adjusted", "p", "adj", "n", "verdict"]

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from worlds.metric_scores import BASE, MISSING, SUITE, TASKS, A, Data, N, data, stored
+from worlds.report_page import render
 
-from workbench.cli._comparison import scores_table
-from workbench.cli._verdicts import rows_table
+from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare.compare import Comparison, compare
 from workbench.errors import WorkbenchError
-from workbench.report import render
 from workbench.scores.paired import paired
 from workbench.scores.statistics import ratio
 from workbench.scores.store import Configuration, Metric, ScoreStore
@@ -46,7 +45,7 @@ def test_corpus_metrics_and_lower_is_better(tmp_path: Path) -> None:
     assert (rows["text"].wins, rows["text"].losses) == (N, 0)  # fewer nats on every text
     assert (rows["told"].verdict, rows["told"].lower, rows["told"].ratio) == ("better", True, False)
     assert rows["told"].diff < 0
-    document = result.document()
+    document = result.to_dict()
     summary = document["configurations"][1]
     assert summary["scores"]["text"]["corrected"] is None
     low, high = (summary["scores"]["text"][k] for k in ("low", "high"))
@@ -88,7 +87,7 @@ def test_contrast_pairs_two_tasks_by_id(tmp_path: Path) -> None:
     items = [np.subtract(d["stripped"], d["told"]) for d in (base, a)]
     assert (row.low, row.high) == pytest.approx(paired(*items, cluster, span=2.0).interval())
     assert (row.verdict, row.lower, row.metric, row.companion) == ("better", False, "error", None)
-    document = result.document()
+    document = result.to_dict()
     about = document["tasks"][-1]
     assert about["contrast"] == {"of": "stripped", "minus": "told"}
     assert (about["task"], about["role"], about["n"], about["clusters"]) == ("prior_gain", "other", N, 30)
@@ -114,17 +113,17 @@ def test_margin_goes_beside_choices(tmp_path: Path) -> None:
     again = made(tmp_path, base, a, primary={"pick": "margin"})
     row = next(r for r in again.rows if r.task == "pick")
     assert (row.metric, row.companion, row.verdict) == ("margin", None, "better")
-    assert again.document()["configurations"][0]["mean"] is None
+    assert again.to_dict()["configurations"][0]["mean"] is None
 
 
 def test_forgetting_is_the_retention_lost(tmp_path: Path) -> None:
-    document = made(tmp_path, data(), data(1, facts=0.7)).document()
+    document = made(tmp_path, data(), data(1, facts=0.7)).to_dict()
     assert document["configurations"][0]["forgetting"] is None
     found, row = document["configurations"][1]["forgetting"], next(r for r in document["rows"] if r["task"] == "facts")
     assert found["diff"] == pytest.approx(row["diff"] / 0.5)
     assert (found["low"], found["high"]) == pytest.approx((row["low"] / 0.5, row["high"] / 0.5), abs=0.02)
     assert found["verdict"] == "worse"
-    few = made(tmp_path / "same", data(), data(1)).document()["configurations"][1]["forgetting"]
+    few = made(tmp_path / "same", data(), data(1)).to_dict()["configurations"][1]["forgetting"]
     assert few == {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "safe"}
 
 
@@ -136,13 +135,13 @@ def test_forgetting_is_judged_by_the_corrected_tolerance(tmp_path: Path) -> None
         )
         row = next(r for r in made_with.rows if r.task == "facts")
         assert row.low > -0.1
-        assert made_with.document()["configurations"][1]["forgetting"]["verdict"] == row.verdict == verdict
+        assert made_with.to_dict()["configurations"][1]["forgetting"]["verdict"] == row.verdict == verdict
 
 
 def test_forgetting_over_few_clusters_is_the_paired_interval(tmp_path: Path) -> None:
     store, wrong = ScoreStore(tmp_path), data(1, facts=0.7)
     for clusters, verdict in ((6, "not shown safe"), (12, "worse")):
-        document = compare(store, stored(store, {BASE: data(), A: wrong}, clusters=clusters)).document()
+        document = compare(store, stored(store, {BASE: data(), A: wrong}, clusters=clusters)).to_dict()
         found, row = document["configurations"][1]["forgetting"], next(r for r in document["rows"] if r["task"] == "facts")
         expected = {k: None if row[k] is None else pytest.approx(row[k] / 0.5) for k in ("diff", "low", "high")}
         assert found == {**expected, "verdict": verdict}
@@ -155,7 +154,7 @@ def test_without_correction_every_level_is_alpha(tmp_path: Path) -> None:
     plain = made(tmp_path, base, a, correction="none")
     assert all(r.p_adj == r.p and (r.low_adj, r.high_adj) == (r.low, r.high) for r in plain.rows)
     assert any(r.p_adj > r.p for r in corrected.rows)
-    document = plain.document()
+    document = plain.to_dict()
     assert document["family"]["correction"] == "none"
     expected = "5 comparisons are tested at 0.05 each, without correction: if no configuration differs, about 0.25 false verdicts of better or worse are expected."
     assert expected in document["warnings"]
@@ -167,12 +166,12 @@ def test_equal_weights_under_two_names(tmp_path: Path) -> None:
     result = compare(store, [base, base.called(again), worse])
     rows = {(r.configuration, r.task): r.verdict for r in result.rows}
     assert {v for (c, _), v in rows.items() if c == "again"} == {"no item changed"}
-    assert result.document()["family"]["size"] == 5  # not tested, not counted
+    assert result.to_dict()["family"]["size"] == 5  # not tested, not counted
     both = compare(store, [base, worse.called(Configuration(A.digest, "average", "average")), worse])
     assert {r.configuration for r in both.worse} == {"a"}  # a named recipe gates although a control has its weights
     alone = compare(store, [worse, worse], baseline="a")
     assert {r.verdict for r in alone.rows} == {"no item changed"}
-    for path in render(result.document(), tmp_path / "report.html"):
+    for path in render(result.to_dict(), tmp_path / "report.html"):
         assert path.stat().st_size
 
 
@@ -249,7 +248,7 @@ def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setenv("COLUMNS", "400")
     base, a = data(), data(1, loss=0.8, error=0.3, lead=0.13, facts=0.85)
     result = made(tmp_path, base, a)
-    rows_table(result.document())
+    rows_table(result)
     found = capsys.readouterr()
     lines = {line.split()[1]: line for line in found.out.splitlines() if line.startswith("a ")}
     rows = {r.task: r for r in result.rows}
@@ -263,7 +262,7 @@ def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert "worse (tolerance 2.0)" in lines["facts"]
     assert "(of text in the metric's own units) against base" in found.err
     assert "lower is better: text, told, stripped" in found.err
-    family = result.document()["family"]
+    family = result.to_dict()["family"]
     told = f"{family['compared']} comparisons in the main family; tested separately: {family['guarded']} on guarded tasks"
     assert f"step-down max-T at 0.05: {told}" in found.err
     assert "On facts (tolerance 2.0 points), a is worse than base." in found.err

@@ -13,10 +13,9 @@ import pytest
 from worlds.decided import AVERAGE, BRICK, made
 from worlds.stored_scores import BASE, right, stored
 
-from workbench.cli.documents.scores import CompareDocument
 from workbench.compare.compare import compare
-from workbench.compare.looked import looked_at
 from workbench.compare.tables import suites_of, tables_of
+from workbench.compare.warnings import looked_at
 from workbench.scores.store import Configuration, Scores, ScoreStore
 
 SUITE: dict[str, Any] = {"roles": {"facts": "retention"}, "tolerance": 0.1, "clusters": 24}
@@ -37,7 +36,7 @@ def chosen(scores: list[Scores], *names: str) -> list[Scores]:
 def test_two_of_twenty_get_the_verdicts_that_they_have_among_all(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path)
     scores = scored(store, 20)
-    whole, part = compare(store, scores).document(), compare(store, chosen(scores, "c3", "c7")).document()
+    whole, part = compare(store, scores).to_dict(), compare(store, chosen(scores, "c3", "c7")).to_dict()
     assert part["family"]["looked_at"] == part["recommendation"]["family"]["looked_at"] == 18
     assert part["family"]["text"].endswith(
         "x 2 configurations against base; 1 guarded task tested separately; 18 more scored on these items count too"
@@ -60,13 +59,12 @@ def test_two_of_twenty_get_the_verdicts_that_they_have_among_all(tmp_path: Path)
         "18 others were scored on these items and count in the tests, because the best of 20 looks better by chance "
         "(`workbench scores ls` lists them)."
     )
-    CompareDocument.model_validate({"baseline": "base", "rows": part["rows"], "recommendation": part["recommendation"]})
 
 
 def test_one_more_is_one_sentence_and_none_is_no_sentence(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path)
     scores = scored(store, 3)
-    one, none = (compare(store, chosen(scores, *names)).document() for names in (("c1", "c2"), ("c1", "c2", "c3")))
+    one, none = (compare(store, chosen(scores, *names)).to_dict() for names in (("c1", "c2"), ("c1", "c2", "c3")))
     assert one["recommendation"]["details"][-1].startswith(
         "1 other configuration was scored on these items and counts in the tests"
     )
@@ -92,7 +90,7 @@ def test_which_configurations_count(c: Configuration, counts: bool, tmp_path: Pa
         stored(store, {c: {t: right(0.5, seed=5) for t in TASKS}}, **SUITE)
     else:
         store.update(plan_of(scores[1]), scores[1].also(c))
-    assert compare(store, scores).document()["family"]["looked_at"] == counts
+    assert compare(store, scores).to_dict()["family"]["looked_at"] == counts
 
 
 def plan_of(scores: Scores) -> Any:
@@ -113,7 +111,7 @@ def test_scores_of_other_items_or_suites_or_formats_do_not_count(tmp_path: Path)
     old = folder / f"{scores[3].key[:12]}.json"
     document = json.loads(old.read_text("utf-8"))
     old.write_text(json.dumps({**document, "version": 1, "rows": None}), "utf-8")
-    found = compare(store, chosen(scores, "c1")).document()
+    found = compare(store, chosen(scores, "c1")).to_dict()
     assert found["family"]["looked_at"] == 1
     assert not [w for w in found["warnings"] if "Not counted" in w]
 
@@ -125,7 +123,7 @@ def test_damaged_scores_are_said_and_the_others_count(damage: str, tmp_path: Pat
     path = store.folder(scores[2].suite, scores[2].plan) / f"{scores[2].key[:12]}.json"
     path = path if damage == "document" else path.with_suffix(".jsonl.gz")
     path.write_bytes(b"{")
-    found = compare(store, chosen(scores, "c1")).document()
+    found = compare(store, chosen(scores, "c1")).to_dict()
     assert found["family"]["looked_at"] == 2
     (warning,) = [w for w in found["warnings"] if w.startswith("Not counted, although it may have been looked at: ")]
     assert path.name in warning
@@ -139,7 +137,7 @@ def test_scores_in_another_range_do_not_change_the_units(tmp_path: Path) -> None
     found = looked_at(store, scores, tasks, settings)
     assert [len(t.values) for t in found.tables] == [2, 3]
     assert all(t.share for t in found.tables)
-    assert compare(store, scores).document()["recommendation"]["family"]["looked_at"] == 0
+    assert compare(store, scores).to_dict()["recommendation"]["family"]["looked_at"] == 0
 
 
 def test_what_was_looked_at_does_not_weaken_the_alarm(tmp_path: Path) -> None:
@@ -152,11 +150,11 @@ def test_what_was_looked_at_does_not_weaken_the_alarm(tmp_path: Path) -> None:
         made("down", 2): np.where(steps % 40 == 1, 0.0, start),
     }
     named = stored(store, {c: dict.fromkeys(TASKS, x.tolist()) for c, x in lines.items()}, **{**SUITE, "clusters": 240})
-    before = compare(store, named).document()["rows"]
+    before = compare(store, named).to_dict()["rows"]
     rng = np.random.default_rng(1)
     others = {made(f"o{i}", 10 + i): dict.fromkeys(TASKS, ((rng.random(240) < 0.5) * 1.0).tolist()) for i in range(30)}
     stored(store, others, **{**SUITE, "clusters": 240})
-    after = compare(store, named).document()["rows"]
+    after = compare(store, named).to_dict()["rows"]
     told = [[(r["configuration"], r["verdict"]) for r in rows if r["task"] == "add"] for rows in (before, after)]
     assert told == [[("up", "better"), ("down", "worse")], [("up", "cannot tell"), ("down", "worse")]]
     down = next(r for r in after if r["configuration"] == "down" and r["task"] == "add")

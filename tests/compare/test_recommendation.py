@@ -14,8 +14,8 @@ from worlds.decided import BRICK, CLUSTERS, CONTROLS, MB, SITUATIONS, WEAK, comp
 from worlds.stored_scores import BASE, stored
 
 from workbench.compare import advice, leaders, recommend
+from workbench.compare.advice import Standing
 from workbench.compare.compare import compare
-from workbench.compare.decision import Standing
 from workbench.compare.leaders import MeanPairs, pair_of
 from workbench.compare.tables import Table
 from workbench.scores.store import Configuration, ScoreStore
@@ -25,12 +25,12 @@ ONE, TWO, THREE = (Configuration(f"{i:012d}{0:020d}", name) for i, name in enume
 
 
 def recommended(name: str, folder: Path, **settings: Any) -> dict[str, Any]:
-    found: dict[str, Any] = situation(name, folder, **settings).document()["recommendation"]
+    found: dict[str, Any] = situation(name, folder, **settings).to_dict()["recommendation"]
     return found
 
 
 def test_a_clear_winner_is_shipped_with_its_reason(tmp_path: Path) -> None:
-    document = situation("winner", tmp_path).document()
+    document = situation("winner", tmp_path).to_dict()
     found = document["recommendation"]
     assert (found["configuration"], found["closest"], found["cause"], found["help"]) == ("ties", None, None, [])
     assert found["leaders"] == ["ties"]
@@ -64,13 +64,13 @@ def test_a_merge_that_loses_its_bricks_skills_names_the_command_for_advice(tmp_p
     rest = {c: share for c, share in shares.items() if c not in (ties, add, sort)}
     for own, said in ((0.98, True), (0.74, False)):
         scores = {**rest, add: (own, 0.3, 0.8), sort: (0.3, own, 0.8), merged: shares[ties]}
-        found = compared(tmp_path / str(own), scores).document()["recommendation"]
+        found = compared(tmp_path / str(own), scores).to_dict()["recommendation"]
         sentences = [text for text in found["details"] if "keeps" in text]
         assert bool(sentences) == said
         for changes in ({"form": "configuration"}, {"recipe": None}, {"parents": ("add",)}):  # no merge of a recipe
             other = {**rest, add: (own, 0.3, 0.8), sort: (0.3, own, 0.8), replace(merged, **changes): shares[ties]}
             folder = tmp_path / f"{own} {next(iter(changes))}"
-            assert not [t for t in compared(folder, other).document()["recommendation"]["details"] if "keeps" in t]
+            assert not [t for t in compared(folder, other).to_dict()["recommendation"]["details"] if "keeps" in t]
         if said:
             assert sentences[0].startswith("ties keeps ")
             assert sentences[0].endswith(
@@ -119,7 +119,7 @@ def test_the_best_one_is_unsafe_and_nothing_else_is_better(tmp_path: Path) -> No
 def test_a_brick_that_harms_alone_is_named(tmp_path: Path) -> None:
     shares = {**CONTROLS, **SITUATIONS["unsafe"]}
     harmful = next(c for c in shares if c.name == "add")
-    found = compared(tmp_path, {**shares, harmful: (0.7, 0.3, 0.6)}).document()["recommendation"]
+    found = compared(tmp_path, {**shares, harmful: (0.7, 0.3, 0.6)}).to_dict()["recommendation"]
     assert found["help"] == ["Add alone is worse on facts too: lower its weight or leave it out."]
 
 
@@ -140,7 +140,7 @@ def test_nothing_is_better_than_the_base(tmp_path: Path) -> None:
     assert found["help"][0].startswith("About ")
     assert "items over the skill tasks would show a difference as large as +1.0 points" in found["help"][0]
     worse = {**CONTROLS, **dict.fromkeys(WEAK, (0.25, 0.25, 0.8)), made("ties", 1): (0.29, 0.28, 0.8)}
-    below = compared(tmp_path / "below", worse).document()["recommendation"]
+    below = compared(tmp_path / "below", worse).to_dict()["recommendation"]
     assert below["text"].startswith(
         "No configuration can be recommended: none has a higher mean over skills than base; ties comes closest, "
     )
@@ -175,7 +175,7 @@ def test_what_cannot_be_averaged_or_is_not_guarded(tmp_path: Path) -> None:
 
 def test_the_weights_of_the_baseline_are_no_candidate(tmp_path: Path) -> None:
     same = Configuration(BASE.digest, "noop", "configuration", ("add",), "recipes/noop.yaml")
-    found = compared(tmp_path, {**CONTROLS, same: CONTROLS[BASE]}).document()["recommendation"]
+    found = compared(tmp_path, {**CONTROLS, same: CONTROLS[BASE]}).to_dict()["recommendation"]
     assert (found["cause"], found["text"]) == (
         "same weights",
         "No configuration can be recommended: all have the weights of base.",
@@ -190,7 +190,7 @@ def test_a_brick_alone_that_is_best_is_shipped(tmp_path: Path) -> None:
     assert {"configuration": "add", "role": "brick"}.items() <= found["candidates"][0].items()
     unsafe = {**CONTROLS, **SITUATIONS["brick"]}
     brick = next(c for c in unsafe if c.name == "add")
-    other = compared(tmp_path / "unsafe", {**unsafe, brick: (0.8, 0.5, 0.5)}).document()["recommendation"]
+    other = compared(tmp_path / "unsafe", {**unsafe, brick: (0.8, 0.5, 0.5)}).to_dict()["recommendation"]
     assert other["configuration"] == "mine"
     assert other["details"][0] == "add has a higher mean, 65.0, but is worse than base on facts (\N{MINUS SIGN}30.0 points)."
 
@@ -200,13 +200,13 @@ def test_a_brick_that_is_equivalent_to_a_merge_is_shipped_by_the_bytes_of_its_ow
     shares = {c: line for c, line in {**CONTROLS, **SITUATIONS["brick"]}.items() if c not in (BRICK, made("mine", 1))}
     merge = made("mine", 1)
     found = compared(tmp_path, {**shares, brick: (0.69, 0.68, 0.8), merge: (0.7, 0.68, 0.8)}, min_effect=0.05)
-    text = found.document()["recommendation"]["text"]
+    text = found.to_dict()["recommendation"]["text"]
     assert text.startswith("Ship add: equivalent to mine, which has the highest mean, and smaller (12.0 MB against 400 MB); ")
 
 
 def test_controls_that_are_made_for_the_comparison_are_no_candidates(tmp_path: Path) -> None:
     tuned = Configuration(f"{0xC0:012x}{0:020x}", "tuned", "finetune")
-    found = compared(tmp_path, {**CONTROLS, **SITUATIONS["winner"], tuned: (0.8, 0.8, 0.8)}).document()["recommendation"]
+    found = compared(tmp_path, {**CONTROLS, **SITUATIONS["winner"], tuned: (0.8, 0.8, 0.8)}).to_dict()["recommendation"]
     assert found["configuration"] == "ties"
     assert found["details"][0] == (
         "The control tuned (80.0) has a higher mean. It is no candidate: name a recipe that makes the same weights to have it tested."
@@ -220,7 +220,7 @@ def test_a_named_baseline_and_few_clusters_in_one_task_name_the_task(tmp_path: P
         c: {t: items(x, i) for i, (t, x) in enumerate(zip(("add", "sort"), line, strict=False))} for c, line in shares.items()
     }
     scores = stored(store, values, clusters=CLUSTERS, few={"sort": 6})
-    found = compare(store, scores, baseline="linear").document()["recommendation"]
+    found = compare(store, scores, baseline="linear").to_dict()["recommendation"]
     assert found["configuration"] == "linear"
     assert found["details"][0] == (
         "ties has a higher mean, 72.5, but is not shown to be better than linear (too few clusters: sort has 6, at least 8 needed)."
@@ -229,12 +229,12 @@ def test_a_named_baseline_and_few_clusters_in_one_task_name_the_task(tmp_path: P
 
 
 def test_controls_alone_get_none(tmp_path: Path) -> None:
-    assert "recommendation" not in compared(tmp_path, CONTROLS).document()
+    assert "recommendation" not in compared(tmp_path, CONTROLS).to_dict()
 
 
 def test_a_configuration_as_the_baseline_is_a_candidate(tmp_path: Path) -> None:
     a, b = made("a", 1), made("b", 2)
-    found = compared(tmp_path, {a: (0.7, 0.7, 0.8), b: (0.4, 0.4, 0.8)}, baseline="a").document()["recommendation"]
+    found = compared(tmp_path, {a: (0.7, 0.7, 0.8), b: (0.4, 0.4, 0.8)}, baseline="a").to_dict()["recommendation"]
     assert found["text"] == "Ship a: highest mean over skills, 70.0; it is the baseline."
     assert found["family"]["members"] == 2
     assert [c["guarded"] for c in found["candidates"]] == ["baseline", "safe"]
@@ -245,7 +245,7 @@ def test_a_baseline_under_another_name_of_its_weights_is_a_candidate_by_that_nam
     store = ScoreStore(tmp_path)
     values = {c: {"add": items(share, 1), "sort": items(share, 2)} for c, share in ((a, 0.7), (b, 0.4))}
     first, second = stored(store, values, clusters=CLUSTERS)
-    document = compare(store, [first, first.called(twin), second], baseline="a-again").document()
+    document = compare(store, [first, first.called(twin), second], baseline="a-again").to_dict()
     found = document["recommendation"]
     assert document["baseline"] == found["baseline"] == "a-again"
     assert [c["configuration"] for c in found["candidates"]] == ["a-again", "b"]
@@ -347,7 +347,7 @@ def test_the_family_covers_every_pair_and_not_the_leaders_alone(tmp_path: Path) 
 
 
 def test_leaders_are_those_that_are_not_shown_to_be_worse(tmp_path: Path) -> None:
-    found = many(tmp_path).document()["recommendation"]
+    found = many(tmp_path).to_dict()["recommendation"]
     by_name = {c["configuration"]: c for c in found["candidates"]}
     means = [c["mean"] for c in found["candidates"]]
     assert means == sorted(means, reverse=True)

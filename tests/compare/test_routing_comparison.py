@@ -10,7 +10,6 @@ import pytest
 from worlds.report_page import Page, rendered
 from worlds.toy_scores import ADD, AVERAGE, BASE, MERGE, SHARES, SORT, SUITE, stored
 
-from workbench.cli.documents.scores import RoutingComparison
 from workbench.compare.compare import Comparison, compare
 from workbench.compare.routing import advice
 from workbench.scores.store import Configuration, ScoreStore
@@ -34,8 +33,7 @@ def compared(folder: Path, right: tuple[float, float], weak: tuple[float, float]
 
 
 def test_who_answered(tmp_path: Path) -> None:
-    routing = compared(tmp_path, (1.0, 0.9)).document()["routing"]
-    RoutingComparison.model_validate(routing)
+    routing = compared(tmp_path, (1.0, 0.9)).to_dict()["routing"]
     add, sort, facts = routing["tasks"]
     assert (add["owner"], sort["owner"], facts["owner"]) == ("add", "sort", None)
     assert sort["answered_by"] == {"sort": 192, "add": 24, "base": 12, "sort and base": 12}
@@ -58,7 +56,7 @@ def test_a_merge_that_the_brick_is_part_of_is_its_own(tmp_path: Path) -> None:
         "facts": [["base"]] * 216 + [["both"]] * 24,
     }
     store = ScoreStore(tmp_path / "scores")
-    found = compare(store, stored(store, values, routed={"routed": answered})).document()["routing"]
+    found = compare(store, stored(store, values, routed={"routed": answered})).to_dict()["routing"]
     add, sort, facts = found["tasks"]
     assert [add[k]["value"] for k in ("own", "base", "other")] == pytest.approx([0.95, 0, 0.05])
     assert [sort[k]["value"] for k in ("own", "base", "other")] == pytest.approx([0.95, 0, 0])
@@ -68,13 +66,13 @@ def test_a_merge_that_the_brick_is_part_of_is_its_own(tmp_path: Path) -> None:
 
 def test_a_routed_model_above_every_merge(tmp_path: Path) -> None:
     comparison = compared(tmp_path, (1.0, 0.9))
-    (row,) = comparison.document()["routing"]["beside"]
+    (row,) = comparison.to_dict()["routing"]["beside"]
     assert (row["merge"], row["merges"], row["verdict"], row["bricks"]) == ("merge", 2, "better", 2)
     assert row["value"] == pytest.approx(0.95, abs=0.003)
     assert row["merge_value"] == pytest.approx(0.6, abs=0.003)
     assert row["diff"] == pytest.approx(row["value"] - row["merge_value"])
     assert 0 < row["low"] < row["diff"] < row["high"]
-    page, text = rendered(comparison.document(), tmp_path)
+    page, text = rendered(comparison.to_dict(), tmp_path)
     assert "Route: routed scores +35.0 points" in text
     assert "keeps 100 % of the single bricks' skills" in text
     cells = Page(page).tables["routed"]
@@ -93,8 +91,10 @@ def test_a_routed_model_above_every_merge(tmp_path: Path) -> None:
     ],
 )
 def test_other_verdicts(right: tuple[float, float], weak: tuple[float, float], verdict: str, start: str, tmp_path: Path) -> None:
-    (row,) = compared(tmp_path, right, weak).document()["routing"]["beside"]
-    assert row["verdict"] == verdict
+    routing = compared(tmp_path, right, weak).routing
+    assert routing
+    (row,) = routing.beside
+    assert row.verdict == verdict
     assert advice(row).startswith(start)
 
 
@@ -102,8 +102,8 @@ def test_without_routed_configurations_nothing_is_said(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path / "scores")
     values = {c: [[1.0] * 40] * 3 for c in (BASE, ADD, SORT, AVERAGE, MERGE)}
     comparison = compare(store, stored(store, values, clusters=10))
-    assert "routing" not in comparison.document()
-    page, text = rendered(comparison.document(), tmp_path)
+    assert "routing" not in comparison.to_dict()
+    page, text = rendered(comparison.to_dict(), tmp_path)
     assert 'id="routing"' not in page
     assert "## Routing" not in text
 
@@ -112,7 +112,7 @@ def test_a_routed_model_without_a_merge_has_no_advice(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path / "scores")
     values = {c: [[1.0] * 40] * 3 for c in (BASE, ADD, SORT, ROUTED)}
     answered = {"routed": {t: [["add"]] * 40 for t in ("add", "sort", "facts")}}
-    routing = compare(store, stored(store, values, clusters=10, routed=answered)).document()["routing"]
+    routing = compare(store, stored(store, values, clusters=10, routed=answered)).to_dict()["routing"]
     assert routing["beside"] == []
     assert routing["tasks"][1]["other"]["value"] == 1
 
@@ -126,5 +126,5 @@ def test_a_merge_of_other_bricks_is_no_rival(tmp_path: Path) -> None:
         c: [[1.0] * 40] * 3 if c in (foreign, alone) else [half] * 3 for c in (BASE, ADD, SORT, MERGE, ROUTED, foreign, alone)
     }
     answered = {"routed": {t: [["add"]] * 40 for t in ("add", "sort", "facts")}}
-    (row,) = compare(store, stored(store, values, clusters=10, routed=answered)).document()["routing"]["beside"]
+    (row,) = compare(store, stored(store, values, clusters=10, routed=answered)).to_dict()["routing"]["beside"]
     assert (row["merge"], row["merges"]) == ("merge", 1)

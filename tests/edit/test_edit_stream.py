@@ -29,7 +29,7 @@ from workbench.edit.places.passes import keys_and_values
 from workbench.errors import WorkbenchError
 from workbench.evaluate.facts import Wanted
 from workbench.evaluate.lineup import lineup
-from workbench.evaluate.suitechoice import suites_of
+from workbench.evaluate.plans import suites_of
 from workbench.facts import Fact, read_stream
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose

@@ -16,7 +16,7 @@ from worlds.report_page import Page
 from workbench.errors import WorkbenchError
 from workbench.evaluate.facts import Wanted, sequential
 from workbench.evaluate.lineup import lineup
-from workbench.evaluate.suitechoice import suites_of
+from workbench.evaluate.plans import suites_of
 from workbench.recipe.fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve

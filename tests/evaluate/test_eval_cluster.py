@@ -14,8 +14,8 @@ from worlds.nodes import kill_a_worker, two_nodes
 from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out
 
+from workbench.evaluate import cluster
 from workbench.evaluate import cluster as on_cluster
-from workbench.evaluate import pool
 from workbench.trust import VARIABLE, is_trusted
 
 SECOND = "suite: again\ntasks: [pick]\nchance: {pick: 0.25}\n"
@@ -108,5 +108,5 @@ def test_a_worker_has_the_directory_and_the_trust_of_the_command(
     monkeypatch.setenv(VARIABLE, "0")
     monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    hosted = pool._Hosted(1, Seen, ("one",), tmp_path, trusted)
+    hosted = cluster._Hosted(1, Seen, ("one",), tmp_path, trusted)
     assert hosted.score("+") == ("one+", tmp_path, trusted)

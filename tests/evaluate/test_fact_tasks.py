@@ -17,7 +17,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate import score
 from workbench.evaluate.facts import Wanted
 from workbench.evaluate.lineup import lineup
-from workbench.evaluate.suitechoice import suites_of
+from workbench.evaluate.plans import suites_of
 from workbench.recipe.recipe import dump_step, load_recipe
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores

@@ -17,8 +17,8 @@ from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate
 from workbench.evaluate.check import rows_at_once
+from workbench.evaluate.gold import sentence_for
 from workbench.evaluate.packed import Bounds
-from workbench.evaluate.sentences import sentence_for
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
@@ -78,7 +78,7 @@ def test_aggregates_are_lm_evals(grouped: Path, tokenizer: Any, tmp_path: Path) 
     store = ScoreStore(tmp_path / "scores")
     scores = evaluate(plan, store, A, tiny)
     expected = theirs(grouped, tokenizer, tiny())
-    found = aggregated(store.record(scores), scores)
+    found = [group.to_dict() for group in aggregated(store.record(scores), scores)]
     assert {(g["group"], g["metric"], g["filter"]) for g in found} == {
         ("whole", "acc", "none"), ("whole", "exact_match", "plain"), ("whole", "exact_match", "strip"),
         ("choices", "acc", "none"), ("choices", "brier_score", "none"),
@@ -101,7 +101,7 @@ def test_a_brier_score_is_compared_item_by_item(grouped: Path, tokenizer: Any, t
     assert plan.lower["large"] == ("brier_score",)
     store, other = ScoreStore(tmp_path / "scores"), Configuration("b" * 32, "b")
     scores = [evaluate(plan, store, c, lambda seed=seed: tiny(seed)) for c, seed in ((A, 0), (other, 1))]
-    document = compare(store, scores).document()
+    document = compare(store, scores).to_dict()
     assert {(row["task"], row["metric"]) for row in document["rows"]} == {
         (t, "brier_score") for t in ("large", "middle", "pick_small")
     }

@@ -102,7 +102,7 @@ def expected(line: Path) -> dict[str, Numbers]:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from workbench.evaluate.quiet import quiet
+    from workbench.evaluate.measured import quiet
 
     numbers = {}
     for model in sorted((line / "models").iterdir()):

@@ -51,7 +51,7 @@ class Kept:
 
     def compared(self) -> dict[str, Any]:
         scores = [self.store.read(self.plan, c.key(self.plan)) for c in (A, B)]
-        return compare(self.store, scores, baseline="b").document()
+        return compare(self.store, scores, baseline="b").to_dict()
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import torch
 
 from worlds.places import STARTER, TASKS
 
-from workbench.evaluate import build_plan, quiet, score
+from workbench.evaluate import build_plan, score
+from workbench.evaluate.measured import quiet
 from workbench.scores.plan import ScorePlan, item_ids
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite

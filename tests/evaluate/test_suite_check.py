@@ -231,8 +231,8 @@ def test_a_limited_check_names_the_item_that_is_wrong(place: Path) -> None:
 def test_ls_and_show(place: Path) -> None:
     (place / "evals" / "suites" / "bad.yaml").write_text("suite: bad\ntasks: []\n")
     listed = list(list_suites(place))
-    assert [(s["suite"], s["tasks"]) for s in listed] == [("bad", []), ("toy", ["copy", "pick"])]
-    assert "tasks" in str(listed[0]["error"])
+    assert [(s.suite, s.tasks) for s in listed] == [("bad", []), ("toy", ["copy", "pick"])]
+    assert "tasks" in str(listed[0].error)
     assert "Two small tasks" in run("suite", "ls").stdout
     shown = json.loads(run("suite", "show", "toy", "--json").stdout)
     assert shown["plan"] is None
@@ -241,7 +241,7 @@ def test_ls_and_show(place: Path) -> None:
         24,
         "exact_match",
     )
-    with_base = show_suite("toy", place, "base")
+    with_base = show_suite("toy", place, "base").to_dict()
     assert len(with_base["plan"]) == 32
     assert with_base["dtype"] == "float32"
     assert with_base["tasks"] == shown["tasks"]

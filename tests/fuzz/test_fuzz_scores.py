@@ -134,7 +134,7 @@ class World:
             self.store.has(self.plan, key)
         stored_plans(self.store)
         scores = [self.store.read(self.plan, key) for key in ("a" * 32, "b" * 32)]
-        found = compare(self.store, scores, baseline="b").document()
+        found = compare(self.store, scores, baseline="b").to_dict()
         json.dumps(found, allow_nan=False).encode()
         return found
 
@@ -248,8 +248,7 @@ def test_sample_files(world: World, data: st.DataObject) -> None:
         if made is not None:
             scores = find_imported(store, "imported", [made[0].scores.configuration.name])
             assert (
-                ends_well(lambda: compare(store, scores, baseline=scores[0].configuration.name).document(), store.root)
-                is not None
+                ends_well(lambda: compare(store, scores, baseline=scores[0].configuration.name).to_dict(), store.root) is not None
             )
             assert store.rows(scores[0])["pick"] == found.rows
 

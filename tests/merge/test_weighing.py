@@ -18,7 +18,7 @@ from worlds.tiny import WORDS, tensors_of
 
 import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
-from workbench.evaluate.resident import GOLD, Resident
+from workbench.evaluate.models import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
 from workbench.merge.measuring.layers import inputs_read, shared, without_padding
 from workbench.models.texts import TextRow, batches

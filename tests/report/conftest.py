@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from worlds.report_document import make_document
-from worlds.report_page import Document
+from worlds.report_page import Document, render
 from worlds.search_document import make_search
-
-from workbench.report import render
 
 
 @pytest.fixture(scope="module")

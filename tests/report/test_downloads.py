@@ -14,9 +14,9 @@ import pytest
 from worlds.decided import situation
 from worlds.report_additions import add_own_units
 from worlds.report_document import make_document
+from worlds.report_page import page_text, render
 
 from workbench.errors import UsageError, WorkbenchError
-from workbench.report import page_text, render
 from workbench.report.files import RECORD, check_folders, packed_in, save, slug
 from workbench.tables import Cell, Table, as_latex
 
@@ -98,7 +98,7 @@ def test_numbers_have_one_unit_and_a_column_each(document: dict[str, Any], files
 
 
 def test_leaders_have_the_units_of_the_summary(tmp_path: Path) -> None:
-    document = situation("alike", tmp_path).document()
+    document = situation("alike", tmp_path)
     files = {name: of["csv"] for name, of in packed_in(page_text(document)).items()}
     means = {row["Configuration"]: float(row["Mean over skills (fraction)"]) for row in rows(files["summary"])}
     leaders = rows(files["leaders"])

@@ -16,11 +16,10 @@ from worlds.commands import call
 from worlds.fact_world import EDIT, F32, lay_out
 from worlds.project import Project
 from worlds.report_document import make_document
-from worlds.report_page import Page
+from worlds.report_page import Page, render
 
-from workbench.compare.survival import facts_of
+from workbench.compare.survival import facts_of as edited_facts_of
 from workbench.compare.tables import Table
-from workbench.report import render
 from workbench.scores.paired import paired
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Scores
@@ -73,6 +72,11 @@ def table(task: str, column: int, per_fact: int) -> Table:
 
 
 TABLES = [table("towns-efficacy", 3, 1), table("towns-paraphrase", 4, 2)]
+
+
+def facts_of(*arguments: Any) -> list[dict[str, Any]]:
+    """The document's entries of edited facts."""
+    return [one.to_dict() for one in edited_facts_of(*arguments)]
 
 
 def wilson(share: float, n: float, clusters: int) -> tuple[float, float]:

@@ -12,14 +12,14 @@ import pytest
 
 from worlds.report_additions import BRICK_BYTES, add_own_units
 from worlds.report_document import make_document
-from worlds.report_page import Document, Page, rendered
+from worlds.report_page import Document, Page, rendered, view_of
 
-from workbench.report.facts import self_check
-from workbench.report.flips import direction
-from workbench.report.numbers import MISSING, Unit, about, amount, fixed, raw, signed, size, small
-from workbench.report.reading import view_of
+from workbench.compare.comparison import ChangedItem, StoredAnswer
+from workbench.report.items import direction
+from workbench.report.numbers import MISSING, Unit, about, amount, fixed, raw, signed, size, small, unit_of
+from workbench.report.provenance import self_check
 from workbench.report.scatter import front, scatters
-from workbench.report.wording import diff_pair, headline, what
+from workbench.report.wording import diff_pair, what
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def own_units() -> Document:
 
 def test_lower_ratio_and_contrast_are_drawn_in_their_own_units(own_units: Document, tmp_path: Path) -> None:
     view = view_of(own_units)
-    assert view.unit("curve") == Unit(1.0, 3, "")
-    assert view.unit("prose") == Unit(1.0, 3, "bits per byte")
+    assert unit_of(view, "curve") == Unit(1.0, 3, "")
+    assert unit_of(view, "prose") == Unit(1.0, 3, "bits per byte")
     text, markdown = rendered(own_units, tmp_path)
     page = Page(text)
     by_name = {(d["configuration"], d["task"]): d for d in own_units["rows"]}
@@ -66,8 +66,12 @@ def test_lower_ratio_and_contrast_are_drawn_in_their_own_units(own_units: Docume
 def test_direction_of_a_change(task: str, before: Any, after: Any, expected: str, own_units: Document) -> None:
     named = view_of(own_units).task(task)
     assert named
-    answers = {k: {"metrics": {named.metric: v}} for k, v in (("baseline", before), ("configuration", after))}
-    assert direction(answers, named) == expected
+    answers = {
+        k: StoredAnswer(response=None, metrics={} if v is None else {named.metric: v}, loglikelihoods=None)
+        for k, v in (("baseline", before), ("configuration", after))
+    }
+    item = ChangedItem(task=task, id="1", cluster="1", prompt="", gold=None, choices=None, **answers)
+    assert direction(item, named) == expected
 
 
 def test_undecided_differences_say_what_would_show_and_how_many_items(document: Document, text: str) -> None:
@@ -174,37 +178,6 @@ def test_self_check(document: Document, text: str) -> None:
         c["check"] = [None]
     failing["provenance"]["scorers"] = {"starter": "hflm"}
     assert "no check is needed" in self_check(view_of(failing))
-
-
-def test_headline_names_the_highest_mean_and_what_is_not_known(document: Document) -> None:
-    view = view_of(document)
-    named = [c for c in document["configurations"] if c["role"] == "configuration"]
-    first, second = sorted(named, key=lambda c: -c["mean"]["value"])[:2]
-    told = headline(view)
-    assert told[0].startswith(f"{first['name']} has the highest mean over skills: {100 * first['mean']['value']:.1f}")
-    skills = [d for d in document["rows"] if d["configuration"] == first["name"] and d["task"] != "retention"]
-    better = sum(d["verdict"] == "better" for d in skills)
-    assert f"better than base on {better} of {len(skills)} skill tasks" in told[1]
-    kept = next(d for d in document["rows"] if (d["configuration"], d["task"]) == (first["name"], "retention"))
-    assert kept["verdict"] == "safe"
-    assert f"on retention it is safe: {signed(100 * kept['diff'], 1)} points [" in told[1]
-    assert "tolerance 5.0" in told[1]
-    assert told[2].startswith(f"{second['name']} is next with ")
-    assert "not a skill task" not in told[1]
-
-
-def test_headline_names_a_control_that_is_above(document: Document) -> None:
-    low = copy.deepcopy(document)
-    low["configurations"] = [c for c in low["configurations"] if c["role"] != "configuration" or c["name"] == "dates-conflict"]
-    mean = {c["name"]: c["mean"]["value"] for c in low["configurations"]}
-    above = [n for n in mean if mean[n] > mean["dates-conflict"]]
-    assert above
-    assert [n for n in mean if f" {n} (" in headline(view_of(low))[1]] == above
-    assert headline(view_of(low))[2].startswith("dates-conflict is better than base on ")
-
-
-def test_headline_does_not_hide_a_loss_outside_the_skill_tasks(own_units: Document) -> None:
-    assert "; worse on curve, prose and gain, which are not skill tasks;" in headline(view_of(own_units))[1]
 
 
 def test_partial_scores_are_said_at_the_top(document: Document, tmp_path: Path) -> None:

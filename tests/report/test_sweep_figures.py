@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from worlds.report_document import make_document
+from worlds.report_page import view_of
 from worlds.swept import BRICKS, LAMBDA, METHOD, SEED, swept
 
+from workbench.compare.comparison import Comparison
 from workbench.report.markdown import markdown
 from workbench.report.page import html
-from workbench.report.reading import view_of
 from workbench.report.sweeps import figures, grids, sentence
 
 
@@ -33,13 +35,18 @@ def sweep(dimensions: list[dict[str, Any]], points: list[tuple[dict[str, Any], f
     }
 
 
+def compared(document: dict[str, Any]) -> Comparison:
+    return view_of({**make_document(), "sweeps": [document]})
+
+
 LAM = {"name": "mix.density", "label": "density", "values": [0.01, 0.1, 1], "number": True}
 MERGE = {"name": "mix.merge", "values": ["ties", "average"]}
 
 
 def test_numbers_are_the_axis_and_words_are_columns() -> None:
-    (grid,) = grids([sweep([MERGE, LAM], [({"mix.merge": "ties", "mix.density": v}, v / 2) for v in LAM["values"]])])
-    assert grid.across == {"number": True, "seed": False, **LAM}
+    (grid,) = grids(compared(sweep([MERGE, LAM], [({"mix.merge": "ties", "mix.density": v}, v / 2) for v in LAM["values"]])))
+    assert grid.across
+    assert grid.across.to_dict() == {"number": True, "seed": False, **LAM}
     assert (grid.rows, grid.columns) == (("0.01", "0.1", "1"), ("ties",))
     assert grid.places == pytest.approx((-2, -1, 0)), "a factor of 100: logarithmic"
     assert grid.table(grid.measures[0]) == (
@@ -51,12 +58,11 @@ def test_numbers_are_the_axis_and_words_are_columns() -> None:
 def test_a_method_without_the_field_on_the_axis_is_a_level_of_its_own() -> None:
     points = [({"mix.merge": "ties", "mix.density": v}, 0.5) for v in LAM["values"]] + [({"mix.merge": "average"}, 0.4)]
     document = sweep([LAM, MERGE], points)
-    (grid,) = grids([document])
+    (grid,) = grids(compared(document))
     head, rows = grid.table(grid.measures[0])
     assert head == ["mix.density", "ties", "average"]
     assert rows[-1] == ["without it", "–", "40.0 [30.0, 50.0]"]
-    view = view_of({"baseline": "base", "rows": [], "sweeps": [document]})
-    (figure,) = figures(view)
+    (figure,) = figures(compared(document))
     ties, average = figure.groups[0][1]
     assert (ties.title, average.title) == ("ties", "average")
     assert "average, without density: 40" in str(average.drawing)
@@ -66,7 +72,7 @@ def test_a_method_without_the_field_on_the_axis_is_a_level_of_its_own() -> None:
 
 def test_points_and_intervals_stand_at_their_values(tmp_path: Path) -> None:
     """Widths and heights in pixels, against straight lines through the first and the last point."""
-    document = swept(tmp_path, LAMBDA).document()
+    document = swept(tmp_path, LAMBDA).to_dict()
     (figure,) = figures(view_of(document))
     drawing = str(figure.groups[0][1][0].drawing)
     dots = [(float(x), float(y)) for x, y in re.findall(r'class="dot" cx="([\d.]+)" cy="([\d.]+)"', drawing)]
@@ -88,40 +94,36 @@ def test_points_and_intervals_stand_at_their_values(tmp_path: Path) -> None:
 
 
 def test_lists_of_bricks_are_drawn_by_their_number(tmp_path: Path) -> None:
-    view = view_of(swept(tmp_path, BRICKS).document())
-    (grid,) = grids(view.sweeps)
+    view = view_of(swept(tmp_path, BRICKS).to_dict())
+    (grid,) = grids(view)
     assert (grid.rows, grid.places, grid.columns) == (("2 bricks", "3 bricks", "4 bricks"), (2.0, 3.0, 4.0), ("all",))
     (figure,) = figures(view)
     assert [chart.title for _, charts in figure.groups for chart in charts] == ["mine", "mine"]
 
 
 def test_words_alone_are_points_without_a_line(tmp_path: Path) -> None:
-    (figure,) = figures(view_of(swept(tmp_path, METHOD).document()))
+    (figure,) = figures(view_of(swept(tmp_path, METHOD).to_dict()))
     drawing = str(figure.groups[0][1][0].drawing)
     assert 'class="curve main"' not in drawing
     assert drawing.count('class="dot"') == 3
 
 
 def test_seeds_alone_are_a_sentence(tmp_path: Path) -> None:
-    document = swept(tmp_path, SEED).document()
+    document = swept(tmp_path, SEED).to_dict()
     view = view_of(document)
     assert figures(view) == []
-    (grid,) = grids(view.sweeps)
+    (grid,) = grids(view)
     text = sentence(grid)
     mean = document["sweeps"][0]["points"][0]["levels"]["mean"]
     assert text.startswith(f"mine, mean over 2 seeds: mean over skills {100 * mean['value']:.1f} [")
     assert f"standard deviation between seeds {100 * mean['between']:.1f}" in text
-    assert text in html(document, view)
-    assert "mean over 2 seeds" in markdown(document, view)
+    assert text in html(view)
+    assert "mean over 2 seeds" in markdown(view)
 
 
 def test_markdown_has_one_table_a_measure(tmp_path: Path) -> None:
-    document = swept(tmp_path, LAMBDA, METHOD, SEED).document()
-    text = markdown(document, view_of(document))
+    document = swept(tmp_path, LAMBDA, METHOD, SEED).to_dict()
+    text = markdown(view_of(document))
     assert "## Sweep of mine: mean over skills, mean over 2 seeds" in text
     assert "| mix.lambda | ties | dare | task\\_arithmetic |" in text
     assert "## Sweep of mine: retention: facts, mean over 2 seeds" in text
-
-
-def test_a_document_without_sweeps_has_no_figure() -> None:
-    assert figures(view_of({"baseline": "base", "rows": []})) == []

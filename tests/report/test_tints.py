@@ -11,15 +11,15 @@ import pytest
 from scipy import stats
 
 from worlds.report_document import make_document
+from worlds.report_page import page_text, view_of
 
 from workbench.edit.places.knowledge import Trace as FactTrace
 from workbench.edit.places.knowledge import TracedAnswer
 from workbench.library.trace import table_of
 from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
-from workbench.report import marks, page_text
+from workbench.report import marks
 from workbench.report.heatmap import render_heat_maps
 from workbench.report.neurons import random_overlap
-from workbench.report.reading import view_of
 from workbench.report.tints import CHANGES, DARKEST, DIFFERENCE, PALEST, SCALES
 from workbench.report.tracemap import render_trace
 
@@ -138,7 +138,7 @@ def test_differences_have_one_scale_and_gray_where_nothing_is_decided() -> None:
     for name, cells in by_name.items():
         for task, one in cells.items():
             d = view.differences[name, task]
-            decided = d.word in ("better", "worse")
+            decided = d.verdict in ("better", "worse")
             assert one.tint == (DIFFERENCE.tint(d.diff or 0.0) if decided else 0.0)
     assert matrix.neutral
 

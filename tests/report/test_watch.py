@@ -16,6 +16,7 @@ from worlds.decided import situation
 
 from workbench.api.subjects import Opened
 from workbench.cli._watch import check_watch, watching
+from workbench.compare.comparison import Comparison
 from workbench.errors import UsageError
 from workbench.report.watch import Watched
 
@@ -33,11 +34,11 @@ def state(port: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return situation("winner", tmp_path_factory.mktemp("winner")).document()
+def document(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return situation("winner", tmp_path_factory.mktemp("winner"))
 
 
-def test_only_this_machine_is_answered(document: dict[str, Any]) -> None:
+def test_only_this_machine_is_answered(document: Comparison) -> None:
     with Watched() as watched:
         assert watched.url == f"http://127.0.0.1:{watched.port}/"
         assert watched._server.server_address[0] == "127.0.0.1"
@@ -60,7 +61,7 @@ def test_nothing_but_the_page_and_its_state_is_served() -> None:
         assert headers["X-Frame-Options"] == "DENY"
 
 
-def test_the_newest_report_is_served(document: dict[str, Any]) -> None:
+def test_the_newest_report_is_served(document: Comparison) -> None:
     with Watched() as watched:
         assert "Nothing can be compared yet" in ask(watched.port)[2]
         assert state(watched.port) == {"version": 0, "text": "Nothing is scored yet.", "ended": False}
@@ -69,11 +70,12 @@ def test_the_newest_report_is_served(document: dict[str, Any]) -> None:
         assert state(watched.port) == {"version": 1, "text": "3 of 10", "ended": False}
         page = ask(watched.port)[2]
         assert 'data-version="1"' in page
-        assert document["recommendation"]["text"] in page
+        assert document.recommendation
+        assert document.recommendation.text in page
         assert "connect-src 'self'" in page
 
 
-def test_the_end_waits_for_an_open_page_only(document: dict[str, Any]) -> None:
+def test_the_end_waits_for_an_open_page_only(document: Comparison) -> None:
     with Watched() as unseen:
         unseen.show(document)
         start = time.monotonic()

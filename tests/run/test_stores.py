@@ -20,8 +20,7 @@ from worlds.routed_models import write_calibration
 from worlds.tiny import edit_json, tensors_of
 
 from workbench.evaluate.lineup import lineup
-from workbench.evaluate.plans import plans
-from workbench.evaluate.suitechoice import suites_of
+from workbench.evaluate.plans import plans, suites_of
 from workbench.models import identity
 from workbench.recipe.recipe import load_recipe
 

@@ -18,11 +18,10 @@ from worlds.local_tasks import LOCALDATA, documents, tiny
 
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.gold import aggregation, corpus_contributions
-from workbench.scores.corpus import UndefinedError, contributions
 from workbench.scores.imported import import_samples
 from workbench.scores.paired import paired_scores
 from workbench.scores.samples import Reported, read_samples
-from workbench.scores.statistics import FEW_CLUSTERS, clustered_se, codes, interval
+from workbench.scores.statistics import FEW_CLUSTERS, UndefinedError, clustered_se, codes, contributions, interval
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from workbench.scores.changes import pooled, unseen_sum
 from workbench.scores.paired import paired, paired_ratio
-from workbench.scores.unseen import skew_p, times_needed, unseen_p
+from workbench.scores.signflips import skew_p, times_needed, unseen_p
 
 
 @pytest.mark.parametrize(("up", "down"), [(8, 2), (60, 20), (3, 0), (5, 9), (200, 100), (1000, 900)])

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from scipy.special import stdtrit
 
-from workbench.evaluate.resident import GOLD
+from workbench.evaluate.models import GOLD
 from workbench.scores.paired import paired
 from workbench.search.clock import Clock
 from workbench.search.document import area

@@ -11,7 +11,7 @@ from worlds.project import Project
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import lineup
-from workbench.evaluate.suitechoice import suites_of
+from workbench.evaluate.plans import suites_of
 from workbench.recipe.recipe import Recipe, dump_steps, load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.search.sweep import expand, point_of

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from worlds.report_page import render
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
@@ -232,7 +234,6 @@ def browser(executable: str) -> Iterator[Browser]:
 
 def show(page: Browser, document: dict[str, Any], folder: Path, width: int = 1280, dark: bool = False) -> Path:
     """Write the report of a comparison document, open it, and return its file once its scripts have run."""
-    from workbench.report import render
 
     path = render(document, folder / "report")[0]
     page.open(path, width, 900, dark)

@@ -12,8 +12,7 @@ from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.evaluate.lineup import lineup
-from workbench.evaluate.plans import plans
-from workbench.evaluate.suitechoice import suites_of
+from workbench.evaluate.plans import plans, suites_of
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import materialize
 from workbench.scores.plan import ScorePlan

@@ -72,7 +72,14 @@ def add_own_units(document: dict[str, Any]) -> None:
     for task in tasks:
         start = starts[task["task"]]
         by_name["base"]["scores"][task["task"]] = {"value": start, "low": 0.9 * start, "high": 1.1 * start, "n": task["n"]}
-        task |= {"chance": 0.0, "role": "other", "owner": None, "suite": "starter", "plan": "5f0c1d9a7b3e4c2288d1f0a6e9b7c4d3"}
+        task |= {
+            "tolerance": None,
+            "chance": 0.0,
+            "role": "other",
+            "owner": None,
+            "suite": "starter",
+            "plan": "5f0c1d9a7b3e4c2288d1f0a6e9b7c4d3",
+        }
         for i, name in enumerate(names):
             diff = start * 0.08 * (i - 4)
             better = (diff < 0) == task["lower"]
@@ -87,6 +94,6 @@ def add_own_units(document: dict[str, Any]) -> None:
                 "p": 0.01, "p_adj": 0.04 if decided else 0.6, "n": task["n"], "clusters": task["clusters"], "mde": 2.2 * half,
                 "needs": None if decided else 400, "verdict": ("better" if better else "worse") if decided else "cannot tell",
                 "family": "compared" if by_name[name]["role"] == "configuration" else "controls", "tolerance": None,
-                "wins": 4, "losses": 3, "lower": task["lower"], "ratio": task["ratio"] is not None, "companion": None,
+                "reason": None, "wins": 4, "losses": 3, "lower": task["lower"], "ratio": task["ratio"] is not None, "companion": None,
             })  # fmt: skip
     document["tasks"] += tasks

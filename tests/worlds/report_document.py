@@ -74,10 +74,9 @@ class Answers:
 
 
 def make_document(seed: int = 0, **options: Any) -> dict[str, Any]:
-    """The document; `items`, `tasks`, `configurations` replace item counts and the tables above, `older` leaves out what came later."""
+    """The document; `items`, `tasks`, `configurations` replace item counts and the tables above."""
     document = _document(seed, options)
-    if not options.get("older"):
-        complete(document, seed)
+    complete(document, seed)
     return document
 
 
@@ -109,9 +108,8 @@ def _document(seed: int, options: dict[str, Any]) -> dict[str, Any]:
     table = dict(options.get("configurations", CONFIGURATIONS))
     names = list(table)
     answers = {t: _answers(t, tasks[t], table, seed) for t in tasks}
-    older = bool(options.get("older"))
-    rows = _rows(names, tasks, answers, older)
-    sizes = {name: sum(r["family"] == name for r in rows) for name in FAMILIES} if not older else {}
+    rows = _rows(names, tasks, answers)
+    sizes = {name: sum(r["family"] == name for r in rows) for name in FAMILIES}
     configurations = [_configuration(n, i, table, tasks, answers, seed) for i, n in enumerate(names)]
     return {
         "version": 1,
@@ -134,13 +132,13 @@ def _document(seed: int, options: dict[str, Any]) -> dict[str, Any]:
         ],
         "interference": _interference(rows, table, list(tasks)),
         "family": {
-            "size": sizes.get("compared", len(rows)),
+            "size": sizes["compared"],
             **sizes,
             "alpha": ALPHA,
-            "correction": "holm" if older else "max-t",
+            "correction": "max-t",
             "min_effect": MARGIN,
             "text": f"primary metric of {len(tasks)} tasks x {len(names) - 1} configurations against base"
-            + ("" if older else "; 1 guarded task apart; controls apart"),
+            + "; 1 guarded task apart; controls apart",
         },
         "flips": {n: _flips(n, i, tasks, answers) for i, n in enumerate(names) if n != "base"},
         "provenance": {
@@ -240,8 +238,8 @@ def _clustered(d: Floats, cluster: NDArray[np.int64]) -> tuple[float, float, int
     return mean, float(np.sqrt(((sums - mean * sizes) ** 2).sum() * k / (k - 1)) / d.size), k
 
 
-def _rows(names: list[str], tasks: dict[str, Any], answers: dict[str, Answers], older: bool) -> list[Row]:
-    """Rows; each family is corrected by itself, in older documents all rows are one family."""
+def _rows(names: list[str], tasks: dict[str, Any], answers: dict[str, Answers]) -> list[Row]:
+    """Rows; each family is corrected by itself."""
     rows: list[Row] = []
     for i, name in enumerate(names):
         for task, spec in tasks.items():
@@ -271,12 +269,11 @@ def _rows(names: list[str], tasks: dict[str, Any], answers: dict[str, Answers], 
     families: dict[Any, list[Row]] = {}
     for row in rows:
         control, guarded = row["role"] != "configuration", tasks[row["task"]][2] == "retention"
-        if not older:
-            row |= {
-                "family": "guarded" if guarded else "controls" if control else "compared",
-                "tolerance": TOLERANCE if guarded else None,
-            }
-        families.setdefault(None if older else (guarded, control), []).append(row)
+        row |= {
+            "family": "guarded" if guarded else "controls" if control else "compared",
+            "tolerance": TOLERANCE if guarded else None,
+        }
+        families.setdefault((guarded, control), []).append(row)
     for members in families.values():
         tested = sorted((r for r in members if r["p"] is not None), key=lambda r: float(r["p"]))
         highest = 0.0

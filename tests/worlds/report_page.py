@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from workbench.report import render
+from workbench import report
+from workbench.compare.comparison import Comparison
 
 Document = dict[str, Any]
 
@@ -55,6 +56,19 @@ class Page(HTMLParser):
             self.tables[self._table][-1][-1] += data
 
 
-def rendered(document: Document, folder: Path) -> tuple[str, str]:
+def view_of(document: Document | Comparison) -> Comparison:
+    """The comparison of a made-up document."""
+    return document if isinstance(document, Comparison) else Comparison.of(document, "made")
+
+
+def render(document: Document | Comparison, out: Path) -> list[Path]:
+    return report.render(view_of(document), out)
+
+
+def page_text(document: Document | Comparison) -> str:
+    return report.page_text(view_of(document))
+
+
+def rendered(document: Document | Comparison, folder: Path) -> tuple[str, str]:
     page, markdown, _ = render(document, folder / "report")
     return page.read_text("utf-8"), markdown.read_text("utf-8")

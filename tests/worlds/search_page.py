@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workbench.report.reading import finite
 from workbench.report.search import render
-from workbench.report.search.reading import search_of
+from workbench.report.search.reading import finite, search_of
 from workbench.report.search.view import SearchView
 
 Document = dict[str, Any]

@@ -76,7 +76,7 @@ def _scores(at: Mapping[str, Value]) -> dict[str, list[float]]:
 
 def configuration(comparison: Comparison, name: str) -> dict[str, Any]:
     """Return a configuration of the document."""
-    found: dict[str, Any] = next(c for c in comparison.document()["configurations"] if c["name"] == name)
+    found: dict[str, Any] = next(c for c in comparison.to_dict()["configurations"] if c["name"] == name)
     return found
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.api.results import find_scores
 from workbench.api.subjects import Listener, Request, refuse_left_out
 from workbench.errors import LeftOut, UsageError, nearest
 from workbench.tables import as_html, data_frame
 
-Item = Mapping[str, Any]
+if TYPE_CHECKING:
+    from workbench.compare.beside import Answer, Item, Items
+
 Only = Literal["changed", "won", "lost", "all"]
 ONLY: tuple[Only, ...] = ("changed", "won", "lost", "all")
 SHOWN = 20
@@ -37,7 +39,7 @@ class Choice:
 
     def wants(self, item: Item) -> bool:
         """Return True if the item is asked for."""
-        way = self.only == "all" or item["change"] == self.only or (self.only == "changed" and item["differs"])
+        way = self.only == "all" or item.change == self.only or (self.only == "changed" and item.differs)
         return bool(way) and _holds(item, self.text)
 
 
@@ -60,18 +62,20 @@ class ItemsBeside:
     left_out: Sequence[LeftOut] = ()
 
     @property
-    def document(self) -> dict[str, Any]:
-        """The document that `workbench scores items --json` prints."""
-        return {"first": self.first, "second": self.second, **self.counts, "shown": list(self.rows)}
+    def document(self) -> Items:
+        """What `workbench scores items --json` prints."""
+        from workbench.compare.beside import Items
+
+        return Items(first=self.first, second=self.second, shown=list(self.rows), **self.counts)
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return one flat table, `items`: the question, the change, and score and answer of both configurations."""
         plain = ("task", "id", "cluster", "metric", "change", "prompt")
         rows = []
         for item in self.rows:
-            row = {**{key: item[key] for key in plain}, "right": right_answer(item)}
-            for side in ("first", "second"):
-                row |= {f"{side}_score": item[side]["score"], f"{side}_answer": answer_text(item, item[side])}
+            row = {**{key: getattr(item, key) for key in plain}, "right": right_answer(item)}
+            for side, answer in (("first", item.first), ("second", item.second)):
+                row |= {f"{side}_score": answer.score, f"{side}_answer": answer_text(item, answer)}
             rows.append(row)
         return {"items": rows}
 
@@ -97,8 +101,8 @@ class ItemsBeside:
 
     def _row(self, item: Item) -> str:
         """Return an item as a row of the table in a notebook."""
-        said = [scored_answer(item, item[side]) for side in ("first", "second")]
-        cells = [f"{item['task']} {item['id']}", WAYS[item["change"]], str(item["prompt"]), right_answer(item), *said]
+        said = [scored_answer(item, answer) for answer in (item.first, item.second)]
+        cells = [f"{item.task} {item.id}", WAYS[item.change], item.prompt or "", right_answer(item), *said]
         style = 'style="text-align: left; white-space: pre-wrap"'
         return f"<tr>{''.join(f'<td {style}>{as_html(cut(cell))}</td>' for cell in cells)}</tr>"
 
@@ -124,7 +128,7 @@ def items_beside(request: Request, choice: Choice, listener: Listener) -> ItemsB
         UsageError: If there are not one or two configurations, or a task was not scored.
         WorkbenchError: If one of them is not scored.
     """
-    from workbench.compare.beside import beside, counted
+    from workbench.compare.beside import beside
 
     names = request.names
     if len(dict.fromkeys(names)) not in (1, 2) or len(names) > 2:
@@ -137,13 +141,13 @@ def items_beside(request: Request, choice: Choice, listener: Listener) -> ItemsB
         raise UsageError(f"{names[0]} and {names[1]} are one configuration", "Name two configurations.")
     before, after = found.pair or (found.baseline or found.suite_baseline, found.named[-1])
     every = beside(found.store, found.scores, before, after)
-    known = list(dict.fromkeys(item["task"] for item in every))
+    known = list(dict.fromkeys(item.task for item in every))
     for name in choice.tasks:
         if name not in known:
             raise UsageError(f"--task {name}: no items of this task were scored", nearest(name, known))
-    asked = [item for item in every if not choice.tasks or item["task"] in choice.tasks]
-    shown = [{key: value for key, value in item.items() if key != "differs"} for item in asked if choice.wants(item)]
-    return ItemsBeside(before, after, {"items": len(asked), **counted(asked)}, shown, tuple(found.left_out))
+    asked = [item for item in every if not choice.tasks or item.task in choice.tasks]
+    counts = {"items": len(asked), **{way: sum(item.change == way for item in asked) for way in WAYS}}
+    return ItemsBeside(before, after, counts, [item for item in asked if choice.wants(item)], tuple(found.left_out))
 
 
 def cut(text: str) -> str:
@@ -153,26 +157,26 @@ def cut(text: str) -> str:
 
 def right_answer(item: Item) -> str:
     """Return the right answer: a text, or the right choices."""
-    choices, gold = item["choices"], item["gold"]
+    choices, gold = item.choices, item.gold
     if not choices:
         return str(gold)
     right: Sequence[Any] = gold if isinstance(gold, list) else [gold]
     return " | ".join(str(choices[g]) if isinstance(g, int) and 0 <= g < len(choices) else str(g) for g in right)
 
 
-def answer_text(item: Item, answer: Item) -> str:
+def answer_text(item: Item, answer: Answer) -> str:
     """Return an answer: the generated text, the chosen choice, or log-likelihoods."""
-    if answer["response"] is not None:
-        return str(answer["response"] or "(empty)")
-    if answer["picked"] is not None:
-        return str(item["choices"][answer["picked"]])
-    logs = answer["loglikelihoods"]
+    if answer.response is not None:
+        return str(answer.response or "(empty)")
+    if answer.picked is not None:
+        return str((item.choices or ())[answer.picked])
+    logs = answer.loglikelihoods
     return f"log-likelihood {', '.join(f'{x:.4g}' for x in logs)}" if logs else ""
 
 
-def scored_answer(item: Item, answer: Item) -> str:
+def scored_answer(item: Item, answer: Answer) -> str:
     """Return an answer with its score before it, such as "[1] w3"."""
-    score = answer["score"]
+    score = answer.score
     shown = "–" if score is None else "/".join(f"{x:g}" for x in score) if isinstance(score, list) else f"{score:g}"
     return f"[{shown}] {answer_text(item, answer)}".rstrip()
 
@@ -181,5 +185,5 @@ def _holds(item: Item, text: str | None) -> bool:
     """Return True if a text occurs in an item's prompt, choices, right answer or answers; upper and lower case are the same."""
     if not text:
         return True
-    parts = [item["prompt"], item["gold"], *(item["choices"] or ()), item["first"]["response"], item["second"]["response"]]
+    parts = [item.prompt, item.gold, *(item.choices or ()), item.first.response, item.second.response]
     return any(text.lower() in str(part).lower() for part in parts if part is not None)

@@ -12,7 +12,9 @@ from workbench.errors import LeftOut, WorkbenchError
 from workbench.tables import as_html, data_frame
 
 if TYPE_CHECKING:
-    from workbench.compare.compare import Comparison
+    from workbench.compare.comparison import Comparison
+    from workbench.compare.differences import Difference
+    from workbench.compare.recommend import Recommendation
     from workbench.compare.sweeps import Sweep
     from workbench.errors import LeftOut
     from workbench.scores.store import Scores, ScoreStore
@@ -60,14 +62,18 @@ class Result:
         Args:
             path: The HTML file, such as reports/mine.html; the others go beside it.
         """
-        return list(self._pages().render(self.document, Path(path)))
+        return list(self._pages().render(self._shown(), Path(path)))
 
     def _pages(self) -> Any:
         """Return the module with `render` and `page_text` for the document."""
         raise NotImplementedError
 
+    def _shown(self) -> Any:
+        """Return what the pages show."""
+        return self.document
+
     def _repr_html_(self) -> str:
-        return in_notebook(self._pages().page_text(self.document))
+        return in_notebook(self._pages().page_text(self._shown()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,32 +81,34 @@ class ComparedScores(Result):
     """Scores of configurations and their comparison, which `workbench report` shows.
 
     Attributes:
+        comparison: The comparison.
         scores: The scores by configuration and suite.
         left_out: Configurations that are skipped, with reasons.
         pair: The two configurations that were asked for, if these were exactly two; the rows then compare the second with the first.
         pair_rows: Rows of that pair.
     """
 
+    comparison: Comparison
     scores: Sequence[Scores]
     left_out: Sequence[LeftOut] = ()
     pair: tuple[str, str] | None = None
-    pair_rows: Sequence[Mapping[str, Any]] = ()
+    pair_rows: Sequence[Difference] = ()
 
     @property
     def baseline(self) -> str:
         """Name of the configuration that the others are compared with."""
-        return str(self.pair[0] if self.pair else self.document["baseline"])
+        return self.pair[0] if self.pair else self.comparison.baseline
 
     @property
-    def rows(self) -> list[Mapping[str, Any]]:
+    def rows(self) -> list[Difference]:
         """One row per configuration and task: the difference from the baseline, its interval and its verdict."""
-        rows = self.pair_rows if self.pair else self.document["rows"]
-        return [row for row in rows if row["configuration"] != self.baseline]
+        rows = self.pair_rows if self.pair else self.comparison.rows
+        return [row for row in rows if row.configuration != self.baseline]
 
     @property
-    def recommendation(self) -> Mapping[str, Any] | None:
+    def recommendation(self) -> Recommendation | None:
         """The configuration to ship and the reasons; None if no configuration is compared."""
-        return self.document.get("recommendation")
+        return self.comparison.recommendation
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return flat tables: `rows` as above; `scores`, one row per configuration, task and metric; `configurations`."""
@@ -120,14 +128,15 @@ class ComparedScores(Result):
             for metric, value in result.metrics.items()
         ]
         fields = ("name", "role", "digest", "recipe", "parameters", "bytes", "seconds")
-        configurations = [{key: one.get(key) for key in fields} for one in self.document["configurations"]]
-        for flat, one in zip(configurations, self.document["configurations"], strict=True):
-            mean = one.get("mean") or {}
-            flat.update({"mean": mean.get("value"), "low": mean.get("low"), "high": mean.get("high")})
-        return {"rows": [dict(row) for row in self.rows], "scores": scores, "configurations": configurations}
+        configurations = []
+        for one in self.comparison.configurations:
+            mean = one.mean
+            level = {"mean": mean and mean.value, "low": mean and mean.low, "high": mean and mean.high}
+            configurations.append({**{key: getattr(one, key) for key in fields}, **level})
+        return {"rows": [row.to_dict() for row in self.rows], "scores": scores, "configurations": configurations}
 
     def __repr__(self) -> str:
-        names = [one["name"] for one in self.document["configurations"]]
+        names = [one.name for one in self.comparison.configurations]
         return f"<{len(names)} configurations against {self.baseline}: {', '.join(names)}>"
 
     def _pages(self) -> Any:
@@ -135,6 +144,9 @@ class ComparedScores(Result):
         from workbench import report
 
         return report
+
+    def _shown(self) -> Any:
+        return self.comparison
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from workbench.api.beside import ONLY, Choice, ItemsBeside, Only, items_beside
 from workbench.api.naming import Variation
@@ -205,8 +205,6 @@ def _compared(found: StoredScores, request: Request) -> ComparedScores:
     """Compare scores, and the second one of a pair with the first one."""
     command = request.eval_command.replace("workbench eval", "workbench report", 1)
     whole = found.compared(command)
-    rows: list[dict[str, Any]] = []
-    if found.pair:
-        two = found.paired(whole, command)
-        rows = [row for row in two.document()["rows"] if row["configuration"] == found.pair[1]]
-    return ComparedScores(whole.document(), found.scores, tuple(found.left_out), found.pair, rows)
+    two = found.paired(whole, command)
+    rows = [row for row in two.rows if found.pair and row.configuration == found.pair[1]]
+    return ComparedScores(whole.to_dict(), whole, found.scores, tuple(found.left_out), found.pair, rows)

@@ -189,8 +189,7 @@ def open_subjects(
     from workbench.bricks.hub import Hub
     from workbench.evaluate.facts import Wanted
     from workbench.evaluate.lineup import lineup
-    from workbench.evaluate.plans import plans
-    from workbench.evaluate.suitechoice import suites_of
+    from workbench.evaluate.plans import plans, suites_of
     from workbench.project import find_project, runs_of
     from workbench.scores.store import ScoreStore
     from workbench.scores.suite import Suite

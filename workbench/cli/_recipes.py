@@ -29,7 +29,7 @@ def score_lines(resolved: Resolved, recipe: str, settings: Sequence[str] | None,
         settings: Values of `--set`.
         checkpoint: The written checkpoint, if plain lm-eval can load it.
     """
-    from workbench.evaluate.suitechoice import suites_of
+    from workbench.evaluate.plans import suites_of
     from workbench.models.architecture import is_usual_decoder
     from workbench.scores.suite import Suite
 

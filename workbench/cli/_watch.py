@@ -153,12 +153,12 @@ class _Comparison(_Page):
             scores, missing = stored(opened.entries, opened.plans, opened.store, self.against)
             if len({s.configuration.name for s in scores}) < 2:
                 return
-            document = compare_scores(opened.store, scores, self.against, opened.project, opened.sweeps).document()
+            comparison = compare_scores(opened.store, scores, self.against, opened.project, opened.sweeps)
         except WorkbenchError as error:  # the evaluation goes on; at its end the same comparison is made again
             watched.say(f"The scores so far cannot be compared: {error.message.splitlines()[0]}")
             return
         waiting = [f"Not scored yet: {', '.join(missing)}."] if missing else []
-        watched.show({**document, "warnings": [*document["warnings"], *waiting]})
+        watched.show(comparison.warned(waiting))
 
 
 class WatchedSearch(_Page):

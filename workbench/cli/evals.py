@@ -12,8 +12,7 @@ import typer
 from workbench.api.naming import Variation, recipe_files, relative
 from workbench.api.results import find_scores
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
-from workbench.cli._comparison import groups_table, scores_table
-from workbench.cli._costs import costs_rows, costs_table
+from workbench.cli._comparison import costs_table, gate_lines, groups_table, recommended, rows_table, scores_table, sweep_tables
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -35,16 +34,13 @@ from workbench.cli._options import (
     WorkersOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._recipes import command_line, compare_scores, printing, told
+from workbench.cli._recipes import command_line, compare_scores, printing
 from workbench.cli._searchpage import searched, write_pages
-from workbench.cli._sweeps import sweep_tables
-from workbench.cli._verdicts import gate_lines, recommended, rows_table
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
-    from workbench.compare.compare import Comparison
-    from workbench.scores.store import Scores
+    from workbench.compare.comparison import Comparison
 
 
 def evaluate(
@@ -85,10 +81,11 @@ def evaluate(
     cached by content, so that nothing is scored twice. If a recipe has a finished run, its scores go into the run's
     README.md. With --engine ray, a cluster whose nodes see this project at the same path shares the work.
     """
-    from workbench.cli.documents.scores import EvalDocument
     from workbench.models.identity import pick_device
     from workbench.report.scorecard import card_scores
     from workbench.report.trackers import log_runs, open_tracker, runs_of_scores
+    from workbench.scores.documents import Skipped
+    from workbench.scores.groups import aggregated, by_suite
 
     out.quiet, out.verbose = quiet or json, verbose
     check_watch(watch, port, out.quiet)
@@ -108,22 +105,18 @@ def evaluate(
     comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps) if compared else None
     for card in card_scores(opened.entries, scores, comparison, opened.runs, out.warn):
         out.say(f"scores added to {relative(card)}")
-    groups = _groups(scores, opened)
+    groups = {(s.plan, s.configuration.name): aggregated(opened.store.record(s), s) for s in scores}
 
     def text() -> None:
         scores_table(comparison, scores)
-        groups_table(groups)
+        groups_table([(name, group) for (_, name), found in groups.items() for group in found])
         if comparison is not None:
-            sweep_tables(comparison.document())
+            sweep_tables(comparison)
             if not settings and not sweep:
                 chosen = [word for name in suite or () for word in ("--suite", name)] + (["--limit", str(limit)] if limit else [])
                 out.say(f"page: workbench report {shell(*names, *chosen)}")
 
-    def document() -> EvalDocument | list[EvalDocument]:
-        documents = [EvalDocument.model_validate(one) for one in _documents(scores, opened, groups)]
-        return documents[0] if len(documents) == 1 else documents
-
-    out.result(document, text, json=json)
+    out.result(lambda: by_suite(scores, groups, Skipped.all(opened.left_out)), text, json=json)
     if tracker:
         out.say(log_runs(tracker, runs_of_scores(opened.entries, scores)))
     refuse_left_out(opened.left_out)
@@ -153,26 +146,22 @@ def compare(
     --require-safe, also if one is not shown safe on a guarded task. Otherwise exits with 1 if a configuration is left out
     because it is invalid or not scored.
     """
-    from workbench.cli.documents.scores import CompareDocument
+    from workbench.compare.comparison import ComparedRows
+    from workbench.scores.documents import Skipped
 
     vary = Variation.of(settings, sweep, max_points)
     found = find_scores(Request(names, vary, suite or (), runs_dir, True, batch_size, limit), baseline, printing())
     named, pair, left_out = found.named, found.pair, found.left_out
     whole = found.compared(command_line())
     two = found.paired(whole, command_line())
-    document, overall = two.document(), whole.document()
-    rows = [row for row in document["rows"] if pair is None or row["configuration"] == pair[1]]
-    parts: dict[str, Any] = {name: overall[name] for name in ("recommendation", "sweeps", "routing") if name in overall}
-    costs = costs_rows(document, pair)
-    printed = {"baseline": document["baseline"], "rows": rows, "costs": costs, **parts, **told(left_out)}
 
     def text() -> None:
-        recommended(overall)
-        sweep_tables(overall)
-        rows_table(document, pair)
-        costs_table(costs)
+        recommended(whole)
+        sweep_tables(whole)
+        rows_table(two, pair)
+        costs_table(two.costs(pair))
 
-    out.result(lambda: CompareDocument.model_validate(printed), text, json=json)
+    out.result(lambda: ComparedRows.of(whole, two, pair, Skipped.all(left_out)), text, json=json)
     lines = _gate(two, named, require_safe)
     lines += [line for line in _gate(whole, named, require_safe, guarded=True) if line not in lines]
     if lines:
@@ -238,7 +227,7 @@ def report(
     left_out: list[LeftOut] = []
     request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
     if imported_scores(request):
-        document: Mapping[str, Any] | None = find_scores(request, baseline).compared(command_line()).document()
+        comparison: Comparison | None = find_scores(request, baseline).compared(command_line())
         pages: dict[str, dict[str, Any]] = {}
     else:
         every = names or list(map(str, recipe_files()))
@@ -247,8 +236,8 @@ def report(
         pages, unsearched = searched(every, settings, runs_dir)
         opened = open_subjects(replace(request, names=every), printing(), lenient=not names, skip=True)
         left_out = opened.left_out
-        document = _compared(opened, names, baseline, request.eval_command, pages, unsearched)
-    written = (render(document, to) if document else []) + (write_pages(pages, to) if pages else [])
+        comparison = _compared(opened, names, baseline, request.eval_command, pages, unsearched)
+    written = (render(comparison, to) if comparison else []) + (write_pages(pages, to) if pages else [])
     for path in written:
         out.line(str(relative(path)))
     saved = save([path for path in written if path.suffix == ".html"], {"csv": csv, "tex": latex})
@@ -259,7 +248,7 @@ def report(
 
 def _compared(
     opened: Opened, names: list[str] | None, baseline: str | None, hint: str, pages: Mapping[str, Any], unsearched: list[str]
-) -> Mapping[str, Any] | None:
+) -> Comparison | None:
     """Compare the stored scores; named configurations without scores are left out.
 
     Args:
@@ -271,12 +260,13 @@ def _compared(
         unsearched: Names of recipes whose search is not finished.
 
     Returns:
-        The comparison's document, or None if there are only searches to show.
+        The comparison, or None if there are only searches to show.
 
     Raises:
         WorkbenchError: If nothing is scored, or no named recipe is scored or searched.
     """
     from workbench.evaluate.scoring import stored
+    from workbench.scores.documents import Skipped
 
     against = opened.baseline(baseline)
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)
@@ -296,41 +286,6 @@ def _compared(
         raise WorkbenchError("nothing is scored yet", hint)
     if missing:
         out.say(f"not scored on every suite: {', '.join(missing)}")
-    document = compare_scores(opened.store, scores, against, opened.project, opened.sweeps).document()
     warnings = [f"Left out: {one.name}: {one.reason}." for one in opened.left_out]
-    return {**document, "warnings": [*document["warnings"], *warnings], **told(opened.left_out)}
-
-
-def _groups(scores: list[Scores], opened: Opened) -> list[dict[str, Any]]:
-    """Return the scores of groups of tasks, with their plan and configuration."""
-    from workbench.scores.groups import aggregated
-
-    return [
-        {"plan": s.plan, "configuration": s.configuration.name, **one}
-        for s in scores
-        for one in aggregated(opened.store.record(s), s)
-    ]
-
-
-def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the documents of `eval --json`, one per suite."""
-    documents: dict[str, dict[str, Any]] = {}
-    for s in scores:
-        document = documents.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
-        document["configurations"].append(
-            {
-                "name": s.configuration.name,
-                "digest": s.configuration.digest,
-                "weights": s.configuration.of_weights,
-                "tasks": {
-                    t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
-                    for t, r in s.tasks.items()
-                },
-            }
-        )
-        own = [g for g in groups if (g["plan"], g["configuration"]) == (s.plan, s.configuration.name)]
-        if own:
-            document["configurations"][-1]["groups"] = [
-                {k: v for k, v in g.items() if k not in ("plan", "configuration")} for g in own
-            ]
-    return list(documents.values())
+    comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps)
+    return comparison.warned(warnings, Skipped.all(opened.left_out))

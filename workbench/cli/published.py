@@ -11,10 +11,11 @@ from pydantic import BaseModel, TypeAdapter
 from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
 from workbench.bricks.card import ShownCard
-from workbench.cli.documents.items import ItemsDocument
-from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
-from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.memory import MemoryFacts
+from workbench.compare.beside import Items
+from workbench.compare.comparison import ComparedRows
+from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
+from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.imported import ImportedFacts
 from workbench.facts.log import MemoryChange
 from workbench.grow.mixtures.mixture import ExpertsUsed
@@ -34,6 +35,9 @@ from workbench.results import Part
 from workbench.route.deciding.checking import RouteCheck
 from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
+from workbench.scores.groups import ImportedScores, SuiteScores
+from workbench.scores.pull import Pulled
+from workbench.scores.store import StoredPlan
 from workbench.search.result import SearchResult
 from workbench.ship.checking import ServerCheck
 from workbench.ship.export import Exported
@@ -50,8 +54,8 @@ from workbench.upkeep.recipediff import RecipeDifference
 DOCUMENTS: Mapping[str, Any] = {
     "plan": RunPlan | list[RunPlan],
     "run": RunResult,
-    "eval": EvalDocument | list[EvalDocument],
-    "compare": CompareDocument,
+    "eval": SuiteScores | list[SuiteScores],
+    "compare": ComparedRows,
     "search": SearchResult,
     "methods": MethodDescription | list[MethodDescription],
     "recipe diff": RecipeDifference,
@@ -65,13 +69,13 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick barrier": Barrier,
     "brick transplant": Transplant,
     "suite ls": list[SuiteRow],
-    "suite show": SuiteDocument,
-    "suite check": SuiteCheckDocument,
-    "suite new": SuiteNewDocument,
+    "suite show": ShownSuite,
+    "suite check": SuiteReport,
+    "suite new": CreatedSuite,
     "scores ls": list[StoredPlan],
     "scores import": list[ImportedScores],
-    "scores pull": PulledScores,
-    "scores items": ItemsDocument,
+    "scores pull": Pulled,
+    "scores items": Items,
     "facts check": FactsReport,
     "facts import": ImportedFacts,
     "edit rebase": Rebased,

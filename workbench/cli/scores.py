@@ -2,22 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.api.naming import relative, runs_folder
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
+from workbench.api.beside import SHOWN, WAYS, Choice, Only, cut, items_beside, right_answer, scored_answer
+from workbench.api.naming import Variation, relative, runs_folder
+from workbench.api.subjects import Request, refuse_left_out
+from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.cli._output import out
+from workbench.cli._recipes import printing
 from workbench.cli._trust import reads_recipes
-from workbench.cli.items import items
 from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.scores.store import ScoreStore
+    from workbench.compare.beside import Item
+    from workbench.scores.store import ScoreStore, StoredPlan
+
+
+_STYLES = {"won": "green", "lost": "red", "same": ""}
+
+
+def items(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two recipes, models, or runs imported under --suite; if only one is named, it is shown beside the suite's baseline.",
+            metavar="FIRST SECOND",
+            show_default=False,
+        ),
+    ],
+    task: Annotated[
+        list[str] | None, typer.Option("--task", metavar="TASK", help="Show items of this task only. Repeatable.")
+    ] = None,
+    only: Annotated[
+        Only,
+        typer.Option("--only", help="Items to show: with another score or answer, won or lost by the second, or all."),
+    ] = "changed",
+    text: Annotated[
+        str | None, typer.Option("--text", help="Show items with this text in the prompt, the right answer or an answer only.")
+    ] = None,
+    first: Annotated[
+        int | None, typer.Option("--first", min=1, metavar="N", help="Show at most N items; default: 20, or all with --json.")
+    ] = None,
+    settings: SetOpt = None,
+    suite: SuiteOpt = None,
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+) -> None:
+    """Show stored answers of two configurations side by side, item by item, with generated texts."""
+    request = Request(names, Variation.of(settings, None, None), suite or (), runs_dir, True, batch_size, limit)
+    found = items_beside(request, Choice(task or (), only, text), printing())
+    chosen = found.rows
+    shown = chosen[: first or (len(chosen) if json else SHOWN)]
+
+    def printed() -> None:
+        out.heading(f"{found.second} beside {found.first}")
+        out.line(found.sentence)
+        for item in shown:
+            _print_item(item, found.first, found.second)
+        if len(shown) < len(chosen):
+            out.say(f"{len(chosen) - len(shown)} more items: --first {len(chosen)}")
+        elif not chosen:
+            out.say("no such item" + ("" if only == "all" else "; --only all shows those without a difference too"))
+
+    out.result(lambda: found.document.model_copy(update={"shown": shown}), printed, json=json)
+    refuse_left_out(list(found.left_out))
+
+
+def _print_item(item: Item, before: str, after: str) -> None:
+    """Print one item: how it changed, the prompt, the right answer and both answers."""
+    word, style = WAYS[item.change], _STYLES[item.change]
+    out.line("")
+    out.colored([(word, style), (f"  {item.task}  {item.id}  {item.metric}", "bold")])
+    width = max(len("right answer"), len(before), len(after))
+    _field("prompt", item.prompt or "", width)
+    _field("right answer", right_answer(item), width)
+    for name, answer in ((before, item.first), (after, item.second)):
+        _field(name, scored_answer(item, answer), width)
+
+
+def _field(name: str, text: str, width: int) -> None:
+    """Print a text beside its name, in lines of the terminal's width."""
+    room = max(20, min(out.width, 120) - width - 4)
+    lines = [line for part in cut(text).splitlines() or [""] for line in wrap(part, room, drop_whitespace=False) or [""]]
+    for number, line in enumerate(lines):
+        out.line(f"  {name if number == 0 else '':<{width}}  {line}".rstrip())
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +107,6 @@ app.command("items")(reads_recipes(items))
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List stored scores, one line per suite and plan."""
-    from workbench.cli.documents.scores import StoredPlan
     from workbench.scores.store import stored_plans
 
     store = _store(runs_dir)
@@ -44,38 +120,36 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
                 f"no scores in {relative(store.root)}; `workbench eval RECIPE` scores a recipe, `workbench scores import FILE...` imports lm-eval's"
             )
 
-    out.result(lambda: [StoredPlan.stored(plan) for plan in plans], text, json=json)
+    out.result(lambda: plans, text, json=json)
 
 
-def _print(plans: Sequence[Mapping[str, Any]]) -> None:
+def _print(plans: Sequence[StoredPlan]) -> None:
     """Print one row per suite and plan."""
     rows = []
     for plan in plans:
-        names = [c["name"] for c in plan["configurations"]]
+        names = [c.name for c in plan.configurations]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         marks = [
-            *(["outdated"] if plan["outdated"] else []),
-            *(["partial"] if plan["partial"] else []),
-            *(["imported"] if plan["imported"] else []),
-            *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else []),
+            *(["outdated"] if plan.outdated else []),
+            *(["partial"] if plan.partial else []),
+            *(["imported"] if plan.imported else []),
+            *([f"{plan.unfinished} unfinished"] if plan.unfinished else []),
         ]
         rows.append(
             [
-                plan["suite"],
-                plan["plan"][:12],
+                plan.suite,
+                plan.plan[:12],
                 shown or "none",
-                plan["created"][:10],
-                plan["scorer"],
+                plan.created[:10],
+                plan.scorer,
                 ", ".join(marks),
-                size(plan["bytes"]),
+                size(plan.bytes),
             ]
         )
     out.table(["suite", "plan", "configurations", "date", "scorer", "marks", "size"], rows, right=(6,))
     for plan in plans:
-        if plan["outdated"]:
-            out.say(
-                f"outdated: {plan['suite']} {plan['plan'][:12]}: {plan['outdated']}; `workbench eval` scores its recipes again"
-            )
+        if plan.outdated:
+            out.say(f"outdated: {plan.suite} {plan.plan[:12]}: {plan.outdated}; `workbench eval` scores its recipes again")
 
 
 @app.command("import")
@@ -110,26 +184,15 @@ def import_(
 
     Each folder of sample files is one configuration. Each metric is compared with lm-eval's results file beside the samples.
     """
-    from workbench.cli.documents.scores import ImportedScores
     from workbench.evaluate.gold import corpus_contributions
     from workbench.project import find_project
+    from workbench.scores.groups import ImportedScores
     from workbench.scores.imported import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
     compute = corpus_contributions if find_spec("lm_eval") else None
     imported = import_samples(files, store, name=name, suite=suite, cluster=cluster, project=find_project(), compute=compute)
-    documents = [
-        {
-            "suite": f.scores.suite,
-            "plan": f.scores.plan,
-            "name": f.scores.configuration.name,
-            "digest": f.scores.configuration.digest,
-            "new": f.new,
-            "tasks": {t: r.n for t, r in f.scores.tasks.items()},
-        }
-        for f in imported
-    ]
 
     def text() -> None:
         for one in imported:
@@ -146,7 +209,7 @@ def import_(
         else:
             out.say("to compare, import another run on the same documents and prompts")
 
-    out.result(lambda: [ImportedScores.model_validate(one) for one in documents], text, json=json)
+    out.result(lambda: [ImportedScores.by(one.scores, one.new) for one in imported], text, json=json)
 
 
 @app.command()
@@ -164,9 +227,6 @@ def pull(
     Takes what this store lacks, recognized by the digests of plans and configurations. Other scores under the same digests
     and damaged, unfinished or older files are listed and not taken; then the command exits with 1.
     """
-    from dataclasses import asdict
-
-    from workbench.cli.documents.scores import PulledScores
     from workbench.scores.pull import pull_scores, store_in
 
     out.quiet = quiet or json
@@ -184,10 +244,7 @@ def pull(
             f"{', '.join(counts) or 'nothing'}{f', {len(pulled.plans)} new plans' if pulled.plans else ''}: {relative(store.root)}"
         )
 
-    def document() -> PulledScores:
-        return PulledScores.model_validate({**asdict(pulled), "source": str(pulled.source), "dry_run": dry_run})
-
-    out.result(document, text, json=json)
+    out.result(lambda: pulled, text, json=json)
     if pulled.refused:
         lines = "\n".join(f"{one.file}: {one.reason}" for one in pulled.refused)
         raise WorkbenchError(f"not taken from {pulled.source}:\n{lines}", "Everything else was taken." if not dry_run else None)

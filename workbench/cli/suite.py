@@ -14,7 +14,7 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from workbench.evaluate.suitecheck import SuiteReport
+    from workbench.evaluate.suitecheck import ShownSuite, ShownTask, SuiteReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, check and create suites of evaluation tasks.")
 NameArg = Annotated[str, typer.Argument(help="Suite: NAME for evals/suites/NAME.yaml, or a file.", show_default=False)]
@@ -27,7 +27,6 @@ BaseOpt = Annotated[
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
     """List the suites in evals/suites."""
-    from workbench.cli.documents.suites import SuiteRow
     from workbench.evaluate.suitecheck import list_suites
 
     suites = list(list_suites(_project()))
@@ -38,11 +37,11 @@ def list_(json: JsonOpt = False) -> None:
             return
         out.table(
             ["suite", "tasks", "description"],
-            [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in suites],
+            [[s.suite, str(len(s.tasks)), s.error or s.description] for s in suites],
             right=(1,),
         )
 
-    out.result(lambda: [SuiteRow.model_validate(suite) for suite in suites], text, json=json)
+    out.result(lambda: suites, text, json=json)
 
 
 @app.command()
@@ -52,41 +51,40 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
 
     Loads no model.
     """
-    from workbench.cli.documents.suites import SuiteDocument
     from workbench.evaluate.suitecheck import show_suite
 
     out.quiet = json
-    document = show_suite(name, _project(), base)
-    out.result(lambda: SuiteDocument.model_validate(document), lambda: _print(document), json=json)
+    shown = show_suite(name, _project(), base)
+    out.result(lambda: shown, lambda: _print(shown), json=json)
 
 
-def _print(document: Mapping[str, Any]) -> None:
+def _print(shown: ShownSuite) -> None:
     """Print a suite: its tasks as a table, its contrasts, its settings and its plan."""
-    suite = document["suite"]
+    suite: Mapping[str, Any] = shown.suite
     out.line(f"{suite['suite']}: {suite['description']}" if suite["description"] else suite["suite"])
     rows = []
-    for task, facts in document["tasks"].items():
-        others = ", ".join(m for m in facts["metrics"] if m != facts["primary"])
+    for task, facts in shown.tasks.items():
+        others = ", ".join(m for m in facts.metrics if m != facts.primary)
         rows.append(
             [
                 task,
-                facts["kind"],
-                str(facts["n"]),
-                f"{facts['clusters']} by {facts['cluster']}",
-                facts["primary"],
+                facts.kind,
+                str(facts.n),
+                f"{facts.clusters} by {facts.cluster}",
+                facts.primary,
                 others,
                 _chance(facts),
-                facts["role"],
-                facts["owner"] or "",
+                facts.role,
+                facts.owner or "",
             ]
         )
     out.table(["task", "kind", "items", "clusters", "primary", "also", "chance", "role", "owner"], rows, right=(2, 6))
     for name, contrast in suite["contrasts"].items():
         out.line(f"contrast {name}: {contrast['of']} minus {contrast['minus']}, item by item")
     effect = suite["min_effect"]
-    shown = ", ".join(f"{task} {value:g}" for task, value in effect.items()) if isinstance(effect, dict) else f"{effect:g}"
+    effects = ", ".join(f"{task} {value:g}" for task, value in effect.items()) if isinstance(effect, dict) else f"{effect:g}"
     out.line(
-        f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {shown}, "
+        f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {effects}, "
         f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
         f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}"
     )
@@ -94,23 +92,23 @@ def _print(document: Mapping[str, Any]) -> None:
         out.line(f"system instruction: {suite['system_instruction']}")
     if suite["gen_kwargs"]:
         out.line("generation: " + ", ".join(f"{name} {value}" for name, value in suite["gen_kwargs"].items()))
-    if document["plan"]:
+    if shown.plan:
         out.line(
-            f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, scorer {document['scorer']}"
-            + (f", tokenizer {document['tokenizer'][:12]}" if document["tokenizer"] else "")
+            f"plan {shown.plan[:12]}: batch size {shown.batch_size}, {shown.dtype}, scorer {shown.scorer}"
+            + (f", tokenizer {shown.tokenizer[:12]}" if shown.tokenizer else "")
         )
     else:
         out.say("plan unknown: name the model whose tokenizer is used with --base DIR")
 
 
-def _chance(facts: Mapping[str, Any]) -> str:
+def _chance(facts: ShownTask) -> str:
     """Return the score of guessing as text, or a dash if it is unknown."""
     from workbench.facts.facts import ACCURACIES
     from workbench.scores.suite import metric_of
 
-    if facts["chance"] is not None:
-        return f"{facts['chance']:g}"
-    return "1/choices" if metric_of(facts["primary"]) in ACCURACIES else "–"
+    if facts.chance is not None:
+        return f"{facts.chance:g}"
+    return "1/choices" if metric_of(facts.primary) in ACCURACIES else "–"
 
 
 @app.command()
@@ -128,7 +126,6 @@ def check(
 
     Correct answers must get the full score. Exits with 3 if a check fails.
     """
-    from workbench.cli.documents.suites import SuiteCheckDocument
     from workbench.evaluate.suitecheck import check_suite
 
     report = check_suite(name, _project(), base, limit)
@@ -137,10 +134,10 @@ def check(
         _print_checks(report)
         for task, examples in report.examples.items() if verbose else ():
             for example in examples:
-                out.line(f"--- {task} {example['id']}\n{example['prompt']}")
-                out.line(f"choices: {example['choices']}" if example["choices"] is not None else f"target: {example['target']!r}")
+                out.line(f"--- {task} {example.id}\n{example.prompt}")
+                out.line(f"choices: {example.choices}" if example.choices is not None else f"target: {example.target!r}")
 
-    out.result(lambda: SuiteCheckDocument.model_validate(report.document()), text, json=json)
+    out.result(lambda: report, text, json=json)
     _refuse_failed(report)
 
 
@@ -194,9 +191,8 @@ def new(
     the new suite fails.
     """
     from workbench.api.naming import relative
-    from workbench.cli.documents.suites import SuiteCheckDocument, SuiteNewDocument
     from workbench.evaluate.suitecheck import check_suite, find_base
-    from workbench.evaluate.suitenew import KINDS, ROLES, new_suite, next_steps
+    from workbench.evaluate.suitenew import KINDS, ROLES, CreatedSuite, new_suite, next_steps
 
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: expected {', '.join(KINDS)}. {nearest(kind, KINDS)}")
@@ -206,7 +202,7 @@ def new(
     find_base(base, project)  # the check needs one, so without it nothing is written
     made = new_suite(name, data, kind, project, cluster=cluster, role=role, force=force)  # type: ignore[arg-type]
     report = check_suite(name, project, base)
-    files = [str(relative(path)) for path in made.files]
+    files = [str(relative(Path(file))) for file in made.files]
 
     def text() -> None:
         for file in files:
@@ -217,19 +213,7 @@ def new(
         for line in next_steps(made):
             out.say(line)
 
-    def document() -> SuiteNewDocument:
-        return SuiteNewDocument(
-            suite=made.suite,
-            kind=made.kind,
-            files=files,
-            items=made.items,
-            clusters=made.clusters,
-            cluster=made.cluster,
-            chance=made.chance,
-            check=SuiteCheckDocument.model_validate(report.document()),
-        )
-
-    out.result(document, text, json=json)
+    out.result(lambda: CreatedSuite(**{**dict(made), "files": files, "check": report}), text, json=json)
     _refuse_failed(report)
 
 

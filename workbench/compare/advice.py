@@ -1,13 +1,117 @@
-"""Sentences of a recommendation: what to ship and why, what stands beside it, and what would help if nothing can be recommended."""
+"""The decision behind a recommendation, and its sentences: what to ship and why, what stands beside it, what would help if nothing can be."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from workbench.compare.decision import BASELINE, UNGUARDED, Decision, Standing
 from workbench.compare.differences import Difference
+from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
-from workbench.errors import shell
+from workbench.errors import shell, size
+
+CANDIDATES = ("base", "brick", "average", "configuration")
+"""Roles of candidates. The other controls (facts in the prompt, fine-tuning, an adapter) are made for a comparison and are not shipped."""
+CandidateRole = Literal["configuration", "brick", "average", "base"]
+Guarded = Literal["safe", "not shown safe", "worse", "no guarded task", "baseline"]
+Cause = Literal["unsafe", "not shown safe", "not better", "too few clusters", "no mean", "not scored", "same weights"]
+UNGUARDED: Guarded = "no guarded task"
+BASELINE: Guarded = "baseline"
+_SHIPPABLE = ("safe", UNGUARDED, BASELINE)
+_CLEARLY = 0.9  # a result counts as smaller if it has less than this share of the other one's bytes
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate: a configuration, brick, average or base that was scored on all skill tasks.
+
+    Attributes:
+        name: Its name.
+        mean: Mean over skills, corrected for chance.
+        guarded: "safe", "not shown safe" or "worse" over all guarded tasks; "no guarded task"; "baseline" for the baseline itself.
+        unsafe: Rows of guarded tasks on which it is worse or not shown safe.
+        lost: Names of tasks that are not guarded and on which it is worse than the baseline.
+        above: Its difference from the baseline; None for the baseline itself.
+        form: Form in which `run` writes it: checkpoint, adapter or configuration; None if not known.
+        bytes: Bytes that `run` writes, or of the brick's own files, else those of the weights as a checkpoint; None if not known.
+        bricks: Number of bricks that it is made from.
+        role: Its role, one of `CANDIDATES`.
+    """
+
+    name: str
+    mean: float
+    guarded: Guarded
+    unsafe: tuple[Difference, ...] = ()
+    lost: tuple[str, ...] = ()
+    above: MeanDifference | None = None
+    form: str | None = None
+    bytes: int | None = None
+    bricks: int = 0
+    role: CandidateRole = "configuration"
+
+    @property
+    def better(self) -> bool:
+        """True if it is better than the baseline, or is the baseline."""
+        return self.above is None or self.above.verdict == "better"
+
+    @property
+    def recommendable(self) -> bool:
+        """True if it is better than the baseline and safe on every guarded task."""
+        return self.better and self.guarded in _SHIPPABLE
+
+    def cheaper(self, other: Standing) -> str:
+        """Return in which way it costs less than another candidate, as a predicate; empty if it does not.
+
+        Bytes count first, if they differ by a tenth or more; then the number of bricks.
+        """
+        if self.bytes is not None and other.bytes is not None:
+            if self.bytes < _CLEARLY * other.bytes:
+                return f"smaller ({size(self.bytes)} against {size(other.bytes)})"
+            if other.bytes < _CLEARLY * self.bytes:
+                return ""
+        if 0 < self.bricks < other.bricks:
+            return f"made from fewer bricks ({self.bricks} against {other.bricks})"
+        return ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The recommended configuration, or why there is none.
+
+    Attributes:
+        baseline: Name of the baseline.
+        chosen: The recommended candidate, if there is one.
+        closest: The candidate that misses least, if none is recommended.
+        cause: Why none is recommended, whose clause stands in `advice.py`.
+        ranked: All candidates, the highest mean first.
+        leaders: Names of the leaders, the highest mean first.
+        beside: Differences from the chosen, or closest, candidate of the other leaders and of all that are not shown to be worse than it.
+        equal_to: Name of the candidate with the highest mean to which the chosen one is equivalent, if it is another one.
+        harmful: Guarded task -> bricks that are worse on it alone.
+        guarded: Names of the guarded tasks.
+        controls: Controls that are no candidates -> mean over skills.
+        members: Number of members of the families of pairs: candidates, baseline, and what was looked at before.
+        pairs: Number of their pairs.
+        looked_at: Number of members that were looked at before on the same items and are not in the comparison.
+    """
+
+    baseline: str
+    chosen: Standing | None = None
+    closest: Standing | None = None
+    cause: Cause | None = None
+    ranked: tuple[Standing, ...] = ()
+    leaders: tuple[str, ...] = ()
+    beside: tuple[MeanDifference, ...] = ()
+    equal_to: str | None = None
+    harmful: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    guarded: tuple[str, ...] = ()
+    controls: Mapping[str, float] = field(default_factory=dict)
+    members: int = 0
+    pairs: int = 0
+    looked_at: int = 0
+
 
 NONE = "No configuration can be recommended"
 KEEPS = 0.95
@@ -105,7 +209,7 @@ def counted(looked: int, shown: int) -> str:
     )
 
 
-def merge_loses(name: str, recipe: str, kept: Mapping[str, float]) -> list[str]:
+def merge_loses(name: str, recipe: str, kept: Kept) -> list[str]:
     """Return a sentence if a merge is shown to keep less than most of its bricks' skills.
 
     Args:
@@ -113,9 +217,9 @@ def merge_loses(name: str, recipe: str, kept: Mapping[str, float]) -> list[str]:
         recipe: Its recipe.
         kept: Share that it keeps, with the ends of its interval.
     """
-    if kept["high"] >= KEEPS:
+    if kept.value is None or kept.low is None or kept.high is None or kept.high >= KEEPS:
         return []
-    ends = f"{100 * kept['value']:.0f} % [{100 * kept['low']:.0f}, {100 * kept['high']:.0f}]"
+    ends = f"{100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}]"
     command = shell("workbench", "brick", "advise", recipe)
     return [
         f"{name} keeps {ends} of what its bricks score alone: `{command}` tells whether they overlap or contradict each other."
@@ -199,15 +303,14 @@ def _failing(s: Standing, decision: Decision) -> str:
 
 
 def _loss(row: Difference) -> str:
-    return f"{row.task} ({_own(row, row.diff, sign=True)})"
+    return f"{row.task} ({_own(row, row.diff or 0.0, sign=True)})"
 
 
 def _doubt(row: Difference) -> str:
     """Return a guarded task with the loss that its interval includes."""
-    worst = row.high_adj if row.lower else -row.low_adj
-    if row.tolerance is None or not worst < float("inf"):
+    if row.tolerance is None or row.worst is None:
         return row.task
-    return f"{row.task} (a loss of up to {_own(row, worst)} is possible, the tolerance is {_own(row, row.tolerance)})"
+    return f"{row.task} (a loss of up to {_own(row, row.worst)} is possible, the tolerance is {_own(row, row.tolerance)})"
 
 
 def _shown_by(row: Difference) -> str:
@@ -216,8 +319,8 @@ def _shown_by(row: Difference) -> str:
         return f"Give {row.task} a tolerance in the suite, in the metric's units; decide it before you look at more scores."
     if (row.reason or "").startswith("too few clusters"):
         return f"On {row.task}, items from more templates or passages: {row.clusters} clusters are too few for a verdict."
-    if row.needs and row.needs > row.n:
-        return f"About {_about(row.needs)} items of {row.task} would show that a loss as large as the observed one is safe."
+    if row.needed:
+        return f"About {_about(row.needed)} items of {row.task} would show that a loss as large as the observed one is safe."
     return f"The observed loss on {row.task} is as large as its tolerance: more items would hardly show it to be safe."
 
 
@@ -238,7 +341,8 @@ def _beside(d: MeanDifference, other: Standing, about: Standing, decision: Decis
 
 
 def _gap(d: MeanDifference) -> str:
-    return f"{_points(d.diff)} points [{_points(d.low)}, {_points(d.high)}]"
+    low, high = -math.inf if d.low is None else d.low, math.inf if d.high is None else d.high
+    return f"{_points(d.diff)} points [{_points(low)}, {_points(high)}]"
 
 
 def _points(value: float) -> str:
@@ -253,7 +357,7 @@ def _level(value: float) -> str:
 
 def _own(row: Difference, value: float, *, sign: bool = False) -> str:
     """Return a difference in points for shares, else in the metric's units."""
-    share = not row.ratio and not row.lower and all(0 <= v <= 1 for v in (row.value, row.baseline_value))
+    share = not row.ratio and not row.lower and all(v is not None and 0 <= v <= 1 for v in (row.value, row.baseline_value))
     text = f"{100 * value:{'+' if sign else ''}.1f}" if share else f"{value:{'+' if sign else ''}.3g}"
     return (f"{text} points" if share else text).replace("-", "\N{MINUS SIGN}")
 

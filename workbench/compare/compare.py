@@ -7,33 +7,40 @@ p_adj <= alpha, apart from two alarms: on guarded tasks `p_adj` covers one confi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from workbench.compare.beside import side_by_side
+from workbench.compare.beside import question_of, side_by_side
+from workbench.compare.comparison import (
+    ChangedItem,
+    ComparedGroup,
+    ComparedTask,
+    Comparison,
+    Family,
+    Provenance,
+    StoredAnswer,
+    Subtraction,
+)
 from workbench.compare.configurations import summary, with_twins
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
-from workbench.compare.looked import looked_at
 from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
 from workbench.compare.sweeps import Sweep, sweeps_of
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of
-from workbench.compare.warnings import warnings_of
+from workbench.compare.warnings import looked_at, warnings_of
 from workbench.errors import WorkbenchError
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, Scores, ScoreStore
 from workbench.scores.suite import MARGIN, Suite
 
 
-def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list[dict[str, Any]]:
+def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list[ChangedItem]:
     """Return the items whose primary metric differs from the baseline's, with both answers.
 
     Contrasts, ratios of sums and margins are skipped: nearly every item differs there, or the item is already listed under its task.
@@ -44,41 +51,13 @@ def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list
             continue
         for i in np.flatnonzero(t.values[c.digest] != t.values[base.digest]).tolist():
             before, after = (
-                {k: t.rows[d][i].get(k) for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest)
+                StoredAnswer(**{k: t.rows[d][i].get(k) for k in StoredAnswer.model_fields}) for d in (base.digest, c.digest)
             )
-            item = {k: t.items[i].get(k) for k in ("task", "id", "cluster", "prompt", "gold", "choices")}
-            changed.append({**item, "baseline": before, "configuration": after})
+            changed.append(ChangedItem(**dict(question_of(t.items[i])), baseline=before, configuration=after))
     return changed
 
 
 __all__ = ["Comparison", "Difference", "compare"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The result of `compare`; `document()` is its stable JSON form."""
-
-    baseline: str
-    rows: tuple[Difference, ...]
-    rest: Mapping[str, Any]
-
-    @property
-    def worse(self) -> list[Difference]:
-        """Rows in which a configuration other than a control is worse than the baseline."""
-        return [row for row in self.rows if row.verdict == "worse" and row.role == "configuration"]
-
-    @property
-    def not_safe(self) -> list[Difference]:
-        """Rows of guarded tasks in which a configuration other than a control is worse or not shown safe."""
-        guarded = [row for row in self.rows if row.role == "configuration" and row.family == GUARDED]
-        return [row for row in guarded if row.verdict in ("worse", "not shown safe")]
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON document; infinite bounds (metrics without a range, too few clusters) are null."""
-        document: dict[str, Any] = _finite(
-            {"version": 1, "baseline": self.baseline, "rows": [asdict(row) for row in self.rows], **self.rest}
-        )
-        return document
 
 
 def compare(
@@ -123,48 +102,48 @@ def compare(
                 "Score it with `workbench eval`, or choose another baseline with --baseline NAME.",
             )
     looked = looked_at(store, scores, tasks, settings)
-    family = _family(tasks, settings, others, base, len(looked.configurations))
-    alpha, correction = family["alpha"], family["correction"]
+    alpha, correction = _alpha(settings), _correction(settings)
     rows = differences(looked.tables, base, others, alpha, correction, looked.configurations)
-    for name in (COMPARED, GUARDED, CONTROLS):
-        family[name] = sum(row.family == name for row in rows)
-    family["size"] = family[COMPARED]
+    family = _family(settings, tasks, others, base, rows, len(looked.configurations))
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
     bricks = _bricks(scores, root)
     # The interference matrix needs each brick's difference from the base; the rows have it only if the base is the baseline.
     root_rows: Sequence[Difference] = rows
     if root and (root.digest != base.digest or not {c.name for c in bricks} <= {row.configuration for row in rows}):
         root_rows = differences(looked.tables, root, bricks, alpha, correction, looked.configurations)
-    texts = {point.name: {"recipe_text": point.text} for sweep in sweeps for point in sweep.points}
+    texts = {point.name: point.text for sweep in sweeps for point in sweep.points}
     configurations = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
     equal_rows = list(_same_weights(tasks, rows, base, configurations, entries))
     if not rows and not equal_rows and base.role != "base":  # a brick or an average that is compared with itself
         equal_rows = list(unchanged(tasks, base, base.name))
-    summaries = [summary(entry, tasks, entries, root, project) | texts.get(_name(entry), {}) for entry in shown]
-    kept = {c["name"]: c["kept_mean"] for c in summaries}
+    summaries = [
+        summary(e, tasks, entries, root, texts.get(e[0].configuration.name) or _recipe_text(project, e[0].configuration))
+        for e in shown
+    ]
+    kept = {c.name: c.kept_mean for c in summaries}
     return Comparison(
-        base.name,
-        (*rows, *equal_rows),
-        {
-            "configurations": summaries,
-            "tasks": [_task(t) for t in tasks],
-            "interference": interference(tasks, bricks if root else [], root_rows),
-            "facts": facts_of(tasks, settings, entries),
-            "family": family,
-            "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
-            "side_by_side": side_by_side(tasks, [e[0].configuration for e in shown]),
-            "provenance": _provenance(scores, settings, tasks, command),
-            **_groups(store, shown),
-            **sweeps_of(sweeps, tasks, base, shown),
-            **routing_of(tasks, shown),
-            **recommendation_of(looked.tables, base, entries, rows, alpha, kept, looked.configurations),
-            "warnings": [*warnings_of(scores, settings, tasks, shown, names, family), *looked.warnings],
-        },
+        baseline=base.name,
+        rows=(*rows, *equal_rows),
+        configurations=summaries,
+        tasks=[_task(t) for t in tasks],
+        interference=interference(tasks, bricks if root else [], root_rows),
+        facts=facts_of(tasks, settings, entries),
+        family=family,
+        flips={c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
+        side_by_side=side_by_side(tasks, [e[0].configuration for e in shown]),
+        provenance=_provenance(scores, settings, tasks, command),
+        groups=_groups(store, shown),
+        sweeps=sweeps_of(sweeps, tasks, base, shown),
+        routing=routing_of(tasks, shown),
+        recommendation=recommendation_of(looked.tables, base, entries, rows, alpha, kept, looked.configurations),
+        warnings=[*warnings_of(scores, settings, tasks, shown, names, family), *looked.warnings],
     )
 
 
-def _name(entry: Sequence[Scores]) -> str:
-    return entry[0].configuration.name
+def _recipe_text(project: Path | None, c: Configuration) -> str | None:
+    """Return the text of a configuration's recipe, if its file is there."""
+    recipe = project / c.recipe if project and c.recipe else None
+    return recipe.read_text("utf-8") if recipe and recipe.is_file() else None
 
 
 def _bricks(scores: Sequence[Scores], root: Configuration | None) -> list[Configuration]:
@@ -173,28 +152,28 @@ def _bricks(scores: Sequence[Scores], root: Configuration | None) -> list[Config
     return [c for c in bricks.values() if root is None or c.digest != root.digest]
 
 
-def _provenance(scores: Sequence[Scores], suites: Mapping[str, Suite], tasks: Sequence[Table], command: str) -> dict[str, Any]:
+def _provenance(scores: Sequence[Scores], suites: Mapping[str, Suite], tasks: Sequence[Table], command: str) -> Provenance:
     """Return suites, plans, scorers, versions, devices, the command and the time of the comparison."""
-    return {
-        "suites": list(suites),
-        "plans": list(dict.fromkeys(s.plan for s in scores)),
-        "scorers": {t.suite.suite: t.scorer for t in tasks},
-        "versions": scores[0].versions,
-        "device": ", ".join(sorted({s.device for s in scores})),
-        "command": command,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+    return Provenance(
+        suites=list(suites),
+        plans=list(dict.fromkeys(s.plan for s in scores)),
+        scorers={t.suite.suite: t.scorer for t in tasks},
+        versions=scores[0].versions,
+        device=", ".join(sorted({s.device for s in scores})),
+        command=command,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
 
 
-def _groups(store: ScoreStore, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
-    """Return the aggregates of the suites' groups by configuration; empty if no suite lists a group."""
+def _groups(store: ScoreStore, entries: Sequence[Sequence[Scores]]) -> list[ComparedGroup] | None:
+    """Return the aggregates of the suites' groups by configuration; None if no suite lists a group."""
     groups = [
-        {"suite": s.suite, "configuration": entry[0].configuration.name, **aggregate}
+        ComparedGroup(suite=s.suite, configuration=entry[0].configuration.name, **dict(aggregate))
         for entry in entries
         for s in entry
         for aggregate in aggregated(store.record(s), s)
     ]
-    return {"groups": groups} if groups else {}
+    return groups or None
 
 
 def _same_weights(
@@ -214,13 +193,20 @@ def _same_weights(
             if name != base.name:
                 yield from unchanged(tasks, base, name)
         elif shown[c.digest] != name:
-            yield from (replace(row, configuration=name, role=c.role) for row in rows if row.configuration == shown[c.digest])
+            mine = [row for row in rows if row.configuration == shown[c.digest]]
+            yield from (row.model_copy(update={"configuration": name, "role": c.role}) for row in mine)
 
 
 def _family(
-    tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration, looked: int
-) -> dict[str, Any]:
-    """Declare the family before any test. There is no correction only if every suite disables it."""
+    settings: Mapping[str, Suite],
+    tasks: Sequence[Table],
+    others: Sequence[Configuration],
+    base: Configuration,
+    rows: Sequence[Difference],
+    looked: int,
+) -> Family:
+    """Return the families, which are declared before any test, with the numbers of their rows."""
+    sizes = {name: sum(row.family == name for row in rows) for name in (COMPARED, GUARDED, CONTROLS)}
     compared, configurations = [t for t in tasks if not t.guarded], [c for c in others if c.role == "configuration"]
     contrasts, guarded = sum(t.contrast is not None for t in compared), len(tasks) - len(compared)
     text = f"primary metric of {_counted(len(compared) - contrasts, 'task')}"
@@ -233,48 +219,45 @@ def _family(
         text += f"; {' and '.join(separate)} tested separately"
     if looked:
         text += f"; {looked} more scored on these items count too"
-    return {
-        "size": 0,
-        "alpha": min(suite.alpha for suite in settings.values()),
-        "correction": "none" if all(suite.correction == "none" for suite in settings.values()) else "max-t",
-        "min_effect": max(suite.default_effect for suite in settings.values()),
-        "looked_at": looked,
-        "text": text,
-    }
+    return Family(
+        size=sizes[COMPARED],
+        alpha=_alpha(settings),
+        correction=_correction(settings),
+        min_effect=max(suite.default_effect for suite in settings.values()),
+        looked_at=looked,
+        text=text,
+        **sizes,
+    )
+
+
+def _alpha(settings: Mapping[str, Suite]) -> float:
+    return min(suite.alpha for suite in settings.values())
+
+
+def _correction(settings: Mapping[str, Suite]) -> Literal["max-t", "none"]:
+    return "none" if all(suite.correction == "none" for suite in settings.values()) else "max-t"
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _task(t: Table) -> dict[str, Any]:
-    """Return the document's entry of a task or contrast."""
-    return {
-        "task": t.name,
-        "metric": t.metric,
-        "n": len(t.items),
-        "clusters": int(t.cluster.max()) + 1,
-        "chance": t.chance,
-        "role": t.suite.role_of(t.task),
-        "owner": t.suite.owners.get(t.task),
-        "suite": t.suite.suite,
-        "plan": t.plan,
-        "lower": t.lower,
-        "ratio": t.ratio,
-        "share": t.share,
-        "min_effect": t.min_effect,
-        "tolerance": t.tolerance if t.guarded else None,
-        "scorer": t.scorer,
-        "contrast": {"of": t.contrast.of, "minus": t.contrast.minus} if t.contrast else None,
-    }
-
-
-def _finite(value: Any) -> Any:
-    """Return plain JSON with null in place of infinite and undefined numbers."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _task(t: Table) -> ComparedTask:
+    return ComparedTask(
+        task=t.name,
+        metric=t.metric,
+        n=len(t.items),
+        clusters=t.clusters,
+        chance=t.chance,
+        role=t.suite.role_of(t.task),
+        owner=t.suite.owners.get(t.task),
+        suite=t.suite.suite,
+        plan=t.plan,
+        lower=t.lower,
+        ratio=t.ratio,
+        share=t.share,
+        min_effect=t.min_effect,
+        tolerance=t.tolerance if t.guarded else None,
+        scorer=t.scorer,
+        contrast=Subtraction.by(t.contrast),
+    )

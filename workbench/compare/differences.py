@@ -4,81 +4,172 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal, get_args
 
-from workbench.compare.families import Ruling, TestedCell, cells_of, excluded, rulings, skewed
+from workbench.compare.families import COMPARED, CONTROLS, GUARDED, Ruling, TestedCell, cells_of, excluded, rulings, skewed
 from workbench.compare.tables import Table
+from workbench.results import Measured, Number, Part
 from workbench.scores.paired import Pair, paired
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 from workbench.scores.store import Configuration
 from workbench.scores.suite import MARGIN
 
 Verdict = Literal["better", "worse", "equivalent", "cannot tell", "safe", "not shown safe", "no item changed"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
-@dataclass(frozen=True)
-class Companion:
-    """The difference of a second metric on the same items, with an unadjusted 95 % interval; it does not decide any verdict."""
+GUARD_VERDICTS = ("safe", "not shown safe")
+"""Verdicts that only guarded tasks can have; "worse" and "no item changed" apply to all tasks."""
+OPEN_VERDICTS = ("cannot tell", "not shown safe")
+"""Verdicts that more items could decide."""
+_IMPOSSIBLE = "no difference can be significant"
+
+
+class Companion(Part):
+    """The difference of a second metric on the same items; it does not decide a verdict."""
 
     metric: str
+    """Name of the metric."""
     unit: str
-    value: float
-    baseline_value: float
-    diff: float
-    low: float
-    high: float
-    p: float
+    """Unit of its values."""
+    value: Measured
+    """The configuration's score."""
+    baseline_value: Measured
+    """The baseline's score."""
+    diff: Measured
+    """Configuration minus baseline."""
+    low: Measured
+    """Lower end of the unadjusted 95 % interval of the difference."""
+    high: Measured
+    """Upper end of the interval."""
+    p: Measured
+    """Two-sided p value of "no difference", not adjusted."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One configuration against the baseline on one task's primary metric, or on a contrast of two tasks.
-
-    Attributes:
-        value, baseline_value, diff: Scores and their difference in the metric's units; `diff` is always configuration - baseline.
-        low, high: Unadjusted 95 % interval of the difference.
-        low_adj, high_adj: Interval at the critical value that the family leaves to this row; it excludes 0 if the verdict is better or worse.
-        p_adj: p value adjusted for the family; on guarded tasks, for the configuration's guarded tasks only.
-        mde: Difference that would be detected with 80 % power at the adjusted level; None if the differences have no spread.
-        needs: Approximate number of items that would detect a difference as large as `diff`, or min_effect if that is larger; on guarded
-            tasks, that would show that a loss as large as `diff` is safe. Only with "cannot tell" and "not shown safe".
-        verdict: better | worse | equivalent | cannot tell | no item changed; on guarded tasks safe | worse | not shown safe | no item changed.
-        reason: Reason of the verdicts "cannot tell" and "not shown safe".
-        wins, losses: Number of items that got better, worse.
-        lower: Lower is better.
-        ratio: The metric is computed from all items together, not a mean of scores of items.
-        family: compared | guarded | controls.
-        tolerance: Largest loss on a guarded task that counts as safe, in the metric's units.
-        companion: Margin of the gold choice, for multiple-choice tasks.
-    """
+class Difference(Part):
+    """One configuration against the baseline on one task or contrast. An infinite or undefined number is null."""
 
     configuration: str
+    """Name of the configuration."""
     role: str
+    """"configuration" for a named one; "base", "brick", "average", "memory", "finetune" or "adapter" for a control."""
     task: str
+    """Name of the task or contrast."""
     metric: str
-    value: float
-    baseline_value: float
-    diff: float
-    low: float
-    high: float
-    low_adj: float
-    high_adj: float
-    p: float
-    p_adj: float
+    """Primary metric of the task."""
+    value: Measured
+    """The configuration's score in the metric's units."""
+    baseline_value: Measured
+    """The baseline's score."""
+    diff: Measured
+    """Configuration minus baseline."""
+    low: Measured
+    """Lower end of the unadjusted 95 % interval of the difference."""
+    high: Measured
+    """Upper end of this interval."""
+    low_adj: Measured
+    """Lower end of the interval adjusted for the family of comparisons."""
+    high_adj: Measured
+    """Upper end of this interval."""
+    p: Measured
+    """Two-sided p value of "no difference", not adjusted."""
+    p_adj: Measured
+    """p value adjusted for the family."""
     n: int
+    """Number of items that both have."""
     clusters: int
-    mde: float | None
+    """Number of clusters of these items."""
+    mde: Measured
+    """Difference that would be detected with 80 % power at the adjusted level; null if the differences have no spread."""
     needs: int | None
+    """Approximate number of items that would decide an undecided row; null for other rows."""
     verdict: Verdict
+    """The verdict. "safe" and "not shown safe" are for guarded tasks."""
     reason: str | None
+    """Reason of the verdicts "cannot tell" and "not shown safe"."""
     wins: int
+    """Number of items that got better."""
     losses: int
+    """Number of items that got worse."""
     lower: bool = False
+    """Whether lower scores are better."""
     ratio: bool = False
-    family: str = "compared"
-    tolerance: float | None = None
+    """Whether the metric is computed from all items together, not a mean of scores of items."""
+    family: str = COMPARED
+    """Family of comparisons that the row is tested in: "compared", "guarded" or "controls"."""
+    tolerance: Number | None = None
+    """Largest loss on a guarded task that counts as safe, in the metric's units; null for other tasks."""
     companion: Companion | None = None
+    """Difference of the margin of the gold choice, for multiple-choice tasks."""
+
+    @property
+    def guarded(self) -> bool:
+        """True if the verdict is about harm: safe, worse or not shown safe."""
+        return self.family == GUARDED
+
+    @property
+    def apart(self) -> bool:
+        """True if the comparison was tested among the controls, separately from the named configurations."""
+        return self.family == CONTROLS or (self.guarded and self.role != "configuration")
+
+    @property
+    def impossible(self) -> bool:
+        """True if the clusters are too few for any significant difference within the family."""
+        return (self.reason or "").startswith(_IMPOSSIBLE)
+
+    @property
+    def needed(self) -> int | None:
+        """Number of items that would decide the row, if it is larger than the number of those that there are."""
+        return self.needs if self.needs and self.needs > self.n else None
+
+    @property
+    def worst(self) -> float | None:
+        """The largest loss in the adjusted interval, as a positive number; negative if a gain is certain."""
+        end = self.high_adj if self.lower else self.low_adj
+        return None if end is None else end if self.lower else -end
+
+
+class Effect(Part):
+    """A difference that is outside the families, with its interval and verdict."""
+
+    diff: Measured
+    """The difference."""
+    low: Measured
+    """Lower end of its interval."""
+    high: Measured
+    """Upper end of its interval."""
+    verdict: Verdict | None
+    """The verdict."""
+
+
+class Interference(Part):
+    """Differences of each brick alone from the base; matrices by brick and task, null where it was not scored."""
+
+    bricks: tuple[str, ...]
+    """Bricks that were scored alone."""
+    tasks: tuple[str, ...]
+    """Names of the tasks."""
+    diff: list[list[Measured]]
+    """The differences."""
+    low: list[list[Measured]]
+    """Lower ends of the adjusted intervals."""
+    high: list[list[Measured]]
+    """Upper ends of these intervals."""
+    verdict: list[list[Verdict | None]]
+    """The verdicts."""
+
+    @cached_property
+    def effects(self) -> dict[tuple[str, str], Effect]:
+        """Brick and task -> the difference, for those that were scored."""
+        numbers = zip(self.diff, self.low, self.high, self.verdict, strict=True)
+        return {
+            (brick, task): Effect(diff=diff, low=low, high=high, verdict=verdict)
+            for brick, lines in zip(self.bricks, numbers, strict=True)
+            for task, diff, low, high, verdict in zip(self.tasks, *lines, strict=True)
+            if diff is not None
+        }
 
 
 def differences(
@@ -114,10 +205,7 @@ def differences(
                     interval_p=whole.p if whole.interval_p is None else whole.interval_p,
                 )
     return [
-        replace(
-            _difference(cell, ruling, cell.table.value(base.digest), alpha),
-            companion=_companion(cell.table, base.digest, cell.configuration.digest),
-        )
+        _difference(cell, ruling, base, alpha)
         for cell, ruling in zip(cells, found, strict=True)
         if cell.configuration.digest not in hidden
     ]
@@ -128,18 +216,19 @@ def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterato
     again = replace(base, name=name, role="configuration")
     for t in tasks:
         cell = TestedCell(again, t, t.paired(base.digest, base.digest), base.digest)
-        row = _difference(cell, Ruling(1.0, 0.0, 0.0, 1.0), t.value(base.digest), 0.05)
-        yield replace(row, verdict="no item changed", reason=None, needs=None)
+        row = _difference(cell, Ruling(1.0, 0.0, 0.0, 1.0), base, 0.05)
+        yield row.model_copy(update={"verdict": "no item changed", "reason": None, "needs": None, "companion": None})
 
 
-def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) -> Difference:
+def _difference(cell: TestedCell, ruling: Ruling, base: Configuration, alpha: float) -> Difference:
     """Return the row of a configuration and a task with its verdict."""
-    task, pair = cell.table, cell.pair
+    task, pair, start = cell.table, cell.pair, cell.table.value(base.digest)
     low, high = pair.interval(0.05)
     alarm = task.guarded and cell.loses and ruling.p <= alpha
-    low_adj, high_adj = pair.within(ruling.critical, alarm or ruling.excludes_zero(alpha))
+    ends = pair.within(ruling.critical, alarm or ruling.excludes_zero(alpha))
     gained, lost = (pair.losses, pair.wins) if task.lower else (pair.wins, pair.losses)
-    row = Difference(
+    verdict, reason, needs = (_guarded if task.guarded else _compared)(cell, ruling, ends, alpha)
+    return Difference(
         configuration=cell.configuration.name,
         role=cell.configuration.role,
         task=task.name,
@@ -149,74 +238,80 @@ def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) ->
         diff=pair.diff,
         low=low,
         high=high,
-        low_adj=low_adj,
-        high_adj=high_adj,
+        low_adj=ends[0],
+        high_adj=ends[1],
         p=pair.p,
         p_adj=ruling.p,
         n=pair.n,
         clusters=pair.clusters,
         mde=pair.mde(ruling.critical),
-        needs=None,
-        verdict="cannot tell",
-        reason=None,
+        needs=needs,
+        verdict=verdict,
+        reason=reason,
         wins=gained,
         losses=lost,
         lower=task.lower,
         ratio=task.ratio is not None,
         family=cell.family,
         tolerance=task.tolerance if task.guarded else None,
+        companion=_companion(task, base.digest, cell.configuration.digest),
     )
-    judge = _guarded if task.guarded else _compared
-    return judge(row, cell, ruling, alpha)
 
 
-def _compared(row: Difference, cell: TestedCell, ruling: Ruling, alpha: float) -> Difference:
-    """Set the verdict of a row: better and worse by the family's test, equivalent if a difference as large as min_effect is excluded."""
+_Judgement = tuple[Verdict, str | None, int | None]
+"""Verdict, its reason, and the number of items that would decide it."""
+
+
+def _compared(cell: TestedCell, ruling: Ruling, ends: tuple[float, float], alpha: float) -> _Judgement:
+    """Judge a row: better and worse by the family's test, equivalent if a difference as large as min_effect is excluded.
+
+    Args:
+        cell: The row.
+        ruling: Result of the family's test.
+        ends: The adjusted interval.
+        alpha: Error rate of the family.
+    """
     task, pair, margin = cell.table, cell.pair, cell.table.min_effect
     if pair.unchanged:
-        return replace(row, verdict="no item changed")
+        return "no item changed", None, None
     if pair.clusters < FEW_CLUSTERS:
-        return replace(row, **_too_few(pair))
+        return "cannot tell", *_too_few(pair)
     if ruling.p <= alpha:
-        return replace(row, verdict="better" if (pair.diff > 0) != task.lower else "worse")
-    if margin is not None and excluded(cell.drawn, (row.low_adj, row.high_adj), margin, ruling.level(pair)):
-        return replace(row, verdict="equivalent")
+        return "better" if (pair.diff > 0) != task.lower else "worse", None, None
+    if margin is not None and excluded(cell.drawn, ends, margin, ruling.level(pair)):
+        return "equivalent", None, None
     if ruling.flipped <= alpha:
-        return replace(row, reason=skewed(pair.clusters), needs=pair.needs_symmetry(alpha))
+        return "cannot tell", skewed(pair.clusters), pair.needs_symmetry(alpha)
     if ruling.least > alpha and not _few_changed(pair):
-        return replace(row, reason=_never_significant(pair, ruling))
-    if margin is not None and -margin < row.low_adj and row.high_adj < margin:
+        return "cannot tell", _never_significant(pair, ruling), None
+    if margin is not None and -margin < ends[0] and ends[1] < margin:
         both = [cell.drawn.needs_to_exclude(margin, side, ruling.level(pair)) for side in (-1, 1)]
-        return replace(row, reason=_rare("difference", cell), needs=None if None in both else max(n or 0 for n in both))
+        return "cannot tell", _rare("difference", cell), None if None in both else max(n or 0 for n in both)
     needs = pair.needs(max(abs(pair.diff), margin or 0.0), ruling.critical)
     if margin is None:
-        return replace(
-            row, reason="the adjusted interval includes 0, and the suite gives no min_effect for this metric", needs=needs
-        )
-    reason = "the adjusted interval includes 0 and a difference as large as the smallest effect of interest"
-    return replace(row, reason=reason, needs=needs)
+        return "cannot tell", "the adjusted interval includes 0, and the suite gives no min_effect for this metric", needs
+    return "cannot tell", "the adjusted interval includes 0 and a difference as large as the smallest effect of interest", needs
 
 
-def _guarded(row: Difference, cell: TestedCell, ruling: Ruling, alpha: float) -> Difference:
-    """Set the verdict of a guarded row: safe if a loss as large as the tolerance is excluded, worse by the test of its guarded tasks."""
+def _guarded(cell: TestedCell, ruling: Ruling, ends: tuple[float, float], alpha: float) -> _Judgement:
+    """Judge a guarded row: safe if a loss as large as the tolerance is excluded, worse by the test of its guarded tasks."""
     task, pair, tolerance = cell.table, cell.pair, cell.table.tolerance
     if pair.clusters < FEW_CLUSTERS:
-        return replace(row, verdict="not shown safe", **_too_few(pair))
+        return "not shown safe", *_too_few(pair)
     losing = 1 if task.lower else -1
-    worst = row.high_adj if task.lower else -row.low_adj  # the largest loss in the adjusted interval
+    worst = ends[1] if task.lower else -ends[0]  # the largest loss in the adjusted interval
     if tolerance is not None and worst < tolerance and cell.drawn.excludes(tolerance, losing, ruling.level(pair)):
-        return replace(row, verdict="safe")
+        return "safe", None, None
     if cell.loses and ruling.p <= alpha:
-        return replace(row, verdict="worse")
+        return "worse", None, None
     if tolerance is None:
-        return replace(row, verdict="not shown safe", reason="the suite gives no tolerance for this metric")
+        return "not shown safe", "the suite gives no tolerance for this metric", None
     if worst < tolerance:
         needs = cell.drawn.needs_to_exclude(tolerance, losing, ruling.level(pair))
-        return replace(row, verdict="not shown safe", reason=_rare("loss", cell), needs=needs)
-    room = tolerance - max(losing * row.diff, 0.0)  # from the observed loss to the tolerance
+        return "not shown safe", _rare("loss", cell), needs
+    room = tolerance - max(losing * pair.diff, 0.0)  # from the observed loss to the tolerance
     needs = pair.needs(room, ruling.critical) if room > 0 else None
-    reason = "the adjusted interval includes a loss as large as the tolerance"
-    return replace(row, verdict="not shown safe", reason=reason, needs=needs)
+    return "not shown safe", "the adjusted interval includes a loss as large as the tolerance", needs
 
 
 def _rare(what: str, cell: TestedCell) -> str:
@@ -228,11 +323,10 @@ def _rare(what: str, cell: TestedCell) -> str:
     return f"{seen}{drawn.clusters} {units} do not exclude a large {what} on a few {units} that were not drawn"
 
 
-def _too_few(pair: Pair) -> dict[str, Any]:
-    return {
-        "reason": f"too few clusters: {pair.clusters}, at least {FEW_CLUSTERS} needed",
-        "needs": pair.needs(abs(pair.diff)) or math.ceil(pair.n * MANY_CLUSTERS / pair.clusters),
-    }
+def _too_few(pair: Pair) -> tuple[str, int | None]:
+    """Return the reason of a verdict on too few clusters, and the number of items that would help."""
+    reason = f"too few clusters: {pair.clusters}, at least {FEW_CLUSTERS} needed"
+    return reason, pair.needs(abs(pair.diff)) or math.ceil(pair.n * MANY_CLUSTERS / pair.clusters)
 
 
 def _few_changed(pair: Pair) -> bool:
@@ -242,7 +336,7 @@ def _few_changed(pair: Pair) -> bool:
 
 def _never_significant(pair: Pair, ruling: Ruling) -> str:
     return (
-        f"no difference can be significant: even if all {pair.changes.moved} changed clusters had changed in the same direction, the "
+        f"{_IMPOSSIBLE}: even if all {pair.changes.moved} changed clusters had changed in the same direction, the "
         f"adjusted p would be {ruling.least:.2g}; more clusters or fewer comparisons are needed"
     )
 
@@ -251,22 +345,28 @@ def _companion(task: Table, base: str, digest: str) -> Companion | None:
     if task.metric == MARGIN or not task.margins:
         return None
     pair, start = paired(task.margins[base], task.margins[digest], task.cluster.tolist()), float(task.margins[base].mean())
-    return Companion(MARGIN, "nats", start + pair.diff, start, pair.diff, *pair.interval(0.05), pair.p)
+    low, high = pair.interval(0.05)
+    return Companion(
+        metric=MARGIN,
+        unit="nats",
+        value=start + pair.diff,
+        baseline_value=start,
+        diff=pair.diff,
+        low=low,
+        high=high,
+        p=pair.p,
+    )
 
 
-def interference(tasks: Sequence[Table], bricks: Sequence[Configuration], rows: Sequence[Difference]) -> dict[str, Any]:
+def interference(tasks: Sequence[Table], bricks: Sequence[Configuration], rows: Sequence[Difference]) -> Interference:
     """Return the matrix of differences of each brick alone from the base, by brick and task."""
     cells = {(row.configuration, row.task): row for row in rows}
     table = [[cells.get((brick.name, task.name)) for task in tasks] for brick in bricks]
-
-    def part(name: str) -> list[list[Any]]:
-        return [[getattr(cell, name) if cell else None for cell in line] for line in table]
-
-    return {
-        "bricks": [b.name for b in bricks],
-        "tasks": [t.name for t in tasks],
-        "diff": part("diff"),
-        "low": part("low_adj"),
-        "high": part("high_adj"),
-        "verdict": part("verdict"),
-    }
+    return Interference(
+        bricks=tuple(b.name for b in bricks),
+        tasks=tuple(t.name for t in tasks),
+        diff=[[cell and cell.diff for cell in line] for line in table],
+        low=[[cell and cell.low_adj for cell in line] for line in table],
+        high=[[cell and cell.high_adj for cell in line] for line in table],
+        verdict=[[cell and cell.verdict for cell in line] for line in table],
+    )

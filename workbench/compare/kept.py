@@ -15,17 +15,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from workbench.compare.tables import Table
+from workbench.results import Measured, Part, absent
 from workbench.scores.signflips import TINY
 from workbench.scores.statistics import MANY_CLUSTERS, Floats, expanded_tail, resampled_clusters
 from workbench.scores.store import Configuration
 
 _SPLITS = 5  # halves of the clusters on which the best parent is chosen
 _LEAST = 0.5  # smallest ratio of the lower end of the parent's interval to its score, both corrected for chance
+
+
+class Kept(Part):
+    """The share of its parents' skill that a configuration keeps, with its 95 % interval."""
+
+    value: Measured
+    """The share; null if it is withheld."""
+    low: Measured
+    """Lower end of the interval."""
+    high: Measured
+    """Upper end of the interval."""
+    reason: str | None = absent()
+    """Why the share is withheld."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class _Part:
         return self.table.clusters >= MANY_CLUSTERS and spread > TINY
 
 
-def kept_of(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def kept_of(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]) -> tuple[dict[str, Kept], Kept | None]:
     """Return the ratio of the corrected score to the best parent's, by task, and the ratio of the sums over these tasks.
 
     A skill task counts if its owner is a parent of `c`, or if it has no owner. If the best parent is too close to chance for a ratio, or
@@ -65,7 +78,7 @@ def kept_of(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]
         c: The configuration.
         parents: Digest by name of its parents that were scored too.
     """
-    kept: dict[str, Any] = {}
+    kept: dict[str, Kept] = {}
     parts = []
     for t in tasks:
         owner = t.suite.owners.get(t.task)
@@ -82,12 +95,12 @@ def kept_of(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]
         parts.append(part)
     if parts:
         return kept, _ratio(parts)
-    reasons = {name: ratio["reason"] for name, ratio in kept.items()}
+    reasons = {name: ratio.reason for name, ratio in kept.items()}
     return kept, _withheld("; ".join(f"{name}: {reason}" for name, reason in reasons.items())) if reasons else None
 
 
-def _withheld(reason: str) -> dict[str, Any]:
-    return {"value": None, "low": None, "high": None, "reason": reason}
+def _withheld(reason: str) -> Kept:
+    return Kept(value=None, low=None, high=None, reason=reason)
 
 
 def _too_near(t: Table, name: str, digest: str, side: _Side) -> str | None:
@@ -133,7 +146,7 @@ def _part(t: Table, digest: str, parent: str, bottom: _Side) -> _Part:
     return _Part(t, _side(t, digest), bottom, float(sums[0] @ sums[1]) / scale if scale > TINY else 0.0)
 
 
-def _ratio(parts: Sequence[_Part]) -> dict[str, Any]:
+def _ratio(parts: Sequence[_Part]) -> Kept:
     """Return the sum of the configuration's scores divided by the sum of its parents', with a 95 % interval.
 
     Clusters are resampled with the same draws for both; the percentiles are expanded to the t quantile of the task with the fewest
@@ -147,7 +160,7 @@ def _ratio(parts: Sequence[_Part]) -> dict[str, Any]:
         low, high = (float(x) for x in np.quantile(draws, (tail, 1 - tail)))
     else:
         low, high = _recovered(parts, top, bottom)
-    return {"value": top / bottom, "low": low, "high": high}
+    return Kept(value=top / bottom, low=low, high=high)
 
 
 def _recovered(parts: Sequence[_Part], top: float, bottom: float) -> tuple[float, float]:

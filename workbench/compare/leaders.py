@@ -15,15 +15,15 @@ best configuration is among the leaders with probability 1 - alpha or more (Hsu 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from workbench.compare.families import Ruling, excluded, ruled, skewed
 from workbench.compare.tables import Table
+from workbench.results import Measured, Number, Part
 from workbench.scores.changes import pooled
 from workbench.scores.paired import Paired, tested_together
 from workbench.scores.statistics import FEW_CLUSTERS
@@ -32,49 +32,45 @@ from workbench.scores.store import Configuration
 MOST_MEMBERS = 80
 """Members whose pairs are tested: the points of the largest sweep that needs no `--max-points`, and their controls. The pairs grow with the
 square of this number; among more members each is tested against the baseline alone."""
-_MIRRORED = {"better": "worse", "worse": "better"}
+MeanVerdict = Literal["better", "worse", "equivalent", "cannot tell", "no item changed"]
+_MIRRORED: Mapping[MeanVerdict, MeanVerdict] = {"better": "worse", "worse": "better"}
 
 
-@dataclass(frozen=True)
-class MeanDifference:
-    """The difference of two configurations' means over skills.
-
-    Attributes:
-        configuration, against: Names of the two.
-        diff: Mean of `configuration` minus mean of `against`, corrected for chance.
-        low, high: Interval at the critical value of the family.
-        p: p value adjusted for the family.
-        verdict: better | worse | equivalent | cannot tell | no item changed, of `configuration`.
-        needs: Approximate number of items, over all skill tasks, that would detect a difference as large as `diff`, or as the smallest
-            effect of interest if that is larger. Only with "cannot tell", and only if there are fewer items.
-        reason: Reason of "cannot tell" if more items of the same clusters would not help.
-    """
+class MeanDifference(Part):
+    """The difference of two configurations' means over skills, tested in the family of pairs."""
 
     configuration: str
+    """Name of the configuration."""
     against: str
-    diff: float
-    low: float
-    high: float
-    p: float
-    verdict: str
+    """Name of the configuration that it is compared with."""
+    diff: Number
+    """Mean of the first minus mean of the second, corrected for chance."""
+    low: Measured
+    """Lower end of the interval at the family's critical value; null if it is infinite."""
+    high: Measured
+    """Upper end of this interval."""
+    p: Number
+    """p value adjusted for the family."""
+    verdict: MeanVerdict
+    """The verdict on the first configuration."""
     needs: int | None = None
+    """Approximate number of items over the skill tasks that would decide "cannot tell"; null for other verdicts."""
     reason: str | None = None
+    """Reason of "cannot tell" if more items of the same clusters would not help; null otherwise."""
 
     def mirrored(self) -> MeanDifference:
         """Return the same difference from the other side."""
-        return replace(
-            self,
+        return MeanDifference(
             configuration=self.against,
             against=self.configuration,
             diff=0.0 - self.diff,  # a difference of 0 has no sign
-            low=0.0 - self.high,
-            high=0.0 - self.low,
+            low=None if self.high is None else 0.0 - self.high,
+            high=None if self.low is None else 0.0 - self.low,
+            p=self.p,
             verdict=_MIRRORED.get(self.verdict, self.verdict),
+            needs=self.needs,
+            reason=self.reason,
         )
-
-    def document(self) -> dict[str, Any]:
-        """Return the entry of the comparison's document."""
-        return asdict(self)
 
 
 class MeanPairs:
@@ -125,30 +121,50 @@ class MeanPairs:
             return self.between(b, a).mirrored()
         if (a, b) not in self._pairs:
             reason = f"pairs are tested among {MOST_MEMBERS} configurations at most, and these are {self.members}"
-            return MeanDifference(a, b, self.means[a] - self.means[b], -math.inf, math.inf, 1.0, "cannot tell", reason=reason)
+            diff = self.means[a] - self.means[b]
+            return MeanDifference(
+                configuration=a, against=b, diff=diff, low=None, high=None, p=1.0, verdict="cannot tell", reason=reason
+            )
         pair, ruling = self._pairs[a, b]
-        low, high = pair.within(ruling.critical, ruling.excludes_zero(self.alpha))
-        found = MeanDifference(a, b, pair.diff, low, high, ruling.p, "cannot tell")
-        if pair.unchanged:
-            return replace(found, verdict="equivalent" if self._excluded(found, ruling.level(pair)) else "no item changed")
-        if self._few:
-            return replace(found, reason=self._few)
-        if ruling.p <= self.alpha:
-            return replace(found, verdict="better" if pair.diff > 0 else "worse")
-        if self._excluded(found, ruling.level(pair)):
-            return replace(found, verdict="equivalent")
-        if ruling.flipped <= self.alpha:
-            return replace(found, reason=skewed(pair.clusters), needs=pair.needs_symmetry(self.alpha))
-        if ruling.least > self.alpha:
-            return replace(found, reason="no difference can be significant: more clusters or fewer configurations are needed")
-        needs = pair.needs(max(abs(pair.diff), self.margin), ruling.critical)
-        return replace(found, needs=needs if needs is not None and needs > pair.n else None)
+        ends = pair.within(ruling.critical, ruling.excludes_zero(self.alpha))
+        verdict, why, needs = self._judged((a, b), ends, pair, ruling)
+        return MeanDifference(
+            configuration=a,
+            against=b,
+            diff=pair.diff,
+            low=ends[0],
+            high=ends[1],
+            p=ruling.p,
+            verdict=verdict,
+            needs=needs,
+            reason=why,
+        )
 
-    def _excluded(self, found: MeanDifference, level: float) -> bool:
-        if not (-self.margin < found.low and found.high < self.margin):
+    def _judged(
+        self, names: tuple[str, str], ends: tuple[float, float], pair: Paired, ruling: Ruling
+    ) -> tuple[MeanVerdict, str | None, int | None]:
+        """Return the verdict on a pair, its reason, and the number of items that would decide it."""
+        if pair.unchanged:
+            return "equivalent" if self._excluded(names, ends, ruling.level(pair)) else "no item changed", None, None
+        if self._few:
+            return "cannot tell", self._few, None
+        if ruling.p <= self.alpha:
+            return "better" if pair.diff > 0 else "worse", None, None
+        if self._excluded(names, ends, ruling.level(pair)):
+            return "equivalent", None, None
+        if ruling.flipped <= self.alpha:
+            return "cannot tell", skewed(pair.clusters), pair.needs_symmetry(self.alpha)
+        if ruling.least > self.alpha:
+            return "cannot tell", "no difference can be significant: more clusters or fewer configurations are needed", None
+        needs = pair.needs(max(abs(pair.diff), self.margin), ruling.critical)
+        return "cannot tell", None, needs if needs is not None and needs > pair.n else None
+
+    def _excluded(self, names: tuple[str, str], ends: tuple[float, float], level: float) -> bool:
+        if not (-self.margin < ends[0] and ends[1] < self.margin):
             return False  # most pairs; what follows reads all items again
-        drawn = pair_of(self._skills, self._digests[found.configuration], self._digests[found.against], drawn=True)
-        return not self._few and excluded(drawn, (found.low, found.high), self.margin, level)
+        first, second = (self._digests[name] for name in names)
+        drawn = pair_of(self._skills, first, second, drawn=True)
+        return not self._few and excluded(drawn, ends, self.margin, level)
 
     def leaders(self, names: Sequence[str]) -> list[str]:
         """Return those of some members that are not shown to be worse than the one with the highest mean, the highest mean first."""

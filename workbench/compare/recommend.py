@@ -19,15 +19,99 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
-from workbench.compare.advice import details, headline, helped, merge_loses
-from workbench.compare.decision import BASELINE, CANDIDATES, UNGUARDED, Decision, Standing
+from workbench.compare.advice import (
+    BASELINE,
+    CANDIDATES,
+    UNGUARDED,
+    CandidateRole,
+    Cause,
+    Decision,
+    Guarded,
+    Standing,
+    details,
+    headline,
+    helped,
+    merge_loses,
+)
 from workbench.compare.differences import Difference
 from workbench.compare.families import GUARDED
-from workbench.compare.leaders import MOST_MEMBERS, MeanPairs, mean_over
+from workbench.compare.kept import Kept
+from workbench.compare.leaders import MOST_MEMBERS, MeanDifference, MeanPairs, mean_over
 from workbench.compare.tables import Table
+from workbench.results import Number, Part
 from workbench.scores.store import Configuration, Scores
+
+
+class Candidate(Part):
+    """A configuration, brick, average or base that was scored on all skill tasks."""
+
+    configuration: str
+    """Name of the configuration."""
+    role: CandidateRole
+    """Its role; bricks, averages and the base are controls."""
+    mean: Number
+    """Mean over skills, corrected for chance."""
+    guarded: Guarded
+    """Its worst verdict over all guarded tasks, or why it has none."""
+    against_baseline: MeanDifference | None
+    """Difference from the baseline; null for the baseline itself."""
+    against_best: MeanDifference | None
+    """Difference from the candidate with the highest mean; null for that one."""
+    form: str | None
+    """Form in which `run` writes it: "checkpoint", "adapter" or "configuration"; null if not known."""
+    bytes: int | None
+    """Bytes that `run` writes, or those of the weights as a checkpoint; null if not known."""
+    bricks: int
+    """Number of bricks that it is made from."""
+
+
+class PairFamily(Part):
+    """The families of pairs that the recommendation rests on: pairs with the baseline, and all others."""
+
+    members: int
+    """Number of members: the candidates, the baseline, and what was scored before on the same items."""
+    looked_at: int = 0
+    """Number of members that were scored before on the same items and are not in the comparison."""
+    pairs: int
+    """Number of pairs."""
+    alpha: Number
+    """Error rate of the family."""
+    text: str
+    """Description."""
+
+
+class Recommendation(Part):
+    """The configuration to ship with the reason, or why none can be recommended and what would help."""
+
+    configuration: str | None
+    """Name of the recommended configuration; null if none can be recommended."""
+    closest: str | None
+    """Name of the candidate that misses least; null if one is recommended, or if none was tested."""
+    cause: Cause | None
+    """Why none is recommended; null if one is."""
+    baseline: str
+    """Name of the configuration that a recommended one has to be better than, and safe against."""
+    text: str
+    """The recommendation in one sentence."""
+    details: list[str]
+    """Sentences on the configurations beside it."""
+    help: list[str]
+    """Sentences on what would help if none is recommended."""
+    leaders: list[str]
+    """The candidate with the highest mean and all that are not shown to be worse than it, the highest mean first."""
+    candidates: list[Candidate]
+    """All candidates, the highest mean first; empty if none was tested."""
+    pairs: list[MeanDifference]
+    """Differences from the recommended, or closest, candidate of the other leaders and of all that are not shown to be worse than it."""
+    family: PairFamily
+    """The families of pairs."""
+
+    @property
+    def about(self) -> str | None:
+        """Name of the recommended candidate, or of the one that misses least."""
+        return self.configuration or self.closest
 
 
 def recommendation_of(
@@ -36,10 +120,10 @@ def recommendation_of(
     entries: Sequence[Sequence[Scores]],
     rows: Sequence[Difference],
     alpha: float,
-    kept: Mapping[str, Mapping[str, Any] | None],
+    kept: Mapping[str, Kept | None],
     looked: Sequence[Configuration] = (),
-) -> dict[str, Any]:
-    """Return the document's entry `recommendation`; empty if only controls are compared.
+) -> Recommendation | None:
+    """Return the recommendation; None if only controls are compared.
 
     Args:
         tasks: Tables of all tasks, with the scores of `looked`.
@@ -52,31 +136,29 @@ def recommendation_of(
     """
     configurations = [entry[0].configuration for entry in entries]
     if not any(c.role == "configuration" for c in configurations):
-        return {}
+        return None
     decision, pairs = _decided(tasks, base, configurations, rows, alpha, looked)
     others = ", and every two of the others" if decision.members <= MOST_MEMBERS else ""
     best = decision.ranked[0].name if decision.ranked else None
-    return {
-        "recommendation": {
-            "configuration": decision.chosen.name if decision.chosen else None,
-            "closest": decision.closest.name if decision.closest else None,
-            "cause": decision.cause,
-            "baseline": decision.baseline,
-            "text": headline(decision),
-            "details": [*details(decision), *_lossy(decision, configurations, kept)],
-            "help": helped(decision),
-            "leaders": list(decision.leaders),
-            "candidates": [_candidate(s, best, pairs) for s in decision.ranked if pairs],
-            "pairs": [difference.document() for difference in decision.beside],
-            "family": {
-                "members": decision.members,
-                "pairs": decision.pairs,
-                "alpha": alpha,
-                "looked_at": decision.looked_at,
-                "text": f"mean over skills of {decision.members} configurations: each against {base.name}{others}",
-            },
-        }
-    }
+    return Recommendation(
+        configuration=decision.chosen.name if decision.chosen else None,
+        closest=decision.closest.name if decision.closest else None,
+        cause=decision.cause,
+        baseline=decision.baseline,
+        text=headline(decision),
+        details=[*details(decision), *_lossy(decision, configurations, kept)],
+        help=helped(decision),
+        leaders=list(decision.leaders),
+        candidates=[_candidate(s, best, pairs) for s in decision.ranked if pairs],
+        pairs=list(decision.beside),
+        family=PairFamily(
+            members=decision.members,
+            pairs=decision.pairs,
+            alpha=alpha,
+            looked_at=decision.looked_at,
+            text=f"mean over skills of {decision.members} configurations: each against {base.name}{others}",
+        ),
+    )
 
 
 def _decided(
@@ -117,16 +199,14 @@ def _decided(
     return _chosen(decision, pairs), pairs
 
 
-def _lossy(
-    decision: Decision, configurations: Sequence[Configuration], kept: Mapping[str, Mapping[str, Any] | None]
-) -> list[str]:
+def _lossy(decision: Decision, configurations: Sequence[Configuration], kept: Mapping[str, Kept | None]) -> list[str]:
     """Return a sentence if the chosen, or closest, configuration is a merge that loses much of its bricks' skills."""
     about = decision.chosen or decision.closest
     own = next((c for c in configurations if about and c.name == about.name), None)
     share = kept.get(own.name) if own else None
     if own is None or own.recipe is None or own.form == "configuration" or len(own.parents) < 2:
         return []
-    return merge_loses(own.name, own.recipe, share) if share and share["value"] is not None else []
+    return merge_loses(own.name, own.recipe, share) if share else []
 
 
 def _chosen(decision: Decision, pairs: MeanPairs) -> Decision:
@@ -147,7 +227,7 @@ def _chosen(decision: Decision, pairs: MeanPairs) -> Decision:
     return replace(decision, beside=tuple(d for name, d in others if name in decision.leaders or d.verdict != "worse"))
 
 
-def _closest(ranked: Sequence[Standing]) -> tuple[Standing, str]:
+def _closest(ranked: Sequence[Standing]) -> tuple[Standing, Cause]:
     """Return the candidate that misses least, and what it misses."""
     better = [s for s in ranked if s.better]
     if unshown := [s for s in better if s.guarded == "not shown safe"]:
@@ -168,7 +248,7 @@ def _standing(
     unsafe = tuple(row for row in guarded if row.verdict in ("worse", "not shown safe"))
     to_guard = sum(t.guarded for t in tasks)
     if c.digest == base.digest:
-        word = BASELINE
+        word: Guarded = BASELINE
     elif not to_guard:
         word = UNGUARDED
     elif any(row.verdict == "worse" for row in unsafe):
@@ -185,7 +265,7 @@ def _standing(
         form=c.form,
         bytes=_bytes(c),
         bricks=len(c.parents),
-        role=c.role,
+        role=cast("CandidateRole", c.role),
     )
 
 
@@ -205,17 +285,15 @@ def _harmful(rows: Iterable[Difference]) -> dict[str, list[str]]:
     return found
 
 
-def _candidate(s: Standing, best: str | None, pairs: MeanPairs | None) -> dict[str, Any]:
-    """Return the document's entry of a candidate."""
-    against = pairs.between(s.name, best).document() if pairs and best and s.name != best else None
-    return {
-        "configuration": s.name,
-        "role": s.role,
-        "mean": s.mean,
-        "guarded": s.guarded,
-        "against_baseline": s.above.document() if s.above else None,
-        "against_best": against,
-        "form": s.form,
-        "bytes": s.bytes,
-        "bricks": s.bricks,
-    }
+def _candidate(s: Standing, best: str | None, pairs: MeanPairs | None) -> Candidate:
+    return Candidate(
+        configuration=s.name,
+        role=s.role,
+        mean=s.mean,
+        guarded=s.guarded,
+        against_baseline=s.above,
+        against_best=pairs.between(s.name, best) if pairs and best and s.name != best else None,
+        form=s.form,
+        bytes=s.bytes,
+        bricks=s.bricks,
+    )

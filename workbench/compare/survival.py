@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.compare.configurations import roles_of
+from workbench.compare.routing import Share
 from workbench.compare.tables import Table
 from workbench.facts.facts import FactKind
+from workbench.results import Measured, Number, Part
 from workbench.scores.paired import paired
 from workbench.scores.statistics import Floats, codes, score_interval
 from workbench.scores.store import Configuration, Scores
@@ -25,11 +26,101 @@ OTHER_WAYS = ("memory", "finetune", "adapter")
 FOLLOWED: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "neighbours", "portability")
 
 
-def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Sequence[Sequence[Scores]]) -> list[dict[str, Any]]:
-    """Return one entry per suite that scores edited facts.
+class KeptFacts(Part):
+    """Right answers among the facts or prompts that the edit alone answers right."""
 
-    An entry holds the tasks by kind, the number of facts, whether the configuration with the edit alone is missing, the survival of each
-    edit in other configurations, generated answers beside teacher-forced ones, and scores after the first n facts.
+    kept: int
+    """Number of right answers."""
+    of: int
+    """Number of facts or prompts that the edit alone answers right."""
+    value: Number | None
+    """Share of right answers; null if the edit alone answers none right."""
+    low: Number | None
+    """Lower end of its 95 % interval over facts."""
+    high: Number | None
+    """Upper end of the interval."""
+
+
+class EditSurvival(Part):
+    """Survival of one edit in other configurations."""
+
+    alone: str
+    """The configuration that has the edit and nothing else."""
+    rows: dict[str, dict[str, KeptFacts]]
+    """Configuration -> kind of task -> right answers."""
+    without: list[str] = []
+    """The configurations among them that do not have the edit."""
+
+
+class ShareOfPrompts(Share):
+    """A share of prompts with its 95 % interval over facts."""
+
+    n: int
+    """Number of prompts."""
+
+
+class AfterFacts(Part):
+    """Scores after the first facts of a file."""
+
+    configuration: str
+    """Name of the configuration."""
+    facts: int
+    """Number of facts; 0 for the base."""
+    cohorts: dict[str, dict[str, ShareOfPrompts]]
+    """first, last or sample -> kind of task -> share of right answers."""
+
+
+class WrittenAnswers(Part):
+    """Generated answers of one configuration that is edited for the facts, beside teacher-forced ones."""
+
+    configuration: str
+    """Name of the configuration."""
+    n: int
+    """Number of facts."""
+    exact: Share
+    """Share of the generated texts that are the target and stop by themselves."""
+    begins: Share | None
+    """Share of the generated texts that begin with the target; null if it is not stored."""
+    forced: Share
+    """Teacher-forced efficacy on the same facts."""
+    gap: Gap
+    """Paired difference of `exact` from `forced`."""
+
+
+class Gap(Part):
+    """A difference with its 95 % interval."""
+
+    diff: Number
+    """The difference."""
+    low: Measured
+    """Lower end of the interval."""
+    high: Measured
+    """Upper end of the interval."""
+
+
+class EditedFacts(Part):
+    """Scores of one facts file in a comparison."""
+
+    suite: str
+    """Name of the suite."""
+    source: str
+    """The facts file."""
+    facts: int
+    """Number of facts."""
+    tasks: dict[str, str]
+    """Kind of task -> task."""
+    control_missing: bool = False
+    """Whether an edit was scored only as part of other configurations, not alone."""
+    survival: list[EditSurvival] = []
+    """One entry for each configuration that has the edit alone."""
+    sequence: list[AfterFacts] = []
+    """Scores after the first n facts."""
+    generation: list[WrittenAnswers] = []
+    """Generated answers beside teacher-forced ones."""
+
+
+def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Sequence[Sequence[Scores]]) -> list[EditedFacts]:
+    """Return one entry per suite that scores edited facts.
 
     Args:
         tasks: Tables of all tasks.
@@ -45,23 +136,23 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
         alone = _all_alone(entries, suite.facts)
         has_edit = any(_edited(entry[0].configuration, suite.facts) for entry in entries)
         documents.append(
-            {
-                "suite": name,
-                "source": suite.facts.source,
-                "facts": len(clusters),
-                "tasks": dict(suite.facts.tasks),
-                "control_missing": has_edit and not alone,
-                "survival": list(_survivals(tables, suite.facts, entries, alone)),
-                "sequence": list(_sequence(tables, suite.facts, entries)),
-                "generation": list(_generation(tables, suite.facts, entries)),
-            }
+            EditedFacts(
+                suite=name,
+                source=suite.facts.source,
+                facts=len(clusters),
+                tasks=dict(suite.facts.tasks),
+                control_missing=has_edit and not alone,
+                survival=list(_survivals(tables, suite.facts, entries, alone)),
+                sequence=list(_sequence(tables, suite.facts, entries)),
+                generation=list(_generation(tables, suite.facts, entries)),
+            )
         )
     return documents
 
 
 def _survivals(
     tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]], alone: Sequence[Sequence[Scores]]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[EditSurvival]:
     """Yield one entry per configuration that has the edit alone: the right answers of configurations with this edit, and without any."""
     for reference in alone:
         rows = {
@@ -76,7 +167,7 @@ def _survivals(
             e[0].configuration.name for e in entries if not _edited(e[0].configuration, facts) and e[0].configuration.name in rows
         ]
         if len(without) < len(rows):  # at least one other configuration has the edit
-            yield {"alone": reference[0].configuration.name, "rows": rows, "without": without}
+            yield EditSurvival(alone=reference[0].configuration.name, rows=rows, without=without)
 
 
 def _all_alone(entries: Sequence[Sequence[Scores]], facts: FactTasks) -> list[Sequence[Scores]]:
@@ -88,9 +179,7 @@ def _all_alone(entries: Sequence[Sequence[Scores]], facts: FactTasks) -> list[Se
     return [entry for entry in alone if len(entry[0].configuration.edits) == fewest]
 
 
-def _sequence(
-    tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]]
-) -> Iterator[dict[str, Any]]:
+def _sequence(tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]]) -> Iterator[AfterFacts]:
     """Yield scores on the first facts, the latest facts and a sample, for the base and after each number of facts."""
     total = max(facts.cohorts, default=0)
     for entry in entries:
@@ -98,17 +187,13 @@ def _sequence(
         n = c.first or total
         if c.role not in OTHER_WAYS and (c.role == "base" or _edited(c, facts)) and n in facts.cohorts:
             cohorts = {name: _scores_on(tables, c, set(ids)) for name, ids in facts.cohorts[n].items()}
-            yield {"configuration": c.name, "facts": 0 if c.role == "base" else n, "cohorts": cohorts}
+            yield AfterFacts(configuration=c.name, facts=0 if c.role == "base" else n, cohorts=cohorts)
 
 
 def _generation(
     tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]]
-) -> Iterator[dict[str, Any]]:
-    """Yield one entry per configuration that is edited for the facts: its generated answers, and teacher-forced efficacy beside them.
-
-    `exact` is the share of generated texts that are the target and stop, `begins` the share that begin with it, and `gap` the paired
-    difference of `exact` from teacher-forced efficacy on the same facts, with its 95 % interval over facts.
-    """
+) -> Iterator[WrittenAnswers]:
+    """Yield one entry per configuration that is edited for the facts: its generated answers, and teacher-forced efficacy beside them."""
     written, forced = tables.get("generated"), tables.get("efficacy")
     if written is None or forced is None or written.metric != "exact_match" or forced.metric != "acc":
         return
@@ -125,29 +210,30 @@ def _generation(
         begins = None if None in starts else np.array(starts, np.float64)
         difference = paired(known, exact, cluster.tolist())
         low, high = difference.interval(0.05)
-        yield {
-            "configuration": c.name,
-            "n": len(numbers),
-            "exact": _share(exact, cluster),
-            "begins": None if begins is None else _share(begins, cluster),
-            "forced": _share(known, cluster),
-            "gap": {"diff": difference.diff, "low": low, "high": high},
-        }
+        yield WrittenAnswers(
+            configuration=c.name,
+            n=len(numbers),
+            exact=_share(exact, cluster),
+            begins=None if begins is None else _share(begins, cluster),
+            forced=_share(known, cluster),
+            gap=Gap(diff=difference.diff, low=low, high=high),
+        )
 
 
-def _share(values: Floats, cluster: NDArray[np.intp]) -> dict[str, float]:
+def _share(values: Floats, cluster: NDArray[np.intp]) -> Share:
     low, high = score_interval(values, codes(cluster.tolist()))
-    return {"value": float(values.mean()), "low": low, "high": high}
+    return Share(value=float(values.mean()), low=low, high=high)
 
 
-def _scores_on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> dict[str, dict[str, Any]]:
+def _scores_on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> dict[str, ShareOfPrompts]:
     """Return a configuration's scores by kind on the items of some facts."""
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, ShareOfPrompts] = {}
     for kind in FOLLOWED:
         table = tables.get(kind)
         rows = [i for i, item in enumerate(table.items) if item["cluster"] in ids] if table else []
         if table is not None and rows and c.digest in table.values:
-            scores[kind] = {**_share(table.values[c.digest][rows], table.cluster[rows]), "n": len(rows)}
+            share = _share(table.values[c.digest][rows], table.cluster[rows])
+            scores[kind] = ShareOfPrompts(value=share.value, low=share.low, high=share.high, n=len(rows))
     return scores
 
 
@@ -181,17 +267,21 @@ def _names(entry: Sequence[Scores]) -> set[str]:
     return {name for scores in entry for name in scores.names}
 
 
-def _survivors(tables: Mapping[FactKind, Table], alone: Configuration, c: Configuration) -> dict[str, dict[str, Any]]:
+def _survivors(tables: Mapping[FactKind, Table], alone: Configuration, c: Configuration) -> dict[str, KeptFacts]:
     """Return by kind the number and share of the items answered right by `alone` that `c` answers right, with Wilson's interval."""
-    survivors: dict[str, dict[str, Any]] = {}
+    survivors: dict[str, KeptFacts] = {}
     for kind in SURVIVING:
         table = tables.get(kind)
         if table is None or not {alone.digest, c.digest} <= set(table.values):
             continue
         right = np.flatnonzero(table.values[alone.digest] == 1)
         values = table.values[c.digest][right]
-        share: dict[str, Any] = {"value": None, "low": None, "high": None}
-        if right.size:
-            share |= _share(values, table.cluster[right])
-        survivors[kind] = {"kept": int(values.sum()), "of": int(right.size), **share}
+        share = _share(values, table.cluster[right]) if right.size else None
+        survivors[kind] = KeptFacts(
+            kept=int(values.sum()),
+            of=int(right.size),
+            value=share.value if share else None,
+            low=share.low if share else None,
+            high=share.high if share else None,
+        )
     return survivors

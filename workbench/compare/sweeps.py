@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from workbench.compare.configurations import mean_score
 from workbench.compare.tables import Table
+from workbench.results import Measured, Number, Part
 from workbench.scores.signflips import TINY
 from workbench.scores.statistics import clustered_se, effective_clusters, score_interval, upper_t
 from workbench.scores.store import Configuration, Scores
@@ -94,6 +94,78 @@ def place_of(value: Value | Sequence[str]) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+Plain = bool | int | float | str | list[str]
+
+
+class SweptField(Part):
+    """A field that a sweep varies."""
+
+    name: str
+    """Name of the field, such as "mix.lambda"."""
+    label: str
+    """Short name in tables and charts."""
+    values: list[Plain]
+    """The values in the order of the recipe."""
+    number: bool
+    """Whether the values have places on an axis: numbers, or lists of different numbers of bricks."""
+    seed: bool
+    """Whether the field is a seed, over which scores are averaged."""
+
+
+class SweepMeasure(Part):
+    """A level that is given for each point."""
+
+    key: str
+    """"mean" or "retention", the key in `levels`."""
+    text: str
+    """Description of the level."""
+    share: bool
+    """Whether the level lies in [0, 1]."""
+    lower: bool
+    """Whether lower is better."""
+    baseline: Number | None
+    """The baseline's level; null if the baseline was not scored on all tasks."""
+
+
+class SweepLevel(Part):
+    """A level of a point with its 95 % interval."""
+
+    value: Number
+    """The level; with several seeds the mean over them."""
+    low: Measured
+    """Lower end of the interval; null if it is infinite. With several seeds it covers the spread between seeds and that of items."""
+    high: Measured
+    """Upper end of the interval."""
+    between: Number | None
+    """Standard deviation between seeds; null for a single one."""
+
+
+class SweptPoint(Part):
+    """A combination of values, without the seed."""
+
+    values: dict[str, Plain]
+    """Field -> value. Fields that the point's method does not have are absent."""
+    configurations: list[str]
+    """Names of its configurations, one for each seed."""
+    levels: dict[str, SweepLevel | None]
+    """Key of a measure -> level; null if a configuration was not scored on all tasks."""
+
+
+class ComparedSweep(Part):
+    """A recipe that stands for several configurations."""
+
+    name: str
+    """Name of the recipe."""
+    dimensions: list[SweptField]
+    """The fields that it varies."""
+    measures: list[SweepMeasure]
+    """Mean over skills and retention, as far as the suites have such tasks."""
+    points: list[SweptPoint]
+    """The scored combinations of values."""
+    missing: list[str]
+    """Names of configurations without scores."""
+
+
 @dataclass(frozen=True)
 class _Measure:
     """A level that is drawn: a mean of tasks, or the metric of a single task."""
@@ -103,16 +175,16 @@ class _Measure:
     tables: tuple[Table, ...]
     corrected: bool
 
-    def document(self, base: Configuration) -> dict[str, Any]:
-        """Return the entry of the document, with the baseline's level."""
+    def entry(self, base: Configuration) -> SweepMeasure:
+        """Return the measure with the baseline's level."""
         scored = all(base.digest in t.values for t in self.tables)
-        return {
-            "key": self.key,
-            "text": self.text,
-            "share": all(t.share for t in self.tables),
-            "lower": self.tables[0].lower,
-            "baseline": self.level(base.digest) if scored else None,
-        }
+        return SweepMeasure(
+            key=self.key,
+            text=self.text,
+            share=all(t.share for t in self.tables),
+            lower=self.tables[0].lower,
+            baseline=self.level(base.digest) if scored else None,
+        )
 
     def level(self, digest: str) -> float:
         """Return the level of a configuration."""
@@ -120,7 +192,7 @@ class _Measure:
             return self.tables[0].value(digest)
         return float(np.mean([t.corrected(t.value(digest)) for t in self.tables]))
 
-    def estimate(self, digests: Sequence[str]) -> dict[str, Any] | None:
+    def estimate(self, digests: Sequence[str]) -> SweepLevel | None:
         """Return the mean over seeds with its interval; None if a configuration lacks scores on one of the tasks.
 
         Args:
@@ -129,13 +201,13 @@ class _Measure:
         if not all(d in t.values for t in self.tables for d in digests):
             return None
         if len(digests) == 1:
-            if self.corrected:
-                return {**(mean_score(self.tables, digests[0]) or {}), "between": None}
+            if self.corrected and (mean := mean_score(self.tables, digests[0])):
+                return SweepLevel(value=mean.value or 0.0, low=mean.low, high=mean.high, between=None)
             low, high = self.tables[0].interval(digests[0])
-            return {"value": self.level(digests[0]), "low": low, "high": high, "between": None}
+            return SweepLevel(value=self.level(digests[0]), low=low, high=high, between=None)
         return self._over_seeds(digests)
 
-    def _over_seeds(self, digests: Sequence[str]) -> dict[str, Any]:
+    def _over_seeds(self, digests: Sequence[str]) -> SweepLevel:
         levels = np.array([self.level(d) for d in digests])
         items, df_items = self._item_variance(digests)
         between = float(levels.var(ddof=1))
@@ -149,7 +221,7 @@ class _Measure:
             df = total**2 / (items**2 / df_items + seeds**2 / df_seeds)
             half = upper_t(0.025, df) * math.sqrt(total)
             low, high = value - half, value + half
-        return {"value": value, "low": low, "high": high, "between": math.sqrt(between)}
+        return SweepLevel(value=value, low=low, high=high, between=math.sqrt(between))
 
     def _item_variance(self, digests: Sequence[str]) -> tuple[float, float]:
         """Return the variance of the level that comes from the items, and its degrees of freedom."""
@@ -172,8 +244,8 @@ class _Measure:
 
 def sweeps_of(
     sweeps: Iterable[Sweep], tasks: Sequence[Table], base: Configuration, entries: Sequence[Sequence[Scores]]
-) -> dict[str, Any]:
-    """Return the document's entry `sweeps`; empty if no sweep is compared.
+) -> list[ComparedSweep] | None:
+    """Return the levels of the sweeps' points; None if no sweep is compared.
 
     Args:
         sweeps: The sweeps.
@@ -183,9 +255,8 @@ def sweeps_of(
     """
     digests = {entry[0].configuration.name: entry[0].configuration.digest for entry in entries}
     measures = _measures(tasks)
-    found = [_document(sweep, measures, base, digests) for sweep in sweeps]
-    found = [one for one in found if one["points"]]
-    return {"sweeps": found} if found else {}
+    found = [_compared(sweep, measures, base, digests) for sweep in sweeps]
+    return [one for one in found if one.points] or None
 
 
 def _measures(tasks: Sequence[Table]) -> list[_Measure]:
@@ -202,30 +273,30 @@ def _measures(tasks: Sequence[Table]) -> list[_Measure]:
     return measures
 
 
-def _document(sweep: Sweep, measures: Sequence[_Measure], base: Configuration, digests: Mapping[str, str]) -> dict[str, Any]:
+def _compared(sweep: Sweep, measures: Sequence[_Measure], base: Configuration, digests: Mapping[str, str]) -> ComparedSweep:
     seeds = {d.name for d in sweep.dimensions if d.seed}
     groups: dict[tuple[tuple[str, Value], ...], list[SweepPoint]] = {}
     for point in sweep.points:
         if point.name in digests:
             groups.setdefault(tuple((k, v) for k, v in point.values.items() if k not in seeds), []).append(point)
-    return {
-        "name": sweep.name,
-        "dimensions": [
-            {"name": d.name, "label": d.label, "values": [_plain(v) for v in d.values], "number": d.number, "seed": d.seed}
+    return ComparedSweep(
+        name=sweep.name,
+        dimensions=[
+            SweptField(name=d.name, label=d.label, values=[_plain(v) for v in d.values], number=d.number, seed=d.seed)
             for d in sweep.dimensions
         ],
-        "measures": [m.document(base) for m in measures],
-        "points": [
-            {
-                "values": {k: _plain(v) for k, v in values},
-                "configurations": [p.name for p in points],
-                "levels": {m.key: m.estimate([digests[p.name] for p in points]) for m in measures},
-            }
+        measures=[m.entry(base) for m in measures],
+        points=[
+            SweptPoint(
+                values={k: _plain(v) for k, v in values},
+                configurations=[p.name for p in points],
+                levels={m.key: m.estimate([digests[p.name] for p in points]) for m in measures},
+            )
             for values, points in groups.items()
         ],
-        "missing": [p.name for p in sweep.points if p.name not in digests],
-    }
+        missing=[p.name for p in sweep.points if p.name not in digests],
+    )
 
 
-def _plain(value: Value) -> Any:
+def _plain(value: Value) -> Plain:
     return list(value) if isinstance(value, tuple) else value

@@ -1,21 +1,111 @@
-"""Warnings that a reader of a comparison should know."""
+"""What a reader should know beside the rows: what else was scored on the same items, and warnings.
+
+Who scores twenty equal configurations and then names the best one finds it "better" in one of four cases. A family is therefore what was
+looked at, not what was named: the differences of all that the score store holds under the plans of a comparison are tested together with
+those that it shows. They are read, never scored. Equal or similar ones cost little power (max-T).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from workbench.compare.advice import CANDIDATES
+from workbench.compare.comparison import Family
 from workbench.compare.configurations import roles_of
-from workbench.compare.tables import Table
-from workbench.errors import nearest
+from workbench.compare.tables import Table, tables_of
+from workbench.errors import WorkbenchError, nearest
 from workbench.facts.facts import ACCURACIES
+from workbench.scores.documents import read_document
 from workbench.scores.imported import differing_versions
-from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, effective_clusters
-from workbench.scores.store import Scores
+from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, effective_clusters
+from workbench.scores.store import Configuration, Scores, ScoreStore
 from workbench.scores.suite import Suite, metric_of
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """What was scored on the same items beside a comparison.
+
+    Attributes:
+        tables: Tables of the comparison with the scores of these configurations added.
+        configurations: The configurations. Each is named by its digest, because an edited recipe keeps its name.
+        warnings: Why scores of a configuration cannot be read and do not count, one text each.
+    """
+
+    tables: Sequence[Table]
+    configurations: Sequence[Configuration] = ()
+    warnings: Sequence[str] = ()
+
+
+def looked_at(store: ScoreStore, scores: Sequence[Scores], tasks: Sequence[Table], suites: Mapping[str, Suite]) -> LookedAt:
+    """Return the other candidates that the store holds under the plans of some scores.
+
+    Scores of another plan do not count, because their items, settings or scorer are others, and neither do controls that nobody would ship.
+
+    Args:
+        store: The store.
+        scores: Scores of the comparison.
+        tasks: Tables of these scores.
+        suites: Suites by name, with the settings of the comparison.
+    """
+    shown = {s.key for s in scores} | {s.configuration.digest for s in scores}
+    found: dict[str, list[Scores]] = {}
+    unread: list[str] = []
+    for suite, plan in dict.fromkeys((s.suite, s.plan) for s in scores):
+        for path in sorted(store.folder(suite, plan).glob("*.json")):
+            if path.name == "plan.json":
+                continue
+            try:
+                other = read_document(path)
+            except WorkbenchError as error:
+                unread.append(str(error))
+                continue
+            c, roles = other.configuration, {other.configuration.role, *(alias.role for alias in other.aliases)}
+            if other.plan == plan and other.rows and roles & {*CANDIDATES} and not {other.key, c.digest} & shown:
+                found.setdefault(c.digest, []).append(other)
+    added: dict[tuple[str, str], dict[str, Floats]] = {(t.suite.suite, t.task): {} for t in tasks}
+    for read in _read(store, list(found.values()), suites, unread):
+        for t in tasks:
+            same = read.get((t.suite.suite, t.task), t)
+            if t.weights is None or (same.weights is not None and np.array_equal(t.weights, same.weights)):
+                values = {d: x for d, x in same.values.items() if d not in t.values and (not t.share or _within(x, t))}
+                added[t.suite.suite, t.task].update(values)
+    tables = [replace(t, values={**t.values, **added[t.suite.suite, t.task]}) for t in tasks]
+    counted = {digest for values in added.values() for digest in values}
+    return LookedAt(
+        tables,
+        [replace(own[0].configuration, name=digest) for digest, own in found.items() if digest in counted],
+        [f"Not counted, although it may have been looked at: {reason}" for reason in unread],
+    )
+
+
+def _read(
+    store: ScoreStore, found: Sequence[list[Scores]], suites: Mapping[str, Suite], unread: list[str]
+) -> Iterator[dict[tuple[str, str], Table]]:
+    """Yield the tables of some configurations by suite and name: of all together, or one by one if some cannot be read."""
+    if not found:
+        return
+    scores = [s for own in found for s in own]
+    try:
+        tables = tables_of(store, scores, {s.suite: suites[s.suite] for s in scores})
+    except WorkbenchError as error:
+        if len(found) == 1:
+            unread.append(str(error))
+        else:
+            for own in found:
+                yield from _read(store, [own], suites, unread)
+    else:
+        yield {(t.suite.suite, t.task): t for t in tables}
+
+
+def _within(values: Floats, t: Table) -> bool:
+    """Return True if scores lie in the range of the task's shown scores, in whose units all differences are."""
+    return bool(values.min() >= (-1 if t.contrast else 0) and values.max() <= 1)
+
 
 _SMALL = 100  # tasks with fewer items get a warning
 _MANY_TASKS = 20  # with more tasks in one family, each one costs the others much power
@@ -27,7 +117,7 @@ def warnings_of(
     tasks: Sequence[Table],
     entries: Sequence[Sequence[Scores]],
     names: Sequence[str],
-    family: Mapping[str, Any],
+    family: Family,
 ) -> Iterable[str]:
     """Yield warnings on partial scores, tasks, suites, devices, the correction and missing controls."""
     if any(s.partial for s in scores):
@@ -55,12 +145,12 @@ def warnings_of(
     yield from differing_versions(scores)
     if len({s.device for s in scores}) > 1:
         yield "The scores come from different devices: small differences may be due to rounding."
-    if family["correction"] == "none" and family["size"] > 1:
+    if family.correction == "none" and family.size > 1:
         yield (
-            f"{family['size']} comparisons are tested at {family['alpha']:g} each, without correction: if no configuration differs, about "
-            f"{family['size'] * family['alpha']:.2g} false verdicts of better or worse are expected."
+            f"{family.size} comparisons are tested at {family.alpha:g} each, without correction: if no configuration differs, about "
+            f"{family.size * family.alpha:.2g} false verdicts of better or worse are expected."
         )
-    elif len(compared := [t for t in tasks if not t.guarded]) > _MANY_TASKS and family["size"]:
+    elif len(compared := [t for t in tasks if not t.guarded]) > _MANY_TASKS and family.size:
         yield (
             f"{len(compared)} tasks and contrasts are in one family, and each of them lowers the power of the others: remove tasks that you do "
             "not need. More configurations on the same items cost little power."

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.evaluate.quiet import quiet
+from workbench.evaluate.measured import quiet
 from workbench.evaluate.tasks import groups_of, source_of
 from workbench.events import Progress
 from workbench.identity import installed

@@ -10,8 +10,8 @@ import torch
 from lm_eval.api.instance import Instance
 
 from workbench.evaluate.hflm import SafeHFLM
+from workbench.evaluate.measured import quiet, seeded
 from workbench.evaluate.packed import Pair
-from workbench.evaluate.quiet import quiet, seeded
 from workbench.facts import joined
 from workbench.models.prompts import load_tokenizer
 

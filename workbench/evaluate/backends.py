@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.quiet import SEED
+from workbench.evaluate.measured import SEED
 from workbench.http import ask
 from workbench.models.architecture import max_positions
 from workbench.scores.plan import ScorePlan

@@ -17,7 +17,7 @@ import yaml
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.gate import LOCALDATA, project_of
-from workbench.evaluate.quiet import SEED, quiet
+from workbench.evaluate.measured import SEED, quiet
 from workbench.evaluate.tasks import load_task, manager_of
 from workbench.identity import installed
 from workbench.scores.plan import item_ids

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.gold import _Gold, _gold, _response, metrics_of
-from workbench.evaluate.quiet import quiet
+from workbench.evaluate.gold import _Gold, _gold, _response, metrics_of, sentence_for
+from workbench.evaluate.measured import quiet
 from workbench.evaluate.requests import build, by_item
-from workbench.evaluate.sentences import sentence_for
 from workbench.evaluate.tasks import load_tasks
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import ScorePlan

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.gold import corpus_contributions, metrics_of
+from workbench.evaluate.measured import SEED, quiet, seeded
 from workbench.evaluate.packed import Bounds, PackedLayout, Pair
-from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
-from workbench.scores.corpus import UndefinedError
 from workbench.scores.plan import GENERATED, Item, ScorePlan, item_ids
-from workbench.scores.statistics import RATIOS, brier_score, codes
+from workbench.scores.statistics import RATIOS, UndefinedError, brier_score, codes
 from workbench.scores.store import Row, margin_of
 from workbench.scores.suite import MARGIN
 

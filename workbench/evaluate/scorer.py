@@ -13,9 +13,8 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import SHORT, WHOLE, alike, can_be_short, checked, in_float32
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
-from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, texts_of, token_count
+from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, quiet, seeded, texts_of, token_count
 from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, answered, bounds_of, lay_out, start_for
-from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, by_item, prepared, rows_of
 from workbench.evaluate.routed import RoutedGroup, acting, labels, refuse_calibrated, routed_groups
 from workbench.events import Progress

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import JsonValue
 
 from workbench import jsondoc
 from workbench.bricks.brick import STARTER
@@ -14,10 +16,11 @@ from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_base
 from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate import build_plan
-from workbench.evaluate.taskchecks import SuiteCheck, checks_of, example, some
+from workbench.evaluate.taskchecks import ExamplePrompt, SuiteCheck, checked, checks_of, example, some
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import load_tokenizer
 from workbench.project import cache_of
+from workbench.results import Number, Part
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite, load_suite
@@ -26,29 +29,95 @@ from workbench.scores.tasks import task_index
 _UNKNOWN_POSITIONS = 2048  # HFLM's default if neither model nor tokenizer gives a length
 
 
-@dataclass(frozen=True)
-class SuiteReport:
-    """All checks of a suite, and example prompts by task."""
+class SuiteRow(Part):
+    """A suite of the project."""
 
     suite: str
+    """Name of the suite."""
+    tasks: list[str]
+    """Its tasks."""
+    description: str
+    """Description of the suite."""
+    error: str | None
+    """Error, if the suite cannot be read."""
+
+
+class ShownTask(Part):
+    """A task of a suite."""
+
+    n: int
+    """Number of items."""
+    kind: str
+    """lm-eval's output type, such as multiple_choice or generate_until."""
+    metrics: list[str]
+    """Metrics of the task."""
+    primary: str
+    """Metric that is compared."""
+    lower: list[str]
+    """Metrics for which lower is better."""
+    ratios: dict[str, str]
+    """Metric that is not a mean over items -> lm-eval's aggregation."""
+    filters: list[str]
+    """lm-eval's filters of the responses."""
+    clusters: int
+    """Number of clusters: items that belong together."""
+    cluster: str
+    """Field of the documents that names an item's cluster."""
+    role: str
+    """skill, retention, guarded or other."""
+    chance: Number | None
+    """Score of guessing; null if it depends on the choices of the scored items."""
+    owner: str | None
+    """Brick that teaches the task."""
+    bundled: bool
+    """Whether lm-eval bundles the task; false for a task of the project."""
+
+
+class ShownSuite(Part):
+    """A suite and its plan."""
+
+    version: Literal[1]
+    """Version of the format."""
+    suite: dict[str, JsonValue]
+    """All fields of the suite file, with their defaults."""
+    plan: str | None
+    """Digest of the plan; null without a base."""
+    tokenizer: str | None
+    """Digest of the base's tokenizer, if the suite uses its chat template: it is then part of the plan. Else null."""
+    scorer: str
+    """Scorer of log-likelihoods."""
+    dtype: str | None
+    """Dtype of the scoring; null without a base."""
+    batch_size: int
+    """Requests per forward pass."""
+    partial: bool
+    """Whether a limit cut the items."""
+    versions: dict[str, str]
+    """Library -> version."""
+    tasks: dict[str, ShownTask]
+    """Task -> its items and metrics."""
+    groups: list[dict[str, JsonValue]]
+    """Groups of tasks with their aggregates."""
+
+
+class SuiteReport(Part):
+    """Checks of a suite. With a failed check, the exit code is 3."""
+
+    suite: str
+    """Name of the suite."""
     base: str
+    """Base whose tokenizer was used."""
+    ok: bool
+    """Whether no check failed."""
     checks: list[SuiteCheck]
-    examples: dict[str, list[dict[str, Any]]]
+    """All checks."""
+    examples: dict[str, list[ExamplePrompt]]
+    """Task -> up to three prompts."""
 
     @property
     def failed(self) -> list[SuiteCheck]:
         """Checks that failed."""
         return [check for check in self.checks if check.status == "failed"]
-
-    def document(self) -> dict[str, Any]:
-        """Return the document of `suite check --json`."""
-        return {
-            "suite": self.suite,
-            "base": self.base,
-            "ok": not self.failed,
-            "checks": [asdict(c) for c in self.checks],
-            "examples": self.examples,
-        }
 
 
 @dataclass(frozen=True)
@@ -93,7 +162,7 @@ def read_base(base: str, project: Path) -> Reader:
     return Reader(checkpoint.path, positions, dtype)
 
 
-def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
+def show_suite(name: str, project: Path, base: str | None) -> ShownSuite:
     """Return tasks, items, clusters, metrics and plan of a suite; without a base, the plan's digest is not known.
 
     `chance` is None if it depends on the choices of the scored items, or is not known.
@@ -121,7 +190,7 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
             "owner": suite.owners.get(task),
             "bundled": task in plan.bundled,
         }
-    return document if reader else {**document, "plan": None, "tokenizer": None, "dtype": None}
+    return ShownSuite.model_validate(document if reader else {**document, "plan": None, "tokenizer": None, "dtype": None})
 
 
 def _plan(suite: Suite, project: Path, tokenizer: Any, dtype: str, limit: int | None = None) -> ScorePlan:
@@ -154,7 +223,7 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
             plan = _plan(suite.only({task}), project, reader.path, reader.dtype, limit)
             built = build_task(plan, task)
         except WorkbenchError as error:
-            checks.append(SuiteCheck(task, "data", "failed", error.message, error.hint))
+            checks.append(checked(task, "data", "failed", error.message, error.hint))
             continue
         # Clusters are counted without the limit.
         full_plan = _plan(suite.only({task}), project, reader.path, reader.dtype) if limit else plan
@@ -167,8 +236,9 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
             _plan(suite, project, reader.path, reader.dtype)
             checks += _contrasts(suite, ids)
         except WorkbenchError as error:
-            checks.append(SuiteCheck(suite.suite, "suite", "failed", error.message, error.hint))
-    return SuiteReport(suite.suite, base_name, checks, examples)
+            checks.append(checked(suite.suite, "suite", "failed", error.message, error.hint))
+    ok = all(check.status != "failed" for check in checks)
+    return SuiteReport(suite=suite.suite, base=base_name, ok=ok, checks=checks, examples=examples)
 
 
 def _expanded(suite: Suite, project: Path) -> Suite:
@@ -194,7 +264,7 @@ def _contrasts(suite: Suite, ids: Mapping[str, set[str]]) -> Iterator[SuiteCheck
         unmatched = sorted(of ^ minus)
         text = f"{len(of & minus)} items of {contrast.of} and {contrast.minus} have the same id"
         if unmatched:
-            yield SuiteCheck(
+            yield checked(
                 name,
                 "contrast",
                 "warning" if of & minus else "failed",
@@ -202,14 +272,14 @@ def _contrasts(suite: Suite, ids: Mapping[str, set[str]]) -> Iterator[SuiteCheck
                 "Give the items of both tasks the same ids, and both tasks the same limit.",
             )
         else:
-            yield SuiteCheck(name, "contrast", "ok", text)
+            yield checked(name, "contrast", "ok", text)
 
 
-def list_suites(project: Path) -> Iterable[Mapping[str, Any]]:
+def list_suites(project: Path) -> Iterable[SuiteRow]:
     """Yield the suites of a project by name; one that cannot be read is listed with its error."""
     for path in sorted((project / "evals" / "suites").glob("*.yaml")):
         try:
             suite = load_suite(path.stem, project)
-            yield {"suite": suite.suite, "tasks": list(suite.tasks), "description": suite.description, "error": None}
+            yield SuiteRow(suite=suite.suite, tasks=list(suite.tasks), description=suite.description, error=None)
         except WorkbenchError as error:
-            yield {"suite": path.stem, "tasks": [], "description": "", "error": error.message}
+            yield SuiteRow(suite=path.stem, tasks=[], description="", error=error.message)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.evaluate.gate import LOCALDATA
+from workbench.evaluate.suitecheck import SuiteReport
 from workbench.facts import joined
 from workbench.files import write_bytes
+from workbench.results import Number, Part
 from workbench.scores.suite import SUITE_NAME
 
 Kind = Literal["choice", "exact", "text"]
@@ -83,27 +84,30 @@ roles: {{{task}: {role}}}
 PRIMARY = {"choice": "acc", "exact": "exact_match", "text": "bits_per_byte"}
 
 
-@dataclass(frozen=True)
-class NewSuite:
-    """A suite that was written.
-
-    Attributes:
-        suite: Its name.
-        kind: Kind of its items.
-        files: The files that were written.
-        items: Number of items.
-        clusters: Number of clusters.
-        cluster: Field of the rows that says which items belong together; "id" if every item stands alone.
-        chance: Score of guessing; None for texts.
-    """
+class NewSuite(Part):
+    """A suite that was written."""
 
     suite: str
-    kind: str
-    files: tuple[Path, ...]
+    """Name of the suite and of its task."""
+    kind: Kind
+    """Kind of its items."""
+    files: list[str]
+    """The files that were written."""
     items: int
+    """Number of items."""
     clusters: int
+    """Number of clusters."""
     cluster: str
-    chance: float | None
+    """Field that says which items belong together; "id" if every item stands alone."""
+    chance: Number | None
+    """Score of guessing; null for texts."""
+
+
+class CreatedSuite(NewSuite):
+    """A suite that was created from a file of items. With a failed check, the exit code is 3."""
+
+    check: SuiteReport
+    """Checks of the suite, as `suite check` makes them."""
 
 
 def new_suite(
@@ -161,7 +165,15 @@ def new_suite(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, text.encode())
     clusters = len({row["cluster"] for row in rows})
-    return NewSuite(name, kind, tuple(texts), len(rows), clusters, field, chance)
+    return NewSuite(
+        suite=name,
+        kind=kind,
+        files=[str(path) for path in texts],
+        items=len(rows),
+        clusters=clusters,
+        cluster=field,
+        chance=chance,
+    )
 
 
 def _scalar(name: str) -> str:

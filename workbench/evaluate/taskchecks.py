@@ -4,33 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
+from pydantic import JsonValue
+
+from workbench.results import Part
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 
 if TYPE_CHECKING:
     from workbench.evaluate.oracle import BuiltItem, BuiltTask
 
+Status = Literal["ok", "warning", "failed"]
 
-@dataclass(frozen=True)
-class SuiteCheck:
-    """One check of one task.
 
-    Attributes:
-        task: Name of the task.
-        check: Name of the check.
-        status: ok, warning or failed.
-        found: Result in words.
-        hint: Repair.
-    """
+class SuiteCheck(Part):
+    """One check of one task."""
 
     task: str
+    """Name of the task, contrast or suite."""
     check: str
-    status: str
+    """Name of the check."""
+    status: Status
+    """Result of the check."""
     found: str
+    """Result in words."""
     hint: str | None = None
+    """Advice on how to fix a problem."""
+
+
+class ExamplePrompt(Part):
+    """An example prompt."""
+
+    id: str
+    """Id of the item."""
+    prompt: str
+    """The prompt."""
+    choices: list[str] | None
+    """Choices of a multiple-choice item."""
+    continuation: str | None
+    """Text that is scored after the prompt."""
+    target: JsonValue
+    """The right answer."""
+
+
+def checked(task: str, check: str, status: Status, found: str, hint: str | None = None) -> SuiteCheck:
+    """Return the result of a check."""
+    return SuiteCheck(task=task, check=check, status=status, found=found, hint=hint)
 
 
 def checks_of(
@@ -48,7 +68,7 @@ def checks_of(
     """
     items = task.items
     number = f"{len(items)} items" if plan is full_plan else f"{len(items)} of {len(full_plan.items[name])} items"
-    yield SuiteCheck(name, "data", "ok", f"{number}, ids unique, {plan.kinds[name]}, primary {plan.primary(name)}")
+    yield checked(name, "data", "ok", f"{number}, ids unique, {plan.kinds[name]}, primary {plan.primary(name)}")
     yield _clusters(full_plan, name)
     if items[0].choices is not None:
         yield _choices(name, items)
@@ -64,12 +84,12 @@ def _clusters(plan: ScorePlan, name: str) -> SuiteCheck:
     text = f"{k} clusters by '{plan.suite.cluster_of(name)}'"
     hint = f"Create items from more templates or passages, or set `cluster: {{{name}: id}}` if all items are independent."
     if k < FEW_CLUSTERS:
-        return SuiteCheck(name, "clusters", "failed", f"{text}: with fewer than {FEW_CLUSTERS} there is no verdict", hint)
+        return checked(name, "clusters", "failed", f"{text}: with fewer than {FEW_CLUSTERS} there is no verdict", hint)
     if k < MANY_CLUSTERS:
-        return SuiteCheck(
+        return checked(
             name, "clusters", "warning", f"{text}: with fewer than {MANY_CLUSTERS} only large differences are detected", hint
         )
-    return SuiteCheck(name, "clusters", "ok", text)
+    return checked(name, "clusters", "ok", text)
 
 
 def _choices(name: str, items: Sequence[BuiltItem]) -> SuiteCheck:
@@ -77,7 +97,7 @@ def _choices(name: str, items: Sequence[BuiltItem]) -> SuiteCheck:
     outside = [item.id for item in items if item.golds is None]
     equal = [item.id for item in items if len(set(item.choices or ())) < len(item.choices or ())]
     if outside:
-        return SuiteCheck(
+        return checked(
             name,
             "choices",
             "failed",
@@ -85,11 +105,11 @@ def _choices(name: str, items: Sequence[BuiltItem]) -> SuiteCheck:
             "Correct these items: doc_to_target must give an index from 0, or the text of one choice.",
         )
     if equal:
-        return SuiteCheck(
+        return checked(
             name, "choices", "failed", f"two choices are equal in {some(equal)}", "Make the choices of these items distinct."
         )
     sizes = sorted({len(item.choices or ()) for item in items})
-    return SuiteCheck(name, "choices", "ok", f"{' or '.join(map(str, sizes))} distinct choices, with the gold answer")
+    return checked(name, "choices", "ok", f"{' or '.join(map(str, sizes))} distinct choices, with the gold answer")
 
 
 def _oracle(plan: ScorePlan, name: str, task: BuiltTask) -> SuiteCheck:
@@ -104,7 +124,7 @@ def _oracle(plan: ScorePlan, name: str, task: BuiltTask) -> SuiteCheck:
                 if abs(item.metrics[metric] - (0.0 if metric.partition(",")[0] in task.lower else 1.0)) > 1e-6:
                     wrong.setdefault(metric, []).append(item)
     if not scored:
-        return SuiteCheck(name, "gold answers", "ok", "no metric has a perfect score (log-likelihood of a text)")
+        return checked(name, "gold answers", "ok", "no metric has a perfect score (log-likelihood of a text)")
     hint = "The filters or metrics reject the answer of doc_to_target: compare filter_list, until and metric_list with the data's answers."
     if primary in wrong:
         item = wrong[primary][0]
@@ -113,11 +133,11 @@ def _oracle(plan: ScorePlan, name: str, task: BuiltTask) -> SuiteCheck:
             f"{primary} of the gold answer is not {best} in {some([i.id for i in wrong[primary]])}: "
             f"target {item.target[:60]!r} scores {item.metrics[primary]:g}"
         )
-        return SuiteCheck(name, "gold answers", "failed", text, hint)
+        return checked(name, "gold answers", "failed", text, hint)
     if wrong:
         listed = ", ".join(f"{metric} in {len(members)} items" for metric, members in wrong.items())
-        return SuiteCheck(name, "gold answers", "warning", f"{primary} ok; no perfect score: {listed}", hint)
-    return SuiteCheck(name, "gold answers", "ok", f"perfect score in {', '.join(m for m in plan.metrics[name] if m in scored)}")
+        return checked(name, "gold answers", "warning", f"{primary} ok; no perfect score: {listed}", hint)
+    return checked(name, "gold answers", "ok", f"perfect score in {', '.join(m for m in plan.metrics[name] if m in scored)}")
 
 
 def _length(
@@ -125,7 +145,7 @@ def _length(
 ) -> SuiteCheck:
     """Check the longest input: context with continuation or with all generated tokens. Rolling requests are cut into windows."""
     if kind == "loglikelihood_rolling":
-        return SuiteCheck(name, "length", "ok", f"texts are scored in windows of {positions} tokens")
+        return checked(name, "length", "ok", f"texts are scored in windows of {positions} tokens")
     texts = [context + continuation for item in items for context, continuation in item.requests]
     owners = [item for item in items for _ in item.requests]
     # The last token of a continuation is predicted, not an input.
@@ -135,30 +155,30 @@ def _length(
     text = f"longest input {sizes[longest]} of {positions} tokens{parts}"
     if sizes[longest] > positions:
         over = [item.id for n, item in zip(sizes, owners, strict=True) if n > positions]
-        return SuiteCheck(
+        return checked(
             name,
             "length",
             "failed",
             f"{text}: {some(list(dict.fromkeys(over)))} would be cut from the left",
             "Shorten these items, lower num_fewshot or max_gen_toks, or use a base with more positions.",
         )
-    return SuiteCheck(name, "length", "ok", text)
+    return checked(name, "length", "ok", text)
 
 
 def _shots(name: str, task: BuiltTask) -> SuiteCheck:
     """Check that no test document is among the few-shot examples."""
     if not task.shots:
-        return SuiteCheck(name, "few-shot", "ok", "no examples in the prompts")
+        return checked(name, "few-shot", "ok", "no examples in the prompts")
     shared = [pair for pair in dict.fromkeys(task.test_docs) if pair in task.shot_docs]
     if shared:
-        return SuiteCheck(
+        return checked(
             name,
             "few-shot",
             "failed",
             f"{len(shared)} test documents are in the pool of {len(task.shot_docs)} examples, the first is {shared[0][0][:60]!r}",
             "Give the task a `fewshot_split` of its own, without test documents.",
         )
-    return SuiteCheck(
+    return checked(
         name, "few-shot", "ok", f"{task.shots} examples from {len(task.shot_docs)} documents, none of them a test document"
     )
 
@@ -169,7 +189,7 @@ def _prompts(name: str, items: Sequence[BuiltItem], kind: str) -> Iterator[Suite
         return
     blank = [item.id for item in items if any(context != context.rstrip() and context.strip() for context, _ in item.requests)]
     if blank:
-        yield SuiteCheck(
+        yield checked(
             name,
             "blanks",
             "warning",
@@ -177,11 +197,11 @@ def _prompts(name: str, items: Sequence[BuiltItem], kind: str) -> Iterator[Suite
             "Tokenizers join the space with the next word: remove it from doc_to_text and use target_delimiter.",
         )
     else:
-        yield SuiteCheck(name, "blanks", "ok", "no context ends in a space")
+        yield checked(name, "blanks", "ok", "no context ends in a space")
     times = Counter(item.requests for item in items)
     twice = [item.id for item in items if times[item.requests] > 1]
     if twice:
-        yield SuiteCheck(
+        yield checked(
             name,
             "duplicates",
             "warning",
@@ -189,7 +209,7 @@ def _prompts(name: str, items: Sequence[BuiltItem], kind: str) -> Iterator[Suite
             "Each copy counts as an item: remove the copies, or put them into one cluster.",
         )
     else:
-        yield SuiteCheck(name, "duplicates", "ok", "no prompt occurs twice")
+        yield checked(name, "duplicates", "ok", "no prompt occurs twice")
 
 
 def some(ids: Sequence[str]) -> str:
@@ -198,12 +218,12 @@ def some(ids: Sequence[str]) -> str:
     return f"{len(ids)} item{'s' if len(ids) > 1 else ''} ({first}{', …' if len(ids) > 3 else ''})"
 
 
-def example(item: BuiltItem) -> dict[str, Any]:
-    """Return an item as an example prompt of the report."""
-    return {
-        "id": item.id,
-        "prompt": item.requests[0][0],
-        "choices": list(item.choices) if item.choices is not None else None,
-        "continuation": item.requests[0][1] or None,
-        "target": item.target,
-    }
+def example(item: BuiltItem) -> ExamplePrompt:
+    """Return an item as an example prompt."""
+    return ExamplePrompt(
+        id=item.id,
+        prompt=item.requests[0][0],
+        choices=list(item.choices) if item.choices is not None else None,
+        continuation=item.requests[0][1] or None,
+        target=item.target,
+    )

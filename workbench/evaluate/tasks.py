@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest, shell
-from workbench.evaluate.gate import functions_checked, sandbox_templates
-from workbench.evaluate.quiet import quiet
-from workbench.evaluate.traced import score_first, watched, yielded
+from workbench.evaluate.gate import functions_checked, sandbox_templates, score_first, watched, yielded
+from workbench.evaluate.measured import quiet
 from workbench.files import bytes_digest
 from workbench.scores.groups import Aggregate, TaskGroup, local_groups
 from workbench.scores.plan import GENERATED, ScorePlan

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from workbench.report.numbers import MISSING, PERCENT, count, listed
-from workbench.report.view import ConfigurationView, Estimate, TaskView, View
+from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.configurations import ComparedConfiguration, Level
+from workbench.compare.routing import Share
+from workbench.compare.survival import EditSurvival, KeptFacts, ShareOfPrompts, WrittenAnswers
+from workbench.report.numbers import MISSING, PERCENT, Unit, count, listed, unit_of
 from workbench.tables import Cell
 
 # Kind -> heading and method of measurement.
@@ -31,20 +33,6 @@ FIRST = ("efficacy", "paraphrase", "neighbours", "neighbours-strict", "generated
 
 
 @dataclass(frozen=True)
-class KeptFacts:
-    """Number and share of right answers among the `of` facts or prompts that the edit alone answers right."""
-
-    kept: int
-    of: int
-    share: Estimate | None
-
-    @property
-    def text(self) -> str:
-        """The counts in words, such as "18 of 20"."""
-        return f"{count(self.kept)} of {count(self.of)}"
-
-
-@dataclass(frozen=True)
 class Survival:
     """Survival of one edit in other configurations.
 
@@ -57,8 +45,8 @@ class Survival:
 
     alone: str
     kinds: tuple[str, ...]
-    rows: tuple[tuple[ConfigurationView, dict[str, KeptFacts]], ...]
-    without: tuple[str, ...] = ()
+    rows: tuple[tuple[ComparedConfiguration, Mapping[str, KeptFacts]], ...]
+    without: Sequence[str] = ()
 
     def sentence(self) -> str:
         """Return the first column's numbers for the configurations that have the edit, in words."""
@@ -87,40 +75,23 @@ class EditedStep:
     configuration: str
     facts: int
     cohort: str
-    scores: dict[str, Estimate]
+    scores: Mapping[str, ShareOfPrompts]
 
 
-@dataclass(frozen=True)
-class Written:
-    """Generated answers of one configuration that is edited for the facts.
-
-    Attributes:
-        exact: Share of the generated texts that are the target and stop by themselves.
-        begins: Share of the generated texts that begin with the target; None if it is not stored.
-        forced: Teacher-forced efficacy on the same facts.
-        gap: Paired difference of `exact` from `forced`.
-    """
-
-    configuration: str
-    exact: Estimate
-    begins: Estimate | None
-    forced: Estimate
-    gap: Estimate
-
-    def sentence(self) -> str:
-        """Return the shares in words, and the gap to teacher forcing if its interval excludes 0."""
-        text = f"{self.configuration} generates the target and stops for {_share(self.exact)} of the facts"
-        if self.begins is not None:
-            text += f"; {_share(self.begins)} of the texts begin with the target"
-        gap, low, high = self.gap.value, self.gap.low, self.gap.high
-        if gap is None or low is None or high is None or low <= 0 <= high:
-            return f"{text}."
-        more = "lower" if gap < 0 else "higher"
-        ends = sorted((abs(low), abs(high)))
-        return (
-            f"{text}. This is {PERCENT.score(abs(gap))} points {more} {PERCENT.levels(*ends)} than its teacher-forced "
-            f"efficacy of {PERCENT.score(self.forced.value)} %."
-        )
+def generated(row: WrittenAnswers) -> str:
+    """Return what a configuration generates in words, and the gap to teacher forcing if its interval excludes 0."""
+    text = f"{row.configuration} generates the target and stops for {_share(row.exact)} of the facts"
+    if row.begins is not None:
+        text += f"; {_share(row.begins)} of the texts begin with the target"
+    gap, low, high = row.gap.diff, row.gap.low, row.gap.high
+    if low is None or high is None or low <= 0 <= high:
+        return f"{text}."
+    more = "lower" if gap < 0 else "higher"
+    ends = sorted((abs(low), abs(high)))
+    return (
+        f"{text}. This is {PERCENT.score(abs(gap))} points {more} {PERCENT.levels(*ends)} than its teacher-forced "
+        f"efficacy of {PERCENT.score(row.forced.value)} %."
+    )
 
 
 @dataclass(frozen=True)
@@ -133,19 +104,19 @@ class FactSuite:
         rows: Configurations that were scored on its tasks.
         survivals: One per configuration that has the edit alone.
         steps: Scores after the first n facts, by configuration and cohort.
-        written: Generated answers beside teacher-forced ones, one per configuration that is edited for the facts.
+        written: Sentences on generated answers beside teacher-forced ones, one per configuration that is edited for the facts.
         control_missing: An edit was scored only as part of other configurations, not alone.
     """
 
     name: str
     source: str
     facts: int
-    columns: tuple[tuple[str, TaskView], ...]
-    rows: tuple[ConfigurationView, ...]
+    columns: tuple[tuple[str, ComparedTask], ...]
+    rows: tuple[ComparedConfiguration, ...]
     survivals: tuple[Survival, ...]
     steps: tuple[EditedStep, ...] = ()
     control_missing: bool = False
-    written: tuple[Written, ...] = ()
+    written: tuple[str, ...] = ()
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -153,22 +124,32 @@ class FactSuite:
         return tuple(dict.fromkeys(kind for step in self.steps for kind in step.scores))
 
 
-def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
-    """Return the suites of edited facts in a comparison document."""
+def fact_suites(view: Comparison) -> list[FactSuite]:
+    """Return the suites of edited facts in a comparison."""
     suites = []
-    for entry in document.get("facts") or ():
-        task_of = {str(kind): view.task(str(task)) for kind, task in (entry.get("tasks") or {}).items()}
+    order = [c.name for c in view.by_role]
+    for entry in view.facts:
+        task_of = {kind: view.task(task) for kind, task in entry.tasks.items()}
         columns = tuple((kind, task) for kind in _ordered(task_of) if (task := task_of[kind]) is not None)
-        rows = tuple(c for c in view.configurations if any(task.name in c.scores for _, task in columns))
+        rows = tuple(c for c in view.by_role if any(task.name in c.scores for _, task in columns))
         if columns and rows:
-            survivals = tuple(s for part in entry.get("survival") or () if (s := _survival(part, view)) is not None)
-            steps = tuple(_steps(entry.get("sequence") or ()))
-            name, source, facts = str(entry["suite"]), str(entry.get("source") or ""), int(entry.get("facts") or 0)
-            order = [c.name for c in view.configurations]
-            generated = [row for row in entry.get("generation") or () if row["configuration"] in order]
-            written = tuple(map(_written, sorted(generated, key=lambda row: order.index(row["configuration"]))))
-            missing = bool(entry.get("control_missing"))
-            suites.append(FactSuite(name, source, facts, columns, rows, survivals, steps, missing, written))
+            shown = [row for row in entry.generation if row.configuration in order]
+            steps = [
+                EditedStep(s.configuration, s.facts, name, scores) for s in entry.sequence for name, scores in s.cohorts.items()
+            ]
+            suites.append(
+                FactSuite(
+                    name=entry.suite,
+                    source=entry.source,
+                    facts=entry.facts,
+                    columns=columns,
+                    rows=rows,
+                    survivals=tuple(s for part in entry.survival if (s := _survival(part, view)) is not None),
+                    steps=tuple(steps),
+                    control_missing=entry.control_missing,
+                    written=tuple(map(generated, sorted(shown, key=lambda row: order.index(row.configuration)))),
+                )
+            )
     return suites
 
 
@@ -177,10 +158,11 @@ def heading(kind: str) -> tuple[str, str]:
     return HEADINGS.get(kind, (kind, ""))
 
 
-def markdown_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
+def markdown_rows(suite: FactSuite, view: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of the table of scores."""
     header = ["Configuration", *(f"{heading(kind)[0]} ({heading(kind)[1]})" for kind, _ in suite.columns)]
-    rows = [[c.name, *(_level(c.scores.get(task.name), task) for _, task in suite.columns)] for c in suite.rows]
+    units = [(task.name, unit_of(view, task.name)) for _, task in suite.columns]
+    rows = [[c.name, *(_level(c.scores.get(name), unit) for name, unit in units)] for c in suite.rows]
     return header, rows
 
 
@@ -203,29 +185,15 @@ def step_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _share(e: Estimate | None) -> str:
+def counted(k: KeptFacts) -> str:
+    """Return counts in words, such as "18 of 20"."""
+    return f"{count(k.kept)} of {count(k.of)}"
+
+
+def _share(e: Share | None) -> str:
     if e is None:
         return MISSING
     return PERCENT.cell(f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}", e.value, e.low, e.high)
-
-
-def _written(row: Mapping[str, Any]) -> Written:
-    exact, forced = (Estimate(**row[name]) for name in ("exact", "forced"))
-    begins, gap = row["begins"], row["gap"]
-    return Written(
-        str(row["configuration"]),
-        exact,
-        Estimate(**begins) if begins else None,
-        forced,
-        Estimate(gap["diff"], gap["low"], gap["high"]),
-    )
-
-
-def _steps(rows: Iterable[Mapping[str, Any]]) -> Iterable[EditedStep]:
-    for row in rows:
-        for cohort, scores in row["cohorts"].items():
-            estimates = {str(k): Estimate(v["value"], v.get("low"), v.get("high"), n=v.get("n")) for k, v in scores.items()}
-            yield EditedStep(str(row["configuration"]), int(row["facts"]), str(cohort), estimates)
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:
@@ -233,30 +201,21 @@ def _ordered(kinds: Iterable[str]) -> list[str]:
     return [*(k for k in FIRST if k in all_kinds), *(k for k in all_kinds if k not in FIRST)]
 
 
-def _survival(part: Mapping[str, Any], view: View) -> Survival | None:
-    answers = part.get("rows") or {}
-    rows = tuple((c, {str(k): _kept(v) for k, v in answers[c.name].items()}) for c in view.configurations if c.name in answers)
+def _survival(part: EditSurvival, view: Comparison) -> Survival | None:
+    rows = tuple((c, part.rows[c.name]) for c in view.by_role if c.name in part.rows)
     kinds = _ordered(dict.fromkeys(kind for _, kept in rows for kind, k in kept.items() if k.of))
-    return Survival(str(part["alone"]), tuple(kinds), rows, tuple(map(str, part.get("without") or ()))) if kinds else None
-
-
-def _kept(value: Mapping[str, Any]) -> KeptFacts:
-    share = Estimate(value["value"], value.get("low"), value.get("high")) if value.get("value") is not None else None
-    return KeptFacts(int(value["kept"]), int(value["of"]), share)
+    return Survival(part.alone, tuple(kinds), rows, part.without) if kinds else None
 
 
 def _surviving(kept: KeptFacts) -> Cell:
-    e = kept.share
-    return PERCENT.cell(f"{kept.text}{_percent(kept)}", *((e.value, e.low, e.high) if e else (None,)))
+    return PERCENT.cell(f"{counted(kept)}{_percent(kept)}", kept.value, kept.low, kept.high)
 
 
 def _percent(kept: KeptFacts) -> str:
-    if kept.share is None:
-        return ""
-    return f" ({PERCENT.score(kept.share.value)} % {PERCENT.levels(kept.share.low, kept.share.high)})"
+    return "" if kept.value is None else f" ({PERCENT.score(kept.value)} % {PERCENT.levels(kept.low, kept.high)})"
 
 
-def _level(e: Estimate | None, task: TaskView) -> str:
+def _level(e: Level | None, unit: Unit) -> str:
     if e is None:
         return MISSING
-    return task.unit.cell(f"{task.unit.score(e.value)} {task.unit.levels(e.low, e.high)}".strip(), e.value, e.low, e.high)
+    return unit.cell(f"{unit.score(e.value)} {unit.levels(e.low, e.high)}".strip(), e.value, e.low, e.high)

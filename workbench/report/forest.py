@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.differences import Difference
 from workbench.report.chart import AXIS, Frame, Scale, decimals, joined, marked, svg
 from workbench.report.marks import tip, verdict_class
-from workbench.report.numbers import POINTS, Unit, signed
-from workbench.report.view import DifferenceView, TaskView, View
+from workbench.report.numbers import POINTS, Unit, signed, unit_of
 
 ROW = 26  # pixels; the style sheet's line height of labels
 GAP = 12
@@ -26,7 +27,7 @@ INSET = 3.0  # percent of the width left free at both ends, for marks at the end
 class ForestLine:
     """A row of a panel: the difference, its vertical center in pixels, and its row in the page's grid."""
 
-    difference: DifferenceView
+    difference: Difference
     y: int
     grid_row: int
 
@@ -35,13 +36,13 @@ class ForestLine:
 class Panel:
     """One task: rows of labels and values, and the plot between them."""
 
-    task: TaskView
+    task: ComparedTask
     lines: tuple[ForestLine, ...]
     grid_rows: str
     plot: Markup
 
 
-def panels(view: View, names: Container[str] | None = None) -> list[Panel]:
+def panels(view: Comparison, names: Container[str] | None = None) -> list[Panel]:
     """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis.
 
     Args:
@@ -49,16 +50,20 @@ def panels(view: View, names: Container[str] | None = None) -> list[Panel]:
         names: Named configurations that get a row; default: all. Controls always get one.
     """
     by_task = {t.name: [d for d in _differences_on(view, t, names) if d.diff is not None] for t in view.tasks}
-    shared: dict[str, list[DifferenceView]] = {}
+    shared: dict[str, list[Difference]] = {}
+    units = {t.name: unit_of(view, t.name) for t in view.tasks}
+    # Shares share the axis of their role; a contrast and a metric in its own unit have their own.
+    keys = {t.name: t.role if units[t.name] == POINTS and t.contrast is None else t.name for t in view.tasks}
+    reach: dict[str, float] = {}
     for task in view.tasks:
-        shared.setdefault(task.axis, []).extend(by_task[task.name])
-    units = {t.axis: t.unit for t in view.tasks}
-    effects = {t.axis: max(_reach(o) for o in view.tasks if o.axis == t.axis) for t in view.tasks}
-    axes = {key: axis(differences, units[key], effects[key] or None) for key, differences in shared.items()}
-    return [_panel(view, t, by_task[t.name], axes[t.axis]) for t in view.tasks if by_task[t.name]]
+        key = keys[task.name]
+        shared.setdefault(key, []).extend(by_task[task.name])
+        reach[key] = max(reach.get(key, 0.0), _reach(task))
+    axes = {keys[t]: axis(shared[keys[t]], unit, reach[keys[t]] or None) for t, unit in units.items()}
+    return [_panel(view, t, by_task[t.name], axes[keys[t.name]]) for t in view.tasks if by_task[t.name]]
 
 
-def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> Scale:
+def axis(differences: Iterable[Difference], unit: Unit, margin: float | None = None) -> Scale:
     """Return a scale over all intervals and zero; percentage points are clipped at ±100."""
     ends = [v for d in differences for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
     if unit == POINTS:
@@ -71,17 +76,17 @@ def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None
     return Scale(low, high)
 
 
-def _differences_on(view: View, task: TaskView, names: Container[str] | None) -> list[DifferenceView]:
-    shown = [c for c in view.configurations if c.is_control or names is None or c.name in names]
+def _differences_on(view: Comparison, task: ComparedTask, names: Container[str] | None) -> list[Difference]:
+    shown = [c for c in view.by_role if c.is_control or names is None or c.name in names]
     return [d for c in shown for d in view.compared(c.name, [task])]
 
 
-def _reach(task: TaskView) -> float:
+def _reach(task: ComparedTask) -> float:
     """Return the minimum reach of the axis from zero: the tolerance or the smallest effect of interest must be visible."""
     return (task.min_effect if task.tolerance is None else task.tolerance) or 0.0
 
 
-def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], scale: Scale) -> Panel:
+def _panel(view: Comparison, task: ComparedTask, differences: Sequence[Difference], scale: Scale) -> Panel:
     """Return one task's panel, with a gap between named configurations and controls."""
     controls = {c.name for c in view.controls}
     lines: list[ForestLine] = []
@@ -91,20 +96,21 @@ def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], sc
             rows.append(GAP)
         rows.append(ROW)
         lines.append(ForestLine(d, sum(rows) - ROW // 2, len(rows)))
+    unit = unit_of(view, task.name)
     height, below = sum(rows), AXIS + (SIDE if task.lower else 0)
     frame = Frame(scale, Scale(0, 1), INSET, 100 - INSET, 0, height, fluid=True)
-    marks = [*_grid(frame, task), *(_mark(line, frame, task.unit, view.baseline) for line in lines)]
+    marks = [*_grid(frame, task, unit), *(_mark(line, frame, unit, view.baseline) for line in lines)]
     label = f"Differences against {view.baseline} on {task.name}{', lower is better' if task.lower else ''}"
     plot = svg("svg", joined(*marks), class_="plot", width="100%", height=height + below, role="img", aria_label=label)
     return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, below]), plot)
 
 
-def _grid(frame: Frame, task: TaskView) -> list[Markup]:
+def _grid(frame: Frame, task: ComparedTask, unit: Unit) -> list[Markup]:
     """Draw the grid, the zero line, the tick labels, the better side if it is the left one, and the margin of the verdicts.
 
     The margin is the smallest effect of interest, as a pale column; on guarded tasks the tolerance, as a dashed line on the side of losses.
     """
-    height, scale, parts = frame.bottom, task.unit.scale, []
+    height, scale, parts = frame.bottom, unit.scale, []
     if task.tolerance is None and (margin := task.min_effect):
         span = {"x": frame.across(-margin), "width": frame.width(-margin, margin)}
         parts.append(svg("rect", class_="margin", y=0, height=height, **span))

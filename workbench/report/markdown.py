@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from workbench.report import costs, edits, flips, guard, marks, routed, scatter, sweeps, wording
-from workbench.report.decision import decision
-from workbench.report.facts import facts, self_check
-from workbench.report.glossary import glossary
-from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, Unit, about, amount, count, listed, p_value, size, small
-from workbench.report.view import VERDICTS, ConfigurationView, DifferenceView, Estimate, TaskView, View
+from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.configurations import ComparedConfiguration, Level
+from workbench.compare.differences import VERDICTS, Difference
+from workbench.compare.kept import Kept
+from workbench.report import decision, edits, items, marks, scatter, sweeps, wording
+from workbench.report.numbers import (
+    MINUS,
+    MISSING,
+    NATS,
+    PERCENT,
+    POINTS,
+    Unit,
+    about,
+    amount,
+    count,
+    listed,
+    p_value,
+    size,
+    small,
+    unit_of,
+)
+from workbench.report.provenance import checks, facts, glossary, self_check
 from workbench.tables import Cell, Table, fence
 from workbench.tables import as_markdown as escape
 
@@ -26,15 +41,15 @@ COST_UNITS = ("s", "", "", "bytes", None)
 """Units of the numbers of costs; licenses are no number."""
 
 
-def markdown(document: Mapping[str, Any], view: View) -> str:
+def markdown(view: Comparison) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
-    return text_of(_parts(document, view))
+    return text_of(_parts(view))
 
 
-def tables(document: Mapping[str, Any], view: View) -> list[Table]:
+def tables(view: Comparison) -> list[Table]:
     """Return the report's tables, and the matrix of differences, which the report has as rows."""
     matrix = marks.differences(view)
-    found = [part for part in _parts(document, view) if isinstance(part, Table)]
+    found = [part for part in _parts(view) if isinstance(part, Table)]
     return [*found, *([_matrix("difference-matrix", "Configuration", matrix)] if matrix.rows else [])]
 
 
@@ -43,18 +58,16 @@ def text_of(parts: Iterable[str | Table]) -> str:
     return "\n\n".join(p.markdown() if isinstance(p, Table) else p for p in parts if p) + "\n"
 
 
-def _parts(document: Mapping[str, Any], view: View) -> list[str | Table]:
+def _parts(view: Comparison) -> list[str | Table]:
     return [
         f"# {escape(wording.title(view))}",
         *_decision(view),
         *sweeps.tables(view),
-        *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
-        escape(" ".join(wording.headline(view))),
+        *([f"**{escape(' '.join(losses))}**"] if (losses := wording.harm(view)) else []),
         escape(wording.scope(view)),
         *([f"> **{escape(view.partial)}**"] if view.partial else []),
         *(f"> **Control missing.** {escape(m)}" for m in wording.missing_controls(view)),
-        *(escape(s) for s in wording.summary(view)),
-        bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
+        *map(escape, wording.sentences(view)),
         "## Summary",
         _summary(view),
         escape(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
@@ -65,13 +78,13 @@ def _parts(document: Mapping[str, Any], view: View) -> list[str | Table]:
         *_interference(view),
         *_kept(view),
         *_forgetting(view),
-        *_edits(document, view),
-        *_routed(document),
-        *_flips(document, view),
+        *_edits(view),
+        *_routed(view),
+        *_flips(view),
         *_configurations(view),
         "## Provenance",
         bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
-        *([fence(str(view.provenance["command"]), "sh")] if view.provenance.get("command") else []),
+        *([fence(view.provenance.command, "sh")] if view.provenance.command else []),
         *_checks(view),
         "## How to read the numbers",
         bullets(f"**{term}**: {escape(text)}" for term, text in glossary(view)),
@@ -79,22 +92,22 @@ def _parts(document: Mapping[str, Any], view: View) -> list[str | Table]:
     ]
 
 
-def _decision(view: View) -> list[str | Table]:
+def _decision(view: Comparison) -> list[str | Table]:
     """Return the recommendation, what would help, the configurations beside it, and the table of leaders."""
-    found = decision(view)
-    if found is None:
+    found, leaders = view.recommendation, decision.leaders(view)
+    if not found or not leaders:
         return []
     header = ["Leader", "Mean over skills", "Below the best", "Guarded tasks", "Cost"]
     rows = []
-    for r in found.rows:
-        guarded = [f"{d.task} {d.word} ({view.unit(d.task).diff(d.diff)})" for d in r.guarded]
-        gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
-        pair = r.pair or {}
+    for r in leaders.rows:
+        guarded = [f"{d.task} {d.verdict} ({unit_of(view, d.task).diff(d.diff)})" for d in r.guarded]
+        pair = r.candidate.against_best
+        gap = f"{r.gap} ({pair.verdict})" if pair else r.gap
         rows.append(
             [
                 f"{r.name} ({r.kind})" if r.kind else r.name,
-                POINTS.cell(r.mean, r.value),
-                POINTS.cell(gap, *(pair.get(key) for key in ("diff", "low", "high"))),
+                POINTS.cell(POINTS.score(r.candidate.mean), r.candidate.mean),
+                POINTS.cell(gap, *((pair.diff, pair.low, pair.high) if pair else (None, None, None))),
                 ", ".join(guarded) or r.unguarded or MISSING,
                 r.cost,
             ]
@@ -103,7 +116,7 @@ def _decision(view: View) -> list[str | Table]:
         f"**{escape(found.text)}**",
         bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
         *([Table("leaders", header, rows)] if rows else []),
-        escape(found.family),
+        escape(leaders.family),
     ]
 
 
@@ -112,7 +125,7 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _summary(view: View) -> Table:
+def _summary(view: Comparison) -> Table:
     """Return the summary table."""
     header = [
         "Configuration",
@@ -122,36 +135,36 @@ def _summary(view: View) -> Table:
         "Kept",
         f"Against {view.baseline}",
     ]
-    return Table("summary", header, [_summary_row(view, c) for c in view.configurations], left=2)
+    return Table("summary", header, [_summary_row(view, c) for c in view.by_role], left=2)
 
 
-def _summary_row(view: View, c: ConfigurationView) -> list[str]:
+def _summary_row(view: Comparison, c: ComparedConfiguration) -> list[str]:
     rows = view.compared(c.name, view.tasks)
-    verdicts = {v: sum(d.word == v for d in rows) for v in VERDICTS}
+    verdicts = {v: sum(d.verdict == v for d in rows) for v in VERDICTS}
     role = ROLE_NOTES.get(c.role, "configuration")
     cells = [c.name, ", ".join(p for p in (role, wording.same_weights(c)) if p), _levels(c.mean)]
     for t in view.tasks:
-        e = c.scores.get(t.name)
-        cells.append(MISSING if e is None else t.unit.cell(t.unit.score(e.value), e.value, e.low, e.high))
+        unit, e = unit_of(view, t.name), c.scores.get(t.name)
+        cells.append(MISSING if e is None else unit.cell(unit.score(e.value), e.value, e.low, e.high))
     return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
 
 
-def _directed(task: TaskView) -> str:
+def _directed(task: ComparedTask) -> str:
     return f"{task.name} (lower is better)" if task.lower else task.name
 
 
-def _undecided(view: View) -> list[str | Table]:
+def _undecided(view: Comparison) -> list[str | Table]:
     """Return the undecided comparisons with the smallest detectable difference, the items needed and the second metric."""
     if not view.undecided:
         return []
     rows = []
     for d in view.undecided:
-        u = view.unit(d.task)
-        needs = f"≈ {about(d.needs)}" if d.needs else "more clusters or fewer comparisons" if d.impossible else MISSING
+        u = unit_of(view, d.task)
+        needs = f"≈ {about(d.needed)}" if d.needed else "more clusters or fewer comparisons" if d.impossible else MISSING
         second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
         difference = _with_ends(u, d.diff, d.low_adj, d.high_adj)
         detectable = u.cell(marks.detectable(d, u), None if d.impossible else d.mde)
-        rows.append([d.configuration, d.task, d.verdict or MISSING, difference, detectable, _count(d.n), needs, second])
+        rows.append([d.configuration, d.task, d.verdict, difference, detectable, _count(d.n), needs, second])
     header = [
         "Configuration",
         "Task",
@@ -165,19 +178,20 @@ def _undecided(view: View) -> list[str | Table]:
     return ["### Undecided comparisons", Table("undecided", header, rows, left=3)]
 
 
-def _forgetting(view: View) -> list[str | Table]:
-    effects = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
+def _forgetting(view: Comparison) -> list[str | Table]:
+    effects = [(c.name, c.forgetting) for c in view.by_role if c.forgetting]
     rows = [[name, _with_ends(POINTS, f.diff, f.low, f.high), f.verdict or MISSING] for name, f in effects]
     text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
     header = ["Configuration", "Forgetting", "Verdict"]
     return ["## Forgetting", escape(text), Table("forgetting", header, rows)] if rows else []
 
 
-def _checks(view: View) -> list[str | Table]:
+def _checks(view: Comparison) -> list[str | Table]:
     rows = []
-    for name, k in ((c.name, k) for c in view.configurations for k in c.checks):
+    for row in checks(view):
+        name, k = row.configuration, row.check
         numbers = (Cell(small(v), {"": v}, "nats") for v in (k.max_difference, k.tolerance, k.spread))
-        rows.append([name, k.suite or MISSING, k.scorer or MISSING, k.whole or name, _count(k.documents), *numbers])
+        rows.append([name, row.suite, k.scorer, k.whole or name, _count(k.documents), *numbers])
     header = [
         "Configuration",
         "Suite",
@@ -191,7 +205,7 @@ def _checks(view: View) -> list[str | Table]:
     return ["## Scorer check", escape(self_check(view)), *([Table("check", header, rows, left=4)] if rows else [])]
 
 
-def differences(view: View) -> Table:
+def differences(view: Comparison) -> Table:
     """Return a table of all differences of the comparison."""
     header = [
         "Configuration",
@@ -209,11 +223,11 @@ def differences(view: View) -> Table:
         "Detectable",
         "Second metric",
         "Verdict",
-        *(["Family"] if view.families else []),
+        "Family",
     ]
     rows = []
     for d in view.rows:
-        u = view.unit(d.task, d.metric)
+        u = unit_of(view, d.task)
         rows.append(
             [
                 d.configuration,
@@ -231,13 +245,13 @@ def differences(view: View) -> Table:
                 u.cell(MISSING, None) if d.impossible else u.cell(u.score(d.mde), d.mde),
                 _companion(d),
                 marks.verdict_text(d),
-                *([marks.family(d)] if view.families else []),
+                marks.family(d),
             ]
         )
     return Table("differences", header, rows, left=3)
 
 
-def _interference(view: View) -> list[str | Table]:
+def _interference(view: Comparison) -> list[str | Table]:
     matrix = marks.interference(view)
     if not matrix.rows:
         return []
@@ -256,9 +270,9 @@ def _matrix(name: str, corner: str, matrix: marks.Matrix) -> Table:
     return Table(name, [corner, *matrix.columns], rows)
 
 
-def _kept(view: View) -> list[str | Table]:
+def _kept(view: Comparison) -> list[str | Table]:
     """Return the table of kept skill, with the ratios that are withheld."""
-    kept = [c for c in view.configurations if c.kept]
+    kept = [c for c in view.by_role if c.kept]
     tasks = [t.name for t in view.tasks if any(t.name in c.kept for c in kept)]
     if not kept:
         return []
@@ -271,24 +285,24 @@ def _kept(view: View) -> list[str | Table]:
     ]
 
 
-def _routed(document: Mapping[str, Any]) -> list[str | Table]:
+def _routed(view: Comparison) -> list[str | Table]:
     """Return who answered in routed configurations, and whether to merge or to route."""
-    rows = [[routed.shown(cell) for cell in row] for row in routed.answered(document)]
+    rows = [[decision.share_text(cell) for cell in row] for row in decision.answered(view)]
     if not rows:
         return []
-    sentences = [escape(text) for text in routed.advised(document)]
-    return ["## Routing", *sentences, Table("routed", routed.HEADS, rows, left=3)]
+    sentences = [escape(text) for text in decision.advised(view)]
+    return ["## Routing", *sentences, Table("routed", decision.ROUTED_HEADS, rows, left=3)]
 
 
-def _edits(document: Mapping[str, Any], view: View) -> list[str | Table]:
+def _edits(view: Comparison) -> list[str | Table]:
     """Return the scores on edited facts and the survival of each edit."""
     parts: list[str | Table] = []
-    for suite in edits.fact_suites(document, view):
+    for suite in edits.fact_suites(view):
         parts += [
             f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts",
-            Table(f"facts-{suite.name}", *edits.markdown_rows(suite)),
+            Table(f"facts-{suite.name}", *edits.markdown_rows(suite, view)),
         ]
-        parts += [bullets(escape(written.sentence()) for written in suite.written)] if suite.written else []
+        parts += [bullets(map(escape, suite.written))] if suite.written else []
         for number, survival in enumerate(suite.survivals, 1):
             parts += [
                 f"### Survival of {escape(survival.alone)}",
@@ -304,9 +318,9 @@ def _edits(document: Mapping[str, Any], view: View) -> list[str | Table]:
     return ["## Facts", text, *parts] if parts else []
 
 
-def _flips(document: Mapping[str, Any], view: View) -> list[str | Table]:
+def _flips(view: Comparison) -> list[str | Table]:
     """Return the table of changed items by configuration and task."""
-    counted = flips.counts(document, view)
+    counted = items.counts(view)
     if not counted:
         return []
     tasks = [t.name for t in view.tasks if t.contrast is None]
@@ -320,13 +334,13 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str | Table]:
     ]
 
 
-def _changed(k: flips.Count | None) -> str:
-    if k is None or k == flips.Count():
+def _changed(k: items.Count | None) -> str:
+    if k is None or k == items.Count():
         return MISSING
     return Cell(f"+{k.gained} / {MINUS}{k.lost}", {"gained": k.gained, "lost": k.lost, "same score": k.other})
 
 
-def _configurations(view: View) -> list[str | Table]:
+def _configurations(view: Comparison) -> list[str | Table]:
     """Return the table of configurations, the Pareto fronts, and the recipes."""
     parts: list[str | Table] = ["## Configurations"]
     rows = [
@@ -337,33 +351,33 @@ def _configurations(view: View) -> list[str | Table]:
             Cell(size(c.bytes), {"": c.bytes}),
             *(
                 Cell(k.text, {"": k.value}, unit) if unit is not None else k.text
-                for k, unit in zip(costs.cells(c.costs), COST_UNITS, strict=True)
+                for k, unit in zip(decision.cost_cells(c.costs), COST_UNITS, strict=True)
             ),
             c.digest[:12],
         ]
-        for c in view.configurations
+        for c in view.by_role
     ]
-    header = ["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"]
+    header = ["Configuration", "Bricks", "Parameters", "Bytes", *decision.COST_HEADS, "Digest"]
     parts.append(Table("configurations", header, rows, left=2))
-    if reasons := costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]):
+    if reasons := decision.unknown_costs({c.name: c.costs for c in view.by_role}):
         parts.append(escape(f"A dash: {'; '.join(reasons)}."))
     if view.axes:
         lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]
         parts.append(Table("axes", ["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
     for s in scatter.scatters(view):
         parts.append(escape(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
-    for c in view.configurations:
+    for c in view.by_role:
         if c.recipe_text:
             parts += [f"### {escape(c.name)}", fence(c.recipe_text, "yaml")]
     return parts
 
 
-def _bricks(c: ConfigurationView) -> str:
+def _bricks(c: ComparedConfiguration) -> str:
     sized = [name if n is None else f"{name} ({size(n)})" for name, n in c.bricks.items()]
     return ", ".join(sized or c.parents) or MISSING
 
 
-def _levels(e: Estimate | None) -> str:
+def _levels(e: Level | None) -> str:
     return (
         MISSING
         if e is None
@@ -371,7 +385,7 @@ def _levels(e: Estimate | None) -> str:
     )
 
 
-def _percent(e: Estimate | None) -> str:
+def _percent(e: Kept | None) -> str:
     if e is None:
         return MISSING
     text = "withheld" if e.value is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()
@@ -386,8 +400,8 @@ def _count(n: int | None) -> Cell:
     return Cell(count(n), {"": n})
 
 
-def _companion(d: DifferenceView) -> str:
+def _companion(d: Difference) -> str:
     if d.companion is None:
         return MISSING
     c = d.companion
-    return c.unit.cell(f"{c.metric} {marks.companion(c)}", c.diff, c.low, c.high)
+    return NATS.cell(f"{c.metric} {marks.companion(c)}", c.diff, c.low, c.high)

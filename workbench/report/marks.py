@@ -8,21 +8,14 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
+from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.configurations import ComparedConfiguration, Level, Score
+from workbench.compare.differences import GUARD_VERDICTS, OPEN_VERDICTS, Companion, Difference, Effect
+from workbench.compare.kept import Kept
+from workbench.compare.routing import Share
 from workbench.report.chart import joined, svg
-from workbench.report.numbers import MISSING, POINTS, Unit, about, p_value, plural
+from workbench.report.numbers import MISSING, NATS, POINTS, Unit, about, p_value, plural, unit_of
 from workbench.report.tints import DIFFERENCE
-from workbench.report.view import (
-    GUARD_WORDS,
-    OPEN,
-    CompanionView,
-    ConfigurationView,
-    DifferenceView,
-    Effect,
-    Estimate,
-    TaskView,
-    View,
-    verdict_word,
-)
 
 CLASSES = {
     "better": "better",
@@ -80,10 +73,10 @@ class Matrix:
 
 def verdict_class(verdict: str | None) -> str:
     """Return the style class and mark of a verdict; an unknown verdict looks like "cannot tell"."""
-    return CLASSES.get(verdict_word(verdict) or "", "unclear")
+    return CLASSES.get(verdict or "", "unclear")
 
 
-def tip(d: DifferenceView, unit: Unit, baseline: str) -> str:
+def tip(d: Difference, unit: Unit, baseline: str) -> str:
     """Return the hover text of a difference, one fact per line."""
     lines = [f"{d.configuration} on {d.task}: {verdict_text(d)}"]
     lines.append(f"Score {unit.score(d.value)}, {baseline} {unit.score(d.baseline_value)}")
@@ -100,12 +93,9 @@ def tip(d: DifferenceView, unit: Unit, baseline: str) -> str:
         lines.append(f"Tolerance {unit.score(d.tolerance)} {unit.word}".rstrip())
     if d.apart:
         lines.append("A control: tested separately from the configurations")
-    if d.n is not None:
-        clusters = f" in {plural(d.clusters, 'cluster')}" if d.clusters else ""
-        lines.append(f"{plural(d.n, 'item')}{clusters}")
-    if d.wins is not None and d.losses is not None:
-        lines.append(f"{d.wins} gained, {d.losses} lost")
-    if d.word in OPEN and d.mde is not None and not d.impossible:
+    lines.append(f"{plural(d.n, 'item')} in {plural(d.clusters, 'cluster')}")
+    lines.append(f"{d.wins} gained, {d.losses} lost")
+    if d.verdict in OPEN_VERDICTS and d.mde is not None and not d.impossible:
         lines.append(f"Detectable {detectable(d, unit)}")
     if d.companion is not None:
         lines.append(f"{d.companion.metric.capitalize()} {companion(d.companion)}")
@@ -114,35 +104,35 @@ def tip(d: DifferenceView, unit: Unit, baseline: str) -> str:
     return "\n".join(lines)
 
 
-def family(d: DifferenceView) -> str:
+def family(d: Difference) -> str:
     """Return the family of a comparison, such as "guarded, control"; controls are tested separately from the configurations."""
     words = {"controls": "control"}
-    return ", ".join([words.get(d.family or "", d.family or MISSING), *(["control"] if d.guarded and d.apart else [])])
+    return ", ".join([words.get(d.family, d.family), *(["control"] if d.guarded and d.apart else [])])
 
 
-def detectable(d: DifferenceView, unit: Unit) -> str:
+def detectable(d: Difference, unit: Unit) -> str:
     """Return the smallest detectable difference, such as "±10.9 points"; a dash if no difference can be significant."""
     return MISSING if d.mde is None or d.impossible else f"±{unit.score(d.mde)} {unit.word}".rstrip()
 
 
-def companion(second: CompanionView) -> str:
+def companion(second: Companion) -> str:
     """Return the second metric's difference with its unadjusted interval, such as "+0.42 nats [+0.10, +0.74]"."""
-    return f"{second.unit.worded(second.diff)} {second.unit.diffs(second.low, second.high)}".rstrip()
+    return f"{NATS.worded(second.diff)} {NATS.diffs(second.low, second.high)}".rstrip()
 
 
-def verdict_text(d: DifferenceView) -> str:
+def verdict_text(d: Difference) -> str:
     """Return the verdict word, with the number of items needed if it is "cannot tell" or "not shown safe"."""
     if d.impossible:
         return f"{d.verdict} (more clusters or fewer comparisons needed)"
-    if d.word in OPEN and d.needs:
-        return f"{d.verdict} (about {about(d.needs)} items needed)"
-    return d.verdict or MISSING
+    if d.verdict in OPEN_VERDICTS and d.needed:
+        return f"{d.verdict} (about {about(d.needed)} items needed)"
+    return d.verdict
 
 
-def differences(view: View) -> Matrix:
+def differences(view: Comparison) -> Matrix:
     """Return the matrix of differences against the baseline by configuration and task, tinted if better or worse."""
     rows = []
-    for c in view.configurations:
+    for c in view.by_role:
         by_task = {d.task: d for d in view.compared(c.name, view.tasks)}
         if by_task:
             rows.append((c.name, tuple(_difference_cell(view, t, by_task.get(t.name), c) for t in view.tasks)))
@@ -152,15 +142,20 @@ def differences(view: View) -> Matrix:
     return _matrix(tuple(t.name for t in view.tasks), rows, _notes(view), gap)
 
 
-def interference(view: View) -> Matrix:
+def interference(view: Comparison) -> Matrix:
     """Return the matrix of differences of each brick alone against the base, by brick and task, the brick's own task outlined."""
     owners = {t.name: t.owner for t in view.tasks}
     rows = []
-    for brick in view.bricks:
-        effects = [view.effects.get((brick, task)) for task in view.effect_tasks]
-        cells = [_effect_cell(view, e, owners.get(e.task) == brick) if e else UNSCORED for e in effects]
+    effects = view.interference.effects
+    for brick in view.interference.bricks:
+        cells = [
+            _effect_cell(view, brick, task, effects[brick, task], owners.get(task) == brick)
+            if (brick, task) in effects
+            else UNSCORED
+            for task in view.interference.tasks
+        ]
         rows.append((brick, tuple(cells)))
-    return _matrix(view.effect_tasks, rows, _notes(view))
+    return _matrix(view.interference.tasks, rows, _notes(view))
 
 
 def _matrix(
@@ -172,11 +167,11 @@ def _matrix(
     return Matrix(columns, tuple(rows), gap, neutral, any(cell.weak for cell in cells), notes)
 
 
-def _notes(view: View) -> dict[str, str]:
+def _notes(view: Comparison) -> dict[str, str]:
     """Return second lines of column headings: a metric that is not in points, and "lower is better"."""
     notes = {}
     for t in view.tasks:
-        words = [t.metric] if t.unit.scale != POINTS.scale else []
+        words = [t.metric] if unit_of(view, t.name).scale != POINTS.scale else []
         words += ["lower is better"] if t.lower else []
         notes[t.name] = ", ".join(words)
     return notes
@@ -203,9 +198,11 @@ def recipe_markup(text: str) -> Markup:
     return Markup("\n").join(lines)
 
 
-def strip(estimate: Estimate | Effect, span: tuple[float, float], reference: float | None, kind: str = "equivalent") -> Markup:
+def strip(
+    estimate: Level | Kept | Share | Effect, span: tuple[float, float], reference: float | None, kind: str = "equivalent"
+) -> Markup:
     """Draw an interval on a line over `span`, with a dashed line at `reference`; `kind` is a verdict's style class."""
-    value = estimate.value if isinstance(estimate, Estimate) else estimate.diff
+    value = estimate.diff if isinstance(estimate, Effect) else estimate.value
     first, last = span
 
     def at(place: float | None) -> str:
@@ -220,62 +217,62 @@ def strip(estimate: Estimate | Effect, span: tuple[float, float], reference: flo
     return svg("svg", joined(*parts), class_=f"strip v-{kind}", width="100%", height=16, aria_hidden="true")
 
 
-def kept_span(view: View) -> tuple[float, float]:
+def kept_span(view: Comparison) -> tuple[float, float]:
     """Return the ends of the "kept" strips: 0 and 120 %, or more if an interval reaches further."""
-    ends = [e.high or e.value or 0.0 for e in (c.kept_mean for c in view.configurations) if e]
+    ends = [e.high or e.value or 0.0 for e in (c.kept_mean for c in view.by_role) if e]
     return 0.0, max([1.2, *ends])
 
 
-def mean_span(view: View) -> tuple[float, float]:
+def mean_span(view: Comparison) -> tuple[float, float]:
     """Return the ends of the strips of means: 0 and 100, or the lower end of an interval below chance."""
-    ends = [v for c in view.configurations if c.mean for v in (c.mean.value, c.mean.low) if v is not None]
+    ends = [v for c in view.by_role if c.mean for v in (c.mean.value, c.mean.low) if v is not None]
     return min([0.0, *ends]), 1.0
 
 
-def forgetting_span(view: View) -> tuple[float, float]:
+def forgetting_span(view: Comparison) -> tuple[float, float]:
     """Return the ends of the strips of forgetting, which include all intervals and zero."""
-    effects = [c.forgetting for c in view.configurations if c.forgetting]
+    effects = [c.forgetting for c in view.by_role if c.forgetting]
     ends = [v for e in effects for v in (e.diff, e.low, e.high) if v is not None]
     low, high = min([-0.02, *ends]), max([0.02, *ends])
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
-def _difference_cell(view: View, task: TaskView, d: DifferenceView | None, c: ConfigurationView) -> Cell:
+def _difference_cell(view: Comparison, task: ComparedTask, d: Difference | None, c: ComparedConfiguration) -> Cell:
     """Return a cell of the matrix of differences."""
     if d is None:
         return UNSCORED
-    kept = c.kept.get(task.name)
+    kept, unit = c.kept.get(task.name), unit_of(view, task.name)
     weak = f"\nMarked: {kept.reason}" if kept is not None and kept.reason and task.chance is not None else ""
     return Cell(
-        task.unit.diff(d.diff),
-        task.unit.diffs(d.low_adj, d.high_adj),
+        unit.diff(d.diff),
+        unit.diffs(d.low_adj, d.high_adj),
         verdict_class(d.verdict),
-        _tint(d.diff, d.word, task, d.baseline_value),
-        tip(d, task.unit, view.baseline) + weak,
+        _tint(d.diff, d.verdict, unit, d.baseline_value),
+        tip(d, unit, view.baseline) + weak,
         task.owner is not None and (task.owner in c.parents or task.owner == c.name),
         d.guarded,
         bool(weak),
         d.diff,
         d.low_adj,
         d.high_adj,
-        task.unit.stored,
+        unit.stored,
     )
 
 
-def _effect_cell(view: View, e: Effect, own: bool) -> Cell:
+def _effect_cell(view: Comparison, brick: str, name: str, e: Effect, own: bool) -> Cell:
     """Return a cell of the interference matrix; `own` marks the brick's own task."""
-    unit = view.unit(e.task)
-    tip = [f"{e.brick} alone on {e.task}: {e.verdict or MISSING}", f"Difference {unit.worded(e.diff)}"]
+    unit = unit_of(view, name)
+    tip = [f"{brick} alone on {name}: {e.verdict or MISSING}", f"Difference {unit.worded(e.diff)}"]
     if e.low is not None:
         tip.append(f"Adjusted {unit.around(e.low, e.high)}")
-    task, base = view.task(e.task), next((c for c in view.configurations if "base" in (c.role, *c.roles)), None)
-    score = base.scores.get(e.task) if base is not None else None
-    tint = _tint(e.diff, verdict_word(e.verdict), task, score.value if score else None)
-    weak = _both_near_chance(view.configuration(e.brick), base, task)
+    task, base = view.task(name), next((c for c in view.by_role if "base" in (c.role, *c.roles)), None)
+    score = base.scores.get(name) if base is not None else None
+    tint = _tint(e.diff, e.verdict, None if task is None else unit, score.value if score else None)
+    weak = _both_near_chance(view.configuration(brick), base, task, unit)
     if weak:
         tip.append(f"Marked: {weak}")
-    row = view.differences.get((e.brick, e.task))
-    marked = verdict_word(e.verdict) in GUARD_WORDS or (row is not None and row.guarded)
+    row = view.differences.get((brick, name))
+    marked = e.verdict in GUARD_VERDICTS or (row is not None and row.guarded)
     return Cell(
         unit.diff(e.diff),
         unit.diffs(e.low, e.high),
@@ -292,35 +289,37 @@ def _effect_cell(view: View, e: Effect, own: bool) -> Cell:
     )
 
 
-def _both_near_chance(brick: ConfigurationView | None, base: ConfigurationView | None, task: TaskView | None) -> str:
+def _both_near_chance(
+    brick: ComparedConfiguration | None, base: ComparedConfiguration | None, task: ComparedTask | None, unit: Unit
+) -> str:
     """Return the reason why a brick's effect on a task says little: both the brick alone and the base are near chance; else ""."""
     if task is None or task.chance is None or brick is None or base is None:
         return ""
     scores = [brick.scores.get(task.name), base.scores.get(task.name)]
     if not all(score is not None and _near_chance(score, task.chance) for score in scores):
         return ""
-    shown = " and ".join(task.unit.score(score.value) for score in scores if score is not None)
-    return f"the brick alone and the base score {shown}, both near chance ({task.unit.score(task.chance)}), so there is little to lose"
+    shown = " and ".join(unit.score(score.value) for score in scores if score is not None)
+    return f"the brick alone and the base score {shown}, both near chance ({unit.score(task.chance)}), so there is little to lose"
 
 
-def _near_chance(score: Estimate, chance: float) -> bool:
+def _near_chance(score: Score, chance: float) -> bool:
     """Return True if a score's interval reaches half of the way to chance, as for parents whose share is withheld."""
     if score.value is None or score.low is None:
         return False
     return score.value <= chance or score.low - chance < NEAR_CHANCE * (score.value - chance)
 
 
-def _tint(value: float | None, word: str | None, task: TaskView | None, level: float | None) -> float:
+def _tint(value: float | None, word: str | None, unit: Unit | None, level: float | None) -> float:
     """Return the strength of the tint of a difference that is better or worse, on a scale that does not depend on the other differences.
 
     Args:
         value: The difference.
         word: Its verdict.
-        task: The task.
+        unit: Unit of the task, if it is known.
         level: Score that the difference refers to; a metric in its own unit is tinted by the share of this score.
     """
     if value is None or word not in DECIDED:
         return 0.0
-    if task is None or task.unit == POINTS:
+    if unit is None or unit == POINTS:
         return DIFFERENCE.tint(value)
     return DIFFERENCE.tint(value / level) if level else DIFFERENCE.tint(DIFFERENCE.top)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workbench.compare.comparison import Comparison
 
 from workbench.tables import Cell
 
@@ -62,6 +66,7 @@ POINTS = Unit(100.0, 1, "points")
 RAW = Unit(1.0, 3, "")
 PERCENT = Unit(100.0, 0, "%")
 NATS = Unit(1.0, 2, "nats")
+RATIO_WORDS = {"bits_per_byte": "bits per byte"}
 
 
 def raw(largest: float, word: str = "") -> Unit:
@@ -70,6 +75,18 @@ def raw(largest: float, word: str = "") -> Unit:
         return Unit(1.0, RAW.decimals, word)
     power = math.floor(math.log10(largest))
     return Unit(1.0, max(3 - power, 0) if power >= 0 else min(2 - power, 6), word)
+
+
+def unit_of(view: Comparison, task: str) -> Unit:
+    """Return the unit of a task's scores: points for shares of which higher is better, else the metric's own unit."""
+    found, levels = view.task(task), view.levels.get(task, [])
+    largest = max(map(abs, levels), default=0.0)
+    if found and found.contrast:  # its scores can be negative, so its unit is that of its first task
+        points = view.task(found.contrast.of) is not None and unit_of(view, found.contrast.of) == POINTS
+        return POINTS if points else raw(largest)
+    if (found and (found.lower or found.ratio)) or not all(0 <= v <= 1 for v in levels):
+        return raw(largest, RATIO_WORDS.get((found and found.ratio) or "", ""))
+    return POINTS
 
 
 def fixed(value: float, decimals: int) -> str:

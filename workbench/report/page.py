@@ -13,17 +13,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from workbench.compare.comparison import Comparison
 from workbench.errors import printable
 from workbench.files import write_bytes
-from workbench.report import beside, costs, decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
-from workbench.report.edits import COHORTS, fact_suites, heading
-from workbench.report.facts import created, facts, self_check, suites
+from workbench.report import decision, forest, items, marks, numbers, scatter, sweeps, wording
+from workbench.report.edits import COHORTS, counted, fact_suites, heading
 from workbench.report.files import with_tables
-from workbench.report.glossary import glossary
 from workbench.report.markdown import markdown, tables
-from workbench.report.reading import finite, view_of
+from workbench.report.provenance import checks, created, facts, glossary, self_check
 from workbench.report.tints import DIFFERENCE
-from workbench.report.view import View
 
 ROLE_WORDS = {
     "base": "base",
@@ -40,25 +38,21 @@ FILTERED = 20
 SUFFIXES = (".html", ".md", ".json")
 
 
-def render(document: Mapping[str, Any], out: Path) -> list[Path]:
+def render(comparison: Comparison, out: Path) -> list[Path]:
     """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
 
-    Each file is replaced as a whole. The HTML page needs no other file and makes no request. The JSON file is the document, with NaN and
-    infinities as null.
+    Each file is replaced as a whole. The HTML page needs no other file and makes no request.
 
     Args:
-        document: The comparison document.
+        comparison: The comparison.
         out: Path of the files; it may end in one of the three suffixes.
     """
-    document = finite(document)
-    view = view_of(document)
-    return write_files(out, html(document, view), markdown(document, view), document)
+    return write_files(out, html(comparison), markdown(comparison), comparison.to_dict())
 
 
-def page_text(document: Mapping[str, Any]) -> str:
-    """Return the HTML page of a comparison document as text."""
-    document = finite(document)
-    return html(document, view_of(document))
+def page_text(comparison: Comparison) -> str:
+    """Return the HTML page of a comparison as text."""
+    return html(comparison)
 
 
 def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
@@ -76,33 +70,31 @@ def stem(out: Path) -> str:
     return out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
 
 
-def html(document: Mapping[str, Any], view: View, watched: int | None = None) -> str:
+def html(view: Comparison, watched: int | None = None) -> str:
     """Return the page as text; the template escapes all values of the document.
 
     Args:
-        document: The comparison document.
-        view: Its view.
+        view: The comparison.
         watched: Number of the page of a report that a server shows while it grows (`report.watch`); None for a file.
     """
-    flip_counts = flips.counts(document, view)
+    flip_counts = items.counts(view)
     base = view.configuration(view.baseline)
     front, sizes = scatter.retention_plot(view), scatter.size_plot(view)
     leading, many = decision.leading(view), len(view.judged) > decision.UNFOLDED or bool(view.sweeps)
-    bricks = dict.fromkeys(brick for c in view.configurations for brick in c.parents)
+    bricks = dict.fromkeys(brick for c in view.by_role for brick in c.parents)
     context = {
         "view": view,
+        "unit_of": lambda task: numbers.unit_of(view, task),
         "watched": watched,
         "title": wording.title(view),
-        "decision": decision.decision(view),
+        "leaders": decision.leaders(view),
         "many": many,
         "front": front,
-        "filtered": len(view.configurations) >= FILTERED,
+        "filtered": len(view.by_role) >= FILTERED,
         "filter_bricks": sorted(bricks),
-        "harm": guard.harm_in_one(view) if view.recommendation and len(view.judged) > decision.SENTENCES else guard.harm(view),
-        "headline": wording.headline(view),
+        "harm": wording.harm(view),
         "scope": wording.scope(view),
-        "summary": wording.summary(view),
-        "findings": wording.findings(view),
+        "summary": wording.sentences(view),
         "without_average": wording.without_average(view),
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
@@ -112,45 +104,45 @@ def html(document: Mapping[str, Any], view: View, watched: int | None = None) ->
         "interference_matrix": marks.interference(view),
         "scatters": [sizes] if sizes else [],
         "self_check": self_check(view),
-        "checked": any(c.checks for c in view.configurations),
+        "checks": checks(view),
         "diff_pair": wording.diff_pair(view),
-        "own_units": any(t.unit.scale != numbers.POINTS.scale for t in view.tasks),
+        "own_units": any(numbers.unit_of(view, t.name).scale != numbers.POINTS.scale for t in view.tasks),
         "lower": [t.name for t in view.tasks if t.lower],
         "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
-        "sized": {k: any(getattr(c, k) is not None for c in view.configurations) for k in ("parameters", "bytes")},
-        "costs": {c.name: costs.cells(c.costs) for c in view.configurations},
-        "cost_heads": list(zip(costs.HEADS, costs.NOTES, strict=True)),
-        "costs_unknown": costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]),
+        "sized": {k: any(getattr(c, k) is not None for c in view.by_role) for k in ("parameters", "bytes")},
+        "costs": {c.name: decision.cost_cells(c.costs) for c in view.by_role},
+        "cost_heads": list(zip(decision.COST_HEADS, decision.COST_NOTES, strict=True)),
+        "costs_unknown": decision.unknown_costs({c.name: c.costs for c in view.by_role}),
         "kept_span": marks.kept_span(view),
         "mean_span": marks.mean_span(view),
         "baseline_mean": base.mean.value if base is not None and base.mean is not None else None,
-        "forgotten": any(c.forgetting for c in view.configurations),
+        "forgotten": any(c.forgetting for c in view.by_role),
         "forgetting_span": marks.forgetting_span(view),
         "changing": [t for t in view.tasks if t.contrast is None],
         "correction": {role: wording.chance_correction(view, role) for role in ("skill", "retention")},
-        "kept": [c for c in view.configurations if c.kept_mean or c.kept],
-        "kept_tasks": [t for t in view.tasks if any(t.name in c.kept for c in view.configurations)],
+        "kept": [c for c in view.by_role if c.kept_mean or c.kept],
+        "kept_tasks": [t for t in view.tasks if any(t.name in c.kept for c in view.by_role)],
         "flips": flip_counts,
-        "packed": flips.pack(document, view),
+        "packed": items.pack(view),
         "first_flip": next((c.name for c in view.named if flip_counts.get(c.name)), next(iter(flip_counts), "")),
-        "beside": beside.beside(document, view),
+        "beside": items.beside(view),
         "columns": 5 + len(view.tasks),
-        "fact_suites": fact_suites(document, view),
+        "fact_suites": fact_suites(view),
         "swept": sweeps.figures(view),
-        "seeds_alone": [sweeps.sentence(grid) for grid in sweeps.grids(view.sweeps) if not grid.across],
-        "routed": routed.answered(document),
-        "routed_heads": routed.HEADS,
-        "routed_text": routed.shown,
-        "advice": routed.advised(document),
+        "seeds_alone": [sweeps.sentence(grid) for grid in sweeps.grids(view) if not grid.across],
+        "routed": decision.answered(view),
+        "routed_heads": decision.ROUTED_HEADS,
+        "routed_text": decision.share_text,
+        "advice": decision.advised(view),
         "facts": facts(view),
-        "command": view.provenance.get("command"),
-        "suites": suites(view),
+        "command": view.provenance.command,
+        "suites": view.provenance.suites,
         "created": created(view),
-        "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.word or "", 0) for d in view.compared(c.name, view.tasks)),
+        "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.verdict, 0) for d in view.compared(c.name, view.tasks)),
     }
     scripts = SCRIPTS if watched is None else (*SCRIPTS, "watch.js")
     styles = ("report.css", "curves.css", "beside.css")
-    return with_tables(filled("report.html.j2", context, scripts, styles), tables(document, view))
+    return with_tables(filled("report.html.j2", context, scripts, styles), tables(view))
 
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
@@ -183,6 +175,8 @@ def _helpers() -> dict[str, Any]:
         "heading": heading,
         "cohort_words": COHORTS,
         "what": wording.what,
+        "counted": counted,
+        "nats": numbers.NATS,
         "same_weights": wording.same_weights,
         "tip": marks.tip,
         "bracket": marks.bracket,

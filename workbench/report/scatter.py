@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from markupsafe import Markup
 
+from workbench.compare.comparison import Comparison
+from workbench.compare.configurations import ComparedConfiguration, Level
+from workbench.compare.sweeps import ComparedSweep
 from workbench.report.chart import Chart, Ends, Frame, Scale, cut, joined, marked, svg
-from workbench.report.numbers import MISSING, POINTS, amount, fixed, listed
-from workbench.report.view import ConfigurationView, Estimate, TaskView, View
+from workbench.report.numbers import MISSING, POINTS, amount, fixed, listed, unit_of
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 46
@@ -68,22 +69,22 @@ class ScatterAxis:
 MEAN = ScatterAxis("mean over skills", POINTS.scale)
 
 
-def scatters(view: View) -> list[Chart]:
+def scatters(view: Comparison) -> list[Chart]:
     """Return plots of skills against retention, if there is a retention task, and against parameters, if these differ."""
     return [s for s in (retention_plot(view), size_plot(view)) if s is not None]
 
 
-def retention_plot(view: View) -> Chart | None:
+def retention_plot(view: Comparison) -> Chart | None:
     """Return the plot of skills against retention, if there is a retention task."""
     if not view.retention:
         return None
-    axis, level = _retention(view.retention)
+    axis, level = _retention(view)
     return _scatter(view, "Skills and retention", axis, MEAN, level)
 
 
-def size_plot(view: View) -> Chart | None:
+def size_plot(view: Comparison) -> Chart | None:
     """Return the plot of skills against parameters, if these differ."""
-    if len({c.parameters for c in view.configurations if c.parameters is not None}) < 2:
+    if len({c.parameters for c in view.by_role if c.parameters is not None}) < 2:
         return None
     return _scatter(
         view, "Skills and size", ScatterAxis("parameters", lower=True, text=amount), MEAN, lambda c: _exact(c.parameters)
@@ -95,45 +96,46 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(o[0] >= p[0] and o[1] >= p[1] and o != p for o in points) for p in points]
 
 
-def _retention(tasks: Sequence[TaskView]) -> tuple[ScatterAxis, Callable[[ConfigurationView], Estimate | None]]:
+def _retention(view: Comparison) -> tuple[ScatterAxis, Callable[[ComparedConfiguration], Level | None]]:
     """Return the retention axis: the score of the only share, the mean corrected score of several, or the first task's own metric."""
-    shares = [t for t in tasks if t.unit == POINTS]
+    tasks = view.retention
+    shares = [t for t in tasks if unit_of(view, t.name) == POINTS]
     if len(shares) > 1:
         axis = ScatterAxis("mean over " + listed(t.name for t in shares), POINTS.scale)
 
-        def mean(c: ConfigurationView) -> Estimate | None:
+        def mean(c: ComparedConfiguration) -> Level | None:
             levels = [c.scores[t.name].corrected for t in shares if t.name in c.scores]
             corrected = [v for v in levels if v is not None]
-            return Estimate(sum(corrected) / len(corrected), None, None) if len(corrected) == len(shares) else None
+            return Level(value=sum(corrected) / len(corrected), low=None, high=None) if len(corrected) == len(shares) else None
 
         return axis, mean
     task = shares[0] if shares else tasks[0]
-    unit = f", {task.unit.word}" if task.unit != POINTS and task.unit.word else ""
-    return ScatterAxis(task.name + unit, task.unit.scale, task.lower), lambda c: c.scores.get(task.name)
+    unit = unit_of(view, task.name)
+    word = f", {unit.word}" if unit != POINTS and unit.word else ""
+    return ScatterAxis(task.name + word, unit.scale, task.lower), lambda c: c.scores.get(task.name)
 
 
-def _points_of(sweep: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _points_of(sweep: ComparedSweep) -> Iterator[tuple[str, str]]:
     """Yield name and label of each configuration of a sweep; the label is the name without that of the recipe."""
-    for point in sweep["points"]:
-        for name in point["configurations"]:
-            yield name, str(name)[len(sweep["name"]) :].strip("[]")
+    for point in sweep.points:
+        for name in point.configurations:
+            yield name, name[len(sweep.name) :].strip("[]")
 
 
-def _exact(value: int | None) -> Estimate | None:
-    return None if value is None else Estimate(float(value), None, None)
+def _exact(value: int | None) -> Level | None:
+    return None if value is None else Level(value=float(value), low=None, high=None)
 
 
 def _scatter(
-    view: View, title: str, x: ScatterAxis, y: ScatterAxis, level: Callable[[ConfigurationView], Estimate | None]
+    view: Comparison, title: str, x: ScatterAxis, y: ScatterAxis, level: Callable[[ComparedConfiguration], Level | None]
 ) -> Chart | None:
     """Return the plot of mean skill against another value, or None for fewer than two points."""
-    points = [p for c in view.configurations if (p := _point(c, level(c), x, y))]
+    points = [p for c in view.by_role if (p := _point(c, level(c), x, y))]
     if len(points) < 2:
         return None
     best = front([(-p.x if x.lower else p.x, p.y) for p in points])
-    about = view.recommendation or {}
-    chosen = about.get("configuration") or about.get("closest")
-    swept = {name: label for sweep in view.sweeps for name, label in _points_of(sweep)}
+    chosen = view.recommendation.about if view.recommendation else None
+    swept = {name: label for sweep in view.sweeps or () for name, label in _points_of(sweep)}
     points = [
         replace(p, front=on, chosen=p.name == chosen, label=swept.get(p.name, "")) for p, on in zip(points, best, strict=True)
     ]
@@ -145,14 +147,14 @@ def _scatter(
     return Chart(title, caption, drawing(points, x, y, title), front=names)
 
 
-def _point(c: ConfigurationView, x: Estimate | None, x_axis: ScatterAxis, y_axis: ScatterAxis) -> Point | None:
+def _point(c: ComparedConfiguration, x: Level | None, x_axis: ScatterAxis, y_axis: ScatterAxis) -> Point | None:
     if x is None or x.value is None or c.mean is None or c.mean.value is None:
         return None
     tip = f"{c.name}\n{_axis_text(x_axis, x)}\n{_axis_text(y_axis, c.mean)}"
     return Point(c.name, c.is_control, x.value, c.mean.value, tip, _ends(c.mean), _ends(x))
 
 
-def _axis_text(axis: ScatterAxis, e: Estimate) -> str:
+def _axis_text(axis: ScatterAxis, e: Level) -> str:
     ends = f" [{_formatted(axis, e.low)}, {_formatted(axis, e.high)}]" if e.low is not None and e.high is not None else ""
     return f"{axis.label.capitalize()} {_formatted(axis, e.value)}{ends}"
 
@@ -165,7 +167,7 @@ def _formatted(axis: ScatterAxis, value: float | None) -> str:
     return fixed(value * axis.scale, 1 if axis.scale == POINTS.scale else 3)
 
 
-def _ends(e: Estimate) -> Ends:
+def _ends(e: Level) -> Ends:
     return None if e.low is None or e.high is None else (e.low, e.high)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench import yamldoc
-from workbench.compare.compare import Comparison
+from workbench.compare.comparison import Comparison
+from workbench.compare.differences import Difference
 from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes
 from workbench.manifest import changing, described
@@ -44,7 +45,6 @@ def card_scores(
     Returns:
         The README.md files that hold the scores now.
     """
-    document = comparison.document() if comparison else None
     by_entry: dict[str, list[Scores]] = {}
     for s in scores:
         by_entry.setdefault(s.configuration.name, []).append(s)
@@ -63,7 +63,7 @@ def card_scores(
         card = (run.adapter if is_adapter else run.model) / "README.md"
         if card.is_file():
             before = card.read_text("utf-8")
-            after = with_scores(before, entry.name, complete, document)
+            after = with_scores(before, entry.name, complete, comparison)
             if after != before:
                 with changing(card.parent, [card.name]):
                     write_bytes(card, after.encode())
@@ -71,14 +71,14 @@ def card_scores(
     return written
 
 
-def with_scores(text: str, name: str, scores: Sequence[Scores], document: Mapping[str, Any] | None) -> str:
+def with_scores(text: str, name: str, scores: Sequence[Scores], comparison: Comparison | None) -> str:
     """Return a card with these scores in place of earlier ones; the rest is unchanged, byte for byte."""
     body = _SECTION.sub("\n", text).rstrip("\n") + "\n"
     match = re.match(r"---\n(.*?\n)---\n", body, re.DOTALL)
     if match:
         index = yamldoc.dump(model_index(name, scores))
         body = f"---\n{_INDEX.sub('', match[1])}{index}---\n{body[match.end() :]}"
-    return f"{body}\n{BEGIN}\n" + "\n".join(_section(scores, document)) + f"\n{END}\n"
+    return f"{body}\n{BEGIN}\n" + "\n".join(_section(scores, comparison)) + f"\n{END}\n"
 
 
 def model_index(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
@@ -97,12 +97,12 @@ def model_index(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
     return {"model-index": [{"name": name, "results": results}]}
 
 
-def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> Iterable[str]:
+def _section(scores: Sequence[Scores], comparison: Comparison | None) -> Iterable[str]:
     """Yield the lines of the README's section on scores."""
     yield "## Scores"
     yield ""
-    rows = _rows(scores[0].configuration.digest, document)
-    against = document["baseline"] if document else None
+    rows = _rows(scores[0].configuration.digest, comparison)
+    against = comparison.baseline if comparison else None
     columns = ["task", "metric", "items", "score", *([f"{against}", "difference", "verdict"] if rows else [])]
     yield f"| {' | '.join(columns)} |"
     yield f"| --- | --- | {' | '.join('--:' for _ in columns[2:6])} |{' --- |' if rows else ''}"
@@ -113,39 +113,39 @@ def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> It
                 row = rows.get((task, metric))
                 if rows:
                     cells += (
-                        [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), _verdict(row)]
+                        [f"{row.baseline_value:.3f}", _range(row.diff, row.low_adj, row.high_adj, "+"), _verdict(row)]
                         if row
                         else [""] * 3
                     )
                 yield f"| {' | '.join(cells)} |"
     yield ""
     text = "Scores with 95 % intervals that account for clusters of items."
-    if rows and document:
-        family = document["family"]
-        correction = "step-down max-T" if family["correction"] == "max-t" else "no correction"
+    if rows and comparison:
+        family = comparison.family
+        correction = "step-down max-T" if family.correction == "max-t" else "no correction"
         text += (
             f" Differences against {against} are paired by item, with adjusted intervals that decide the verdict "
-            f"({correction} at {family['alpha']:g}; {family['text']})."
+            f"({correction} at {family.alpha:g}; {family.text})."
         )
-        if any(row["tolerance"] is not None for row in rows.values()):
+        if any(row.tolerance is not None for row in rows.values()):
             text += " Safe: the interval, adjusted for all guarded comparisons, includes no loss as large as the tolerance."
     yield f"{text} Plan {', '.join(f'`{s.plan[:12]}` ({s.suite})' for s in scores)}, lm-eval {scores[0].versions.get('lm_eval', '')}."
 
 
-def _rows(digest: str, document: Mapping[str, Any] | None) -> dict[tuple[str, str], Mapping[str, Any]]:
+def _rows(digest: str, comparison: Comparison | None) -> dict[tuple[str, str], Difference]:
     """Return the comparison's rows of a configuration, which may have the name of another one with equal weights."""
-    if not document:
+    if not comparison:
         return {}
-    names = {c["name"] for c in document["configurations"] if c["digest"] == digest}
-    return {(row["task"], row["metric"]): row for row in document["rows"] if row["configuration"] in names}
+    names = {c.name for c in comparison.configurations if c.digest == digest}
+    return {(row.task, row.metric): row for row in comparison.rows if row.configuration in names}
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
+def _verdict(row: Difference) -> str:
     """Return the verdict, with the tolerance if the verdict depends on it."""
-    decided = row["tolerance"] is not None and row["verdict"] != "no item changed"
-    return f"{row['verdict']} (tolerance {row['tolerance']:g})" if decided else str(row["verdict"])
+    decided = row.tolerance is not None and row.verdict != "no item changed"
+    return f"{row.verdict} (tolerance {row.tolerance:g})" if decided else row.verdict
 
 
-def _range(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+def _range(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     ends = "" if low is None or high is None or not math.isfinite(high - low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
-    return f"{value:{sign}.3f}{ends}"
+    return "" if value is None else f"{value:{sign}.3f}{ends}"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from workbench.compare.comparison import Comparison
+from workbench.compare.sweeps import ComparedSweep, Plain, SweepLevel, SweepMeasure, SweptField, SweptPoint, place_of
 from workbench.report.chart import Chart, Curve, Ends, Level, Scale, Scales, chart, decimals
 from workbench.report.numbers import MISSING, POINTS, Unit, fixed, listed, plural, raw
-from workbench.report.view import View
 from workbench.tables import Table
 from workbench.tables import as_markdown as escape
 
-Point = Mapping[str, Any]
 SPREAD = 20
 """Ratio of the largest to the smallest number from which on an axis is logarithmic."""
 OPEN = 12
@@ -32,38 +31,38 @@ class Grid:
         places: Their places on the axis.
         columns: Texts of the combinations of the other fields.
         points: Points by row and column. A point whose method lacks the field on the axis has row None.
-        measures: What is drawn: "key", "text", "share", "lower", "baseline" of each.
+        measures: What is drawn.
         seeds: Number of seeds that a point is the mean of; 1 without a seed among the dimensions.
     """
 
     name: str
-    across: Mapping[str, Any] | None
+    across: SweptField | None
     rows: tuple[str, ...]
     places: tuple[float, ...]
     columns: tuple[str, ...]
-    points: Mapping[tuple[int | None, int], Point]
-    measures: tuple[Mapping[str, Any], ...]
+    points: Mapping[tuple[int | None, int], SweptPoint]
+    measures: tuple[SweepMeasure, ...]
     seeds: int
 
     @property
     def count(self) -> int:
         """Number of configurations, each seed counted."""
-        return sum(len(point["configurations"]) for point in self.points.values())
+        return sum(len(point.configurations) for point in self.points.values())
 
-    def unit(self, measure: Mapping[str, Any]) -> Unit:
+    def unit(self, measure: SweepMeasure) -> Unit:
         """Return the unit of a measure's levels."""
-        levels = [point["levels"].get(measure["key"]) for point in self.points.values()]
-        return POINTS if measure["share"] else raw(max((abs(v["value"]) for v in levels if v), default=0.0))
+        levels = [point.levels.get(measure.key) for point in self.points.values()]
+        return POINTS if measure.share else raw(max((abs(v.value) for v in levels if v), default=0.0))
 
-    def level(self, row: int | None, column: int, measure: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def level(self, row: int | None, column: int, measure: SweepMeasure) -> SweepLevel | None:
         """Return value and interval of a point under a measure; None if there is no such point or it was not scored."""
         point = self.points.get((row, column))
-        return point["levels"].get(measure["key"]) if point else None
+        return point.levels.get(measure.key) if point else None
 
-    def table(self, measure: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    def table(self, measure: SweepMeasure) -> tuple[list[str], list[list[str]]]:
         """Return head and rows of a table of a measure: the value with its interval, by row and column."""
         unit = self.unit(measure)
-        head = [self.across["name"] if self.across else "", *self.columns]
+        head = [self.across.name if self.across else "", *self.columns]
         lines: list[tuple[str, int | None]] = [(text, i) for i, text in enumerate(self.rows)]
         if any(row is None for row, _ in self.points):
             lines.append(("without it" if self.across else plural(self.seeds, "seed"), None))
@@ -92,16 +91,15 @@ class SweepFigure:
     baseline: str
 
 
-def grids(sweeps: Sequence[Mapping[str, Any]]) -> list[Grid]:
-    """Return the grids of a document's sweeps."""
-    return [_grid(sweep) for sweep in sweeps]
+def grids(view: Comparison) -> list[Grid]:
+    """Return the grids of a comparison's sweeps."""
+    return [_grid(sweep) for sweep in view.sweeps or ()]
 
 
-def figures(view: View) -> list[SweepFigure]:
+def figures(view: Comparison) -> list[SweepFigure]:
     """Return the figures of a comparison's sweeps. A sweep of seeds alone has none, because it has no axis."""
-    about = view.recommendation or {}
-    ringed = about.get("configuration") or about.get("closest")
-    return [_figure(grid, view.baseline, ringed) for grid in grids(view.sweeps) if grid.across]
+    ringed = view.recommendation.about if view.recommendation else None
+    return [_figure(grid, view.baseline, ringed) for grid in grids(view) if grid.across]
 
 
 def sentence(grid: Grid) -> str:
@@ -110,15 +108,15 @@ def sentence(grid: Grid) -> str:
     for measure in grid.measures:
         level, unit = grid.level(None, 0, measure), grid.unit(measure)
         if level:
-            between = "" if level["between"] is None else f", standard deviation between seeds {unit.score(level['between'])}"
-            parts.append(f"{measure['text']} {_cell(level, unit)}{between}")
+            between = "" if level.between is None else f", standard deviation between seeds {unit.score(level.between)}"
+            parts.append(f"{measure.text} {_cell(level, unit)}{between}")
     return f"{grid.name}, mean over {plural(grid.seeds, 'seed')}: {'; '.join(parts)}." if parts else ""
 
 
-def tables(view: View) -> list[str | Table]:
+def tables(view: Comparison) -> list[str | Table]:
     """Return the parts of the Markdown report: one table for each measure of each sweep."""
     parts: list[str | Table] = []
-    for grid in grids(view.sweeps):
+    for grid in grids(view):
         if not grid.across:
             parts.append(escape(sentence(grid)))
             continue
@@ -126,52 +124,53 @@ def tables(view: View) -> list[str | Table]:
             head, rows = grid.table(measure)
             over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
             parts += [
-                f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}",
-                Table(f"sweep-of-{grid.name}-{measure['text']}", head, rows),
+                f"## Sweep of {escape(grid.name)}: {escape(measure.text)}{over}",
+                Table(f"sweep-of-{grid.name}-{measure.text}", head, rows),
             ]
-            if measure["baseline"] is not None:
+            if measure.baseline is not None:
                 parts.append(
-                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
+                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure.baseline)}. Brackets are 95 % intervals."
                 )
     return parts
 
 
-def text_of(value: Any) -> str:
+def text_of(value: Plain) -> str:
     """Return a swept value as text; a list of bricks is joined."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    return " + ".join(value) if isinstance(value, (list, tuple)) else str(value)
+    return " + ".join(value) if isinstance(value, list) else str(value)
 
 
-def _cell(level: Mapping[str, Any] | None, unit: Unit) -> str:
+def _cell(level: SweepLevel | None, unit: Unit) -> str:
     if not level:
         return MISSING
-    value, low, high = (level.get(key) for key in ("value", "low", "high"))
-    return unit.cell(f"{unit.score(value)} {unit.levels(low, high)}".rstrip(), value, low, high)
+    return unit.cell(
+        f"{unit.score(level.value)} {unit.levels(level.low, level.high)}".rstrip(), level.value, level.low, level.high
+    )
 
 
-def _grid(sweep: Mapping[str, Any]) -> Grid:
-    varied = [d for d in sweep["dimensions"] if not d["seed"]]
-    across = next((d for d in varied if d["number"]), varied[0] if varied else None)
+def _grid(sweep: ComparedSweep) -> Grid:
+    varied = [d for d in sweep.dimensions if not d.seed]
+    across = next((d for d in varied if d.number), varied[0] if varied else None)
     others = [d for d in varied if d is not across]
     columns: dict[str, int] = {}
     points = {}
-    for point in sweep["points"]:
-        values = point["values"]
+    for point in sweep.points:
+        values = point.values
         column = columns.setdefault(_combination(others, values), len(columns))
-        row = across["values"].index(values[across["name"]]) if across and across["name"] in values else None
+        row = across.values.index(values[across.name]) if across and across.name in values else None
         points[row, column] = point
     rows, places = _axis(across) if across else ((), ())
-    seeds = max((len(p["configurations"]) for p in sweep["points"]), default=1)
-    scored = tuple(m for m in sweep["measures"] if any(p["levels"].get(m["key"]) for p in sweep["points"]))
-    return Grid(sweep["name"], across, rows, places, tuple(columns), points, scored, seeds)
+    seeds = max((len(p.configurations) for p in sweep.points), default=1)
+    scored = tuple(m for m in sweep.measures if any(p.levels.get(m.key) for p in sweep.points))
+    return Grid(sweep.name, across, rows, places, tuple(columns), points, scored, seeds)
 
 
-def _combination(others: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
+def _combination(others: Sequence[SweptField], values: Mapping[str, Plain]) -> str:
     """Return the values of the fields that are not on the axis; a single field is known by its value alone."""
-    named = [(d["label"], text_of(values[d["name"]])) for d in others if d["name"] in values]
+    named = [(d.label, text_of(values[d.name])) for d in others if d.name in values]
     words = [value if not _numeric(value) else f"{label} {value}" for label, value in named]
     return ", ".join(words) or ("" if others else "all")
 
@@ -180,21 +179,21 @@ def _numeric(text: str) -> bool:
     return text.replace(".", "", 1).lstrip("-").isdecimal() or text in ("true", "false")
 
 
-def _axis(across: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _axis(across: SweptField) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Return texts and places of the values on the x axis."""
-    values = across["values"]
-    if not across["number"]:
+    values = across.values
+    if not across.number:
         return tuple(map(text_of, values)), tuple(map(float, range(len(values))))
+    places = tuple(place_of(v) or 0.0 for v in values)
     if isinstance(values[0], list):
-        return tuple(plural(len(v), "brick") for v in values), tuple(float(len(v)) for v in values)
-    places = tuple(map(float, values))
+        return tuple(plural(int(place), "brick") for place in places), places
     if min(places) > 0 and max(places) >= SPREAD * min(places):
         places = tuple(map(math.log10, places))
     return tuple(map(text_of, values)), places
 
 
 def _figure(grid: Grid, baseline: str, ringed: str | None) -> SweepFigure:
-    names = {name for point in grid.points.values() for name in point["configurations"]}
+    names = {name for point in grid.points.values() for name in point.configurations}
     shown = ringed if ringed in names else None
     groups = tuple((_heading(m), tuple(_charts(grid, m, baseline, shown))) for m in grid.measures)
     return SweepFigure(
@@ -207,16 +206,16 @@ def _figure(grid: Grid, baseline: str, ringed: str | None) -> SweepFigure:
     )
 
 
-def _heading(measure: Mapping[str, Any]) -> str:
-    text = str(measure["text"])
-    unit = ", %" if measure["share"] else ""
-    return f"{text[0].upper()}{text[1:]}{unit}{' (lower is better)' if measure['lower'] else ''}"
+def _heading(measure: SweepMeasure) -> str:
+    text = measure.text
+    unit = ", %" if measure.share else ""
+    return f"{text[0].upper()}{text[1:]}{unit}{' (lower is better)' if measure.lower else ''}"
 
 
 def _caption(grid: Grid, baseline: str, ringed: str | None) -> str:
     assert grid.across is not None
-    of = listed(str(m["text"]).partition(":")[0] for m in grid.measures)
-    parts = [f"{of[0].upper()}{of[1:]} of {plural(grid.count, 'configuration')} against {grid.across['name']}."]
+    of = listed(m.text.partition(":")[0] for m in grid.measures)
+    parts = [f"{of[0].upper()}{of[1:]} of {plural(grid.count, 'configuration')} against {grid.across.name}."]
     if grid.seeds > 1:
         parts.append(
             f"Each point is the mean over {plural(grid.seeds, 'seed')}; its 95 % interval covers the spread between seeds and that of items."
@@ -231,27 +230,27 @@ def _caption(grid: Grid, baseline: str, ringed: str | None) -> str:
     return " ".join(parts)
 
 
-def _charts(grid: Grid, measure: Mapping[str, Any], baseline: str, ringed: str | None) -> list[Chart]:
+def _charts(grid: Grid, measure: SweepMeasure, baseline: str, ringed: str | None) -> list[Chart]:
     """Return one chart for each column, with shared scales."""
     unit = grid.unit(measure)
     scale, words = _scales(grid, measure, unit)
     charts = []
     for column, name in enumerate(grid.columns):
-        levels = [Level(baseline, measure["baseline"] * unit.scale, "item")] if measure["baseline"] is not None else []
+        levels = [Level(baseline, measure.baseline * unit.scale, "item")] if measure.baseline is not None else []
         if (fixed_level := grid.level(None, column, measure)) and grid.across:
-            levels.append(Level(f"{name}, without {grid.across['label']}", fixed_level["value"] * unit.scale, "own"))
+            levels.append(Level(f"{name}, without {grid.across.label}", fixed_level.value * unit.scale, "own"))
         drawn: list[tuple[tuple[float, float], Ends, str]] = []
         rings: list[tuple[float, float]] = []
         for row, place in sorted(enumerate(grid.places), key=lambda pair: pair[1]):
             level = grid.level(row, column, measure)
             if not level:
                 continue
-            where = (place, level["value"] * unit.scale)
+            where = (place, level.value * unit.scale)
             beside = f", {name}" if name != "all" else ""
             drawn.append((where, _ends(level, unit), f"{words[row]}{beside}\n{_cell(level, unit)}"))
-            if ringed in grid.points[row, column]["configurations"]:
+            if ringed in grid.points[row, column].configurations:
                 rings.append(where)
-        line = bool(grid.across and grid.across["number"])
+        line = bool(grid.across and grid.across.number)
         points = [where for where, _, _ in drawn]
         curve = Curve(name, points, "main", [ends for _, ends, _ in drawn], [tip for _, _, tip in drawn], line)
         title = name if name != "all" else grid.name
@@ -259,18 +258,18 @@ def _charts(grid: Grid, measure: Mapping[str, Any], baseline: str, ringed: str |
     return charts
 
 
-def _scales(grid: Grid, measure: Mapping[str, Any], unit: Unit) -> tuple[Scales, list[str]]:
+def _scales(grid: Grid, measure: SweepMeasure, unit: Unit) -> tuple[Scales, list[str]]:
     """Return the scales that the charts of a measure share, and the texts of the x values in hover texts."""
     assert grid.across is not None
-    values = [] if measure["baseline"] is None else [measure["baseline"] * unit.scale]
+    values = [] if measure.baseline is None else [measure.baseline * unit.scale]
     for row, column in grid.points:
         if level := grid.level(row, column, measure):
-            values += [level["value"] * unit.scale, *(_ends(level, unit) or ())]
+            values += [level.value * unit.scale, *(_ends(level, unit) or ())]
     up = Scale.over(values, room=0.04)
     marks = up.ticks()
     digits = decimals(marks)
-    label = grid.across["label"] or grid.across["name"]
-    words = [text if isinstance(grid.across["values"][0], list) else f"{label} {text}" for text in grid.rows]
+    label = grid.across.label or grid.across.name
+    words = [text if isinstance(grid.across.values[0], list) else f"{label} {text}" for text in grid.rows]
     first, last = (min(grid.places), max(grid.places)) if grid.places else (0.0, 1.0)
     margin = 0.06 * (last - first) or 0.5
     by_place = dict(zip(grid.places, grid.rows, strict=True))
@@ -300,6 +299,6 @@ def _apart(grid: Grid, low: float, high: float) -> list[float]:
     return shown
 
 
-def _ends(level: Mapping[str, Any], unit: Unit) -> Ends:
-    low, high = level.get("low"), level.get("high")
+def _ends(level: SweepLevel, unit: Unit) -> Ends:
+    low, high = level.low, level.high
     return None if low is None or high is None else (low * unit.scale, high * unit.scale)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from workbench.compare.costs import costs_of
+from workbench.compare.configurations import costs_of
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import json_digest
 from workbench.identity import installed
@@ -146,7 +146,7 @@ def _measured(own: Sequence[Scores]) -> dict[str, float | None]:
                 name = f"{s.suite}/{task}/{metric}"
                 found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
     costs, configuration = costs_of(own, ()), own[0].configuration
-    found |= {"cost/seconds": costs["seconds"], "cost/peak_bytes": costs["peak_bytes"]}
+    found |= {"cost/seconds": costs.seconds, "cost/peak_bytes": costs.peak_bytes}
     return {**found, "cost/parameters": configuration.parameters, "cost/bytes": configuration.bytes}
 
 

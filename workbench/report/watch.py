@@ -10,15 +10,15 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
+from workbench.compare.comparison import Comparison
 from workbench.errors import UsageError
 from workbench.report.page import filled, html
-from workbench.report.reading import finite, view_of
 
 ADDRESS = "127.0.0.1"
 _SEEN = 10.0
@@ -34,15 +34,14 @@ _HEADERS = {
 }
 
 
-def comparison_page(document: Mapping[str, Any], watched: int) -> str:
+def comparison_page(comparison: Comparison, watched: int) -> str:
     """Return the page of a comparison.
 
     Args:
-        document: The comparison document.
+        comparison: The comparison.
         watched: Number of the page, which the page compares with the server's.
     """
-    document = finite(document)
-    return html(document, view_of(document), watched=watched)
+    return html(comparison, watched=watched)
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ class Pages:
     """The pages of one kind of work.
 
     Attributes:
-        page: Function of a document and the page's number that returns the page.
+        page: Function of the comparison or the search's document and the page's number that returns the page.
         eyebrow: The kind of work, above the heading of the page that is shown before there is a report.
         title: Heading of that page.
         lead: Sentence below the heading.
     """
 
-    page: Callable[[Mapping[str, Any], int], str] = comparison_page
+    page: Callable[[Any, int], str] = comparison_page
     eyebrow: str = "Evaluation in progress"
     title: str = "Nothing can be compared yet"
     lead: str = "The report appears here when the baseline and another configuration are scored."
@@ -102,11 +101,11 @@ class Watched:
         self._server.server_close()
         self._thread.join()
 
-    def show(self, document: Mapping[str, Any]) -> None:
+    def show(self, document: Any) -> None:
         """Serve the report of a document from now on.
 
         Args:
-            document: The document of the comparison or the search.
+            document: The comparison, or the document of the search.
         """
         page = self._pages.page(document, self._version + 1).encode()
         with self._lock:

@@ -1,27 +1,123 @@
-"""Sentences of the report on what was compared, on the verdicts and on missing controls."""
+"""Sentences of the report: what was compared, missing controls, losses, and verdicts on guarded tasks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from workbench.report import decision, guard
-from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
-from workbench.report.view import VERDICTS, ConfigurationView, DifferenceView, View, verdict_word
+from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.configurations import ComparedConfiguration
+from workbench.compare.differences import VERDICTS, Difference, Verdict
+from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken, unit_of
+
+_DETAILED = 3  # configurations whose losses get a sentence each
+_COUNTED = 6  # with more configurations, verdicts other than "worse" are counted instead of listed
+
+
+def harm(view: Comparison) -> list[str]:
+    """Return one sentence per named configuration that is worse on a guarded task, the largest losses first."""
+    losses: dict[str, list[Difference]] = {}
+    for d in _rows(view, view.guarded):
+        if d.verdict == "worse":
+            losses.setdefault(d.configuration, []).append(d)
+    ranked = sorted(losses.items(), key=lambda item: -max(abs(d.diff or 0.0) * unit_of(view, d.task).scale for d in item[1]))
+    sentences = [
+        f"{name} {listed(_loss(view, d) for d in lost)}: worse than {view.baseline}." for name, lost in ranked[:_DETAILED]
+    ]
+    if rest := [name for name, _ in ranked[_DETAILED:]]:
+        tasks = listed(dict.fromkeys(d.task for name in rest for d in losses[name]))
+        sentences.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} worse than {view.baseline} on {tasks} too.")
+    return sentences
+
+
+def lacking(view: Comparison, d: Difference) -> str:
+    """Return why a difference with the verdict "not shown safe" is not, and the number of items that would help, for parentheses."""
+    unit = unit_of(view, d.task)
+    items_needed = f"about {about(d.needed)} items needed" if d.needed else ""
+    if (d.reason or "").startswith("too few clusters"):
+        reason = (d.reason or "").split(",")[0]
+    elif d.tolerance is None:
+        reason = "the suite gives no tolerance"
+    elif d.worst is None:
+        reason = "no loss can be ruled out"
+    else:
+        reason = f"a loss of up to {unit.score(d.worst)} is possible"
+    return "; ".join(part for part in (reason, items_needed) if part)
+
+
+def sentences(view: Comparison) -> list[str]:
+    """Return sentences on guarded tasks, and on comparisons that cannot be significant."""
+    return [*(text for task in view.guarded if (text := on_task(view, task))), *impossible(view)]
+
+
+def on_task(view: Comparison, task: ComparedTask) -> str:
+    """Return one sentence with the named configurations' verdicts on a guarded task; empty if none was compared."""
+    differences = list(_rows(view, [task]))
+    order = sorted(VERDICTS, key=lambda word: word != "worse")
+    clauses = [text for word in order if (text := _verdicts(view, word, [d for d in differences if d.verdict == word]))]
+    if not clauses:
+        return ""
+    unit = unit_of(view, task.name)
+    limit = f" (tolerance {unit.score(task.tolerance)} {unit.word}".rstrip() + ")" if task.tolerance is not None else ""
+    return f"On {task.name}{limit}, {'; '.join(clauses)}."
+
+
+def impossible(view: Comparison) -> list[str]:
+    """Return sentences on comparisons that cannot be significant, because their clusters are too few for the size of the family."""
+    hopeless = [d for d in view.differences.values() if d.impossible]
+    main, controls = [d for d in hopeless if not d.apart], [d for d in hopeless if d.apart]
+    percent = f"{PERCENT.score(view.family.alpha)}\N{NO-BREAK SPACE}%"
+    sentences = []
+    for differences, whose in ((main, ""), (controls, " of controls")):
+        if differences:
+            tasks = {d.task: d.clusters for d in differences}
+            named_tasks = listed(f"{t} ({plural(k, 'cluster')})" if k else t for t, k in tasks.items())
+            sentences.append(
+                f"No difference can be significant in {plural(len(differences), 'comparison')}{whose}, on {named_tasks}: even if all changed clusters had "
+                f"changed in the same direction, the adjusted p would be above {percent}. More clusters or fewer comparisons are needed."
+            )
+    return sentences
+
+
+def _rows(view: Comparison, tasks: Iterable[ComparedTask]) -> Iterable[Difference]:
+    """Yield the differences of the named configurations."""
+    listed_tasks = list(tasks)
+    return (d for c in view.judged for d in view.compared(c.name, listed_tasks))
+
+
+def _loss(view: Comparison, d: Difference) -> str:
+    """Return a loss as a predicate with its plain interval, such as "loses 4.3 points of retention [-7.9, -0.7]"."""
+    unit = unit_of(view, d.task)
+    size = f"{unit.score(abs(d.diff or 0.0))} {unit.word}".rstrip()
+    ends = unbroken(unit.diffs(d.low, d.high))
+    if unit == POINTS and not d.lower:
+        return f"loses {size} on {d.task} {ends}".rstrip()
+    side = "above" if (d.diff or 0.0) > 0 else "below"
+    return f"is {size} {side} {view.baseline} on {d.task} {ends}".rstrip() + (", where lower is better" if d.lower else "")
+
+
+def _verdicts(view: Comparison, word: Verdict, differences: list[Difference]) -> str:
+    """Say which configurations have a verdict on a guarded task, such as "a and b are safe"."""
+    if not differences:
+        return ""
+    names = [d.configuration for d in differences]
+    if len(names) > _COUNTED and word != "worse":
+        names = [f"{len(names)} configurations"]
+        differences = []
+    verb = "is" if len(names) == 1 and differences else "are"
+    if word in ("cannot tell", "no item changed"):
+        return f"{word} for {listed(names)}"
+    if word == "not shown safe" and differences:
+        return f"{listed(f'{d.configuration} ({lacking(view, d)})' for d in differences)} {verb} not shown safe"
+    than = {"equivalent": f"equivalent to {view.baseline}", "safe": "safe", "not shown safe": "not shown safe"}.get(
+        word, f"{word} than {view.baseline}"
+    )
+    return f"{listed(names)} {verb} {than}"
+
 
 _AVERAGES = 3  # sets of bricks without a plain average that are named
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One or two sentences on a configuration."""
-
-    name: str
-    text: str
-
-
-def title(view: View) -> str:
+def title(view: Comparison) -> str:
     """Return the heading, such as "4 configurations compared with base"."""
     number = len(view.judged)
     if number == 0:
@@ -29,7 +125,7 @@ def title(view: View) -> str:
     return f"{plural(number, 'configuration')} compared with {view.baseline}"
 
 
-def scope(view: View) -> str:
+def scope(view: Comparison) -> str:
     """Return sentences on the tasks, the number of items and the paired design."""
     tasks = [t for t in view.tasks if t.contrast is None]
     skills, retention = [t.name for t in tasks if t.role == "skill"], [t.name for t in tasks if t.role == "retention"]
@@ -42,8 +138,8 @@ def scope(view: View) -> str:
         parts.append(f"{listed(retention)}, which {_verb(retention, 'test')} what the base could already do")
     if guarded:
         parts.append(f"{listed(guarded)}, which must not get worse")
-    items = plural(sum(t.n or 0 for t in tasks), "item")
-    contrasts = [f"{t.name} is {t.contrast[0]} minus {t.contrast[1]}" for t in view.tasks if t.contrast]
+    items = plural(sum(t.n for t in tasks), "item")
+    contrasts = [f"{t.name} is {t.contrast.of} minus {t.contrast.minus}" for t in view.tasks if t.contrast]
     return (
         f"Scored on {' and on '.join(parts) or 'no task'}; {items} in total. All configurations answer the "
         f"same items, and each difference from {view.baseline} is computed item by item."
@@ -56,77 +152,7 @@ def _verb(subjects: Sequence[str], verb: str) -> str:
     return verb if len(subjects) > 1 else f"{verb}s"
 
 
-def headline(view: View) -> list[str]:
-    """Return sentences on the configuration with the highest mean over skills: its mean, the baseline's mean and its verdicts."""
-    ranked = sorted((c for c in view.judged if c.mean), key=_level, reverse=True)
-    if not ranked:
-        return []
-    best, rest = ranked[0], ranked[1:]
-    text = f"{best.name} has {'the highest' if rest else 'a'} mean over skills{':' if rest else ' of'} {_mean(best)}"
-    base = view.configuration(view.baseline)
-    sentences = [text + (f"; {base.name} has {_mean(base)}." if base is not None and base.mean is not None else ".")]
-    above = [c for c in view.controls if c.mean and c.name != view.baseline and _level(c) > _level(best)]
-    if above:
-        told = listed(f"{c.name} ({_mean(c)})" for c in above)
-        sentences.append(
-            f"The control {told} has a higher mean." if len(above) == 1 else f"The controls {told} have higher means."
-        )
-    skills = view.compared(best.name, [t for t in view.tasks if t.role == "skill" and t.contrast is None])
-    clauses = []
-    if skills:
-        better, worse = ([d.task for d in skills if d.word == word] for word in ("better", "worse"))
-        told = f"better than {view.baseline} on {len(better)} of {plural(len(skills), 'skill task')}"
-        clauses.append(told + (f" and worse on {listed(worse)}" if worse else " and worse on none"))
-    others = view.compared(best.name, [t for t in view.tasks if not t.guarded and (t.role != "skill" or t.contrast)])
-    if worse_tasks := [d.task for d in others if d.word == "worse"]:
-        clauses.append(
-            f"worse on {listed(worse_tasks)}, which {'is not a skill task' if len(worse_tasks) == 1 else 'are not skill tasks'}"
-        )
-    if impossible := [d.task for d in skills if d.impossible]:
-        clauses.append(f"no difference can be significant on {listed(impossible)}")
-    clauses += [guard.clause(view, d) for d in view.compared(best.name, view.guarded)]
-    if clauses:
-        subject = f"{best.name if above else 'It'} is "
-        sentences.append((subject + "; ".join(clauses) if skills else _capital("; ".join(clauses))) + ".")
-    if rest:
-        is_same = bool(best.digest) and rest[0].digest == best.digest
-        relation = "the two have the same weights" if is_same else decision.relation(view, best.name, rest[0].name)
-        sentences.append(f"{rest[0].name} is next with {_mean(rest[0])}" + (f"; {relation}." if relation else "."))
-    return sentences
-
-
-def _level(c: ConfigurationView) -> float:
-    return c.mean.value if c.mean and c.mean.value is not None else -math.inf
-
-
-def _mean(c: ConfigurationView) -> str:
-    """Return the mean over skills with its interval, in points."""
-    return f"{POINTS.score(c.mean.value)} {unbroken(POINTS.levels(c.mean.low, c.mean.high))}".strip() if c.mean else ""
-
-
-def summary(view: View) -> list[str]:
-    """Return sentences on all named configurations: guarded tasks, skill tasks, then comparisons that cannot be significant."""
-    if not view.judged:
-        return guard.impossible(view)
-    sentences = [sentence for task in view.guarded if (sentence := guard.on_task(view, task))]
-    if skills := [t for t in view.tasks if t.role == "skill"]:
-        verdicts = {c.name: [d.word for d in view.compared(c.name, skills)] for c in view.judged}
-        gains = [n for n, v in verdicts.items() if "better" in v]
-        losses = [n for n, v in verdicts.items() if "worse" in v]
-        sentences.append(
-            f"{_share(gains, view, f'better than {view.baseline}', 'skill task', begin=True)}; "
-            f"{_share(losses, view, 'worse', 'one')}."
-        )
-    return sentences + guard.impossible(view)
-
-
-def findings(view: View) -> list[Finding]:
-    """Return one finding per named configuration that gets sentences, the highest mean over skills first."""
-    by_name = {c.name: c for c in view.judged}
-    return [Finding(name, _finding(view, by_name[name])) for name in decision.leading(view)]
-
-
-def what(c: ConfigurationView) -> str:
+def what(c: ComparedConfiguration) -> str:
     """Describe a configuration in a few words, for readers who do not see its recipe."""
     bricks = listed(c.bricks or c.parents)
     if c.role == "base":
@@ -145,17 +171,17 @@ def what(c: ConfigurationView) -> str:
     return origin if c.recipe_text else f"a configuration {origin}; its recipe file was not found"
 
 
-def diff_pair(view: View) -> tuple[str, str]:
+def diff_pair(view: Comparison) -> tuple[str, str]:
     """Return the two configurations whose recipes the page compares first, the baseline first if it has a recipe."""
     texts = [c.name for c in sorted(view.named, key=lambda c: c.name != view.baseline) if c.recipe_text]
-    names = [*texts, *(c.name for c in view.configurations if c.name not in texts)] or [""]
+    names = [*texts, *(c.name for c in view.by_role if c.name not in texts)] or [""]
     return names[0], names[1] if len(names) > 1 else names[0]
 
 
-def missing_controls(view: View) -> list[str]:
+def missing_controls(view: Comparison) -> list[str]:
     """Return sentences on missing controls: the base, each parent alone, an average."""
-    roles = {role for c in view.configurations for role in c.roles}
-    shown = {name for c in view.configurations for name in (c.name, *c.aliases)}
+    roles = {role for c in view.by_role for role in c.roles}
+    shown = {name for c in view.by_role for name in (c.name, *c.aliases)}
     notes = [] if "base" in roles else [f"The base was not scored; differences are against {view.baseline}."]
     lacking = [p for p in dict.fromkeys(p for c in view.named for p in c.parents) if p not in shown]
     if lacking:
@@ -165,32 +191,32 @@ def missing_controls(view: View) -> list[str]:
     return notes
 
 
-def without_average(view: View) -> list[str]:
+def without_average(view: Comparison) -> list[str]:
     """Return the sets of parents whose plain average was not scored, in words; empty if no average was scored at all."""
-    averaged = [set(c.parents) for c in view.configurations if "average" in c.roles]
+    averaged = [set(c.parents) for c in view.by_role if "average" in c.roles]
     sets = dict.fromkeys(c.parents for c in view.named if len(c.parents) > 1)
     lacking = [listed(s) for s in sets if averaged and not any(a == set(s) or not a for a in averaged)]
     more = len(lacking) - _AVERAGES
     return lacking if more <= 0 else [*lacking[:_AVERAGES], f"{more} other {'set' if more == 1 else 'sets'} of bricks"]
 
 
-def interference(view: View) -> str:
+def interference(view: Comparison) -> str:
     """Return one sentence on bricks that are worse than the base on a task of another brick."""
     owners = {t.name: t.owner for t in view.tasks}
     harmed = [
-        f"{e.brick} on {e.task} ({view.unit(e.task).worded(e.diff)})"
-        for e in view.effects.values()
-        if verdict_word(e.verdict) == "worse" and owners.get(e.task) != e.brick
+        f"{brick} on {task} ({unit_of(view, task).worded(e.diff)})"
+        for (brick, task), e in view.interference.effects.items()
+        if e.verdict == "worse" and owners.get(task) != brick
     ]
     if harmed:
         return f"Worse than the base on a task that is not the brick's own: {listed(harmed)}."
     return "These items show no brick that is worse than the base on a task that is not its own."
 
 
-def chance_correction(view: View, role: str) -> str:
+def chance_correction(view: Comparison, role: str) -> str:
     """Say whether means over the tasks of a role are corrected for chance, and name the tasks where they are not."""
     tasks = [t for t in view.tasks if t.role == role]
-    uncorrected = [t.name for t in tasks if t.uncorrected]
+    uncorrected = [t.name for t in tasks if t.chance is None]
     if not uncorrected:
         return "corrected for chance"
     return (
@@ -198,71 +224,6 @@ def chance_correction(view: View, role: str) -> str:
     )
 
 
-def same_weights(c: ConfigurationView) -> str:
+def same_weights(c: ComparedConfiguration) -> str:
     """Return the other names of a configuration's weights, such as "same weights as average"; empty where there are none."""
     return f"same weights as {listed(c.aliases)}" if c.aliases else ""
-
-
-def _finding(view: View, configuration: ConfigurationView) -> str:
-    """Return the verdicts of one configuration, grouped by verdict, and the share of skill that it keeps."""
-    differences = view.compared(configuration.name, view.tasks)
-    if not differences:
-        return f"This document has no difference against {view.baseline}."
-    clauses = []
-    for verdict in VERDICTS:
-        group = [d for d in differences if d.word == verdict]
-        if group:
-            clauses.append(f"{_intro(verdict, view)} {listed(_difference_text(view, d) for d in group)}")
-    text = _capital("; ".join(clauses)) + "." if clauses else ""
-    kept_mean = configuration.kept_mean
-    if kept_mean is not None and kept_mean.value is None:
-        text += f" The share of its parents' skill that it keeps is withheld ({kept_mean.reason})."
-    elif kept_mean is not None:
-        share = f"{PERCENT.score(kept_mean.value)}\N{NO-BREAK SPACE}% {PERCENT.levels(kept_mean.low, kept_mean.high)}"
-        text += f" It keeps {share.strip()} of its parents' skill."
-    return text.strip()
-
-
-def _intro(verdict: str, view: View) -> str:
-    """Return the words before the list of tasks with a verdict."""
-    return {
-        "better": f"better than {view.baseline} on",
-        "worse": f"worse than {view.baseline} on",
-        "equivalent": "equivalent on",
-        "cannot tell": "cannot tell on",
-        "safe": "safe on",
-        "not shown safe": "not shown safe on",
-        "no item changed": "no item changed on",
-    }[verdict]
-
-
-def _difference_text(view: View, d: DifferenceView) -> str:
-    """Return a task with its difference and, if the verdict is open, what would decide it."""
-    unit = view.unit(d.task)
-    if d.word == "no item changed":
-        return d.task
-    if d.impossible:
-        return f"{d.task} ({unit.diff(d.diff)}; no difference can be significant)"
-    if d.word == "not shown safe":
-        return f"{d.task} ({unit.diff(d.diff)}; {guard.lacking(view, d)})"
-    if d.word == "cannot tell":
-        needs = f"; about {about(d.needs)} items needed" if d.needs else ""
-        return f"{d.task} ({unit.diff(d.diff)}{needs})"
-    return f"{d.task} ({unit.diff(d.diff)})"
-
-
-def _share(names: Sequence[str], view: View, verdict: str, task: str, begin: bool = False) -> str:
-    """Say which configurations have a verdict on a skill task, such as "all are worse on at least one"."""
-    every = [c.name for c in view.judged]
-    if not names:
-        none = "None is" if begin else "none is"
-        subject = none if len(every) > 1 else f"{every[0]} is not"
-        return f"{subject} {verdict} on any {task}".removesuffix(" one")
-    everyone = "All" if begin else "all"
-    subject = everyone if len(names) == len(every) > 1 else listed(names)
-    some = "at least one" if task == "one" else f"at least one {task}"
-    return f"{subject} {'is' if len(names) == 1 else 'are'} {verdict} on {some}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

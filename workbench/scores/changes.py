@@ -25,9 +25,8 @@ from functools import cached_property
 
 import numpy as np
 
-from workbench.scores.signflips import TINY, tails
+from workbench.scores.signflips import TINY, skew_p, tails, times_needed, unseen_p
 from workbench.scores.statistics import Floats, effective_clusters, upper_t
-from workbench.scores.unseen import skew_p, times_needed, unseen_p
 
 _UNSEEN, _SKEW = 1 / 2, 4 / 5  # of the p of `unseen_p` and `skew_p`, for scores with a range
 _ALIKE = 0.1  # correlation of changes within a cluster that was not seen

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import LeftOut, WorkbenchError
 from workbench.jsondoc import read_object
 from workbench.models.identity import identity
+from workbench.results import Part
 from workbench.scores.files import Rows, is_number, wrong_value
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import RATIOS, interval, score
@@ -194,6 +195,25 @@ class Check(_Document):
     tolerance: Finite
     spread: Finite | None = None
     whole: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """True if the largest difference is within the tolerance."""
+        return self.max_difference <= self.tolerance
+
+
+class Skipped(Part):
+    """A configuration that the command skipped."""
+
+    name: str
+    """Name of the configuration."""
+    reason: str
+    """Reason for skipping it."""
+
+    @classmethod
+    def all(cls, left_out: Sequence[LeftOut]) -> list[Skipped] | None:
+        """Return the skipped configurations for a document, which leaves them out where there are none."""
+        return [cls(name=one.name, reason=one.reason) for one in left_out] or None
 
 
 class Scores(_Document):

@@ -1,4 +1,4 @@
-"""Groups of tasks as defined by lm-eval's group files: their tasks, and the aggregates over these tasks."""
+"""Groups of tasks as lm-eval defines them, and scores by suite, configuration, task and group as `eval` and `scores import` print them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,115 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.scores.documents import Scores
+from workbench.results import Measured, Number, OpenPart, Part, absent
+from workbench.scores.documents import Scores, Skipped
 from workbench.scores.suite import NOT_BY_TASK, Suite
 from workbench.scores.tasks import TaskFile, group_files, metric_name
+
+
+class MetricScore(Part):
+    """A configuration's score by one metric, with its 95 % interval."""
+
+    value: Measured
+    """Score in the metric's units; a share from 0 to 1 for accuracies."""
+    low: Measured
+    """Lower end of the interval; null if it is infinite."""
+    high: Measured
+    """Upper end of the interval."""
+
+
+class TaskScore(OpenPart):
+    """Scores on one task: `n`, and one further field for each metric, named after the metric."""
+
+    __pydantic_extra__: dict[str, MetricScore]
+
+    n: int
+    """Number of items."""
+
+
+class ConfigurationScores(Part):
+    """The scores of one configuration."""
+
+    name: str
+    """Name of the configuration."""
+    digest: str
+    """Identity of the configuration: its weights, generation settings and tokenizer."""
+    weights: str
+    """Digest of the configuration's weights."""
+    tasks: dict[str, TaskScore]
+    """Task -> scores."""
+    groups: list[GroupScore] | None = absent()
+    """Aggregates over groups of tasks, if the suite lists a group."""
+
+
+class SuiteScores(Part):
+    """Scores on one suite. `eval` prints a list of these documents if there are several suites."""
+
+    suite: str
+    """Name of the suite."""
+    plan: str
+    """Digest of the plan: tasks, items, prompts, scorer, dtype and batch size. Equal plans give comparable scores."""
+    configurations: list[ConfigurationScores]
+    """Scored configurations, controls first."""
+    left_out: list[Skipped] | None = absent()
+    """Configurations that were skipped, if there are any. The exit code is then 1."""
+
+
+def by_suite(
+    scores: Sequence[Scores], groups: Mapping[tuple[str, str], list[GroupScore]], left_out: list[Skipped] | None
+) -> SuiteScores | list[SuiteScores]:
+    """Return what `eval` prints: the scores on one suite, or a list of several.
+
+    Args:
+        scores: Scores of configurations.
+        groups: (plan, configuration) -> aggregates over groups of tasks.
+        left_out: Configurations that were skipped.
+    """
+    found: dict[str, SuiteScores] = {}
+    for s in scores:
+        one = found.setdefault(s.plan, SuiteScores(suite=s.suite, plan=s.plan, configurations=[], left_out=left_out))
+        tasks = {
+            task: TaskScore(
+                n=about.n,
+                **{name: MetricScore(value=m.value, low=m.low, high=m.high) for name, m in about.metrics.items()},
+            )
+            for task, about in s.tasks.items()
+        }
+        c = s.configuration
+        own = groups.get((s.plan, c.name)) or None
+        one.configurations.append(
+            ConfigurationScores(name=c.name, digest=c.digest, weights=c.of_weights, tasks=tasks, groups=own)
+        )
+    return found[scores[0].plan] if len(found) == 1 else list(found.values())
+
+
+class ImportedScores(Part):
+    """A configuration imported from lm-eval's sample files."""
+
+    suite: str
+    """Suite that the scores are stored under."""
+    plan: str
+    """Digest of the plan; equal for runs on the same documents and prompts."""
+    name: str
+    """Name of the configuration."""
+    digest: str
+    """Digest of its name and numbers."""
+    new: bool
+    """False if the store already had the same numbers under this name."""
+    tasks: dict[str, int]
+    """Task -> number of items."""
+
+    @classmethod
+    def by(cls, scores: Scores, new: bool) -> ImportedScores:
+        """Return the entry of imported scores."""
+        return cls(
+            suite=scores.suite,
+            plan=scores.plan,
+            name=scores.configuration.name,
+            digest=scores.configuration.digest,
+            new=new,
+            tasks={task: about.n for task, about in scores.tasks.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +226,28 @@ def expanded(suite: Suite, groups: Mapping[str, Sequence[TaskGroup]]) -> Suite:
     return Suite.model_validate({**fields, "tasks": tuple(dict.fromkeys(leaf for tasks in leaves.values() for leaf in tasks))})
 
 
-def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]]:
+class GroupScore(Part):
+    """The mean of a metric over the tasks of a group, as lm-eval aggregates it."""
+
+    group: str
+    """Name of the group."""
+    alias: str
+    """Name of the group in tables."""
+    metric: str
+    """Metric of the tasks."""
+    filter: str
+    """lm-eval's filter of the responses; "none" for responses as they are."""
+    value: Number
+    """Mean of the metric."""
+    weighted: bool
+    """Whether tasks are weighted by their number of items."""
+    tasks: int
+    """Number of tasks that have the metric."""
+    n: int
+    """Number of items of these tasks."""
+
+
+def aggregated(record: Mapping[str, Any], scores: Scores) -> list[GroupScore]:
     """Return the groups' aggregates of one configuration: weighted means of the tasks' metrics, as lm-eval computes them.
 
     Tasks without the metric are ignored.
@@ -147,15 +274,15 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
                     weights = [n if entry["weighted"] else 1 for _, n in parts]
                     value = sum(v * w for (v, _), w in zip(parts, weights, strict=True)) / sum(weights)
                     aggregates.append(
-                        {
-                            "group": group["name"],
-                            "alias": group["alias"],
-                            "metric": entry["metric"],
-                            "filter": filter_name,
-                            "value": value,
-                            "weighted": entry["weighted"],
-                            "tasks": len(parts),
-                            "n": sum(n for _, n in parts),
-                        }
+                        GroupScore(
+                            group=group["name"],
+                            alias=group["alias"],
+                            metric=entry["metric"],
+                            filter=filter_name,
+                            value=value,
+                            weighted=entry["weighted"],
+                            tasks=len(parts),
+                            n=sum(n for _, n in parts),
+                        )
                     )
     return aggregates

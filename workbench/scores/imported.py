@@ -20,11 +20,10 @@ from typing import Any
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
-from workbench.scores.corpus import Compute
 from workbench.scores.groups import TaskGroup, expanded
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import Reported, TaskSamples, read_samples
-from workbench.scores.statistics import codes
+from workbench.scores.statistics import Compute, codes
 from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, outdated, plan_record, stored_in
 from workbench.scores.suite import SUITE_NAME, Suite, load_suite
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import bytes_digest, write_bytes
+from workbench.results import Part
 from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document
 from workbench.scores.files import unpacked
 from workbench.scores.store import ScoreStore
@@ -16,55 +17,45 @@ from workbench.scores.store import ScoreStore
 ITEMS, PLAN = "items.jsonl.gz", "plan.json"
 
 
-@dataclass(frozen=True)
-class PulledDocument:
-    """A configuration's scores in the other store.
-
-    Attributes:
-        suite: Name of the suite.
-        plan: Digest of the plan.
-        name: Name of the configuration.
-        key: Digest under which the scores are stored.
-        status: "pulled", "same" if this store has the same scores, or "named" if it has them and got names of the other store.
-    """
+class PulledConfiguration(Part):
+    """A configuration's scores in the other store."""
 
     suite: str
+    """Name of the suite."""
     plan: str
+    """Digest of the plan."""
     name: str
+    """Name of the configuration."""
     key: str
-    status: str
+    """Digest under which the scores are stored."""
+    status: Literal["pulled", "same", "named"]
+    """Outcome: the scores were taken, were here already, or were here and got names of the other store."""
 
 
-@dataclass(frozen=True)
-class RefusedFile:
-    """A file of the other store that was not taken.
-
-    Attributes:
-        file: The file, as found below the other store.
-        reason: The reason.
-    """
+class RefusedScores(Part):
+    """A file of the other store that was not taken."""
 
     file: str
+    """The file, below the other store."""
     reason: str
+    """Reason for not taking it."""
 
 
-@dataclass
-class Pulled:
-    """The result of merging another store.
+class Pulled(Part):
+    """The result of merging another score store."""
 
-    Attributes:
-        source: Folder of the other store.
-        plans: Plans of the other store that this one does not have, as names of their folders.
-        documents: Scores that were taken or are here already.
-        refused: Files that were not taken.
-        notes: Differences that change no scores.
-    """
-
-    source: Path
-    plans: list[str] = field(default_factory=list)
-    documents: list[PulledDocument] = field(default_factory=list)
-    refused: list[RefusedFile] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    source: str
+    """Folder of the other store."""
+    dry_run: bool
+    """True if nothing was written."""
+    plans: list[str] = []
+    """Folders of the plans that this store did not have."""
+    documents: list[PulledConfiguration] = []
+    """Scores that were taken, or were here already."""
+    refused: list[RefusedScores] = []
+    """Files that were not taken; the command then exits with 1."""
+    notes: list[str] = []
+    """Differences that change no scores, such as other versions of a library."""
 
     def count(self, status: str) -> int:
         """Return the number of documents with a status."""
@@ -106,10 +97,10 @@ def pull_scores(source: Path, store: ScoreStore, *, dry_run: bool = False) -> Pu
     """
     if store.root.exists() and source.resolve() == store.root.resolve():
         raise UsageError(f"{source}: this is the store that would get the scores", "Name another project.")
-    pulled = Pulled(source)
+    pulled = Pulled(source=str(source), dry_run=dry_run)
     for folder in sorted(p for p in source.iterdir() if p.is_dir()):
         if any(folder.glob("*.json")):
-            _Plan(folder, store, pulled, dry_run).pull()
+            _Plan(folder, store, pulled).pull()
     return pulled
 
 
@@ -120,7 +111,6 @@ class _Plan:
     folder: Path
     store: ScoreStore
     pulled: Pulled
-    dry_run: bool
 
     @property
     def target(self) -> Path:
@@ -189,7 +179,7 @@ class _Plan:
             rows.name: rows.read_bytes(),
             path.name: path.read_bytes(),
         }
-        if not self.dry_run:
+        if not self.pulled.dry_run:
             for name, data in files.items():
                 write_bytes(self.target / name, data)
         self._add(scores, "pulled")
@@ -219,7 +209,7 @@ class _Plan:
         if merged is own:
             self._add(scores, "same")
             return
-        if not self.dry_run:
+        if not self.pulled.dry_run:
             write_bytes(own_path, (merged.model_dump_json(indent=1) + "\n").encode())
         self._add(scores, "named")
 
@@ -229,14 +219,18 @@ class _Plan:
             target = self.target / "refused" / path.name
             if not target.exists():
                 self.pulled.notes.append(f"{self.folder.name}: its scorer failed its check on {path.stem}; recorded here, too")
-                if not self.dry_run:
+                if not self.pulled.dry_run:
                     write_bytes(target, path.read_bytes())
 
-    def _add(self, scores: Scores, status: str) -> None:
-        self.pulled.documents.append(PulledDocument(scores.suite, scores.plan, scores.configuration.name, scores.key, status))
+    def _add(self, scores: Scores, status: Literal["pulled", "same", "named"]) -> None:
+        self.pulled.documents.append(
+            PulledConfiguration(
+                suite=scores.suite, plan=scores.plan, name=scores.configuration.name, key=scores.key, status=status
+            )
+        )
 
     def _refuse(self, path: Path, reason: str) -> None:
-        self.pulled.refused.append(RefusedFile(str(path.relative_to(self.folder.parent)), reason))
+        self.pulled.refused.append(RefusedScores(file=str(path.relative_to(self.folder.parent)), reason=reason))
 
 
 def _content(path: Path) -> str | None:

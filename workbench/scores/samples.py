@@ -19,10 +19,9 @@ from typing import Any
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import parse, text_of
-from workbench.scores.corpus import Compute, UndefinedError
 from workbench.scores.files import SHARES, wrong_value
 from workbench.scores.plan import item_ids
-from workbench.scores.statistics import RATIOS, brier_score, codes
+from workbench.scores.statistics import RATIOS, Compute, UndefinedError, brier_score, codes
 from workbench.scores.store import Metric, Row, margin_of
 from workbench.scores.suite import MARGIN
 from workbench.scores.tasks import AGGREGATIONS, BRIER, LOWER, MEANS, metric_name

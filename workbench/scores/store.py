@@ -12,6 +12,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest, read_json, write_bytes, write_json
+from workbench.results import Part
 from workbench.scores.documents import (
     DESIGN_ORDER,
     Check,
@@ -268,41 +269,88 @@ def outdated(record: Mapping[str, Any], scores: Iterable[Scores]) -> str | None:
     )
 
 
-def stored_plans(store: ScoreStore) -> list[dict[str, Any]]:
-    """Return one document per plan in the store, by suite and the newest first: the content of `scores ls --json`."""
-    documents = [_plan_document(path.parent) for path in store.root.glob("*/plan.json")]
-    documents.sort(key=lambda plan: plan["created"], reverse=True)
-    return sorted(documents, key=lambda plan: plan["suite"])
+class StoredConfiguration(Part):
+    """A configuration with scores under a plan."""
+
+    name: str
+    """Name of the configuration."""
+    role: str
+    """"configuration", "base", "brick", "average", "memory", "finetune" or "adapter"."""
+    digest: str
+    """Digest under which its scores are stored."""
+    created: str
+    """Time of the scoring (ISO 8601, UTC)."""
+    aliases: list[str]
+    """Other names of the same weights."""
 
 
-def _plan_document(folder: Path) -> dict[str, Any]:
-    """Return the entry of `scores ls --json` for one plan."""
+class StoredPlan(Part):
+    """A suite and plan with stored scores."""
+
+    suite: str
+    """Name of the suite."""
+    plan: str
+    """Digest of the plan."""
+    imported: bool
+    """Whether the scores were imported from lm-eval."""
+    scorer: str
+    """Scorer of log-likelihoods."""
+    dtype: str | None
+    """Dtype of the scored models; null for imported scores."""
+    batch_size: int | None
+    """Requests per forward pass; null for imported scores."""
+    partial: bool
+    """Whether `--limit` cut the items."""
+    tasks: dict[str, int]
+    """Task -> number of items."""
+    created: str
+    """Time of the newest scores (ISO 8601, UTC); empty without scores."""
+    bytes: int
+    """Size of the plan's folder in bytes."""
+    unfinished: int
+    """Number of interrupted evaluations."""
+    folder: str
+    """Name of the plan's folder in the score store."""
+    outdated: str | None
+    """Why the scores are not compared with those of this version; null if they are."""
+    configurations: list[StoredConfiguration]
+    """Scored configurations, the oldest first."""
+
+
+def stored_plans(store: ScoreStore) -> list[StoredPlan]:
+    """Return the plans in the store, by suite and the newest first."""
+    plans = [_stored_plan(path.parent) for path in store.root.glob("*/plan.json")]
+    plans.sort(key=lambda plan: plan.created, reverse=True)
+    return sorted(plans, key=lambda plan: plan.suite)
+
+
+def _stored_plan(folder: Path) -> StoredPlan:
     plan, scores = plan_record(folder), stored_in(folder)
-    return {
-        "suite": plan["suite"]["suite"],
-        "plan": plan["plan"],
-        "imported": bool(plan.get("imported")),
-        "scorer": plan["scorer"],
-        "dtype": plan["dtype"],
-        "batch_size": plan["batch_size"],
-        "partial": bool(plan["partial"]),
-        "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
-        "created": max((s.created for s in scores), default=""),
-        "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
-        "unfinished": len(list(folder.glob("*.partial"))),
-        "folder": folder.name,
-        "outdated": outdated(plan, scores),
-        "configurations": [
-            {
-                "name": s.configuration.name,
-                "role": s.configuration.role,
-                "digest": s.configuration.digest,
-                "created": s.created,
-                "aliases": sorted(a.name for a in s.aliases),
-            }
+    return StoredPlan.model_construct(  # a listing does not fail on a plan with an unusual value
+        suite=plan["suite"]["suite"],
+        plan=plan["plan"],
+        imported=bool(plan.get("imported")),
+        scorer=plan["scorer"],
+        dtype=plan["dtype"],
+        batch_size=plan["batch_size"],
+        partial=bool(plan["partial"]),
+        tasks={t: r["n"] for t, r in plan["tasks"].items()},
+        created=max((s.created for s in scores), default=""),
+        bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        unfinished=len(list(folder.glob("*.partial"))),
+        folder=folder.name,
+        outdated=outdated(plan, scores),
+        configurations=[
+            StoredConfiguration(
+                name=s.configuration.name,
+                role=s.configuration.role,
+                digest=s.configuration.digest,
+                created=s.created,
+                aliases=sorted(a.name for a in s.aliases),
+            )
             for s in scores
         ],
-    }
+    )
 
 
 def stored_in(folder: Path) -> list[Scores]:

@@ -33,7 +33,7 @@ from workbench.weights.digests import tensor_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from workbench.evaluate.resident import Resident
+    from workbench.evaluate.models import Resident
 
 
 _ScoredPlan = tuple[ScorePlan, Rows]
@@ -89,7 +89,7 @@ class Bench:
     @cached_property
     def resident(self) -> Resident:
         """Scorer of the live model."""
-        from workbench.evaluate.resident import Resident
+        from workbench.evaluate.models import Resident
 
         return Resident(self.model, self.store)
 

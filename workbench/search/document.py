@@ -243,7 +243,7 @@ def _compared(search: Search, tested: Sequence[Tested], baseline: str) -> dict[s
     store = search.bench.store
     plans = [store.settled(plan) for plan in search.stages.test]
     scores = [store.read(plan, t.configuration.key(plan)).called(t.configuration) for t in tested for plan in plans]
-    return compare(store, scores, baseline=baseline, project=search.recipe.project).document()
+    return compare(store, scores, baseline=baseline, project=search.recipe.project).to_dict()
 
 
 def hypervolumes(search: Search, study: Study) -> list[float]:

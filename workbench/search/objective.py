@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.evaluate.resident import GOLD
+from workbench.evaluate.models import GOLD
 from workbench.recipe.fields import SEPARATOR
 from workbench.recipe.recipe import Recipe
 from workbench.scores.changes import Changes, pooled

@@ -13,9 +13,8 @@ from filelock import FileLock
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
-from workbench.evaluate.plans import plans
-from workbench.evaluate.resident import GOLD
-from workbench.evaluate.suitechoice import suites_of
+from workbench.evaluate.models import GOLD
+from workbench.evaluate.plans import plans, suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
 from workbench.identity import installed

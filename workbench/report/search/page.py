@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.report import facts, forest, numbers
+from workbench.compare.comparison import Comparison
+from workbench.report import forest, numbers, provenance
 from workbench.report.files import with_tables
 from workbench.report.numbers import count, listed, plural
 from workbench.report.page import filled, write_files
-from workbench.report.reading import finite
 from workbench.report.search import charts, parallel, wording
 from workbench.report.search.markdown import markdown, tables
-from workbench.report.search.reading import search_of
+from workbench.report.search.reading import finite, search_of
 from workbench.report.search.view import ObjectiveView, Progress, SearchView, written
-from workbench.report.view import View
 
 SCRIPTS = ("report.js", "downloads.js")
 STYLES = ("report.css", "search.css")
@@ -65,8 +64,8 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "watched": watched,
         "headline": _headline(view, view.progress) if view.progress else wording.headline(view),
         "sentences": _sentences(view) if view.progress else wording.sentences(view),
-        "suites": facts.suites(view.comparison) if view.comparison else [],
-        "created": facts.created(view.comparison) if view.comparison else "",
+        "suites": view.comparison.provenance.suites if view.comparison else [],
+        "created": provenance.created(view.comparison) if view.comparison else "",
         "partial": view.comparison.partial if view.comparison else None,
         "warnings": view.warnings,
         "groups": [group for group in (_tested(view, "candidate", "random"), _tested(view, "control")) if group],
@@ -100,13 +99,14 @@ def _tested(view: SearchView, *kinds: str) -> list[Any]:
     return sorted(tested, key=lambda t: (t.name not in view.chosen, t.name != view.best_control))
 
 
-def _comparison(view: View) -> dict[str, Any]:
+def _comparison(view: Comparison) -> dict[str, Any]:
     """Return the template variables of the panels of differences."""
     return {
         "view": view,
+        "unit_of": lambda task: numbers.unit_of(view, task),
         "many": False,
         "panels": forest.panels(view),
-        "own_units": any(t.unit.scale != numbers.POINTS.scale for t in view.tasks),
+        "own_units": any(numbers.unit_of(view, t.name).scale != numbers.POINTS.scale for t in view.tasks),
         "lower": [t.name for t in view.tasks if t.lower],
         "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
     }

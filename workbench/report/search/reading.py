@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from workbench.compare.comparison import Comparison
 from workbench.errors import shell
 from workbench.report.numbers import POINTS, raw
-from workbench.report.reading import view_of
 from workbench.report.search.view import (
     Against,
     Candidate,
@@ -21,7 +22,6 @@ from workbench.report.search.view import (
     number,
     written,
 )
-from workbench.report.view import View
 
 
 def search_of(document: Mapping[str, Any]) -> SearchView:
@@ -162,7 +162,7 @@ def _at(values: Sequence[float | None] | None, index: int) -> float | None:
     return values[index] if values and index < len(values) else None
 
 
-def _comparison(document: Mapping[str, Any] | None, name: str, tested: Sequence[TestedView]) -> View | None:
+def _comparison(document: Mapping[str, Any] | None, name: str, tested: Sequence[TestedView]) -> Comparison | None:
     """Return the comparison on test items, with the search's short names of candidates: trial-3 for NAME-trial-3."""
     if not document or not document.get("configurations"):
         return None
@@ -177,4 +177,13 @@ def _comparison(document: Mapping[str, Any] | None, name: str, tested: Sequence[
             for r in document.get("rows") or ()
         ],
     }
-    return view_of(renamed)
+    return Comparison.of(renamed, f"comparison of {name}", "Run the search again: its result is of an earlier version.")
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value with null in place of NaN and infinities, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

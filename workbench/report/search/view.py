@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.compare.comparison import Comparison
 from workbench.report.numbers import MINUS, POINTS, Unit
-from workbench.report.view import View
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class SearchView:
     recipes: Mapping[str, str]
     tested: tuple[TestedView, ...]
     hypervolume: tuple[float, ...]
-    comparison: View | None
+    comparison: Comparison | None
     command: str
     unbeaten: tuple[Unbeaten, ...] = ()
     notes: tuple[str, ...] = ()

@@ -140,7 +140,7 @@ def facts(view: SearchView) -> list[tuple[str, str]]:
     """Return the terms and texts of the list at the end, without those that the document lacks."""
     items = [(count(n), word) for n, word in ((view.search_items, "for search"), (view.test_items, "for test")) if n is not None]
     times = [c.seconds for c in view.candidates if c.seconds is not None]
-    provenance = view.comparison.provenance if view.comparison else {}
+    provenance = view.comparison.provenance if view.comparison else None
     entries = [
         ("Objective" if len(view.objectives) == 1 else "Objectives", "; ".join(_objective(o) for o in view.objectives)),
         ("Space", "; ".join(domain(d.name, view) for d in view.dimensions)),
@@ -153,8 +153,8 @@ def facts(view: SearchView) -> list[tuple[str, str]]:
         ("Time for candidates", seconds(sum(times)) if times else ""),
         ("Folder", view.directory),
         ("Key", view.key),
-        ("Device", str(provenance.get("device") or "")),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in (provenance.get("versions") or {}).items())),
+        ("Device", provenance.device if provenance else ""),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in (provenance.versions if provenance else {}).items())),
     ]
     return [(term, text) for term, text in entries if text]
 

@@ -1,17 +1,118 @@
-"""Explanations of the report's terms, as they apply to one comparison."""
+"""The report's last part: suites, plans, versions, checks and families of tests, and explanations of its terms."""
 
 from __future__ import annotations
 
-from workbench.report.facts import correction
-from workbench.report.numbers import MINUS, PERCENT, POINTS, listed, plural
-from workbench.report.view import View
+from dataclasses import dataclass
+from datetime import datetime
+
+from workbench.compare.comparison import Comparison, Family
+from workbench.report.numbers import MINUS, PERCENT, POINTS, count, listed, plural, small, unit_of
 from workbench.report.wording import chance_correction
+from workbench.scores.documents import Check
+
+
+def created(view: Comparison) -> str:
+    """Return the date of the comparison in words, or the document's text if it is not an ISO time."""
+    text = view.provenance.created
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{when.day} {when:%B %Y}, {when:%H:%M}" + (" UTC" if when.utcoffset() is not None and not when.utcoffset() else "")
+
+
+def facts(view: Comparison) -> list[tuple[str, str]]:
+    """Return the terms and texts of the provenance list, without those that the document lacks."""
+    prov = view.provenance
+    tasks = [t for t in view.tasks if t.contrast is None]
+    items = [f"{t.name} {count(t.n)}" + f" in {count(t.clusters)} clusters" for t in tasks]
+    chances = [f"{t.name} {unit_of(view, t.name).score(t.chance)}" for t in view.tasks if t.chance]
+    entries = [
+        ("Suites", listed(prov.suites)),
+        ("Plans", ", ".join(prov.plans)),
+        ("Baseline", view.baseline),
+        ("Items", ", ".join(items)),
+        ("Chance score", ", ".join(chances)),
+        ("Scorers", ", ".join(f"{suite}: {name}" for suite, name in prov.scorers.items())),
+        ("Families", family(view)),
+        ("Device", prov.device),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in prov.versions.items())),
+        ("Created", created(view)),
+    ]
+    return [(term, text) for term, text in entries if text]
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """A check of a scorer on one configuration and suite."""
+
+    configuration: str
+    suite: str
+    check: Check
+
+
+def checks(view: Comparison) -> list[CheckRow]:
+    """Return the checks of scorers against lm-eval's own, by configuration."""
+    return [
+        CheckRow(c.name, suite, check)
+        for c in view.by_role
+        for suite, check in zip(view.provenance.suites, c.check, strict=False)
+        if check
+    ]
+
+
+def self_check(view: Comparison) -> str:
+    """Return sentences on how much the scorers differ from lm-eval's own, and on configurations that were not checked."""
+    found = [(row.configuration, row.check) for row in checks(view)]
+    if not found:
+        names = set(view.provenance.scorers.values())
+        if names == {"hflm"}:
+            return "All scores come from lm-eval's own model class (hflm), so no check is needed."
+        return "This document records no check of the scorer against lm-eval's own model class."
+    failed = list(dict.fromkeys(name for name, k in found if not k.passed))
+    largest = max((k.max_difference for _, k in found), default=None)
+    without = [c.name for c in view.by_role if not any(c.check)]
+    text = (
+        "To check the scorer, lm-eval's own model class (hflm) scored some documents of each suite again, and the log-probabilities were "
+        "compared"
+    )
+    text += f": the largest difference is {small(largest)} nats." if largest is not None else "."
+    text += f" Above the tolerance: {listed(failed)}." if failed else ""
+    if wholes := list(dict.fromkeys(k.whole for _, k in found if k.whole)):
+        text += (
+            f" The whole check ran on {listed(wholes)}; configurations that differ from it in their weights alone were compared in float32 on "
+            "one document of each task."
+        )
+    return text + (f" Not checked: {listed(without)}." if without else "")
+
+
+def family(view: Comparison) -> str:
+    """Return the declared families with their sizes and the correction."""
+    level = f"at {PERCENT.score(view.family.alpha)} %"
+    text = f"{view.family.text} ({families(view.family)})"
+    if view.family.correction == "none":
+        return f"{text}; no correction for multiple comparisons"
+    return f"{text}; {correction(view)} {level} for each family"
+
+
+def families(sizes: Family) -> str:
+    """Return the sizes of the families: "12 comparisons in the main family; tested separately: 4 on guarded tasks, 30 of controls"."""
+    others = [f"{count(sizes.guarded)} on guarded tasks"] if sizes.guarded else []
+    others += [f"{count(sizes.controls)} of controls"] if sizes.controls else []
+    main = f"{plural(sizes.compared, 'comparison')} in the main family"
+    return f"{main}; tested separately: {', '.join(others)}" if others else main
+
+
+def correction(view: Comparison) -> str:
+    """Return the name of the correction."""
+    return "step-down max-T over sign flips of clusters" if view.family.correction == "max-t" else "no correction"
+
 
 Entry = tuple[str, str]
 _POWER = "in 80 of 100 repetitions"
 
 
-def glossary(view: View) -> list[Entry]:
+def glossary(view: Comparison) -> list[Entry]:
     """Return terms and their explanations, without the terms that this comparison does not use."""
     return [
         *_scores(view),
@@ -41,9 +142,9 @@ def glossary(view: View) -> list[Entry]:
     ]
 
 
-def _pairs(view: View) -> Entry:
+def _pairs(view: Comparison) -> Entry:
     """Explain which configurations are tested against each other."""
-    pairs = ((view.recommendation or {}).get("family") or {}).get("pairs")
+    pairs = view.recommendation.family.pairs if view.recommendation else 0
     if not pairs:
         return (
             "Not tested",
@@ -52,17 +153,17 @@ def _pairs(view: View) -> Entry:
     return (
         "Leaders",
         "The configuration with the highest mean over skills, controls among them, and all that are not shown to be worse than it. The tests "
-        f"behind this ({plural(int(pairs), 'pair')}) are two families: each configuration against the baseline, and every two of the others. "
+        f"behind this ({plural(pairs, 'pair')}) are two families: each configuration against the baseline, and every two of the others. "
         "Every difference is compared with the largest one of its family under the sign flips, so that the verdicts hold although the leaders "
         "are chosen by the same scores. On single tasks, configurations are compared with the baseline and not with each other.",
     )
 
 
-def _scores(view: View) -> list[Entry]:
+def _scores(view: Comparison) -> list[Entry]:
     """Explain scores, means over skills and the chance correction."""
     score = "Mean of the task's primary metric over its items, in percent; for accuracies, the share of items answered correctly."
     mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks: 0 is guessing, 100 is every item right."
-    if bare := [t.name for t in view.tasks if t.uncorrected and t.role == "skill"]:
+    if bare := [t.name for t in view.tasks if t.chance is None and t.role == "skill"]:
         mean += f" The chance score of {listed(bare)} is not known, so the score is not corrected there: 0 is no item right."
     return [
         ("Score", f"{score} Metrics outside the range 0 to 1, or where lower is better, are shown in their own unit."),
@@ -76,17 +177,12 @@ def _scores(view: View) -> list[Entry]:
     ]
 
 
-def _adjusted(view: View) -> str:
+def _adjusted(view: Comparison) -> str:
     """Explain the adjusted interval under the document's correction."""
-    percent = f"{PERCENT.score(view.alpha)} %"
-    if view.correction == "none":
+    percent = f"{PERCENT.score(view.family.alpha)} %"
+    if view.family.correction == "none":
         return "Not adjusted: among many comparisons, some verdicts are false by chance."
     whole = f"Verdicts are based on this interval: the probability that any better or worse verdict in the family is false is at most {percent}."
-    if view.correction != "max-t":  # documents of earlier versions
-        size = f" ({view.family_size} comparisons)" if view.family_size else ""
-        return (
-            f"The interval of the same difference at the level that the {correction(view)} gives it in the family{size}. {whole}"
-        )
     return (
         "The interval of the same difference, widened for the number of comparisons in its family. The test flips the signs of whole "
         "clusters, with the same flips for all configurations of a task, and compares each difference with the largest one under the flips "
@@ -94,37 +190,36 @@ def _adjusted(view: View) -> str:
     )
 
 
-def _family(view: View) -> list[Entry]:
-    """Explain the families; empty for documents of earlier versions, which had one family."""
-    if not view.families:
-        return []
-    sizes = view.families
+def _family(view: Comparison) -> list[Entry]:
+    """Explain the families."""
+    sizes = view.family
     text = (
         f"Comparisons that are tested together. The named configurations on the tasks that are not guarded are one family "
-        f"({plural(sizes.get('compared', 0), 'comparison')}). The base, bricks and averages are controls and are tested separately "
-        f"({plural(sizes.get('controls', 0), 'comparison')}), so they never lower the power for the configurations. "
-        f"Guarded tasks are also tested separately ({plural(sizes.get('guarded', 0), 'comparison')}; configurations, bricks and other "
+        f"({plural(sizes.compared, 'comparison')}). The base, bricks and averages are controls and are tested separately "
+        f"({plural(sizes.controls, 'comparison')}), so they never lower the power for the configurations. "
+        f"Guarded tasks are also tested separately ({plural(sizes.guarded, 'comparison')}; configurations, bricks and other "
         "controls each on their own)."
     )
-    if view.correction == "max-t":
+    if view.family.correction == "max-t":
         text += " More configurations on the same items cost little power; each further task costs more."
     return [("Family", text)]
 
 
-def _margin(view: View) -> str:
+def _margin(view: Comparison) -> str:
     """Return the smallest effect of interest, in parentheses."""
-    if not view.margin:
+    if not view.family.min_effect:
         return ""
-    own = any(t.unit.scale != POINTS.scale for t in view.tasks)
+    own = any(unit_of(view, t.name).scale != POINTS.scale for t in view.tasks)
     tail = ", or the suite's value for a metric in its own unit)" if own else ")"
-    return f" (within {POINTS.score(view.margin)} points of zero{tail}"
+    return f" (within {POINTS.score(view.family.min_effect)} points of zero{tail}"
 
 
-def _harm(view: View) -> list[Entry]:
+def _harm(view: Comparison) -> list[Entry]:
     """Explain the verdicts of guarded tasks; empty if no guarded task was tested."""
     if not view.harm_tested:
         return []
-    limits = [f"{t.name} {t.unit.score(t.tolerance)} {t.unit.word}".rstrip() for t in view.guarded if t.tolerance is not None]
+    units = [(t, unit_of(view, t.name)) for t in view.guarded if t.tolerance is not None]
+    limits = [f"{t.name} {unit.score(t.tolerance)} {unit.word}".rstrip() for t, unit in units]
     return [
         (
             "Safe",
@@ -152,7 +247,7 @@ def _harm(view: View) -> list[Entry]:
     ]
 
 
-def _metrics(view: View) -> list[Entry]:
+def _metrics(view: Comparison) -> list[Entry]:
     """Explain metrics that not every comparison has."""
     more = []
     if any(d.companion for d in view.rows):
@@ -163,7 +258,7 @@ def _metrics(view: View) -> list[Entry]:
                 "answer changes, so it shows smaller effects. Its interval is not adjusted, and it does not decide any verdict.",
             )
         )
-    if any(c.forgetting for c in view.configurations):
+    if any(c.forgetting for c in view.by_role):
         correction_of_chance = chance_correction(view, "retention")
         more.append(
             (
