@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -31,7 +31,6 @@ from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
 from workbench.neurons.partition import PartitionResult
 from workbench.recipe.describe import MethodDescription
-from workbench.results import Part
 from workbench.route.deciding.checking import RouteCheck
 from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
@@ -42,7 +41,7 @@ from workbench.search.result import SearchResult
 from workbench.ship.checking import ServerCheck
 from workbench.ship.export import Exported
 from workbench.ship.push import Pushed
-from workbench.steps.fields import Strict, field_docs
+from workbench.steps.fields import field_docs
 from workbench.tables import markdown_rows
 from workbench.transplant.transplant import Transplant
 from workbench.upkeep.bricks import ShownBrick
@@ -107,7 +106,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema(command: str) -> dict[str, Any]:
     """Return the JSON schema of a command's document, with the texts of its fields."""
     made = TypeAdapter(DOCUMENTS[command]).json_schema(mode="serialization")
-    classes = {cls.__name__: cls for cls in (*_subclasses(Strict), *_subclasses(Part))}
+    classes = _classes(DOCUMENTS[command], {})
     for name, part in {**made.get("$defs", {}), made.get("title", ""): made}.items():
         if name in classes:
             _describe(part, classes[name])
@@ -124,10 +123,16 @@ def _describe(part: dict[str, Any], cls: type[BaseModel]) -> None:
         shown.pop("title", None)
 
 
-def _subclasses(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    for inner in cls.__subclasses__():
-        yield inner
-        yield from _subclasses(inner)
+def _classes(annotation: Any, found: dict[str, type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    """Add the classes of a document's parts, under the names that a schema has for them: other documents may have parts of the same name."""
+    for part in get_args(annotation):
+        _classes(part, found)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found.values():
+        long_name = f"{annotation.__module__}__{annotation.__qualname__}".replace(".", "__")
+        found |= {annotation.__name__: annotation, long_name: annotation}
+        for field in annotation.model_fields.values():
+            _classes(field.annotation, found)
+    return found
 
 
 def pages() -> dict[str, str]:
