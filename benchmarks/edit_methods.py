@@ -51,7 +51,7 @@ from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
 from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
-from workbench.facts.imported import import_facts
+from workbench.facts.conflicts import import_facts
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose

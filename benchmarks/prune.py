@@ -27,7 +27,7 @@ from edit_setup import CPU, PROJECT, STARTER, make_project, one_thread, show
 from record import parser_of, write_results
 
 from workbench.compare.tables import tables_of
-from workbench.edit.closed_form.texts import statistics_texts
+from workbench.edit.inputs import statistics_texts
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import losses
 from workbench.evaluate.lineup import LineupEntry

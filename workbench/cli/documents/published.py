@@ -33,7 +33,7 @@ from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
 from workbench.cli.memory import MemoryFacts
-from workbench.facts.imported import ImportedFacts
+from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange
 from workbench.library.facts import FactsReport
 from workbench.library.rebase import Rebased

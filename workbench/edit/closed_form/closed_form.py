@@ -14,8 +14,8 @@ from workbench.edit.closed_form.moments import Moments, moments, statistics_sour
 from workbench.edit.closed_form.preset import LONGEST, Preset
 from workbench.edit.closed_form.solve import Choice, ClosedFormSolve
 from workbench.edit.closed_form.solver import solve
-from workbench.edit.closed_form.texts import known_facts
 from workbench.edit.closed_form.values import Lookup, grouped, values
+from workbench.edit.inputs import known_facts
 from workbench.edit.places.knowledge import Trace, trace
 from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import run, score

@@ -15,9 +15,8 @@ from pydantic import Field, model_validator
 from workbench.edit.closed_form.continuing import RECORD, STREAM, Earlier, check_fields, find_edit, read_earlier
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.solver import KeyMetric
-from workbench.edit.closed_form.texts import read_prompts
 from workbench.edit.closed_form.values import KL, Settings
-from workbench.edit.fields import Layers, Mode, read_for
+from workbench.edit.inputs import Layers, Mode, read_for, read_prompts
 from workbench.facts import Fact, Start, latest
 from workbench.facts.conflicts import require_consistent
 from workbench.models.layout import Model

@@ -12,8 +12,8 @@ from workbench.edit.closed_form.history import History, key_differences
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
-from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, keys_of, values
+from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, Position, padded, row_of
 from workbench.edit.places.passes import score, self_test
 from workbench.errors import WorkbenchError
