@@ -256,8 +256,7 @@ def _memit() -> ClosedForm:
 
 def _solved(step: ClosedForm, second: Moments, keys: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
     """Return ΔW [outputs, inputs] as a step of memit solves it."""
-    width = len(keys)
-    left, right = solve_keys(keys.T, step.metric(second, width), step.ridge(width)).update(changes.T)
+    left, right = solve_keys(keys.T, step.metric(second), step.ridge).update(changes.T)
     return left @ right
 
 
