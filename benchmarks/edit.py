@@ -38,8 +38,8 @@ from record import parser_of, write_results
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.solver import solve as solve_keys
-from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import Lookup, grouped, values
+from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
 from workbench.files import json_digest
@@ -256,8 +256,7 @@ def _memit() -> ClosedForm:
 
 def _solved(step: ClosedForm, second: Moments, keys: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
     """Return ΔW [outputs, inputs] as a step of memit solves it."""
-    width = len(keys)
-    left, right = solve_keys(keys.T, step.metric(second, width), step.ridge(width)).update(changes.T)
+    left, right = solve_keys(keys.T, step.metric(second), step.ridge).update(changes.T)
     return left @ right
 
 

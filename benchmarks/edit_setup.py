@@ -18,7 +18,7 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
-from workbench.facts.imported import import_facts
+from workbench.facts.conflicts import import_facts
 from workbench.models.live import compute, live_model
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve

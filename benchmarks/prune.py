@@ -29,7 +29,7 @@ from record import parser_of, write_results
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import losses
 from workbench.compare.tables import tables_of
-from workbench.edit.closed_form.texts import statistics_texts
+from workbench.edit.inputs import statistics_texts
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all

@@ -68,7 +68,7 @@ def test_published_rows_keep_their_other_fields(tmp_path: Path) -> None:
 
 def test_prompts_to_preserve_with_a_misspelt_field(tmp_path: Path) -> None:
     """Without its neighbours a fact's own prompt would be kept as it is."""
-    from workbench.edit.closed_form.texts import read_prompts
+    from workbench.edit.inputs import read_prompts
 
     lay(tmp_path / "p.jsonl", [{**ATLANTIS, "neighbors": ["The capital of Greece is"]}])
     with pytest.raises(WorkbenchError, match=r"p:1: the field 'neighbors' is not read") as caught:

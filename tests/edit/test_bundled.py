@@ -8,7 +8,7 @@ import pytest
 
 from worlds.places import STARTER
 
-from workbench.edit.closed_form.texts import generated_prompts, known_facts, statistics_texts
+from workbench.edit.inputs import generated_prompts, known_facts, statistics_texts
 from workbench.facts import Fact
 
 

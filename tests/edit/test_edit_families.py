@@ -20,8 +20,8 @@ from worlds.tiny import save_tokenizer
 
 from workbench.edit.closed_form import values
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import AT_ONCE, Lookup, Settings, grouped
+from workbench.edit.inputs import contexts
 from workbench.edit.places import passes
 from workbench.edit.places.parts import Padded, Parts, padded, row_of
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, score

@@ -23,7 +23,7 @@ from worlds.tiny import files_of
 
 from workbench.edit.closed_form import solve as solve_module
 from workbench.edit.closed_form import values
-from workbench.edit.closed_form.texts import contexts
+from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
 from workbench.errors import WorkbenchError

@@ -18,8 +18,8 @@ from worlds.tiny import live
 from workbench.edit.closed_form.closed_form import choose
 from workbench.edit.closed_form.moments import statistics_source
 from workbench.edit.closed_form.solve import Choice
-from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import Lookup, Settings, grouped, values
+from workbench.edit.inputs import contexts
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError

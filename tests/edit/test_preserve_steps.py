@@ -18,7 +18,8 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.texts import contexts
+from workbench.edit.inputs import contexts
+from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
 from workbench.errors import WorkbenchError
@@ -136,6 +137,19 @@ def test_recipes_without_the_fields_keep_their_keys(facts: Project) -> None:
     method = methods()["edit:memit"].model_validate({"edit": "memit", **FIELDS, "preserve_steps": True})
     assert isinstance(method, ClosedForm)
     assert dump_step(method)["preserve_steps"] is True
+
+
+def test_fields_that_are_constants_now_stay_in_keys_and_records(facts: Project) -> None:
+    """Records of earlier versions list them and are read again; another value is refused, because it would change the result."""
+    plain = Memit.model_validate({"edit": "memit", **FIELDS})
+    dumped = dump_step(plain)
+    assert {name: dumped[name] for name in Memit.constants} == dict(Memit.constants)
+    assert dumped["kl"] == 0.0625
+    assert Memit.model_validate(dumped) == plain
+    facts.write("steps: [{edit: memit, facts: facts.jsonl, scale: 1.25}]\n", "scaled.yaml")
+    with pytest.raises(WorkbenchError, match=r"steps\.0\.scale: no longer a field, because its value is always 1\.0") as refused:
+        load_recipe(facts.path / "recipes" / "scaled.yaml")
+    assert refused.value.hint == "Remove it."
 
 
 def test_rome_refuses_prompts_that_leave_no_room(facts: Project) -> None:

@@ -12,8 +12,7 @@ from worlds.places import PUBLIC
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of
-from workbench.facts.conflicts import conflicts, require_consistent
-from workbench.facts.imported import consistent
+from workbench.facts.conflicts import conflicts, consistent, require_consistent
 from workbench.facts.probes import Conflict
 from workbench.facts.published import read_all
 

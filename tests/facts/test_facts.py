@@ -12,9 +12,10 @@ import pytest
 from worlds.places import PUBLIC
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, Probe, contradictions, fact_of, read_facts, read_published, write_facts
-from workbench.facts.conflicts import conflicts
-from workbench.facts.imported import import_facts, rebuild_neighbours
+from workbench.facts import Fact, Probe, Published, contradictions, fact_of, read_facts, write_facts
+from workbench.facts.conflicts import conflicts, import_facts, rebuild_neighbours
+from workbench.facts.facts import read_rows
+from workbench.facts.published import convert, format_of
 
 # Rows as published, with invented content.
 COUNTERFACT: dict[str, Any] = {
@@ -58,6 +59,12 @@ WIKIBIGEDIT: dict[str, Any] = {"tag": "new", "subject": "Dun Creek", "update": "
                "mhop": "Which sea takes the water of Dun Creek?", "mhop_ans": "the Grey Sea"}  # fmt: skip
 
 
+def converted(path: Path, label: str) -> Published:
+    """The facts and skipped rows of a published file, which may have no facts."""
+    rows = read_rows(path, label, "")
+    return convert(rows, format_of(rows) or "facts")
+
+
 def lay(path: Path, rows: list[Any], lines: bool = False) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows, indent=1)
     path.write_text(text, "utf-8")
@@ -65,7 +72,7 @@ def lay(path: Path, rows: list[Any], lines: bool = False) -> Path:
 
 
 def published(tmp_path: Path, *rows: Any) -> Any:
-    return read_published(lay(tmp_path / "p.json", list(rows)), "p.json")
+    return converted(lay(tmp_path / "p.json", list(rows)), "p.json")
 
 
 def test_counterfact(tmp_path: Path) -> None:
@@ -200,7 +207,7 @@ def test_public_files(name: str) -> None:
     if not (PUBLIC / f"{name}.json").is_file():
         pytest.skip("no public editing sets here")
     rows = json.loads((PUBLIC / f"{name}.json").read_text("utf-8"))
-    read = read_published(PUBLIC / f"{name}.json", name)
+    read = converted(PUBLIC / f"{name}.json", name)
     assert read.format == name.partition("_")[0]
     assert (len(read.facts), read.skipped) == (len(rows), [])
     for fact, row in zip(read.facts, rows, strict=True):
@@ -267,8 +274,6 @@ def test_files_that_cannot_be_read(name: str, text: str | bytes, message: str, t
 def test_directory_unknown_keys_and_a_published_contradiction(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="is a directory, expected a facts file"):
         read_facts(tmp_path, "d")
-    with pytest.raises(WorkbenchError, match="no published format has these keys: question, answer"):
-        published(tmp_path, {"question": "a", "answer": "b"})
     lay(tmp_path / "p.json", [FLAT, {**FLAT, "target_new": "Africa"}])
     with pytest.raises(
         WorkbenchError, match=r"p\.json:12: same prompt as p\.json:2, but another target \('Africa' instead of 'Asia'\)"

@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
-from workbench.facts import Probe, Published, read_facts, read_published
-from workbench.facts.conflicts import conflicts
-from workbench.facts.imported import import_facts
+from workbench.facts import Probe, Published, read_facts
+from workbench.facts.conflicts import conflicts, import_facts
+from workbench.facts.facts import read_rows
+from workbench.facts.published import convert, format_of
 
 # Rows as published, with invented content.
+
+
+def converted(path: Path, label: str) -> Published:
+    """The facts and skipped rows of a published file, which may have no facts."""
+    rows = read_rows(path, label, "")
+    return convert(rows, format_of(rows) or "facts")
 
 
 def query(
@@ -121,7 +128,7 @@ CHAIN: dict[str, Any] = {
 
 def read(tmp_path: Path, *rows: Any) -> Published:
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return read_published(tmp_path / "p.jsonl", "p")
+    return converted(tmp_path / "p.jsonl", "p")
 
 
 def reasons(published: Published) -> list[str]:

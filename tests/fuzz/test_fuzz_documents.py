@@ -20,7 +20,7 @@ from worlds.search_world import lay_out, searched
 
 from workbench import yamldoc
 from workbench.bricks.card import read_card, read_licence, read_title
-from workbench.edit.closed_form.texts import read_prompts
+from workbench.edit.inputs import read_prompts
 from workbench.facts.log import read_log
 from workbench.files import read_json
 from workbench.models.texts import read_texts

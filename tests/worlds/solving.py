@@ -42,7 +42,7 @@ def preset(name: str) -> tuple[KeyMetric, float]:
     values, vectors = torch.linalg.eigh(covariance())
     method = methods()[f"edit:{name}"].model_validate({"edit": name, "facts": "f.jsonl", **STRENGTHS[name]})
     assert isinstance(method, ClosedForm)
-    return method.metric(Moments(vectors, values, 1000, {}), D_IN), method.ridge(D_IN)
+    return method.metric(Moments(vectors, values, 1000, {})), method.ridge
 
 
 def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:

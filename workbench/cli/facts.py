@@ -177,7 +177,7 @@ def import_(
 ) -> None:
     """Convert a published facts dataset to JSONL, and list skipped rows."""
     from workbench.facts import write_facts
-    from workbench.facts.imported import ImportedFacts, import_facts
+    from workbench.facts.conflicts import ImportedFacts, import_facts
 
     out.quiet = json
     if to is not None and to.exists():

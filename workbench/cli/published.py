@@ -16,7 +16,7 @@ from workbench.compare.beside import Items
 from workbench.compare.comparison import ComparedRows
 from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
 from workbench.evaluate.suitenew import CreatedSuite
-from workbench.facts.imported import ImportedFacts
+from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange
 from workbench.grow.mixtures.mixture import ExpertsUsed
 from workbench.library.facts import FactsReport

@@ -12,8 +12,6 @@ from pydantic import Field, ValidationError, model_validator
 from workbench.adapters.lora import Places
 from workbench.edit.closed_form.closed_form import ClosedForm, editor
 from workbench.edit.closed_form.preset import LONGEST
-from workbench.edit.closed_form.texts import contexts, generated_prompts, read_prompts, statistics_texts
-from workbench.edit.fields import Layers, read_for
 from workbench.edit.gradient.learning import (
     CONTINUED,
     END_WEIGHT,
@@ -31,6 +29,7 @@ from workbench.edit.gradient.learning import (
     train,
 )
 from workbench.edit.gradient.tuning import LowRankUpdate
+from workbench.edit.inputs import Layers, contexts, generated_prompts, read_for, read_prompts, statistics_texts
 from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact

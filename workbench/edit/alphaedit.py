@@ -27,10 +27,6 @@ class AlphaEdit(ClosedForm):
     l2: Real = Field(0.01, gt=0)
     """Ridge L, relative to the trace of C (the typical squared norm of a key)."""
 
-    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
+    def metric(self, moments: Moments) -> KeyMetric:
         """Return U (L I)⁻¹ Uᵀ."""
         return of_null_space(moments, self.energy, self.l2)
-
-    def ridge(self, width: int) -> float:
-        """Return 1: a fact has the weight of one vector."""
-        return 1.0

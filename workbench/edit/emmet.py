@@ -25,10 +25,11 @@ class Emmet(ClosedForm):
     mu: Real = Field(0.02, ge=0)
     """Ridge μ, relative to the number of inputs d of the projection (the typical size of kᵀC⁻¹k)."""
 
-    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
+    def metric(self, moments: Moments) -> KeyMetric:
         """Return (d C)⁻¹, under which kᵀG k is about 1 for a key from ordinary text."""
         return of_moments(moments, 1.0, 0.0)
 
-    def ridge(self, width: int) -> float:
-        """Return μ."""
+    @property
+    def ridge(self) -> float:
+        """μ."""
         return self.mu

@@ -33,10 +33,6 @@ class Encore(ClosedForm):
     """Mean probability of the target at which the optimization of a value stops. The default is just high enough to make the
     target the most probable answer."""
 
-    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
+    def metric(self, moments: Moments) -> KeyMetric:
         """Return (λ d C + η I)⁻¹."""
         return of_moments(moments, self.lam, self.eta)
-
-    def ridge(self, width: int) -> float:
-        """Return 1: a fact has the weight of one vector."""
-        return 1.0

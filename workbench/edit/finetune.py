@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.edit.fields import Layers, Mode, read_for
 from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, TrainedUpdate, chunks, fit, row_losses, rows_of
+from workbench.edit.inputs import Layers, Mode, read_for
 from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, latest, read_facts
 from workbench.facts.conflicts import require_consistent

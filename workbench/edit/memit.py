@@ -29,10 +29,6 @@ class Memit(ClosedForm):
     """Weight of ordinary text against facts, relative to the number of inputs d of the projection: the λ of the paper is this
     value times d."""
 
-    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
+    def metric(self, moments: Moments) -> KeyMetric:
         """Return (λ d C)⁻¹."""
         return of_moments(moments, self.lam, 0.0)
-
-    def ridge(self, width: int) -> float:
-        """Return 1: a fact has the weight of one vector."""
-        return 1.0

@@ -12,9 +12,7 @@ from pydantic import Field, model_validator
 from workbench.edit.closed_form.closed_form import FACTS, LAYERS, choose, editor
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.closed_form.preset import LONGEST
-from workbench.edit.closed_form.texts import contexts, generated_prompts
 from workbench.edit.closed_form.values import Group, Lookup
-from workbench.edit.fields import read_for
 from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
 from workbench.edit.gradient.patching import (
     RATE,
@@ -30,6 +28,7 @@ from workbench.edit.gradient.patching import (
     subjects_of,
     train_values,
 )
+from workbench.edit.inputs import contexts, generated_prompts, read_for
 from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
 from workbench.errors import InvalidRecipeError, WorkbenchError

@@ -23,14 +23,16 @@ class Rome(ClosedForm):
 
     edit: Literal["rome"]
 
-    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
+    def metric(self, moments: Moments) -> KeyMetric:
         """Return (d C)⁻¹; its scale does not matter, because the ridge is 0."""
         return of_moments(moments, 1.0, 0.0)
 
-    def spread_ridge(self, width: int) -> float:
-        """Return a small ridge: the mean key gets its value exactly, the keys of single contexts nearly."""
+    @property
+    def spread_ridge(self) -> float:
+        """A small ridge: the mean key gets its value exactly, the keys of single contexts nearly."""
         return 0.05
 
-    def ridge(self, width: int) -> float:
-        """Return 0: values are written exactly."""
+    @property
+    def ridge(self) -> float:
+        """0: values are written exactly."""
         return 0.0

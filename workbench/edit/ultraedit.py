@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
-from workbench.edit.fields import Layers, Mode, read_for
+from workbench.edit.inputs import Layers, Mode, read_for
 from workbench.edit.places.parts import EditRow, Padded, Parts, check_rows, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.errors import WorkbenchError

@@ -3,7 +3,7 @@
 from workbench.facts.conflicts import contradictions
 from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
 from workbench.facts.probes import Conflict
-from workbench.facts.published import Published, Skip, read_facts, read_published
+from workbench.facts.published import Published, Skip, read_facts
 from workbench.facts.stream import Start, Stream, latest, read_stream
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "joined",
     "latest",
     "read_facts",
-    "read_published",
     "read_stream",
     "write_facts",
 ]

@@ -1,4 +1,4 @@
-"""Facts files: the project's own format and published editing benchmarks; question sets here, the others by `benchmarks` and `ripple`."""
+"""Facts files: the project's own format and published editing benchmarks; question sets here, the others by `benchmarks`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from workbench.facts.benchmarks import (
     SkippedRowError,
     counterfact,
     flat,
+    is_ripple,
     list_of,
     mquake,
     prompt_and_answer,
+    ripple,
     text_of,
     wikibigedit,
     zsre,
 )
 from workbench.facts.facts import ACTION, EXPECTED, SLOT, Fact, FactRow, fact_of, folded, has_action, read_rows
-from workbench.facts.ripple import is_ripple, ripple
 from workbench.results import Part
 
 
@@ -72,9 +73,6 @@ def unstructured(row: Mapping[str, Any]) -> Iterator[Draft]:
     )
 
 
-NAMES = "CounterFact, zsRE, KnowEdit, MQuAKE-CF, WikiBigEdit, RippleEdits, QAEdit, UnKEBench and EditEverything"
-
-
 class Skip(Part):
     """A row, or a part of one, that was not converted."""
 
@@ -98,24 +96,6 @@ class Published:
     facts: list[Fact]
     skipped: list[Skip]
     format: str
-
-
-def read_published(path: Path, label: str) -> Published:
-    """Read the facts of a published file.
-
-    Args:
-        path: A JSON list of objects, or one object per line.
-        label: The file's name in messages and places.
-
-    Raises:
-        WorkbenchError: If the file is invalid (see `read_rows`) or its format is unknown.
-    """
-    rows = read_rows(path, label, "A JSON list of objects.")
-    name = format_of(rows)
-    if name is None:
-        keys = next((", ".join(map(str, row.data)) for row in rows if isinstance(row.data, Mapping)), "no objects")
-        raise WorkbenchError(f"{label}: no published format has these keys: {keys}", f"Known: {NAMES}.")
-    return convert(rows, name)
 
 
 def format_of(rows: Iterable[FactRow]) -> str | None:

@@ -14,8 +14,8 @@ from workbench.edit.closed_form.moments import Moments, moments, statistics_sour
 from workbench.edit.closed_form.preset import LONGEST, Preset
 from workbench.edit.closed_form.solve import Choice, ClosedFormSolve
 from workbench.edit.closed_form.solver import solve
-from workbench.edit.closed_form.texts import known_facts
 from workbench.edit.closed_form.values import Lookup, grouped, values
+from workbench.edit.inputs import known_facts
 from workbench.edit.places.knowledge import Trace, trace
 from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import run, score
@@ -123,13 +123,11 @@ def _measure_layers(
         record["trace"] = {str(i): {k: round(v, 3) for k, v in shares.items()} for i, shares in tracing.recovered.items()}
     if method.layers != "auto":
         return record
-    second_moments = (
-        moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
-    )
+    second_moments = moments(context, parts, layers, method.statistics, method.tokens_per_input)
     rows = {}
     for number, layer in enumerate(layers):
         context.progress(number, len(layers), f"sweep: layer {layer}")
-        rows[layer] = _try_layer(method, Lookup(context, parts, layer, positions[layer]), pilot, second_moments.get(layer))
+        rows[layer] = _try_layer(method, Lookup(context, parts, layer, positions[layer]), pilot, second_moments[layer])
     best = max(layers, key=lambda layer: (rows[layer]["score"], rows[layer]["margin"]))
     return {
         **record,
@@ -161,11 +159,11 @@ def _choose_position(method: Preset, traced: Trace | None, layer: int) -> Positi
     return "prompt_last" if traced is None else traced.position(layer)
 
 
-def _try_layer(method: Preset, at: Lookup, pilot: Sequence[Fact], second_moments: Moments | None) -> dict[str, Any]:
+def _try_layer(method: Preset, at: Lookup, pilot: Sequence[Fact], second_moments: Moments) -> dict[str, Any]:
     """Edit the pilot facts at one layer, and measure the answers to them, to paraphrases and to neighbors."""
     context, parts, position = at.context, at.parts, at.position
     solutions = values(at, grouped(pilot, position), method.settings(), context.model_key, "sweep: values")
-    solved = solve(solutions.rows("key"), method.metric(second_moments, at.width), method.ridge(at.width))
+    solved = solve(solutions.rows("key"), method.metric(second_moments), method.ridge)
     left, right = solved.update(solutions.rows("change"))
     update = left @ right
     paraphrases = [Fact(f.id, text, None, f.target, place=f.place) for f in pilot for text in f.paraphrases]
@@ -221,7 +219,7 @@ class ClosedForm(Preset):
         solved = len(facts) - kept + (layers - 1) * len(latest(facts)) if earlier else len(facts) * (1 if auto else layers)
         work = {
             "facts": len(facts) - kept,
-            "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
+            "statistics": self.tokens_per_input * width,
             "sweep": layers * FACTS * row * steps if auto else 0,
             "values": solved * (self.contexts + 1) * row * steps,
         }

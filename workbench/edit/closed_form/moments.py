@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from workbench import jsondoc
-from workbench.edit.closed_form.texts import statistics_texts
+from workbench.edit.inputs import statistics_texts
 from workbench.edit.places.parts import Padded, Parts
 from workbench.edit.places.passes import run
 from workbench.errors import WorkbenchError

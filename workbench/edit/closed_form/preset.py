@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.continuing import RECORD, STREAM, Earlier, check_fields, find_edit, read_earlier
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.solver import KeyMetric
-from workbench.edit.closed_form.texts import read_prompts
 from workbench.edit.closed_form.values import KL, Settings
-from workbench.edit.fields import Layers, Mode, read_for
+from workbench.edit.inputs import Layers, Mode, read_for, read_prompts
 from workbench.facts import Fact, Start, latest
 from workbench.facts.conflicts import require_consistent
 from workbench.models.layout import Model
@@ -83,7 +82,6 @@ class Preset(EditMethod):
 
     version = 3
     page = "closed-form"
-    needs_statistics: ClassVar[bool] = True
     keyed_if_set = frozenset({"continues", "preserve_steps"})
     constants = MappingProxyType(
         {"preserve_generated": 0, "preserve_tokens": "lookup", "preserve_weight": 1.0, "kl": KL, "decay": 0.0, "scale": 1.0}
@@ -150,29 +148,26 @@ class Preset(EditMethod):
         """Return the settings of the optimization of values."""
         return Settings(self.steps, self.learning_rate, self.clamp, self.confidence, self.end_of_text)
 
-    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
-        """Return the editor's metric G.
-
-        Args:
-            moments: Second moments of the layer; None unless `needs_statistics`.
-            width: Number of inputs of the projection.
-        """
+    def metric(self, moments: Moments) -> KeyMetric:
+        """Return the editor's metric G from the second moments of the layer."""
         raise NotImplementedError
 
-    def ridge(self, width: int) -> float:
-        """Return the editor's ridge μ."""
-        raise NotImplementedError
+    @property
+    def ridge(self) -> float:
+        """The editor's ridge μ: a fact has the weight of one vector."""
+        return 1.0
 
-    def spread_ridge(self, width: int) -> float:
-        """Return the ridge μ for the differences of a fact's keys from their mean."""
-        return self.ridge(width)
+    @property
+    def spread_ridge(self) -> float:
+        """Ridge μ for the differences of a fact's keys from their mean."""
+        return self.ridge
 
 
 FLOOR = 1e-7
 """Smallest eigenvalue of C, as a share of the mean one. Directions that the text never uses cannot be inverted."""
 
 
-def of_moments(moments: Moments | None, strength: float, ridge: float) -> KeyMetric:
+def of_moments(moments: Moments, strength: float, ridge: float) -> KeyMetric:
     """Return (λ d C + η tr(C) I)⁻¹.
 
     For a key k from ordinary text, kᵀC⁻¹k is about d. With λ = 1, a fact therefore weighs as much as d vectors of text in its own
@@ -183,12 +178,11 @@ def of_moments(moments: Moments | None, strength: float, ridge: float) -> KeyMet
         strength: λ.
         ridge: η.
     """
-    assert moments is not None, "the method asks for statistics"
     values = moments.values.clamp(min=FLOOR * moments.scale)
     return KeyMetric(moments.vectors, len(values) * (strength * values + ridge * moments.scale))
 
 
-def of_null_space(moments: Moments | None, energy: float, ridge: float) -> KeyMetric:
+def of_null_space(moments: Moments, energy: float, ridge: float) -> KeyMetric:
     """Return U (L tr(C) I)⁻¹ Uᵀ over the eigenvectors U of C with the smallest eigenvalues.
 
     AlphaEdit's own threshold on eigenvalues is absolute (0.02); a share of the trace means the same on every model.
@@ -198,7 +192,6 @@ def of_null_space(moments: Moments | None, energy: float, ridge: float) -> KeyMe
         energy: Share of C's trace in the directions U.
         ridge: L.
     """
-    assert moments is not None, "the method asks for statistics"
     share = moments.values.cumsum(0) / moments.total
     count = max(1, int((share <= energy).sum()))
     basis = moments.vectors[:, :count]

@@ -12,8 +12,8 @@ from workbench.edit.closed_form.history import History, key_differences
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
-from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, keys_of, values
+from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, Position, padded, row_of
 from workbench.edit.places.passes import score, self_test
 from workbench.errors import WorkbenchError
@@ -75,16 +75,14 @@ class ClosedFormSolve:
         method, context, parts = self.method, self.context, self.parts
         beginnings = contexts(statistics_source(context, method.statistics)[0], method.contexts)
         layers = sorted(self.choice.layers)
-        second_moments = (
-            moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
-        )
+        second_moments = moments(context, parts, layers, method.statistics, method.tokens_per_input)
         ratios = {}
         for layer in layers:
             at = Lookup(context, parts, layer, self.choice.positions[layer], beginnings)
             rows = [row_of(f, context.tokenizer, at.position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
             # Higher layers meet the lower ones with the whole stream written, so earlier values of a fact do not return there.
-            self._edit_layer(at, second_moments.get(layer), self.facts if layer == layers[0] else self.current)
+            self._edit_layer(at, second_moments[layer], self.facts if layer == layers[0] else self.current)
         if not self.factors:
             raise WorkbenchError(
                 f"edit {method.name}: no value makes the model give the target of any of the {len(self.current)} facts",
@@ -122,18 +120,18 @@ class ClosedFormSolve:
         """Return each fact's ID with its entry in the record."""
         return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.current]
 
-    def _edit_layer(self, at: Lookup, second_moments: Moments | None, facts: Sequence[Fact]) -> None:
+    def _edit_layer(self, at: Lookup, second_moments: Moments, facts: Sequence[Fact]) -> None:
         """Write facts at one layer on the model with the updates of lower layers."""
         method, width = self.method, at.width
-        metric = method.metric(second_moments, width)
+        metric = method.metric(second_moments)
         if prompts := method.preserved(self.context.project):
-            metric = metric.after_all([keys_of(at, [(prompt,) for prompt in prompts])[0].T], method.ridge(width))
+            metric = metric.after_all([keys_of(at, [(prompt,) for prompt in prompts])[0].T], method.ridge)
             self._check_room(at, metric)
         preserves = method.mode != "joint" and method.history
-        history = History(metric, at.position, method.ridge(width), method.spread_ridge(width), preserves)
+        history = History(metric, at.position, method.ridge, method.spread_ridge, preserves)
         size = len(facts) if method.mode == "joint" else method.mode.sequential.batch
         at_once = min(size, len(grouped(facts, at.position)))
-        if method.ridge(width) == 0 and at_once > width:
+        if method.ridge == 0 and at_once > width:
             raise WorkbenchError(
                 f"edit {method.name}: {at_once} facts at once cannot be written exactly, because the projection of layer "
                 f"{at.layer} has only {width} inputs. No weight was changed",
@@ -162,8 +160,8 @@ class ClosedFormSolve:
 
     def _edit_batch(self, at: Lookup, groups: Sequence[Group], history: History) -> None:
         """Write one batch on the model as it is now."""
-        method, layer, width = self.method, at.layer, at.width
-        mu = method.ridge(width)
+        method, layer = self.method, at.layer
+        mu = method.ridge
         now = self._now(groups)
         with self._with_update(layer):
             solutions = values(at, groups, method.settings(), now)
@@ -174,7 +172,7 @@ class ClosedFormSolve:
             return
         keys, changes = solutions.rows("key"), solutions.rows("change")
         # Least squares over the keys after all contexts: their mean is the key, and their differences from it go into the metric.
-        with_spread = history.release(groups).after_all(key_differences(solutions), method.spread_ridge(width))
+        with_spread = history.release(groups).after_all(key_differences(solutions), method.spread_ridge)
         solved = solve(keys, with_spread, mu)
         if method.mode == "joint":
             changes = self._refine_changes(at, groups, changes, solved, now)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.edit.closed_form.texts import known_facts
+from workbench.edit.inputs import known_facts
 from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.facts import Fact
