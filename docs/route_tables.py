@@ -120,7 +120,7 @@ def kernel_block(found: dict[str, Any]) -> str:
 @of_results(BESIDE)
 def beside_block(found: dict[str, Any]) -> str:
     """Routed recipes beside merges of the same bricks: skills, retention, false routing, and what the report advises."""
-    parts = []
+    parts: list[str] = []
     for part in found["found"]:
         skills = [task for task in part["tasks"] if task["role"] == "skill"]
         retention = next(task["task"] for task in part["tasks"] if task["role"] == "retention")

@@ -44,7 +44,7 @@ class AddExpert(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    keyed_constants: ClassVar[Mapping[str, Any]] = {"temperature": TEMPERATURE}
+    constants: ClassVar[Mapping[str, Any]] = {"temperature": TEMPERATURE}
 
     grow: Literal["add_expert"]
     copy_of: Whole | None = Field(None, ge=0, alias="copy")

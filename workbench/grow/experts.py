@@ -64,7 +64,7 @@ class Experts(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    keyed_constants: ClassVar[Mapping[str, Any]] = {"ridge": RIDGE, "temperature": TEMPERATURE, "norm_topk_prob": True}
+    constants: ClassVar[Mapping[str, Any]] = {"ridge": RIDGE, "temperature": TEMPERATURE, "norm_topk_prob": True}
 
     grow: Literal["experts"]
     experts: Whole | None = Field(None, ge=2)

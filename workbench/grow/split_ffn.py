@@ -53,7 +53,7 @@ class SplitFfn(TextMethod):
     formula = "FFN(x) = Σ_e FFN_e(x) ↦ Σ over shared e, and over the top k of W_r x, of FFN_e(x)"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
-    keyed_constants: ClassVar[Mapping[str, Any]] = {"sparsity": None, "seed": 0}
+    constants: ClassVar[Mapping[str, Any]] = {"sparsity": None, "seed": 0}
 
     grow: Literal["split_ffn"]
     experts: Whole = Field(ge=2)

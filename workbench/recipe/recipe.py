@@ -307,15 +307,11 @@ def _check_tokenizer(recipe: Recipe) -> None:
 
 
 def dump_step(step: BaseModel) -> dict[str, Any]:
-    """Return the fields that determine a step's result as plain data, defaults included, for keys and records."""
+    """Return the fields that determine a step's result as plain data, defaults and constants included, for keys and records."""
     fields = type(step).model_fields
     unset = {name for name in getattr(step, "keyed_if_set", ()) if getattr(step, name) == fields[name].default}
-    return step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ()), *unset})
-
-
-def keyed_step(step: Step) -> dict[str, Any]:
-    """Return what `dump_step` returns, with the constants that were fields of the method once, for keys."""
-    return {**step.keyed_constants, **dump_step(step)}
+    dumped = step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ()), *unset})
+    return {**dumped, **getattr(step, "constants", {})}
 
 
 def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
@@ -333,7 +329,6 @@ __all__ = [
     "dump_steps",
     "find_project",
     "from_data",
-    "keyed_step",
     "load_recipe",
     "recipe_model",
     "recipe_schema",

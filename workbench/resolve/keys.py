@@ -14,7 +14,7 @@ from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.identity import WatchedFiles
 from workbench.models.identity import template_digest, tokens_digest
-from workbench.recipe.recipe import Recipe, keyed_step
+from workbench.recipe.recipe import Recipe, dump_step
 from workbench.weights.kernels import PRODUCTS
 
 _FACTORS = ("edit", "steer", "train")  # kinds of steps whose result is an update in factors
@@ -113,7 +113,7 @@ def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed:
     keys = [json_digest(base)]
     recipe = inputs.recipe
     for i, step in enumerate(recipe.steps):
-        fields = {**keyed_step(step), **(step.listed(recipe.used_bricks(step)) if listed else {})}
+        fields = {**dump_step(step), **(step.listed(recipe.used_bricks(step)) if listed else {})}
         order = [PRODUCTS] if step.kind in _FACTORS else products(inputs, recipe.used_bricks(step))
         keys.append(json_digest([keys[-1], fields, type(step).code_key(), *step.key_parts(StepKey(inputs, bricks, i)), *order]))
     return keys

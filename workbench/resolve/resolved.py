@@ -23,7 +23,7 @@ from workbench.models.generation import generation_settings
 from workbench.models.identity import shipped_files, tokens_digest
 from workbench.models.layout import Model
 from workbench.project import cache_of
-from workbench.recipe.recipe import Recipe, keyed_step
+from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.adapter_form import changes_result
 from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.keys import chain, products, told_apart
@@ -169,9 +169,7 @@ class Resolved:
     @property
     def fingerprint(self) -> str:
         """Sort key of the result, as a brick of another recipe, from samples of the bricks."""
-        return json_digest(
-            [sorted(self.fingerprints.items()), [keyed_step(step) for step in self.recipe.steps], *self._rows(self.fingerprints)]
-        )
+        return json_digest([sorted(self.fingerprints.items()), dump_steps(self.recipe), *self._rows(self.fingerprints)])
 
     @property
     def known(self) -> bool:

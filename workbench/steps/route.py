@@ -245,7 +245,7 @@ class RouteMethod(BrickStep):
 class CalibratedRoute(RouteMethod):
     """Base of route methods that learn from the bricks' calibration prompts."""
 
-    keyed_constants: ClassVar[Mapping[str, Any]] = {"mix": 1}
+    constants: ClassVar[Mapping[str, Any]] = {"mix": 1}
 
     bricks: dict[str, RoutedBrick] | None = None
     """Brick name -> {calibration:, description:}, in the order in which tied bricks act. Omitted: all bricks of the recipe."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workbench.errors import nearest
 from workbench.steps.fields import NAME, BrickEntry, Strict
@@ -110,8 +110,11 @@ class Step(Strict):
     """Fields that do not change the result and are not part of any key."""
     keyed_if_set: ClassVar[frozenset[str]] = frozenset()
     """Fields that are part of keys only where they differ from their defaults, so that recipes without them keep their keys."""
-    keyed_constants: ClassVar[Mapping[str, Any]] = {}
-    """Fields of earlier versions that are constants today, with their values: part of keys, so that recipes keep theirs."""
+    page: ClassVar[str] = ""
+    """Name of the page that describes all methods of a family, which share their fields; empty: a page of its own."""
+    constants: ClassVar[Mapping[str, Any]] = {}
+    """Fields of earlier versions -> the value that they always have now. They stay part of keys and records, so that recipes keep
+    their keys, and records with this value are read again."""
     plugin: ClassVar[Plugin | None] = None
     """Origin of a method outside this package; None for built-in methods."""
     merges: ClassVar[bool] = False
@@ -126,6 +129,14 @@ class Step(Strict):
         super().__init_subclass__(**options)
         if "verb" in vars(cls):
             VERBS.setdefault(cls.verb, cls.verb_order)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_constants(cls, data: Any) -> Any:
+        """Leave out fields of earlier versions that have their only value, as records list them."""
+        if not cls.constants or not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if key not in cls.constants or value != cls.constants[key]}
 
     @classmethod
     def code_key(cls) -> int | list[Any]:

@@ -159,7 +159,7 @@ _STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
 class PooledRoute(CalibratedRoute):
     """Base of route methods that read pooled hidden states of the base."""
 
-    keyed_constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.keyed_constants, "layer": None, "window": WINDOW}
+    constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
         """Return the calibration prompts with their pooled states, and the layer.
