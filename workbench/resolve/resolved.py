@@ -21,7 +21,7 @@ from workbench.lazy import torch
 from workbench.models.identity import generation_settings, shipped_files, tokens_digest
 from workbench.models.layout import Model
 from workbench.project import cache_of
-from workbench.recipe.recipe import Recipe, dump_step
+from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.keys import chain, products, told_apart
 from workbench.resolve.output import MemoryAt, RouterAt, changes_result
 from workbench.steps import Memo
@@ -166,9 +166,7 @@ class Resolved:
     @property
     def fingerprint(self) -> str:
         """Sort key of the result, as a brick of another recipe, from samples of the bricks."""
-        return json_digest(
-            [sorted(self.fingerprints.items()), [dump_step(step) for step in self.recipe.steps], *self._rows(self.fingerprints)]
-        )
+        return json_digest([sorted(self.fingerprints.items()), dump_steps(self.recipe), *self._rows(self.fingerprints)])
 
     @property
     def known(self) -> bool:

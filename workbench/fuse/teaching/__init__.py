@@ -1,1 +1,1 @@
-"""What fuse methods share: alignment of tokens, distributions of teachers on disk, and the loss."""
+"""What fuse methods share: alignment of tokens, distributions of teachers on disk, fused targets, and the loss."""

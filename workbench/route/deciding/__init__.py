@@ -1,1 +1,1 @@
-"""From scores to decisions: fitted routers, ties, thresholds, calibration copies and the record of a fit."""
+"""From prompts to decisions: hidden states, calibration samples, fits with ties and thresholds, and checks of a router."""
