@@ -301,10 +301,10 @@ def complement(value: Setting) -> Setting:
 def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
     """Return all values of a parameter in the order in which mergekit tries them, up to the first one without a filter."""
     collected: list[ParameterEntry] = []
-    for key_path, parameters in scopes:
-        if name not in parameters:
+    for key_path, given in scopes:
+        if name not in given:
             continue
-        value, path = parameters[name], (*key_path, name)
+        value, path = given[name], (*key_path, name)
         conditions = [value] if isinstance(value, dict) else value
         if isinstance(conditions, list) and conditions and all(isinstance(c, dict) for c in conditions):
             for i, condition in enumerate(conditions):
