@@ -115,7 +115,7 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
     from workbench.merge.mergekit.table import Parameter
     from workbench.models.layout import Model
     from workbench.recipe.mergekit.config import ImportReport
-    from workbench.recipe.mergekit.settings import setting
+    from workbench.recipe.mergekit.methods import setting
     from workbench.steps.fields import Number, value_at
     from workbench.weights.checkpoint import Checkpoint
     from workbench.yamldoc import Document

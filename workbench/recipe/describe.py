@@ -81,13 +81,8 @@ _SHARED_PAGE = "methods/shared.md"
 _SWEEPS = [
     "## sweep",
     "",
-    "Each entry of `sweep` is a field and its values. Every combination is a configuration with a name that says its values.",
-    "Two numbers are two values, not a range as in `search`.",
-    "",
-    "```yaml",
-    "steps: [{id: mix, merge: ties, density: 0.2, lambda: 1.0}]",
-    "sweep: {mix.lambda: [0.25, 0.5, 1], mix.merge: [ties, dare]}   # mine[lambda=0.25,ties], mine[lambda=0.25,dare], ...",
-    "```",
+    "Each entry is a field and its values; every combination is a configuration ([Sweeps](evaluation-sweeps.md#sweeps)). Two numbers are two",
+    "values, not a range as in `search`.",
     "",
     "| entry | varies |",
     "| --- | --- |",
@@ -97,8 +92,6 @@ _SWEEPS = [
     "| `mix.bricks.a: [0.5, 1]` | The weight of a brick. |",
     "| `mix.lambda.knots.0: [0, 1]` | One knot of a schedule. |",
     "| `seed: [0, 1, 2]` | The seed. Scores are averaged over it. |",
-    "",
-    "A recipe has either a `sweep` or a `search`, and a recipe with a `sweep` cannot be a brick. See [Sweeps](evaluation-sweeps.md#sweeps).",
     "",
 ]
 

@@ -22,9 +22,8 @@ from workbench.recipe.mergekit.config import (
     read_top,
     scope_of,
 )
-from workbench.recipe.mergekit.methods import MethodInputs, step_of
+from workbench.recipe.mergekit.methods import MethodInputs, ParameterEntry, Part, entries_of, glob_of, step_of
 from workbench.recipe.mergekit.places import Named, Places
-from workbench.recipe.mergekit.settings import ParameterEntry, Part, entries_of, glob_of
 
 Step = dict[str, Any]
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
