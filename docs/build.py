@@ -29,10 +29,10 @@ import pools_figure
 import prune_figure
 import road_figure
 import route_tables
+import stores  # noqa: F401 - registers its table
 import update_tables
 import yaml
 from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, interval, measured, points, results, signed, table
-from stores import RUNS, STORES
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli import published
@@ -367,16 +367,8 @@ def _training(card: BrickCard) -> list[str]:
     return [how, str(card.training.get("steps", ""))]
 
 
-def stores_block(project: Path) -> str:
-    """Return a row for each folder of stored results: what it holds, and which parts of a model its keys cover."""
-    named = {"runs": RUNS, **STORES}.items()
-    rows = ([f"`{name}/`", store.holds, ", ".join(store.parts.split())] for name, store in named if store.parts)
-    return table(["folder", "holds", "keys cover"], rows, left=3)
-
-
 BLOCKS.update(
     {
-        "stores": stores_block,
         "items": items_block,
         "merge": merge_block,
         "merge_small": merge_small_block,

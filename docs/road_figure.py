@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 ROW = re.compile(r"^\| (?P<source>.+?) \| `workbench\.(?:\w+\.)*(?P<name>\w+)` \| (?P<target>.+?) \|", re.MULTILINE)
 # Boxes that are no classes: words of the tables -> title in the figure.
-TITLES = {"a YAML file": "recipe.yaml", "a run directory": "run directory", "a live model": "live model"}
+TITLES = {"a YAML file": "recipe.yaml", "a run directory": "run directory", "a live model": "live model", "the page": "page"}
 # Column and row of each box.
 PLACES = {
     "recipe.yaml": (0, 1),
@@ -21,7 +21,7 @@ PLACES = {
     "ScorePlan": (2, 3),
     "Scores": (3, 3),
     "Comparison": (4, 3),
-    "View": (5, 3),
+    "page": (5, 3),
 }
 # Arrows that start elsewhere than the tables say: `execute` composes first, and `evaluate` scores the live model.
 STARTS = {"execute": "Composition"}

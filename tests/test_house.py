@@ -115,14 +115,14 @@ def test_a_long_file_and_a_long_function_are_named() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 111_418,
-    "files of the package": 722,
-    "lines of the tests": 67_660,
-    "words of the documentation": 129_300,
-    "fields of methods": 765,
-    "options of commands": 500,
-    "commands with --json": 47,
-    "[str, Any] in the package": 1_047,
+    "lines of the package": 103_950,
+    "files of the package": 486,
+    "lines of the tests": 66_900,
+    "words of the documentation": 98_000,
+    "fields of methods": 698,
+    "options of commands": 403,
+    "commands with --json": 46,
+    "[str, Any] in the package": 790,
 }
 
 

@@ -47,7 +47,6 @@ def _say(
     overlaps: dict[str, float],
 ) -> None:
     """Print a set: size, base, axes, evidence, overlaps, and its best neurons by layer."""
-
     out.line(f"{folder.name}: set of {neurons.kind}" + (f", {card.skill}" if card and card.skill else ""))
     out.line(
         f"size     {neurons.size:,} of {sum(neurons.units.values()):,} {neurons.kind} ({100 * neurons.share:.3g} %) "

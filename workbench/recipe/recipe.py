@@ -327,7 +327,6 @@ __all__ = [
     "dump_steps",
     "find_project",
     "from_data",
-    "dump_step",
     "load_recipe",
     "recipe_model",
     "recipe_schema",

@@ -15,10 +15,10 @@ from workbench.report.numbers import (
     NATS,
     PERCENT,
     POINTS,
-    Unit,
     about,
     amount,
     count,
+    counted,
     listed,
     p_value,
     size,
@@ -162,9 +162,9 @@ def _undecided(view: Comparison) -> list[str | Table]:
         u = unit_of(view, d.task)
         needs = f"≈ {about(d.needed)}" if d.needed else "more clusters or fewer comparisons" if d.impossible else MISSING
         second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
-        difference = _with_ends(u, d.diff, d.low_adj, d.high_adj)
+        difference = u.with_ends(d.diff, d.low_adj, d.high_adj)
         detectable = u.cell(marks.detectable(d, u), None if d.impossible else d.mde)
-        rows.append([d.configuration, d.task, d.verdict, difference, detectable, _count(d.n), needs, second])
+        rows.append([d.configuration, d.task, d.verdict, difference, detectable, counted(d.n), needs, second])
     header = [
         "Configuration",
         "Task",
@@ -180,7 +180,7 @@ def _undecided(view: Comparison) -> list[str | Table]:
 
 def _forgetting(view: Comparison) -> list[str | Table]:
     effects = [(c.name, c.forgetting) for c in view.by_role if c.forgetting]
-    rows = [[name, _with_ends(POINTS, f.diff, f.low, f.high), f.verdict or MISSING] for name, f in effects]
+    rows = [[name, POINTS.with_ends(f.diff, f.low, f.high), f.verdict or MISSING] for name, f in effects]
     text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
     header = ["Configuration", "Forgetting", "Verdict"]
     return ["## Forgetting", escape(text), Table("forgetting", header, rows)] if rows else []
@@ -191,7 +191,7 @@ def _checks(view: Comparison) -> list[str | Table]:
     for row in checks(view):
         name, k = row.configuration, row.check
         numbers = (Cell(small(v), {"": v}, "nats") for v in (k.max_difference, k.tolerance, k.spread))
-        rows.append([name, row.suite, k.scorer, k.whole or name, _count(k.documents), *numbers])
+        rows.append([name, row.suite, k.scorer, k.whole or name, counted(k.documents), *numbers])
     header = [
         "Configuration",
         "Suite",
@@ -241,7 +241,7 @@ def differences(view: Comparison) -> Table:
                 Cell(p_value(d.p), {"": d.p}),
                 Cell(p_value(d.p_adj), {"": d.p_adj}),
                 Cell(count(d.n), {"": d.n, "gained": d.wins, "lost": d.losses}),
-                _count(d.clusters),
+                counted(d.clusters),
                 u.cell(MISSING, None) if d.impossible else u.cell(u.score(d.mde), d.mde),
                 _companion(d),
                 marks.verdict_text(d),
@@ -390,14 +390,6 @@ def _percent(e: Kept | None) -> str:
         return MISSING
     text = "withheld" if e.value is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()
     return PERCENT.cell(text, e.value, e.low, e.high)
-
-
-def _with_ends(unit: Unit, diff: float | None, low: float | None, high: float | None) -> Cell:
-    return unit.cell(f"{unit.diff(diff)} {unit.diffs(low, high)}".strip(), diff, low, high)
-
-
-def _count(n: int | None) -> Cell:
-    return Cell(count(n), {"": n})
 
 
 def _companion(d: Difference) -> str:

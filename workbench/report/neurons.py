@@ -29,9 +29,8 @@ from workbench.report.tints import CHANGES, SHARES, TintedTable, Tints, tinted
 SCRIPTS, STYLES = ("report.js", "downloads.js"), ("report.css", "curves.css", "heat.css", "neurons.css")
 HIGHEST = 2.0
 """Rise of the loss in nats at the top of charts; larger ones lie on the edge."""
-NAMED = 5
-"""Largest number of models whose names fit below a chart."""
-LETTERS = 8
+NAMED, LETTERS = 5, 8
+"""Largest number of models whose names fit below a chart, and letters of each."""
 
 
 def render_neurons(results: Mapping[str, ModelResult], out: Path) -> Path:
@@ -51,8 +50,8 @@ def render_neurons(results: Mapping[str, ModelResult], out: Path) -> Path:
         "warnings": list(dict.fromkeys(warning for data in texts for warning in data.warnings)),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    page = filled("neurons.html.j2", context, SCRIPTS, STYLES)
-    write_bytes(out, with_tables(page, [table for section in sections for table in section.saved()]).encode())
+    tables = [table for section in sections for table in section.saved()]
+    write_bytes(out, with_tables(filled("neurons.html.j2", context, SCRIPTS, STYLES), tables).encode())
     return out
 
 

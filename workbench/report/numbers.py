@@ -33,6 +33,10 @@ class Unit:
         """Return a table's cell with the stored value, and the ends of its interval, behind its text."""
         return Cell(text, {"": value, **dict(zip(("low", "high"), ends, strict=False))}, self.stored)
 
+    def with_ends(self, diff: float | None, low: float | None, high: float | None) -> Cell:
+        """Return a table's cell with a difference and its interval."""
+        return self.cell(f"{self.diff(diff)} {self.diffs(low, high)}".strip(), diff, low, high)
+
     def interval(self, low: float | None, high: float | None) -> Cell:
         """Return a table's cell with an interval of differences."""
         return Cell(self.diffs(low, high), {"low": low, "high": high}, self.stored)
@@ -111,6 +115,11 @@ def p_value(p: float | None) -> str:
 def count(value: float | None) -> str:
     """Format a whole number with thin spaces between thousands."""
     return MISSING if value is None else f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def counted(value: int | None) -> Cell:
+    """Return a table's cell with a whole number."""
+    return Cell(count(value), {"": value})
 
 
 def about(value: float | None) -> str:
