@@ -16,6 +16,7 @@ from worlds.tiny import edit_json, save_adapter, tensors_of
 
 from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
+from workbench.adapters.keys import unties
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import disk_weight, live_module
@@ -148,7 +149,7 @@ def test_copies_of_the_base_need_the_base(lora: Path, llama: Path) -> None:
     out, rows = torch.empty(64, 32), tensors_of(llama)["model.embed_tokens.weight"].float()
     bound.open_delta("model.embed_tokens.weight", CPU).read_delta(0, 64, rows, out)
     assert out.nonzero().tolist() == [[3, 4]]
-    assert Adapter(lora, "x").unties(base) == "updates only the embeddings"
+    assert unties(Adapter(lora, "x").keys, base) == "updates only the embeddings"
 
 
 def test_an_adapter_is_bound_once_to_a_base_and_then_freed(lora: Path, llama: Path) -> None:

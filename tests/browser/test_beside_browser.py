@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from worlds.devtools import Browser, show, skip_without_browser
+from worlds.report_document import make_document
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
@@ -38,12 +39,15 @@ def document() -> dict[str, Any]:
     items = [{"task": "write", "id": f"write-{i}", **question} for i in range(ITEMS)]
     items.append({"task": "pick", "id": "pick-0", "cluster": "c", "prompt": EVIL, "gold": 1, "choices": ["one", "two"]})
     answers = {name: [*(answered(i, name) for i in range(ITEMS)), chosen(name)] for name in names}
+    made = make_document()
+    configuration, task = {**made["configurations"][0], "scores": {}, "kept": {}}, made["tasks"][0]
     return {
-        "baseline": "base",
+        **made,
         "rows": [],
+        "interference": {key: [] for key in made["interference"]},
         "flips": {"ties": [], "dare": []},
-        "configurations": [{"name": name, "role": "base" if name == "base" else "configuration"} for name in names],
-        "tasks": [{"task": "write", "metric": "em"}, {"task": "pick", "metric": "acc"}],
+        "configurations": [{**configuration, "name": n, "role": "base" if n == "base" else "configuration"} for n in names],
+        "tasks": [{**task, "task": "write", "metric": "em"}, {**task, "task": "pick", "metric": "acc"}],
         "side_by_side": {"items": items, "answers": answers, "differing": 40, "left_out": 25},
     }
 

@@ -33,7 +33,7 @@ def document() -> dict[str, Any]:
         if c["name"] == "dates-conflict":
             c["recipe_text"] = "".join(f"line: {i}\n" for i in range(30)) + EVIL + "\n"
         if c["name"] == "over-scaled":
-            c["aliases"] = [{"name": f"over-scaled-by-{i}-and-equal"} for i in range(8)]
+            c["aliases"] = [f"over-scaled-by-{i}-and-equal" for i in range(8)]
             c["recipe_text"] = "".join(f"line: {i if i != 15 else 'fifteen'}\n" for i in range(30)) + EVIL + "\n"
     return document
 

@@ -13,15 +13,15 @@ from workbench.cli import app
 
 # A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
 COMMANDS = {
-    "analyze ablate": "--between --data --device --draws --items --json --out --quiet --seed --trust-project-code",
+    "analyze ablate": "--data --device --draws --items --json --out --quiet --trust-project-code",
     "analyze all": "--data --device --json --out --quiet --trust-project-code",
-    "analyze decompose": "--data --device --items --json --keep --out --output --quiet --scored --tokens --trust-project-code",
+    "analyze decompose": "--data --device --items --json --keep --out --quiet --scored --trust-project-code",
     "analyze export": "--out --quiet",
-    "analyze functions": "--beside --chat --data --device --json --no-residents --out --part --per --quiet --score --seed --share --skip --trust-project-code",
+    "analyze functions": "--beside --chat --data --device --json --out --part --quiet --seed --share --trust-project-code",
     "analyze import": "--base --json --names --out --quiet",
-    "analyze locate": "--answer --at --count --device --draws --facts --json --out --quiet --seed --share --steps --threshold --trust-project-code",
-    "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --selectors --shared --tokens --trust-project-code --used",
-    "analyze sparsity": "--cett --data --device --items --json --mask --normalizer --out --quiet --scored --seed --tokens --trust-project-code",
+    "analyze locate": "--answer --count --device --draws --facts --json --out --quiet --share --steps --threshold --trust-project-code",
+    "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --shared --tokens --trust-project-code --used",
+    "analyze sparsity": "--cett --data --device --items --json --mask --out --quiet --scored --trust-project-code",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
     "brick advise": "--base --device --json --measure --quiet --texts --threads --write",
     "brick barrier": "--base --device --json --quiet --text --trust-project-code",

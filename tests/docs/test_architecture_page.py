@@ -40,7 +40,7 @@ def test_every_box_of_the_figure_is_in_a_table() -> None:
     figure = (PROJECT / "docs" / "architecture.svg").read_text("utf-8")
     boxes = set(re.findall(r">([^<]+)</text>", figure)) - {dotted.rpartition(".")[2] for _, dotted, _ in ARROWS}
     classes = {name for source, _, target in ARROWS for name in re.findall(r"`(\w+)`", source + target)}
-    assert boxes == classes | {"recipe.yaml", "run directory", "live model"}
+    assert boxes == classes | {"recipe.yaml", "run directory", "live model", "page"}
     assert len(boxes) == 12
 
 

@@ -17,13 +17,12 @@ NAMES = (
     "edit-merge",
     "edit-speed",
     "edit-adapter",
-    "edits",
     "edit-stream",
     "edit-stream-starter",
     "steer",
     "memory-updates",
 )
-FILES = {"edit-speed": "edit", "edit-methods-alone": "edit-methods", "edits": "edit-adapter"}
+FILES = {"edit-speed": "edit", "edit-methods-alone": "edit-methods"}
 
 
 def share(value: float, n: int = 20) -> dict[str, Any]:
@@ -183,17 +182,6 @@ def test_adapters_beside_memit(build: ModuleType, tmp_path: Path) -> None:
     assert lines[2] == ["adapter", "80 [70, 90]", "50 [40, 60] −", "−2.0", "7.5"]
     assert "2 draws of 20 CounterFact facts (40 in all)" in text
     assert "(../benchmarks/results/edit-adapter.json)" in text
-
-
-def test_the_sentence_of_the_readme(build: ModuleType, tmp_path: Path) -> None:
-    def row(name: str, *values: float) -> dict[str, Any]:
-        tasks = ("efficacy", "paraphrase", "neighbours-strict", "generated")
-        return {"row": name, "scores": {task: share(value) for task, value in zip(tasks, values, strict=True)}}
-
-    rows = [row("base", 0.0, 0.0, 1.0, 0.0), row("memit", 1.0, 0.5, 0.66, 0.26), row("memory", 0.95, 0.5, 0.98, 0.9)]
-    text = filled(build, tmp_path, "edits", {"draws": 3, "count": 20, "rows": rows})
-    assert "Edits of 60 CounterFact facts" in text
-    assert "answer and stop): `memit` 100, 50, 66, 26; facts in the prompt 95, 50, 98, 90 (" in text
 
 
 def test_a_stream_on_the_starter_base(build: ModuleType, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ REFUSED = {
     "{grow: experts, experts: 2, bricks: {one: 1}}": "expected one of `experts: 4` and `bricks",
     "{grow: experts, bricks: {one: 1}, anchor: off}": "one brick needs `anchor: true`",
     "{grow: experts, experts: 2, top_k: 3}": "expected top_k of at most 2",
-    "{grow: experts, experts: 4, norm_topk_prob: false}": "norm_topk_prob: unknown field",
+    "{grow: experts, experts: 4, norm_topk_prob: false}": "norm_topk_prob: no longer a field",
     "{grow: experts, experts: 4, gate: ridge}": "copies are all alike",
     "{grow: experts, bricks: {one: 1, two: 1}, gate: ridge}": "for the anchor (the step's `calibration`), one, two",
     "{grow: experts, experts: 4, gate: prompts}": "copies are all alike",

@@ -20,12 +20,12 @@ import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
 from workbench.evaluate.models import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
+from workbench.grow.mixtures.gates import RIDGE, TEMPERATURE
 from workbench.merge.measuring.layers import inputs_read, shared, without_padding
 from workbench.models.texts import TextRow, batches
 from workbench.scores.store import ScoreStore
 
 BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"
-RIDGE, TEMPERATURE = 0.02, 0.7
 
 
 # -- routers
@@ -60,7 +60,7 @@ def test_experts_count_alike_in_the_routers_gram(project: Project) -> None:
     times the tokens counts no more, and a fifth of its texts is held out."""
     texts = texts_of_unequal_length(project)
     bricks = "{one: {calibration: one.jsonl}, two: {calibration: two.jsonl}}"
-    gate = f"gate: ridge, ridge: {RIDGE}, temperature: {TEMPERATURE}, calibration: anchor.jsonl"
+    gate = "gate: ridge, calibration: anchor.jsonl"
     document = project.run(f"{BRICKS}steps: [{{grow: experts, bricks: {bricks}, {gate}}}]\noutput: {{dtype: float32}}\n")
     only = "{{merge: task_arithmetic, bricks: {{{}: 1}}, where: {{include: ['*.mlp.*']}}}}"
     dense = {"anchor": project.run("steps: []\noutput: {dtype: float32}\n", "anchor.yaml")["model"]}

@@ -40,11 +40,12 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
         return
     resolved = resolve(load_recipe(path))
     found = plan(resolved, tmp_path / "runs")
-    grown = sum(len(s.get("new_layers", [])) - len(s.get("gone_layers", [])) for s in found.steps)
+    steps = [step.to_dict() for step in found.steps]
+    grown = sum(len(s.get("new_layers", [])) - len(s.get("gone_layers", [])) for s in steps)
     layer = 7_080_192  # bytes of one bf16 layer of the starter base
-    experts = next((len(s["experts"]) for s in found.steps if "experts" in s), 0)  # the base's own, and more; and their router
+    experts = next((len(s["experts"]) for s in steps if "experts" in s), 0)  # the base's own, and more; and their router
     mixture = 30 * (experts - 1) * 3 * 2 * 576 * 1536 + 30 * experts * 2 * 576 if experts else 0
-    words = 2 * 576 * sum(s.get("new_tokens", 0) for s in found.steps)
+    words = 2 * 576 * sum(s.get("new_tokens", 0) for s in steps)
     neurons = next((step.neurons for step in resolved.recipe.fields.steps if step.name == "width"), 1536)
     wider = 30 * 3 * 2 * 576 * (neurons - 1536)
     beside = resolved.beside is not None  # acts on the base as it is: nothing of it is written

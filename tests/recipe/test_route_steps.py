@@ -111,7 +111,7 @@ CALIBRATED = {"route": "ridge", "calibration": "{brick}.jsonl"}
         ({"route": "ridge"}, "expected `calibration`, a JSONL file of prompts, for every brick"),
         ({"route": "ridge", "bricks": {"one": {}, "two": {"calibration": "a"}}}, "a JSONL file of prompts, for one;"),
         ({"route": "ridge", "calibration": "texts.jsonl"}, "expected a name that contains {brick}"),
-        ({**CALIBRATED, "mix": 2}, "mix: unknown field"),
+        ({**CALIBRATED, "mix": 2}, "mix: no longer a field"),
         ({**CALIBRATED, "abstain": 1}, "less than 1"),
         ({**CALIBRATED, "abstain": None, "threshold": 0.1}, "`abstain: null` sends no prompt to the base"),
         ({**CALIBRATED, "samples": 3}, "greater than or equal to 4"),

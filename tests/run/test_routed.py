@@ -199,7 +199,7 @@ def test_a_fitted_router_is_not_fitted_again(routed: Project, monkeypatch: pytes
             "expected 2 or more bricks to choose among, found 'one' alone",
             "",
         ),
-        (ROUTED.replace("samples: 12", "mix: 2"), "mix: unknown field", ""),
+        (ROUTED.replace("samples: 12", "mix: 2"), "mix: no longer a field", ""),
     ],
 )
 def test_recipe_errors(text: str, message: str, hint: str, routed: Project, llama: Path) -> None:

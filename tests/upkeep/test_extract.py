@@ -268,7 +268,7 @@ def test_a_broken_checkpoint_leaves_nothing(project: Project) -> None:
 def test_bake_is_a_run_without_a_recipe(project: Project) -> None:
     run = project.run("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
     document = bake("bricks/one", None, project.path / "baked", Work(CPU), project=project.path)
-    assert document["configuration"] == run["configuration"]
+    assert document.configuration == run["configuration"]
     for file in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
         assert (project.path / "baked" / file).read_bytes() == (Path(run["model"]) / file).read_bytes()
     assert not list(project.path.glob(".baked*"))

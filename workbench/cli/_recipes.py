@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.api.naming import load_named, relative
 from workbench.api.subjects import Listener
 from workbench.cli._output import out
-from workbench.errors import LeftOut, WorkbenchError, shell
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
@@ -87,11 +87,6 @@ def load(recipe: str, settings: list[str] | None, runs_dir: Path | None, headers
 def printing() -> Listener:
     """Return the listener that prints on the terminal."""
     return Listener(out.event, out.say, out.warn)
-
-
-def told(left_out: list[LeftOut]) -> dict[str, Any]:
-    """Return the `left_out` field of a JSON document, as a dictionary that is empty if nothing was skipped."""
-    return {"left_out": [{"name": one.name, "reason": one.reason} for one in left_out]} if left_out else {}
 
 
 def command_line() -> str:

@@ -15,7 +15,6 @@ from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
-from workbench.results import Number, Part
 
 if TYPE_CHECKING:
     from workbench.run.memories import SavedMemory
@@ -29,42 +28,12 @@ FactArg = Annotated[str, typer.Argument(metavar="ID", help="Id of a fact, as `me
 VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="Version of the memory; default: the newest.")]
 
 
-class MemoryFact(Part):
-    """A fact of a memory."""
-
-    id: str
-    """Id of the fact."""
-    prompt: str
-    """The prompt, with its subject."""
-    target: str
-    """The answer."""
-    version: int
-    """Version of the memory at which the fact was last stated."""
-    source: str
-    """"recipe" or "added"."""
-    feedback: int
-    """Number of recorded uses."""
-    credibility: Number
-    """Credibility of the fact, from 0 to 1."""
-    used: bool
-    """Whether the model uses the fact; a fact with low credibility is not used."""
-
-
-class MemoryFacts(Part):
-    """The facts of a memory."""
-
-    version: int
-    """Version of the memory."""
-    method: str
-    """Memory method."""
-    facts: list[MemoryFact]
-    """The facts, by id."""
-
-
 @app.command("ls")
 @reads_recipes
 def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List facts with their versions and credibility."""
+    from workbench.facts.log import MemoryFact, MemoryFacts
+
     memory, _ = _open(place, runs_dir)
     rows = [
         MemoryFact(

@@ -11,13 +11,12 @@ from pydantic import BaseModel, TypeAdapter
 from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
 from workbench.bricks.card import ShownCard
-from workbench.cli.memory import MemoryFacts
 from workbench.compare.beside import Items
 from workbench.compare.comparison import ComparedRows
 from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
 from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.conflicts import ImportedFacts
-from workbench.facts.log import MemoryChange
+from workbench.facts.log import MemoryChange, MemoryFacts
 from workbench.grow.mixtures.mixture import ExpertsUsed
 from workbench.library.facts import FactsReport
 from workbench.library.route import Explanation
@@ -130,6 +129,7 @@ def _classes(annotation: Any, found: dict[str, type[BaseModel]]) -> dict[str, ty
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found.values():
         long_name = f"{annotation.__module__}__{annotation.__qualname__}".replace(".", "__")
         found |= {annotation.__name__: annotation, long_name: annotation}
+        annotation.model_rebuild()  # builds are deferred: before, the fields' types may be names of classes further down
         for field in annotation.model_fields.values():
             _classes(field.annotation, found)
     return found

@@ -6,9 +6,10 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm_eval.api.instance import Instance
+from transformers import PreTrainedModel
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import register, summarise
@@ -22,9 +23,6 @@ from workbench.events import Progress
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Configuration, Row, Scores, ScoreStore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 log = logging.getLogger("workbench")
 

@@ -36,7 +36,7 @@ from pydantic import model_validator
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts.facts import Fact, fact_of
-from workbench.results import Number, OpenPart, Result, absent
+from workbench.results import Number, OpenPart, Part, Result, absent
 
 Vector = NDArray[np.float64]
 
@@ -248,3 +248,35 @@ def append(folder: Path, version: int, lines: Sequence[Mapping[str, Any]]) -> No
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+class MemoryFact(Part):
+    """A fact of a memory."""
+
+    id: str
+    """Id of the fact."""
+    prompt: str
+    """The prompt, with its subject."""
+    target: str
+    """The answer."""
+    version: int
+    """Version of the memory at which the fact was last stated."""
+    source: str
+    """"recipe" or "added"."""
+    feedback: int
+    """Number of recorded uses."""
+    credibility: Number
+    """Credibility of the fact, from 0 to 1."""
+    used: bool
+    """Whether the model uses the fact; a fact with low credibility is not used."""
+
+
+class MemoryFacts(Part):
+    """The facts of a memory."""
+
+    version: int
+    """Version of the memory."""
+    method: str
+    """Memory method."""
+    facts: list[MemoryFact]
+    """The facts, by id."""

@@ -183,7 +183,7 @@ def bake(
         dtype: Data type of the checkpoint; None keeps the base's.
 
     Returns:
-        The document that `run.execute.execute` returns.
+        The result of the run, with `out` as its model.
 
     Raises:
         WorkbenchError: If the adapter is a checkpoint or names no base, or if `out` exists.
