@@ -176,7 +176,9 @@ def test_controls_that_harm_are_rarely_shipped() -> None:
             for name, g in (("t", gains), ("u", [0.0, *[loss] * 4]))
         ]
         rows = differences(made, base, others, 0.05)
-        shipped += recommendation_of(made, base, entries, rows, 0.05, {})["recommendation"]["configuration"] is not None
+        found = recommendation_of(made, base, entries, rows, 0.05, {})
+        assert found is not None
+        shipped += found.configuration is not None
     case = {"kind": "two-way", "shape": "equal", "clusters": 96, "items": 960, "level": 0.05, "configurations": 5, "tasks": 2}
     assert measured("a harmful one is shipped, controls among them", shipped / TRIALS, **case) <= MOST
 
@@ -200,8 +202,9 @@ def test_a_configuration_that_keeps_all_of_its_best_brick(levels: list[float], c
     for _ in range(TRIALS):
         _, kept = kept_of(tables(rng, gains, 1, False, 10 * k, k), merge, {c.name: c.digest for c in bricks})
         assert kept is not None
-        shares.append(kept["value"])
-        covered += kept["low"] <= 1 <= kept["high"]
+        assert None not in (kept.value, kept.low, kept.high)
+        shares.append(kept.value)
+        covered += kept.low <= 1 <= kept.high
     case = {"kind": "two-way", "shape": "equal", "clusters": k, "items": 10 * k, "level": 0.05, "configurations": len(levels)}
     assert measured(claim, covered / TRIALS, **case) >= 0.93 - 2.5 * (0.05 * 0.95 / TRIALS) ** 0.5
     assert float(np.mean(shares)) == pytest.approx(1, abs=0.03)

@@ -45,7 +45,7 @@ MERGE = (
 )
 EDIT = (
     "steps: [{{edit: rome, facts: facts.jsonl, layers: [{layer}], position: subject_last, contexts: 0, statistics: text.txt, "
-    "tokens_per_input: 4, steps: 25, learning_rate: 0.5, clamp: 20.0, kl: 0.0, confidence: 0.3, refine: 0}}]\noutput: {{dtype: float32}}\n"
+    "tokens_per_input: 4, steps: 25, learning_rate: 0.5, clamp: 20.0, confidence: 0.3, refine: 0}}]\noutput: {{dtype: float32}}\n"
 )
 ROUTE = (
     "bricks: {one: {adapter: adapters/one}, two: {adapter: adapters/two}}\n"
