@@ -92,7 +92,7 @@ def html(view: Comparison, watched: int | None = None) -> str:
         "front": front,
         "filtered": len(view.by_role) >= FILTERED,
         "filter_bricks": sorted(bricks),
-        "harm": wording.harm(view),
+        "harm": (wording.harm_in_one if view.recommendation and len(view.judged) > decision.SENTENCES else wording.harm)(view),
         "scope": wording.scope(view),
         "summary": wording.sentences(view),
         "without_average": wording.without_average(view),

@@ -29,6 +29,15 @@ def harm(view: Comparison) -> list[str]:
     return sentences
 
 
+def harm_in_one(view: Comparison) -> list[str]:
+    """Return one sentence per guarded task that names all configurations that are worse on it, without their losses."""
+    sentences = []
+    for task in view.guarded:
+        if names := [d.configuration for d in _rows(view, [task]) if d.verdict == "worse"]:
+            sentences.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} worse than {view.baseline} on {task.name}.")
+    return sentences
+
+
 def lacking(view: Comparison, d: Difference) -> str:
     """Return why a difference with the verdict "not shown safe" is not, and the number of items that would help, for parentheses."""
     unit = unit_of(view, d.task)
