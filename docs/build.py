@@ -29,7 +29,6 @@ import pools_figure
 import prune_figure
 import road_figure
 import route_tables
-import stores  # noqa: F401 - registers its table
 import update_tables
 import yaml
 from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, interval, measured, points, results, signed, table

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from cells import block, interval, points, signed, table
+from cells import BLOCKS, block, interval, points, signed, table
+from stores import RUNS, STORES
 
 WINNER = "benchmarks/results/search-winner.json"
 SPEED = "benchmarks/results/search.json"
@@ -210,3 +212,13 @@ def wordings_block(found: dict[str, Any]) -> str:
         f"({highest['similarity']:.2f}) is {highest['prompts'][0]!r} and {highest['prompts'][1]!r}."
     )
     return f"{rows}\n\n{note}"
+
+
+def stores_block(project: Path) -> str:
+    """Return a row for each folder of stored results: what it holds, and which parts of a model its keys cover."""
+    named = {"runs": RUNS, **STORES}.items()
+    rows = ([f"`{name}/`", store.holds, ", ".join(store.parts.split())] for name, store in named if store.parts)
+    return table(["folder", "holds", "keys cover"], rows, left=3)
+
+
+BLOCKS["stores"] = stores_block

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
-
-from cells import BLOCKS, table
 
 PARTS = ("tensors", "config", "tokens", "template", "generation", "dtype", "device")
 """Parts of a model's identity, the dtype of a recipe's output, and the device with the versions of the libraries."""
@@ -112,13 +109,3 @@ RUNS = Store(
     "The record names device and libraries, whose results differ in the last bits (docs/merging-exactness.md).",
 )
 """Run directories hold copies of the tokenizer, the template and the generation settings, so that all of these count."""
-
-
-def stores_block(project: Path) -> str:
-    """Return a row for each folder of stored results: what it holds, and which parts of a model its keys cover."""
-    named = {"runs": RUNS, **STORES}.items()
-    rows = ([f"`{name}/`", store.holds, ", ".join(store.parts.split())] for name, store in named if store.parts)
-    return table(["folder", "holds", "keys cover"], rows, left=3)
-
-
-BLOCKS["stores"] = stores_block
