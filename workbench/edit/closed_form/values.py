@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities, upper
+from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
@@ -333,6 +334,11 @@ class _Descent:
             if step == self.settings.steps or bool(done.all()):
                 break
             total = self._mean(-mean) + self._divergence(logits[0, count:], reference)
+            if not total.requires_grad:  # reversible layers (Reformer) recompute their inputs outside of this graph
+                raise WorkbenchError(
+                    f"layer {self.layer}: the loss has no gradient at the feed-forward output, because the model's layers hide it",
+                    "Teach the facts with `edit: finetune` or `edit: memory`.",
+                )
             (gradient,) = torch.autograd.grad(total.sum(), change)
             steps += (~done).float()
             with torch.no_grad():
