@@ -92,5 +92,5 @@ def block(name: str, source: str, *, cited: bool = True) -> Callable[[Callable[[
 
 
 def cite(found: Mapping[str, Any], source: str) -> str:
-    """Where results were measured, with a link to their file."""
+    """Say where results were measured, with a link to their file."""
     return f"{measured(found)} The source: [{source}](../{source})."

@@ -1,4 +1,4 @@
-"""What counts how much: tokens in Grams and of a right text in a search; the elements that masks of tasks choose."""
+"""Tests of weights: those of tokens in Grams, those of right texts in a search, and the elements that masks of tasks choose."""
 
 from __future__ import annotations
 

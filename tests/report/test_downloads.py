@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from worlds.decided import situation
-from worlds.report_additions import add_own_units
+from worlds.report_additions import add_own_units, with_facts
 from worlds.report_document import make_document
-from worlds.report_page import page_text, render
+from worlds.report_page import page_text, render, view_of
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.report.files import RECORD, check_folders, packed_in, save, slug
+from workbench.report.markdown import tables
 from workbench.tables import Cell, Table, as_latex
 
 OWN = " (fraction, or the metric's unit)"
@@ -105,6 +106,29 @@ def test_leaders_have_the_units_of_the_summary(tmp_path: Path) -> None:
     assert leaders
     for row in leaders:
         assert float(row["Mean over skills (fraction)"]) == means[row["Leader"].partition(" (")[0]]
+
+
+def test_every_number_lies_in_its_own_interval(tmp_path: Path) -> None:
+    """The three numbers of a cell are written by hand in each table, so that two of them could change places."""
+    documents = (view_of(make_document()), view_of(with_facts(make_document())), situation("alike", tmp_path))
+    seen = set()
+    for table in (table for document in documents for table in tables(document)):
+        for row in rows(table.csv()):
+            for low in (head for head in row if " low (" in head):
+                ends = [row.get(low.replace(" low (", word)) for word in (" low (", " (", " high (")]
+                if all(ends):
+                    assert [float(end or "") for end in ends] == sorted(float(end or "") for end in ends), (table.name, low, row)
+                    seen.add(table.name)
+    assert seen >= {
+        "summary",
+        "undecided",
+        "interference",
+        "kept",
+        "forgetting",
+        "leaders",
+        "facts-towns-facts",
+        "survival-towns-facts-1",
+    }
 
 
 def test_latex_uses_booktabs_and_escapes(files: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from scipy import stats
 from worlds.commands import call
 from worlds.fact_world import EDIT, F32, lay_out
 from worlds.project import Project
+from worlds.report_additions import with_facts
 from worlds.report_document import make_document
 from worlds.report_page import Page, render
 
@@ -138,16 +139,6 @@ def test_a_recipe_of_the_edit_bricks_weights_is_the_edit_alone() -> None:
     (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry("base"), recipe, entry("merged")])
     (left,) = found["survival"]
     assert (left["alone"], list(left["rows"])) == ("just-towns", ["base", "merged"])
-
-
-def with_facts(document: dict[str, Any]) -> dict[str, Any]:
-    """The synthetic comparison, as if `add` were an edit whose facts `add` and `reverse` ask for."""
-    share = {"value": 0.75, "low": 0.55, "high": 0.9}
-    rows = {"base": {"efficacy": {"kept": 1, "of": 20, "value": 0.05, "low": 0.0, "high": 0.2}},
-            "starter-ties": {"efficacy": {"kept": 15, "of": 20, **share}}, "<b>odd</b>": {"efficacy": {"kept": 1, "of": 2, **share}}}  # fmt: skip
-    document["facts"] = [{"suite": "towns-facts", "source": "facts/towns|<i>.jsonl", "facts": 24, "tasks": {"paraphrase": "reverse", "efficacy": "add"},
-                          "survival": [{"alone": "add", "rows": rows, "without": ["base"]}]}]  # fmt: skip
-    return document
 
 
 def test_report(tmp_path: Path) -> None:

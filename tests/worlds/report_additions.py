@@ -97,3 +97,13 @@ def add_own_units(document: dict[str, Any]) -> None:
                 "reason": None, "wins": 4, "losses": 3, "lower": task["lower"], "ratio": task["ratio"] is not None, "companion": None,
             })  # fmt: skip
     document["tasks"] += tasks
+
+
+def with_facts(document: dict[str, Any]) -> dict[str, Any]:
+    """The synthetic comparison, as if `add` were an edit whose facts `add` and `reverse` ask for."""
+    share = {"value": 0.75, "low": 0.55, "high": 0.9}
+    rows = {"base": {"efficacy": {"kept": 1, "of": 20, "value": 0.05, "low": 0.0, "high": 0.2}},
+            "starter-ties": {"efficacy": {"kept": 15, "of": 20, **share}}, "<b>odd</b>": {"efficacy": {"kept": 1, "of": 2, **share}}}  # fmt: skip
+    document["facts"] = [{"suite": "towns-facts", "source": "facts/towns|<i>.jsonl", "facts": 24, "tasks": {"paraphrase": "reverse", "efficacy": "add"},
+                          "survival": [{"alone": "add", "rows": rows, "without": ["base"]}]}]  # fmt: skip
+    return document

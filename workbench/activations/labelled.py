@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Split: TypeAlias = Literal["train", "heldout"]
 TextPart: TypeAlias = Literal["prompt", "whole"]
-"""What the model reads of a text: the prompt alone, or prompt and response."""
+"""Part of a text that the model reads: the prompt alone, or prompt and response."""
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 FEWEST = 2  # items of a function: with one item, average precision is the rank of that item
 _EXPECTED = (

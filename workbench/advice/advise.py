@@ -111,7 +111,7 @@ class Advice(Result):
     left_out: list[LeftOut]
     """Bricks that the step leaves out: copies, bricks that point against another one, and bricks that change nothing."""
     warnings: list[str]
-    """What can spoil any merge of these bricks."""
+    """Properties of these bricks that can spoil any merge of them."""
     sweep: list[Number]
     """Values of lambda that the written recipe compares; empty if it has one configuration."""
     trial: Trial | None
@@ -149,7 +149,7 @@ class Advice(Result):
 
 @dataclass(frozen=True)
 class _Proposal:
-    """What follows from the measurements: the fields of the advice of the same names, with the bricks that are left out by name."""
+    """The advice that follows from the measurements. Its fields are those of `Advice`, with the reason of each brick that is left out."""
 
     regime: Regime
     says: str

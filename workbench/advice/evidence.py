@@ -166,7 +166,7 @@ class Candidate:
 
 
 class Verdict(NamedTuple):
-    """Which candidate is advised: its name, whether the prompts decide, and the decision as a sentence."""
+    """The advised candidate: its name, whether the prompts decide, and the decision as a sentence."""
 
     name: str
     clear: bool

@@ -1,4 +1,4 @@
-"""What bricks are to each other, by the norms, overlaps and cosines of their deltas and by their texts, and the merge that follows."""
+"""Compare bricks by the norms, overlaps and cosines of their deltas and by their texts, and choose a merge."""
 
 from __future__ import annotations
 

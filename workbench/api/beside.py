@@ -63,7 +63,7 @@ class ItemsBeside:
 
     @property
     def document(self) -> Items:
-        """What `workbench scores items --json` prints."""
+        """The document that `workbench scores items --json` prints."""
         from workbench.compare.beside import Items
 
         return Items(first=self.first, second=self.second, shown=list(self.rows), **self.counts)
