@@ -95,14 +95,16 @@ def test_cards_become_routes_to_the_names_of_the_server(world: Project, tmp_path
 
 
 def test_a_routed_configuration_gives_its_prompts_and_descriptions(world: Project, tmp_path: Path) -> None:
-    write_prompts(world.path / "calibration", {"one": 0, "bare": 1}, count=40, templates=4)
-    route = "{route: text, calibration: 'calibration/{brick}.jsonl', bricks: {one: {}, bare: {description: plain words}}}"
+    write_prompts(world.path / "calibration", {"one": 0, "bare": 1, "more": 2}, count=40, templates=4)
+    files = "[calibration/bare.jsonl, calibration/more.jsonl]"
+    bare = f"{{description: plain words, calibration: {files}}}"
+    route = f"{{route: text, calibration: 'calibration/{{brick}}.jsonl', bricks: {{one: {{}}, bare: {bare}}}}}"
     routed = Path(world.run(f"bricks: {{one: bricks/one, bare: bricks/bare}}\nsteps: [{route}]\n", "routed.yaml")["run"])
     document("export", str(routed / "configuration"), *ROUTER, "-o", str(tmp_path / "out"))
     found = resolved(tmp_path / "out" / "router.yaml")
     assert list(found) == ["one", "bare", "base"]
-    for name in ("one", "bare"):
-        text = (world.path / "calibration" / f"{name}.jsonl").read_text("utf-8")
+    for name, sources in (("one", ("one",)), ("bare", ("bare", "more"))):
+        text = "".join((world.path / "calibration" / f"{source}.jsonl").read_text("utf-8") for source in sources)
         assert len(found[name][0]) == 16
         assert all(f'"{prompt}"' in text for prompt in found[name][0])
     data = yaml.safe_load((tmp_path / "out" / "router.yaml").read_text("utf-8"))
