@@ -9,6 +9,7 @@ from worlds.processes import workbench
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
+from workbench.cli import COMMANDS as COMMAND_PLACES
 from workbench.weights.kernels import backend
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "datasets", "optuna", "ray", "scipy", "matplotlib"}
@@ -77,3 +78,9 @@ def test_help_builds_no_class_of_a_step(tmp_path: Path) -> None:
     """Pydantic and numpy alone would take three quarters of the time of `--help`."""
     done, imported = workbench("--help", cwd=tmp_path, watched=("pydantic", "numpy", "workbench.steps"))
     assert (done.returncode, imported) == (0, set())
+
+
+def test_a_command_imports_no_other_command(tmp_path: Path) -> None:
+    others = tuple(f"workbench.cli.{place.partition('.')[0]}" for place in COMMAND_PLACES.values())
+    done, imported = workbench("runs", "ls", cwd=tmp_path, watched=(*others, "workbench.evaluate", "numpy"))
+    assert (done.returncode, imported) == (0, {"workbench.cli.runs"})

@@ -14,7 +14,8 @@ from worlds.decided import CLUSTERS
 from worlds.swept import BRICKS, LAMBDA, METHOD, SEED, configuration, swept
 
 from workbench.compare.leaders import MOST_MEMBERS
-from workbench.compare.sweeps import SweepDimension, _Measure
+from workbench.compare.sweeps import _Measure
+from workbench.compare.swept import SweepDimension
 from workbench.compare.tables import Table
 from workbench.scores.suite import Suite
 from workbench.search.sweep import MOST_POINTS

@@ -12,7 +12,7 @@ from worlds.decided import CLUSTERS, CONTROLS, N, items, made
 from worlds.stored_scores import stored
 
 from workbench.compare.compare import Comparison, compare
-from workbench.compare.sweeps import Sweep, SweepDimension, SweepPoint, Value
+from workbench.compare.swept import Sweep, SweepDimension, SweepPoint, Value
 from workbench.scores.store import Configuration, ScoreStore
 
 LAMBDA = SweepDimension("mix.lambda", "lambda", (0.25, 0.5, 1, 1.5))

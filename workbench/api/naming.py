@@ -18,7 +18,7 @@ from workbench.project import find_project, runs_of
 
 if TYPE_CHECKING:
     from workbench.bricks.hub import Hub
-    from workbench.compare.sweeps import Sweep
+    from workbench.compare.swept import Sweep
     from workbench.recipe.recipe import Recipe
     from workbench.run.directory import RunDirectory
     from workbench.run.opened import NamedModel

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
     from workbench.compare.differences import Difference
     from workbench.compare.recommend import Recommendation
-    from workbench.compare.sweeps import Sweep
+    from workbench.compare.swept import Sweep
     from workbench.errors import LeftOut
     from workbench.scores.store import Scores, ScoreStore
 

@@ -15,7 +15,7 @@ from workbench.events import Events, no_events
 if TYPE_CHECKING:
     import torch
 
-    from workbench.compare.sweeps import Sweep
+    from workbench.compare.swept import Sweep
     from workbench.evaluate.cluster import Subjects
     from workbench.evaluate.lineup import LineupEntry
     from workbench.recipe.recipe import Recipe

@@ -1,46 +1,85 @@
 """The command line.
 
-Commands import heavy libraries in their bodies, so that `--help` loads no torch.
+A process imports the file of the command that it runs, and no other. Commands import heavy libraries in their bodies, so that `--help`,
+which imports all of them, loads no torch.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from workbench.cli import (
-    analyze,
-    brick,
-    chat,
-    doctor,
-    edit,
-    evals,
-    experts,
-    export,
-    facts,
-    memory,
-    push,
-    recipe,
-    route,
-    run,
-    runs,
-    scores,
-    search,
-    suite,
-    trust,
-)
 from workbench.cli._failures import command_of, explained, missing_extra, short_of_memory, while_printing
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
+
+COMMANDS = {
+    "plan": "run.plan",
+    "run": "run.run",
+    "eval": "evals.evaluate",
+    "compare": "evals.compare",
+    "report": "evals.report",
+    "search": "search.search",
+    "chat": "chat.chat",
+    "push": "push.push",
+    "doctor": "doctor.doctor",
+    "trust": "trust.trust",
+    "experts": "experts.experts",
+    "methods": "recipe.methods",
+    "analyze": "analyze.app",
+    "recipe": "recipe.app",
+    "brick": "brick.app",
+    "suite": "suite.app",
+    "scores": "scores.app",
+    "facts": "facts.app",
+    "edit": "edit.app",
+    "runs": "runs.app",
+    "export": "export.app",
+    "memory": "memory.app",
+    "route": "route.app",
+}
+"""Command, or group of commands, in the order of `--help` -> the file of this folder that has it, and the function or group there."""
+
+
+@cache
+def _command(name: str) -> Any:
+    """Import a command, or a group of commands, and return typer's object for it."""
+    module, _, attribute = COMMANDS[name].partition(".")
+    found = getattr(import_module(f"workbench.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        group = typer.main.get_group(found)
+        group.name = name
+        return group
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name)(found)
+    return typer.main.get_command(alone)
+
+
+class _OnDemand(Mapping[str, Any]):
+    """Every command by its name, imported when it is asked for. Building all of them takes longer than most of them run."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class _Commands(TyperGroup):
     """All commands; Ctrl-C ends each with a message, which typer would not print."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "commands": _OnDemand()})
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -79,31 +118,6 @@ def _main(
     pass
 
 
-app.command("plan")(reads_recipes(run.plan))
-app.command("run")(reads_recipes(run.run))
-app.command("eval")(reads_recipes(evals.evaluate))
-app.command("compare")(reads_recipes(evals.compare))
-app.command("report")(reads_recipes(evals.report))
-app.command("search")(reads_recipes(search.search))
-app.command("chat")(reads_recipes(chat.chat))
-app.command("push")(push.push)
-app.command("doctor")(doctor.doctor)
-app.command("trust")(trust.trust)
-app.command("experts")(reads_recipes(experts.experts))
-app.add_typer(analyze.app, name="analyze")
-app.add_typer(recipe.app, name="recipe")
-app.add_typer(brick.app, name="brick")
-app.add_typer(suite.app, name="suite")
-app.add_typer(scores.app, name="scores")
-app.add_typer(facts.app, name="facts")
-app.add_typer(edit.app, name="edit")
-app.add_typer(runs.app, name="runs")
-app.add_typer(export.app, name="export")
-app.add_typer(memory.app, name="memory")
-app.add_typer(route.app, name="route")
-app.command("methods")(reads_recipes(recipe.methods))
-
-
 def main() -> None:
     """Run the command line, and turn errors into messages and exit codes."""
     silence()
@@ -125,7 +139,9 @@ def main() -> None:
         _drop_output()
         _fail(explained(error))
     except ImportError as error:
-        if extra := missing_extra(error, command_of(sys.argv[1:], [group.name or "" for group in app.registered_groups])):
+        if extra := missing_extra(
+            error, command_of(sys.argv[1:], [name for name, place in COMMANDS.items() if place.endswith(".app")])
+        ):
             _fail(extra)
         raise
     except RuntimeError as error:

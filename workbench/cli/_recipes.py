@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
-    from workbench.compare.sweeps import Sweep
+    from workbench.compare.swept import Sweep
     from workbench.resolve.resolved import Resolved
     from workbench.scores.store import Scores, ScoreStore
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from workbench.api.naming import open_named
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, printable, size
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
 
 
+@reads_recipes
 def chat(
     targets: Annotated[
         list[str],

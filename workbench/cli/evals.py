@@ -36,6 +36,7 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._recipes import command_line, compare_scores, printing
 from workbench.cli._searchpage import searched, write_pages
+from workbench.cli._trust import reads_recipes
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
 
 
+@reads_recipes
 def evaluate(
     names: SubjectsArg,
     settings: SetOpt = None,
@@ -122,6 +124,7 @@ def evaluate(
     refuse_left_out(opened.left_out)
 
 
+@reads_recipes
 def compare(
     names: SubjectsArg,
     settings: SetOpt = None,
@@ -185,6 +188,7 @@ def _gate(comparison: Comparison, named: Sequence[str], require_safe: bool, guar
     return gate_lines(worse, not_safe, comparison.baseline)
 
 
+@reads_recipes
 def report(
     names: Annotated[
         list[str] | None,

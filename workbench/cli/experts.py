@@ -12,6 +12,7 @@ from rich.text import Text
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.cli.chat import open_live
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _MOST = 32
 """Maximum number of experts in a row of the table; --json has all."""
 
 
+@reads_recipes
 def experts(
     target: Annotated[str, typer.Argument(help="Recipe, run, or model directory.", show_default=False)],
     texts: Annotated[

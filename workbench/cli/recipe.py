@@ -236,6 +236,7 @@ def import_(
         out.say(f"next: workbench plan {shell(to)}")
 
 
+@reads_recipes
 def methods(
     name: Annotated[
         str | None, typer.Argument(help="Method to explain: its fields, formula and paper.", show_default=False)

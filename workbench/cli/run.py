@@ -25,6 +25,7 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, duration, shell, size
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from workbench.run.record import RunResult
 
 
+@reads_recipes
 def plan(
     recipe: RecipeArg,
     settings: SetOpt = None,
@@ -147,6 +149,7 @@ def plans_cuda(device: str) -> bool:
     return re.fullmatch(r"cuda(:\d+)?", device) is not None or pick_device(device).type == "cuda"
 
 
+@reads_recipes
 def run(
     recipe: RecipeArg,
     settings: SetOpt = None,

@@ -23,6 +23,7 @@ from workbench.cli._options import (
     VerboseOpt,
 )
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching_search
 from workbench.errors import shell
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from workbench.search.result import CandidateVerdict, SearchResult, Unbeaten
 
 
+@reads_recipes
 def search(
     recipe: RecipeArg,
     settings: SetOpt = None,

@@ -31,7 +31,8 @@ from workbench.compare.families import COMPARED, CONTROLS, GUARDED
 from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
-from workbench.compare.sweeps import Sweep, sweeps_of
+from workbench.compare.sweeps import sweeps_of
+from workbench.compare.swept import Sweep
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of
 from workbench.compare.warnings import looked_at, warnings_of
 from workbench.errors import WorkbenchError

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench.compare.comparison import Comparison
-from workbench.compare.sweeps import ComparedSweep, Plain, SweepLevel, SweepMeasure, SweptField, SweptPoint, place_of
+from workbench.compare.sweeps import ComparedSweep, Plain, SweepLevel, SweepMeasure, SweptField, SweptPoint
+from workbench.compare.swept import place_of
 from workbench.report.chart import Chart, Curve, Ends, Level, Scale, Scales, chart, decimals
 from workbench.report.numbers import MISSING, POINTS, Unit, fixed, listed, plural, raw
 from workbench.tables import Table

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from workbench import yamldoc
-from workbench.compare.sweeps import Value
+from workbench.compare.swept import Value
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.fields import same
 from workbench.recipe.methods import methods

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from workbench import yamldoc
-from workbench.compare.sweeps import Sweep, SweepDimension, SweepPoint, Value
+from workbench.compare.swept import Sweep, SweepDimension, SweepPoint, Value
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.fields import SweepValues, same
 from workbench.recipe.recipe import Recipe
