@@ -96,7 +96,7 @@ def test_streamed_grams_are_those_of_the_whole_model(
     found = step.measure(context).value["one"]
     renamed = {"lm_head.weight": "embed_out.weight"} if family == "gpt_neox" else {}
     expected = {renamed.get(name, name): gram for name, gram in full_grams(context, step, "one").items()}
-    assert found.record["streamed"]
+    assert found.record.streamed
     tied = context.base.config.get("tie_word_embeddings", True)
     heads = {n for n in expected if n.split(".")[-2] in ("lm_head", "embed_out")}
     assert set(found.files) == {n for n in expected if n not in heads or not tied}
@@ -112,7 +112,7 @@ def test_experts_are_averaged_and_the_rest_is_solved_on_one_live_model(
     project = family_project("mixtral")
     context, step = context_of(project, REGMEAN, monkeypatch)
     found = step.measure(context).value["two"]
-    assert found.record == {"tokens": found.record["tokens"], "streamed": False}
+    assert found.record == TextsRead(tokens=found.record.tokens, streamed=False)
     expected = {n: g for n, g in full_grams(context, step, "two").items() if n in context.base.weights.specs}
     assert set(found.files) == set(expected)
     for name, right in expected.items():

@@ -147,10 +147,10 @@ def test_a_restored_router_decides_alike() -> None:
         ({"method": "centroid"}, "expected a router of method 'ridge', found 'centroid'"),
         ({"bricks": ["a", "b", "d"], "ties": []}, "has no tensor 'statistics.d.total'; the file belongs to another router"),
         ({"bricks": None}, "is missing or invalid"),
-        ({"ties": [["a", "z"]]}, r"ties or scores name \['z'\]"),
+        ({"ties": [["a", "z"]]}, r"ties name \['z'\]"),
         ({"lambda": -1}, "expected a number above 0 in the router's entry 'lambda', found -1"),
         ({"mix": 2}, "the router mixes 2 bricks, and one brick acts today"),
-        ({"joined": "mean"}, "ties or scores name mean"),
+        ({"joined": "mean"}, "is missing or invalid"),
     ],
 )
 def test_settings_of_another_router_are_refused(change: dict[str, object], message: str) -> None:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, Live, lost
 from workbench.adapters.keys import PREFIX
@@ -46,7 +46,7 @@ def write_result(
     threads: int,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Compute the update of every tensor and write the adapter.
 
     Args:
@@ -90,7 +90,7 @@ def write_result(
     }
 
 
-def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
+def record(parts: Mapping[str, AdaptedPart]) -> dict[str, object]:
     """Return the treatment of every changed tensor as plain data. The total error counts a dropped tensor as lost."""
     lora = {n: p for n, p in parts.items() if p.kind == "lora"}
     norm, error = lost(parts)
@@ -227,7 +227,7 @@ class _Files:
         value = self._tensors[name]
         return _AdapterRows(value) if isinstance(value, torch.Tensor) else self._adapted.result.weights.open(value.name, device)
 
-    def config(self, base: str) -> dict[str, Any]:
+    def config(self, base: str) -> dict[str, object]:
         """Return adapter_config.json with alpha = rank, so that the product of the factors is the update without further scaling."""
         return {
             "peft_type": "LORA",
@@ -312,7 +312,7 @@ def write_shifts(path: Path, shifts: Mapping[str, tuple[Tensor, int]], base: str
     _write_lora(path, tensors, {**config, "lora_bias": True})
 
 
-def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -> dict[str, Any]:
+def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -> dict[str, object]:
     """Return PEFT's configuration of low-rank updates, with alpha = rank.
 
     Args:
@@ -338,7 +338,7 @@ def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -
     }
 
 
-def _write_lora(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def _write_lora(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
     """Write the tensors and the configuration of a PEFT adapter to a new directory."""
     path.mkdir(parents=True, exist_ok=True)
     save_tensors(dict(tensors), path / WEIGHTS, metadata={"format": "pt"})

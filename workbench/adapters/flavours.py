@@ -124,7 +124,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_kinds(config: Mapping[str, Any], label: str) -> None:
+def check_kinds(config: Mapping[str, object], label: str) -> None:
     """Check that fields of adapter_config.json have the types that PEFT writes; "16" is not a number.
 
     Args:
@@ -144,7 +144,7 @@ def check_kinds(config: Mapping[str, Any], label: str) -> None:
     check_fields(config, {"rank_pattern": (test, expected)}, label)
 
 
-def check_config(config: Mapping[str, Any], label: str) -> None:
+def check_config(config: Mapping[str, object], label: str) -> None:
     """Check that this package can apply an adapter.
 
     Args:
@@ -167,7 +167,7 @@ def check_config(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def unknown_fields(config: Mapping[str, Any]) -> list[str]:
+def unknown_fields(config: Mapping[str, object]) -> list[str]:
     """Return the fields that are set but not known to this package."""
     return sorted(k for k, v in config.items() if v and k not in _NEUTRAL and k not in _REFUSED)
 
@@ -184,7 +184,7 @@ _MEANING = {
 """peft_type -> its own fields that change what equal tensors mean."""
 
 
-def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+def meaning(config: Mapping[str, object]) -> dict[str, object]:
     """Return the fields that change what equal tensors mean; they are part of an adapter's digest."""
     always = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
     fields = {key: config.get(key) for key in always}

@@ -142,7 +142,7 @@ def served_rank(ranks: Iterable[int]) -> int:
     )
 
 
-def write_served(adapter: Adapter, out: Path, base: str, rank: int) -> dict[str, Any]:
+def write_served(adapter: Adapter, out: Path, base: str, rank: int) -> dict[str, object]:
     """Write an adapter as plain LoRA: every module padded with zeros to one rank, alpha equal to it, factors in float32.
 
     Args:
@@ -227,10 +227,10 @@ class Place:
         return factors
 
 
-def family_of(config: Mapping[str, Any]) -> Family | None:
+def family_of(config: Mapping[str, object]) -> Family | None:
     """Return the family of a base with this config.json; None if its conversion is not known here."""
-    classes = config.get("architectures") or [None]
-    return FAMILIES.get(str(classes[0]))
+    classes = config.get("architectures")
+    return FAMILIES.get(str(classes[0])) if isinstance(classes, list) and classes else None
 
 
 def gguf_places(bound: BoundAdapter, base: Model, label: str) -> dict[str, Place]:
@@ -290,8 +290,8 @@ def _interleaved(rows: int, heads: int) -> torch.Tensor:
 
 
 def write_gguf(
-    bound: BoundAdapter, places: Mapping[str, Place], config: Mapping[str, Any], out: Path, name: str
-) -> dict[str, Any]:
+    bound: BoundAdapter, places: Mapping[str, Place], config: Mapping[str, object], out: Path, name: str
+) -> dict[str, object]:
     """Write a GGUF adapter: every module padded with zeros to the largest rank, alpha equal to it, factors in float32.
 
     llama.cpp multiplies each product by alpha / rank of its factors, which is then 1; the scaling is part of the factors.

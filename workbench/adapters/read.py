@@ -165,7 +165,7 @@ class Adapter:
         return factors
 
     @property
-    def meaning(self) -> dict[str, Any]:
+    def meaning(self) -> dict[str, object]:
         """Configuration fields that change what the tensors mean."""
         return meaning(self.config)
 

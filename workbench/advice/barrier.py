@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,14 +213,14 @@ def measure_barrier(
     )
 
 
-def _recipe(first: str, second: str, base: str | None) -> dict[str, Any]:
+def _recipe(first: str, second: str, base: str | None) -> dict[str, object]:
     """Return a recipe with both models, whose headers `resolve` then compares."""
 
-    def reference(model: str) -> dict[str, Any]:
+    def reference(model: str) -> dict[str, object]:
         return {"recipe" if model.endswith((".yaml", ".yml")) else "path": model, "any_base": True}
 
     if base is None:
-        step: dict[str, Any] = {"merge": "task_arithmetic", "bricks": {"second": 0.5}}
+        step: dict[str, object] = {"merge": "task_arithmetic", "bricks": {"second": 0.5}}
         bricks = {"second": reference(second)}
     else:
         step = {"merge": "linear", "bricks": {"first": 0.5, "second": 0.5}}

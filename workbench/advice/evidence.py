@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -102,7 +102,7 @@ class Tried(Part):
 
     name: str
     """Its name."""
-    step: dict[str, Any] | None
+    step: dict[str, object] | None
     """The step that makes it from the base; null for the base."""
     accuracy: Accuracy
     """Share of all prompts that it answers exactly, with a 95 % interval."""
@@ -151,7 +151,7 @@ class Candidate:
     """
 
     name: str
-    step: Mapping[str, Any] | None
+    step: Mapping[str, object] | None
     right: Mapping[str, Floats]
 
     @property
@@ -203,7 +203,7 @@ class Runner:
         self._project, self._work, self._memo = project, work, Memo()
         self.items = count
 
-    def run(self, name: str, step: Mapping[str, Any] | None, asked: Sequence[str] = ()) -> Candidate:
+    def run(self, name: str, step: Mapping[str, object] | None, asked: Sequence[str] = ()) -> Candidate:
         """Run one model.
 
         Args:
@@ -225,7 +225,7 @@ class Runner:
         return Candidate(name, step, right)
 
 
-def prompts_of(texts: Sequence[Text], config: Mapping[str, Any]) -> list[Text]:
+def prompts_of(texts: Sequence[Text], config: Mapping[str, object]) -> list[Text]:
     """Return the texts that a base can be asked: short ones with a prompt, of which a slot for a subject is no part."""
     longest = longest_row(config, LONGEST)
     return [t for t in texts if t.prompt and SLOT not in t.prompt and len(f"{t.prompt} {t.answer}".encode()) < longest]

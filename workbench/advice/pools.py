@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from workbench.bricks.brick import Brick
 from workbench.errors import UsageError, nearest, shell
@@ -196,7 +196,7 @@ def regime_of(norms: Mapping[str, float], pairs: Sequence[Pair]) -> tuple[Regime
     )
 
 
-def recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) -> tuple[Mapping[str, Any] | None, list[str]]:
+def recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) -> tuple[Mapping[str, object] | None, list[str]]:
     """Return the recommended step and the reasons for it."""
     if regime in INSTEAD:
         return None, instead(regime, pairs, bricks)
@@ -298,14 +298,14 @@ def equal_weights(norms: Mapping[str, float], like: Collection[str] = ()) -> dic
     return {name: float(f"{middle / norm:.4g}") for name, norm in norms.items()}
 
 
-def equalized(step: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
+def equalized(step: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, object]:
     """Return a step with the weights that make the bricks' norms equal."""
     if step["merge"] == "average":  # which takes no weights
         return {"merge": "task_arithmetic", "bricks": {name: float(f"{w / len(weights):.4g}") for name, w in weights.items()}}
     return {**step, "bricks": dict(weights)}
 
 
-def lambdas(step: Mapping[str, Any]) -> tuple[float, ...]:
+def lambdas(step: Mapping[str, object]) -> tuple[float, ...]:
     """Return the values of lambda to compare for a step: below 1, and where weights were equalized on both sides of it."""
     if step["merge"] == "average":
         return ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -88,7 +88,7 @@ _POSSIBLE["edit"] = _POSSIBLE["adapter"]
 def axes_of(
     kind: str,
     stated: Axes,
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, object] | None = None,
     *,
     tuner: str | None = None,
     experts: bool = False,
@@ -204,11 +204,11 @@ class BrickCard(Strict):
     """License of the weights and of the training data."""
     data_licences: dict[str, str] = {}
     """Training data set -> its license, for data sets whose license differs from `licence`."""
-    training: dict[str, Any] = {}
+    training: dict[str, object] = {}
     """Settings and measurements of the training."""
-    extraction: dict[str, Any] = {}
+    extraction: dict[str, object] = {}
     """Record of the extraction from a checkpoint: rank, relative error, weights saved whole or dropped."""
-    transplant: dict[str, Any] = {}
+    transplant: dict[str, object] = {}
     """Record of the transplant from another model: the brick and its base, how units were matched, what was carried."""
     scores: tuple[Score, ...] = ()
     routing: RoutingStatistics | None = None
@@ -255,11 +255,11 @@ class ShownCard(Part):
     """License of the weights and of the training data."""
     data_licences: dict[str, str] | None = None
     """Training data set -> its license, for data sets whose license differs from `licence`."""
-    training: dict[str, Any] | None = None
+    training: dict[str, object] | None = None
     """Settings and measurements of the training."""
-    extraction: dict[str, Any] | None = None
+    extraction: dict[str, object] | None = None
     """Record of the extraction from a checkpoint."""
-    transplant: dict[str, Any] | None = None
+    transplant: dict[str, object] | None = None
     """Record of the transplant from another model."""
     scores: list[Score] | None = None
     """Scores of the brick alone."""
@@ -270,12 +270,12 @@ class ShownCard(Part):
     axes: dict[str, str] | None = None
     """Axis (origin, granularity, computation, routing, aggregation, training) -> the brick's value."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the card as plain data, without the fields that a brick without a card lacks."""
         return self.model_dump(mode="json", exclude_unset=True, warnings=False)
 
 
-def card_document(card: BrickCard) -> dict[str, Any]:
+def card_document(card: BrickCard) -> dict[str, object]:
     """Return a card as plain data, with all axes filled in."""
     return {**card.model_dump(mode="json"), "axes": axes_of(card.kind, card.axes, card.training)}
 

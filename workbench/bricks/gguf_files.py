@@ -42,8 +42,8 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 
 
 def read_settings(
-    file: Path, architecture: str, fields: Mapping[str, Any], tensors: Sequence[Any], label: str, hint: str
-) -> dict[str, Any]:
+    file: Path, architecture: str, fields: Mapping[str, object], tensors: Sequence[Any], label: str, hint: str
+) -> dict[str, object]:
     """Return config.json of the model in a GGUF file.
 
     transformers reads sizes, rotary base and ties. Sizes of heads, caps of logits, the scale of Gemma's attention and the rotary
@@ -108,7 +108,7 @@ def _is_harmless(name: str, value: Any, architecture: str) -> bool:
     return (name == "rope.scaling.type" and value in ("none", "")) or (name == "expert_count" and value == 0)
 
 
-def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, Any], label: str, hint: str) -> None:
+def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, object], label: str, hint: str) -> None:
     """Set what transformers does not read from a file, and check that sizes of heads agree."""
     size = own.get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
     for name in ("attention.value_length", "rope.dimension_count"):
@@ -123,7 +123,7 @@ def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, Any],
         config["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"] if large else size
 
 
-def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hint: str) -> dict[str, Any]:
+def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hint: str) -> dict[str, object]:
     """Return the rotary settings of Llama 3.1 and later whose factors a file stores.
 
     llama.cpp stores what each frequency is divided by. transformers computes it from four numbers, of which files by Meta only vary
@@ -259,7 +259,7 @@ def _fill(folder: Path, file: Path, identity: list[int], label: str) -> None:
     write_json(folder / RECORD, {"version": _VERSION, "identity": identity, "stored": stored, "tensors": tensors})
 
 
-def _open(file: Path, label: str) -> tuple[GGUFReader, dict[str, Any]]:
+def _open(file: Path, label: str) -> tuple[GGUFReader, dict[str, object]]:
     """Open a GGUF file and read its fields, except those of the tokenizer; raise WorkbenchError if the file is damaged."""
     import gguf
 
@@ -279,7 +279,7 @@ def _stored(kinds: set[str]) -> str:
 
 
 def _names(
-    config: Mapping[str, Any], architecture: str, shapes: Mapping[str, tuple[int, ...]], label: str, hint: str
+    config: Mapping[str, object], architecture: str, shapes: Mapping[str, tuple[int, ...]], label: str, hint: str
 ) -> dict[str, str]:
     """Return the name in transformers of every tensor in a file."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -315,11 +315,11 @@ def _has(names: Mapping[str, str], name: str, shapes: Mapping[str, tuple[int, ..
     return any(gguf in shapes for gguf, live in names.items() if live == name)
 
 
-def _row(reader: GGUFReader, gguf: str, name: str, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def _row(reader: GGUFReader, gguf: str, name: str, config: Mapping[str, Any], family: Family) -> dict[str, object]:
     """Return the record of one tensor: where it lies, and how it is read."""
     tensor = next(tensor for tensor in reader.tensors if tensor.name == gguf)
     shape = [int(n) for n in reversed(tensor.shape)]
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "kind": tensor.tensor_type.name,
         "shape": shape,
         "start": int(tensor.data_offset),

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -173,7 +172,7 @@ def _required_files(repository: Repository, what: str) -> tuple[list[str], list[
     return small, weights
 
 
-def _data(document: yamldoc.Document) -> dict[str, Any]:
+def _data(document: yamldoc.Document) -> dict[str, object]:
     return document.data if isinstance(document.data, dict) else {}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_head
@@ -56,12 +55,12 @@ def component_of(name: str) -> str:
     return name.removeprefix(_ROOT).partition(".")[0]
 
 
-def component_configs(config: Mapping[str, Any]) -> dict[str, Any]:
+def component_configs(config: Mapping[str, object]) -> dict[str, object]:
     """Return the parts of config.json that describe encoders."""
     return {key: config[key] for key in _COMPONENTS if config.get(key)}
 
 
-def language_config(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+def language_config(config: Mapping[str, object], tied: bool) -> dict[str, object]:
     """Return config.json of a multimodal model's text decoder, for comparison with that of a text model.
 
     `model_type` is left out, because multimodal models have names of their own for the same decoder.
@@ -70,7 +69,7 @@ def language_config(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
         config: The content of config.json.
         tied: Whether the model uses its embeddings as its head.
     """
-    part = next((config[field] for field in TEXT_CONFIGS if isinstance(config.get(field), dict)), config)
+    part = next((part for field in TEXT_CONFIGS if isinstance(part := config.get(field), dict)), config)
     found = {key: value for key, value in part.items() if key not in (*_COMPONENTS, "model_type", "architectures")}
     return {**found, "tie_word_embeddings": tied}
 

@@ -56,7 +56,7 @@ class ShownNeurons(Part):
     """Digest of the set."""
     layers: dict[str, LayerNeurons]
     """Layer -> the set's neurons."""
-    evidence: dict[str, Any]
+    evidence: dict[str, object]
     """How the set was chosen and what it does."""
 
 

@@ -66,7 +66,7 @@ class Fisher(Calibrated):
             record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(diagonals[brick].names)}
         return Measured(diagonals, {"calibration": record})
 
-    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Return which tensors got the plain weighted mean."""
         return {"averaged": norm_report(notes)["averaged"]}
 

@@ -129,7 +129,7 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
     selected: dict[str, tuple[Tensor, Tensor]] = {}
 
     def see(name: str) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        def hook(_module: Any, args: tuple[Any, ...], given: dict[str, object]) -> None:
             handed = [*args, *given.values()]
             if len(handed) != 3 or handed[1].is_floating_point() or handed[1].shape != handed[2].shape:
                 raise unread(name, model)

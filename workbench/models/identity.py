@@ -74,7 +74,7 @@ def _has_driver() -> bool:
 
 GENERATION = "generation_config.json"
 # transformers' defaults of missing settings; test_decoding compares them with the installed version.
-DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, object] = {
     "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1, "temperature": 1.0, "top_k": 50,
     "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0, "num_return_sequences": 1, "remove_invalid_values": False, "epsilon_cutoff": 0.0,
@@ -92,7 +92,7 @@ _LEGACY = (
 )  # fmt: skip
 
 
-def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def generation_settings(folder: Path, config: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that change texts, compared with the same weights without a generation_config.json.
 
     Args:
@@ -114,7 +114,7 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
         for key, value in jsondoc.read_object(path, None, "Download the file again.", infinite=True).items()
         if value is not None and key not in _IDLE
     }
-    config_values: dict[str, Any] = {}
+    config_values: dict[str, object] = {}
     for part in reversed(list(text_parts(config))):
         config_values |= {key: value for key, value in part.items() if value is not None}
     from_config = {key: config_values[key] for key in _LEGACY if config_values.get(key) is not None}
@@ -122,7 +122,7 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
     return {key: stated.get(key) for key in differing}
 
 
-def identity(weights: str, settings: Mapping[str, Any], tokenizer: str) -> str:
+def identity(weights: str, settings: Mapping[str, object], tokenizer: str) -> str:
     """Return the digest of a configuration: the digest of its weights, combined with what else decides its scores.
 
     Args:
@@ -133,7 +133,7 @@ def identity(weights: str, settings: Mapping[str, Any], tokenizer: str) -> str:
     return json_digest([weights, settings, tokenizer]) if settings or tokenizer else weights
 
 
-def _value(settings: Mapping[str, Any], key: str) -> Any:
+def _value(settings: Mapping[str, object], key: str) -> Any:
     """Return a setting or its default; a list of one value equals the value."""
     value = settings.get(key, DEFAULTS.get(key))
     return value[0] if isinstance(value, list) and len(value) == 1 else value

@@ -69,7 +69,7 @@ class LiveLayout:
     transposed: frozenset[str]
 
 
-def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> LiveLayout | None:
+def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, object]) -> LiveLayout | None:
     """Return the layout of the live model that transformers builds; None for an architecture that it does not know.
 
     Args:
@@ -235,7 +235,7 @@ class Layout:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, names: Iterable[str], config: Mapping[str, Any]) -> Layout:
+    def of(cls, names: Iterable[str], config: Mapping[str, object]) -> Layout:
         """Find the layer stack: the shortest prefix with the numbers 0 to depth - 1, except in towers of other modalities.
 
         Tensors with higher numbers belong to no layer. They predict additional tokens, and transformers does not load them.

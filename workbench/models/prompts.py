@@ -170,7 +170,7 @@ class Message:
     content: str
 
 
-def turns(row: Mapping[str, Any], place: str) -> list[tuple[tuple[Message, ...], str]]:
+def turns(row: Mapping[str, object], place: str) -> list[tuple[tuple[Message, ...], str]]:
     """Return each answer of a conversation with the messages before it.
 
     Args:

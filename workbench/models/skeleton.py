@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
+def parse_config(config: Mapping[str, object]) -> PretrainedConfig:
     """Parse the content of config.json with transformers.
 
     Raises:
@@ -47,14 +47,14 @@ def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
             ) from None
 
 
-def is_native(config: Mapping[str, Any]) -> bool:
+def is_native(config: Mapping[str, object]) -> bool:
     """Return whether transformers supports the architecture of a config.json without custom code."""
     from transformers import CONFIG_MAPPING
 
     return config.get("model_type") in CONFIG_MAPPING
 
 
-def ties_head(config: Mapping[str, Any]) -> bool:
+def ties_head(config: Mapping[str, object]) -> bool:
     """Return whether the model of a config.json uses its embeddings as its head, by its flag or the architecture's default."""
     return bool(skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)
 
@@ -140,7 +140,7 @@ def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
 
 
-def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
+def causal_skeleton(config: dict[str, object], device: torch.device) -> PreTrainedModel:
     """Build a causal language model without weights, in eval mode.
 
     Args:
@@ -170,13 +170,14 @@ def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedM
     return model.eval()
 
 
-def loading_class(config: dict[str, Any]) -> str:
+def loading_class(config: dict[str, object]) -> str:
     """Return the name of the transformers class that loads all of a model, for a line that a user runs.
 
     It is the Auto class for the class in `architectures`, with common Auto classes first, or the class in `architectures` itself.
     `AutoModelForCausalLM` loads many multimodal models without their towers, so it is returned only for classes that it maps to.
     """
-    kind, architecture = config.get("model_type"), (config.get("architectures") or [None])[0]
+    kind, named = config.get("model_type"), config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
     if isinstance(architecture, str) and architecture.endswith("ForCausalLM"):
         return "AutoModelForCausalLM"
     from transformers.models.auto import modeling_auto
@@ -195,7 +196,7 @@ def loading_class(config: dict[str, Any]) -> str:
     return str(architecture or "AutoModelForCausalLM")
 
 
-def check_decoder(config: dict[str, Any]) -> None:
+def check_decoder(config: dict[str, object]) -> None:
     """Check that config.json describes a decoder-only language model of transformers.
 
     Raises:
@@ -204,7 +205,7 @@ def check_decoder(config: dict[str, Any]) -> None:
     _decoder(parse_config(config), config)
 
 
-def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
+def _decoder(parsed: Any, config: dict[str, object]) -> type[Any]:
     """Return the configuration's class; raise WorkbenchError if it is not that of a decoder-only language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -252,7 +253,7 @@ def tidy(checkpoint: Checkpoint) -> None:
     drop_tied_copy(checkpoint)
 
 
-def native(config: dict[str, Any], label: str) -> dict[str, Any]:
+def native(config: dict[str, object], label: str) -> dict[str, object]:
     """Return config.json without the custom code that it names.
 
     Models that transformers now supports natively may still name their original code, which is not needed and never run.

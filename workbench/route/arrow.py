@@ -41,7 +41,7 @@ class Arrow(CalibratedRoute):
     """
 
     version = 2
-    constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.constants, "window": WINDOW, "standardize": False}
+    constants: ClassVar[Mapping[str, object]] = {**CalibratedRoute.constants, "window": WINDOW, "standardize": False}
     paper = "Ostapenko et al. 2024, Towards modular LLMs by building and reusing a library of LoRAs, arXiv 2405.11157"
     formula = "sᵢ(x) = meanₘₜ |xₘₜ·vₘᵢ|,  vₘᵢ = first right singular vector of BₘᵢAₘᵢ"
 

@@ -55,7 +55,7 @@ class Fixed(RouteMethod):
         return FixedRouter(context.bricks, weights=torch.tensor(weights, dtype=torch.float32))
 
     @classmethod
-    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:
         """Return the router from its saved state."""
         fields = restored(settings, cls.name)
         return FixedRouter(**fields, weights=state(tensors, "weights", [len(fields["bricks"])]))

@@ -52,7 +52,7 @@ class Expected(Part):
     """Difference to the second most probable token, for each token."""
     ends: list[int]
     """Length of the text after each token, in characters."""
-    request: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda fields: not fields)
+    request: dict[str, object] = Field(default_factory=dict, exclude_if=lambda fields: not fields)
     """Further fields of a request for this answer; absent for most servers."""
 
     @model_validator(mode="after")

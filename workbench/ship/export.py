@@ -52,6 +52,8 @@ from workbench.ship.subject import Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from workbench.route.mixing.kernel import Pair
+
 RECORD = "export.json"
 PROMPTS = ("The capital of France is", "Once upon a time", "12 + 30 =", "def add(a, b):")
 """Prompts of expected.jsonl where no others are named."""
@@ -284,7 +286,7 @@ def _expected(subject: Subject, export: Export, device: torch.device, events: Ev
     return rows, str(dtype).removeprefix("torch."), 0.0 if dtype == torch.float32 else rounding(live.to(dtype), rows)
 
 
-def _attach(live: PreTrainedModel, tokenizer: Any, factors: Mapping[str, Any]) -> None:
+def _attach(live: PreTrainedModel, tokenizer: Any, factors: Mapping[str, Mapping[str, Pair]]) -> None:
     """Let the adapters act beside the weights, as they do on a server; which one acts is set for each answer."""
     from workbench.route.fixed import FixedRouter
     from workbench.route.mixing.live import attach

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench import yamldoc
 from workbench.bricks.card import read_card
@@ -96,7 +96,7 @@ def routed_adapters(
     return found
 
 
-def router_document(served: str, adapters: Sequence[RoutedAdapter], port: int) -> dict[str, Any]:
+def router_document(served: str, adapters: Sequence[RoutedAdapter], port: int) -> dict[str, object]:
     """Return the configuration as plain data.
 
     Args:
@@ -195,7 +195,7 @@ def request_name(server: str, served: str, adapter: str) -> str:
     return f"{served}:{adapter}" if server == "sglang" else adapter
 
 
-def request_fields(server: str, adapters: Sequence[str]) -> dict[str | None, dict[str, Any]]:
+def request_fields(server: str, adapters: Sequence[str]) -> dict[str | None, dict[str, object]]:
     """Return adapter, or None for the base -> fields that a request needs beside `model`.
 
     llama.cpp ignores the name and takes the scale of each adapter, numbered in the order of its command.

@@ -249,9 +249,9 @@ def _check_onto(old: EditBrick, model: NamedModel) -> None:
             )
 
 
-def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
+def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, object]]:
     """Return the step with `auto` replaced by the values measured on the old base, and these values."""
-    record, changes = old.record, {}
+    record, changes = old.record, dict[str, object]()
     if getattr(old.step, "layers", None) == "auto" and isinstance(record.get("layers"), list):
         changes["layers"] = tuple(record["layers"])
     if getattr(old.step, "position", None) == "auto":
@@ -261,7 +261,7 @@ def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
     return old.step.model_copy(update=changes), changes
 
 
-def _start_anew(step: EditMethod) -> dict[str, Any]:
+def _start_anew(step: EditMethod) -> dict[str, object]:
     """Return changes for a step that continues another run: the brick's facts file holds the facts of both."""
     return {"continues": None, "first": None} if getattr(step, "continues", None) else {}
 
@@ -351,7 +351,7 @@ def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
-def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: dict[str, Any]) -> None:
+def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: dict[str, object]) -> None:
     """Write the new brick. Its record keeps the original step with `auto`, so that a later rebase can measure again."""
     if old.brick.card:
         card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}

@@ -136,7 +136,7 @@ def _step_names(first: Recipe, second: Recipe) -> tuple[list[str], list[str]]:
     return names
 
 
-def _flat(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+def _flat(recipe: Recipe, names: Sequence[str]) -> dict[str, object]:
     """Return all fields of a recipe as dotted name -> value, defaults filled in."""
     plain = recipe.fields.model_dump(mode="json", by_alias=True, exclude={"steps", "bricks", "name"})
     flat = {"name": recipe.name, **_dotted(plain)}
@@ -147,14 +147,14 @@ def _flat(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
     return flat
 
 
-def _location(data: Mapping[str, Any]) -> Any:
+def _location(data: Mapping[str, object]) -> Any:
     """Return a brick's location in its shortest form: a plain path as text."""
     return data["path"] if set(data) == {"path"} else dict(data)
 
 
-def _dotted(data: Mapping[str, Any]) -> dict[str, Any]:
+def _dotted(data: Mapping[str, object]) -> dict[str, object]:
     """Return nested mappings as one level of dotted names; lists and empty mappings stay values."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in data.items():
         if isinstance(value, dict) and value:
             flat |= {f"{key}.{inner}": v for inner, v in _dotted(value).items()}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -187,7 +187,7 @@ class MadeRows:
         kept: dict[str, Tensor] = load_file(place)
         return kept
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return the fields for the run's record."""
         return {
             "shared": len(self.shared),
@@ -229,7 +229,7 @@ class Member:
     path: Path
     key: str
     weights: Weights | None
-    config: dict[str, Any] | None
+    config: dict[str, object] | None
     donor: Weights | None = None
 
     @property
@@ -303,7 +303,7 @@ class AlignedVocabulary:
     tensors: frozenset[str]
     tokens: dict[str, int]
     path: Path
-    config: dict[str, Any]
+    config: dict[str, object]
     digest: str
     warnings: list[str]
     donor: Donor | None = None
@@ -357,9 +357,16 @@ class AlignedVocabulary:
             if self.plan.is_read_whole(number) or (self._made is not None and number == 0)
         )
 
+    @property
+    def _lacking(self) -> dict[str, int]:
+        """Model -> number of tokens that it lacks, the base first."""
+        rows = self.plan.tokens
+        counts = {m.name: int((rows & (owned < 0)).sum()) for m, owned in zip(self.members, self.plan.owned, strict=True)}
+        return {n: k for n, k in sorted(counts.items(), key=lambda item: (item[0] != "base", item[0])) if k}
+
     def note(self) -> str | None:
         """Return a line about missing tokens and the rows that replace them; None if no model lacks a token."""
-        lacking = self.describe()["lacking"]
+        lacking = self._lacking
         if not lacking:
             return None
         counts = ", ".join(f"{name} lacks {count:,}" for name, count in lacking.items())
@@ -382,14 +389,12 @@ class AlignedVocabulary:
             f"leave {left} of the length of the brick's rows unexplained"
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return the fields for the run's record."""
-        rows = self.plan.tokens
-        lacking = {m.name: int((rows & (owned < 0)).sum()) for m, owned in zip(self.members, self.plan.owned, strict=True)}
         return {
             "rows": self.plan.rows,
-            "tokens": int(rows.sum()),
-            "lacking": {n: k for n, k in sorted(lacking.items(), key=lambda item: (item[0] != "base", item[0])) if k},
+            "tokens": int(self.plan.tokens.sum()),
+            "lacking": self._lacking,
             "digest": self.digest,
             **({"missing": self.donor.rule} if self.donor else {}),
             **(self._made.describe() if self._made else {}),

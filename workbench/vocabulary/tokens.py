@@ -83,7 +83,7 @@ def reading_bytes(path: Path) -> int:
     return 7 * file.stat().st_size if file.is_file() else 0
 
 
-def _flags(entry: dict[str, Any]) -> dict[str, bool]:
+def _flags(entry: dict[str, object]) -> dict[str, bool]:
     return {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
 
 
@@ -162,7 +162,7 @@ class TokenDifference:
         return "; ".join(parts)
 
 
-def _count(tokens: dict[str, Any]) -> str:
+def _count(tokens: Mapping[str, object]) -> str:
     return f"{len(tokens):,} token" + ("s" if len(tokens) != 1 else "")
 
 

@@ -79,7 +79,7 @@ def tensor_digests(
     for group in _by_file(entries):
         first, memo = next(iter(group.values())), _Memo.of(group, cache)
         cached = memo.read()
-        if cached is None or cached.keys() != group.keys() or not all(isinstance(digest, str) for digest in cached.values()):
+        if cached is None or cached.keys() != group.keys():
             cached = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in group.items()}
             check_unchanged(first.file, first.identity, first.file)
             memo.write(cached)
@@ -126,8 +126,11 @@ class _Memo:
     def is_there(self) -> bool:
         return self.key in _READ or (self.file is not None and not _rehashes and self.file.is_file())
 
-    def read(self) -> dict[str, Any] | None:
-        return _READ.get(self.key) or (read_json(self.file) if self.file and not _rehashes else None)
+    def read(self) -> dict[str, str] | None:
+        if self.key in _READ:
+            return _READ[self.key]
+        found = read_json(self.file) if self.file and not _rehashes else None
+        return found if found is not None and all(isinstance(digest, str) for digest in found.values()) else None
 
     def write(self, digests: dict[str, str]) -> None:
         if self.file:
@@ -181,7 +184,7 @@ def _identity(group: Mapping[str, Entry]) -> list[Any]:
     return [str(first.file.resolve()), *identity.storable, sorted(group), *([packed] if packed else [])]
 
 
-def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
+def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, object]) -> str:
     """Return the digest of a model: of all tensors' names, dtypes, shapes and bytes, and of its configuration.
 
     Args:
@@ -193,6 +196,6 @@ def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], 
     return json_digest({"tensors": tensors, "config": meaning_of(config)})
 
 
-def meaning_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def meaning_of(config: Mapping[str, object]) -> dict[str, object]:
     """Return the fields of config.json that decide what a model computes: all but those that say how its files were made."""
     return {key: value for key, value in config.items() if key not in _BOOKKEEPING}

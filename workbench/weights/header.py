@@ -78,7 +78,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_config(config: Mapping[str, Any], label: str) -> None:
+def check_config(config: Mapping[str, object], label: str) -> None:
     """Check the fields of config.json that the workbench reads, including those of parts such as `text_config`.
 
     Args:
@@ -90,11 +90,11 @@ def check_config(config: Mapping[str, Any], label: str) -> None:
     """
     check_fields(config, _FIELDS, label)
     for name in _PARTS:
-        if config.get(name):
-            check_fields(config[name], _FIELDS, f"{label}: {name}")
+        if isinstance(part := config.get(name), dict):
+            check_fields(part, _FIELDS, f"{label}: {name}")
 
 
-def check_fields(content: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
+def check_fields(content: Mapping[str, object], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
     """Check the fields of an untrusted JSON object; null is always valid.
 
     Args:

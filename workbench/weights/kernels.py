@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -67,7 +67,7 @@ class Backend:
     removed: tuple[Path, ...] = ()
     library: ctypes.CDLL | None = None
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, str]:
         """Return the fields for run.json."""
         fields = {"kernels": self.name, "compiler": self.compiler, "version": self.version, "reason": self.reason}
         return {key: value for key, value in fields.items() if value is not None}

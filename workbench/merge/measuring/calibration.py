@@ -138,7 +138,7 @@ def check_weights(weights: Sequence[float], tensor: str, method: str) -> None:
         )
 
 
-def not_negative(bricks: Mapping[str, Any] | None) -> None:
+def not_negative(bricks: Mapping[str, object] | None) -> None:
     """Check, in a validator of `bricks`, that no weight is negative: the weights multiply squared errors.
 
     Raises:
@@ -182,7 +182,7 @@ def by_pattern(names: Iterable[str]) -> dict[str, int]:
     return dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
 
 
-def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
+def norm_report(notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
     """Return ‖Δ‖ / mean ‖τᵢ‖ of the solved tensors and the number of averaged tensors, for the step's record.
 
     Averaged tensors are counted by name, with layer numbers replaced by `*`. A ratio far above 1 means that the system was nearly
@@ -190,7 +190,7 @@ def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
     """
     ratios = {name: note["norm_ratio"] for name, note in sorted(notes.items()) if "norm_ratio" in note}
     averaged = by_pattern(name for name, note in sorted(notes.items()) if "averaged" in note)
-    record: dict[str, Any] = {"solved": len(ratios), "averaged": averaged}
+    record: dict[str, object] = {"solved": len(ratios), "averaged": averaged}
     if ratios:
         largest = max(ratios, key=lambda name: ratios[name])
         record["norm_ratio"] = {

@@ -192,7 +192,7 @@ class MergedWeights:
         self._overlap: Overlap | None = None
         self._overlap_lock = threading.Lock()
         self._surveyed: list[Any] = [] if measured is None else [measured]
-        self.notes: dict[str, Any] = {}
+        self.notes: dict[str, Mapping[str, float]] = {}
 
     @property
     def method(self) -> MergeMethod:

@@ -137,18 +137,21 @@ class Checked:
         right = sum(self._alike(self.chosen[i], self.asked[i].brick) for i in inside)
         scored = sum(self._alike(self.scored[i], self.asked[i].brick) for i in inside)
         to_base = sum(self.chosen[i] is None for i in inside)
-        row: dict[str, Any] = {"set": self.name, "prompts": len(self.asked)}
+        row = CheckedSet(set=self.name, prompts=len(self.asked))
         if inside:
-            row |= {
-                "with_brick": len(inside),
-                "right": right / len(inside),
-                "right_score": scored / len(inside),
-                "to_base": to_base / len(inside),
-                "wrong_brick": (len(inside) - right - to_base) / len(inside),
-            }
+            row = row.model_copy(
+                update={
+                    "with_brick": len(inside),
+                    "right": right / len(inside),
+                    "right_score": scored / len(inside),
+                    "to_base": to_base / len(inside),
+                    "wrong_brick": (len(inside) - right - to_base) / len(inside),
+                }
+            )
         if outside:
-            row |= {"without_brick": len(outside), "kept_by_base": sum(self.chosen[i] is None for i in outside) / len(outside)}
-        return CheckedSet(**row)
+            of_base = sum(self.chosen[i] is None for i in outside) / len(outside)
+            row = row.model_copy(update={"without_brick": len(outside), "kept_by_base": of_base})
+        return row
 
     def confusion(self, bricks: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return wanted brick (or "base") -> chosen brick (or "base") -> number of prompts, without zeros."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
@@ -193,13 +193,13 @@ def right(choice: Choice, bricks: tuple[str, ...], scores: Tensor, labels: Tenso
     return own >= joined.amax(1)
 
 
-def accuracies(samples: Samples, choice: Choice, at_random: HeldOut, by_template: HeldOut) -> dict[str, Any]:
+def accuracies(samples: Samples, choice: Choice, at_random: HeldOut, by_template: HeldOut) -> dict[str, dict[str, float | None]]:
     """Return the share of samples whose brick (or one tied with it) has the highest score.
 
     `seen_templates` are folds that hold prompts out, `held_out_templates` are folds that hold templates out; both for each kind of
     copy, and the latter for each brick.
     """
-    table: dict[str, Any] = {}
+    table: dict[str, dict[str, float | None]] = {}
     for name, result in (("seen_templates", at_random), ("held_out_templates", by_template)):
         hits = right(choice, samples.bricks, result.scores, samples.labels)
         table[name] = {kind: _mean(hits[samples.kind(kind)]) for kind in COPIES}
@@ -209,7 +209,7 @@ def accuracies(samples: Samples, choice: Choice, at_random: HeldOut, by_template
     return table
 
 
-def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str, ...], ...]) -> list[dict[str, Any]]:
+def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str, ...], ...]) -> list[dict[str, object]]:
     """Return each tie with its largest confusion and the brick that acts."""
     rows = []
     for group in ties:
@@ -221,7 +221,7 @@ def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str
 
 def _abstention(
     samples: Samples, share: float | None, threshold: float, found: dict[str, float], result: HeldOut
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the threshold beside the one that the rule finds, and what it costs on held-out samples."""
     below = result.confidence < threshold
     own = ~below[samples.labels == OWN]

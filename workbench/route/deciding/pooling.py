@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
-from workbench.route.deciding.router import REFUSED, Fitted, Joined, restored, state
+from workbench.route.deciding.router import REFUSED, Fitted, FittedFields, Joined, restored, state
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples, copies
 from workbench.steps import CalibratedRoute, RouteContext
 from workbench.steps.route import Prompts, Router
@@ -159,7 +159,7 @@ _STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
 class PooledRoute(CalibratedRoute):
     """Base of route methods that read pooled hidden states of the base."""
 
-    constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
+    constants: ClassVar[Mapping[str, object]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
         """Return the calibration prompts with their pooled states, and the layer.
@@ -203,9 +203,10 @@ class PooledRoute(CalibratedRoute):
             context: What the step is fitted with.
         """
         router = fitted(samples, make, self, joined, context.notice)
-        if float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
+        warnings = router.record["warnings"]
+        if isinstance(warnings, list) and float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
             context.notice(_UNREAD)
-            return replace(router, record={**router.record, "warnings": [*router.record["warnings"], _UNREAD]})
+            return replace(router, record={**router.record, "warnings": [*warnings, _UNREAD]})
         return router
 
 
@@ -325,7 +326,19 @@ class PooledRouter(Fitted):
         return found
 
 
-def restored_statistics(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], method: str) -> dict[str, Any]:
+class StatisticsFields(TypedDict):
+    """Fields of `PooledRouter` that are measured."""
+
+    statistics: tuple[Statistics, ...]
+    negatives: Statistics
+    refused: dict[str, Statistics]
+
+
+class PooledFields(FittedFields, StatisticsFields):
+    """Fields of `PooledRouter` that are read from its files."""
+
+
+def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Tensor], method: str) -> PooledFields:
     """Return the fields of a `PooledRouter` from its saved state.
 
     Raises:
@@ -362,7 +375,7 @@ def measure_brick(model: Any, tokenizer: Any, prompts: Sequence[str], router: Ro
     return Statistics.of(pooled(model, token_rows(tokenizer, texts), router.layer, router.window)[:, 0])
 
 
-def statistics_of(samples: Samples, rows: Tensor) -> dict[str, Any]:
+def statistics_of(samples: Samples, rows: Tensor) -> StatisticsFields:
     """Return the fields of a `PooledRouter` that are measured on some samples, each in the window that ends with it.
 
     Copies count too: they make the router steady against them.

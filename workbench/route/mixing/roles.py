@@ -7,11 +7,14 @@ and the next closing marker, which still belongs to it, closes it. All other tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
+from workbench.results import Part
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.steps.route import Decisions, Prompts
 
@@ -73,8 +76,8 @@ class RolesRouter(Fitted):
             "roles": {r.brick: {"tokens": len(r.ids), **({"between": list(r.span)} if r.span else {})} for r in roles},
             "text": dict(text),
         }
-        kept = tuple(Role(role.brick, (), role.span) for role in roles)
-        return cls(bricks=tuple(bricks), record=record, roles=kept, table=table, weights=weights)
+        without_ids = tuple(replace(role, ids=()) for role in roles)
+        return cls(bricks=tuple(bricks), record=record, roles=without_ids, table=table, weights=weights)
 
     @property
     def method(self) -> str:
@@ -132,12 +135,19 @@ class RolesRouter(Fitted):
         """Return the tensors of router.safetensors."""
         return {"table": self.table, "weights": self.weights}
 
-    def own_settings(self) -> dict[str, Any]:
+    def own_settings(self) -> dict[str, object]:
         """Return the bricks of the roles, with their spans."""
-        return {"roles": [{"brick": role.brick, "between": list(role.span) if role.span else None} for role in self.roles]}
+        return {"roles": [SavedRole(brick=role.brick, between=role.span).to_dict() for role in self.roles]}
 
 
-def restore_roles(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RolesRouter:
+class SavedRole(Part):
+    """A role in routing.json; its ids are in the table."""
+
+    brick: str
+    between: tuple[int, int] | None
+
+
+def restore_roles(settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> RolesRouter:
     """Return a router from its saved state.
 
     Raises:
@@ -145,12 +155,10 @@ def restore_roles(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     """
     fields = restored(settings, METHOD)
     try:
-        roles = tuple(
-            Role(str(row["brick"]), (), (int(row["between"][0]), int(row["between"][1])) if row["between"] else None)
-            for row in settings["roles"]
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise WorkbenchError(f"routing.json: the entry {error} of a role is missing or invalid", REPAIR) from error
+        saved = TypeAdapter(list[SavedRole]).validate_python(settings.get("roles"))
+    except ValidationError as error:
+        raise WorkbenchError(f"routing.json: a role is missing or invalid: {error.errors()[0]['msg']}", REPAIR) from None
+    roles = tuple(Role(role.brick, (), role.between) for role in saved)
     table = state(tensors, "table", [None])
     weights = state(tensors, "weights", [1 + len(roles), len(fields["bricks"])])
     if table.is_floating_point() or (len(table) and not 0 <= int(table.min()) <= int(table.max()) <= len(roles)):
