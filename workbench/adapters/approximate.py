@@ -208,10 +208,6 @@ class AdaptedWeights:
     def part(self, name: str, device: torch.device) -> AdaptedPart:
         """Return the part of the adapter that represents one tensor, and keep its error for `check_error`.
 
-        Args:
-            name: The tensor's name in the base.
-            device: Device for the computation.
-
         Raises:
             WorkbenchError: If the tensor differs from the base and neither the policy nor the live model allows an adapter
                 to hold it.

@@ -68,10 +68,6 @@ class BoundAdapter:
     def factors(self, name: str, device: torch.device) -> Factors | None:
         """Return a tensor's update as a low-rank product in float32, or None if it is dense.
 
-        Args:
-            name: The tensor's name in the base.
-            device: Device of the factors.
-
         Raises:
             WorkbenchError: If a factor holds NaN or infinity.
         """

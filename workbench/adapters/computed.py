@@ -225,13 +225,6 @@ class Computed(Dense):
 def computed(part: Part, disk: str, spec: TensorSpec, conv1d: bool, shared: Shared) -> Computed:
     """Build the update of one module from the adapter's headers.
 
-    Args:
-        part: The adapter's tensors for the module.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        conv1d: Whether the weight is stored as [in, out].
-        shared: The tensors that all modules share.
-
     Raises:
         WorkbenchError: If a shape does not fit the weight, the rank or the shared tensors.
     """

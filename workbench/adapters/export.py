@@ -313,13 +313,7 @@ def write_shifts(path: Path, shifts: Mapping[str, tuple[Tensor, int]], base: str
 
 
 def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -> dict[str, object]:
-    """Return PEFT's configuration of low-rank updates, with alpha = rank.
-
-    Args:
-        ranks: Module -> rank of its update.
-        base: Value of `base_model_name_or_path`.
-        fan_in_fan_out: Whether the base stores these weights as [in, out].
-    """
+    """Return PEFT's configuration of low-rank updates, with alpha = rank."""
     rank = max(ranks.values(), default=1)
     smaller_ranks = {module: r for module, r in ranks.items() if r != rank}
     return {

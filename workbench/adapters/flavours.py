@@ -127,10 +127,6 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def check_kinds(config: Mapping[str, object], label: str) -> None:
     """Check that fields of adapter_config.json have the types that PEFT writes; "16" is not a number.
 
-    Args:
-        config: The configuration.
-        label: Name of the adapter and its file in the error message.
-
     Raises:
         WorkbenchError: If a field has another type. The message names the file and the field.
     """
@@ -146,10 +142,6 @@ def check_kinds(config: Mapping[str, object], label: str) -> None:
 
 def check_config(config: Mapping[str, object], label: str) -> None:
     """Check that this package can apply an adapter.
-
-    Args:
-        config: The adapter's configuration.
-        label: Name of the adapter in the error message.
 
     Raises:
         WorkbenchError: If the `peft_type` is not supported, or the stored factors and the base do not determine the update.

@@ -96,10 +96,6 @@ class Stored:
     def columns(self, first: int, step: int) -> Tensor:
         """Read columns first, first + step, … of the tensor's 2-D view as float32.
 
-        Args:
-            first: First column.
-            step: Distance between columns.
-
         Raises:
             WorkbenchError: If the columns hold NaN or infinity.
         """
@@ -205,11 +201,6 @@ class Keys:
 
 def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
     """Assign every key of an adapter to a module and a role.
-
-    Args:
-        entries: The adapter's tensors.
-        start: Prefix of the tuner's part names, such as "lora_".
-        label: Name of the adapter in error messages.
 
     Raises:
         WorkbenchError: If a tensor is not floating-point, a key belongs to another tuner, one half of a pair is missing, or

@@ -46,12 +46,7 @@ _NAMES = {
 
 
 def not_linear(adapter: Adapter, bound: BoundAdapter) -> str | None:
-    """Return the part of an adapter that is no low-rank update of a linear layer; None if every part is one.
-
-    Args:
-        adapter: The adapter.
-        bound: The adapter on its base, where unchanged copies of the base's weights are left out.
-    """
+    """Return the part of an adapter that is no low-rank update of a linear layer; None if every part is one."""
     for part in adapter.keys.parts:
         extra = sorted(set(part.fields) - _FACTORS)
         if extra or not {"lora_A", "lora_B"} <= set(part.fields):
@@ -67,12 +62,7 @@ def not_linear(adapter: Adapter, bound: BoundAdapter) -> str | None:
 
 
 def as_lora(brick: str, directory: str) -> str:
-    """Return the commands that turn any adapter into plain LoRA, for hints.
-
-    Args:
-        brick: Name of the brick.
-        directory: Directory of the adapter.
-    """
+    """Return the commands that turn any adapter into plain LoRA, for hints."""
     whole, factored = f"bricks/{brick}-full", f"bricks/{brick}-lora"
     return (
         f"`{shell('workbench', 'brick', 'bake', directory, '-o', whole)}`, then "
@@ -236,11 +226,6 @@ def family_of(config: Mapping[str, object]) -> Family | None:
 def gguf_places(bound: BoundAdapter, base: Model, label: str) -> dict[str, Place]:
     """Return where llama.cpp finds the tensors that an adapter updates.
 
-    Args:
-        bound: An adapter on its base, for which `linear.not_linear` returns None.
-        base: The base.
-        label: The adapter in messages, such as "adapter 'math'".
-
     Returns:
         Tensor of the original base -> its place in the converted one.
 
@@ -295,13 +280,6 @@ def write_gguf(
     """Write a GGUF adapter: every module padded with zeros to the largest rank, alpha equal to it, factors in float32.
 
     llama.cpp multiplies each product by alpha / rank of its factors, which is then 1; the scaling is part of the factors.
-
-    Args:
-        bound: The adapter on its base.
-        places: Result of `gguf_places`.
-        config: The base's config.json.
-        out: File to create; its folder may be missing.
-        name: Name of the adapter in the file.
 
     Returns:
         The number of modules, and the size of the file in bytes.

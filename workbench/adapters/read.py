@@ -217,11 +217,6 @@ class Adapter:
     def check_blocks(self, module: str, inputs: int, stored: int) -> None:
         """Check the size of the blocks of a module of OFT or BOFT against the configuration.
 
-        Args:
-            module: The live module.
-            inputs: Number of its inputs.
-            stored: Size of the stored blocks.
-
         Raises:
             WorkbenchError: If the configuration states another size. PEFT itself changes a size that does not divide the inputs.
         """

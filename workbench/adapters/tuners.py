@@ -31,13 +31,6 @@ _OTHER = "The adapter was trained on another base or vocabulary: set the recipe'
 def ia3(part: Part, disk: str, spec: TensorSpec, conv1d: bool, label: str) -> Ia3:
     """Build the (IA)³ update of a layer.
 
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        conv1d: Whether the weight is stored as [in, out].
-        label: Name of the adapter in error messages.
-
     Raises:
         WorkbenchError: If the vector does not have one number per input or output of the layer.
     """
@@ -53,12 +46,6 @@ def ia3(part: Part, disk: str, spec: TensorSpec, conv1d: bool, label: str) -> Ia
 
 def oft(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> Oft:
     """Build the OFT update of a linear layer.
-
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        adapter: The adapter.
 
     Raises:
         WorkbenchError: If the blocks do not add up to the layer's inputs, or have another size than the configuration states.
@@ -77,12 +64,6 @@ def oft(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> Oft:
 
 def lycoris(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> LoHa | LoKr:
     """Build the LoHa or LoKr update of a linear layer.
-
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        adapter: The adapter.
 
     Raises:
         WorkbenchError: If the update has another shape than the base's weight, or its factors another rank than the configuration states.
@@ -110,12 +91,6 @@ def lycoris(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> LoHa |
 
 def token_rows(part: Part, spec: TensorSpec, config: Mapping[str, Any], label: str) -> TokenRows:
     """Build the update of trained rows of the embeddings.
-
-    Args:
-        part: The adapter's tensors for the embeddings.
-        spec: Shape and dtype of the embeddings.
-        config: The adapter's configuration, which lists the trained tokens.
-        label: Name of the adapter in error messages.
 
     Raises:
         WorkbenchError: If the number of rows differs from the number of tokens, or the base does not have a token.
@@ -210,13 +185,6 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 
 def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, adapter: Adapter) -> Boft | Hra:
     """Build the BOFT or HRA update of a linear layer.
-
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        conv1d: Whether the weight is stored as [in, out].
-        adapter: The adapter.
 
     Raises:
         WorkbenchError: If the shapes do not fit the weight or the configuration, or PEFT has no such update.

@@ -259,13 +259,7 @@ def _models(resolved: Resolved, device: torch.device, events: Events) -> Callabl
 
 
 def _verdict(line: Line, low: float, high: float) -> tuple[Verdict, str]:
-    """Return "none", "small" or "high", and the sentence that says whether linear merging has a chance.
-
-    Args:
-        line: The losses.
-        low: Lower end of the barrier's interval.
-        high: Its upper end.
-    """
+    """Return "none", "small" or "high", and the sentence that says whether linear merging has a chance."""
     means = line.losses.mean(1)
     ends, inside = (means[0] + means[-1]) / 2, means[1:-1]
     if high <= SMALL * ends:

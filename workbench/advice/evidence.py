@@ -204,13 +204,7 @@ class Runner:
         self.items = count
 
     def run(self, name: str, step: Mapping[str, object] | None, asked: Sequence[str] = ()) -> Candidate:
-        """Run one model.
-
-        Args:
-            name: Name of the candidate.
-            step: The step; None for the base.
-            asked: Bricks whose prompts are asked; default: all.
-        """
+        """Run one model."""
         self._work.events({"stage": "measure", "text": f"running {name}"})
         resolved = resolve(from_data({**self._recipe, "steps": [dict(step)] if step else []}, self._project))
         with exact(self._work.device):
@@ -246,12 +240,7 @@ def weak(base: Candidate, alone: Mapping[str, Floats]) -> dict[str, Change]:
 
 
 def decide(candidates: Sequence[Candidate], suggested: str) -> Verdict:
-    """Choose between candidates: the best if it is clearly better than the suggested one, which is kept otherwise.
-
-    Args:
-        candidates: At least two candidates that answered the same prompts.
-        suggested: Name of the one that the bricks' weights suggest.
-    """
+    """Choose between candidates: the best if it is clearly better than the suggested one, which is kept otherwise."""
     by_name = {candidate.name: candidate for candidate in candidates}
     ranked = sorted(candidates, key=lambda c: (-c.all.mean(), c.name != suggested))
     best = ranked[0]
@@ -291,10 +280,6 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
 
     A configuration counts if its bricks have the same names and the same sizes on disk. Plans with a limit on items, imported plans and
     metrics of which less is better do not count. Only the newest plan of a suite is read.
-
-    Args:
-        store: The score store.
-        sizes: Brick -> bytes on disk.
 
     Raises:
         WorkbenchError: If a stored document is damaged.

@@ -43,10 +43,6 @@ class Shared(Part):
 def own_texts(bricks: Mapping[str, Brick], files: Mapping[str, Path]) -> dict[str, list[Text]]:
     """Return each brick's own texts: those of a file that the user names, or its training texts.
 
-    Args:
-        bricks: Name -> brick.
-        files: Name -> jsonl file of prompts with answers.
-
     Returns:
         Name -> texts. A brick whose card names no training file that is here is left out.
 
@@ -72,9 +68,6 @@ def shared_prompts(texts: Mapping[str, list[Text]]) -> dict[tuple[str, str], Sha
     """Compare the answers of each pair of bricks to the prompts that both have.
 
     Prompts and answers are compared without differences in case and white space. Texts without a prompt do not count.
-
-    Args:
-        texts: Brick -> its texts.
 
     Returns:
         Pair of bricks, in the given order -> what they share.
@@ -245,11 +238,6 @@ def left_out(norms: Mapping[str, float], pairs: Sequence[Pair], alone: Mapping[s
     """Say which bricks a merge should leave out: those that change nothing, copy another brick, or point against one.
 
     Of a pair, the brick goes that answers fewer of its own prompts alone, else the one that more bricks point against, else the later one.
-
-    Args:
-        norms: Brick -> norm of its delta.
-        pairs: All pairs.
-        alone: Brick -> its own answers to its prompts, where they were measured.
 
     Returns:
         Brick -> why, and a warning for each pair of which nothing tells the wanted one.

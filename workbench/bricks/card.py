@@ -93,15 +93,7 @@ def axes_of(
     tuner: str | None = None,
     experts: bool = False,
 ) -> dict[str, str]:
-    """Return axis -> value of a brick: what its card states, and what follows from its kind and files.
-
-    Args:
-        kind: Kind of the brick.
-        stated: The axes on its card.
-        training: Settings of its training.
-        tuner: `peft_type` of an adapter; None if unknown.
-        experts: True if a set of neurons consists of experts.
-    """
+    """Return axis -> value of a brick: what its card states, and what follows from its kind and files."""
     values = {axis: possible[0] for axis, possible in _POSSIBLE[kind].items()}
     if tuner is not None and tuner.upper() not in ("LORA", "ADALORA"):
         values["computation"] = "structured_update"
@@ -281,14 +273,7 @@ def card_document(card: BrickCard) -> dict[str, object]:
 
 
 def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
-    """Write brick.yaml. A comment in the first line names the command and the file that records the details.
-
-    Args:
-        path: Directory of the brick.
-        card: The content.
-        made_by: Command that makes the brick.
-        record: File in the directory with settings or measurements.
-    """
+    """Write brick.yaml. A comment in the first line names the command and the file that records the details."""
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yamldoc.dump({"version": 1, **data}, width=120)
     contents = {

@@ -49,14 +49,6 @@ def read_settings(
     transformers reads sizes, rotary base and ties. Sizes of heads, caps of logits, the scale of Gemma's attention and the rotary
     scaling of Llama 3 are read here, because transformers takes defaults for them.
 
-    Args:
-        file: The GGUF file.
-        architecture: Its architecture.
-        fields: Its fields, without those of the tokenizer.
-        tensors: Its tensors, as the package gguf reads them.
-        label: The file in messages.
-        hint: Hint of errors.
-
     Raises:
         WorkbenchError: If the file has fields that are not read, or if transformers cannot read it.
     """
@@ -187,10 +179,6 @@ FAMILIES: Mapping[str, Family] = {
 def find_gguf(path: Path, what: str) -> Path | None:
     """Return the GGUF file that a path means: the file itself, or the only one in a directory without other weights.
 
-    Args:
-        path: A file or directory.
-        what: Name of the model in error messages.
-
     Raises:
         WorkbenchError: If a directory has several GGUF files and no other weights.
     """
@@ -209,11 +197,6 @@ def find_gguf(path: Path, what: str) -> Path | None:
 
 def gguf_folder(file: Path, project: Path, what: str) -> Path:
     """Return the directory that stands for a GGUF file, making it if it does not exist or the file has changed.
-
-    Args:
-        file: The GGUF file.
-        project: Project whose cache holds the directory.
-        what: Name of the model in error messages.
 
     Raises:
         WorkbenchError: If the file is damaged or split, or if its architecture, fields or tensors are not read here.

@@ -27,10 +27,6 @@ _COMPONENTS = ("vision_config", "audio_config", "speech_config")
 def language_names(names: Iterable[str], label: str) -> dict[str, str]:
     """Return the names of a model's text decoder.
 
-    Args:
-        names: All tensor names of the model.
-        label: The model's name in messages.
-
     Returns:
         Stored name -> name in a text model, `model....` or `lm_head.weight`, in file order.
 
@@ -64,10 +60,6 @@ def language_config(config: Mapping[str, object], tied: bool) -> dict[str, objec
     """Return config.json of a multimodal model's text decoder, for comparison with that of a text model.
 
     `model_type` is left out, because multimodal models have names of their own for the same decoder.
-
-    Args:
-        config: The content of config.json.
-        tied: Whether the model uses its embeddings as its head.
     """
     part = next((part for field in TEXT_CONFIGS if isinstance(part := config.get(field), dict)), config)
     found = {key: value for key, value in part.items() if key not in (*_COMPONENTS, "model_type", "architectures")}

@@ -62,12 +62,7 @@ def base_adapter(checkpoint: Checkpoint) -> Brick | None:
 
 
 def base_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
-    """Return the digest of a base, including its adapter.
-
-    Args:
-        checkpoint: The base.
-        cache: Directory that caches digests of tensors; None reads all tensors.
-    """
+    """Return the digest of a base, including its adapter."""
     digest, adapter = checkpoint_digest(checkpoint, cache), base_adapter(checkpoint)
     return digest if adapter is None else json_digest([digest, adapter.digest(cache)])
 
@@ -120,11 +115,6 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
 def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Checkpoint, str | None]:
     """Return the recipe's base and its hub commit.
 
-    Args:
-        reference: Path or hub id of the base.
-        project: Directory that relative paths start from.
-        hub: Resolver of hub ids.
-
     Raises:
         WorkbenchError: If the base is missing, is not a checkpoint, or is quantized.
     """
@@ -142,12 +132,6 @@ def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Check
 
 def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> Brick:
     """Return the brick that a reference names, detecting its kind if the reference does not state it.
-
-    Args:
-        name: Name of the brick in the recipe.
-        ref: The reference.
-        project: Directory that relative paths start from.
-        hub: Resolver of hub ids.
 
     Raises:
         WorkbenchError: If the directory is missing, holds neither an adapter nor a checkpoint, or is of another kind than the
@@ -223,11 +207,6 @@ def kinds_of(path: Path) -> list[str]:
 
 def base_of(path: Path, project: Path, hint: str) -> str:
     """Return the base that a brick names on its card or in adapter_config.json.
-
-    Args:
-        path: Directory of the brick.
-        project: Directory that relative paths start from.
-        hint: Hint of the error.
 
     Raises:
         WorkbenchError: If the brick names no base, or the base cannot be found.

@@ -72,12 +72,6 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
     The evidence, strongest first: the digest on the brick's card, names of the base, model type and depth, layers that the
     adapter must have updated on this base. An equal digest ends the search.
 
-    Args:
-        brick: An adapter or checkpoint whose tensors fit the base.
-        base: The recipe's base.
-        project: Where relative paths start.
-        any_base: Whether the recipe accepts the brick on any base.
-
     Returns:
         Warnings: no evidence that the brick was made on the base, or a contradiction that the recipe accepts.
 
@@ -237,11 +231,6 @@ _COUNTERS = ("num_batches_tracked",)
 
 def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str]:
     """Compare the integer and boolean tensors of a checkpoint brick with the base's.
-
-    Args:
-        brick: The checkpoint.
-        base: The recipe's base.
-        weights: The brick's tensors under the base's names, from `fitted`.
 
     Returns:
         A note if counters differ. The result uses the base's values.

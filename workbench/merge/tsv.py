@@ -90,14 +90,7 @@ class Tsv(OverlapWeighted):
 
 
 def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int, auto: bool) -> Tensor:
-    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal.
-
-    Args:
-        deltas: One [m, n] matrix for each brick.
-        weights: Weight of each brick.
-        share: Largest number of triplets of a brick.
-        auto: Whether the weights count overlap, so that what whitening takes away must not be counted again.
-    """
+    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal."""
     parts = [singular(delta.double().mul_(weight), share) for delta, weight in zip(deltas, weights, strict=True)]
     left = nearest_orthogonal(torch.cat([p.left for p in parts], 1))
     right = nearest_orthogonal(torch.cat([p.right for p in parts], 1))

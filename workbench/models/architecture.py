@@ -118,12 +118,7 @@ def text_parts(config: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
 
 
 def head_of(config: Mapping[str, object], embeddings: str) -> str:
-    """Return the tensor name that transformers expects for the head of a model if it is not tied.
-
-    Args:
-        config: The content of config.json.
-        embeddings: Tensor name of the model's input embeddings.
-    """
+    """Return the tensor name that transformers expects for the head of a model if it is not tied."""
     if module := _OTHER_HEADS.get(str(config.get("model_type"))):
         return f"{module}.weight"
     head = "embed_out.weight" if embeddings.endswith("embed_in.weight") else "lm_head.weight"

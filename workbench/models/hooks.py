@@ -168,12 +168,6 @@ def output_projections(model: PreTrainedModel, prefix: str, layers: Sequence[int
     It is the last linear module outside the attention that a one-token forward pass runs and whose output is as wide as the hidden
     state.
 
-    Args:
-        model: The live model.
-        prefix: Live name of the list of decoder layers: "model.layers".
-        layers: Layers to search.
-        device: Device of the model.
-
     Returns:
         Layer -> live name of the module. Layers without such a module are left out.
     """
@@ -239,10 +233,6 @@ def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
     """Return the mean of KL(wanted ‖ model) over tokens in nats, differentiable in `logits`.
 
     Rows beyond the vocabulary that both models have are padding and do not count.
-
-    Args:
-        wanted: Logits of the teacher [tokens, vocabulary].
-        logits: Logits of the model [tokens, vocabulary].
     """
     count = min(logits.shape[-1], wanted.shape[-1])
     aim = wanted[..., :count].float().log_softmax(-1)
@@ -296,10 +286,6 @@ def first_of(output: Any) -> Tensor:
 
 def states_of(output: Any, tokens: Tensor) -> Tensor:
     """Return the hidden states [row, token, width] from a block's output.
-
-    Args:
-        output: The block's output.
-        tokens: Tokens [row, token] of the batch.
 
     Raises:
         WorkbenchError: If the block does not return one state for each token: some architectures carry several states of a token from

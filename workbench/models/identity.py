@@ -165,12 +165,7 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def shipped_files(tokenizer: Path, processor: Path) -> dict[str, Path]:
-    """Return name -> file that a checkpoint gets as it is: tokenizer, chat template, generation settings, processor.
-
-    Args:
-        tokenizer: Directory of the tokenizer and generation_config.json.
-        processor: Directory of the image and audio processor.
-    """
+    """Return name -> file that a checkpoint gets as it is: tokenizer, chat template, generation settings, processor."""
     beside = {GENERATION: tokenizer / GENERATION, **{name: processor / name for name in PROCESSOR_FILES}}
     return tokenizer_files(tokenizer) | {name: file for name, file in beside.items() if file.is_file()}
 
@@ -180,10 +175,6 @@ def tokens_digest(folder: Path, watched: WatchedFiles | None = None) -> str | No
 
     transformers chooses the class from tokenizer_config.json and config.json, and some classes replace the normalizer and the
     pre-tokenizer of tokenizer.json, so that equal files of models of different types may give different tokens.
-
-    Args:
-        folder: Directory of the tokenizer.
-        watched: Record of the files read, which detects later changes.
 
     Returns:
         The digest; None if the directory has no tokenizer.
@@ -212,12 +203,7 @@ def _meaning(file: Path, content: bytes) -> str:
 
 
 def template_digest(folder: Path, watched: WatchedFiles | None = None) -> str | None:
-    """Return the digest of a directory's chat templates, wherever they are stored; None if it has none.
-
-    Args:
-        folder: Directory of the tokenizer.
-        watched: Record of the files read, which detects later changes.
-    """
+    """Return the digest of a directory's chat templates, wherever they are stored; None if it has none."""
     read = watched.read if watched else Path.read_bytes
     parts = [[name, bytes_digest(read(file))] for name, file in tokenizer_files(folder).items() if _TEMPLATES in name]
     stated = jsondoc.optional(folder / "tokenizer_config.json").get("chat_template")
@@ -226,9 +212,6 @@ def template_digest(folder: Path, watched: WatchedFiles | None = None) -> str | 
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Return the digest of a tokenizer with its chat template: `tokens_digest` and `template_digest`.
-
-    Args:
-        tokenizer: A tokenizer's directory, or a tokenizer object.
 
     Raises:
         WorkbenchError: If the directory has no tokenizer.
@@ -256,9 +239,6 @@ def vocabulary_digest(path: Path) -> str | None:
 
     It tells whether two models number their tokens alike, so that rows of embeddings belong together. It does not tell whether they
     split texts alike: that is `tokens_digest`.
-
-    Args:
-        path: Directory of the tokenizer.
     """
     file = path / "tokenizer.json"
     if not file.is_file():

@@ -70,12 +70,7 @@ class LiveLayout:
 
 
 def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, object]) -> LiveLayout | None:
-    """Return the layout of the live model that transformers builds; None for an architecture that it does not know.
-
-    Args:
-        specs: The base's tensors.
-        config: The base's config.json.
-    """
+    """Return the layout of the live model that transformers builds; None for an architecture that it does not know."""
     return _layout(json.dumps(dict(config), sort_keys=True), tuple((name, spec.shape) for name, spec in specs.items()))
 
 
@@ -239,10 +234,6 @@ class Layout:
         """Find the layer stack: the shortest prefix with the numbers 0 to depth - 1, except in towers of other modalities.
 
         Tensors with higher numbers belong to no layer. They predict additional tokens, and transformers does not load them.
-
-        Args:
-            names: All tensor names.
-            config: The content of config.json.
 
         Raises:
             WorkbenchError: If there is no such prefix or more than one, as in convolutional or encoder-decoder models.

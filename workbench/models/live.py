@@ -153,10 +153,6 @@ def _overlap(target: RowRun, stored: list[RowRun]) -> Iterator[tuple[int, RowRun
 def live_runs(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> dict[str, list[RowRun]]:
     """Map each live tensor to the rows on disk that it consists of.
 
-    Args:
-        config: The content of config.json.
-        specs: The tensors on disk.
-
     Returns:
         Live tensor -> rows on disk. A tensor that the model does not use has the key "?name".
 
@@ -251,11 +247,7 @@ def compute(model: Model, dtype: torch.dtype | None, device: torch.device) -> di
 
 
 def carries_state(config: dict[str, object]) -> bool:
-    """Return True if a model's layers pass a state from token to token (Mamba, RWKV, hybrids), which no mask can hide from a token.
-
-    Args:
-        config: The content of config.json.
-    """
+    """Return True if a model's layers pass a state from token to token (Mamba, RWKV, hybrids), which no mask can hide from a token."""
     return bool(getattr(_class(parse_config(config), config), "_is_stateful", False))
 
 

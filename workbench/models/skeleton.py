@@ -62,10 +62,6 @@ def ties_head(config: Mapping[str, object]) -> bool:
 def groups_of(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, list[tuple[str, str]]]]:
     """Group tensors on disk by the live tensor that they become, as transformers' loader does.
 
-    Args:
-        model: The live model; its weights are not used.
-        names: Names on disk.
-
     Returns:
         Tuples (live tensor, conversion or None, [(name on disk, matched pattern)]). A name that the model does not use has the live
         tensor "?name".
@@ -257,10 +253,6 @@ def native(config: dict[str, object], label: str) -> dict[str, object]:
     """Return config.json without the custom code that it names.
 
     Models that transformers now supports natively may still name their original code, which is not needed and never run.
-
-    Args:
-        config: The content of config.json.
-        label: The file's name in messages.
 
     Raises:
         WorkbenchError: If transformers does not support the architecture natively.

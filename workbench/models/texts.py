@@ -280,13 +280,7 @@ def batch_limit(device: torch.device) -> int:
 
 
 def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TOKENS) -> Iterator[Batch]:
-    """Yield batches of rows of similar length, which are the same on every machine.
-
-    Args:
-        rows: The rows.
-        device: The device of the batches.
-        limit: Largest number of tokens of a batch, including padding; a longer row is a batch of its own.
-    """
+    """Yield batches of rows of similar length, which are the same on every machine."""
     for places in by_length([len(row.tokens) for row in rows], limit):
         yield side_by_side([rows[i].tokens for i in places], device)
 

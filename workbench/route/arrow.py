@@ -104,11 +104,7 @@ class ArrowRouter(Fitted):
 
 
 def prototypes(factors: Sequence[Mapping[str, Pair]]) -> dict[str, Tensor]:
-    """Return live module -> first right singular vectors of all bricks' updates [brick, in], float32, of arbitrary sign.
-
-    Args:
-        factors: For each brick, live module -> (A [rank, in], B [out, rank]).
-    """
+    """Return live module -> first right singular vectors of all bricks' updates [brick, in], float32, of arbitrary sign."""
     found: dict[str, Tensor] = {}
     for number, parts in enumerate(factors):
         for name, (a, b) in parts.items():
@@ -125,11 +121,6 @@ def pooled_alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows:
 @no_grad
 def alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return |x·v| of each token, averaged over modules.
-
-    Args:
-        model: The live base.
-        found: Live module -> directions [brick, in].
-        rows: Tokens, without padding.
 
     Returns:
         [token, brick] per row, float32, on the CPU.

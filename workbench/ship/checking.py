@@ -52,13 +52,7 @@ class ServerCheck(Result):
 
 
 def summary(url: str, tolerance: float, compared: Sequence[Compared]) -> ServerCheck:
-    """Return the counts of answers by model and verdict.
-
-    Args:
-        url: Address of the server.
-        tolerance: Largest accepted difference of a log-probability, in nats.
-        compared: The answers.
-    """
+    """Return the counts of answers by model and verdict."""
     models = []
     for name in dict.fromkeys(one.expected.model for one in compared):
         own = [one for one in compared if one.expected.model == name]

@@ -171,12 +171,7 @@ def _follows(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
 
 
 def rounding(model: PreTrainedModel, rows: Sequence[Expected]) -> float:
-    """Return the largest change of the expected log-probabilities in a model that is rounded to the dtype of a server.
-
-    Args:
-        model: The live model in that dtype.
-        rows: The expected answers.
-    """
+    """Return the largest change of the expected log-probabilities in a model that is rounded to the dtype of a server."""
     largest = 0.0
     for row in rows:
         with _acting(model, row.adapter):
@@ -206,13 +201,7 @@ def alike(rows: Sequence[Expected], tolerance: float) -> list[tuple[str, str]]:
 
 
 def compare(expected: Expected, answer: Answer, tolerance: float) -> Compared:
-    """Compare a server's answer with the expected one. White space at the ends of the texts does not count.
-
-    Args:
-        expected: The expected answer.
-        answer: The server's answer.
-        tolerance: Largest difference of a log-probability, in nats.
-    """
+    """Compare a server's answer with the expected one. White space at the ends of the texts does not count."""
     own, other = expected.logprobs, answer.logprobs
     ends = [0, *expected.ends]
     counts = {len(own), len(own) - (ends[-1] == ends[-2])}  # some servers leave out the token that ends the text
@@ -246,9 +235,6 @@ def write_expected(rows: Sequence[Expected], out: Path) -> None:
 
 def read_expected(path: Path) -> list[Expected]:
     """Read expected.jsonl.
-
-    Args:
-        path: The file, or its directory.
 
     Raises:
         WorkbenchError: If it is missing, has no rows, or a row is not one that `export` writes.

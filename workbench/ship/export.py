@@ -128,11 +128,6 @@ class Exported(Result):
 def check_export(subject: Subject, server: str, served: str | None) -> str:
     """Check a subject before any model is loaded, and return the name of the base on the server.
 
-    Args:
-        subject: The subject.
-        server: The server that it is exported for.
-        served: Value of `--served-base`.
-
     Raises:
         UsageError: If the server is unknown, or `served` is missing or cannot be a name in a request.
         WorkbenchError: If an adapter has parts that servers do not read, or too large a rank.
@@ -197,16 +192,7 @@ def _check_adapter(name: str, adapter: Adapter, subject: Subject, server: str) -
 
 
 def write_export(subject: Subject, export: Export, out: Path, device: torch.device, events: Events = no_events) -> Exported:
-    """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json, and the files of a router.
-
-    Args:
-        subject: A subject that `check_export` accepts.
-        export: How it is exported.
-        out: New directory, written whole or not at all.
-        device: Device that computes the expected answers.
-        events: Receives progress.
-
-    """
+    """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json, and the files of a router."""
     with new_directory(out) as partial:
         adapters, rank = _write_adapters(subject, export, partial)
         if subject.router is not None:

@@ -306,12 +306,7 @@ def with_header(text: str, fields: Mapping[str, object]) -> str:
 
 
 def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
-    """Return the complete scores of a run's configuration in the score store, the newest of each suite.
-
-    Args:
-        run: A finished run.
-        scores: Folder of the score store.
-    """
+    """Return the complete scores of a run's configuration in the score store, the newest of each suite."""
     record = run.read_record()
     weights = record.output.digest if record.output else None
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration

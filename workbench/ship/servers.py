@@ -99,11 +99,6 @@ def routed_adapters(
 def router_document(served: str, adapters: Sequence[RoutedAdapter], port: int) -> dict[str, object]:
     """Return the configuration as plain data.
 
-    Args:
-        served: Name of the base on the server.
-        adapters: Result of `routed_adapters`.
-        port: Port of the server.
-
     Source: vllm-sr 0.4.0, schema router-config-v0.3; tutorials/signal/learned/embedding of its documentation.
     """
     backend = {"name": "primary", "provider": "vllm", "endpoint": f"host.docker.internal:{port}", "protocol": "http", "weight": 1}
@@ -248,12 +243,7 @@ def convert(directory: Path, base: Path, dtype: str, out: Path, events: Events) 
 
 
 def script(serving: Serving, out: Path) -> str:
-    """Return serve.sh: the command that serves the model and its adapters.
-
-    Args:
-        serving: What it serves.
-        out: Directory of the script.
-    """
+    """Return serve.sh: the command that serves the model and its adapters."""
     write = {"vllm": _vllm, "sglang": _sglang, "llama.cpp": _llama_cpp, "semantic-router": _vllm}[serving.server]
     count = len(serving.adapters)
     notes = [

@@ -94,14 +94,6 @@ def extract(
 
     The memory required is a few times the size of the largest tensor per thread.
 
-    Args:
-        checkpoint: Directory or hub id of the fine-tuned checkpoint.
-        base: Directory or hub id of the model that it was fine-tuned from.
-        out: New directory, written atomically.
-        policy: Ranks, and treatment of weights outside linear layers.
-        work: Where it computes, and who hears of its progress.
-        project: Directory that relative paths start from.
-
     Raises:
         WorkbenchError: If the checkpoint is an adapter, has another architecture than the base or equals it, or if `out`
             exists.

@@ -77,10 +77,6 @@ def fetch_starter(project: Path, *, hub: bool = False, source: Path | None = Non
 def check_starter(place: Path, hub: bool = False) -> str:
     """Return the digest of the starter base.
 
-    Args:
-        place: Directory of the starter base.
-        hub: Whether it holds the original weights from the hub, which have another digest.
-
     Raises:
         WorkbenchError: If the dequantized weights have an unexpected digest.
     """

@@ -311,12 +311,6 @@ def _correct_with_old(old: EditBrick, session: LiveSession) -> list[bool] | None
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
     """Return an edit's adapter as factors for the live weights, by their names.
 
-    Args:
-        adapter: The adapter.
-        layout: The model that it applies to.
-        model: The same model, live.
-        device: Device of the factors.
-
     Raises:
         WorkbenchError: If the adapter does not fit the model.
     """
@@ -328,12 +322,7 @@ def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: 
 
 @contextmanager
 def added(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[None]:
-    """Add updates to the weights of a live model inside a `with` block, and restore the weights bit for bit afterwards.
-
-    Args:
-        model: The model.
-        updates: Name of a live weight -> its update, in the orientation in which the weight is stored.
-    """
+    """Add updates to the weights of a live model inside a `with` block, and restore the weights bit for bit afterwards."""
     weights = {name: model.get_parameter(name) for name in updates}
     saved = {name: weight.data for name, weight in weights.items()}
     try:

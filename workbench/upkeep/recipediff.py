@@ -77,14 +77,7 @@ class RecipeDifference(Result):
 
 
 def recipe_difference(first: Recipe, second: Recipe, hub: Hub, names: tuple[str, str]) -> RecipeDifference:
-    """Compare two recipes: all fields with defaults filled in, and the contents of base, bricks and files.
-
-    Args:
-        first: A recipe.
-        second: Another one.
-        hub: Access to the hub; its headers are enough for fields, but digests of bricks need the tensors.
-        names: Both recipes as they are named in the result.
-    """
+    """Compare two recipes: all fields with defaults filled in, and the contents of base, bricks and files."""
     unread: list[UnreadRecipe] = []
     resolved = [_resolved(first, hub, unread, "first"), _resolved(second, hub, unread, "second")]
     steps = _step_names(first, second)

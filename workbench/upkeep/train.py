@@ -220,15 +220,7 @@ def _others(spec: BrickSpec, folder: Path, project: Path) -> dict[str, Path]:
 
 
 def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.device, events: Events) -> Score:
-    """Return the scores of the brick and the base on the brick's task, with all of its items.
-
-    Args:
-        folder: Directory of the brick.
-        spec: The brick's settings, which name the task.
-        project: The project folder.
-        device: Device for scoring.
-        events: Callback that receives progress events.
-    """
+    """Return the scores of the brick and the base on the brick's task, with all of its items."""
     assert spec.task
     reference = str(folder.resolve().relative_to(project)) if folder.resolve().is_relative_to(project) else str(folder.resolve())
     name = folder.resolve().name

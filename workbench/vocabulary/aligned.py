@@ -83,14 +83,7 @@ def pursue(targets: Tensor, atoms: Tensor, k: int) -> Combinations:
 
 
 def _pursue(targets: Tensor, unit: Tensor, lengths: Tensor, k: int) -> Combinations:
-    """Return the combinations of some targets.
-
-    Args:
-        targets: [targets, width].
-        unit: [atoms, width]: atoms of length 1, or 0.
-        lengths: [atoms]: lengths of the atoms.
-        k: Largest number of atoms of a combination.
-    """
+    """Return the combinations of some targets."""
     count, width = targets.shape
     chosen = torch.zeros(count, k, dtype=torch.long, device=targets.device)
     basis = targets.new_zeros(count, k, width)
@@ -159,12 +152,7 @@ class MadeRows:
         return 2 * max(4 * self.donor.specs[name].numel for name in self.tensors.values())
 
     def combination(self, name: str, device: torch.device) -> Combination:
-        """Return the combinations of a tensor's rows.
-
-        Args:
-            name: Tensor of the base.
-            device: Device to compute on.
-        """
+        """Return the combinations of a tensor's rows."""
         spec = self.donor.specs[self.tensors[name]]
         rows = load(self.donor, self.tensors[name], torch.float32, device).view(spec.rows, spec.cols)
         found = self._kept(rows, device)
@@ -242,10 +230,6 @@ def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> 
     """Return the names of the tensors with one row per token, embeddings first.
 
     These are embeddings and heads, with their biases, that have as many rows as the first embedding.
-
-    Args:
-        specs: Shapes of the model's tensors.
-        label: The model's name in messages.
 
     Raises:
         WorkbenchError: If there is no such tensor.

@@ -81,10 +81,6 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def check_config(config: Mapping[str, object], label: str) -> None:
     """Check the fields of config.json that the workbench reads, including those of parts such as `text_config`.
 
-    Args:
-        config: The content of config.json.
-        label: The file's name in messages.
-
     Raises:
         WorkbenchError: If a field has the wrong type or a number is out of range. The message names file and field.
     """
@@ -96,11 +92,6 @@ def check_config(config: Mapping[str, object], label: str) -> None:
 
 def check_fields(content: Mapping[str, object], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
     """Check the fields of an untrusted JSON object; null is always valid.
-
-    Args:
-        content: The object. Fields without an entry in `fields` are ignored.
-        fields: Field -> (test, description of the expected value).
-        label: The object's name in messages.
 
     Raises:
         WorkbenchError: If a field is invalid.
@@ -221,12 +212,7 @@ def _saved_class(path: Path) -> str:
 
 
 def dequantise(method: str | None, path: Path) -> str:
-    """Return the hint for an error about a quantized checkpoint.
-
-    Args:
-        method: `quant_method` of config.json; None if unknown.
-        path: The checkpoint's directory.
-    """
+    """Return the hint for an error about a quantized checkpoint."""
     if method in _UNDONE_ON_LOAD:
         kind = _UNDONE_ON_LOAD[method]
         options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"
@@ -249,11 +235,6 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically and create its directory if necessary.
-
-    Args:
-        tensors: Name -> tensor.
-        path: The file.
-        metadata: Text fields for the header.
 
     Raises:
         OSError: If the file cannot be written.

@@ -39,11 +39,7 @@ _AGAIN = "The files are incomplete or damaged: download them again."
 
 
 def is_read(quantization: Any) -> bool:
-    """Return whether the weights of a `quantization_config` are 8-bit floats that are read here.
-
-    Args:
-        quantization: The value of `quantization_config` in config.json.
-    """
+    """Return whether the weights of a `quantization_config` are 8-bit floats that are read here."""
     if not isinstance(quantization, dict):
         return False
     method = quantization.get("quant_method")
@@ -69,12 +65,6 @@ class Folded:
 
 def fold(entries: Mapping[str, Entry], config: Mapping[str, object], path: Path, label: str) -> Folded:
     """Put scales into the entries of the weights that they belong to, and leave out scales of activations.
-
-    Args:
-        entries: All stored tensors.
-        config: The content of config.json, unchecked.
-        path: Directory of the checkpoint.
-        label: The checkpoint's name in messages.
 
     Raises:
         WorkbenchError: If a weight lacks its scales, or if the shape of scales does not say which values they belong to.
@@ -217,10 +207,6 @@ def gguf_file(path: Path) -> Path:
 
 def gguf_entries(path: Path, label: str) -> tuple[dict[str, Entry], list[str]]:
     """Return the tensors of a GGUF file under their names in transformers, and sentences on what is read in another form.
-
-    Args:
-        path: A directory that stands for a GGUF file.
-        label: The checkpoint's name in messages.
 
     Raises:
         WorkbenchError: If the GGUF file is gone or was changed since the directory was written.

@@ -343,12 +343,7 @@ def zeros(rows: int, cols: int, device: torch.device) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Return matrices one after the other: their rows if `dim` is 0, their columns if it is 1.
-
-    Args:
-        parts: At least one matrix in float32, all of them tensors or all arrays.
-        dim: The dimension.
-    """
+    """Return matrices one after the other: their rows if `dim` is 0, their columns if it is 1."""
     arrays = [array for array in map(as_array, parts) if array is not None]
     if arrays:
         return cast("Tensor", Array(np.concatenate([array.data for array in arrays], dim), "F32"))

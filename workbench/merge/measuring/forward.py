@@ -173,12 +173,6 @@ def measured_in_order(
 ) -> Measured:
     """Merge layer by layer, or find the result in the cache.
 
-    Args:
-        step: The merge step.
-        context: Source of the models.
-        scale: Function that returns λ at a tensor.
-        solve: Function that sets `Walk.solved` for a layer.
-
     Returns:
         The `LayerDeltas`, and a record of the texts.
 

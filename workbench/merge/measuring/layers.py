@@ -328,12 +328,6 @@ def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str
     Memory holds one layer of the brick's model, the hidden states of all rows and the Grams of one layer; before and after the
     layers, it holds the embeddings.
 
-    Args:
-        context: Source of the model.
-        brick: Name of the brick.
-        rows: Calibration texts.
-        key: Cache key of the model and the texts.
-
     Raises:
         WorkbenchError: If the inputs of a layer are not finite.
     """

@@ -204,27 +204,13 @@ def read_asked(path: Path, label: str, bricks: Sequence[str] | None = None) -> l
 
 
 def check(routing: Routing, tokenizer: Any, name: str, asked: Sequence[Asked]) -> Checked:
-    """Return the router's decisions for a set of prompts.
-
-    Args:
-        routing: The routing of a live model.
-        tokenizer: The model's tokenizer.
-        name: Name of the set.
-        asked: The prompts.
-    """
+    """Return the router's decisions for a set of prompts."""
     rows = token_rows(tokenizer, [one.prompt for one in asked])
     return judged(name, asked, routing.decide(rows), routing.bricks, [list(group) for group in routing.ties])
 
 
 def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], copies: bool = True) -> RouteCheck:
-    """Return the router's decisions on sets of prompts.
-
-    Args:
-        routing: The routing of a live model.
-        tokenizer: The model's tokenizer.
-        sets: Name -> prompts.
-        copies: Also check each set in every kind of copy.
-    """
+    """Return the router's decisions on sets of prompts."""
     if routing.by_token:
         raise WorkbenchError(
             "this configuration chooses no brick for a prompt: the role of each token decides",
@@ -257,15 +243,7 @@ def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
 def judged(
     name: str, asked: Sequence[Asked], decisions: Decisions, bricks: Sequence[str], ties: Sequence[Sequence[str]]
 ) -> Checked:
-    """Return decisions beside the bricks that were wanted.
-
-    Args:
-        name: Name of the set.
-        asked: The prompts.
-        decisions: What the router decided for them.
-        bricks: The router's bricks.
-        ties: Groups of bricks that count as one.
-    """
+    """Return decisions beside the bricks that were wanted."""
     chosen = [bricks[int(row.argmax())] if bool(row.any()) else None for row in decisions.weights]
     scored = [bricks[int(row.argmax())] for row in decisions.scores]
     return Checked(name, asked, chosen, scored, decisions.confidence.tolist(), ties)

@@ -63,12 +63,6 @@ def token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def pooled(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int, window: int) -> Tensor:
     """Return pooled hidden states of prompts. Blocks after `layer` do not run.
 
-    Args:
-        model: A live decoder-only model.
-        rows: The prompts' tokens, without padding.
-        layer: Number of decoder blocks whose output is pooled, from 1.
-        window: Number of tokens that are pooled; see `windows`.
-
     Returns:
         [row, one of `SHIFTS`, hidden size], float32, on the CPU.
     """
@@ -206,15 +200,7 @@ def text_digest(text: str) -> str:
 
 
 def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: int, window: int) -> BrickStates:
-    """Run the base over prompts and their copies.
-
-    Args:
-        model: The live base; no brick acts on it.
-        tokenizer: Its tokenizer.
-        prompts: The prompts of a brick.
-        layer: Number of decoder blocks whose output is pooled.
-        window: Number of last tokens that are pooled.
-    """
+    """Run the base over prompts and their copies."""
     texts = list(dict.fromkeys(text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()))
     states = pooled(model, token_rows(tokenizer, texts), layer, window)
     return BrickStates(states, tuple(map(text_digest, texts)), layer, window, POOLING)

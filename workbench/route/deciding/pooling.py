@@ -114,10 +114,6 @@ def solve(scatter: Scatter, strength: float) -> Tensor:
 
     Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
     the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
-
-    Args:
-        scatter: Centers and scatter of the bricks.
-        strength: λ.
     """
     matrix = scatter.total.clone()
     size = len(matrix)
@@ -127,13 +123,7 @@ def solve(scatter: Scatter, strength: float) -> Tensor:
 
 
 def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:
-    """Return the statistics of each brick's vectors.
-
-    Args:
-        vectors: [n, d].
-        labels: [n], the brick of each vector.
-        bricks: Number of bricks.
-    """
+    """Return the statistics of each brick's vectors."""
     return [Statistics.of(vectors[labels == brick]) for brick in range(bricks)]
 
 
@@ -194,14 +184,7 @@ class PooledRoute(CalibratedRoute):
         return states[torch.tensor([places[text] for text in texts])]
 
     def finished(self, samples: Samples, make: Callable[[Tensor], PooledRouter], joined: Joined, context: RouteContext) -> Router:
-        """Return the router of all samples, with ties, threshold and record.
-
-        Args:
-            samples: What `measured` returns.
-            make: Fits a router to some samples.
-            joined: How scores of tied bricks become one.
-            context: What the step is fitted with.
-        """
+        """Return the router of all samples, with ties, threshold and record."""
         router = fitted(samples, make, self, joined, context.notice)
         warnings = router.record["warnings"]
         if isinstance(warnings, list) and float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
@@ -254,9 +237,6 @@ class PooledRouter(Fitted):
         are not squared: a difference of squares is the difference times the sum, so that prompts far from all calibration prompts, such
         as short ones and new wordings, would have a low confidence for their distance alone. The cosine does not depend on distance.
 
-        Args:
-            states: [n, hidden size].
-
         Source:
             The second term has the distances of Ren et al. 2021, A simple fix to Mahalanobis distance for improving near-OOD
             detection, arXiv 2106.09022, which subtracts their squares, and takes all prompts in the place of the negatives.
@@ -298,10 +278,6 @@ class PooledRouter(Fitted):
         """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.
 
         Ties and threshold stay: fit the router again to have them measured.
-
-        Args:
-            brick: The brick's name.
-            statistics: What `measure_brick` returns for its prompts.
 
         Raises:
             WorkbenchError: If the router has the brick, or the states have another size.
@@ -362,14 +338,7 @@ def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Te
 
 
 def measure_brick(model: Any, tokenizer: Any, prompts: Sequence[str], router: Router) -> Statistics:
-    """Return the statistics of a brick's prompts and their copies, which `PooledRouter.added` takes.
-
-    Args:
-        model: The live base; no brick acts on it.
-        tokenizer: Its tokenizer.
-        prompts: The brick's prompts.
-        router: The router that the brick is added to.
-    """
+    """Return the statistics of a brick's prompts and their copies, which `PooledRouter.added` takes."""
     assert router.layer is not None
     texts = [text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()]
     return Statistics.of(pooled(model, token_rows(tokenizer, texts), router.layer, router.window)[:, 0])

@@ -114,9 +114,6 @@ def templates(prompts: Sequence[str]) -> Tensor:
     made equal. Clusters may hold several similar templates: a coarse cluster costs some training prompts, while a template in two folds would hide how a router
     does on a new one.
 
-    Args:
-        prompts: Prompts of one brick.
-
     Returns:
         [prompt], int64.
     """

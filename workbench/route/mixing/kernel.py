@@ -240,10 +240,6 @@ class Mixer:
 def check_places(model: nn.Module, factors: Mapping[str, Mapping[str, Pair]]) -> None:
     """Check that bricks fit a model, whose weights may be missing.
 
-    Args:
-        model: The model.
-        factors: Brick -> live module -> factors.
-
     Raises:
         WorkbenchError: If the model lacks a module, or a module has another shape or is no linear layer.
     """

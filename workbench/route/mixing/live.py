@@ -46,9 +46,6 @@ class Choice:
     def mix(self, rows: int) -> Mix | None:
         """Return the weights for a batch; `generate` repeats each row for beams and for several returned sequences.
 
-        Args:
-            rows: Number of rows of the batch.
-
         Raises:
             WorkbenchError: If the choice was made for another number of rows.
         """
@@ -131,9 +128,6 @@ class Routing:
         """Choose bricks for prompts. Of a conversation under a chat template, the last message counts.
 
         A prompt without text goes to the base, with confidence 0.
-
-        Args:
-            rows: Tokens of each prompt, without padding.
         """
         found = [self._message(row) for row in rows]
         asked = [i for i, (text, _) in enumerate(found) if text.strip()]
@@ -212,12 +206,7 @@ class Routing:
         return Choice(weights), whole
 
     def _of_prompts(self, ids: Any, mask: Any) -> Choice:
-        """Ask the router for the choice of whole prompts.
-
-        Args:
-            ids: [rows, tokens].
-            mask: [rows, tokens], 1 for tokens and 0 for padding; None: no padding.
-        """
+        """Ask the router for the choice of whole prompts."""
         if (
             not isinstance(ids, torch.Tensor)
             or ids.dim() != 2
@@ -236,12 +225,6 @@ def attach(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, router: Router, factors: Mapping[str, Mapping[str, Pair]]
 ) -> Routing:
     """Make a live model a routed one: its `forward` and `generate` ask the router.
-
-    Args:
-        model: The live model.
-        tokenizer: Its tokenizer.
-        router: The router.
-        factors: Brick -> live module -> factors (A [rank, in], B [out, rank]), for the router's bricks.
 
     Returns:
         The routing, which is also set as `model.routing`.

@@ -58,14 +58,7 @@ class RolesRouter(Fitted):
 
     @classmethod
     def of(cls, bricks: Sequence[str], roles: Sequence[Role], text: Mapping[str, float], rows: int) -> RolesRouter:
-        """Return the router of some roles.
-
-        Args:
-            bricks: The bricks, in the order of columns.
-            roles: The roles; no token belongs to two of them.
-            text: Brick -> its weight on text.
-            rows: Number of tokens of the vocabulary.
-        """
+        """Return the router of some roles."""
         table, weights = torch.zeros(rows, dtype=torch.int32), torch.zeros(1 + len(roles), len(bricks))
         for name, weight in text.items():
             weights[TEXT, bricks.index(name)] = weight
