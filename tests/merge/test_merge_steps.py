@@ -147,13 +147,7 @@ def test_unfit_bricks(project: Project, llama: Path, model_of: Any, tmp_path: Pa
     tensors = tensors_of(short)
     save_file({n: t for n, t in tensors.items() if "layers.3.mlp" not in n}, short / "model.safetensors")
     wide = save_finetuned(llama, tmp_path / "wide", seed=1)
-    save_file(
-        {
-            **tensors,
-            "model.norm.weight": torch.ones(64),
-        },
-        wide / "model.safetensors",
-    )
+    save_file({**tensors, "model.norm.weight": torch.ones(64)}, wide / "model.safetensors")
     extra = save_finetuned(llama, tmp_path / "extra", seed=1)
     save_file({**tensors, "model.layers.0.mlp.bias": torch.ones(32)}, extra / "model.safetensors")
     other = save_adapter(model_of("gpt2"), tmp_path / "other", seed=1, family="gpt2")

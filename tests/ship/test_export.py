@@ -332,12 +332,7 @@ def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> 
         (("all", *VLLM, "--llama-cpp", "."), 2, "only --for llama.cpp converts models", "Leave --llama-cpp out"),
         (("all", "--for", "vllm", "--brick", "one"), 2, "--served-base is missing", "--served-base NAME"),
         (("all", *VLLM, "--brick", "dora"), 1, "adapter 'dora' has DoRA", "workbench brick bake"),
-        (
-            ("all", *VLLM, "--brick", "whole"),
-            1,
-            "a whole tensor for model.",
-            "brick extract",
-        ),
+        (("all", *VLLM, "--brick", "whole"), 1, "a whole tensor for model.", "brick extract"),
         (("all", *VLLM, "--brick", "wide"), 1, "rank 600: servers accept ranks up to 512", "rank: 512"),
         (("all", *VLLM, "--brick", "full"), 1, "brick 'full' is no adapter", "brick extract"),
         (("all", *VLLM, "--brick", "tow"), 2, "has no such brick. Did you mean 'two'?", ""),

@@ -241,12 +241,7 @@ def test_same_bytes_again_and_on_threads(project: Project) -> None:
     files = []
     for out, threads in (("a", 1), ("b", 3)):
         extract(
-            "bricks/full",
-            "base",
-            project.path / out,
-            Policy(4, dense="approximate"),
-            Work(CPU, threads),
-            project=project.path,
+            "bricks/full", "base", project.path / out, Policy(4, dense="approximate"), Work(CPU, threads), project=project.path
         )
         files.append((project.path / out / WEIGHTS).read_bytes())
     assert files[0] == files[1]
@@ -342,12 +337,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
             "brick 'full': lacks transformer.h.0",
             "the model that the brick was fine-tuned from",
         ),
-        (
-            "extract bricks/full --base base -o bricks",
-            1,
-            "-o bricks: exists and is not an empty directory",
-            "never overwritten",
-        ),
+        ("extract bricks/full --base base -o bricks", 1, "-o bricks: exists and is not an empty directory", "never overwritten"),
         ("extract bricks/full --base base --rank 0 -o x", 2, "--rank", ""),
         (
             "extract bricks/full --base base --energy 1.2 -o x",

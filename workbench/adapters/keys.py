@@ -245,8 +245,7 @@ def _check_pairs(part: Part, label: str) -> None:
         if (first in part.fields) != (second in part.fields):
             present = first if first in part.fields else second
             raise WorkbenchError(
-                f"{label}: {part.module} has {present}, but no {second if present == first else first}",
-                "Save the adapter again.",
+                f"{label}: {part.module} has {present}, but no {second if present == first else first}", "Save the adapter again."
             )
     main_fields = {*USED, "trainable_tokens_delta"}
     kronecker = all(any(f"lokr_{w}{end}" in part.fields for end in ("", "_a")) for w in ("w1", "w2"))

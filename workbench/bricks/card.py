@@ -86,12 +86,7 @@ _POSSIBLE["edit"] = _POSSIBLE["adapter"]
 
 
 def axes_of(
-    kind: str,
-    stated: Axes,
-    training: Mapping[str, object] | None = None,
-    *,
-    tuner: str | None = None,
-    experts: bool = False,
+    kind: str, stated: Axes, training: Mapping[str, object] | None = None, *, tuner: str | None = None, experts: bool = False
 ) -> dict[str, str]:
     """Return axis -> value of a brick: what its card states, and what follows from its kind and files."""
     values = {axis: possible[0] for axis, possible in _POSSIBLE[kind].items()}

@@ -73,14 +73,7 @@ def read_settings(
         config.pop(key, None)
     config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)].__name__]
     check_config(config, label)
-    for name in (
-        "hidden_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        DEPTHS[0],
-        "intermediate_size",
-        "vocab_size",
-    ):
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", DEPTHS[0], "intermediate_size", "vocab_size"):
         if type(config.get(name)) is not int or not 0 < config[name] <= MAX_SIZE:
             raise WorkbenchError(f"{label}: {name} is {str(config.get(name))[:40]}; expected a positive whole number", hint)
     _complete(config, architecture, own, label, hint)

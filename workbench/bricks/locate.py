@@ -166,8 +166,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
     if wanted and wanted not in kinds:
         raise WorkbenchError(
-            f"{what}: {ref.target} is {_article(kinds[0])}, but the recipe says {ref.kind}",
-            f"Write `{kinds[0]}: {ref.target}`.",
+            f"{what}: {ref.target} is {_article(kinds[0])}, but the recipe says {ref.kind}", f"Write `{kinds[0]}: {ref.target}`."
         )
     if card and not wanted:
         wanted = "checkpoint" if card.kind == "checkpoint" else "adapter"

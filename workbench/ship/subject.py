@@ -21,9 +21,7 @@ from workbench.run.directory import RECORD as RUN
 from workbench.run.directory import RunDirectory
 from workbench.run.opened import open_configuration
 from workbench.run.routers import SavedRouter
-from workbench.ship.servers import (
-    EXAMPLES,
-)
+from workbench.ship.servers import EXAMPLES
 
 if TYPE_CHECKING:
     pass

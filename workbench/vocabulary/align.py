@@ -240,8 +240,7 @@ def _rule(
     name = source if isinstance(source, str) else source.model
     if name not in names:
         raise InvalidRecipeError(
-            f"{where}: '{name}' is not a model with vocabulary rows. {nearest(name, names)}",
-            "Name base or a checkpoint brick.",
+            f"{where}: '{name}' is not a model with vocabulary rows. {nearest(name, names)}", "Name base or a checkpoint brick."
         )
     number = names.index(name)
     row_token = token if isinstance(source, str) else source.token

@@ -180,11 +180,7 @@ _LOAD = (
 )
 TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
 # Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
-_UNDONE_ON_LOAD = {
-    "mxfp4": "Mxfp4Config",
-    "compressed-tensors": "CompressedTensorsConfig",
-    "metal": "MetalConfig",
-}
+_UNDONE_ON_LOAD = {"mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig", "metal": "MetalConfig"}
 
 
 def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:

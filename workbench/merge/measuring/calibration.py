@@ -80,12 +80,7 @@ def linear_deltas(group: Group) -> list[Tensor]:
 
 
 def merge_linear(
-    group: Group,
-    deltas: Sequence[Tensor],
-    grams: Sequence[Callable[[], Tensor]],
-    ridge: float,
-    *,
-    method: str,
+    group: Group, deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], ridge: float, *, method: str
 ) -> Prepared:
     """Solve the weight of one linear layer, and note the norm of the result relative to the bricks' norms (`norm_report`).
 
