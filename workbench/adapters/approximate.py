@@ -60,11 +60,7 @@ class Live:
 
 
 def live_places(model: Model) -> Live:
-    """Build the model on the meta device and find the module of every tensor.
-
-    Raises:
-        WorkbenchError: If the model is not a causal language model of transformers.
-    """
+    """Build the model on the meta device and find the module of every tensor."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -157,13 +153,7 @@ class AdaptedPart:
 
 
 class AdaptedWeights:
-    """The base with the written adapter applied. Implements `Weights`.
-
-    Args:
-        result: A merge or a fine-tuned checkpoint with the base's tensor names and shapes.
-        base: The model that the adapter applies to.
-        policy: Options for the conversion.
-    """
+    """The base with the written adapter applied. Implements `Weights`."""
 
     def __init__(self, result: Model, base: Model, policy: Policy) -> None:
         self.result, self.base, self.policy = result, base, policy

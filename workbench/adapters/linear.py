@@ -78,9 +78,6 @@ def linear_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
 
     Returns:
         Live module -> (A [rank, in], B [out, rank]); the scaling, also that of rsLoRA and AdaLoRA, is part of B.
-
-    Raises:
-        WorkbenchError: If a factor holds NaN or infinity.
     """
     factors = {}
     for part in adapter.keys.parts:

@@ -174,16 +174,7 @@ class Verdict(NamedTuple):
 
 
 class Runner:
-    """Runs steps on the base, and asks the resulting models the bricks' own prompts.
-
-    Args:
-        bricks: Brick -> directory or hub id.
-        base: Directory or hub id of the base.
-        texts: Brick -> its prompts and answers, as `prompts_of` returns them.
-        project: Folder that relative paths start from.
-        work: Where to compute.
-        most: Largest number of prompts of each brick; every brick gets equally many.
-    """
+    """Runs steps on the base, and asks the resulting models the bricks' own prompts."""
 
     def __init__(
         self,

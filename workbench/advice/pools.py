@@ -45,9 +45,6 @@ def own_texts(bricks: Mapping[str, Brick], files: Mapping[str, Path]) -> dict[st
 
     Returns:
         Name -> texts. A brick whose card names no training file that is here is left out.
-
-    Raises:
-        WorkbenchError: If a file is invalid or its name is not that of a brick.
     """
     if unknown := [name for name in files if name not in bricks]:
         raise UsageError(f"--texts {unknown[0]}=: no such brick among those named. {nearest(unknown[0], bricks)}")

@@ -41,12 +41,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class Hub:
-    """Resolver of hub ids to local directories.
-
-    Attributes:
-        headers_only: Use a header folder if the files are not in the hub's cache, so that no tensor data is downloaded.
-        events: Callback that receives progress of downloads.
-    """
+    """Resolver of hub ids to local directories."""
 
     headers_only: bool = False
     events: Events = no_events
@@ -99,11 +94,7 @@ class Hub:
         return path, repository.commit
 
     def check_space(self, downloads: Iterable[Download]) -> None:
-        """Check that the disk of the hub's cache has room for downloads.
-
-        Raises:
-            WorkbenchError: If it does not.
-        """
+        """Check that the disk of the hub's cache has room for downloads."""
         if problems := space_problems(downloads):
             raise WorkbenchError(
                 problems[0], "Free space there (`hf cache ls`, `hf cache rm`), or set HF_HOME to a folder on another disk."

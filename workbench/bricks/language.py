@@ -67,15 +67,7 @@ def language_config(config: Mapping[str, object], tied: bool) -> dict[str, objec
 
 
 class LanguagePart(Checkpoint):
-    """The text decoder of a multimodal checkpoint, with the tensor names of a text model.
-
-    Args:
-        path: Directory of the multimodal checkpoint.
-        label: The checkpoint's name in messages.
-
-    Raises:
-        WorkbenchError: If the directory is no valid checkpoint, or its text decoder cannot be told apart.
-    """
+    """The text decoder of a multimodal checkpoint, with the tensor names of a text model."""
 
     def __init__(self, path: Path, label: str) -> None:
         super().__init__(path, label)

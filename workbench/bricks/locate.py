@@ -26,15 +26,7 @@ from workbench.weights.specs import Source
 
 
 class AdaptedCheckpoint(Checkpoint):
-    """The checkpoint of a model with an adapter on it: the files are the model's, and every tensor is read with the adapter's update.
-
-    Args:
-        plain: The model's checkpoint.
-        adapter: The adapter.
-
-    Raises:
-        WorkbenchError: If the adapter does not fit the model, or unties its head from its embeddings.
-    """
+    """The checkpoint of a model with an adapter on it: the files are the model's, and every tensor is read with the adapter's update."""
 
     def __init__(self, plain: Checkpoint, adapter: Brick) -> None:
         super().__init__(plain.path, plain.label)

@@ -121,9 +121,6 @@ def information(context: MergeContext, brick: str, rows: Sequence[TextRow]) -> d
 
     Returns:
         Tensor name -> values in the shape of the tensor.
-
-    Raises:
-        WorkbenchError: If the gradients are zero or not finite.
     """
     model = context.live(brick)
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}

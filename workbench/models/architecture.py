@@ -183,9 +183,6 @@ def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str
         module: A module name of the live model: "model.layers.0.self_attn.q_proj".
         specs: The base's tensors.
         label: The owner of the module name in messages.
-
-    Raises:
-        WorkbenchError: If the base has no such weight.
     """
     name = f"{module}.weight"
     stored = counterpart(name, specs)
@@ -203,9 +200,6 @@ def live_module(weight: str, modules: Collection[str]) -> str:
     Args:
         weight: A tensor name on disk: "h.0.mlp.c_proj.weight".
         modules: Module names of the live model.
-
-    Raises:
-        WorkbenchError: If the model has no such module.
     """
     name = weight.removesuffix(".weight")
     module = counterpart(name, modules)
@@ -264,13 +258,7 @@ def untied_config(config: Mapping[str, object]) -> dict[str, object]:
 
 
 class UntiedWeights:
-    """Weights with an untied head, which is a copy of the embeddings after all other tensors.
-
-    Args:
-        tied: Weights that store one tensor for embeddings and head.
-        embeddings: Name of that tensor.
-        head: Name of the head.
-    """
+    """Weights with an untied head, which is a copy of the embeddings after all other tensors."""
 
     def __init__(self, tied: Weights, embeddings: str, head: str) -> None:
         self.tied = tied

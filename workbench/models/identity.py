@@ -178,9 +178,6 @@ def tokens_digest(folder: Path, watched: WatchedFiles | None = None) -> str | No
 
     Returns:
         The digest; None if the directory has no tokenizer.
-
-    Raises:
-        WorkbenchError: If a file is not JSON.
     """
     files = {name: file for name, file in tokenizer_files(folder).items() if _TEMPLATES not in name}
     if not files:
@@ -211,11 +208,7 @@ def template_digest(folder: Path, watched: WatchedFiles | None = None) -> str | 
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Return the digest of a tokenizer with its chat template: `tokens_digest` and `template_digest`.
-
-    Raises:
-        WorkbenchError: If the directory has no tokenizer.
-    """
+    """Return the digest of a tokenizer with its chat template: `tokens_digest` and `template_digest`."""
     if not isinstance(tokenizer, (str, Path)):
         with TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)

@@ -358,9 +358,6 @@ def stack_prefix(model: PreTrainedModel, depth: int) -> str:
     """Return the name of the live model's list of decoder layers: the list with `depth` modules that is nearest to the root.
 
     Lists in the text decoder come first, because an encoder of images or audio can have as many layers.
-
-    Raises:
-        WorkbenchError: If there is no such list.
     """
     stacks: list[str] = [name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     if not stacks:

@@ -193,11 +193,7 @@ def loading_class(config: dict[str, object]) -> str:
 
 
 def check_decoder(config: dict[str, object]) -> None:
-    """Check that config.json describes a decoder-only language model of transformers.
-
-    Raises:
-        WorkbenchError: If it does not.
-    """
+    """Check that config.json describes a decoder-only language model of transformers."""
     _decoder(parse_config(config), config)
 
 

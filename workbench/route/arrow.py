@@ -124,9 +124,6 @@ def alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows: Sequen
 
     Returns:
         [token, brick] per row, float32, on the CPU.
-
-    Raises:
-        WorkbenchError: If the model lacks a module.
     """
     modules = dict(model.named_modules())
     places = {name: counterpart(name, modules) for name in found}

@@ -86,11 +86,7 @@ class Roles(RouteMethod):
                     yield Problem((field, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
 
     def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[Self, Path]:
-        """Return the step with the ids of all roles.
-
-        Raises:
-            WorkbenchError: If the vocabulary lacks a token, or two roles have the same token.
-        """
+        """Return the step with the ids of all roles."""
         try:
             known: dict[str, int] = load_tokenizer(tokenizer).get_vocab()
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -64,12 +64,7 @@ class Expected(Part):
 
 @dataclass(frozen=True)
 class Answer:
-    """A server's answer.
-
-    Attributes:
-        text: The text that follows the prompt.
-        logprobs: Log-probability of each token.
-    """
+    """A server's answer."""
 
     text: str
     logprobs: Sequence[float]

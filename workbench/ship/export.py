@@ -169,11 +169,7 @@ def check_export(subject: Subject, server: str, served: str | None) -> str:
 
 
 def check_server(server: str) -> None:
-    """Check the value of `--for`.
-
-    Raises:
-        UsageError: If there is no export for this server.
-    """
+    """Check the value of `--for`."""
     if server not in SERVERS:
         raise UsageError(f"--for {server}: unknown server. {nearest(server, SERVERS)}", f"Use one of {', '.join(SERVERS)}.")
 

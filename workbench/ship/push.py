@@ -146,13 +146,7 @@ class Pushed(Result):
 
 @dataclass(frozen=True)
 class Package:
-    """The verified files of a finished run.
-
-    Attributes:
-        run: The run.
-        form: "model", "adapter" or "configuration".
-        files: Path in the repository -> file.
-    """
+    """The verified files of a finished run."""
 
     run: RunDirectory
     form: str

@@ -133,11 +133,7 @@ def router_document(served: str, adapters: Sequence[RoutedAdapter], port: int) -
 
 
 def write_router_file(served: str, adapters: Sequence[RoutedAdapter], port: int, out: Path) -> None:
-    """Write router.yaml, and read it back.
-
-    Raises:
-        WorkbenchError: If the file does not hold what was written.
-    """
+    """Write router.yaml, and read it back."""
     document = router_document(served, adapters, port)
     write_text(out / ROUTER_FILE, _HEAD + yamldoc.dump(document))
     if yamldoc.load(out / ROUTER_FILE).data != document:
@@ -209,11 +205,7 @@ def converter(base: object, dtype: str, out: object) -> list[str]:
 
 
 def check_llama_cpp(server: str, directory: Path | None) -> None:
-    """Check the value of `--llama-cpp`.
-
-    Raises:
-        UsageError: If it is given for another server, or the directory has no converter.
-    """
+    """Check the value of `--llama-cpp`."""
     if directory is None:
         return
     if server != "llama.cpp":
@@ -225,11 +217,7 @@ def check_llama_cpp(server: str, directory: Path | None) -> None:
 
 
 def convert(directory: Path, base: Path, dtype: str, out: Path, events: Events) -> None:
-    """Run llama.cpp's converter.
-
-    Raises:
-        WorkbenchError: If it fails; the message has the last lines that it printed.
-    """
+    """Run llama.cpp's converter."""
     script, *words = converter(base, dtype, out)
     events({"stage": "convert", "text": f"{script} {base}"})
     command = [sys.executable, str(directory / script), *words]

@@ -58,11 +58,7 @@ def measure_brick(brick: Brick, others: Sequence[Brick], base: str, device: torc
 
 
 def check_fit(brick: Brick, base: Model) -> Deltas:
-    """Return a brick's deltas on a base.
-
-    Raises:
-        WorkbenchError: If the brick does not fit the base.
-    """
+    """Return a brick's deltas on a base."""
     if brick.kind == "checkpoint":
         fitted(brick, base)
     return deltas(brick, base)

@@ -309,11 +309,7 @@ def _correct_with_old(old: EditBrick, session: LiveSession) -> list[bool] | None
 
 
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
-    """Return an edit's adapter as factors for the live weights, by their names.
-
-    Raises:
-        WorkbenchError: If the adapter does not fit the model.
-    """
+    """Return an edit's adapter as factors for the live weights, by their names."""
     bound = bind(adapter, layout.weights.specs, layout)
     modules = dict(model.named_modules())
     factors = {name: bound.factors(name, device) for name in bound.places}

@@ -112,10 +112,6 @@ def _is_hub_blob(file: Path) -> bool:
 class Checkpoint:
     """A checkpoint on disk as `Weights`: names and shapes come from headers, tensors are read on demand.
 
-    Args:
-        path: A directory in Hugging Face layout.
-        label: The checkpoint's name in messages: "base", "brick 'math'".
-
     Attributes:
         streamed: XXH3-128 digests of the tensors that were read completely so far.
         deferred: Descriptions of the checks that were skipped because only headers were downloaded.

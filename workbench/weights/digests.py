@@ -27,11 +27,7 @@ _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version", "torch_dtype"
 
 
 def entry_digest(entry: Entry) -> str:
-    """Return the digest of one stored tensor's bytes. For a packed tensor it includes the scales, and how they are applied.
-
-    Raises:
-        WorkbenchError: If the file has changed since its header was read.
-    """
+    """Return the digest of one stored tensor's bytes. For a packed tensor it includes the scales, and how they are applied."""
     if entry.packing is None:
         return _bytes_digest(entry)
     scale = entry.packing.scale

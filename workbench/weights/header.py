@@ -230,11 +230,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically and create its directory if necessary.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write a safetensors file atomically and create its directory if necessary."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -97,12 +97,7 @@ class LowRankSource:
 
 
 class LowRankSum:
-    """Weights plus a low-rank delta, such as the result of an edit.
-
-    Args:
-        current: The weights before.
-        factors: Tensor name -> update.
-    """
+    """Weights plus a low-rank delta, such as the result of an edit."""
 
     def __init__(self, current: Weights, factors: Mapping[str, Factors]) -> None:
         self.current = current

@@ -62,13 +62,7 @@ class TensorMask:
 
 
 class ScaledWeights:
-    """Weights whose chosen rows or columns are multiplied by a factor. Implements `Weights`.
-
-    Args:
-        current: The weights before.
-        masks: Tensor -> the rows or columns to scale.
-        factor: The factor; 0 removes them.
-    """
+    """Weights whose chosen rows or columns are multiplied by a factor. Implements `Weights`."""
 
     def __init__(self, current: Weights, masks: Mapping[str, TensorMask], factor: float) -> None:
         self.current = current

@@ -258,11 +258,6 @@ class PackedSource:
 
     It is no `specs.StoredSource`: the stored bytes are not the numbers, so every reader gets them in float32. The scales are read when
     the source is opened; the tensor itself is read and computed in blocks of rows.
-
-    Args:
-        entry: The tensor.
-        name: The checkpoint and the tensor in messages: "base: model.norm.weight".
-        read_bytes: Reads bytes of a file.
     """
 
     def __init__(self, entry: Entry, name: str, read_bytes: Reader) -> None:

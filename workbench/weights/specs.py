@@ -211,12 +211,7 @@ def stored_name(dtype: torch.dtype | str) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a tensor, as a safetensors header states them. Reading headers needs no torch.
-
-    Attributes:
-        shape: The tensor's shape.
-        stored: Name of the dtype in safetensors: "BF16".
-    """
+    """Shape and dtype of a tensor, as a safetensors header states them. Reading headers needs no torch."""
 
     shape: tuple[int, ...]
     stored: str

@@ -107,11 +107,7 @@ def average(group: Group, *, method: str) -> Combination:
 
 
 def checked_weights(group: Group, method: str) -> list[float]:
-    """Return the bricks' weights at a tensor.
-
-    Raises:
-        WorkbenchError: If a weight is negative or all weights are 0.
-    """
+    """Return the bricks' weights at a tensor."""
     weights = group.values("weight")
     check_weights(weights, group.tensor, method)
     return weights
@@ -127,11 +123,7 @@ def check_weights(weights: Sequence[float], tensor: str, method: str) -> None:
 
 
 def not_negative(bricks: Mapping[str, object] | None) -> None:
-    """Check, in a validator of `bricks`, that no weight is negative: the weights multiply squared errors.
-
-    Raises:
-        ValueError: If a weight is negative.
-    """
+    """Check, in a validator of `bricks`, that no weight is negative: the weights multiply squared errors."""
     for name, entry in (bricks or {}).items():
         weight = entry.weight if isinstance(entry, BrickEntry) else entry
         if lowest(weight) < 0:

@@ -91,11 +91,7 @@ class Walk:
     def of(
         cls, context: MergeContext, step: Calibrated, texts: Mapping[str, Sequence[TextRow]], scale: Callable[[str], float]
     ) -> Walk:
-        """Return the texts in front of the first layer.
-
-        Raises:
-            WorkbenchError: If transformers fuses weights of this architecture.
-        """
+        """Return the texts in front of the first layer."""
         stacks = {brick: LayerStack.of(context, brick) for brick in (*texts, "")}
         loaders = {brick: stack.tensor for brick, stack in stacks.items() if stack.tensor is not None}
         if len(loaders) < len(stacks):
@@ -147,11 +143,7 @@ class Walk:
         return self.step.where is None or self.step.where.matches(tensor, self.context.base)
 
     def weights(self, tensor: str) -> dict[str, float]:
-        """Return each brick's weight at a tensor.
-
-        Raises:
-            WorkbenchError: If one is negative, or all are 0.
-        """
+        """Return each brick's weight at a tensor."""
         weights = {brick: value_at(self.step.entry(brick).weight, tensor, self.context.base, 1.0) for brick in self.bricks}
         check_weights(list(weights.values()), tensor, self.step.name)
         return weights
@@ -175,9 +167,6 @@ def measured_in_order(
 
     Returns:
         The `LayerDeltas`, and a record of the texts.
-
-    Raises:
-        WorkbenchError: If a delta is not finite, transformers fuses weights of this architecture.
     """
     texts = {brick: step.rows(context, brick) for brick in context.bricks}
     key = json_digest(

@@ -69,9 +69,6 @@ class LayerStack:
 
         If every parameter has its own tensor on disk, the model is streamed. If transformers fuses weights (experts), the whole
         model is loaded instead.
-
-        Raises:
-            WorkbenchError: If the model has no stack of decoder layers.
         """
         weights, model = context.weights(brick), context.skeleton()
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -126,9 +123,6 @@ class LayerStack:
         Returns:
             The hidden states that enter the first layer, one tensor per batch; and the other arguments of each layer,
             [batch][layer].
-
-        Raises:
-            WorkbenchError: If a forward pass does not call every decoder layer once.
         """
         self._entering, self._calls = [], []
         with self.loaded(), self._replaced(self._record):
@@ -263,11 +257,7 @@ class InputWalk:
         return TextsRead(tokens=self.tokens, streamed=self._stack.tensor is not None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """Yield each distinct input's statistic over all tokens, with the tensor names of the linear layers that read the input.
-
-        Raises:
-            WorkbenchError: If the model does not run its layers in sequence.
-        """
+        """Yield each distinct input's statistic over all tokens, with the tensor names of the linear layers that read the input."""
         stack, who = self._stack, self.brick or "base"
         depth = len(stack.layers)
         hidden, calls = stack.enter(self._data)
@@ -327,9 +317,6 @@ def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str
 
     Memory holds one layer of the brick's model, the hidden states of all rows and the Grams of one layer; before and after the
     layers, it holds the embeddings.
-
-    Raises:
-        WorkbenchError: If the inputs of a layer are not finite.
     """
     place = context.cache / "grams" / key
     index = in_cache(place, lambda out: _collect(context, brick, rows, out), GramIndex)

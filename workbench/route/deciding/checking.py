@@ -29,12 +29,7 @@ MOST_WRONG = 10
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with the brick that should answer it.
-
-    Attributes:
-        prompt: The prompt.
-        brick: The brick; None for the base.
-    """
+    """A prompt with the brick that should answer it."""
 
     prompt: str
     brick: str | None

@@ -211,9 +211,6 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Bric
 
     Returns:
         The states, and the file's tensors for their digest.
-
-    Raises:
-        WorkbenchError: If the file is missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

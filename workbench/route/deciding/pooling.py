@@ -278,9 +278,6 @@ class PooledRouter(Fitted):
         """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.
 
         Ties and threshold stay: fit the router again to have them measured.
-
-        Raises:
-            WorkbenchError: If the router has the brick, or the states have another size.
         """
         if brick in self.bricks:
             raise WorkbenchError(f"the router has a brick '{brick}' already", "Give the new brick another name.")
@@ -315,11 +312,7 @@ class PooledFields(FittedFields, StatisticsFields):
 
 
 def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Tensor], method: str) -> PooledFields:
-    """Return the fields of a `PooledRouter` from its saved state.
-
-    Raises:
-        WorkbenchError: If settings and tensors do not belong together.
-    """
+    """Return the fields of a `PooledRouter` from its saved state."""
     fields = restored(settings, method)
     size = len(state(tensors, f"{_NEGATIVES}total", [None]))
 

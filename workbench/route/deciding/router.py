@@ -177,9 +177,6 @@ def state(tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None])
         tensors: The file's tensors.
         name: The tensor.
         shape: Its sizes; None stands for any size.
-
-    Raises:
-        WorkbenchError: If it is missing, or has another shape, as in a file of other bricks.
     """
     if name not in tensors:
         raise WorkbenchError(f"router.safetensors: has no tensor '{name}'; the file belongs to another router", REPAIR)

@@ -162,11 +162,7 @@ class Samples:
 
     @classmethod
     def of(cls, calibration: Mapping[str, Sequence[str]], negatives: Sequence[str] = ()) -> Samples:
-        """Return the prompts with their copies and folds, without features.
-
-        Raises:
-            WorkbenchError: If there is one brick only, a brick has no prompts, or a negative is a brick's prompt.
-        """
+        """Return the prompts with their copies and folds, without features."""
         bricks = tuple(calibration)
         if len(bricks) < 2:
             raise WorkbenchError(f"route: expected two or more bricks, found {len(bricks)}", "Add bricks to the step.")

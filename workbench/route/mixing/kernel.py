@@ -56,9 +56,6 @@ class Mix:
 
         Args:
             weights: [bricks], [rows, bricks] or [rows, tokens, bricks].
-
-        Raises:
-            WorkbenchError: If a weight is NaN or infinite, or the tensor has another number of dimensions.
         """
         weights = weights.detach().float()
         if not 1 <= weights.dim() <= 3 or not bool(weights.isfinite().all()):
@@ -174,9 +171,6 @@ class Mixer:
     Args:
         model: The live model.
         factors: Brick -> live module -> factors (A [rank, in], B [out, rank]), in the order of the columns of weights.
-
-    Raises:
-        WorkbenchError: If the model lacks a module, or a module has another shape or is no linear layer.
     """
 
     def __init__(self, model: nn.Module, factors: Mapping[str, Mapping[str, Pair]]) -> None:
@@ -238,11 +232,7 @@ class Mixer:
 
 
 def check_places(model: nn.Module, factors: Mapping[str, Mapping[str, Pair]]) -> None:
-    """Check that bricks fit a model, whose weights may be missing.
-
-    Raises:
-        WorkbenchError: If the model lacks a module, or a module has another shape or is no linear layer.
-    """
+    """Check that bricks fit a model, whose weights may be missing."""
     modules = dict(model.named_modules())
     for brick, parts in factors.items():
         _placed(brick, parts, modules)

@@ -44,11 +44,7 @@ class Choice:
         self._mixes: dict[int, Mix | None] = {}
 
     def mix(self, rows: int) -> Mix | None:
-        """Return the weights for a batch; `generate` repeats each row for beams and for several returned sequences.
-
-        Raises:
-            WorkbenchError: If the choice was made for another number of rows.
-        """
+        """Return the weights for a batch; `generate` repeats each row for beams and for several returned sequences."""
         if self.weights.dim() == 1:
             rows = 1
         elif rows % len(self.weights):
@@ -70,9 +66,6 @@ class Routing:
         tokenizer: Its tokenizer.
         router: The router.
         factors: Brick -> live module -> factors (A [rank, in], B [out, rank]), for the router's bricks.
-
-    Raises:
-        WorkbenchError: If the factors are those of other bricks, or do not fit the model.
 
     Attributes:
         router: The router.
@@ -228,9 +221,6 @@ def attach(
 
     Returns:
         The routing, which is also set as `model.routing`.
-
-    Raises:
-        WorkbenchError: If the factors are those of other bricks, or do not fit the model.
     """
     routing: Any = Routing(model, tokenizer, router, factors)
     forward, generate = model.forward, model.generate

@@ -93,9 +93,6 @@ class RolesRouter(Fitted):
         Args:
             ids: [rows, tokens], from the first token of each text.
             mask: [rows, tokens], 0 for padding, which neither opens nor closes a span; None: no padding.
-
-        Raises:
-            WorkbenchError: If an id is outside the vocabulary that the roles were made for.
         """
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.table):
             raise WorkbenchError(
@@ -141,11 +138,7 @@ class SavedRole(Part):
 
 
 def restore_roles(settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> RolesRouter:
-    """Return a router from its saved state.
-
-    Raises:
-        WorkbenchError: If settings and tensors are damaged or do not belong together.
-    """
+    """Return a router from its saved state."""
     fields = restored(settings, METHOD)
     try:
         saved = TypeAdapter(list[SavedRole]).validate_python(settings.get("roles"))
