@@ -215,7 +215,8 @@ class AdaptedWeights:
         place = self.live.places.get(name)
         if update is not None and place and self._takes_factors(place):
             return self._from_factors(update)
-        if update is None and place and self._is_approximated(place):
+        approximated = place is not None and (self.policy.embeddings or place.module not in self.live.ends)
+        if update is None and place and approximated and self._takes_factors(place):
             part = self._from_dense(name, device) if self.policy.dense == "approximate" else self._exact_factors(name, device)
             if part is not None:
                 return part
@@ -236,11 +237,6 @@ class AdaptedWeights:
         if place.kind == "embedding":
             return place.module in self.live.ends and self.live.head is None and not self.live.conv1d
         return place.kind == "conv1d" or (place.kind == "linear" and not self.live.conv1d)
-
-    def _is_approximated(self, place: Place) -> bool:
-        if not self._takes_factors(place):
-            return False
-        return self.policy.embeddings or place.module not in self.live.ends
 
     def _from_factors(self, update: Factors) -> AdaptedPart:
         """Return the part of a tensor whose update is a product."""

@@ -151,7 +151,8 @@ class _Files:
         whole = {name for name, part in parts.items() if part.kind == "whole"}
         places = {name: live.places[name] for name in whole}
         targeted = set(self.targets.values())
-        biases = {n for n, p in places.items() if p.parameter == "bias" and self._has_matrix(p.module)}
+        matrices = {p.module for p in self._live.places.values() if p.kind in ("linear", "conv1d")}
+        biases = {n for n, p in places.items() if p.parameter == "bias" and p.module in matrices}
         self.saved = sorted({p.module for n, p in places.items() if n not in biases})
         self.biases = sorted(n for n in biases if places[n].module not in self.saved)
         if in_both := sorted(targeted & set(self.saved)):
@@ -185,9 +186,6 @@ class _Files:
             return {}
         spec = self._adapted.specs[name]
         return {name: Factors(torch.zeros(spec.rows, 1), torch.zeros(1, spec.cols))}
-
-    def _has_matrix(self, module: str) -> bool:
-        return any(p.module == module and p.kind in ("linear", "conv1d") for p in self._live.places.values())
 
     def _pair(self, name: str, factors: Factors) -> dict[str, Tensor | _Whole]:
         """Return lora_A [r, in] and lora_B [out, r] under their keys; A of an embedding is [r, vocabulary]."""

@@ -70,10 +70,6 @@ _NEUTRAL = frozenset({
 })  # fmt: skip
 
 
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
 def _is_integer(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
@@ -92,7 +88,7 @@ def _are_tokens(value: Any) -> bool:
 
 
 def _are_ranks(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_positive, value.values()))
+    return isinstance(value, dict) and all(is_number(rank) and rank > 0 for rank in value.values())
 
 
 def _are_masks(value: Any) -> bool:

@@ -158,7 +158,8 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
     if wanted and wanted not in kinds:
         raise WorkbenchError(
-            f"{what}: {ref.target} is {_article(kinds[0])}, but the recipe says {ref.kind}", f"Write `{kinds[0]}: {ref.target}`."
+            f"{what}: {ref.target} is {'an' if kinds[0] == 'adapter' else 'a'} {kinds[0]}, but the recipe says {ref.kind}",
+            f"Write `{kinds[0]}: {ref.target}`.",
         )
     if card and not wanted:
         wanted = "checkpoint" if card.kind == "checkpoint" else "adapter"
@@ -178,10 +179,6 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
 def is_neuron_set(path: Path) -> bool:
     """Return whether a directory holds a set of neurons."""
     return (path / NEURONS).is_file()
-
-
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind == "adapter" else f"a {kind}"
 
 
 def kinds_of(path: Path) -> list[str]:

@@ -47,13 +47,6 @@ def parse_config(config: Mapping[str, object]) -> PretrainedConfig:
             ) from None
 
 
-def is_native(config: Mapping[str, object]) -> bool:
-    """Return whether transformers supports the architecture of a config.json without custom code."""
-    from transformers import CONFIG_MAPPING
-
-    return config.get("model_type") in CONFIG_MAPPING
-
-
 def ties_head(config: Mapping[str, object]) -> bool:
     """Return whether the model of a config.json uses its embeddings as its head, by its flag or the architecture's default."""
     return bool(skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)
@@ -107,12 +100,13 @@ def skeleton(config: str) -> PreTrainedModel:
         WorkbenchError: If transformers does not know the architecture.
     """
     import transformers
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
     data = json.loads(config)
     parsed = parse_config({k: v for k, v in data.items() if k != "quantization_config"})
     classes: list[Any] = [getattr(transformers, str(name), None) for name in data.get("architectures") or []]
-    kinds: list[Any] = [k for k in classes if _is_model(k) and k.config_class is type(parsed)]
+    kinds: list[Any] = [k for k in classes if isinstance(k, type) and issubclass(k, PreTrainedModel)]
+    kinds = [k for k in kinds if k.config_class is type(parsed)]
     if type(parsed) in MODEL_FOR_CAUSAL_LM_MAPPING:
         kinds.append(MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)])
     if not kinds:
@@ -128,12 +122,6 @@ def skeleton(config: str) -> PreTrainedModel:
 def part_for(kind: Any, parsed: PretrainedConfig) -> PretrainedConfig:
     """Return what a model class takes of a configuration: all of it, or the part of the text decoder, as `AutoModelForCausalLM` does."""
     return parsed if kind.config_class is None or isinstance(parsed, kind.config_class) else parsed.get_text_config(decoder=True)
-
-
-def _is_model(kind: Any) -> bool:
-    from transformers import PreTrainedModel
-
-    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
 
 
 def causal_skeleton(config: dict[str, object], device: torch.device) -> PreTrainedModel:
@@ -253,7 +241,9 @@ def native(config: dict[str, object], label: str) -> dict[str, object]:
     Raises:
         WorkbenchError: If transformers does not support the architecture natively.
     """
-    if "auto_map" in config and not is_native(config):
+    from transformers import CONFIG_MAPPING
+
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
         raise WorkbenchError(
             f"{label} requires custom code (auto_map), which is never executed",
             f"transformers does not support model_type {config.get('model_type')} natively: use a revision of the model for a type that it supports.",

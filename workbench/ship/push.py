@@ -29,79 +29,17 @@ from workbench.scores.store import Scores
 
 CARD = "README.md"
 # Identifiers of licenses that the hub knows and that models often have; other names go into `license_name`.
-_HUB_LICENCES = frozenset(
-    [
-        "apache-2.0",
-        "mit",
-        "openrail",
-        "bigscience-openrail-m",
-        "creativeml-openrail-m",
-        "bigscience-bloom-rail-1.0",
-        "bigcode-openrail-m",
-        "afl-3.0",
-        "artistic-2.0",
-        "bsl-1.0",
-        "bsd",
-        "bsd-2-clause",
-        "bsd-3-clause",
-        "bsd-3-clause-clear",
-        "cc",
-        "cc0-1.0",
-        "cc-by-2.0",
-        "cc-by-2.5",
-        "cc-by-3.0",
-        "cc-by-4.0",
-        "cc-by-sa-3.0",
-        "cc-by-sa-4.0",
-        "cc-by-nc-2.0",
-        "cc-by-nc-3.0",
-        "cc-by-nc-4.0",
-        "cc-by-nd-4.0",
-        "cc-by-nc-nd-3.0",
-        "cc-by-nc-nd-4.0",
-        "cc-by-nc-sa-2.0",
-        "cc-by-nc-sa-3.0",
-        "cc-by-nc-sa-4.0",
-        "cdla-sharing-1.0",
-        "cdla-permissive-1.0",
-        "cdla-permissive-2.0",
-        "wtfpl",
-        "ecl-2.0",
-        "epl-1.0",
-        "epl-2.0",
-        "eupl-1.1",
-        "agpl-3.0",
-        "gfdl",
-        "gpl",
-        "gpl-2.0",
-        "gpl-3.0",
-        "lgpl",
-        "lgpl-2.1",
-        "lgpl-3.0",
-        "isc",
-        "llama2",
-        "llama3",
-        "llama3.1",
-        "llama3.2",
-        "llama3.3",
-        "llama4",
-        "gemma",
-        "lppl-1.3c",
-        "ms-pl",
-        "apple-ascl",
-        "mpl-2.0",
-        "odc-by",
-        "odbl",
-        "osl-3.0",
-        "postgresql",
-        "ofl-1.1",
-        "ncsa",
-        "unlicense",
-        "zlib",
-        "pddl",
-        "other",
-    ]
-)
+_HUB_LICENCES = frozenset({
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0",
+    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl",
+    "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1",
+    "lgpl-3.0", "isc", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "lppl-1.3c", "ms-pl",
+    "apple-ascl", "mpl-2.0", "odc-by", "odbl", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl",
+    "other",
+})  # fmt: skip
 
 
 class PushedFile(Part):
@@ -247,7 +185,10 @@ def contents(packed: Package, card: str, licence: str, base: str | None) -> dict
     if base is not None and not HUB_ID.fullmatch(base.partition("@")[0]):
         raise UsageError(f"--base {base}: expected the hub id of the base, ORG/NAME")
     sent: dict[str, Path | bytes] = dict(packed.files)
-    sent[CARD] = with_header(card, {**_relations(packed.record, base), **_licence_fields(licence)}).encode()
+    named: dict[str, object] = {"license": "other", "license_name": licence}
+    if licence.lower() in _HUB_LICENCES:
+        named = {"license": licence.lower(), "license_name": None}
+    sent[CARD] = with_header(card, {**_relations(packed.record, base), **named}).encode()
     local = packed.local_base
     for path, file in packed.files.items():
         if Path(path).name == ADAPTER_CONFIG and base is not None and local is not None:
@@ -280,12 +221,6 @@ def _target(ref: Any) -> str | None:
     if isinstance(ref, Mapping):
         return next((str(ref[key]) for key in ("adapter", "checkpoint", "brick", "path") if ref.get(key)), None)
     return str(ref) if ref else None
-
-
-def _licence_fields(licence: str) -> dict[str, object]:
-    if licence.lower() in _HUB_LICENCES:
-        return {"license": licence.lower(), "license_name": None}
-    return {"license": "other", "license_name": licence}
 
 
 def with_header(text: str, fields: Mapping[str, object]) -> str:

@@ -82,16 +82,13 @@ def check_starter(place: Path, hub: bool = False) -> str:
     """
     checkpoint = Checkpoint(place, "starter base")
     digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries), checkpoint.config)
-    if not hub and digest != DIGEST and _is_dequantized(place):
+    readme = place / "README.md"
+    is_dequantized = not readme.is_file() or TITLE in readme.read_text("utf-8")
+    if not hub and digest != DIGEST and is_dequantized:
         raise WorkbenchError(
             f"{place}: digest is {digest}, expected {DIGEST}", f"Run `rm -r {STARTER}`, then `workbench brick fetch starter`."
         )
     return digest
-
-
-def _is_dequantized(place: Path) -> bool:
-    readme = place / "README.md"
-    return not readme.is_file() or TITLE in readme.read_text("utf-8")
 
 
 def _gguf(folder: Path, source: Path | None, events: Events) -> Path:

@@ -185,7 +185,9 @@ def rebase(
     _check_onto(old, onto)
     name, project = onto.name, onto.resolved.recipe.project
     step, fixed_settings = (old.step, {}) if remeasure else _fix_auto(old)
-    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), project.resolve()), **_start_anew(step)})
+    # Of a step that continues another run, the brick's facts file holds the facts of both.
+    anew = {"continues": None, "first": None} if getattr(step, "continues", None) else {}
+    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), project.resolve()), **anew})
     _check_inputs(step, project)
     with exact(device):
         session = _live(old, onto, device, events)
@@ -259,11 +261,6 @@ def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, object]]:
         if len(positions) == 1 and positions != {None}:
             changes["position"] = positions.pop()
     return old.step.model_copy(update=changes), changes
-
-
-def _start_anew(step: EditMethod) -> dict[str, object]:
-    """Return changes for a step that continues another run: the brick's facts file holds the facts of both."""
-    return {"continues": None, "first": None} if getattr(step, "continues", None) else {}
 
 
 def _check_inputs(step: EditMethod, project: Path) -> None:

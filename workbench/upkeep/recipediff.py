@@ -133,16 +133,12 @@ def _flat(recipe: Recipe, names: Sequence[str]) -> dict[str, object]:
     """Return all fields of a recipe as dotted name -> value, defaults filled in."""
     plain = recipe.fields.model_dump(mode="json", by_alias=True, exclude={"steps", "bricks", "name"})
     flat = {"name": recipe.name, **_dotted(plain)}
-    flat |= {f"bricks.{name}": _location(ref.data()) for name, ref in recipe.fields.bricks.items()}
+    for name, ref in recipe.fields.bricks.items():  # a plain path as text
+        flat[f"bricks.{name}"] = ref.data()["path"] if set(ref.data()) == {"path"} else dict(ref.data())
     flat["steps"] = list(names)
     for name, step in zip(names, recipe.steps, strict=True):
         flat |= {f"{name}.{key}": value for key, value in _dotted(step.model_dump(mode="json", by_alias=True)).items()}
     return flat
-
-
-def _location(data: Mapping[str, object]) -> Any:
-    """Return a brick's location in its shortest form: a plain path as text."""
-    return data["path"] if set(data) == {"path"} else dict(data)
 
 
 def _dotted(data: Mapping[str, object]) -> dict[str, object]:

@@ -70,17 +70,14 @@ def read_tokens(path: Path, label: str) -> Tokens:
         token = str(entry["content"])
         if token not in ids and token not in added and int(number) not in used_ids:
             added[token] = (int(number), entry)
-    return Tokens({**ids, **{token: i for token, (i, _) in added.items()}}, {t: _flags(entry) for t, (_, entry) in added.items()})
+    flags = {token: {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry} for token, (_, entry) in added.items()}
+    return Tokens({**ids, **{token: i for token, (i, _) in added.items()}}, flags)
 
 
 def reading_bytes(path: Path) -> int:
     """Return the memory that `read_tokens` needs, in bytes: measured 5 to 9 times the size of the file, by its indentation."""
     file = path / "tokenizer.json"
     return 7 * file.stat().st_size if file.is_file() else 0
-
-
-def _flags(entry: dict[str, object]) -> dict[str, bool]:
-    return {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
 
 
 def _converted(path: Path, label: str) -> Tokens:

@@ -85,7 +85,8 @@ def tensor_digests(
 
 def digests_known(entries: Mapping[str, Entry], cache: Path) -> bool:
     """Return whether the digests of all files are remembered."""
-    return all(_Memo.of(group, cache).is_there for group in _by_file(entries))
+    memos = (_Memo.of(group, cache) for group in _by_file(entries))
+    return all(memo.key in _READ or (memo.file is not None and not _rehashes and memo.file.is_file()) for memo in memos)
 
 
 def rehash() -> None:
@@ -117,10 +118,6 @@ class _Memo:
         identity = first.identity or settled(first.file)
         tells, age = identity.is_telling, time.time_ns() - max(identity.mtime_ns, identity.ctime_ns)
         return cls(key, cache / "digests" / f"{key}.json" if cache and tells else None, not tells and age > _COARSE_NS)
-
-    @property
-    def is_there(self) -> bool:
-        return self.key in _READ or (self.file is not None and not _rehashes and self.file.is_file())
 
     def read(self) -> dict[str, str] | None:
         if self.key in _READ:

@@ -243,7 +243,8 @@ class MergedWeights:
         if (update := self._core_update(group, mask)) is not None:
             return LowRankSum(self._current.weights, {name: update}).open(name, device)
         prepared = self._method.prepare(group)
-        current = None if self._is_first else self._current.weights.open(name, device)
+        is_first = self._current.weights is self._base.weights
+        current = None if is_first else self._current.weights.open(name, device)
         if isinstance(prepared, Selection):
             return SelectionSource(group, prepared, current)  # element by element: zero deltas stay zero
         source: Source
@@ -291,10 +292,6 @@ class MergedWeights:
     def _core_update(self, group: TensorGroup, mask: TensorMask | None) -> Factors | None:
         update = core_update(self._method, group)
         return mask.factors(update) if mask and update is not None else update
-
-    @property
-    def _is_first(self) -> bool:
-        return self._current.weights is self._base.weights
 
     def overlap(self, device: torch.device) -> Overlap | None:
         """Return the overlap of the bricks on the step's tensors, measured once; None if the step does not weigh by it."""

@@ -48,7 +48,8 @@ class ChatFrame:
         if not found:
             return cls()
         after = _common_start([gap[1] for gap in found])
-        openers = [_common_end([gap[0] for (system, later), gap in gaps.items() if gap and (later or not system)])]
+        befores = [gap[0][::-1] for (system, later), gap in gaps.items() if gap and (later or not system)]
+        openers = [_common_start(befores)[::-1]]
         if (first := gaps[True, False]) and not (openers[0].strip() and first[0].endswith(openers[0])):
             openers.append(first[0])
         return cls(tuple((opener, after) for opener in openers if opener.strip() and after.strip()))
@@ -96,7 +97,3 @@ def _rendered(tokenizer: Any, messages: Sequence[dict[str, str]], answer: bool) 
 
 def _common_start(texts: Sequence[str]) -> str:
     return "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False)))
-
-
-def _common_end(texts: Sequence[str]) -> str:
-    return _common_start([text[::-1] for text in texts])[::-1]

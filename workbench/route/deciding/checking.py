@@ -215,7 +215,8 @@ def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Ask
     for name, asked in sets.items():
         named = {name: asked}
         if copies:
-            named |= {f"{name}, {kind}": part for kind, part in variants(asked).items()}
+            for kind in COPIES[1:]:
+                named[f"{name}, {kind}"] = [Asked(copy(one.prompt, kind, i), one.brick) for i, one in enumerate(asked)]
         found += [check(routing, tokenizer, label, part) for label, part in named.items()]
     plain = [checked for checked in found if checked.name in sets]
     return RouteCheck(
@@ -228,11 +229,6 @@ def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Ask
         confusion={checked.name: checked.confusion(routing.bricks) for checked in plain},
         wrong=[row for checked in found for row in checked.wrong()],
     )
-
-
-def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
-    """Return the prompts by kind of copy."""
-    return {kind: [Asked(copy(one.prompt, kind, i), one.brick) for i, one in enumerate(asked)] for kind in COPIES[1:]}
 
 
 def judged(

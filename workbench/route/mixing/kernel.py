@@ -182,7 +182,8 @@ class Mixer:
         self._handles = []
         for name in dict.fromkeys(name for parts in placed.values() for name in parts):
             device = next(modules[name].parameters()).device
-            stack = StackedFactors([_on(parts.get(name), device) for parts in placed.values()])
+            pairs = (parts.get(name) for parts in placed.values())
+            stack = StackedFactors([None if pair is None else (pair[0].to(device), pair[1].to(device)) for pair in pairs])
             self.stacks[name] = stack
             self._handles.append(modules[name].register_forward_hook(self._hook(name, stack)))
 
@@ -236,11 +237,6 @@ def check_places(model: nn.Module, factors: Mapping[str, Mapping[str, Pair]]) ->
     modules = dict(model.named_modules())
     for brick, parts in factors.items():
         _placed(brick, parts, modules)
-
-
-def _on(pair: Pair | None, device: torch.device) -> Pair | None:
-    """Return factors on a device."""
-    return None if pair is None else (pair[0].to(device), pair[1].to(device))
 
 
 def _has_rows(inputs: Tensor, mix: Mix, tokens: int) -> bool:
