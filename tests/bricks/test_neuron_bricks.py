@@ -89,7 +89,7 @@ def test_a_set_is_no_brick_to_merge(place: Path, project: Project) -> None:
     project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: average, where: {neurons: bricks/math}}]\n")
 
 
-def test_axes_of_an_adapter(place: Path, project: Project) -> None:
+def test_axes_of_an_adapter_follow_from_kind_and_files(place: Path, project: Project) -> None:
     shown = document("brick", "show", "one", "--card")
     assert shown["axes"] == {
         "origin": "customized",
@@ -100,9 +100,6 @@ def test_axes_of_an_adapter(place: Path, project: Project) -> None:
         "training": "post_hoc",
     }
     assert "customized, layer, low rank update, routing: none" in call("brick", "show", "one", "--card").output
-
-
-def test_axes_follow_from_kind_and_files() -> None:
     assert axes_of("adapter", Axes(), {"orthogonal_to": ["bricks/one"]})["training"] == "continual"
     assert axes_of("adapter", Axes(), tuner="LOKR")["computation"] == "structured_update"
     assert axes_of("checkpoint", Axes())["granularity"] == "model"

@@ -70,13 +70,10 @@ def test_any_base_accepts_it_with_a_warning_in_plan_record_and_card(project: Pro
     assert '"any_base": true' in (run / "recipe.yaml").read_text("utf-8")
 
 
-def test_the_model_type_of_the_base_that_it_names(project: Project, own: Path, foreign: Path) -> None:
+def test_the_config_beside_it_and_the_base_that_it_names_decide(project: Project, own: Path, foreign: Path, llama: Path) -> None:
     edit_json(own / "adapter_config.json", base_model_name_or_path=str(foreign.parent / "gone"))
     with pytest.raises(WorkbenchError, match=r"the base that it names, is of a qwen2 model, the base is a llama model"):
         project.resolve(recipe(own))
-
-
-def test_the_depth_of_the_config_beside_it(project: Project, own: Path, llama: Path) -> None:
     shutil.copy(llama / "config.json", own / "config.json")
     edit_json(own / "config.json", num_hidden_layers=6)
     with pytest.raises(WorkbenchError, match=r"the config.json next to it is of a model with 6 layers, the base has 4"):

@@ -189,7 +189,7 @@ def test_dense_tensors_of_adapters_are_merged_whole_and_listed() -> None:
     assert step_on("task_arithmetic", base, bricks).whole(CPU) == []
 
 
-def test_what_is_no_product_has_no_update() -> None:
+def test_what_has_no_update_or_an_empty_one() -> None:
     base = {"w": torch.randn(24, 18)}
     weights = InMemory(base)
     checkpoint = WeightsDelta(InMemory({"w": torch.randn(24, 18)}), weights)
@@ -197,9 +197,6 @@ def test_what_is_no_product_has_no_update() -> None:
     assert step_on("ties", base, adapters((2, 2))).update("w", CPU) is None
     assert step_on("slerp", base, adapters((2, 2))).update("w", CPU) is None
     assert step_on("linear", base, adapters((2, 2)), normalize=False).update("w", CPU) is None
-
-
-def test_update_of_a_tensor_without_bricks_has_rank_zero() -> None:
     step = step_on("average", {"w": torch.zeros(24, 18), "x": torch.zeros(7)}, adapters((2,)))
     update = step.update("x", CPU)
     assert update is not None
@@ -254,7 +251,7 @@ def test_run_with_two_adapters_in_both_spaces(project: Project, method: str) -> 
         assert not (same and method in ("ties", "dare")), "another basis, another vote"
 
 
-def test_core_refuses_checkpoints_before_work(project: Project) -> None:
+def test_core_refuses_before_work(project: Project) -> None:
     text = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: tsv, space: core}]\n"
     with pytest.raises(WorkbenchError, match=r"brick 'full' is a checkpoint, but `space: core` merges the factors") as caught:
         project.resolve(text)
@@ -265,9 +262,6 @@ def test_core_refuses_checkpoints_before_work(project: Project) -> None:
     project.write("bricks: {one: bricks/one}\nsteps: [{merge: tsv}]\n", "inner.yaml")
     with pytest.raises(WorkbenchError, match="brick 'r' is a recipe"):
         project.resolve("bricks: {r: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average, space: core}]\n")
-
-
-def test_core_refuses_what_scales_the_base(project: Project) -> None:
     with pytest.raises(WorkbenchError, match="`normalize: false` scales the base") as caught:
         project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: linear, normalize: false, space: core}]\n")
     assert caught.value.exit_code == 2

@@ -90,20 +90,14 @@ def test_modules_of_layers_are_no_ends(module: str) -> None:
     assert not architecture.is_before_layers(f"{module}.weight")
 
 
-def test_a_bias_is_no_head() -> None:
+def test_ends_with_other_names_are_known_everywhere() -> None:
     assert not architecture.is_head("lm_head.bias")
     assert architecture.is_head_module("lm_head")
-
-
-def test_a_head_that_is_called_output_is_one_everywhere() -> None:
-    """Vocabulary alignment knew it; ties, singular values and adapters' errors did not."""
+    # Vocabulary alignment knew it; ties, singular values and adapters' errors did not.
     assert tied_embeddings(["tok_embeddings.weight", "output.weight"], {}) is None
     assert not is_matrix("output.weight", (64, 64), 2)
     assert is_matrix("layers.0.attention.output.weight", (64, 64), 2)
-
-
-def test_embeddings_that_are_called_shared_are_embeddings_everywhere() -> None:
-    """Vocabulary alignment knew them; ties, schedules and singular values did not."""
+    # Vocabulary alignment knew them; ties, schedules and singular values did not.
     assert tied_embeddings(["shared.weight", "decoder.block.0.layer.0.q.weight"], {}) == ("shared.weight", "lm_head.weight")
     layout = Layout.of(
         ["shared.weight", "decoder.block.0.q.weight", "decoder.block.1.q.weight", "norm.weight"], {"num_layers": 2}
@@ -111,15 +105,9 @@ def test_embeddings_that_are_called_shared_are_embeddings_everywhere() -> None:
     assert layout.position("shared.weight") == 0
     assert layout.position("norm.weight") == 1
     assert not is_matrix("shared.weight", (64, 64), 2)
-
-
-def test_embeddings_of_the_first_mamba_files_are_aligned_too() -> None:
-    """Ties knew `backbone.embedding`; vocabulary alignment did not."""
+    # Ties knew `backbone.embedding`; vocabulary alignment did not.
     names = ("backbone.embedding.weight", "backbone.layers.0.mixer.in_proj.weight", "lm_head.weight")
     assert vocabulary_tensors(specs(*names)) == ["backbone.embedding.weight", "lm_head.weight"]
-
-
-def test_heads_come_after_embeddings_and_biases_belong_to_them() -> None:
     found = vocabulary_tensors(specs("lm_head.weight", "transformer.wte.weight", "transformer.h.0.attn.output.weight"))
     assert found == ["transformer.wte.weight", "lm_head.weight"]
     biased = {**specs("transformer.wte.weight", "lm_head.weight"), "lm_head.bias": TensorSpec.of((8,), torch.float32)}
@@ -171,6 +159,9 @@ def test_fields_of_config_json() -> None:
     assert set(TEXT_CONFIGS) == {"text_config", "llm_config"}
     assert architecture.model_depth({"vocab_size": 5}) == 0
     assert architecture.max_positions({"vocab_size": 5}) is None
+    assert architecture.max_positions(GPT2Config(n_positions=16)) == 16
+    assert architecture.max_positions(LlamaConfig(max_position_embeddings=32)) == 32
+    assert architecture.max_positions({"n_positions": 16, "n_ctx": 8}) == 16  # the order of lm-eval
 
 
 @pytest.mark.parametrize("key", POSITIONS)
@@ -182,12 +173,6 @@ def test_longest_positions_are_read_alike_everywhere(key: str, tmp_path: Path) -
         assert longest_row(config, 9) == 9
         (tmp_path / "config.json").write_text(str(config).replace("'", '"'), "utf-8")
         assert _length(tmp_path) == 16
-
-
-def test_longest_positions_of_live_configurations() -> None:
-    assert architecture.max_positions(GPT2Config(n_positions=16)) == 16
-    assert architecture.max_positions(LlamaConfig(max_position_embeddings=32)) == 32
-    assert architecture.max_positions({"n_positions": 16, "n_ctx": 8}) == 16  # the order of lm-eval
 
 
 @pytest.mark.parametrize("part", TEXT_CONFIGS)

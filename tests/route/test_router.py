@@ -24,17 +24,11 @@ def weights(choice: Choice, scores: list[float], confidence: float = 1.0) -> lis
     return choice.weigh(joined, BRICKS, torch.tensor([confidence]))[0].tolist()
 
 
-def test_the_best_brick_acts_alone() -> None:
+def test_scores_become_weights() -> None:
     assert weights(Choice(), [0.2, 0.5, 0.3]) == [0, 1, 0]
-
-
-def test_a_prompt_below_the_threshold_goes_to_the_base() -> None:
     assert weights(Choice(threshold=0.4), [0.2, 0.5, 0.3], 0.39) == [0, 0, 0]
     assert weights(Choice(threshold=0.4), [0.2, 0.5, 0.3], 0.4) == [0, 1, 0]
     assert weights(Choice(threshold=None), [0.2, 0.5, 0.3], -9.0) == [0, 1, 0]
-
-
-def test_tied_bricks_share_their_scores_and_the_first_acts() -> None:
     choice = Choice(ties=(("a", "c"),))
     assert choice.join(torch.tensor([[0.25, 0.4, 0.3]]), BRICKS).tolist() == [
         [pytest.approx(0.55), pytest.approx(0.4), pytest.approx(0.55)]

@@ -136,14 +136,11 @@ def test_a_write_is_not_resumed_on_another_kind_of_device(other: bool, tmp_path:
     assert "b" in weights.opened
 
 
-def test_layouts_differ_by_device_and_by_header() -> None:
+def test_a_write_is_not_resumed_with_another_layout_device_or_library(monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [Shard("x", {"a": TensorSpec.of((2,), torch.float32)})]
     others = [Shard("x", {"a": TensorSpec.of((2,), torch.bfloat16)})]
     assert len({layout_digest(shards, CPU), layout_digest(shards, CUDA), layout_digest(others, CPU)}) == 3
     assert layout_digest(shards, CUDA) == layout_digest(shards, torch.device("cuda:1"))
-
-
-def test_a_write_is_not_resumed_with_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
     before = layout_digest([], CPU)
     monkeypatch.setattr("workbench.weights.writer.installed", lambda *names: dict.fromkeys(names, "another"))
     assert layout_digest([], CPU) != before
@@ -174,15 +171,12 @@ def test_a_digest_of_another_device_or_of_other_libraries_is_not_taken(project: 
 # -- copies
 
 
-def test_staging_on_the_cpu_keeps_one_piece() -> None:
+def test_staging_and_landing_on_the_cpu() -> None:
     staging = Staging(CPU)
     first = staging.room(8)
     first.fill_(1)
     assert staging.send(first).data_ptr() == first.data_ptr()
     assert staging.room(4).data_ptr() == first.data_ptr()
-
-
-def test_landing_rounds_and_gives_the_bytes() -> None:
     landing = Landing(6, "BF16", CPU)
     block = torch.tensor([[1.0, 1.00390625, 2.0]])
     room = landing.rounded(block)
