@@ -34,20 +34,18 @@ def live_logits(project: Project, text: str) -> torch.Tensor:
     return logits
 
 
-def test_exact_is_the_checkpoint(project: Project) -> None:
+def test_exact_adapters_are_the_merged_model(project: Project) -> None:
     document = project.run(SUM + "output: {form: adapter}\n")
     adapter = Path(document["adapter"])
     assert document["model"] is None
     assert document["configuration"] is None
     assert sorted(p.name for p in adapter.iterdir()) == ["README.md", CONFIG, WEIGHTS, MANIFEST]
-
     record = json.loads((adapter.parent / "run.json").read_text("utf-8"))["output"]
     assert record["rank"] == 16
     assert record["uniform"]
     assert record["plain"]
     assert record["error"] < 1e-6
     assert record["dropped"] == record["whole"] == []
-
     again = "bricks: {sum: ADAPTER}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n".replace(
         "ADAPTER", str(adapter)
     )
@@ -56,10 +54,7 @@ def test_exact_is_the_checkpoint(project: Project) -> None:
     merged = live_logits(project, SUM + "output: {dtype: float32}\n")
     torch.testing.assert_close(peft_logits(project.path / "base", adapter), merged, rtol=0, atol=2e-5)
     torch.testing.assert_close(peft_logits(project.path / "base", adapter, merge=True), merged, rtol=0, atol=2e-5)
-
-
-def test_configuration_of_an_exact_adapter_is_the_merged_model(project: Project) -> None:
-    """Scores of `form: checkpoint` count for it too: one key, one digest."""
+    # Scores of `form: checkpoint` count for it too: one key, one digest.
     plain, adapter = project.resolve(SUM), project.resolve(SUM + "output: {form: adapter}\n", "other.yaml")
     assert plain.key == adapter.key
     assert plain.run_key != adapter.run_key
@@ -127,16 +122,13 @@ def test_edits_add_to_the_factors(project: Project) -> None:
     torch.testing.assert_close(peft_logits(project.path / "base", adapter), merged, rtol=0, atol=2e-5)
 
 
-def test_steps_that_cancel_leave_a_small_rank(project: Project) -> None:
+def test_steps_that_cancel_and_where_limit_the_adapter(project: Project) -> None:
     text = HEAD + "steps: [{merge: task_arithmetic, bricks: {one: 1, two: 1}}, {merge: task_arithmetic, bricks: {one: -1}}]\n"
     document = project.run(text + "output: {form: adapter}\n")
     assert config(Path(document["adapter"]))["r"] == 4  # of 8 + 4 + 8 terms those of `two`
     nothing = HEAD + "steps: [{merge: task_arithmetic, bricks: {one: 1}}, {merge: task_arithmetic, bricks: {one: -1}}]\n"
     with pytest.raises(WorkbenchError, match="the result equals the base"):
         project.run(nothing + "output: {form: adapter}\n")
-
-
-def test_where_limits_the_modules_named(project: Project) -> None:
     text = SUM.replace("lambda: 0.8", 'lambda: 0.8, where: {include: ["*.q_proj.*", "*.v_proj.*"], exclude: ["*.0.*v_proj*"]}')
     found = config(Path(project.run(text + "output: {form: adapter}\n")["adapter"]))
     assert found["target_modules"] == [*(f"model.layers.{i}.self_attn.v_proj" for i in (1, 2, 3)), "q_proj"]

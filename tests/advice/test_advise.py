@@ -147,13 +147,10 @@ def test_contradictions_are_found_in_texts(folder: Path) -> None:
     assert "No merge resolves this" in printed.stdout
 
 
-def test_a_brick_without_texts_is_said_to_be_unknown(folder: Path) -> None:
+def test_advice_on_texts(folder: Path) -> None:
     found = advice("one", "two", one="one.jsonl")
     assert found["pairs"][0]["shared"] is None
     assert any("Contradictions of two" in line and "--texts two=FILE.jsonl" in line for line in found["unknown"])
-
-
-def test_a_merge_on_texts_is_named_where_every_brick_has_texts(folder: Path) -> None:
     named = ("brick", "advise", "one", "more/small", "--base", "base", "--json", "--texts", "one=one.jsonl")
     all_have, one_lacks = document(*named, "--texts", "small=three.jsonl"), document(*named)
     assert all_have["step"] == one_lacks["step"]
@@ -165,7 +162,7 @@ def test_a_merge_on_texts_is_named_where_every_brick_has_texts(folder: Path) -> 
 # -- the recipe and stored scores
 
 
-def test_the_recipe_runs(folder: Path) -> None:
+def test_recipes_of_advice_run_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The written recipe is valid, gives an adapter, and says why; a second call does not overwrite it."""
     call("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
     text = (folder / "recipes" / "mix.yaml").read_text("utf-8")
@@ -175,10 +172,7 @@ def test_the_recipe_runs(folder: Path) -> None:
     error = refused("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
     assert "already exists" in error.message
     assert (folder / "recipes" / "mix.yaml").read_text("utf-8") == text
-
-
-def test_a_recipe_of_another_folder_finds_its_bricks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paths in the recipe start from its project, not from the working directory; a directory outside it stays absolute."""
+    # The paths in the recipe start from its project, not from the working directory; a directory outside it stays absolute.
     (folder / "inner").mkdir()
     outside = folder.parent / f"{folder.name}-outside"
     outside.symlink_to(folder / "more" / "small", target_is_directory=True)

@@ -28,16 +28,13 @@ def place(project: Project, cwd: Path) -> Path:
     return project.path / "bricks" / "math"
 
 
-def test_round_trip(place: Path) -> None:
+def test_round_trip_ls_and_show(place: Path) -> None:
     neurons, card = neuron_brick(place)
     assert card is not None
     assert (card.kind, card.functions, card.digest) == ("neurons", ("math",), neurons.digest())
     assert card.base.digest == neurons.base
     assert card.skill == "48 neurons for math (25 %)"
     assert (place / "brick.yaml").read_text().startswith("# Written by `workbench analyze functions`. See neurons.json for how")
-
-
-def test_ls_and_show(place: Path) -> None:
     (row,) = document("brick", "ls")
     assert (row["name"], row["kind"], row["axes"]["origin"]) == ("math", "neurons", "emergent")
     assert "48 neurons for math" in call("brick", "ls").output

@@ -169,16 +169,13 @@ def test_zero_and_repeated_adapters(method: str) -> None:
         assert found.left.isfinite().all()
 
 
-def test_disjoint_targets_keep_their_adapter() -> None:
+def test_adapters_on_different_tensors_and_dense_ones() -> None:
     """TSV-M of two adapters on different tensors is each of them: k counts the tensor's own triplets, not the core's."""
     bricks = {"a": lora(6, names=("u",)), "b": lora(6, seed=1, names=("v",))}
     step = step_on("tsv", {n: torch.zeros(24, 18) for n in ("u", "v", "x")}, bricks, space="core")
     assert step.merged == ["u", "v"]
     for name, brick in zip("uv", bricks.values(), strict=True):
         assert relative(load(step, name, torch.float32, CPU), product(brick, name)) < 1e-6
-
-
-def test_dense_tensors_of_adapters_are_merged_whole_and_listed() -> None:
     pairs = {n: (torch.randn(24, 2), torch.randn(2, 18)) for n in ("u", "v")}
     base = {n: torch.zeros(24, 18) for n in ("u", "v")}
     bricks = {"a": Lora(pairs, dense=("v",)), "b": lora(3, names=("u", "v"))}

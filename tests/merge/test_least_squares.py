@@ -46,7 +46,7 @@ def test_equal_grams_give_the_mean_for_any_ridge(ridge: float) -> None:
     assert torch.allclose(solved([torch.eye(8)] * 3, ridge), mean(THREE, WEIGHTS), rtol=0, atol=5e-7)
 
 
-def test_by_hand() -> None:
+def test_least_squares_by_hand_and_without_inputs() -> None:
     """Diagonal Grams weigh column by column: G₁ = diag(1, 3, 0), G₂ = diag(1, 1, 4); then one pair of inputs that go together."""
     grams = [torch.diag(torch.tensor([1.0, 3.0, 0.0])), torch.diag(torch.tensor([1.0, 1.0, 4.0]))]
     expected = torch.stack([(ONE + TWO)[:, 0] / 2, (3 * ONE + TWO)[:, 1] / 4, TWO[:, 2]], 1)
@@ -62,9 +62,6 @@ def test_by_hand() -> None:
     assert torch.allclose(
         solved([torch.eye(2), torch.tensor([[2.0, 1.0], [1.0, 2.0]])], 0.0, [1.0, 1.0], two), torch.tensor([[0.5, 0.5]])
     )
-
-
-def test_what_no_brick_reads_gets_the_mean() -> None:
     grams = [torch.zeros(8, 8) for _ in range(3)]
     for i in range(3):
         grams[i][i, i] = 1.0  # brick i reads input i only; inputs 3.. are read by none
@@ -162,7 +159,7 @@ def test_wudi_lowers_the_interference_of_the_sum() -> None:
     assert objective(result["layers.0.w.weight"], deltas) < 0.5 * objective(mean(deltas, [1 / 3] * 3), deltas)
 
 
-def test_wudi_by_hand() -> None:
+def test_wudi_by_hand_and_of_conv1d() -> None:
     """Deltas in different columns do not interfere and are added up; equal deltas are kept once; opposite ones cancel."""
     one, two = torch.tensor([[0.5, 0.0, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [0.0, -1.0, 0.0]])
 
@@ -176,10 +173,7 @@ def test_wudi_by_hand() -> None:
     assert torch.allclose(delta(one, 3 * one), 2 * one, atol=1e-6)
     assert torch.allclose(delta(one, 3 * one, bricks={"0": 3, "1": 1}), 3 * one, atol=1e-6)
     assert torch.allclose(delta(one, -one), torch.zeros(2, 3), atol=1e-6)
-
-
-def test_wudi_solves_conv1d_by_its_inputs() -> None:
-    """GPT-2 stores [in, out]: the merge of transposed weights is the transpose of the merge."""
+    # GPT-2 stores [in, out]: the merge of transposed weights is the transpose of the merge.
     deltas = [low_rank(seed) for seed in range(2)]
     straight = merge("wudi", layer_model(torch.zeros(12, 10)), {str(i): layer_model(d) for i, d in enumerate(deltas)})
     stored = {str(i): layer_model(d.T.contiguous(), "c_fc") for i, d in enumerate(deltas)}
@@ -188,17 +182,14 @@ def test_wudi_solves_conv1d_by_its_inputs() -> None:
     assert torch.allclose(turned["layers.0.c_fc.weight"].T, straight["layers.0.w.weight"], atol=1e-6)
 
 
-def test_wudi_is_the_same_in_any_order_and_drops_nothing_alone() -> None:
+def test_wudi_does_not_depend_on_order_or_factors() -> None:
     deltas = {name: layer_model(low_rank(i)) for i, name in enumerate("abc")}
     base = layer_model(torch.ones(12, 10))
     bricks = {n: {k: base[k] + t[k] for k in base} for n, t in deltas.items()}
     results = [merge("wudi", base, {n: bricks[n] for n in order}) for order in permutations(bricks)]
     assert all(torch.equal(r["layers.0.w.weight"], results[0]["layers.0.w.weight"]) for r in results)
     close(merge("wudi", base, {"a": bricks["a"]}), bricks["a"], base)
-
-
-def test_wudi_of_adapters_is_that_of_their_deltas() -> None:
-    """Adapters are merged in their common space, which gives the numbers of whole deltas."""
+    # Adapters are merged in their common space, which gives the numbers of whole deltas.
     bricks = adapters((2, 3, 4), names=("w",))
     found = load(step_on("wudi", {"w": torch.zeros(24, 18)}, bricks), "w", torch.float32, CPU)
     assert relative(found, delta_of("wudi", flat_copy(bricks)).double().numpy()) < 1e-5

@@ -26,7 +26,7 @@ METHODS = [
 ]
 
 
-def test_where_leaves_the_rest(project: Project) -> None:
+def test_where_and_schedules_over_depth(project: Project) -> None:
     base = tensors_of(project.path / "base")
     full = tensors_of(project.path / "bricks" / "full")
     merged = project.tensors(
@@ -35,9 +35,6 @@ def test_where_leaves_the_rest(project: Project) -> None:
     for name in base:
         inside = ".mlp." in name and any(f"layers.{i}." in name for i in (1, 2))
         assert torch.equal(merged[name], full[name] if inside else base[name]), name
-
-
-def test_schedule_over_depth(project: Project) -> None:
     text = "bricks: {full: bricks/full}\nsteps: [{merge: task_arithmetic, lambda: {knots: [0, 1, 0.5]}}]\n"
     merged = project.tensors(text)
     base, full = (tensors_of(project.path / p) for p in ("base", "bricks/full"))
@@ -160,7 +157,7 @@ def test_unfit_bricks(project: Project, llama: Path, model_of: Any, tmp_path: Pa
     assert lines[3].startswith("brick 'o': module transformer.h.0.attn.c_attn has no weight in the base.")
 
 
-def test_stored_copy_of_a_tied_head(project: Project, llama: Path, tmp_path: Path) -> None:
+def test_tied_heads_that_are_stored(project: Project, llama: Path, tmp_path: Path) -> None:
     """A brick may store lm_head beside the embedding that ties it, if they are equal."""
     from safetensors.torch import save_file
 
@@ -172,12 +169,7 @@ def test_stored_copy_of_a_tied_head(project: Project, llama: Path, tmp_path: Pat
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, brick / "model.safetensors")
     with pytest.raises(WorkbenchError, match=r"brick 't': lm_head\.weight differs from model\.embed_tokens\.weight"):
         project.resolve(f"bricks: {{t: {brick}}}\nsteps: [{{merge: average}}]\n")
-
-
-def test_base_that_stores_a_tied_head(project: Project, llama: Path, tmp_path: Path) -> None:
-    """The other way round: one tensor, written once."""
-    from safetensors.torch import save_file
-
+    # The other way round: one tensor, written once.
     base, brick = (save_finetuned(llama, tmp_path / name, seed=seed) for name, seed in (("stored", 1), ("plain", 2)))
     tensors = tensors_of(base)
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")

@@ -59,35 +59,25 @@ def test_coefficients_are_those_of_the_definition(rows: int, cols: int, dense: b
         assert found.weights[name] == pytest.approx(1 / sum(row), rel=1e-6)
 
 
-def test_scale_and_sign_of_a_delta_do_not_matter() -> None:
+def test_overlap_counts_scale_free_matrices() -> None:
     one, two = lora(3, seed=1), lora(4, seed=2)
     turned = Lora({"w": (two.pairs["w"][0] * -8.0, two.pairs["w"][1])})
     base = {"w": torch.zeros(24, 18)}
     first, second = measured({"a": one, "b": two}, base), measured({"a": one, "b": turned}, base)
     assert first.pairs[0][1] == pytest.approx(second.pairs[0][1], rel=1e-9)
-
-
-def test_equal_deltas_share_one_weight_and_orthogonal_ones_keep_theirs() -> None:
-    """b0 and b1 are one delta, b2 writes to other outputs: 1/2, 1/2 and 1, and the sum is b0 + b2."""
+    # b0 and b1 are one delta, b2 writes to other outputs: 1/2, 1/2 and 1, and the sum is b0 + b2.
     left, right = torch.zeros(24, 3), torch.randn(3, 18, generator=torch.Generator().manual_seed(0))
     left[:3] = torch.eye(3)
     other = torch.zeros(24, 3)
     other[10:13] = torch.eye(3)
     bricks = {"b0": Lora({"w": (left, right)}), "b1": Lora({"w": (left, right)}), "b2": Lora({"w": (other, right)})}
-    base = {"w": torch.zeros(24, 18)}
     found = measured(bricks, base)
     assert found.weights == pytest.approx({"b0": 0.5, "b1": 0.5, "b2": 1.0})
     merged = load(step_on("task_arithmetic", base, bricks, weights="auto"), "w", torch.float32, CPU)
     assert relative(merged, product(bricks["b0"]) + product(bricks["b2"])) < 1e-6
-
-
-def test_a_matrix_that_one_brick_leaves_alone_counts_as_no_overlap() -> None:
     one, two = lora(3, seed=1, names=("layers.0.w", "layers.1.w")), lora(3, seed=1, names=("layers.0.w",))
     base = {n: torch.zeros(24, 18) for n in ("layers.0.w", "layers.1.w", "layers.0.norm")}
     assert measured({"a": one, "b": two}, base).pairs[0][1] == pytest.approx(0.5)
-
-
-def test_vectors_embeddings_and_the_head_do_not_count() -> None:
     names = ("model.embed_tokens.weight", "lm_head.weight")
     found = measured(
         {"a": lora(3, seed=1, names=names), "b": lora(3, seed=1, names=names)}, {n: torch.zeros(24, 18) for n in names}
@@ -96,6 +86,7 @@ def test_vectors_embeddings_and_the_head_do_not_count() -> None:
     base = {"v": torch.zeros(9)}
     same = {n: WeightsDelta(InMemory({"v": torch.ones(9)}), InMemory(base)) for n in "ab"}
     assert measured(same, base).pairs[0][1] == 0
+    assert overlap([], []).weights == {}
 
 
 def test_experts_count_one_by_one() -> None:
@@ -206,10 +197,6 @@ def test_core_space_uses_the_same_weights() -> None:
     base = {"w": torch.zeros(24, 18)}
     full, core = (step_on("task_arithmetic", base, bricks, weights="auto", space=space) for space in ("full", "core"))
     torch.testing.assert_close(load(full, "w", torch.float32, CPU), load(core, "w", torch.float32, CPU), atol=1e-5, rtol=0)
-
-
-def test_an_overlap_of_no_brick_is_empty() -> None:
-    assert overlap([], []).weights == {}
 
 
 # -- in a recipe

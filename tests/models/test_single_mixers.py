@@ -64,15 +64,12 @@ def test_depth(config: dict[str, Any], depth: int) -> None:
     assert model_depth(config) == depth
 
 
-def test_the_same_keys_are_changed_when_layers_move() -> None:
+def test_layers_move_and_schedules_follow(mixers: Project) -> None:
     assert reordered({"n_layers": 4}, 4, [0, 1, 1], "stack") == {"n_layers": 3}
     assert reordered({"llm_config": {"n_layers": 4}}, 4, [3, 0], "stack") == {"llm_config": {"n_layers": 2}}
     config = {"layers_block_type": KINDS, "hybrid_override_pattern": "M-*-"}
     moved = {"layers_block_type": ["full_attention", "linear_attention", "mlp"], "hybrid_override_pattern": "*M-"}
     assert reordered(config, 4, [2, 0, 3], "stack") == moved
-
-
-def test_schedules_over_the_depth(mixers: Project) -> None:
     base, tuned = (tensors_of(mixers.path / name) for name in ("base", "tuned"))
     document = mixers.run("bricks: {tuned: tuned}\nsteps: [{merge: task_arithmetic, lambda: {first: 0.0, last: 0.9}}]\n")
     merged = tensors_of(Path(document["model"]))

@@ -143,7 +143,7 @@ def test_bricks_can_be_fixed(base: Path, places: dict[str, Path]) -> None:
         pass
 
 
-def test_threads_have_choices_of_their_own(base: Path, places: dict[str, Path]) -> None:
+def test_threads_have_choices_and_decisions_of_their_own(base: Path, places: dict[str, Path]) -> None:
     """Two calls of generate at the same time do not see each other's bricks."""
     model, _ = routed(base, places)
     expected = {name: new_tokens(model, text, max_new_tokens=30) for name, text in PROMPTS.items()}
@@ -158,10 +158,7 @@ def test_threads_have_choices_of_their_own(base: Path, places: dict[str, Path]) 
     for thread in threads:
         thread.join()
     assert made == expected
-
-
-def test_threads_get_their_own_decisions(base: Path, places: dict[str, Path]) -> None:
-    """Threads that decide at the same time get the decisions on their own prompts, at the shortest interval between switches."""
+    # Threads that decide at the same time get the decisions on their own prompts, at the shortest interval between switches.
     _, routing = routed(base, places)
     wrong: list[tuple[str | None, str]] = []
 

@@ -69,9 +69,6 @@ def test_the_threshold_lies_between_requests_and_prompts() -> None:
             "negatives": pytest.approx(-0.1),
             "prompts": lowest,
         }
-
-
-def test_the_threshold_ignores_what_own_negatives_decide() -> None:
     samples = Samples.of({"a": ["Add 1", "Add 2"], "b": ["dog backwards", "cat backwards"]})
     confidence = torch.where(samples.inside, 1.0, REFUSED)
     assert threshold_of(samples, confidence, 0.01) == {"threshold": 1.0, "negatives": 1.0, "prompts": 1.0}
@@ -95,7 +92,7 @@ def test_prompts_that_are_both_a_bricks_and_negative_are_refused() -> None:
         Samples.of({"a": ["one"], "b": ["two"]}, ["one"])
 
 
-def test_ties_are_groups_of_bricks_that_are_confused() -> None:
+def test_ties_are_bricks_that_are_confused() -> None:
     names = ("a", "b", "c", "d", "e")
     confusion = torch.eye(5)
     assert tied(names, confusion) == ()
@@ -103,9 +100,6 @@ def test_ties_are_groups_of_bricks_that_are_confused() -> None:
     assert tied(names, confusion) == (("a", "c", "e"),)
     confusion[3, 1] = 0.31
     assert tied(names, confusion) == (("a", "c", "e"), ("b", "d"))
-
-
-def test_confusion_counts_prompts_as_they_are() -> None:
     samples = Samples.of({"a": ["one two", "three four"], "b": ["five six", "seven eight"]})
     scores = torch.zeros(len(samples.texts), 2)
     scores[:, 0] = 1.0

@@ -107,7 +107,7 @@ def test_a_brick_added_by_sums_equals_a_refit(kind: type[RidgeRouter] | type[Cen
     assert torch.equal(added.decide(prompts).weights, refit.decide(prompts).weights)
 
 
-def test_an_added_brick_must_be_new_and_of_the_same_base() -> None:
+def test_a_brick_that_is_not_new_and_prompts_without_difference_are_refused() -> None:
     vectors, labels = states()
     parts = by_brick(vectors, labels, len(SIZES))
     made = router(RidgeRouter, ("a", "b"), parts[:2])
@@ -115,6 +115,9 @@ def test_an_added_brick_must_be_new_and_of_the_same_base() -> None:
         made.added("b", parts[2])
     with pytest.raises(WorkbenchError, match="brick 'c': its states have 9 numbers, those of the router 16"):
         made.added("c", Statistics.of(vectors[:, :9]))
+    same = Statistics.of(torch.ones(4, WIDTH))
+    with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
+        router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))
 
 
 def test_centroid_scores_are_centred_cosines() -> None:
@@ -185,9 +188,3 @@ def test_prompts_like_own_negatives_are_refused() -> None:
     assert bool((made.score(seen(own[10:]))[1] > REFUSED).all())
     assert bool((told.score(seen(own[10:]))[1] == REFUSED).all())
     assert torch.equal(told.score(seen(vectors))[1], made.score(seen(vectors))[1])
-
-
-def test_prompts_without_any_difference_are_refused() -> None:
-    same = Statistics.of(torch.ones(4, WIDTH))
-    with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
-        router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))

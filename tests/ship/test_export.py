@@ -163,7 +163,7 @@ def served(exported: Path, world: Project, swapped: bool = False) -> dict[str, A
     return {"org/small": live(base), **{name: under_peft(base, place) for name, place in places.items()}}
 
 
-def test_check_passes_on_a_server_with_the_exported_adapters(exported: Path, world: Project) -> None:
+def test_check_passes_and_names_exchanged_adapters(exported: Path, world: Project) -> None:
     with serving(served(exported, world), load_tokenizer(world.path / "base")) as url:
         found = document("export", "check", url, "--expected", str(exported), "--tolerance", "0.001")
         assert (
@@ -173,9 +173,6 @@ def test_check_passes_on_a_server_with_the_exported_adapters(exported: Path, wor
     assert found["same"] is True
     assert [(m["model"], m["answers"], m["same"]) for m in found["models"]] == [(n, 4, 4) for n in ("org/small", *BRICKS)]
     assert all(m["largest"] < 1e-4 for m in found["models"])
-
-
-def test_check_names_the_adapters_that_are_exchanged(exported: Path, world: Project) -> None:
     with serving(served(exported, world, swapped=True), load_tokenizer(world.path / "base")) as url:
         error = refused("export", "check", url, "--expected", str(exported))
     assert error.exit_code == 1
@@ -352,7 +349,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_copies_of_the_base_are_left_out(world: Project, tmp_path: Path) -> None:
+def test_exports_that_are_refused_or_named(world: Project, tmp_path: Path, exported: Path) -> None:
     assert "model.norm" in json.dumps(list(load_file(world.path / "bricks" / "copied" / "adapter_model.safetensors")))
     options = ("--tokens", "1", "--prompts", "prompts.jsonl", "--samples", "1", "-o", str(tmp_path / "out"))
     document("export", "all", *VLLM, "--brick", "copied", *options)
@@ -363,14 +360,8 @@ def test_copies_of_the_base_are_left_out(world: Project, tmp_path: Path) -> None
         logits(under_peft(base, adapter), PROMPTS[1], base) for adapter in (world.path / "bricks" / "copied", place)
     )
     torch.testing.assert_close(plain, original, atol=1e-5, rtol=0)
-
-
-def test_models_that_the_prompts_do_not_tell_apart_are_named(world: Project, tmp_path: Path) -> None:
     world.write("bricks: {one: bricks/one, again: bricks/one}\nsteps: []\n", "twice.yaml")
     options = ("--tokens", "2", "--prompts", "prompts.jsonl", "--samples", "1")
     said = call("export", "twice", *VLLM, *options, "-o", str(tmp_path / "out")).stderr
     assert "the prompts do not tell 'one' from 'again'" in said.replace("\n", " ")
-
-
-def test_a_directory_with_files_is_never_overwritten(exported: Path) -> None:
     assert "not an empty directory" in refused("export", "all", *VLLM, "--brick", "one", "-o", str(exported)).message

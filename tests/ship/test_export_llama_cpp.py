@@ -133,7 +133,7 @@ def test_the_command_is_printed_or_run(world: Project, tmp_path: Path) -> None:
     assert (error.exit_code, "expected llama.cpp's folder" in error.message) == (2, True)
 
 
-def test_a_whole_model_gets_the_command_and_the_expected_answers(world: Project, tmp_path: Path) -> None:
+def test_a_whole_model_and_a_base_without_a_name(world: Project, tmp_path: Path) -> None:
     found = document("export", "base", *LLAMA, "-o", str(tmp_path / "whole"))
     assert (found["adapters"], found["rank"]) == ({}, None)
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["expected.jsonl", "export.json", "serve.sh"]
@@ -143,9 +143,6 @@ def test_a_whole_model_gets_the_command_and_the_expected_answers(world: Project,
     words = run_script(tmp_path / "whole" / "serve.sh", tmp_path).stdout.splitlines()
     assert words[:2] == ["-m", f"{tmp_path}/whole/model.gguf"]
     assert "--lora-scaled" not in words
-
-
-def test_without_a_name_the_base_has_that_of_its_directory(world: Project, tmp_path: Path) -> None:
     assert document("export", "both", *LLAMA, "-o", str(tmp_path / "out"))["served_base"] == "base"
 
 

@@ -242,17 +242,13 @@ def test_measured_settings_are_kept_or_measured_again(edited: Project) -> None:
     assert len(set(sweeps.iterdir()) - before) == 1
 
 
-def test_finetuned_facts_are_rebased_too(edited: Project) -> None:
+def test_finetuned_facts_are_rebased_without_a_trace(edited: Project) -> None:
     document = edited.run("steps: [{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}]\n", "tuned.yaml")
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     found = rebase(Path(document["run"]) / "edits" / "edit-finetune", NamedModel("mix", onto), edited.path / "tuned", device=CPU)
     assert found.said.without < found.said.after
     assert record(edited.path / "tuned")["solved_on"] == found.solved_on
-
-
-def test_solving_leaves_no_trace(edited: Project) -> None:
-    """Twice onto the same recipe: the same files."""
-    onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
+    # Twice onto the same recipe: the same files.
     for name in ("a", "b"):
         rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), edited.path / name / "facts", device=CPU)
     assert files_of(edited.path / "a") == files_of(edited.path / "b")

@@ -30,7 +30,7 @@ def fields(found: dict[str, Any]) -> dict[str, tuple[Any, Any, str | None]]:
     return {one["field"]: (one["first"], one["second"], one["only"]) for one in found["fields"]}
 
 
-def test_defaults_are_filled_in_on_both_sides(world: Project) -> None:
+def test_defaults_and_equal_recipes(world: Project) -> None:
     """A default that is written out is no difference; one that is overridden shows the default's value."""
     plain = load_recipe(world.path / "recipes" / "first.yaml")
     (step,) = plain.steps
@@ -46,11 +46,7 @@ def test_defaults_are_filled_in_on_both_sides(world: Project) -> None:
     assert found["inputs"] == []
     assert found["same_result"] is False
     assert (found["first"], found["second"]) == ("recipes/first.yaml", "recipes/second.yaml")
-
-
-def test_equal_recipes_differ_in_their_names_alone(world: Project) -> None:
     world.write(FIRST, "second.yaml")
-    found = document("recipe", "diff", "first", "second")
     assert list(fields(found)) == ["name"]
     assert (found["inputs"], found["unread"], found["same_result"]) == ([], [], True)
     result = call("recipe", "diff", "first", "first")
@@ -74,7 +70,7 @@ def test_bricks_are_compared_by_content(world: Project) -> None:
     assert inputs["bricks.two"]["second_digest"] == inputs["bricks.one"]["first_digest"] == one.digest(resolved.cache)
 
 
-def test_steps_are_matched_by_name_and_then_in_order(world: Project) -> None:
+def test_steps_and_their_files_are_compared(world: Project) -> None:
     text = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: linear}, {id: mix, merge: ties}]\n"
     world.write(text, "two-steps.yaml")
     found = fields(document("recipe", "diff", "first", "two-steps"))
@@ -85,9 +81,6 @@ def test_steps_are_matched_by_name_and_then_in_order(world: Project) -> None:
     other = fields(document("recipe", "diff", "first", "dare"))
     assert other["0.merge"] == ("ties", "dare", None)
     assert other["0.id"] == ("mix", None, None)
-
-
-def test_files_of_steps_are_compared_by_content(world: Project) -> None:
     for name, target in (("a", "w4"), ("b", "w5"), ("c", "w4")):
         (world.path / f"{name}.jsonl").write_text(
             json.dumps({"prompt": "{subject} is", "subject": "w3", "target": target}) + "\n"

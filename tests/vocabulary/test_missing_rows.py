@@ -100,7 +100,7 @@ def test_combinations_of_another_size_are_computed_anew(project: Project) -> Non
     assert unexplained[0] < 1e-3 < 0.1 < unexplained[1]
 
 
-def test_mean_and_zero(project: Project, worlds: tuple[Path, Any]) -> None:
+def test_mean_zero_and_merges_of_made_rows(project: Project, worlds: tuple[Path, Any]) -> None:
     base = tensors_of(worlds[0] / "base")
     shared = torch.tensor([BASE.index(word) for word in WORDS if word in BASE])
     for rule in ("mean", "zero"):
@@ -109,10 +109,7 @@ def test_mean_and_zero(project: Project, worlds: tuple[Path, Any]) -> None:
             wanted = base[name][shared].double().mean(0).float() if rule == "mean" else torch.zeros(base[name].shape[1])
             for word in NEW:
                 assert torch.allclose(ours[name][WORDS.index(word)], wanted, atol=1e-6), (rule, word)
-
-
-def test_a_merge_leaves_made_rows_alone(project: Project, worlds: tuple[Path, Any]) -> None:
-    """A brick of the base's vocabulary has no delta in rows of tokens that it lacks."""
+    # A brick of the base's vocabulary has no delta in rows of tokens that it lacks.
     from worlds.token_words import save_tuned
 
     save_tuned(worlds[0] / "base", project.path / "tuned", BASE, BASE, seed=5)
@@ -195,7 +192,7 @@ def test_pursuit_is_scikit_learns() -> None:
     assert np.allclose(found.residuals, np.linalg.norm(rest, axis=1) / targets.norm(dim=1).numpy(), atol=1e-5)
 
 
-def test_pursuit_of_atoms_that_are_nearly_alike() -> None:
+def test_pursuit_of_alike_dependent_and_empty_atoms() -> None:
     """Combinations are least-squares solutions on the chosen atoms, computed in float64 beside them."""
     generator = torch.Generator().manual_seed(0)
     middle = torch.randn(1, 64, generator=generator)
@@ -207,10 +204,7 @@ def test_pursuit_of_atoms_that_are_nearly_alike() -> None:
         best = torch.linalg.lstsq(chosen, targets[target].double()[:, None]).solution
         rest = float((targets[target].double() - (chosen @ best)[:, 0]).norm() / targets[target].double().norm())
         assert abs(float(found.residuals[target]) - rest) <= 1e-3 * rest, target
-
-
-def test_pursuit_of_dependent_and_empty_atoms() -> None:
-    """Atoms twice, of length 0, and fewer directions than rounds: coefficients stay finite and the sum is right."""
+    # Atoms twice, of length 0, and fewer directions than rounds: coefficients stay finite and the sum is right.
     atoms = torch.tensor([[0.0, 0, 0], [2, 0, 0], [2, 0, 0], [0, 5, 0]])
     found = pursue(torch.tensor([[3.0, 4, 0], [0, 0, 0], [0, 0, 7]]), atoms, 3)
     sums = torch.einsum("nk,nkd->nd", found.coefficients, atoms[found.atoms])

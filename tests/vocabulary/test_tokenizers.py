@@ -286,7 +286,7 @@ def test_tied_brick_of_an_untied_base(words_project: Project) -> None:
     assert torch.equal(head[own], embeddings[own])
 
 
-def test_configuration_follows_the_choice() -> None:
+def test_configuration_and_generation_follow_the_choice(tmp_path: Path) -> None:
     """Rows and special ids, also in the text model's part; an id that the chosen tokenizer does not have is null."""
     config = {"vocab_size": 9, "eos_token_id": 1, "pad_token_id": 2, "x": 1, "text_config": {"vocab_size": 9, "eos_token_id": 1}}
     assert configured(config, None, 9) == config
@@ -295,10 +295,7 @@ def test_configuration_follows_the_choice() -> None:
         "text_config": {"vocab_size": 12, "eos_token_id": [4, 5], "bos_token_id": 0},
     }  # fmt: skip
     assert configured({"text_config": {"vocab_size": 9}}, None, 12) == {"text_config": {"vocab_size": 12}}
-
-
-def test_generation_follows_the_choice(tmp_path: Path) -> None:
-    """Sampling stays the base's, ids become the choice's, other ids of the base's vocabulary go."""
+    # Sampling stays the base's, ids become the choice's, other ids of the base's vocabulary go.
     base, chosen = tmp_path / "base", tmp_path / "chosen"
     for path, data in (
         (base, {"temperature": 0.5, "eos_token_id": 1, "suppress_tokens": [3]}),

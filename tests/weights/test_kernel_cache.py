@@ -61,16 +61,13 @@ def test_a_damaged_library_is_built_again(tmp_path: Path, built: Path, damage: s
     assert libraries(tmp_path) == before, "the damaged file is gone and the same library is there"
 
 
-def test_the_compiler_may_have_flags(tmp_path: Path) -> None:
+def test_compilers_with_flags_and_other_versions(tmp_path: Path) -> None:
     """`CC` is a command line, as make takes it; another command has another library."""
     assert python(SAYS, tmp_path, CC="cc -O1").stdout == "True\n"
     assert python(SAYS, tmp_path, CC="env cc").stdout == "True\n"
     assert len(libraries(tmp_path)) == 2
     assert python(SAYS, tmp_path, CC="cc --no-such-flag").stdout == "False\n"
     assert python(SAYS, tmp_path, CC='cc "').stdout == "False\n"
-
-
-def test_another_version_of_the_compiler_builds_again(tmp_path: Path) -> None:
     compiler = tmp_path / "mycc"
 
     def version(text: str) -> None:
@@ -127,7 +124,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert python(SAYS, tmp_path / "file", TMPDIR=str(tmp_path / "tmp")).stdout == "False\n", "nor is a link followed"
 
 
-def test_the_reason_is_said(tmp_path: Path) -> None:
+def test_the_backend_is_recorded_with_its_reason(tmp_path: Path, project: Project) -> None:
     code = "import json; from workbench.weights.kernels import backend; print(json.dumps(backend().record()))"
 
     def said(**env: str) -> dict[str, str]:
@@ -144,9 +141,6 @@ def test_the_reason_is_said(tmp_path: Path) -> None:
     assert (
         found["version"] == subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     )
-
-
-def test_the_record_names_the_backend(project: Project) -> None:
     found = project.run("bricks: {one: bricks/one}\nsteps: [{merge: linear}]\n")
     record = json.loads((Path(found["run"]) / "run.json").read_text())
     assert record["backend"]["kernels"] == "c"
