@@ -113,13 +113,21 @@ def test_a_dense_result_is_approximated_and_the_rest_saved_whole(project: Projec
     assert 0.3 < low["error"] < 1
 
 
-def test_edits_add_to_the_factors(project: Project) -> None:
+def test_edits_join_the_factors_and_adapters_are_bricks_and_controls(project: Project) -> None:
     (project.path / "facts.jsonl").write_text('{"prompt": "w1 w2 is", "target": " w3"}\n', "utf-8")
     edit = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 5}"
     text = HEAD + f"steps: [{{merge: average}}, {edit}]\n"
     adapter = Path(project.run(text + "output: {form: adapter}\n")["adapter"])
     merged = live_logits(project, text + "output: {dtype: float32}\n")
     torch.testing.assert_close(peft_logits(project.path / "base", adapter), merged, rtol=0, atol=2e-5)
+    # A recipe's cut result is what another recipe takes of it; controls of a recipe are whole models.
+    text = SUM + "output: {form: adapter, rank: 6}\n"
+    project.write(text, "cut.yaml")
+    alone = project.tensors(text)
+    ours = project.tensors("bricks: {cut: {recipe: recipes/cut.yaml}}\nsteps: [{merge: task_arithmetic}]\n")
+    assert all(torch.allclose(ours[n], alone[n], rtol=0, atol=1e-6) for n in alone)
+    control = project.resolve(text).recipe.derive("base", [])
+    assert (control.fields.output.form, control.fields.output.dtype) == ("checkpoint", None)
 
 
 def test_steps_that_cancel_and_where_limit_the_adapter(project: Project) -> None:
@@ -289,14 +297,3 @@ def test_a_large_error_is_told_and_a_larger_one_refused(project: Project) -> Non
             project.run(low)
         with pytest.raises(WorkbenchError, match=r"expected at most 0\.05"):
             project.run(SUM + "output: {form: adapter, rank: 6, accept_error: 0.05}\n")
-
-
-def test_as_a_brick_and_as_a_control(project: Project) -> None:
-    """A recipe's cut result is what another recipe takes of it; controls of a recipe are whole models."""
-    text = SUM + "output: {form: adapter, rank: 6}\n"
-    project.write(text, "cut.yaml")
-    alone = project.tensors(text)
-    ours = project.tensors("bricks: {cut: {recipe: recipes/cut.yaml}}\nsteps: [{merge: task_arithmetic}]\n")
-    assert all(torch.allclose(ours[n], alone[n], rtol=0, atol=1e-6) for n in alone)
-    control = project.resolve(text).recipe.derive("base", [])
-    assert (control.fields.output.form, control.fields.output.dtype) == ("checkpoint", None)

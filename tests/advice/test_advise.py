@@ -188,7 +188,7 @@ def test_recipes_of_advice_run_anywhere(folder: Path, monkeypatch: pytest.Monkey
         assert resolve(load_named(f"{file}[lambda=1]")).bricks.keys() == {"small", "one"}
 
 
-def test_a_layer_that_only_a_third_brick_changes_does_not_count_for_a_pair(folder: Path) -> None:
+def test_what_does_not_count_and_where_no_recipe_is_written(folder: Path) -> None:
     """Two adapters on one layer each: their smallest layer is one that they change, and not 0 of the others."""
     for name, seed in (("left", 5), ("right", 6)):
         save_adapter(folder / "base", folder / "more" / name, seed=seed, layers_to_transform=[1])
@@ -196,9 +196,6 @@ def test_a_layer_that_only_a_third_brick_changes_does_not_count_for_a_pair(folde
     pair = next(p for p in found["pairs"] if {p["one"], p["two"]} == {"left", "right"})
     assert pair["rv_lowest_layer"] == pair["rv_highest_layer"] == pytest.approx(pair["rv"])
     assert pair["rv"] > 0
-
-
-def test_no_recipe_is_written_where_no_merge_is_recommended(folder: Path) -> None:
     texts = ("--texts", "one=one.jsonl", "--texts", "two=two.jsonl")
     error = refused("brick", "advise", "one", "two", "--base", "base", *texts, "--write", "recipes/no.yaml")
     assert "contradict each other" in error.message
@@ -240,7 +237,7 @@ def test_stored_scores_of_the_same_bricks_are_listed(
 # -- a recipe instead of bricks
 
 
-def test_a_recipe_names_its_bricks_and_base(folder: Path) -> None:
+def test_recipes_and_commands_name_their_bricks(folder: Path) -> None:
     """The advice on a recipe is that on the bricks of its merges, under their names in the recipe, from any folder; `plan` names the command."""
     text = "version: 1\nbase: base\nbricks: {left: bricks/one, right: more/small, unused: bricks/two}\n"
     step = "steps: [{merge: ties, bricks: [left, right]}]\n"
@@ -253,9 +250,6 @@ def test_a_recipe_names_its_bricks_and_base(folder: Path) -> None:
     assert "advice: workbench brick advise recipes/pair.yaml" in planned.stdout + planned.stderr
     printed = call("brick", "advise", "recipes/pair.yaml")
     assert "workbench brick advise recipes/pair.yaml --write recipes/NAME.yaml" in printed.stdout + printed.stderr
-
-
-def test_the_command_that_writes_the_recipe_repeats_the_arguments(folder: Path) -> None:
     printed = call("brick", "advise", "one", "more/small", "--base", "base")
     assert "workbench brick advise one more/small --base base --write recipes/NAME.yaml" in printed.stdout + printed.stderr
 

@@ -57,16 +57,13 @@ def test_round_trip_ls_and_show(place: Path) -> None:
     assert "0.25" in text
 
 
-def test_overlap_of_two_sets(place: Path, project: Project) -> None:
+def test_sets_overlap_are_verified_and_are_no_bricks_to_merge(place: Path, project: Project) -> None:
     other = random_set(project.path / "base", seed=1)
     write_neuron_brick(place.parent / "code", other, BaseRecord(id="base"))
     neurons, _ = neuron_brick(place)
     assert document("brick", "show", "math", "code")["overlap"] == {"code": neurons.overlap(other)}
     assert "is no set of neurons" in refused("brick", "show", "math", "one").message
     assert "measures a delta" in refused("brick", "show", "math", "--metric", "norm").message
-
-
-def test_verify(place: Path, project: Project) -> None:
     assert "48 neurons with parts of 12 tensors fit base" in call("brick", "verify", "math").output
     edit_json(place / "neurons.json", base="0" * 32)
     assert "other weights" in refused("brick", "verify", "math").message
@@ -76,9 +73,6 @@ def test_verify(place: Path, project: Project) -> None:
     digest = read_card(place).digest or ""
     (place / "brick.yaml").write_text(card.replace(digest, "a1" * 16))
     assert "but its card says" in refused("brick", "verify", "math").message
-
-
-def test_a_set_is_no_brick_to_merge(place: Path, project: Project) -> None:
     with pytest.raises(WorkbenchError, match="brick 'math': bricks/math is a set of neurons of the base") as caught:
         project.resolve("bricks: {math: bricks/math}\nsteps: [{merge: average}]\n")
     assert "where: {neurons: bricks/math}" in (caught.value.hint or "")

@@ -89,7 +89,7 @@ def test_numpy_finds_the_same_minimum() -> None:
     assert float(gradient.abs().max()) < 1e-4 * loss.item()
 
 
-def test_linear_regression_tasks() -> None:
+def test_regression_tasks_and_singular_systems() -> None:
     """Three regressions on different inputs: the merged solution's loss is the pooled data's minimum, and below the average's."""
     generator = torch.Generator().manual_seed(7)
     tasks = []
@@ -106,9 +106,6 @@ def test_linear_regression_tasks() -> None:
     pooled = torch.linalg.lstsq(torch.cat([x for x, *_ in tasks]), torch.cat([y for _, y, _ in tasks])).solution.T
     assert loss(result) == pytest.approx(loss(pooled), rel=1e-5)
     assert loss(result) < 0.9 * loss(mean(deltas, [1.0] * 3))
-
-
-def test_a_singular_system_without_a_ridge_is_an_error() -> None:
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     x[:, 5] = 0
     with pytest.raises(WorkbenchError, match="singular at ridge 0") as caught:
@@ -133,7 +130,7 @@ def layer_model(tensor: Tensor, name: str = "w") -> dict[str, Tensor]:
     return {f"layers.0.{name}.weight": tensor, f"layers.1.{name}.weight": torch.zeros(2, 2)}
 
 
-def test_wudi_is_the_formula_in_numpy() -> None:
+def test_wudi_is_the_formula_and_lowers_interference() -> None:
     """SWUDI with the participation count, term by term, on full-rank and on low-rank deltas, with weights and lambda."""
     for deltas in (THREE, [low_rank(seed) for seed in range(3)]):
         bricks = {str(i): layer_model(d) for i, d in enumerate(deltas)}
@@ -151,9 +148,6 @@ def test_wudi_is_the_formula_in_numpy() -> None:
         top = vectors[:, np.argsort(-values)[:count]]
         expected = 0.7 * (total + (right @ np.linalg.pinv(gram, rcond=1e-10) - total) @ top @ top.T)
         np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def test_wudi_lowers_the_interference_of_the_sum() -> None:
     deltas = [low_rank(seed) for seed in range(3)]
     result = merge("wudi", layer_model(torch.zeros(12, 10)), {str(i): layer_model(d) for i, d in enumerate(deltas)})
     assert objective(result["layers.0.w.weight"], deltas) < 0.5 * objective(mean(deltas, [1 / 3] * 3), deltas)

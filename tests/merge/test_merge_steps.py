@@ -88,7 +88,7 @@ def test_recipe_as_a_brick(project: Project, outer: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(nested[name], checkpoint[name], atol=1e-7, rtol=0)
 
 
-def test_merge_after_grow(project: Project) -> None:
+def test_merges_and_bricks_that_grow(project: Project) -> None:
     """Bricks reach the layers that were there before, by their old names; a new layer stays as growth made it."""
     head = "bricks: {full: bricks/full, one: bricks/one}\nsteps: ["
     grow, mix = "{grow: depth, after: [1], check: off}", "{merge: task_arithmetic, where: {layers: '1:3'}}"
@@ -104,6 +104,9 @@ def test_merge_after_grow(project: Project) -> None:
         else:
             old = ".".join([*parts[:2], str(moved[layer]), *parts[3:]])
             torch.testing.assert_close(both[name], merged[old], atol=1e-6, rtol=0)
+    project.write("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
+    with pytest.raises(WorkbenchError, match="recipe grown cannot be a brick: it grows the base"):
+        project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 
 @pytest.mark.timeout(120)
@@ -117,12 +120,6 @@ def test_recipes_inside_recipes_on_several_threads(project: Project) -> None:
     outer = "bricks: {middle: {recipe: recipes/middle.yaml}, full: bricks/full}\nsteps: [{merge: ties, density: 0.5}]\n"
     models = [Path(project.run(outer, f"outer-{i}.yaml", threads=1 + 3 * i)["model"]) for i in range(6)]
     assert len({(model / "model.safetensors").read_bytes() for model in models}) == 1
-
-
-def test_brick_that_grows_is_refused(project: Project) -> None:
-    project.write("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
-    with pytest.raises(WorkbenchError, match="recipe grown cannot be a brick: it grows the base"):
-        project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.laws.permutation_invariant], ids=lambda cls: cls.name)

@@ -177,33 +177,13 @@ def test_equal_bricks_add_up_to_one(method: str, dense: bool) -> None:
         torch.testing.assert_close(load(step, "norm", torch.float32, CPU), tuned["norm"], atol=1e-5, rtol=1e-5)
 
 
-def test_tsv_with_auto_has_a_key_of_its_own(project: Project) -> None:
+def test_auto_in_keys_and_records(project: Project) -> None:
     """Results of `auto` before whitening was made up for are not taken from a cache; steps without it keep their keys."""
     text = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: tsv%s}]\n"
     plain, auto = (project.resolve(text % extra, f"t{i}.yaml") for i, extra in enumerate(("", ", weights: auto")))
     parts = [resolved.recipe.steps[0].key_parts(StepKey(resolved, resolved.digests, 0)) for resolved in (plain, auto)]
     assert parts[1] == [*parts[0], {"auto": 2}]
-
-
-def test_ties_with_auto_refuses_to_divide_by_the_number() -> None:
-    with pytest.raises(ValueError, match="take what bricks have in common away twice: leave out `divide`"):
-        method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto", "divide": "count"})
-    assert method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto"}).divide == "weight"
-    assert method(MergeMethod, "ties").model_validate({"merge": "ties"}).divide == "count"
-
-
-def test_core_space_uses_the_same_weights() -> None:
-    bricks = adapters((3, 4))
-    base = {"w": torch.zeros(24, 18)}
-    full, core = (step_on("task_arithmetic", base, bricks, weights="auto", space=space) for space in ("full", "core"))
-    torch.testing.assert_close(load(full, "w", torch.float32, CPU), load(core, "w", torch.float32, CPU), atol=1e-5, rtol=0)
-
-
-# -- in a recipe
-
-
-def test_a_run_records_weights_and_coefficients(project: Project) -> None:
-    """The run's record has the weights; the same weights written out give the same tensors; keys without the field stay."""
+    # The run's record has the weights; the same weights written out give the same tensors; keys without the field stay.
     text = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic, weights: auto}]\n"
     row = project.run(text)["steps"][0]["overlap"]
     weights, pairs = row["weights"], row["rv"]
@@ -217,6 +197,20 @@ def test_a_run_records_weights_and_coefficients(project: Project) -> None:
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
     plain = method(MergeMethod, "task_arithmetic").model_validate({"merge": "task_arithmetic"})
     assert "weights" not in dump_step(plain)
+
+
+def test_ties_and_core_space_with_auto() -> None:
+    with pytest.raises(ValueError, match="take what bricks have in common away twice: leave out `divide`"):
+        method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto", "divide": "count"})
+    assert method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto"}).divide == "weight"
+    assert method(MergeMethod, "ties").model_validate({"merge": "ties"}).divide == "count"
+    bricks = adapters((3, 4))
+    base = {"w": torch.zeros(24, 18)}
+    full, core = (step_on("task_arithmetic", base, bricks, weights="auto", space=space) for space in ("full", "core"))
+    torch.testing.assert_close(load(full, "w", torch.float32, CPU), load(core, "w", torch.float32, CPU), atol=1e-5, rtol=0)
+
+
+# -- in a recipe
 
 
 def test_plan_counts_the_measurement(project: Project) -> None:

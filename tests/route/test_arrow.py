@@ -43,7 +43,7 @@ def factors(folder: Path) -> list[dict[str, Any]]:
     return [linear_factors(Adapter(folder / name, name)) for name in BRICKS]
 
 
-def test_scores_are_those_of_pefts_router(folder: Path) -> None:
+def test_scores_are_those_of_pefts_router_in_every_batch(folder: Path) -> None:
     from peft import ArrowConfig, create_arrow_model
     from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
@@ -64,6 +64,11 @@ def test_scores_are_those_of_pefts_router(folder: Path) -> None:
     assert len(found) == len(layers)
     (scores,) = alignments(live(folder / "base"), found, ROWS[:1])
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    model, found = live(folder / "base"), prototypes(factors(folder))
+    together = pooled_alignments(model, found, ROWS, 4)
+    for row, scores in zip(ROWS, together, strict=True):
+        (alone,) = alignments(model, found, [row])
+        torch.testing.assert_close(scores, windows(alone, 4)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_directions_are_first_right_singular_vectors(folder: Path) -> None:
@@ -78,14 +83,6 @@ def test_directions_are_first_right_singular_vectors(folder: Path) -> None:
     parts[1] = {key: pair for key, pair in parts[1].items() if key != name}
     assert not bool(found[name][1].any())
     assert bool(found[name][0].any())
-
-
-def test_scores_of_a_batch_are_those_of_each_row(folder: Path) -> None:
-    model, found = live(folder / "base"), prototypes(factors(folder))
-    together = pooled_alignments(model, found, ROWS, 4)
-    for row, scores in zip(ROWS, together, strict=True):
-        (alone,) = alignments(model, found, [row])
-        torch.testing.assert_close(scores, windows(alone, 4)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_fitted_and_restored(folder: Path) -> None:

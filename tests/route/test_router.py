@@ -117,7 +117,7 @@ def ridge_state() -> tuple[RidgeRouter, dict[str, object], dict[str, torch.Tenso
     return made, made.settings(), made.tensors()
 
 
-def test_a_restored_router_decides_alike() -> None:
+def test_restored_routers_decide_alike_or_are_refused() -> None:
     made, settings, tensors = ridge_state()
     again = Ridge.restore(settings, tensors)
     prompts = Prompts([""] * 20, torch.randn(20, 4, 8))
@@ -127,6 +127,13 @@ def test_a_restored_router_decides_alike() -> None:
     assert torch.equal(one.confidence, two.confidence)
     assert again.settings() == settings
     assert (again.layer, again.window, again.threshold) == (3, 9, 0.1)
+    _, settings, tensors = ridge_state()
+    with pytest.raises(
+        WorkbenchError, match=r"expected 'statistics\.b\.total' of shape 8, found 7; the file belongs to a router of other"
+    ):
+        Ridge.restore(settings, {**tensors, "statistics.b.total": torch.zeros(7, dtype=torch.float64)})
+    with pytest.raises(WorkbenchError, match="expected a router of method 'centroid', found 'ridge'"):
+        Centroid.restore(settings, tensors)
 
 
 @pytest.mark.parametrize(
@@ -145,16 +152,6 @@ def test_settings_of_another_router_are_refused(change: dict[str, object], messa
     _, settings, tensors = ridge_state()
     with pytest.raises(WorkbenchError, match=message):
         Ridge.restore({**settings, **change}, tensors)
-
-
-def test_tensors_of_another_router_are_refused() -> None:
-    _, settings, tensors = ridge_state()
-    with pytest.raises(
-        WorkbenchError, match=r"expected 'statistics\.b\.total' of shape 8, found 7; the file belongs to a router of other"
-    ):
-        Ridge.restore(settings, {**tensors, "statistics.b.total": torch.zeros(7, dtype=torch.float64)})
-    with pytest.raises(WorkbenchError, match="expected a router of method 'centroid', found 'ridge'"):
-        Centroid.restore(settings, tensors)
 
 
 def test_fixed_weights_are_those_of_the_recipe() -> None:

@@ -77,7 +77,7 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(run: Path, hub: UploadServer
     assert hub.requests == []
 
 
-def test_a_model_arrives_and_a_second_call_changes_nothing(run: Path, hub: UploadServer) -> None:
+def test_a_second_call_sends_only_the_rest_or_nothing(run: Path, hub: UploadServer) -> None:
     local = to_send(run / "model")
     assert len([path for path in local if path.endswith(".safetensors")]) >= 3
     found = pushed(run.name, "--private")
@@ -100,9 +100,6 @@ def test_a_model_arrives_and_a_second_call_changes_nothing(run: Path, hub: Uploa
     assert "unchanged, all files are in org/sum" in call("push", run.name, "org/sum", *LICENCE).stdout
     assert set(hub.put.values()) == {1}
     assert len(hub.repositories["org/sum"].commits) == 2
-
-
-def test_an_interrupted_upload_sends_only_the_rest(run: Path, hub: UploadServer) -> None:
     hub.failing, hub.failing_after = 400, 1
     error = refused("push", run.name, "org/sum", *LICENCE)
     assert (error.message.startswith("org/sum: "), "not sent again" in str(error.hint)) == (True, True)

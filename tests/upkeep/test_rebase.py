@@ -113,7 +113,7 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
     )
 
 
-def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
+def test_rebased_bricks_are_listed_checked_and_merged(edited: Project) -> None:
     """A step that takes all bricks has to list them once the edit brick is there; the weights are the same, and so is their key."""
     onto = edited.resolve(HEAD + "steps: [{id: mix, merge: average}]\n")
     found = rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), edited.path / "bricks" / "mean", device=CPU)
@@ -121,6 +121,13 @@ def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
     text = "bricks: {one: bricks/one, two: bricks/two, facts: bricks/mean}\n"
     steps = "steps: [{id: mix, merge: average, bricks: [one, two]}, {merge: task_arithmetic, bricks: {facts: {weight: 1}}}]\n"
     assert not edited.resolve(text + steps).warnings
+    # `plan` reads no tensors: what would need them is named, and not said to be well.
+    (edited.path / "base").unlink()
+    save_model(edited.path / "base")  # the same weights, not read yet
+    path = edited.write("bricks: {facts: bricks/facts}\nsteps: [{merge: ties}]\n")
+    seen = resolve(load_recipe(path), HEADERS)
+    assert "brick 'facts': the edit was solved on this base" in seen.deferred
+    assert len(resolve(load_recipe(path)).warnings) == 1
 
 
 @pytest.mark.parametrize(
@@ -159,16 +166,6 @@ def test_commands_of_the_warning_work(edited: Project, cwd: Path) -> None:
     said = document(*again)["said"]
     assert said["before"] == pytest.approx(survived)
     assert said["after"] == 1.0
-
-
-def test_from_headers_the_check_waits_for_the_run(edited: Project) -> None:
-    """`plan` reads no tensors: what would need them is named, and not said to be well."""
-    (edited.path / "base").unlink()
-    save_model(edited.path / "base")  # the same weights, not read yet
-    path = edited.write("bricks: {facts: bricks/facts}\nsteps: [{merge: ties}]\n")
-    seen = resolve(load_recipe(path), HEADERS)
-    assert "brick 'facts': the edit was solved on this base" in seen.deferred
-    assert len(resolve(load_recipe(path)).warnings) == 1
 
 
 def test_merges_take_it_as_a_brick(edited: Project) -> None:

@@ -111,7 +111,7 @@ def test_what_cannot_be_read_is_said_and_fields_are_compared_all_the_same(world:
     assert "not known" in result.stdout
 
 
-def test_text_names_files_and_shows_every_value(world: Project) -> None:
+def test_bad_input_searches_and_printed_values(world: Project) -> None:
     world.write(FIRST.replace("merge: ties", "merge: ties, lambda: 0.25, density: 0.9"), "second.yaml")
     printed = call("recipe", "diff", "first", "second").stdout
     head, *lines = printed.splitlines()
@@ -119,17 +119,11 @@ def test_text_names_files_and_shows_every_value(world: Project) -> None:
     cells = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
     assert cells["mix.lambda"][1] == "0.25"
     assert cells["mix.density"][1] == "0.9"
-
-
-def test_bad_input(world: Project) -> None:
     assert "Did you mean 'first'" in refused("recipe", "diff", "first", "frist").message
     world.write("steps: [{merge: tise}]\n", "bad.yaml")
     error = refused("recipe", "diff", "first", "bad")
     assert error.exit_code == 2
     assert "unknown merge method 'tise'" in error.message
-
-
-def test_a_search_is_a_field_like_others(world: Project) -> None:
     world.write(FIRST + "search: {space: {mix.lambda: [0.2, 1.6]}}\neval: [x]\n", "tuned.yaml")
     first, second = (load_recipe(world.path / "recipes" / f"{name}.yaml") for name in ("first", "tuned"))
     found = {one.field for one in recipe_difference(first, second, HEADERS, ("first", "second")).fields}

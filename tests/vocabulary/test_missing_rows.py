@@ -89,7 +89,7 @@ def test_rows_are_the_planted_combinations(project: Project, worlds: tuple[Path,
     assert resolved.vocabulary.memory() == 2 * 4 * 173 * 128 + sum(4 * base[name].numel() for name in (EMBED, HEAD))
 
 
-def test_combinations_of_another_size_are_computed_anew(project: Project) -> None:
+def test_made_rows_are_computed_once_and_load(project: Project) -> None:
     """The cache of one `k` is not read for another one."""
     unexplained = []
     for k in (3, 1):
@@ -98,6 +98,21 @@ def test_combinations_of_another_size_are_computed_anew(project: Project) -> Non
         assert resolved.vocabulary is not None
         unexplained.append(resolved.vocabulary.describe()["residual"][EMBED])
     assert unexplained[0] < 1e-3 < 0.1 < unexplained[1]
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    events: list[dict[str, Any]] = []
+    project.run("base: base\n" + BLOCK % "omp, k: 3", events=events.append)
+    assert [event["text"] for event in events if event["stage"] == "rows"] == [
+        "133 rows carried over, 40 made of up to 3 of them; combinations leave 0%, 0% of the length of the brick's rows unexplained"
+    ]
+    (place,) = (project.path / "runs").glob("*/model")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    assert model.get_input_embeddings().weight.shape[0] == len(WORDS) == len(tokenizer)
+    assert model.config.eos_token_id == WORDS.index("<eos>") == tokenizer.eos_token_id
+    found = json.loads((place.parent / "run.json").read_text("utf-8"))["tokenizer"]
+    assert "| tokenizer | donor |" in (place / "README.md").read_text("utf-8")
+    assert (found["missing"], found["made"], found["shared"]) == ("omp", 40, 133)
+    assert set(found["residual"]) == {EMBED, HEAD}
 
 
 def test_mean_zero_and_merges_of_made_rows(project: Project, worlds: tuple[Path, Any]) -> None:
@@ -120,24 +135,6 @@ def test_mean_zero_and_merges_of_made_rows(project: Project, worlds: tuple[Path,
     made = [i for i, word in enumerate(WORDS) if word not in BASE]
     assert torch.equal(merged[EMBED][made], plain[EMBED][made])
     assert torch.allclose(merged[EMBED][WORDS.index("w4")], tuned[EMBED][BASE.index("w4")], atol=1e-6)
-
-
-def test_the_written_model_loads_and_says_what_was_carried(project: Project) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    events: list[dict[str, Any]] = []
-    project.run("base: base\n" + BLOCK % "omp, k: 3", events=events.append)
-    assert [event["text"] for event in events if event["stage"] == "rows"] == [
-        "133 rows carried over, 40 made of up to 3 of them; combinations leave 0%, 0% of the length of the brick's rows unexplained"
-    ]
-    (place,) = (project.path / "runs").glob("*/model")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
-    assert model.get_input_embeddings().weight.shape[0] == len(WORDS) == len(tokenizer)
-    assert model.config.eos_token_id == WORDS.index("<eos>") == tokenizer.eos_token_id
-    found = json.loads((place.parent / "run.json").read_text("utf-8"))["tokenizer"]
-    assert "| tokenizer | donor |" in (place / "README.md").read_text("utf-8")
-    assert (found["missing"], found["made"], found["shared"]) == ("omp", 40, 133)
-    assert set(found["residual"]) == {EMBED, HEAD}
 
 
 def test_the_key_follows_the_donor(project: Project, worlds: tuple[Path, Any], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_every_number_of_16_bits_is_widened_like_a_tensor(stored: str) -> None:
     assert torch.equal(as_tensor(array).view(torch.uint8), tensor.view(torch.uint8))
 
 
-def test_sums_and_differences_have_the_bits_of_torch() -> None:
+def test_sums_and_buffers_of_arrays() -> None:
     generator = np.random.default_rng(0)
     x, y = (generator.integers(0, 1 << 32, 4096, dtype=np.uint32) for _ in range(2))
     for name in ("add_", "sub_"):
@@ -54,9 +54,6 @@ def test_sums_and_differences_have_the_bits_of_torch() -> None:
         assert number.sum() > 4000
         assert np.array_equal(bits_of(array)[number], bits_of(tensor)[number])
         assert np.array_equal(np.isnan(array.numpy()), ~number)
-
-
-def test_buffers_of_blocks_are_arrays_on_their_device_only() -> None:
     spec = TensorSpec((3, 5), "BF16")
     array, tensor = buffer(spec, NUMPY), buffer(spec, CPU)
     assert as_array(array) is array

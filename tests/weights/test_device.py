@@ -56,11 +56,19 @@ def test_exact_wins_over_what_the_program_asked_for(way: str) -> None:
     assert precisions() == before
 
 
-def test_exact_restores_after_an_error() -> None:
+def test_exact_restores_and_asks_for_operators_that_repeat_on_cuda_alone() -> None:
     before = precisions()
     with pytest.raises(KeyError), exact():
         raise KeyError
     assert precisions() == before
+    with exact(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with exact(CUDA):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_program_that_uses_torchs_newer_settings_can_run_a_recipe(project: Project) -> None:
@@ -83,17 +91,6 @@ def test_products_on_cuda_get_a_fixed_workspace(given: str | None, expected: str
     assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == given
     prepare(CUDA)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == expected
-
-
-def test_operators_that_repeat_are_asked_for_on_cuda_alone() -> None:
-    with exact(CPU):
-        assert not torch.are_deterministic_algorithms_enabled()
-    with exact(CUDA):
-        assert torch.are_deterministic_algorithms_enabled()
-        assert torch.is_deterministic_algorithms_warn_only_enabled()
-        assert not torch.utils.deterministic.fill_uninitialized_memory
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 # -- results of two kinds of device
