@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from workbench.route.deciding.chat import ChatFrame
+from workbench.route.deciding.hidden import ChatFrame
 
 FAMILIES = {
     "chatml": (

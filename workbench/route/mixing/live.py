@@ -18,8 +18,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import CACHES
 from workbench.models.prompts import encode_text
-from workbench.route.deciding.chat import ChatFrame
-from workbench.route.deciding.hidden import pooled
+from workbench.route.deciding.hidden import ChatFrame, pooled
 from workbench.route.deciding.router import BASE
 from workbench.route.mixing.kernel import Mix, Mixer, Pair
 from workbench.route.mixing.roles import SEEN, weights_by_token
