@@ -149,7 +149,7 @@ def test_experts_that_are_stacked_on_disk(mixtral: Path, tmp_path: Path) -> None
             torch.testing.assert_close(ours, whole[expert, half * len(w1) : (half + 1) * len(w1)])
 
 
-def test_experts_that_are_nan_or_need_whole_tensors(mixtral: Path, tmp_path: Path) -> None:
+def test_nan_in_one_expert(mixtral: Path, tmp_path: Path) -> None:
     """Named with the adapter's own key and index, when that expert is read and not before."""
     settings = {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}
     adapter = save_flavour(Flavour("mixtral", settings), mixtral, tmp_path / "adapter")
@@ -162,6 +162,9 @@ def test_experts_that_are_nan_or_need_whole_tensors(mixtral: Path, tmp_path: Pat
     assert bound.factors("model.layers.1.block_sparse_moe.experts.0.w2.weight", CPU) is not None
     with pytest.raises(WorkbenchError, match=rf"brick 'one': {key} holds nan at \[5, 7\]; expected finite"):
         bound.factors("model.layers.1.block_sparse_moe.experts.1.w2.weight", CPU)
+
+
+def test_dense_updates_need_a_whole_tensor(mixtral: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     module = "base_model.model.model.layers.0.mlp.experts.gate_up_proj"

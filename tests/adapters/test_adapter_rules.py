@@ -80,14 +80,17 @@ def dora(llama: Path, tmp_path: Path) -> Path:
     return save_adapter(llama, tmp_path / "dora", seed=6, use_dora=True, target_modules=["q_proj"])
 
 
-def test_dora_after_a_replaced_tensor(project: Project, dora: Path, llama: Path) -> None:
+def test_dora_on_a_tensor_that_the_adapter_replaces_is_refused(project: Project, dora: Path, llama: Path) -> None:
     """The norm would be that of the base's weight, not of the one that is saved."""
     file = dora / "adapter_model.safetensors"
     weight = tensors_of(llama)[f"{FIRST}.weight"].float() + 1
     save_file({**load_file(file), f"base_model.model.{FIRST}.modules_to_save.weight": weight}, file)
     with pytest.raises(WorkbenchError, match=rf"the adapter has both DoRA and another update on {re.escape(FIRST)}\.weight"):
         project.resolve(f"bricks: {{dora: {dora}}}\nsteps: [{{merge: task_arithmetic}}]\n")
-    # Its delta is the one on the recipe's base, and is added to what the step before has left.
+
+
+def test_dora_after_a_step_that_replaced_the_tensor(project: Project, dora: Path, llama: Path) -> None:
+    """Its delta is the one on the recipe's base, and is added to what the step before has left."""
     text = f"bricks: {{full: bricks/full, dora: {dora}}}\nsteps: [{{merge: linear, bricks: {{full: 1}}}}, {{merge: task_arithmetic, bricks: {{dora: 1}}}}]\n"
     got = project.tensors(text)
     base, full, peft = tensors_of(llama), tensors_of(project.path / "bricks/full"), merged_by_peft(llama, dora)

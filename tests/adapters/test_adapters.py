@@ -122,6 +122,7 @@ def test_saved_weights_that_are_nan_or_do_not_fit(lora: Path, llama: Path) -> No
     source.read_delta(0, 4, block, block.clone())
     with pytest.raises(WorkbenchError, match=message):
         source.read_delta(38, 42, block, block.clone())
+    base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
     edit_json(lora / CONFIG, use_dora=True)
     pairs = {k: t for k, t in tensors_of(lora).items() if "layers.0.self_attn.q_proj" in k}
     save_file({**pairs, f"{Q}.lora_magnitude_vector": torch.ones(31)}, lora / WEIGHTS)

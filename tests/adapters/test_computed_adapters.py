@@ -66,26 +66,12 @@ def test_all_kinds_in_one_merge(folder: Path, tmp_path: Path, monkeypatch: pytes
     assert sum(not torch.equal(found[name], base[name]) for name in base) == 8
 
 
-def test_computed_kinds_in_ties_plans_and_conv1d(folder: Path, tmp_path: Path) -> None:
+def test_ties_of_dense_kinds(folder: Path, tmp_path: Path) -> None:
     """A method that reads every delta twice gets the same numbers twice."""
     project = Project.of(tmp_path, folder)
     bricks = "bricks: {vera: {adapter: vera}, hra: {adapter: hra}, fourierft: {adapter: fourierft}}\n"
     one, two = (project.tensors(f"{bricks}steps: [{{merge: ties, density: 0.3}}]\n") for _ in range(2))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-    recipe = "bricks: {{one: {{adapter: {}}}}}\nsteps: [{{merge: task_arithmetic}}]\n"
-    peaks = {
-        name: plan(project.resolve(recipe.format(name)), project.path / "runs", threads=1).peak_bytes
-        for name in ("fourierft", "hra")
-    }
-    sizes = {name: 24 * max(t.numel() for t in tensors_of(folder / name).values()) for name in peaks}
-    assert peaks["fourierft"] - sizes["fourierft"] - (peaks["hra"] - sizes["hra"]) == 8 * 4 * 32 * 48
-    # PEFT has none; a square weight would be rotated from the wrong side.
-    base = save_base(tmp_path / "base", "gpt2")
-    place = Path(shutil.copytree(folder / "hra", tmp_path / "adapter"))
-    save_file({"base_model.model.transformer.h.0.attn.c_proj.hra_u": torch.ones(32, 3)}, place / WEIGHTS)
-    model = Model(Checkpoint(base, "base"), read_config(base, "base"))
-    with pytest.raises(WorkbenchError, match=r"c_proj\.weight is no nn\.Linear weight, and PEFT applies HRA to those only"):
-        bind(Adapter(place, "brick 'x'"), model.weights.specs, model)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -101,6 +87,17 @@ def test_projections_are_drawn_once(folder: Path, tmp_path: Path, monkeypatch: p
     bound = bind(Adapter(adapter, "x"), base.weights.specs, base)
     assert len([bound.open_delta(name, CPU) for name in bound.places]) == 8
     assert len(drawn) == 1
+
+
+def test_the_plan_counts_the_delta_that_is_held(folder: Path, tmp_path: Path) -> None:
+    project = Project.of(tmp_path, folder)
+    recipe = "bricks: {{one: {{adapter: {}}}}}\nsteps: [{{merge: task_arithmetic}}]\n"
+    peaks = {
+        name: plan(project.resolve(recipe.format(name)), project.path / "runs", threads=1).peak_bytes
+        for name in ("fourierft", "hra")
+    }
+    sizes = {name: 24 * max(t.numel() for t in tensors_of(folder / name).values()) for name in peaks}
+    assert peaks["fourierft"] - sizes["fourierft"] - (peaks["hra"] - sizes["hra"]) == 8 * 4 * 32 * 48
 
 
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -236,3 +233,13 @@ def test_files_that_do_not_fit(name: str, folder: Path, tmp_path: Path) -> None:
         _ = [bound.open_delta(disk, CPU) for disk in bound.places]
     assert "brick 'x'" in caught.value.message
     assert caught.value.hint
+
+
+def test_rotations_of_conv1d_are_refused(folder: Path, tmp_path: Path) -> None:
+    """PEFT has none; a square weight would be rotated from the wrong side."""
+    base = save_base(tmp_path / "base", "gpt2")
+    place = Path(shutil.copytree(folder / "hra", tmp_path / "adapter"))
+    save_file({"base_model.model.transformer.h.0.attn.c_proj.hra_u": torch.ones(32, 3)}, place / WEIGHTS)
+    model = Model(Checkpoint(base, "base"), read_config(base, "base"))
+    with pytest.raises(WorkbenchError, match=r"c_proj\.weight is no nn\.Linear weight, and PEFT applies HRA to those only"):
+        bind(Adapter(place, "brick 'x'"), model.weights.specs, model)

@@ -247,10 +247,13 @@ def test_a_second_composition_measures_nothing(llama: Project, monkeypatch: pyte
     assert all(torch.equal(third[n], again[n]) for n in third)
 
 
-def test_models_that_cannot_be_merged_in_order_are_refused(family_project: Callable[[str], Project], llama: Project) -> None:
+def test_fused_experts_are_refused(family_project: Callable[[str], Project]) -> None:
     project = family_project("mixtral")
     with pytest.raises(WorkbenchError, match="featcal: transformers fuses weights of mixtral, such as experts"):
         compose(project.resolve(step("featcal")), CPU)
+
+
+def test_a_brick_that_gives_no_numbers_is_refused(llama: Project) -> None:
     file = llama.path / "bricks" / "two" / "model.safetensors"
     tensors = tensors_of(file.parent)
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("inf")

@@ -146,7 +146,7 @@ def test_texts_are_read_with_the_limited_bricks(method: str, project: Project, c
             assert torch.equal(merged[name][~where], theta.float()[~where]), name
 
 
-def test_the_set_is_in_the_key_the_plan_and_the_record(project: Project, chosen: NeuronSet) -> None:
+def test_the_set_is_part_of_the_key(project: Project, chosen: NeuronSet) -> None:
     text = LORAS + step("task_arithmetic")
     first = project.resolve(text).keys[-1]
     write_set(project.path / "sets" / "math", NeuronSet("other name", "neurons", chosen.units, chosen.indices, base=chosen.base))
@@ -155,6 +155,10 @@ def test_the_set_is_in_the_key_the_plan_and_the_record(project: Project, chosen:
     assert project.resolve(text).keys[-1] != first
     plain = project.resolve(LORAS + "steps: [{merge: average, where: {layers: '1:'}}]\n").recipe.steps[0]
     assert dump_step(plain)["where"] == {"include": ["*"], "exclude": [], "layers": "1:"}, "keys without a set stay the same"
+
+
+def test_plan_and_record(project: Project, chosen: NeuronSet) -> None:
+    text = LORAS + step("task_arithmetic")
     row = plan(project.resolve(text), project.path / "runs").steps[0].to_dict()["neurons"]
     assert row["set"] == "sets/math"
     assert row["size"] == 36

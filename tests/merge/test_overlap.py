@@ -71,6 +71,7 @@ def test_overlap_counts_scale_free_matrices() -> None:
     other = torch.zeros(24, 3)
     other[10:13] = torch.eye(3)
     bricks = {"b0": Lora({"w": (left, right)}), "b1": Lora({"w": (left, right)}), "b2": Lora({"w": (other, right)})}
+    base = {"w": torch.zeros(24, 18)}
     found = measured(bricks, base)
     assert found.weights == pytest.approx({"b0": 0.5, "b1": 0.5, "b2": 1.0})
     merged = load(step_on("task_arithmetic", base, bricks, weights="auto"), "w", torch.float32, CPU)

@@ -50,6 +50,7 @@ def test_mergekit_linear_and_task_arithmetic(mergekit: Callable[..., Tensor]) ->
     average = merge("average", base, bricks)
     for name in base:
         within(average[name], mergekit([b[name] for b in bricks.values()], "linear", parameters={"weight": 1.0}))
+    base, bricks = models(3)
     ours = merge("task_arithmetic", base, bricks, bricks=BRICKS, **{"lambda": 0.7})
     for name in base:
         theirs = mergekit([base[name], *(b[name] for b in bricks.values())], "task_arithmetic", base_index=0,

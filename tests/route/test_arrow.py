@@ -79,8 +79,13 @@ def test_directions_are_first_right_singular_vectors(folder: Path) -> None:
             a, b = factor[name]
             _, _, right = torch.linalg.svd(b.double() @ a.double())
             assert abs(float(vector.double() @ right[0])) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_brick_without_a_module_has_no_direction_there(folder: Path) -> None:
+    parts = factors(folder)
     name = next(iter(parts[0]))
     parts[1] = {key: pair for key, pair in parts[1].items() if key != name}
+    found = prototypes(parts)
     assert not bool(found[name][1].any())
     assert bool(found[name][0].any())
 

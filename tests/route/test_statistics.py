@@ -51,12 +51,14 @@ def test_statistics_are_sums_that_add_up_and_are_read_again() -> None:
     assert found.root.shape == (WIDTH, WIDTH)  # no more rows than columns
     torch.testing.assert_close(found.gram, vectors.double().T @ vectors.double(), rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(found.mean, vectors.double().mean(0), rtol=1e-12, atol=1e-12)
+    vectors, _ = states()
     for split in (1, 5, 40):
         both = Statistics.of(vectors[:split]) + Statistics.of(vectors[split:])
         whole = Statistics.of(vectors)
         assert both.count == whole.count
         torch.testing.assert_close(both.total, whole.total, rtol=1e-12, atol=1e-9)
         torch.testing.assert_close(both.gram, whole.gram, rtol=1e-12, atol=1e-9)
+    vectors, _ = states()
     tensors = Statistics.of(vectors).tensors("a.")
     assert set(tensors) == {"a.count", "a.total", "a.root"}
     found = Statistics.read(tensors, "a.")

@@ -349,7 +349,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exports_that_are_refused_or_named(world: Project, tmp_path: Path, exported: Path) -> None:
+def test_copies_of_the_base_are_left_out(world: Project, tmp_path: Path) -> None:
     assert "model.norm" in json.dumps(list(load_file(world.path / "bricks" / "copied" / "adapter_model.safetensors")))
     options = ("--tokens", "1", "--prompts", "prompts.jsonl", "--samples", "1", "-o", str(tmp_path / "out"))
     document("export", "all", *VLLM, "--brick", "copied", *options)
@@ -360,8 +360,14 @@ def test_exports_that_are_refused_or_named(world: Project, tmp_path: Path, expor
         logits(under_peft(base, adapter), PROMPTS[1], base) for adapter in (world.path / "bricks" / "copied", place)
     )
     torch.testing.assert_close(plain, original, atol=1e-5, rtol=0)
+
+
+def test_models_that_the_prompts_do_not_tell_apart_are_named(world: Project, tmp_path: Path) -> None:
     world.write("bricks: {one: bricks/one, again: bricks/one}\nsteps: []\n", "twice.yaml")
     options = ("--tokens", "2", "--prompts", "prompts.jsonl", "--samples", "1")
     said = call("export", "twice", *VLLM, *options, "-o", str(tmp_path / "out")).stderr
     assert "the prompts do not tell 'one' from 'again'" in said.replace("\n", " ")
+
+
+def test_a_directory_with_files_is_never_overwritten(exported: Path) -> None:
     assert "not an empty directory" in refused("export", "all", *VLLM, "--brick", "one", "-o", str(exported)).message

@@ -77,7 +77,7 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(run: Path, hub: UploadServer
     assert hub.requests == []
 
 
-def test_a_second_call_sends_only_the_rest_or_nothing(run: Path, hub: UploadServer) -> None:
+def test_a_model_arrives_and_a_second_call_changes_nothing(run: Path, hub: UploadServer) -> None:
     local = to_send(run / "model")
     assert len([path for path in local if path.endswith(".safetensors")]) >= 3
     found = pushed(run.name, "--private")
@@ -100,6 +100,9 @@ def test_a_second_call_sends_only_the_rest_or_nothing(run: Path, hub: UploadServ
     assert "unchanged, all files are in org/sum" in call("push", run.name, "org/sum", *LICENCE).stdout
     assert set(hub.put.values()) == {1}
     assert len(hub.repositories["org/sum"].commits) == 2
+
+
+def test_an_interrupted_upload_sends_only_the_rest(run: Path, hub: UploadServer) -> None:
     hub.failing, hub.failing_after = 400, 1
     error = refused("push", run.name, "org/sum", *LICENCE)
     assert (error.message.startswith("org/sum: "), "not sent again" in str(error.hint)) == (True, True)
@@ -239,7 +242,7 @@ def test_ids_that_are_none(name: str, cwd: Path) -> None:
     assert (error.exit_code, "ORG/NAME" in error.message) == (2, True)
 
 
-def test_a_branch_and_existing_repositories(run: Path, hub: UploadServer) -> None:
+def test_existing_repositories(run: Path, hub: UploadServer) -> None:
     pushed(run.name)
     error = refused("push", run.name, "org/sum", *LICENCE, "--private")
     assert "exists and is public" in error.message
@@ -253,6 +256,9 @@ def test_a_branch_and_existing_repositories(run: Path, hub: UploadServer) -> Non
     assert found["deleted"] == ["model.safetensors"]
     assert there.keys() == to_send(run / "model").keys() | {".gitattributes", "LICENSE", "notes.txt"}
     assert (there["LICENSE"], there["notes.txt"]) == (b"text", b"mine")
+
+
+def test_a_branch(run: Path, hub: UploadServer) -> None:
     found = pushed(run.name, "--revision", "next")
     repository = hub.repositories["org/sum"]
     assert list(repository.files("main")) == [".gitattributes"]
@@ -275,15 +281,10 @@ def licensed(project: Project, **licences: str) -> str:
     return Path(project.run(text, "licensed.yaml")["run"]).name
 
 
-def test_licenses_of_inputs_and_of_earlier_runs(project: Project, cwd: Path, hub: UploadServer, run: Path) -> None:
+def test_the_license_of_all_inputs_is_that_of_the_result(project: Project, cwd: Path, hub: UploadServer) -> None:
     name = licensed(project, base="MIT", one="mit")
     assert document("push", name, "org/sum")["license"] == "mit"
     assert header(hub.repositories["org/sum"].files()["README.md"])["license"] == "mit"
-    unseal(run)
-    edit_json(run / "run.json", licences=None, data_licences=None)
-    assert "states no licenses" in refused("push", run.name, "org/sum").message
-    assert hub.requests == []
-    pushed(run.name)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +308,14 @@ def test_licenses_that_do_not_decide_need_consent(
     call("push", name, "org/sum", "--license", "My-Own-1.0")
     card = header(hub.repositories["org/sum"].files()["README.md"])
     assert (card["license"], card["license_name"]) == ("other", "My-Own-1.0")
+
+
+def test_runs_of_earlier_versions_state_no_licenses(run: Path, hub: UploadServer) -> None:
+    unseal(run)
+    edit_json(run / "run.json", licences=None, data_licences=None)
+    assert "states no licenses" in refused("push", run.name, "org/sum").message
+    assert hub.requests == []
+    pushed(run.name)
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "adapter"])

@@ -30,7 +30,7 @@ def fields(found: dict[str, Any]) -> dict[str, tuple[Any, Any, str | None]]:
     return {one["field"]: (one["first"], one["second"], one["only"]) for one in found["fields"]}
 
 
-def test_defaults_and_equal_recipes(world: Project) -> None:
+def test_defaults_are_filled_in_on_both_sides(world: Project) -> None:
     """A default that is written out is no difference; one that is overridden shows the default's value."""
     plain = load_recipe(world.path / "recipes" / "first.yaml")
     (step,) = plain.steps
@@ -46,7 +46,11 @@ def test_defaults_and_equal_recipes(world: Project) -> None:
     assert found["inputs"] == []
     assert found["same_result"] is False
     assert (found["first"], found["second"]) == ("recipes/first.yaml", "recipes/second.yaml")
+
+
+def test_equal_recipes_differ_in_their_names_alone(world: Project) -> None:
     world.write(FIRST, "second.yaml")
+    found = document("recipe", "diff", "first", "second")
     assert list(fields(found)) == ["name"]
     assert (found["inputs"], found["unread"], found["same_result"]) == ([], [], True)
     result = call("recipe", "diff", "first", "first")

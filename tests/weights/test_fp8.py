@@ -126,6 +126,7 @@ def test_scales_that_are_missing_or_do_not_fit(model: Path) -> None:
     error = refused(model)
     assert "with weight_block_size [8, 8] in config.json" in error.message
     edit_json(model / "config.json", quantization_config=None)
+    stored = load_file(model / SINGLE)
     stored = {name: tensor[:5] if name == f"{UP}_scale_inv" else tensor for name, tensor in stored.items()}
     stored[f"{UP}_scale_inv"] = torch.ones(5, 2)
     save_file(stored, model / SINGLE)

@@ -61,13 +61,16 @@ def test_a_damaged_library_is_built_again(tmp_path: Path, built: Path, damage: s
     assert libraries(tmp_path) == before, "the damaged file is gone and the same library is there"
 
 
-def test_compilers_with_flags_and_other_versions(tmp_path: Path) -> None:
+def test_the_compiler_may_have_flags(tmp_path: Path) -> None:
     """`CC` is a command line, as make takes it; another command has another library."""
     assert python(SAYS, tmp_path, CC="cc -O1").stdout == "True\n"
     assert python(SAYS, tmp_path, CC="env cc").stdout == "True\n"
     assert len(libraries(tmp_path)) == 2
     assert python(SAYS, tmp_path, CC="cc --no-such-flag").stdout == "False\n"
     assert python(SAYS, tmp_path, CC='cc "').stdout == "False\n"
+
+
+def test_another_version_of_the_compiler_builds_again(tmp_path: Path) -> None:
     compiler = tmp_path / "mycc"
 
     def version(text: str) -> None:
