@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
@@ -81,11 +81,8 @@ def head_sees(head: nn.Module, places: Tensor) -> Iterator[None]:
         hidden = inputs[0]
         return (hidden.reshape(-1, hidden.shape[-1])[places][None], *inputs[1:])
 
-    hook = head.register_forward_pre_hook(choose)
-    try:
+    with hooked(head, before=choose):
         yield
-    finally:
-        hook.remove()
 
 
 def has_experts(model: PreTrainedModel) -> bool:
@@ -215,17 +212,12 @@ def n_outputs(module: torch.nn.Module) -> int | None:
 def _linear_modules_run(model: PreTrainedModel, layers: torch.nn.ModuleList, device: torch.device) -> list[list[torch.nn.Module]]:
     """Return the linear modules of every layer in the order in which a one-token forward pass runs them."""
     ran: list[list[torch.nn.Module]] = [[] for _ in layers]
-    handles = []
-    for number, layer in enumerate(layers):
-        for module in layer.modules():
-            if n_outputs(module) is not None:
-                handles.append(module.register_forward_hook(lambda m, _args, _out, number=number: ran[number].append(m)))
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.no_grad():
+        for number, layer in enumerate(layers):
+            for module in layer.modules():
+                if n_outputs(module) is not None:
+                    stack.enter_context(hooked(module, after=lambda m, _args, _out, number=number: ran[number].append(m)))
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     return ran
 
 

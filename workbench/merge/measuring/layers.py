@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import publish, write_json
 from workbench.lazy import torch
 from workbench.models.architecture import counterpart, is_conv1d, is_head
+from workbench.models.hooks import hooked
 from workbench.models.layout import stack_prefix
 from workbench.models.texts import Batch, TextRow, batches
 from workbench.results import Part, Result
@@ -193,12 +194,10 @@ def inputs_read(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
     def keep(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
         found[name] = args[0]
 
-    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in readers.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in readers.items():
+            stack.enter_context(hooked(module, before=partial(keep, name)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def shared(inputs: Mapping[str, Tensor], batch: Batch) -> dict[str, list[str]]:
