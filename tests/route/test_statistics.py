@@ -96,19 +96,6 @@ def test_ridge_is_scikit_learns() -> None:
     torch.testing.assert_close(scores, torch.from_numpy(reference.predict(vectors.double().numpy())), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", [RidgeRouter, CentroidRouter])
-def test_a_brick_added_by_sums_equals_a_refit(kind: type[RidgeRouter] | type[CentroidRouter]) -> None:
-    vectors, labels = states()
-    parts = by_brick(vectors, labels, len(SIZES))
-    refit = router(kind, ("a", "b", "c"), parts)
-    added = router(kind, ("a", "b"), parts[:2]).added("c", parts[2])
-    prompts = seen(vectors + 0.1)
-    assert added.bricks == refit.bricks
-    for found, expected in zip(added.score(prompts), refit.score(prompts), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    assert torch.equal(added.decide(prompts).weights, refit.decide(prompts).weights)
-
-
 def test_a_brick_that_is_not_new_and_prompts_without_difference_are_refused() -> None:
     vectors, labels = states()
     parts = by_brick(vectors, labels, len(SIZES))

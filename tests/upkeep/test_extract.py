@@ -236,11 +236,11 @@ def test_card_use_and_bake(project: Project) -> None:
     ours, direct = project.tensors(text.replace("PLACE", "out")), project.tensors(text.replace("PLACE", "bricks/one"))
     assert all(torch.allclose(ours[n], direct[n], rtol=0, atol=2e-6) for n in direct)
     run = project.run("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
-    document = bake("bricks/one", None, project.path / "baked", Work(CPU), project=project.path)
+    document = bake("bricks/one", None, project.path / "again", Work(CPU), project=project.path)
     assert document.configuration == run["configuration"]
     for file in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
-        assert (project.path / "baked" / file).read_bytes() == (Path(run["model"]) / file).read_bytes()
-    assert not list(project.path.glob(".baked*"))
+        assert (project.path / "again" / file).read_bytes() == (Path(run["model"]) / file).read_bytes()
+    assert not list(project.path.glob(".again*"))
 
 
 def test_an_adapter_is_the_same_again_and_nothing_stays_of_a_failure(project: Project) -> None:
@@ -279,7 +279,7 @@ def test_an_interrupted_bake_goes_on(project: Project, monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "_finish", finish)
     bake("bricks/one", "base", project.path / "baked", Work(CPU), project=project.path)
     assert (project.path / "baked/model.safetensors").is_file()
-    assert not list(project.path.glob(".baked*"))
+    assert not list(project.path.glob(".again*"))
 
 
 # -- the command line

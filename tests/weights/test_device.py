@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from worlds.commands import call, refused
 from worlds.project import CPU, Project
 
 from workbench.models.identity import computed_on
@@ -225,17 +226,9 @@ def test_a_plan_for_cuda_counts_buffers_on_the_device_and_staged_blocks(project:
     assert on_cpu.peak_bytes != on_cuda.peak_bytes
 
 
-@pytest.mark.parametrize(("device", "shown"), [("cuda:1", True), ("cpu", False)])
-def test_plan_says_what_the_device_holds(project: Project, device: str, shown: bool) -> None:
-    project.write("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n")
-    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", device]
-    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True)
-    assert (" on the device, " in done.stdout) == shown
-
-
-def test_plan_refuses_a_device_that_does_not_exist(project: Project) -> None:
-    project.write("steps: []\n")
-    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", "gpu"]
-    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--device gpu: expected auto, cpu, cuda or cuda:N" in done.stderr
+def test_plan_says_what_the_device_holds_and_refuses_others(project: Project, cwd: Path) -> None:
+    recipe = str(project.write("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n"))
+    for device, shown in (("cuda:1", True), ("cpu", False)):
+        assert (" on the device, " in call("plan", recipe, "--device", device).stdout) == shown
+    error = refused("plan", recipe, "--device", "gpu")
+    assert (error.exit_code, "--device gpu: expected auto, cpu, cuda or cuda:N" in error.message) == (2, True)
