@@ -67,11 +67,11 @@ class Tsv(OverlapWeighted):
     def limits(self, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], bricks: int) -> Iterator[str]:
         """Yield that small tensors are averaged, and that directions of adapters are left out."""
         yield from averaged(shapes, bricks)
-        kept = {name: min(shapes[name][-2:]) // bricks for name in ranks if is_matrix(name, shapes[name], bricks)}
-        if cut := [name for name, count in kept.items() if count < ranks[name]]:
+        counts = {name: min(shapes[name][-2:]) // bricks for name in ranks if is_matrix(name, shapes[name], bricks)}
+        if cut := [name for name, count in counts.items() if count < ranks[name]]:
             yield (
                 f"each brick keeps its min(m, n) / {bricks} largest directions, fewer than an adapter's rank at {len(cut)} tensors, "
-                f"such as {cut[0]} {list(shapes[cut[0]])}: {kept[cut[0]]} of {ranks[cut[0]]}"
+                f"such as {cut[0]} {list(shapes[cut[0]])}: {counts[cut[0]]} of {ranks[cut[0]]}"
             )
 
     def prepare(self, group: Group) -> Prepared:

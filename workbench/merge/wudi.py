@@ -107,8 +107,8 @@ def filtered(deltas: Sequence[Tensor]) -> Tensor:
     if not float(roots.sum()):
         return total
     count = max(1, round(float(roots.sum() ** 2 / roots.square().sum())))
-    kept = vectors[:, -count:]
-    return total.addmm_(right @ (kept / values[-count:]) - total @ kept, kept.T)
+    leading = vectors[:, -count:]
+    return total.addmm_(right @ (leading / values[-count:]) - total @ leading, leading.T)
 
 
 def _sums(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

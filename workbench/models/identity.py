@@ -166,8 +166,8 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 def shipped_files(tokenizer: Path, processor: Path) -> dict[str, Path]:
     """Return name -> file that a checkpoint gets as it is: tokenizer, chat template, generation settings, processor."""
-    beside = {GENERATION: tokenizer / GENERATION, **{name: processor / name for name in PROCESSOR_FILES}}
-    return tokenizer_files(tokenizer) | {name: file for name, file in beside.items() if file.is_file()}
+    others = {GENERATION: tokenizer / GENERATION, **{name: processor / name for name in PROCESSOR_FILES}}
+    return tokenizer_files(tokenizer) | {name: file for name, file in others.items() if file.is_file()}
 
 
 def tokens_digest(folder: Path, watched: WatchedFiles | None = None) -> str | None:

@@ -278,8 +278,8 @@ def _live(old: EditBrick, onto: NamedModel, device: torch.device, events: Events
     plain = replace(onto.resolved, recipe=replace(recipe, fields=recipe.fields.model_copy(update={"output": Output()})))
     composed = compose(plain, device, events)
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
-    told = progress(events, "edit", onto.name)
-    session = live_session(plain, len(plain.recipe.steps), composed.model, device, told, rounded_to=torch.float32, seed=seed)
+    report = progress(events, "edit", onto.name)
+    session = live_session(plain, len(plain.recipe.steps), composed.model, device, report, rounded_to=torch.float32, seed=seed)
     return replace(session, context=replace(session.context, earlier=list(composed.edits.values())))
 
 

@@ -135,8 +135,8 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     name = folder.resolve().name
     files = folder / CHECKPOINT if spec.method == "full" else folder
 
-    told = reports(events, name)
-    told.notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
+    reporter = reports(events, name)
+    reporter.notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
     record = train(
         spec.settings(),
         TrainFiles(
@@ -149,7 +149,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         ),
         device=str(device),
         model=_unpacked(checkpoint, spec, device) if checkpoint.packed else None,
-        told=told,
+        told=reporter,
     )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(

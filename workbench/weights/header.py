@@ -363,5 +363,5 @@ def _parse_entry(file: Path, name: str, info: Any) -> tuple[int, int, str, str, 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
     """Return a value as a tuple if it is a list of whole numbers from 0 to 2⁶³ - 1; None if not."""
-    fits = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
-    return tuple(value) if fits else None
+    valid = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    return tuple(value) if valid else None
