@@ -172,8 +172,8 @@ class MadeRows:
             made, shared = (rows[torch.from_numpy(index).to(device)] for index in (self.rows, self.shared))
             found = pursue(made, shared, self.k)
             save_tensors({"atoms": found.atoms, "coefficients": found.coefficients, "residuals": found.residuals}, place)
-        found: dict[str, Tensor] = load_file(place)
-        return found
+        stored: dict[str, Tensor] = load_file(place)
+        return stored
 
     def describe(self) -> dict[str, object]:
         """Return the fields for the run's record."""
