@@ -81,12 +81,8 @@ class ArrowRouter(Fitted):
         prototypes: Live module -> [bricks, in], unit vectors; zeros for a brick that does not change the module.
     """
 
+    method: ClassVar[str] = Arrow.name
     prototypes: dict[str, Tensor] = field(repr=False)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Arrow.name
 
     def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the scores [n, bricks]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from workbench.route.deciding.hidden import WINDOW
 from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
@@ -48,10 +48,7 @@ class Centroid(PooledRoute):
 class CentroidRouter(PooledRouter):
     """Cosines with the bricks' means."""
 
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Centroid.name
+    method: ClassVar[str] = Centroid.name
 
     def state_scores(self, states: Tensor) -> Tensor:
         """Return cosines [n, bricks]."""

@@ -69,12 +69,8 @@ class FixedRouter(Fitted):
         weights: [bricks].
     """
 
+    method: ClassVar[str] = Fixed.name
     weights: Tensor = field(repr=False)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Fixed.name
 
     def decide(self, prompts: Prompts) -> Decisions:
         """Return the weights for each prompt, with confidence 1."""

@@ -63,12 +63,8 @@ class RidgeRouter(PooledRouter):
         strength: The penalty, relative to the mean variance of the states.
     """
 
+    method: ClassVar[str] = Ridge.name
     strength: float
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Ridge.name
 
     @cached_property
     def weights(self) -> Tensor:

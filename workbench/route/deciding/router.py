@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 from pydantic import ValidationError
 
@@ -73,16 +73,13 @@ class Fitted:
         record: Measurements of the fit, as plain data.
     """
 
+    method: ClassVar[str]
+    """Name of the method."""
     bricks: tuple[str, ...]
     choice: Choice = Choice()
     layer: int | None = None
     window: int = 16
     record: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        raise NotImplementedError
 
     @property
     def threshold(self) -> float | None:

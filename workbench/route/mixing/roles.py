@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -52,6 +52,7 @@ class RolesRouter(Fitted):
         weights: [1 + roles, bricks]: weights of the bricks on text, then on the tokens of each role.
     """
 
+    method: ClassVar[str] = METHOD
     roles: tuple[Role, ...]
     table: Tensor = field(repr=False)
     weights: Tensor = field(repr=False)
@@ -71,11 +72,6 @@ class RolesRouter(Fitted):
         }
         without_ids = tuple(replace(role, ids=()) for role in roles)
         return cls(bricks=tuple(bricks), record=record, roles=without_ids, table=table, weights=weights)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return METHOD
 
     @property
     def spans(self) -> bool:
