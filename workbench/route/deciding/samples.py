@@ -162,7 +162,7 @@ class Samples:
 
     @classmethod
     def of(cls, calibration: Mapping[str, Sequence[str]], negatives: Sequence[str] = ()) -> Samples:
-        """Return the prompts with their copies and folds, without features."""
+        """Return the prompts with their copies and folds, without features; the built-in requests join `negatives`."""
         bricks = tuple(calibration)
         if len(bricks) < 2:
             raise WorkbenchError(f"route: expected two or more bricks, found {len(bricks)}", "Add bricks to the step.")
