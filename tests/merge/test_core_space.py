@@ -66,7 +66,7 @@ def test_spectral_merges_are_the_same_in_the_core(method: str, ranks: tuple[int,
         assert relative(load(step, "w", torch.float32, CPU), whole) < 2e-6
 
 
-def test_spectral_merges_of_low_rank_against_the_formulas() -> None:
+def test_spectral_merges_and_ties_in_the_core_are_their_formulas() -> None:
     """TSV-M of two rank-4 adapters is the paper's with the r non-zero triplets of each; Iso-C is its formula in the core."""
     bricks = adapters((4, 4))
     deltas = [product(b) for b in bricks.values()]
@@ -80,6 +80,15 @@ def test_spectral_merges_of_low_rank_against_the_formulas() -> None:
     base = {"w": torch.zeros(24, 18)}
     assert relative(load(step_on("tsv", base, bricks), "w", torch.float32, CPU), tsv) < 1e-6
     assert relative(load(step_on("iso_c", base, bricks), "w", torch.float32, CPU), iso) < 1e-6
+    # U · ties(UᵀτV) · Vᵀ with singular bases of the stacked factors; signs of basis vectors do not matter.
+    bricks = adapters((3, 2))
+    u = np.linalg.svd(np.concatenate([b.pairs["w"][0].double().numpy() for b in bricks.values()], 1), full_matrices=False)[0]
+    v = np.linalg.svd(np.concatenate([b.pairs["w"][1].double().numpy() for b in bricks.values()], 0), full_matrices=False)[2]
+    cores = [torch.from_numpy(u.T @ product(b) @ v.T).float() for b in bricks.values()]
+    expected = u @ delta("ties", cores, density=0.4).double().numpy() @ v
+    for fields in ({}, {"threshold": "model"}):
+        step = step_on("ties", {"w": torch.zeros(24, 18)}, bricks, space="core", density=0.4, **fields)
+        assert relative(load(step, "w", torch.float32, CPU), expected) < 1e-5
 
 
 @pytest.mark.parametrize("brick", ["whole deltas", "factors"])
@@ -124,18 +133,6 @@ def test_rotation_invariance_as_declared(method: str) -> None:
     expected = (q @ delta(method, deltas) @ p).double().numpy()
     assert relative(delta(method, [q @ d @ p for d in deltas]), expected) < 2e-6
     assert relative(delta("ties", [q @ d @ p for d in deltas]), (q @ delta("ties", deltas) @ p).double().numpy()) > 0.1
-
-
-def test_ties_in_the_core_is_ties_of_the_core_matrices() -> None:
-    """U · ties(UᵀτV) · Vᵀ with singular bases of the stacked factors; signs of basis vectors do not matter."""
-    bricks = adapters((3, 2))
-    u = np.linalg.svd(np.concatenate([b.pairs["w"][0].double().numpy() for b in bricks.values()], 1), full_matrices=False)[0]
-    v = np.linalg.svd(np.concatenate([b.pairs["w"][1].double().numpy() for b in bricks.values()], 0), full_matrices=False)[2]
-    cores = [torch.from_numpy(u.T @ product(b) @ v.T).float() for b in bricks.values()]
-    expected = u @ delta("ties", cores, density=0.4).double().numpy() @ v
-    for fields in ({}, {"threshold": "model"}):
-        step = step_on("ties", {"w": torch.zeros(24, 18)}, bricks, space="core", density=0.4, **fields)
-        assert relative(load(step, "w", torch.float32, CPU), expected) < 1e-5
 
 
 # -- adapters that differ, vanish or repeat

@@ -72,7 +72,7 @@ def test_least_squares_by_hand_and_without_inputs() -> None:
     assert torch.allclose(solved([torch.zeros(8, 8)] * 3, 1e-8), mean(THREE, WEIGHTS), atol=1e-6)
 
 
-def test_numpy_finds_the_same_minimum() -> None:
+def test_numpy_and_regression_find_the_same_minimum() -> None:
     """min over Δ of Σ wᵢ‖(Δ − τᵢ)Xᵢᵀ‖², stacked and given to numpy's least squares; and no gradient is left there."""
     xs = [torch.randn(12, 8, generator=torch.Generator().manual_seed(i)).double().numpy() for i in range(3)]
     rows = np.concatenate([np.sqrt(w) * x for w, x in zip(WEIGHTS, xs, strict=True)])
@@ -87,10 +87,7 @@ def test_numpy_finds_the_same_minimum() -> None:
     )
     (gradient,) = torch.autograd.grad(loss, delta)
     assert float(gradient.abs().max()) < 1e-4 * loss.item()
-
-
-def test_regression_tasks_and_singular_systems() -> None:
-    """Three regressions on different inputs: the merged solution's loss is the pooled data's minimum, and below the average's."""
+    # Three regressions on different inputs: the merged solution's loss is the pooled data's minimum, and below the average's.
     generator = torch.Generator().manual_seed(7)
     tasks = []
     for scale in (1.0, 2.0, 3.0):

@@ -199,7 +199,7 @@ def test_random_methods_depend_on_the_seed_alone(name: str) -> None:
     assert METHODS[name].laws.random
 
 
-def test_arcee_fusion_samples_large_tensors_from_the_seed() -> None:
+def test_arcee_fusion_and_della_on_unusual_shapes() -> None:
     """Over a million elements its quartiles come from a random sample."""
     base = {"w": torch.randn(1100, 1000, generator=torch.Generator().manual_seed(1))}
     brick = {"w": base["w"] + 0.1 * torch.randn(1100, 1000, generator=torch.Generator().manual_seed(2))}
@@ -209,10 +209,7 @@ def test_arcee_fusion_samples_large_tensors_from_the_seed() -> None:
         results.append(merge("mergekit/arcee_fusion", base, {"a": brick})["w"])
     assert torch.equal(*results)
     assert 0.01 < float((results[0] != base["w"]).float().mean()) < 0.5
-
-
-def test_della_ranks_columns_of_length_one_together_and_keeps_single_values() -> None:
-    """mergekit divides 0 by 0 there and stops (Mamba's convolutions, [d, 1, k])."""
+    # mergekit divides 0 by 0 there and stops (Mamba's convolutions, [d, 1, k]).
     generator = torch.Generator().manual_seed(0)
     base = {
         "conv": torch.randn(6, 1, 4, generator=generator),

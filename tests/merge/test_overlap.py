@@ -59,7 +59,7 @@ def test_coefficients_are_those_of_the_definition(rows: int, cols: int, dense: b
         assert found.weights[name] == pytest.approx(1 / sum(row), rel=1e-6)
 
 
-def test_overlap_counts_scale_free_matrices() -> None:
+def test_overlap_counts_scale_free_matrices_and_experts() -> None:
     one, two = lora(3, seed=1), lora(4, seed=2)
     turned = Lora({"w": (two.pairs["w"][0] * -8.0, two.pairs["w"][1])})
     base = {"w": torch.zeros(24, 18)}
@@ -88,10 +88,7 @@ def test_overlap_counts_scale_free_matrices() -> None:
     same = {n: WeightsDelta(InMemory({"v": torch.ones(9)}), InMemory(base)) for n in "ab"}
     assert measured(same, base).pairs[0][1] == 0
     assert overlap([], []).weights == {}
-
-
-def test_experts_count_one_by_one() -> None:
-    """Two bricks that change different experts of one stack do not overlap; those that change the same one do."""
+    # Two bricks that change different experts of one stack do not overlap; those that change the same one do.
     base = {"w": torch.zeros(2, 6, 5)}
     change = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
 

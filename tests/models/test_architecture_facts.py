@@ -60,7 +60,7 @@ def specs(*names: str) -> Mapping[str, TensorSpec]:
 # -- names
 
 
-def test_every_name_that_a_table_knew_is_known() -> None:
+def test_every_name_is_known_everywhere() -> None:
     assert all(map(architecture.is_embedding_module, EMBEDDINGS))
     assert all(
         architecture.is_embedding(f"{name}.weight") and architecture.is_before_layers(f"{name}.weight") for name in EMBEDDINGS
@@ -70,27 +70,6 @@ def test_every_name_that_a_table_knew_is_known() -> None:
     assert all(architecture.is_table(f"{name}.weight") for name in (*EMBEDDINGS, *HEADS, "lm_heads.0", "transformer.wpe"))
     assert architecture.is_before_layers("model.embed_positions.weight")
     assert architecture.is_before_layers("wpe.weight")
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "rwkv.blocks.0.attention.output",
-        "model.layers.1.mlp.shared",
-        "model.norm",
-        "model.embedding_norm",
-        "model.layers.0.self_attn.o_proj",
-        "encoder.layer.0.output",
-    ],
-)
-def test_modules_of_layers_are_no_ends(module: str) -> None:
-    assert not architecture.is_embedding_module(module)
-    assert not architecture.is_head_module(module)
-    assert not architecture.is_table(f"{module}.weight") or module == "model.embedding_norm"
-    assert not architecture.is_before_layers(f"{module}.weight")
-
-
-def test_ends_with_other_names_are_known_everywhere() -> None:
     assert not architecture.is_head("lm_head.bias")
     assert architecture.is_head_module("lm_head")
     # Vocabulary alignment knew it; ties, singular values and adapters' errors did not.
@@ -114,12 +93,35 @@ def test_ends_with_other_names_are_known_everywhere() -> None:
     assert vocabulary_tensors(biased) == ["transformer.wte.weight", "lm_head.weight", "lm_head.bias"]
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "rwkv.blocks.0.attention.output",
+        "model.layers.1.mlp.shared",
+        "model.norm",
+        "model.embedding_norm",
+        "model.layers.0.self_attn.o_proj",
+        "encoder.layer.0.output",
+    ],
+)
+def test_modules_of_layers_are_no_ends(module: str) -> None:
+    assert not architecture.is_embedding_module(module)
+    assert not architecture.is_head_module(module)
+    assert not architecture.is_table(f"{module}.weight") or module == "model.embedding_norm"
+    assert not architecture.is_before_layers(f"{module}.weight")
+
+
 # -- Conv1D
 
 
-def test_conv1d_of_live_modules() -> None:
+def test_conv1d_and_fields_of_config_json() -> None:
     assert architecture.is_conv1d(Conv1D(3, 4))
     assert not architecture.is_conv1d(nn.Linear(3, 4))
+    assert architecture.model_depth({"vocab_size": 5}) == 0
+    assert architecture.max_positions({"vocab_size": 5}) is None
+    assert architecture.max_positions(GPT2Config(n_positions=16)) == 16
+    assert architecture.max_positions(LlamaConfig(max_position_embeddings=32)) == 32
+    assert architecture.max_positions({"n_positions": 16, "n_ctx": 8}) == 16  # the order of lm-eval
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp_decoder"])
@@ -151,14 +153,6 @@ def test_conv1d_by_name(kind: str) -> None:
 )
 def test_depth(config: dict[str, Any]) -> None:
     assert architecture.model_depth(config) == 3
-
-
-def test_fields_of_config_json() -> None:
-    assert architecture.model_depth({"vocab_size": 5}) == 0
-    assert architecture.max_positions({"vocab_size": 5}) is None
-    assert architecture.max_positions(GPT2Config(n_positions=16)) == 16
-    assert architecture.max_positions(LlamaConfig(max_position_embeddings=32)) == 32
-    assert architecture.max_positions({"n_positions": 16, "n_ctx": 8}) == 16  # the order of lm-eval
 
 
 @pytest.mark.parametrize("key", POSITIONS)

@@ -40,7 +40,7 @@ def test_scores_become_weights() -> None:
     assert weights(largest, [0.25, 0.4, 0.3]) == [0, 1, 0]
 
 
-def test_the_quantile_counts_every_brick_alike() -> None:
+def test_quantiles_and_curves_count_every_brick_and_both_errors() -> None:
     confidence = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.05, 0.9])
     labels = torch.tensor([0] * 8 + [1] * 2)
     assert quantile(confidence, labels, 0.0) == pytest.approx(0.05)
@@ -50,6 +50,14 @@ def test_the_quantile_counts_every_brick_alike() -> None:
         threshold = quantile(confidence, labels, share)
         each = [(confidence[labels == i] < threshold).double().mean() for i in (0, 1)]
         assert float(sum(each)) / 2 <= share + 1e-9
+    inside, outside = torch.tensor([0.1, 0.3, 0.5, 0.7]), torch.linspace(-0.5, 0.49, 100, dtype=torch.float64)
+    found = curve_of(inside, outside)
+    assert [row["routed"] for row in found] == [0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0]
+    for row in found:
+        assert row["to_base"] == float((inside.double() < row["threshold"]).double().mean())
+        assert row["routed"] == pytest.approx(float((outside >= row["threshold"]).double().mean()))
+    assert [row["to_base"] for row in found][::5] == [0.0, 0.5, 0.5]
+    assert curve_of(inside, outside[:0]) == []
 
 
 def test_the_threshold_lies_between_requests_and_prompts() -> None:
@@ -74,17 +82,6 @@ def test_the_threshold_lies_between_requests_and_prompts() -> None:
     assert threshold_of(samples, confidence, 0.01) == {"threshold": 1.0, "negatives": 1.0, "prompts": 1.0}
     with pytest.raises(WorkbenchError, match="every calibration prompt is more like one of `negatives`"):
         threshold_of(samples, torch.full_like(confidence, REFUSED), 0.01)
-
-
-def test_a_curve_counts_both_errors_at_each_threshold() -> None:
-    inside, outside = torch.tensor([0.1, 0.3, 0.5, 0.7]), torch.linspace(-0.5, 0.49, 100, dtype=torch.float64)
-    found = curve_of(inside, outside)
-    assert [row["routed"] for row in found] == [0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0]
-    for row in found:
-        assert row["to_base"] == float((inside.double() < row["threshold"]).double().mean())
-        assert row["routed"] == pytest.approx(float((outside >= row["threshold"]).double().mean()))
-    assert [row["to_base"] for row in found][::5] == [0.0, 0.5, 0.5]
-    assert curve_of(inside, outside[:0]) == []
 
 
 def test_prompts_that_are_both_a_bricks_and_negative_are_refused() -> None:

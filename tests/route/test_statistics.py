@@ -81,7 +81,7 @@ def test_every_brick_counts_alike_in_the_scatter() -> None:
     torch.testing.assert_close(scatter.within, within, rtol=1e-10, atol=1e-10)
 
 
-def test_ridge_is_scikit_learns() -> None:
+def test_ridge_is_scikit_learns_and_centroid_is_a_centred_cosine() -> None:
     from sklearn.linear_model import Ridge
 
     vectors, labels = states()
@@ -94,6 +94,14 @@ def test_ridge_is_scikit_learns() -> None:
     scores, _ = made.score(seen(vectors))
     torch.testing.assert_close(solve(scatter, 0.05).T, torch.from_numpy(reference.coef_), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(scores, torch.from_numpy(reference.predict(vectors.double().numpy())), rtol=1e-8, atol=1e-8)
+    vectors, labels = states()
+    made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
+    scores, _ = made.score(seen(vectors))
+    means = torch.stack([vectors[labels == i].double().mean(0) for i in range(len(SIZES))])
+    centre = means.mean(0)
+    for row, state in zip(scores, vectors.double(), strict=True):
+        expected = torch.stack([torch.cosine_similarity(state - centre, mean - centre, dim=0) for mean in means])
+        torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_brick_that_is_not_new_and_prompts_without_difference_are_refused() -> None:
@@ -107,17 +115,6 @@ def test_a_brick_that_is_not_new_and_prompts_without_difference_are_refused() ->
     same = Statistics.of(torch.ones(4, WIDTH))
     with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
         router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))
-
-
-def test_centroid_scores_are_centred_cosines() -> None:
-    vectors, labels = states()
-    made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
-    scores, _ = made.score(seen(vectors))
-    means = torch.stack([vectors[labels == i].double().mean(0) for i in range(len(SIZES))])
-    centre = means.mean(0)
-    for row, state in zip(scores, vectors.double(), strict=True):
-        expected = torch.stack([torch.cosine_similarity(state - centre, mean - centre, dim=0) for mean in means])
-        torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> None:
@@ -155,7 +152,7 @@ def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> N
         assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_the_window_of_the_largest_confidence_decides() -> None:
+def test_the_surest_window_decides_and_own_negatives_are_refused() -> None:
     vectors, labels = states()
     made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
     strange = others()[: len(vectors)].repeat(2, 1)[: len(vectors)]
@@ -166,10 +163,7 @@ def test_the_window_of_the_largest_confidence_decides() -> None:
         assert int(surer.sum()) > 40
         assert torch.equal(scores[surer], expected[surer])
         assert torch.equal(confidence[surer], sure[surer])
-
-
-def test_prompts_like_own_negatives_are_refused() -> None:
-    """They lie beside brick b; the bricks' own prompts are not refused."""
+    # They lie beside brick b; the bricks' own prompts are not refused.
     vectors, labels = states()
     own = vectors[labels == 1] + torch.nn.functional.one_hot(torch.tensor(3), WIDTH) * 12
     made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))

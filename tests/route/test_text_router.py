@@ -27,7 +27,7 @@ def texts(start: int, count: int) -> tuple[list[str], list[int]]:
     return found, labels
 
 
-def test_ngrams_known_and_unknown() -> None:
+def test_ngrams_and_rows_are_scikit_learns() -> None:
     assert list(ngrams("A")) == [" a", "a ", " a "]
     assert list(ngrams("ab  \n")) == [" a", "ab", "b ", " ab", "ab ", " ab "]
     vocabulary = Vocabulary.of(["ab cd", "ab"])
@@ -41,12 +41,8 @@ def test_ngrams_known_and_unknown() -> None:
     again = Vocabulary.read(tensors["ngrams"], tensors["idf"])
     assert again.columns == vocabulary.columns
     assert (again.rows(train) != vocabulary.rows(train)).nnz == 0
-
-
-def test_rows_are_scikit_learns() -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    train, _ = texts(0, 20)
     new, _ = texts(100, 10)
     reference = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5)).fit(train)
     vocabulary = Vocabulary.of(train)

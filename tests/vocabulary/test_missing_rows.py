@@ -172,7 +172,7 @@ def test_bad_input(text: str, message: str, project: Project) -> None:
         project.resolve(f"base: base\n{text}")
 
 
-def test_pursuit_is_scikit_learns() -> None:
+def test_pursuit_is_scikit_learns_also_of_alike_and_empty_atoms() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     generator = torch.Generator().manual_seed(0)
     atoms, targets = torch.randn(300, 48, generator=generator) * 3, torch.randn(40, 48, generator=generator)
@@ -187,11 +187,7 @@ def test_pursuit_is_scikit_learns() -> None:
     assert np.abs(ours * lengths[:, None] - wanted).max() <= 1e-5
     rest = targets.numpy() - ours.T @ atoms.numpy()
     assert np.allclose(found.residuals, np.linalg.norm(rest, axis=1) / targets.norm(dim=1).numpy(), atol=1e-5)
-
-
-def test_pursuit_of_alike_dependent_and_empty_atoms() -> None:
-    """Combinations are least-squares solutions on the chosen atoms, computed in float64 beside them."""
-    generator = torch.Generator().manual_seed(0)
+    # Combinations are least-squares solutions on the chosen atoms, computed in float64 beside them.
     middle = torch.randn(1, 64, generator=generator)
     atoms = middle + 3e-3 * torch.randn(80, 64, generator=generator)
     targets = atoms[:20] + 3e-3 * torch.randn(20, 64, generator=generator)
