@@ -24,9 +24,8 @@ from workbench.adapters.read import Adapter
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
 from workbench.recipe.methods import methods
-from workbench.route.deciding.chat import ChatFrame
 from workbench.route.deciding.checking import Asked, judged
-from workbench.route.deciding.hidden import pooled, token_rows
+from workbench.route.deciding.hidden import ChatFrame, pooled, token_rows
 from workbench.steps import Prompts, RouteContext
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from workbench import http
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import WrittenCheckpoint, _check_server
-from workbench.ship.checking import KEY
+from workbench.ship.expected import KEY
 
 SECRET = "sk-secretsecret"
 ROW = {

@@ -34,20 +34,18 @@ def live_logits(project: Project, text: str) -> torch.Tensor:
     return logits
 
 
-def test_exact_is_the_checkpoint(project: Project) -> None:
+def test_exact_adapters_are_the_merged_model(project: Project) -> None:
     document = project.run(SUM + "output: {form: adapter}\n")
     adapter = Path(document["adapter"])
     assert document["model"] is None
     assert document["configuration"] is None
     assert sorted(p.name for p in adapter.iterdir()) == ["README.md", CONFIG, WEIGHTS, MANIFEST]
-
     record = json.loads((adapter.parent / "run.json").read_text("utf-8"))["output"]
     assert record["rank"] == 16
     assert record["uniform"]
     assert record["plain"]
     assert record["error"] < 1e-6
     assert record["dropped"] == record["whole"] == []
-
     again = "bricks: {sum: ADAPTER}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n".replace(
         "ADAPTER", str(adapter)
     )
@@ -56,10 +54,7 @@ def test_exact_is_the_checkpoint(project: Project) -> None:
     merged = live_logits(project, SUM + "output: {dtype: float32}\n")
     torch.testing.assert_close(peft_logits(project.path / "base", adapter), merged, rtol=0, atol=2e-5)
     torch.testing.assert_close(peft_logits(project.path / "base", adapter, merge=True), merged, rtol=0, atol=2e-5)
-
-
-def test_configuration_of_an_exact_adapter_is_the_merged_model(project: Project) -> None:
-    """Scores of `form: checkpoint` count for it too: one key, one digest."""
+    # Scores of `form: checkpoint` count for it too: one key, one digest.
     plain, adapter = project.resolve(SUM), project.resolve(SUM + "output: {form: adapter}\n", "other.yaml")
     assert plain.key == adapter.key
     assert plain.run_key != adapter.run_key
@@ -118,25 +113,30 @@ def test_a_dense_result_is_approximated_and_the_rest_saved_whole(project: Projec
     assert 0.3 < low["error"] < 1
 
 
-def test_edits_add_to_the_factors(project: Project) -> None:
+def test_edits_join_the_factors_and_adapters_are_bricks_and_controls(project: Project) -> None:
     (project.path / "facts.jsonl").write_text('{"prompt": "w1 w2 is", "target": " w3"}\n', "utf-8")
     edit = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 5}"
     text = HEAD + f"steps: [{{merge: average}}, {edit}]\n"
     adapter = Path(project.run(text + "output: {form: adapter}\n")["adapter"])
     merged = live_logits(project, text + "output: {dtype: float32}\n")
     torch.testing.assert_close(peft_logits(project.path / "base", adapter), merged, rtol=0, atol=2e-5)
+    # A recipe's cut result is what another recipe takes of it; controls of a recipe are whole models.
+    text = SUM + "output: {form: adapter, rank: 6}\n"
+    project.write(text, "cut.yaml")
+    alone = project.tensors(text)
+    ours = project.tensors("bricks: {cut: {recipe: recipes/cut.yaml}}\nsteps: [{merge: task_arithmetic}]\n")
+    assert all(torch.allclose(ours[n], alone[n], rtol=0, atol=1e-6) for n in alone)
+    control = project.resolve(text).recipe.derive("base", [])
+    assert (control.fields.output.form, control.fields.output.dtype) == ("checkpoint", None)
 
 
-def test_steps_that_cancel_leave_a_small_rank(project: Project) -> None:
+def test_steps_that_cancel_and_where_limit_the_adapter(project: Project) -> None:
     text = HEAD + "steps: [{merge: task_arithmetic, bricks: {one: 1, two: 1}}, {merge: task_arithmetic, bricks: {one: -1}}]\n"
     document = project.run(text + "output: {form: adapter}\n")
     assert config(Path(document["adapter"]))["r"] == 4  # of 8 + 4 + 8 terms those of `two`
     nothing = HEAD + "steps: [{merge: task_arithmetic, bricks: {one: 1}}, {merge: task_arithmetic, bricks: {one: -1}}]\n"
     with pytest.raises(WorkbenchError, match="the result equals the base"):
         project.run(nothing + "output: {form: adapter}\n")
-
-
-def test_where_limits_the_modules_named(project: Project) -> None:
     text = SUM.replace("lambda: 0.8", 'lambda: 0.8, where: {include: ["*.q_proj.*", "*.v_proj.*"], exclude: ["*.0.*v_proj*"]}')
     found = config(Path(project.run(text + "output: {form: adapter}\n")["adapter"]))
     assert found["target_modules"] == [*(f"model.layers.{i}.self_attn.v_proj" for i in (1, 2, 3)), "q_proj"]
@@ -297,14 +297,3 @@ def test_a_large_error_is_told_and_a_larger_one_refused(project: Project) -> Non
             project.run(low)
         with pytest.raises(WorkbenchError, match=r"expected at most 0\.05"):
             project.run(SUM + "output: {form: adapter, rank: 6, accept_error: 0.05}\n")
-
-
-def test_as_a_brick_and_as_a_control(project: Project) -> None:
-    """A recipe's cut result is what another recipe takes of it; controls of a recipe are whole models."""
-    text = SUM + "output: {form: adapter, rank: 6}\n"
-    project.write(text, "cut.yaml")
-    alone = project.tensors(text)
-    ours = project.tensors("bricks: {cut: {recipe: recipes/cut.yaml}}\nsteps: [{merge: task_arithmetic}]\n")
-    assert all(torch.allclose(ours[n], alone[n], rtol=0, atol=1e-6) for n in alone)
-    control = project.resolve(text).recipe.derive("base", [])
-    assert (control.fields.output.form, control.fields.output.dtype) == ("checkpoint", None)

@@ -249,13 +249,26 @@ def test_checkpoint_with_a_head_of_its_own(project: Project, llama: Path, tmp_pa
     assert "lm_head.weight" not in tied.base.weights.specs
 
 
-def test_a_brick_that_no_step_uses_unties_nothing(project: Project, llama: Path, tmp_path: Path) -> None:
+def test_untied_heads_reach_trained_tokens(project: Project, llama: Path, tmp_path: Path) -> None:
     untied_copy(llama, tmp_path / "untied", tensors_of(llama)["model.embed_tokens.weight"] + 1)
     recipe = project.resolve(
         "bricks: {own: {checkpoint: untied}, full: bricks/full}\nsteps: [{merge: average, bricks: [full]}]\n"
     )
     assert "lm_head.weight" not in recipe.base.weights.specs
     assert recipe.key == project.resolve("bricks: {full: bricks/full}\nsteps: [{merge: average, bricks: [full]}]\n").key
+    save_adapter(llama, tmp_path / "head", seed=5, target_modules=["lm_head"])
+    settings = {"target_modules": ["q_proj"], "trainable_token_indices": [7]}
+    save_flavour(Flavour("llama", settings), llama, tmp_path / "tokens")
+    step = "steps: [{merge: task_arithmetic, bricks: {tokens: 1}}]\n"
+    alone = project.tensors(f"bricks: {{tokens: {{adapter: tokens}}}}\n{step}")
+    both = project.tensors(
+        "bricks: {tokens: {adapter: tokens}, head: {adapter: head}}\nsteps: [{merge: task_arithmetic, bricks: {tokens: 1, head: 0}}]\n"
+    )
+    row = tensors_of(tmp_path / "tokens")["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"][0]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        torch.testing.assert_close(both[name][7], row)
+        torch.testing.assert_close(both[name], alone["model.embed_tokens.weight"])
+    assert "lm_head.weight" not in alone
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -281,22 +294,6 @@ def test_run_writes_an_untied_model(project: Project, llama: Path, tmp_path: Pat
     assert again.warnings[0].startswith("brick 'inner' has a head of its own")
     for name, tensor in project.tensors(outer).items():
         torch.testing.assert_close(tensor, tensors_of(out)[name].float())
-
-
-def test_trained_tokens_reach_a_head_that_another_brick_unties(project: Project, llama: Path, tmp_path: Path) -> None:
-    save_adapter(llama, tmp_path / "head", seed=5, target_modules=["lm_head"])
-    settings = {"target_modules": ["q_proj"], "trainable_token_indices": [7]}
-    save_flavour(Flavour("llama", settings), llama, tmp_path / "tokens")
-    step = "steps: [{merge: task_arithmetic, bricks: {tokens: 1}}]\n"
-    alone = project.tensors(f"bricks: {{tokens: {{adapter: tokens}}}}\n{step}")
-    both = project.tensors(
-        "bricks: {tokens: {adapter: tokens}, head: {adapter: head}}\nsteps: [{merge: task_arithmetic, bricks: {tokens: 1, head: 0}}]\n"
-    )
-    row = tensors_of(tmp_path / "tokens")["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"][0]
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        torch.testing.assert_close(both[name][7], row)
-        torch.testing.assert_close(both[name], alone["model.embed_tokens.weight"])
-    assert "lm_head.weight" not in alone
 
 
 def test_every_method_takes_dense_adapters(project: Project, llama: Path, tmp_path: Path) -> None:
@@ -343,7 +340,7 @@ def test_plan_and_run(settings: dict[str, Any], model_of: Callable[..., Path], t
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-6)
 
 
-def test_checkpoint_bricks_of_a_tied_base_stay_tied(project: Project, llama: Path, tmp_path: Path) -> None:
+def test_tied_and_untied_checkpoint_bricks(project: Project, llama: Path, tmp_path: Path) -> None:
     """A stored copy of the embeddings is no head of its own."""
     save_finetuned(llama, tmp_path / "copy", seed=8)
     tensors = tensors_of(tmp_path / "copy")
@@ -353,10 +350,7 @@ def test_checkpoint_bricks_of_a_tied_base_stay_tied(project: Project, llama: Pat
     recipe = project.resolve("bricks: {copy: {checkpoint: copy}}\nsteps: [{merge: average}]\n")
     assert "lm_head.weight" not in recipe.base.weights.specs
     assert not recipe.warnings
-
-
-def test_untied_brick_under_a_tokenizer_block(project: Project, llama: Path, tmp_path: Path) -> None:
-    """Rows are aligned by token in the embeddings and in the head that only one brick has; DoRA beside it."""
+    # Rows are aligned by token in the embeddings and in the head that only one brick has; DoRA beside it.
     untied_copy(llama, tmp_path / "untied", tensors_of(llama)["model.embed_tokens.weight"] + 1)
     save_flavour(Flavour("llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}), llama, tmp_path / "dora")
     bricks = "bricks: {own: {checkpoint: untied}, dora: {adapter: dora}, full: bricks/full}\n"

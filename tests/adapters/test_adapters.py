@@ -108,7 +108,7 @@ def test_refused_keys(lora: Path, llama: Path, dropped: list[str], added: dict[s
         _ = [bound.factors(name, CPU) for name in bound.places]
 
 
-def test_nan_in_a_saved_weight(lora: Path, llama: Path) -> None:
+def test_saved_weights_that_are_nan_or_do_not_fit(lora: Path, llama: Path) -> None:
     base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
     spoilt = torch.ones(64, 32)
     spoilt[40, 7] = float("inf")
@@ -122,9 +122,6 @@ def test_nan_in_a_saved_weight(lora: Path, llama: Path) -> None:
     source.read_delta(0, 4, block, block.clone())
     with pytest.raises(WorkbenchError, match=message):
         source.read_delta(38, 42, block, block.clone())
-
-
-def test_magnitudes_that_do_not_fit(lora: Path, llama: Path) -> None:
     base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
     edit_json(lora / CONFIG, use_dora=True)
     pairs = {k: t for k, t in tensors_of(lora).items() if "layers.0.self_attn.q_proj" in k}

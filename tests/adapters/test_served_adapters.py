@@ -144,8 +144,5 @@ def test_vllm_would_refuse_or_misread_the_originals(base_of: Make, tmp_path: Pat
     served, wanted = load_as_vllm(place, "org/base", 8, modules), updates(loaded(base, place))
     wrong = {name.rpartition(".")[2] for name, update in wanted.items() if (served[name] - update).abs().max() > 1e-3}
     assert wrong == {"v_proj"}, "alpha_pattern is ignored without a word"
-
-
-def test_ranks_are_those_of_vllm() -> None:
     assert [served_rank([rank]) for rank in (1, 8, 9, 33, 257, 321)] == [8, 8, 16, 64, 320, 512]
     assert {served_rank([rank]) for rank in range(1, 513)} == RANKS

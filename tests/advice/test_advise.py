@@ -147,13 +147,10 @@ def test_contradictions_are_found_in_texts(folder: Path) -> None:
     assert "No merge resolves this" in printed.stdout
 
 
-def test_a_brick_without_texts_is_said_to_be_unknown(folder: Path) -> None:
+def test_advice_on_texts(folder: Path) -> None:
     found = advice("one", "two", one="one.jsonl")
     assert found["pairs"][0]["shared"] is None
     assert any("Contradictions of two" in line and "--texts two=FILE.jsonl" in line for line in found["unknown"])
-
-
-def test_a_merge_on_texts_is_named_where_every_brick_has_texts(folder: Path) -> None:
     named = ("brick", "advise", "one", "more/small", "--base", "base", "--json", "--texts", "one=one.jsonl")
     all_have, one_lacks = document(*named, "--texts", "small=three.jsonl"), document(*named)
     assert all_have["step"] == one_lacks["step"]
@@ -165,7 +162,7 @@ def test_a_merge_on_texts_is_named_where_every_brick_has_texts(folder: Path) -> 
 # -- the recipe and stored scores
 
 
-def test_the_recipe_runs(folder: Path) -> None:
+def test_recipes_of_advice_run_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The written recipe is valid, gives an adapter, and says why; a second call does not overwrite it."""
     call("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
     text = (folder / "recipes" / "mix.yaml").read_text("utf-8")
@@ -175,10 +172,7 @@ def test_the_recipe_runs(folder: Path) -> None:
     error = refused("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
     assert "already exists" in error.message
     assert (folder / "recipes" / "mix.yaml").read_text("utf-8") == text
-
-
-def test_a_recipe_of_another_folder_finds_its_bricks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paths in the recipe start from its project, not from the working directory; a directory outside it stays absolute."""
+    # The paths in the recipe start from its project, not from the working directory; a directory outside it stays absolute.
     (folder / "inner").mkdir()
     outside = folder.parent / f"{folder.name}-outside"
     outside.symlink_to(folder / "more" / "small", target_is_directory=True)
@@ -194,7 +188,7 @@ def test_a_recipe_of_another_folder_finds_its_bricks(folder: Path, monkeypatch: 
         assert resolve(load_named(f"{file}[lambda=1]")).bricks.keys() == {"small", "one"}
 
 
-def test_a_layer_that_only_a_third_brick_changes_does_not_count_for_a_pair(folder: Path) -> None:
+def test_what_does_not_count_and_where_no_recipe_is_written(folder: Path) -> None:
     """Two adapters on one layer each: their smallest layer is one that they change, and not 0 of the others."""
     for name, seed in (("left", 5), ("right", 6)):
         save_adapter(folder / "base", folder / "more" / name, seed=seed, layers_to_transform=[1])
@@ -202,9 +196,6 @@ def test_a_layer_that_only_a_third_brick_changes_does_not_count_for_a_pair(folde
     pair = next(p for p in found["pairs"] if {p["one"], p["two"]} == {"left", "right"})
     assert pair["rv_lowest_layer"] == pair["rv_highest_layer"] == pytest.approx(pair["rv"])
     assert pair["rv"] > 0
-
-
-def test_no_recipe_is_written_where_no_merge_is_recommended(folder: Path) -> None:
     texts = ("--texts", "one=one.jsonl", "--texts", "two=two.jsonl")
     error = refused("brick", "advise", "one", "two", "--base", "base", *texts, "--write", "recipes/no.yaml")
     assert "contradict each other" in error.message
@@ -246,7 +237,7 @@ def test_stored_scores_of_the_same_bricks_are_listed(
 # -- a recipe instead of bricks
 
 
-def test_a_recipe_names_its_bricks_and_base(folder: Path) -> None:
+def test_recipes_and_commands_name_their_bricks(folder: Path) -> None:
     """The advice on a recipe is that on the bricks of its merges, under their names in the recipe, from any folder; `plan` names the command."""
     text = "version: 1\nbase: base\nbricks: {left: bricks/one, right: more/small, unused: bricks/two}\n"
     step = "steps: [{merge: ties, bricks: [left, right]}]\n"
@@ -259,9 +250,6 @@ def test_a_recipe_names_its_bricks_and_base(folder: Path) -> None:
     assert "advice: workbench brick advise recipes/pair.yaml" in planned.stdout + planned.stderr
     printed = call("brick", "advise", "recipes/pair.yaml")
     assert "workbench brick advise recipes/pair.yaml --write recipes/NAME.yaml" in printed.stdout + printed.stderr
-
-
-def test_the_command_that_writes_the_recipe_repeats_the_arguments(folder: Path) -> None:
     printed = call("brick", "advise", "one", "more/small", "--base", "base")
     assert "workbench brick advise one more/small --base base --write recipes/NAME.yaml" in printed.stdout + printed.stderr
 

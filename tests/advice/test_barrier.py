@@ -101,11 +101,13 @@ def test_two_copies_have_no_barrier_and_a_permuted_copy_a_high_one(measured: Cal
     assert measured("base", "near").verdict == "none"
 
 
-def test_bricks_of_a_base(measured: Callable[..., Barrier]) -> None:
+def test_barriers_of_bricks_and_below_the_line(measured: Callable[..., Barrier]) -> None:
     """An adapter against its base is the line from the base; with --base both ends are bricks."""
     alone, both = measured("base", "lora"), measured("near", "lora", base="base")
     assert alone.points[-1].loss == pytest.approx(both.points[-1].loss, abs=1e-5)
     assert both.points[0].loss == pytest.approx(measured("base", "near").points[-1].loss, abs=1e-5)
+    line = Line(np.linspace(0, 1, 3), np.array([[1.0, 2.0], [0.5, 0.9], [1.0, 2.0]]))
+    assert line.barrier() == (0.0, 0.0)
 
 
 def test_the_interval_is_paired_over_texts() -> None:
@@ -122,11 +124,6 @@ def test_the_interval_is_paired_over_texts() -> None:
     assert 0.02 < high - low < 0.06
     spread = noise[2] - (noise[0] + noise[-1]) / 2
     assert high - low == pytest.approx(2 * 1.96 * spread.std() / 200**0.5, rel=0.15)
-
-
-def test_a_barrier_below_the_line_is_zero() -> None:
-    line = Line(np.linspace(0, 1, 3), np.array([[1.0, 2.0], [0.5, 0.9], [1.0, 2.0]]))
-    assert line.barrier() == (0.0, 0.0)
 
 
 def test_the_command(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:

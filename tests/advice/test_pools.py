@@ -75,13 +75,11 @@ def test_one_brick_of_a_pair_goes(pairs: list[Pair], alone: dict[str, list[int]]
     assert bool(warnings) == (not alone and len(pairs) == 1 and pairs[0].opposed)
 
 
-def test_weights_make_norms_equal() -> None:
+def test_equal_norms_and_contradictions() -> None:
     assert pools.equal_weights({"a": 0.04, "b": 0.01, "c": 0.0025}) == {"a": 0.25, "b": 1, "c": 4}
     assert pools.equal_weights({"a": 0.04, "b": 0.01}) == {"a": 0.5, "b": 2}
     assert pools.equal_weights({"a": 0.04, "b": 0.01}, ["b"]) == {"a": 0.25, "b": 1}
 
-
-def test_a_prompt_with_several_answers_contradicts_only_if_none_is_shared() -> None:
     def rows(*answers: str) -> list[Text]:
         return [Text("p", answer, "f:1") for answer in answers]
 

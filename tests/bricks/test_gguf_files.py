@@ -146,13 +146,23 @@ def test_blocks_of_256(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert f"{kind} (8)" in notes[0] or f"{kind} (9)" in notes[0]
 
 
-def test_notes(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_notes_and_configuration(models: Callable[[str], Path], tmp_path: Path) -> None:
     assert not resolve_base(str(save_gguf(models("llama"), tmp_path / "a.gguf", "llama")), tmp_path)[0].notes
     (note,) = resolve_base(str(save_gguf(models("llama"), tmp_path / "b.gguf", "llama", "Q8_0")), tmp_path)[0].notes
     assert note.startswith(
         "b.gguf stores its tensors as Q8_0 (16), F32 (5). They are read as bfloat16. Quantization to 8.7 bits a value"
     )
     assert "in Q8_0 by up to 0.5 % of the largest value in a block of 32" in note
+    file = save_gguf(models("gemma2"), tmp_path / "model.gguf", "gemma2")
+    checkpoint, _ = resolve_base(str(file), tmp_path)
+    want = json.loads((models("gemma2") / "config.json").read_text("utf-8"))
+    same = ("model_type", "head_dim", "sliding_window", "query_pre_attn_scalar", "hidden_size", "architectures", "rms_norm_eps")
+    for name in same:
+        assert (
+            checkpoint.config[name] == pytest.approx(want[name])
+            if name == "rms_norm_eps"
+            else checkpoint.config[name] == want[name]
+        )
 
 
 @pytest.mark.parametrize(
@@ -172,19 +182,6 @@ def test_bounds(kind: str, of: str, bound: float) -> None:
     error = np.abs(gguf.quants.dequantize(gguf.quants.quantize(values, kinds), kinds) - values).max(1)
     scale = np.abs(values).max(1) if of == "largest" else np.ptp(values, axis=1)
     assert 0.8 * bound < (error / scale).max() <= bound
-
-
-def test_configuration(models: Callable[[str], Path], tmp_path: Path) -> None:
-    file = save_gguf(models("gemma2"), tmp_path / "model.gguf", "gemma2")
-    checkpoint, _ = resolve_base(str(file), tmp_path)
-    want = json.loads((models("gemma2") / "config.json").read_text("utf-8"))
-    same = ("model_type", "head_dim", "sliding_window", "query_pre_attn_scalar", "hidden_size", "architectures", "rms_norm_eps")
-    for name in same:
-        assert (
-            checkpoint.config[name] == pytest.approx(want[name])
-            if name == "rms_norm_eps"
-            else checkpoint.config[name] == want[name]
-        )
 
 
 def test_tokenizer(models: Callable[[str], Path], tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_one_adapter_key_missing_or_one_too_many(layout: str, modules: list[str]
     assert f"brick 'one': {module} has lora_B, but no lora_A" in refused(project, text).message
 
 
-def test_another_architecture_and_an_untied_head(copy: Callable[[str], Project], models: Callable[[str], Path]) -> None:
+def test_another_architecture(copy: Callable[[str], Project], models: Callable[[str], Path]) -> None:
     project = copy("llama")
     shutil.copytree(models("gpt_neox") / "one", project.path / "other")
     error = refused(project, ONE.replace("one: one", "one: other"))

@@ -28,16 +28,13 @@ def place(project: Project, cwd: Path) -> Path:
     return project.path / "bricks" / "math"
 
 
-def test_round_trip(place: Path) -> None:
+def test_round_trip_ls_and_show(place: Path) -> None:
     neurons, card = neuron_brick(place)
     assert card is not None
     assert (card.kind, card.functions, card.digest) == ("neurons", ("math",), neurons.digest())
     assert card.base.digest == neurons.base
     assert card.skill == "48 neurons for math (25 %)"
     assert (place / "brick.yaml").read_text().startswith("# Written by `workbench analyze functions`. See neurons.json for how")
-
-
-def test_ls_and_show(place: Path) -> None:
     (row,) = document("brick", "ls")
     assert (row["name"], row["kind"], row["axes"]["origin"]) == ("math", "neurons", "emergent")
     assert "48 neurons for math" in call("brick", "ls").output
@@ -60,16 +57,13 @@ def test_ls_and_show(place: Path) -> None:
     assert "0.25" in text
 
 
-def test_overlap_of_two_sets(place: Path, project: Project) -> None:
+def test_sets_overlap_are_verified_and_are_no_bricks_to_merge(place: Path, project: Project) -> None:
     other = random_set(project.path / "base", seed=1)
     write_neuron_brick(place.parent / "code", other, BaseRecord(id="base"))
     neurons, _ = neuron_brick(place)
     assert document("brick", "show", "math", "code")["overlap"] == {"code": neurons.overlap(other)}
     assert "is no set of neurons" in refused("brick", "show", "math", "one").message
     assert "measures a delta" in refused("brick", "show", "math", "--metric", "norm").message
-
-
-def test_verify(place: Path, project: Project) -> None:
     assert "48 neurons with parts of 12 tensors fit base" in call("brick", "verify", "math").output
     edit_json(place / "neurons.json", base="0" * 32)
     assert "other weights" in refused("brick", "verify", "math").message
@@ -79,9 +73,6 @@ def test_verify(place: Path, project: Project) -> None:
     digest = read_card(place).digest or ""
     (place / "brick.yaml").write_text(card.replace(digest, "a1" * 16))
     assert "but its card says" in refused("brick", "verify", "math").message
-
-
-def test_a_set_is_no_brick_to_merge(place: Path, project: Project) -> None:
     with pytest.raises(WorkbenchError, match="brick 'math': bricks/math is a set of neurons of the base") as caught:
         project.resolve("bricks: {math: bricks/math}\nsteps: [{merge: average}]\n")
     assert "where: {neurons: bricks/math}" in (caught.value.hint or "")
@@ -89,7 +80,7 @@ def test_a_set_is_no_brick_to_merge(place: Path, project: Project) -> None:
     project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: average, where: {neurons: bricks/math}}]\n")
 
 
-def test_axes_of_an_adapter(place: Path, project: Project) -> None:
+def test_axes_of_an_adapter_follow_from_kind_and_files(place: Path, project: Project) -> None:
     shown = document("brick", "show", "one", "--card")
     assert shown["axes"] == {
         "origin": "customized",
@@ -100,9 +91,6 @@ def test_axes_of_an_adapter(place: Path, project: Project) -> None:
         "training": "post_hoc",
     }
     assert "customized, layer, low rank update, routing: none" in call("brick", "show", "one", "--card").output
-
-
-def test_axes_follow_from_kind_and_files() -> None:
     assert axes_of("adapter", Axes(), {"orthogonal_to": ["bricks/one"]})["training"] == "continual"
     assert axes_of("adapter", Axes(), tuner="LOKR")["computation"] == "structured_update"
     assert axes_of("checkpoint", Axes())["granularity"] == "model"

@@ -53,14 +53,11 @@ def test_an_adapter_of_fewer_layers_is_refused(project: Project, foreign: Path) 
     assert "any_base: true" in (caught.value.hint or "")
 
 
-def test_an_adapter_that_peft_restricted_to_layers_is_not(project: Project, llama: Path, tmp_path: Path) -> None:
+def test_restricted_adapters_and_any_base(project: Project, llama: Path, tmp_path: Path, foreign: Path) -> None:
     some = save_adapter(llama, tmp_path / "some", seed=2, layers_to_transform=[0, 1])
     edit_json(some / "adapter_config.json", base_model_name_or_path="base")
     assert "another base" not in warnings(project, recipe(some))
     assert "nothing shows" not in warnings(project, recipe(some))
-
-
-def test_any_base_accepts_it_with_a_warning_in_plan_record_and_card(project: Project, foreign: Path) -> None:
     text = recipe(foreign, any_base=True)
     assert project.resolve(text).recipe.fields.bricks["brick"].data() == {"adapter": str(foreign), "any_base": True}
     assert "it updates layers 0 to 2" in warnings(project, text)
@@ -70,13 +67,10 @@ def test_any_base_accepts_it_with_a_warning_in_plan_record_and_card(project: Pro
     assert '"any_base": true' in (run / "recipe.yaml").read_text("utf-8")
 
 
-def test_the_model_type_of_the_base_that_it_names(project: Project, own: Path, foreign: Path) -> None:
+def test_the_config_beside_it_and_the_base_that_it_names_decide(project: Project, own: Path, foreign: Path, llama: Path) -> None:
     edit_json(own / "adapter_config.json", base_model_name_or_path=str(foreign.parent / "gone"))
     with pytest.raises(WorkbenchError, match=r"the base that it names, is of a qwen2 model, the base is a llama model"):
         project.resolve(recipe(own))
-
-
-def test_the_depth_of_the_config_beside_it(project: Project, own: Path, llama: Path) -> None:
     shutil.copy(llama / "config.json", own / "config.json")
     edit_json(own / "config.json", num_hidden_layers=6)
     with pytest.raises(WorkbenchError, match=r"the config.json next to it is of a model with 6 layers, the base has 4"):
@@ -114,15 +108,12 @@ def card(brick: Path, **base: Any) -> None:
     (brick / "brick.yaml").write_text(yaml.safe_dump(data), "utf-8")
 
 
-def test_an_alias_on_the_card(project: Project, own: Path) -> None:
+def test_an_alias_on_the_card_and_the_digest(project: Project, own: Path, foreign: Path) -> None:
     edit_json(own / "adapter_config.json", base_model_name_or_path="org/gone")
     card(own)
     assert f"{SHOWN} (brick.yaml names org/gone)" in warnings(project, recipe(own))
     card(own, aliases=["org/other", "base"])
     assert SHOWN not in warnings(project, recipe(own))
-
-
-def test_the_digest_decides_before_all_else(project: Project, own: Path, foreign: Path) -> None:
     digest = project.resolve(recipe(own)).base_digest
     edit_json(own / "adapter_config.json", base_model_name_or_path=str(foreign.parent / "gone"))
     card(own, digest=digest)

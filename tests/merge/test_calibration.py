@@ -96,7 +96,7 @@ def test_streamed_grams_are_those_of_the_whole_model(
     found = step.measure(context).value["one"]
     renamed = {"lm_head.weight": "embed_out.weight"} if family == "gpt_neox" else {}
     expected = {renamed.get(name, name): gram for name, gram in full_grams(context, step, "one").items()}
-    assert found.record["streamed"]
+    assert found.record.streamed
     tied = context.base.config.get("tie_word_embeddings", True)
     heads = {n for n in expected if n.split(".")[-2] in ("lm_head", "embed_out")}
     assert set(found.files) == {n for n in expected if n not in heads or not tied}
@@ -112,7 +112,7 @@ def test_experts_are_averaged_and_the_rest_is_solved_on_one_live_model(
     project = family_project("mixtral")
     context, step = context_of(project, REGMEAN, monkeypatch)
     found = step.measure(context).value["two"]
-    assert found.record == {"tokens": found.record["tokens"], "streamed": False}
+    assert found.record.to_dict() == {"tokens": found.record.tokens, "streamed": False}
     expected = {n: g for n, g in full_grams(context, step, "two").items() if n in context.base.weights.specs}
     assert set(found.files) == set(expected)
     for name, right in expected.items():
@@ -186,7 +186,7 @@ def test_regmean_fits_the_outputs_of_every_layer_better_than_the_average(
     assert sum(solved.values()) < 0.9 * sum(averaged.values())
 
 
-def test_measurements_are_kept_until_their_texts_change(project: Project) -> None:
+def test_measurements_are_kept_and_a_brick_with_itself_is_that_brick(project: Project) -> None:
     file = write_rows(project.path / "all.jsonl", 6)
     text = """
         bricks: {one: bricks/one, two: bricks/two}
@@ -202,6 +202,11 @@ def test_measurements_are_kept_until_their_texts_change(project: Project) -> Non
     assert project.resolve(text).key != key
     changed = project.tensors(text)
     assert any(not torch.equal(first[n], changed[n]) for n in first)
+    write_rows(project.path / "all.jsonl", 3)
+    text = "bricks: {one: bricks/one, same: bricks/one}\nsteps: [{merge: fisher, calibration: all.jsonl}]"
+    alone = project.tensors("bricks: {one: bricks/one}\nsteps: [{merge: average}]")
+    merged = project.tensors(text)
+    assert all(torch.allclose(merged[n], alone[n], rtol=2e-7, atol=1e-9) for n in alone)
 
 
 # -- Fisher
@@ -239,14 +244,6 @@ def test_fisher_is_the_mean_squared_gradient(
         shares = {b: f[name].clamp_min(0.01) for b, f in expected.items()}
         right = sum(s * (tuned[b][name] - origin) for b, s in shares.items()) / sum(shares.values())
         assert torch.allclose((merged[name] - origin).double(), right, atol=2e-5), name
-
-
-def test_fisher_of_one_brick_with_itself_is_that_brick(project: Project) -> None:
-    write_rows(project.path / "all.jsonl", 3)
-    text = "bricks: {one: bricks/one, same: bricks/one}\nsteps: [{merge: fisher, calibration: all.jsonl}]"
-    alone = project.tensors("bricks: {one: bricks/one}\nsteps: [{merge: average}]")
-    merged = project.tensors(text)
-    assert all(torch.allclose(merged[n], alone[n], rtol=2e-7, atol=1e-9) for n in alone)
 
 
 # -- Cocktail
@@ -355,7 +352,7 @@ def test_bad_texts_are_found_before_any_work(name: str, content: str, message: s
     assert caught.value.hint
 
 
-def test_missing_texts(project: Project) -> None:
+def test_texts_that_are_missing_and_plans(project: Project) -> None:
     with pytest.raises(WorkbenchError, match=r"test.yaml:4:.*all.jsonl does not exist"):
         project.resolve(f"bricks: {{one: bricks/one}}\nsteps: [{STEPS['regmean']}]")
     for fields in ("", ", bricks: {one: 1.0}", ", bricks: {one: {weight: 1.0}}"):
@@ -365,8 +362,6 @@ def test_missing_texts(project: Project) -> None:
     with pytest.raises(WorkbenchError, match="weight of 'one' is -1"):
         project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: fisher, calibration: all.jsonl, bricks: {one: -1.0}}]")
 
-
-def test_plan_says_that_models_run_on_texts(project: Project) -> None:
     def planned(step: str, seed: int = 0) -> Any:
         write_rows(project.path / "all.jsonl", 6, seed)
         resolved = project.resolve(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{step}]")

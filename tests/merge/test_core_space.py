@@ -66,7 +66,7 @@ def test_spectral_merges_are_the_same_in_the_core(method: str, ranks: tuple[int,
         assert relative(load(step, "w", torch.float32, CPU), whole) < 2e-6
 
 
-def test_spectral_merges_of_low_rank_against_the_formulas() -> None:
+def test_spectral_merges_and_ties_in_the_core_are_their_formulas() -> None:
     """TSV-M of two rank-4 adapters is the paper's with the r non-zero triplets of each; Iso-C is its formula in the core."""
     bricks = adapters((4, 4))
     deltas = [product(b) for b in bricks.values()]
@@ -80,6 +80,15 @@ def test_spectral_merges_of_low_rank_against_the_formulas() -> None:
     base = {"w": torch.zeros(24, 18)}
     assert relative(load(step_on("tsv", base, bricks), "w", torch.float32, CPU), tsv) < 1e-6
     assert relative(load(step_on("iso_c", base, bricks), "w", torch.float32, CPU), iso) < 1e-6
+    # U · ties(UᵀτV) · Vᵀ with singular bases of the stacked factors; signs of basis vectors do not matter.
+    bricks = adapters((3, 2))
+    u = np.linalg.svd(np.concatenate([b.pairs["w"][0].double().numpy() for b in bricks.values()], 1), full_matrices=False)[0]
+    v = np.linalg.svd(np.concatenate([b.pairs["w"][1].double().numpy() for b in bricks.values()], 0), full_matrices=False)[2]
+    cores = [torch.from_numpy(u.T @ product(b) @ v.T).float() for b in bricks.values()]
+    expected = u @ delta("ties", cores, density=0.4).double().numpy() @ v
+    for fields in ({}, {"threshold": "model"}):
+        step = step_on("ties", {"w": torch.zeros(24, 18)}, bricks, space="core", density=0.4, **fields)
+        assert relative(load(step, "w", torch.float32, CPU), expected) < 1e-5
 
 
 @pytest.mark.parametrize("brick", ["whole deltas", "factors"])
@@ -126,18 +135,6 @@ def test_rotation_invariance_as_declared(method: str) -> None:
     assert relative(delta("ties", [q @ d @ p for d in deltas]), (q @ delta("ties", deltas) @ p).double().numpy()) > 0.1
 
 
-def test_ties_in_the_core_is_ties_of_the_core_matrices() -> None:
-    """U · ties(UᵀτV) · Vᵀ with singular bases of the stacked factors; signs of basis vectors do not matter."""
-    bricks = adapters((3, 2))
-    u = np.linalg.svd(np.concatenate([b.pairs["w"][0].double().numpy() for b in bricks.values()], 1), full_matrices=False)[0]
-    v = np.linalg.svd(np.concatenate([b.pairs["w"][1].double().numpy() for b in bricks.values()], 0), full_matrices=False)[2]
-    cores = [torch.from_numpy(u.T @ product(b) @ v.T).float() for b in bricks.values()]
-    expected = u @ delta("ties", cores, density=0.4).double().numpy() @ v
-    for fields in ({}, {"threshold": "model"}):
-        step = step_on("ties", {"w": torch.zeros(24, 18)}, bricks, space="core", density=0.4, **fields)
-        assert relative(load(step, "w", torch.float32, CPU), expected) < 1e-5
-
-
 # -- adapters that differ, vanish or repeat
 
 
@@ -169,16 +166,13 @@ def test_zero_and_repeated_adapters(method: str) -> None:
         assert found.left.isfinite().all()
 
 
-def test_disjoint_targets_keep_their_adapter() -> None:
+def test_adapters_on_different_tensors_and_dense_ones() -> None:
     """TSV-M of two adapters on different tensors is each of them: k counts the tensor's own triplets, not the core's."""
     bricks = {"a": lora(6, names=("u",)), "b": lora(6, seed=1, names=("v",))}
     step = step_on("tsv", {n: torch.zeros(24, 18) for n in ("u", "v", "x")}, bricks, space="core")
     assert step.merged == ["u", "v"]
     for name, brick in zip("uv", bricks.values(), strict=True):
         assert relative(load(step, name, torch.float32, CPU), product(brick, name)) < 1e-6
-
-
-def test_dense_tensors_of_adapters_are_merged_whole_and_listed() -> None:
     pairs = {n: (torch.randn(24, 2), torch.randn(2, 18)) for n in ("u", "v")}
     base = {n: torch.zeros(24, 18) for n in ("u", "v")}
     bricks = {"a": Lora(pairs, dense=("v",)), "b": lora(3, names=("u", "v"))}
@@ -189,7 +183,7 @@ def test_dense_tensors_of_adapters_are_merged_whole_and_listed() -> None:
     assert step_on("task_arithmetic", base, bricks).whole(CPU) == []
 
 
-def test_what_is_no_product_has_no_update() -> None:
+def test_what_has_no_update_or_an_empty_one() -> None:
     base = {"w": torch.randn(24, 18)}
     weights = InMemory(base)
     checkpoint = WeightsDelta(InMemory({"w": torch.randn(24, 18)}), weights)
@@ -197,9 +191,6 @@ def test_what_is_no_product_has_no_update() -> None:
     assert step_on("ties", base, adapters((2, 2))).update("w", CPU) is None
     assert step_on("slerp", base, adapters((2, 2))).update("w", CPU) is None
     assert step_on("linear", base, adapters((2, 2)), normalize=False).update("w", CPU) is None
-
-
-def test_update_of_a_tensor_without_bricks_has_rank_zero() -> None:
     step = step_on("average", {"w": torch.zeros(24, 18), "x": torch.zeros(7)}, adapters((2,)))
     update = step.update("x", CPU)
     assert update is not None
@@ -254,7 +245,7 @@ def test_run_with_two_adapters_in_both_spaces(project: Project, method: str) -> 
         assert not (same and method in ("ties", "dare")), "another basis, another vote"
 
 
-def test_core_refuses_checkpoints_before_work(project: Project) -> None:
+def test_core_refuses_before_work(project: Project) -> None:
     text = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: tsv, space: core}]\n"
     with pytest.raises(WorkbenchError, match=r"brick 'full' is a checkpoint, but `space: core` merges the factors") as caught:
         project.resolve(text)
@@ -265,9 +256,6 @@ def test_core_refuses_checkpoints_before_work(project: Project) -> None:
     project.write("bricks: {one: bricks/one}\nsteps: [{merge: tsv}]\n", "inner.yaml")
     with pytest.raises(WorkbenchError, match="brick 'r' is a recipe"):
         project.resolve("bricks: {r: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average, space: core}]\n")
-
-
-def test_core_refuses_what_scales_the_base(project: Project) -> None:
     with pytest.raises(WorkbenchError, match="`normalize: false` scales the base") as caught:
         project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: linear, normalize: false, space: core}]\n")
     assert caught.value.exit_code == 2

@@ -209,26 +209,20 @@ def step(method: str, rest: str = "", bricks: str = EACH) -> str:
     return f"{BRICKS}steps: [{{merge: {method}, {bricks}{rest}}}]\n"
 
 
-def test_bricks_without_a_change_give_the_base(llama: Project) -> None:
+def test_featcal_without_changes_with_a_large_ridge_and_beside_where(llama: Project) -> None:
     """The equations then have the base's weights as their solution, whatever the fields."""
     same = "bricks: {one: base, two: base}\n"
     found = llama.tensors(step("featcal", ", anchor: 3, blend: 0.9").replace(BRICKS, same))
     for name, tensor in tensors_of(llama.path / "base").items():
         torch.testing.assert_close(found[name], tensor.float(), atol=5e-6, rtol=0)
-
-
-def test_a_large_ridge_gives_the_anchor(llama: Project) -> None:
-    """At ρ = 1 that is the scaled sum, at ρ = 2 twice its delta."""
+    # At ρ = 1 that is the scaled sum, at ρ = 2 twice its delta.
     for anchor in (1.0, 2.0):
         found = llama.tensors(step("featcal", f", lambda: 0.3, ridge: 1.0e+9, anchor: {anchor}"))
         summed = llama.tensors(step("task_arithmetic", f", lambda: {0.3 * anchor}", "bricks: {one: 1.0, two: 0.5}"))
         linear = [n for n in found if n.endswith("proj.weight")]
         assert len(linear) == 7 * 4
         assert all(torch.allclose(found[n], summed[n], atol=1e-6) for n in linear)
-
-
-def test_tensors_that_where_excludes_keep_the_base(llama: Project) -> None:
-    """In the forward passes too: layer 1 is fitted to what the base's layer 0 gives it."""
+    # In the forward passes too: layer 1 is fitted to what the base's layer 0 gives it.
     base = tensors_of(llama.path / "base")
     found = llama.tensors(step("featcal", ", where: {layers: '1'}"))
     assert all(torch.equal(found[n], t.float()) for n, t in base.items() if ".layers.0." in n)

@@ -46,7 +46,7 @@ def test_equal_grams_give_the_mean_for_any_ridge(ridge: float) -> None:
     assert torch.allclose(solved([torch.eye(8)] * 3, ridge), mean(THREE, WEIGHTS), rtol=0, atol=5e-7)
 
 
-def test_by_hand() -> None:
+def test_least_squares_by_hand_and_without_inputs() -> None:
     """Diagonal Grams weigh column by column: G₁ = diag(1, 3, 0), G₂ = diag(1, 1, 4); then one pair of inputs that go together."""
     grams = [torch.diag(torch.tensor([1.0, 3.0, 0.0])), torch.diag(torch.tensor([1.0, 1.0, 4.0]))]
     expected = torch.stack([(ONE + TWO)[:, 0] / 2, (3 * ONE + TWO)[:, 1] / 4, TWO[:, 2]], 1)
@@ -62,9 +62,6 @@ def test_by_hand() -> None:
     assert torch.allclose(
         solved([torch.eye(2), torch.tensor([[2.0, 1.0], [1.0, 2.0]])], 0.0, [1.0, 1.0], two), torch.tensor([[0.5, 0.5]])
     )
-
-
-def test_what_no_brick_reads_gets_the_mean() -> None:
     grams = [torch.zeros(8, 8) for _ in range(3)]
     for i in range(3):
         grams[i][i, i] = 1.0  # brick i reads input i only; inputs 3.. are read by none
@@ -75,7 +72,7 @@ def test_what_no_brick_reads_gets_the_mean() -> None:
     assert torch.allclose(solved([torch.zeros(8, 8)] * 3, 1e-8), mean(THREE, WEIGHTS), atol=1e-6)
 
 
-def test_numpy_finds_the_same_minimum() -> None:
+def test_numpy_and_regression_find_the_same_minimum() -> None:
     """min over Δ of Σ wᵢ‖(Δ − τᵢ)Xᵢᵀ‖², stacked and given to numpy's least squares; and no gradient is left there."""
     xs = [torch.randn(12, 8, generator=torch.Generator().manual_seed(i)).double().numpy() for i in range(3)]
     rows = np.concatenate([np.sqrt(w) * x for w, x in zip(WEIGHTS, xs, strict=True)])
@@ -90,10 +87,7 @@ def test_numpy_finds_the_same_minimum() -> None:
     )
     (gradient,) = torch.autograd.grad(loss, delta)
     assert float(gradient.abs().max()) < 1e-4 * loss.item()
-
-
-def test_linear_regression_tasks() -> None:
-    """Three regressions on different inputs: the merged solution's loss is the pooled data's minimum, and below the average's."""
+    # Three regressions on different inputs: the merged solution's loss is the pooled data's minimum, and below the average's.
     generator = torch.Generator().manual_seed(7)
     tasks = []
     for scale in (1.0, 2.0, 3.0):
@@ -109,9 +103,6 @@ def test_linear_regression_tasks() -> None:
     pooled = torch.linalg.lstsq(torch.cat([x for x, *_ in tasks]), torch.cat([y for _, y, _ in tasks])).solution.T
     assert loss(result) == pytest.approx(loss(pooled), rel=1e-5)
     assert loss(result) < 0.9 * loss(mean(deltas, [1.0] * 3))
-
-
-def test_a_singular_system_without_a_ridge_is_an_error() -> None:
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     x[:, 5] = 0
     with pytest.raises(WorkbenchError, match="singular at ridge 0") as caught:
@@ -136,7 +127,7 @@ def layer_model(tensor: Tensor, name: str = "w") -> dict[str, Tensor]:
     return {f"layers.0.{name}.weight": tensor, f"layers.1.{name}.weight": torch.zeros(2, 2)}
 
 
-def test_wudi_is_the_formula_in_numpy() -> None:
+def test_wudi_is_the_formula_and_lowers_interference() -> None:
     """SWUDI with the participation count, term by term, on full-rank and on low-rank deltas, with weights and lambda."""
     for deltas in (THREE, [low_rank(seed) for seed in range(3)]):
         bricks = {str(i): layer_model(d) for i, d in enumerate(deltas)}
@@ -154,15 +145,12 @@ def test_wudi_is_the_formula_in_numpy() -> None:
         top = vectors[:, np.argsort(-values)[:count]]
         expected = 0.7 * (total + (right @ np.linalg.pinv(gram, rcond=1e-10) - total) @ top @ top.T)
         np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def test_wudi_lowers_the_interference_of_the_sum() -> None:
     deltas = [low_rank(seed) for seed in range(3)]
     result = merge("wudi", layer_model(torch.zeros(12, 10)), {str(i): layer_model(d) for i, d in enumerate(deltas)})
     assert objective(result["layers.0.w.weight"], deltas) < 0.5 * objective(mean(deltas, [1 / 3] * 3), deltas)
 
 
-def test_wudi_by_hand() -> None:
+def test_wudi_by_hand_and_of_conv1d() -> None:
     """Deltas in different columns do not interfere and are added up; equal deltas are kept once; opposite ones cancel."""
     one, two = torch.tensor([[0.5, 0.0, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [0.0, -1.0, 0.0]])
 
@@ -176,10 +164,7 @@ def test_wudi_by_hand() -> None:
     assert torch.allclose(delta(one, 3 * one), 2 * one, atol=1e-6)
     assert torch.allclose(delta(one, 3 * one, bricks={"0": 3, "1": 1}), 3 * one, atol=1e-6)
     assert torch.allclose(delta(one, -one), torch.zeros(2, 3), atol=1e-6)
-
-
-def test_wudi_solves_conv1d_by_its_inputs() -> None:
-    """GPT-2 stores [in, out]: the merge of transposed weights is the transpose of the merge."""
+    # GPT-2 stores [in, out]: the merge of transposed weights is the transpose of the merge.
     deltas = [low_rank(seed) for seed in range(2)]
     straight = merge("wudi", layer_model(torch.zeros(12, 10)), {str(i): layer_model(d) for i, d in enumerate(deltas)})
     stored = {str(i): layer_model(d.T.contiguous(), "c_fc") for i, d in enumerate(deltas)}
@@ -188,17 +173,14 @@ def test_wudi_solves_conv1d_by_its_inputs() -> None:
     assert torch.allclose(turned["layers.0.c_fc.weight"].T, straight["layers.0.w.weight"], atol=1e-6)
 
 
-def test_wudi_is_the_same_in_any_order_and_drops_nothing_alone() -> None:
+def test_wudi_does_not_depend_on_order_or_factors() -> None:
     deltas = {name: layer_model(low_rank(i)) for i, name in enumerate("abc")}
     base = layer_model(torch.ones(12, 10))
     bricks = {n: {k: base[k] + t[k] for k in base} for n, t in deltas.items()}
     results = [merge("wudi", base, {n: bricks[n] for n in order}) for order in permutations(bricks)]
     assert all(torch.equal(r["layers.0.w.weight"], results[0]["layers.0.w.weight"]) for r in results)
     close(merge("wudi", base, {"a": bricks["a"]}), bricks["a"], base)
-
-
-def test_wudi_of_adapters_is_that_of_their_deltas() -> None:
-    """Adapters are merged in their common space, which gives the numbers of whole deltas."""
+    # Adapters are merged in their common space, which gives the numbers of whole deltas.
     bricks = adapters((2, 3, 4), names=("w",))
     found = load(step_on("wudi", {"w": torch.zeros(24, 18)}, bricks), "w", torch.float32, CPU)
     assert relative(found, delta_of("wudi", flat_copy(bricks)).double().numpy()) < 1e-5

@@ -26,7 +26,7 @@ METHODS = [
 ]
 
 
-def test_where_leaves_the_rest(project: Project) -> None:
+def test_where_and_schedules_over_depth(project: Project) -> None:
     base = tensors_of(project.path / "base")
     full = tensors_of(project.path / "bricks" / "full")
     merged = project.tensors(
@@ -35,9 +35,6 @@ def test_where_leaves_the_rest(project: Project) -> None:
     for name in base:
         inside = ".mlp." in name and any(f"layers.{i}." in name for i in (1, 2))
         assert torch.equal(merged[name], full[name] if inside else base[name]), name
-
-
-def test_schedule_over_depth(project: Project) -> None:
     text = "bricks: {full: bricks/full}\nsteps: [{merge: task_arithmetic, lambda: {knots: [0, 1, 0.5]}}]\n"
     merged = project.tensors(text)
     base, full = (tensors_of(project.path / p) for p in ("base", "bricks/full"))
@@ -91,7 +88,7 @@ def test_recipe_as_a_brick(project: Project, outer: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(nested[name], checkpoint[name], atol=1e-7, rtol=0)
 
 
-def test_merge_after_grow(project: Project) -> None:
+def test_merges_and_bricks_that_grow(project: Project) -> None:
     """Bricks reach the layers that were there before, by their old names; a new layer stays as growth made it."""
     head = "bricks: {full: bricks/full, one: bricks/one}\nsteps: ["
     grow, mix = "{grow: depth, after: [1], check: off}", "{merge: task_arithmetic, where: {layers: '1:3'}}"
@@ -107,6 +104,9 @@ def test_merge_after_grow(project: Project) -> None:
         else:
             old = ".".join([*parts[:2], str(moved[layer]), *parts[3:]])
             torch.testing.assert_close(both[name], merged[old], atol=1e-6, rtol=0)
+    project.write("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
+    with pytest.raises(WorkbenchError, match="recipe grown cannot be a brick: it grows the base"):
+        project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 
 @pytest.mark.timeout(120)
@@ -120,12 +120,6 @@ def test_recipes_inside_recipes_on_several_threads(project: Project) -> None:
     outer = "bricks: {middle: {recipe: recipes/middle.yaml}, full: bricks/full}\nsteps: [{merge: ties, density: 0.5}]\n"
     models = [Path(project.run(outer, f"outer-{i}.yaml", threads=1 + 3 * i)["model"]) for i in range(6)]
     assert len({(model / "model.safetensors").read_bytes() for model in models}) == 1
-
-
-def test_brick_that_grows_is_refused(project: Project) -> None:
-    project.write("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
-    with pytest.raises(WorkbenchError, match="recipe grown cannot be a brick: it grows the base"):
-        project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.laws.permutation_invariant], ids=lambda cls: cls.name)
@@ -147,13 +141,7 @@ def test_unfit_bricks(project: Project, llama: Path, model_of: Any, tmp_path: Pa
     tensors = tensors_of(short)
     save_file({n: t for n, t in tensors.items() if "layers.3.mlp" not in n}, short / "model.safetensors")
     wide = save_finetuned(llama, tmp_path / "wide", seed=1)
-    save_file(
-        {
-            **tensors,
-            "model.norm.weight": torch.ones(64),
-        },
-        wide / "model.safetensors",
-    )
+    save_file({**tensors, "model.norm.weight": torch.ones(64)}, wide / "model.safetensors")
     extra = save_finetuned(llama, tmp_path / "extra", seed=1)
     save_file({**tensors, "model.layers.0.mlp.bias": torch.ones(32)}, extra / "model.safetensors")
     other = save_adapter(model_of("gpt2"), tmp_path / "other", seed=1, family="gpt2")
@@ -166,7 +154,7 @@ def test_unfit_bricks(project: Project, llama: Path, model_of: Any, tmp_path: Pa
     assert lines[3].startswith("brick 'o': module transformer.h.0.attn.c_attn has no weight in the base.")
 
 
-def test_stored_copy_of_a_tied_head(project: Project, llama: Path, tmp_path: Path) -> None:
+def test_tied_heads_that_are_stored(project: Project, llama: Path, tmp_path: Path) -> None:
     """A brick may store lm_head beside the embedding that ties it, if they are equal."""
     from safetensors.torch import save_file
 
@@ -178,12 +166,7 @@ def test_stored_copy_of_a_tied_head(project: Project, llama: Path, tmp_path: Pat
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, brick / "model.safetensors")
     with pytest.raises(WorkbenchError, match=r"brick 't': lm_head\.weight differs from model\.embed_tokens\.weight"):
         project.resolve(f"bricks: {{t: {brick}}}\nsteps: [{{merge: average}}]\n")
-
-
-def test_base_that_stores_a_tied_head(project: Project, llama: Path, tmp_path: Path) -> None:
-    """The other way round: one tensor, written once."""
-    from safetensors.torch import save_file
-
+    # The other way round: one tensor, written once.
     base, brick = (save_finetuned(llama, tmp_path / name, seed=seed) for name, seed in (("stored", 1), ("plain", 2)))
     tensors = tensors_of(base)
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")

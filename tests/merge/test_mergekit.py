@@ -119,7 +119,7 @@ def test_without_base_weights_are_merged_not_deltas(name: str, folder: Path, tmp
     assert difference(Project(folder).tensors(recipe(name, ["one", "two"], {"weight": 0.5})), theirs) > 1e-3
 
 
-def test_schedules_and_rules_reach_mergekit(folder: Path, tmp_path: Path) -> None:
+def test_schedules_rules_and_adapters_reach_mergekit(folder: Path, tmp_path: Path) -> None:
     """A gradient and a filter, per brick and for all, as mergekit reads them; on layers only, where both tools agree on depth."""
     theirs = run_mergekit(
         {"merge_method": "ties", "base_model": str(folder / "base"), "dtype": "float32", "parameters": {"density": [0.2, 1.0, 0.2]},
@@ -130,10 +130,7 @@ def test_schedules_and_rules_reach_mergekit(folder: Path, tmp_path: Path) -> Non
     bricks = {"one": {"knots": [0.1, 0.9, 0.1]}, "two": {"weight": rules}}
     ours = Project(folder).tensors(recipe("ties", bricks, {"density": {"knots": [0.2, 1.0, 0.2]}}))
     assert difference(ours, theirs) <= 1e-6
-
-
-def test_adapters_are_bricks(folder: Path, tmp_path: Path) -> None:
-    """The adapter's delta is added to the base first; mergekit merges the adapter into a dense copy."""
+    # The adapter's delta is added to the base first; mergekit merges the adapter into a dense copy.
     models = [{"model": f"{folder / 'base'}+{folder / 'lora'}"}, {"model": str(folder / "one")}]
     theirs = run_mergekit(
         {"merge_method": "model_stock", "base_model": str(folder / "base"), "dtype": "float32", "models": models},
@@ -202,7 +199,7 @@ def test_random_methods_depend_on_the_seed_alone(name: str) -> None:
     assert METHODS[name].laws.random
 
 
-def test_arcee_fusion_samples_large_tensors_from_the_seed() -> None:
+def test_arcee_fusion_and_della_on_unusual_shapes() -> None:
     """Over a million elements its quartiles come from a random sample."""
     base = {"w": torch.randn(1100, 1000, generator=torch.Generator().manual_seed(1))}
     brick = {"w": base["w"] + 0.1 * torch.randn(1100, 1000, generator=torch.Generator().manual_seed(2))}
@@ -212,10 +209,7 @@ def test_arcee_fusion_samples_large_tensors_from_the_seed() -> None:
         results.append(merge("mergekit/arcee_fusion", base, {"a": brick})["w"])
     assert torch.equal(*results)
     assert 0.01 < float((results[0] != base["w"]).float().mean()) < 0.5
-
-
-def test_della_ranks_columns_of_length_one_together_and_keeps_single_values() -> None:
-    """mergekit divides 0 by 0 there and stops (Mamba's convolutions, [d, 1, k])."""
+    # mergekit divides 0 by 0 there and stops (Mamba's convolutions, [d, 1, k]).
     generator = torch.Generator().manual_seed(0)
     base = {
         "conv": torch.randn(6, 1, 4, generator=generator),

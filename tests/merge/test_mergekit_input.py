@@ -91,12 +91,21 @@ def test_without_mergekit_the_command_that_installs_it(found: str | None, messag
         api.parameters.cache_clear()
 
 
-def test_keys_depend_on_mergekits_version(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_depend_on_mergekits_version_and_see_what_a_brick_says(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "bricks: {one: bricks/full}\nsteps:\n  - {merge: mergekit/ram}\n"
     key = project.resolve(text).key
     assert METHODS["ram"].version == api.version_number()
     monkeypatch.setattr(METHODS["ram"], "version", METHODS["ram"].version + 1)
     assert project.resolve(text).key != key
+
+    def text(density: str) -> str:
+        return f"base: base\nbricks: {{one: bricks/full}}\nsteps:\n  - merge: mergekit/ties\n    bricks: {{one: {{weight: 1, density: {density}}}}}\n"
+
+    assert project.resolve(text("0.5")).key != project.resolve(text("0.25")).key
+    with pytest.raises(
+        WorkbenchError, match=r"steps\.0\.bricks\.one\.density\.0\.where: include '\*nothing\*' matches no tensor"
+    ):
+        project.resolve(text('[{where: {include: ["*nothing*"]}, value: 0.5}]'))
 
 
 def test_mergekit_is_imported_on_use_only(project: Project) -> None:
@@ -115,17 +124,6 @@ load_recipe({str(bridged)!r})
 assert 'mergekit' in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_places_and_keys_see_what_a_brick_says(project: Project) -> None:
-    def text(density: str) -> str:
-        return f"base: base\nbricks: {{one: bricks/full}}\nsteps:\n  - merge: mergekit/ties\n    bricks: {{one: {{weight: 1, density: {density}}}}}\n"
-
-    assert project.resolve(text("0.5")).key != project.resolve(text("0.25")).key
-    with pytest.raises(
-        WorkbenchError, match=r"steps\.0\.bricks\.one\.density\.0\.where: include '\*nothing\*' matches no tensor"
-    ):
-        project.resolve(text('[{where: {include: ["*nothing*"]}, value: 0.5}]'))
 
 
 def test_settings_from_the_command_line(project: Project) -> None:

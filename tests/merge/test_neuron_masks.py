@@ -62,7 +62,7 @@ def test_nothing_outside_the_set_changes(project: Project, chosen: NeuronSet, me
     assert changed > 0
 
 
-def test_a_method_that_scales_the_base_scales_only_the_set(project: Project, chosen: NeuronSet) -> None:
+def test_what_scales_the_base_and_include_are_limited_to_the_set(project: Project, chosen: NeuronSet) -> None:
     fields = {"normalize": "false", "bricks": "{one: 0.5, full: 1}"}
     merged = project.tensors(MIXED + step("linear", **fields))
     plain = project.tensors(MIXED + "steps: [{merge: linear, normalize: false, bricks: {one: 0.5, full: 1}}]\n")
@@ -70,6 +70,11 @@ def test_a_method_that_scales_the_base_scales_only_the_set(project: Project, cho
         where = places(chosen, name, theta)
         expected = plain[name] if where is None else torch.where(where, plain[name], theta.float())
         torch.testing.assert_close(merged[name], expected, atol=1e-6, rtol=0)
+    # `include: ["*mlp*"]` leaves the attention alone.
+    merged = project.tensors(MIXED + "steps: [{merge: average, where: {neurons: sets/math, include: ['*mlp*']}}]\n")
+    for name, theta in tensors_of(project.path / "base").items():
+        if ".mlp." not in name:
+            assert torch.equal(merged[name], theta.float()), name
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "average", "tall_mask"])
@@ -81,14 +86,6 @@ def test_inside_the_set_it_is_the_plain_merge(project: Project, chosen: NeuronSe
         where = places(chosen, name, theta)
         where = torch.ones(theta.shape, dtype=torch.bool) if where is None else where
         torch.testing.assert_close(merged[name][where], plain[name][where], atol=1e-7, rtol=0)
-
-
-def test_other_tensors_follow_include(project: Project, chosen: NeuronSet) -> None:
-    """`include: ["*mlp*"]` leaves the attention alone."""
-    merged = project.tensors(MIXED + "steps: [{merge: average, where: {neurons: sets/math, include: ['*mlp*']}}]\n")
-    for name, theta in tensors_of(project.path / "base").items():
-        if ".mlp." not in name:
-            assert torch.equal(merged[name], theta.float()), name
 
 
 def test_low_rank_deltas_stay_low_rank(project: Project, chosen: NeuronSet) -> None:

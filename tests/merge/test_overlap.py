@@ -59,16 +59,13 @@ def test_coefficients_are_those_of_the_definition(rows: int, cols: int, dense: b
         assert found.weights[name] == pytest.approx(1 / sum(row), rel=1e-6)
 
 
-def test_scale_and_sign_of_a_delta_do_not_matter() -> None:
+def test_overlap_counts_scale_free_matrices_and_experts() -> None:
     one, two = lora(3, seed=1), lora(4, seed=2)
     turned = Lora({"w": (two.pairs["w"][0] * -8.0, two.pairs["w"][1])})
     base = {"w": torch.zeros(24, 18)}
     first, second = measured({"a": one, "b": two}, base), measured({"a": one, "b": turned}, base)
     assert first.pairs[0][1] == pytest.approx(second.pairs[0][1], rel=1e-9)
-
-
-def test_equal_deltas_share_one_weight_and_orthogonal_ones_keep_theirs() -> None:
-    """b0 and b1 are one delta, b2 writes to other outputs: 1/2, 1/2 and 1, and the sum is b0 + b2."""
+    # b0 and b1 are one delta, b2 writes to other outputs: 1/2, 1/2 and 1, and the sum is b0 + b2.
     left, right = torch.zeros(24, 3), torch.randn(3, 18, generator=torch.Generator().manual_seed(0))
     left[:3] = torch.eye(3)
     other = torch.zeros(24, 3)
@@ -79,15 +76,9 @@ def test_equal_deltas_share_one_weight_and_orthogonal_ones_keep_theirs() -> None
     assert found.weights == pytest.approx({"b0": 0.5, "b1": 0.5, "b2": 1.0})
     merged = load(step_on("task_arithmetic", base, bricks, weights="auto"), "w", torch.float32, CPU)
     assert relative(merged, product(bricks["b0"]) + product(bricks["b2"])) < 1e-6
-
-
-def test_a_matrix_that_one_brick_leaves_alone_counts_as_no_overlap() -> None:
     one, two = lora(3, seed=1, names=("layers.0.w", "layers.1.w")), lora(3, seed=1, names=("layers.0.w",))
     base = {n: torch.zeros(24, 18) for n in ("layers.0.w", "layers.1.w", "layers.0.norm")}
     assert measured({"a": one, "b": two}, base).pairs[0][1] == pytest.approx(0.5)
-
-
-def test_vectors_embeddings_and_the_head_do_not_count() -> None:
     names = ("model.embed_tokens.weight", "lm_head.weight")
     found = measured(
         {"a": lora(3, seed=1, names=names), "b": lora(3, seed=1, names=names)}, {n: torch.zeros(24, 18) for n in names}
@@ -96,10 +87,8 @@ def test_vectors_embeddings_and_the_head_do_not_count() -> None:
     base = {"v": torch.zeros(9)}
     same = {n: WeightsDelta(InMemory({"v": torch.ones(9)}), InMemory(base)) for n in "ab"}
     assert measured(same, base).pairs[0][1] == 0
-
-
-def test_experts_count_one_by_one() -> None:
-    """Two bricks that change different experts of one stack do not overlap; those that change the same one do."""
+    assert overlap([], []).weights == {}
+    # Two bricks that change different experts of one stack do not overlap; those that change the same one do.
     base = {"w": torch.zeros(2, 6, 5)}
     change = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
 
@@ -186,37 +175,13 @@ def test_equal_bricks_add_up_to_one(method: str, dense: bool) -> None:
         torch.testing.assert_close(load(step, "norm", torch.float32, CPU), tuned["norm"], atol=1e-5, rtol=1e-5)
 
 
-def test_tsv_with_auto_has_a_key_of_its_own(project: Project) -> None:
+def test_auto_in_keys_and_records(project: Project) -> None:
     """Results of `auto` before whitening was made up for are not taken from a cache; steps without it keep their keys."""
     text = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: tsv%s}]\n"
     plain, auto = (project.resolve(text % extra, f"t{i}.yaml") for i, extra in enumerate(("", ", weights: auto")))
     parts = [resolved.recipe.steps[0].key_parts(StepKey(resolved, resolved.digests, 0)) for resolved in (plain, auto)]
     assert parts[1] == [*parts[0], {"auto": 2}]
-
-
-def test_ties_with_auto_refuses_to_divide_by_the_number() -> None:
-    with pytest.raises(ValueError, match="take what bricks have in common away twice: leave out `divide`"):
-        method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto", "divide": "count"})
-    assert method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto"}).divide == "weight"
-    assert method(MergeMethod, "ties").model_validate({"merge": "ties"}).divide == "count"
-
-
-def test_core_space_uses_the_same_weights() -> None:
-    bricks = adapters((3, 4))
-    base = {"w": torch.zeros(24, 18)}
-    full, core = (step_on("task_arithmetic", base, bricks, weights="auto", space=space) for space in ("full", "core"))
-    torch.testing.assert_close(load(full, "w", torch.float32, CPU), load(core, "w", torch.float32, CPU), atol=1e-5, rtol=0)
-
-
-def test_an_overlap_of_no_brick_is_empty() -> None:
-    assert overlap([], []).weights == {}
-
-
-# -- in a recipe
-
-
-def test_a_run_records_weights_and_coefficients(project: Project) -> None:
-    """The run's record has the weights; the same weights written out give the same tensors; keys without the field stay."""
+    # The run's record has the weights; the same weights written out give the same tensors; keys without the field stay.
     text = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic, weights: auto}]\n"
     row = project.run(text)["steps"][0]["overlap"]
     weights, pairs = row["weights"], row["rv"]
@@ -230,6 +195,20 @@ def test_a_run_records_weights_and_coefficients(project: Project) -> None:
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
     plain = method(MergeMethod, "task_arithmetic").model_validate({"merge": "task_arithmetic"})
     assert "weights" not in dump_step(plain)
+
+
+def test_ties_and_core_space_with_auto() -> None:
+    with pytest.raises(ValueError, match="take what bricks have in common away twice: leave out `divide`"):
+        method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto", "divide": "count"})
+    assert method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto"}).divide == "weight"
+    assert method(MergeMethod, "ties").model_validate({"merge": "ties"}).divide == "count"
+    bricks = adapters((3, 4))
+    base = {"w": torch.zeros(24, 18)}
+    full, core = (step_on("task_arithmetic", base, bricks, weights="auto", space=space) for space in ("full", "core"))
+    torch.testing.assert_close(load(full, "w", torch.float32, CPU), load(core, "w", torch.float32, CPU), atol=1e-5, rtol=0)
+
+
+# -- in a recipe
 
 
 def test_plan_counts_the_measurement(project: Project) -> None:

@@ -39,7 +39,7 @@ def within(ours: Tensor, theirs: Tensor, bound: float = 1e-6) -> None:
     assert float((ours - theirs).abs().max()) <= bound
 
 
-def test_mergekit_linear(mergekit: Callable[..., Tensor]) -> None:
+def test_mergekit_linear_and_task_arithmetic(mergekit: Callable[..., Tensor]) -> None:
     base, bricks = models(3)
     for normalize in (True, False):
         ours = merge("linear", base, bricks, bricks=BRICKS, normalize=normalize)
@@ -50,9 +50,6 @@ def test_mergekit_linear(mergekit: Callable[..., Tensor]) -> None:
     average = merge("average", base, bricks)
     for name in base:
         within(average[name], mergekit([b[name] for b in bricks.values()], "linear", parameters={"weight": 1.0}))
-
-
-def test_mergekit_task_arithmetic(mergekit: Callable[..., Tensor]) -> None:
     base, bricks = models(3)
     ours = merge("task_arithmetic", base, bricks, bricks=BRICKS, **{"lambda": 0.7})
     for name in base:

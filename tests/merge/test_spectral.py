@@ -21,7 +21,7 @@ from workbench.run.plan import plan
 # -- worked examples
 
 
-def test_iso_c_by_hand() -> None:
+def test_iso_c_and_tsv_by_hand() -> None:
     """3 and 1 become 2 and 2; a third, zero singular value would make them 4/3 if it counted."""
     one, two = torch.zeros(3, 4), torch.zeros(3, 4)
     one[0, 0], two[1, 2] = 3.0, -1.0
@@ -32,10 +32,7 @@ def test_iso_c_by_hand() -> None:
     # weights: 3 and −5 give 4; a spectrum that is flat already stays
     torch.testing.assert_close(delta("iso_c", [one, two], bricks={"b0": 1, "b1": 5}), expected * 2, atol=1e-6, rtol=0)
     torch.testing.assert_close(delta("iso_c", [expected]), expected, atol=1e-6, rtol=0)
-
-
-def test_tsv_by_hand() -> None:
-    """2×3, two bricks, one triplet each. Left vectors at 0° and 60° become −15° and 75°, right ones are orthogonal."""
+    # 2×3, two bricks, one triplet each. Left vectors at 0° and 60° become −15° and 75°, right ones are orthogonal.
     one = torch.tensor([[2.0, 0, 0], [0, 0.5, 0]])  # the second triplet, 0.5, goes: k = 2 / 2
     two = torch.tensor([[0, 0, 0.5], [0, 0, math.sqrt(3) / 2]])
     low, high = math.cos(math.radians(75)), math.sin(math.radians(75))
@@ -45,10 +42,7 @@ def test_tsv_by_hand() -> None:
     # a weight scales the singular value, a negative one turns the brick around
     weighted = torch.stack([expected[:, 0] * -0.5, expected[:, 1], expected[:, 2] * 4], 1)
     torch.testing.assert_close(delta("tsv", [one, two], bricks={"b0": -0.5, "b1": 4}), weighted, atol=1e-6, rtol=0)
-
-
-def test_tsv_of_one_direction_is_its_mean() -> None:
-    """Two bricks with one direction: the nearest orthonormal pair is not unique; nothing leaves their span."""
+    # Two bricks with one direction: the nearest orthonormal pair is not unique; nothing leaves their span.
     same = torch.tensor([[1.0, 2, 2], [0, 0, 0]])
     torch.testing.assert_close(delta("tsv", [same * 3, same * 4]), same * 3.5, atol=1e-5, rtol=0)
 

@@ -60,7 +60,7 @@ def specs(*names: str) -> Mapping[str, TensorSpec]:
 # -- names
 
 
-def test_every_name_that_a_table_knew_is_known() -> None:
+def test_every_name_is_known_everywhere() -> None:
     assert all(map(architecture.is_embedding_module, EMBEDDINGS))
     assert all(
         architecture.is_embedding(f"{name}.weight") and architecture.is_before_layers(f"{name}.weight") for name in EMBEDDINGS
@@ -70,6 +70,27 @@ def test_every_name_that_a_table_knew_is_known() -> None:
     assert all(architecture.is_table(f"{name}.weight") for name in (*EMBEDDINGS, *HEADS, "lm_heads.0", "transformer.wpe"))
     assert architecture.is_before_layers("model.embed_positions.weight")
     assert architecture.is_before_layers("wpe.weight")
+    assert not architecture.is_head("lm_head.bias")
+    assert architecture.is_head_module("lm_head")
+    # Vocabulary alignment knew it; ties, singular values and adapters' errors did not.
+    assert tied_embeddings(["tok_embeddings.weight", "output.weight"], {}) is None
+    assert not is_matrix("output.weight", (64, 64), 2)
+    assert is_matrix("layers.0.attention.output.weight", (64, 64), 2)
+    # Vocabulary alignment knew them; ties, schedules and singular values did not.
+    assert tied_embeddings(["shared.weight", "decoder.block.0.layer.0.q.weight"], {}) == ("shared.weight", "lm_head.weight")
+    layout = Layout.of(
+        ["shared.weight", "decoder.block.0.q.weight", "decoder.block.1.q.weight", "norm.weight"], {"num_layers": 2}
+    )
+    assert layout.position("shared.weight") == 0
+    assert layout.position("norm.weight") == 1
+    assert not is_matrix("shared.weight", (64, 64), 2)
+    # Ties knew `backbone.embedding`; vocabulary alignment did not.
+    names = ("backbone.embedding.weight", "backbone.layers.0.mixer.in_proj.weight", "lm_head.weight")
+    assert vocabulary_tensors(specs(*names)) == ["backbone.embedding.weight", "lm_head.weight"]
+    found = vocabulary_tensors(specs("lm_head.weight", "transformer.wte.weight", "transformer.h.0.attn.output.weight"))
+    assert found == ["transformer.wte.weight", "lm_head.weight"]
+    biased = {**specs("transformer.wte.weight", "lm_head.weight"), "lm_head.bias": TensorSpec.of((8,), torch.float32)}
+    assert vocabulary_tensors(biased) == ["transformer.wte.weight", "lm_head.weight", "lm_head.bias"]
 
 
 @pytest.mark.parametrize(
@@ -90,48 +111,17 @@ def test_modules_of_layers_are_no_ends(module: str) -> None:
     assert not architecture.is_before_layers(f"{module}.weight")
 
 
-def test_a_bias_is_no_head() -> None:
-    assert not architecture.is_head("lm_head.bias")
-    assert architecture.is_head_module("lm_head")
-
-
-def test_a_head_that_is_called_output_is_one_everywhere() -> None:
-    """Vocabulary alignment knew it; ties, singular values and adapters' errors did not."""
-    assert tied_embeddings(["tok_embeddings.weight", "output.weight"], {}) is None
-    assert not is_matrix("output.weight", (64, 64), 2)
-    assert is_matrix("layers.0.attention.output.weight", (64, 64), 2)
-
-
-def test_embeddings_that_are_called_shared_are_embeddings_everywhere() -> None:
-    """Vocabulary alignment knew them; ties, schedules and singular values did not."""
-    assert tied_embeddings(["shared.weight", "decoder.block.0.layer.0.q.weight"], {}) == ("shared.weight", "lm_head.weight")
-    layout = Layout.of(
-        ["shared.weight", "decoder.block.0.q.weight", "decoder.block.1.q.weight", "norm.weight"], {"num_layers": 2}
-    )
-    assert layout.position("shared.weight") == 0
-    assert layout.position("norm.weight") == 1
-    assert not is_matrix("shared.weight", (64, 64), 2)
-
-
-def test_embeddings_of_the_first_mamba_files_are_aligned_too() -> None:
-    """Ties knew `backbone.embedding`; vocabulary alignment did not."""
-    names = ("backbone.embedding.weight", "backbone.layers.0.mixer.in_proj.weight", "lm_head.weight")
-    assert vocabulary_tensors(specs(*names)) == ["backbone.embedding.weight", "lm_head.weight"]
-
-
-def test_heads_come_after_embeddings_and_biases_belong_to_them() -> None:
-    found = vocabulary_tensors(specs("lm_head.weight", "transformer.wte.weight", "transformer.h.0.attn.output.weight"))
-    assert found == ["transformer.wte.weight", "lm_head.weight"]
-    biased = {**specs("transformer.wte.weight", "lm_head.weight"), "lm_head.bias": TensorSpec.of((8,), torch.float32)}
-    assert vocabulary_tensors(biased) == ["transformer.wte.weight", "lm_head.weight", "lm_head.bias"]
-
-
 # -- Conv1D
 
 
-def test_conv1d_of_live_modules() -> None:
+def test_conv1d_and_fields_of_config_json() -> None:
     assert architecture.is_conv1d(Conv1D(3, 4))
     assert not architecture.is_conv1d(nn.Linear(3, 4))
+    assert architecture.model_depth({"vocab_size": 5}) == 0
+    assert architecture.max_positions({"vocab_size": 5}) is None
+    assert architecture.max_positions(GPT2Config(n_positions=16)) == 16
+    assert architecture.max_positions(LlamaConfig(max_position_embeddings=32)) == 32
+    assert architecture.max_positions({"n_positions": 16, "n_ctx": 8}) == 16  # the order of lm-eval
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp_decoder"])
@@ -165,14 +155,6 @@ def test_depth(config: dict[str, Any]) -> None:
     assert architecture.model_depth(config) == 3
 
 
-def test_fields_of_config_json() -> None:
-    assert set(DEPTHS) == {"num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers"}
-    assert set(POSITIONS) == {"n_positions", "max_position_embeddings", "n_ctx"}
-    assert set(TEXT_CONFIGS) == {"text_config", "llm_config"}
-    assert architecture.model_depth({"vocab_size": 5}) == 0
-    assert architecture.max_positions({"vocab_size": 5}) is None
-
-
 @pytest.mark.parametrize("key", POSITIONS)
 def test_longest_positions_are_read_alike_everywhere(key: str, tmp_path: Path) -> None:
     """`n_ctx` was known to scoring alone, the text decoder's part to the suite check alone."""
@@ -182,12 +164,6 @@ def test_longest_positions_are_read_alike_everywhere(key: str, tmp_path: Path) -
         assert longest_row(config, 9) == 9
         (tmp_path / "config.json").write_text(str(config).replace("'", '"'), "utf-8")
         assert _length(tmp_path) == 16
-
-
-def test_longest_positions_of_live_configurations() -> None:
-    assert architecture.max_positions(GPT2Config(n_positions=16)) == 16
-    assert architecture.max_positions(LlamaConfig(max_position_embeddings=32)) == 32
-    assert architecture.max_positions({"n_positions": 16, "n_ctx": 8}) == 16  # the order of lm-eval
 
 
 @pytest.mark.parametrize("part", TEXT_CONFIGS)

@@ -74,16 +74,13 @@ def test_gradients_of_a_batch_are_those_of_its_rows(family: str) -> None:
             torch.testing.assert_close(got[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_held_out_loss_does_not_depend_on_the_batch_size() -> None:
+def test_held_out_and_routers_losses_of_batches() -> None:
     model = random_model("gpt2")
     many, one = (HeldOut(ROWS, size, 1, None).measure(model, 0) for size in (3, 1))
     assert many == pytest.approx(one, abs=2e-2)  # both in bfloat16
     with torch.no_grad():
         expected = [loss for tokens, learned in ROWS for loss in alone(model, tokens, learned)]
     assert many == pytest.approx(sum(expected) / len(expected), abs=2e-2)
-
-
-def test_the_loss_on_routers_is_added_where_the_configuration_asks_for_it() -> None:
     model = random_model("mixtral")
     tokens, learned = ROWS[0]
     with torch.no_grad():

@@ -30,11 +30,13 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 )
 
 
-def test_defaults_are_those_of_transformers() -> None:
+def test_settings_equal_to_defaults_do_not_count() -> None:
     from transformers import GenerationConfig
 
     theirs = GenerationConfig()._get_default_generation_params()
     assert {key: theirs[key] for key in DEFAULTS} == dict(DEFAULTS)
+    assert identity("a" * 32, {}, "") == "a" * 32
+    assert len({identity("a" * 32, s, t) for s in ({}, {"top_k": 1}, {"top_k": 2}) for t in ("", "b", "c")}) == 9
 
 
 @pytest.mark.parametrize(
@@ -54,11 +56,6 @@ def test_settings_that_decide_texts(given: Any, config: dict[str, Any], expected
     if given is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(given))
     assert generation_settings(tmp_path, config) == expected
-
-
-def test_identity_is_the_weights_where_no_setting_counts() -> None:
-    assert identity("a" * 32, {}, "") == "a" * 32
-    assert len({identity("a" * 32, s, t) for s in ({}, {"top_k": 1}, {"top_k": 2}) for t in ("", "b", "c")}) == 9
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

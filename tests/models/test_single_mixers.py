@@ -64,15 +64,12 @@ def test_depth(config: dict[str, Any], depth: int) -> None:
     assert model_depth(config) == depth
 
 
-def test_the_same_keys_are_changed_when_layers_move() -> None:
+def test_layers_move_and_schedules_follow(mixers: Project) -> None:
     assert reordered({"n_layers": 4}, 4, [0, 1, 1], "stack") == {"n_layers": 3}
     assert reordered({"llm_config": {"n_layers": 4}}, 4, [3, 0], "stack") == {"llm_config": {"n_layers": 2}}
     config = {"layers_block_type": KINDS, "hybrid_override_pattern": "M-*-"}
     moved = {"layers_block_type": ["full_attention", "linear_attention", "mlp"], "hybrid_override_pattern": "*M-"}
     assert reordered(config, 4, [2, 0, 3], "stack") == moved
-
-
-def test_schedules_over_the_depth(mixers: Project) -> None:
     base, tuned = (tensors_of(mixers.path / name) for name in ("base", "tuned"))
     document = mixers.run("bricks: {tuned: tuned}\nsteps: [{merge: task_arithmetic, lambda: {first: 0.0, last: 0.9}}]\n")
     merged = tensors_of(Path(document["model"]))
@@ -81,7 +78,7 @@ def test_schedules_over_the_depth(mixers: Project) -> None:
             torch.testing.assert_close(merged[name], base[name] + lam * (tuned[name] - base[name]))
 
 
-def test_layers_are_copied(mixers: Project) -> None:
+def test_layers_are_copied_and_kinds_are_known(mixers: Project) -> None:
     """Copies whose output projection is zero, whatever their mixer: the function stays, and `run` checks it on logits."""
     document = mixers.run("steps: [{grow: depth, blocks: 4}]\n")
     config = json.loads((Path(document["model"]) / "config.json").read_text("utf-8"))
@@ -91,15 +88,17 @@ def test_layers_are_copied(mixers: Project) -> None:
         AutoModelForCausalLM.from_pretrained(p).eval()(tokens).logits for p in (mixers.path / "base", document["model"])
     )
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
-
-
-def test_which_layers_have_a_feed_forward_part(mixers: Project) -> None:
     layout = mixers.resolve("steps: []\n").base.layout
     assert layout.mlp_layers() == [1, 3]
     assert layout.mlp_out(3) == "backbone.layers.3.mixer.down_proj.weight"
     assert layout.attention_out(2) == "backbone.layers.2.mixer.o_proj.weight"
     assert layout.residual_writers(0) == ["backbone.layers.0.mixer.out_proj.weight"]
     assert isinstance(layout, Layout)
+    from workbench.run.compose import compose
+
+    with pytest.raises(WorkbenchError, match="layer 2 has no feed-forward part to edit") as caught:
+        compose(mixers.resolve(f"steps: [{{{EDIT}, layers: [2], position: subject_last}}]\n"), CPU)
+    assert caught.value.hint == "Choose from the layers that have one: 1, 3."
 
 
 EDIT = "edit: memit, facts: facts.jsonl, statistics: text.txt, tokens_per_input: 4, contexts: 0, steps: 60"
@@ -111,14 +110,6 @@ def test_feed_forward_layers_are_edited(mixers: Project, layers: str, written: s
     base, edited = tensors_of(mixers.path / "base"), tensors_of(Path(document["model"]))
     changed = {name for name in base if not torch.equal(base[name], edited[name])}
     assert changed == {f"backbone.layers.{layer}.mixer.down_proj.weight" for layer in written}
-
-
-def test_other_layers_are_refused(mixers: Project) -> None:
-    from workbench.run.compose import compose
-
-    with pytest.raises(WorkbenchError, match="layer 2 has no feed-forward part to edit") as caught:
-        compose(mixers.resolve(f"steps: [{{{EDIT}, layers: [2], position: subject_last}}]\n"), CPU)
-    assert caught.value.hint == "Choose from the layers that have one: 1, 3."
 
 
 @pytest.mark.parametrize(("edit", "layers"), [("finetune, epochs: 1, min_efficacy: 0", {1}), ("ultraedit, min_efficacy: 0", {3})])

@@ -43,7 +43,7 @@ def factors(folder: Path) -> list[dict[str, Any]]:
     return [linear_factors(Adapter(folder / name, name)) for name in BRICKS]
 
 
-def test_scores_are_those_of_pefts_router(folder: Path) -> None:
+def test_scores_are_those_of_pefts_router_in_every_batch(folder: Path) -> None:
     from peft import ArrowConfig, create_arrow_model
     from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
@@ -64,6 +64,11 @@ def test_scores_are_those_of_pefts_router(folder: Path) -> None:
     assert len(found) == len(layers)
     (scores,) = alignments(live(folder / "base"), found, ROWS[:1])
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    model, found = live(folder / "base"), prototypes(factors(folder))
+    together = pooled_alignments(model, found, ROWS, 4)
+    for row, scores in zip(ROWS, together, strict=True):
+        (alone,) = alignments(model, found, [row])
+        torch.testing.assert_close(scores, windows(alone, 4)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_directions_are_first_right_singular_vectors(folder: Path) -> None:
@@ -85,14 +90,6 @@ def test_a_brick_without_a_module_has_no_direction_there(folder: Path) -> None:
     assert bool(found[name][0].any())
 
 
-def test_scores_of_a_batch_are_those_of_each_row(folder: Path) -> None:
-    model, found = live(folder / "base"), prototypes(factors(folder))
-    together = pooled_alignments(model, found, ROWS, 4)
-    for row, scores in zip(ROWS, together, strict=True):
-        (alone,) = alignments(model, found, [row])
-        torch.testing.assert_close(scores, windows(alone, 4)[0], rtol=1e-4, atol=1e-5)
-
-
 def test_it_is_fitted_and_restored(folder: Path) -> None:
     model, tokenizer = live(folder / "base"), load_tokenizer(folder / "base")
     parts = dict(zip(BRICKS, factors(folder), strict=True))
@@ -103,18 +100,11 @@ def test_it_is_fitted_and_restored(folder: Path) -> None:
     again = Arrow.restore(router.settings(), router.tensors())
     assert router.layer is None
     texts = prompts(1, seed=1)
-
     measured = router.measure(model, token_rows(tokenizer, texts))
     assert measured.shape == (len(texts), len(BRICKS))
     one, two = (r.decide(Prompts(texts, None, measured)) for r in (router, again))
     assert torch.equal(one.weights, two.weights)
     assert torch.equal(one.scores, two.scores)
-
-
-def test_standardized_scores_of_earlier_versions_are_refused(folder: Path) -> None:
-    step = Arrow.model_validate({"route": "arrow", "calibration": "{brick}.jsonl"})
-    parts = dict(zip(BRICKS, factors(folder), strict=True))
-    calibration = {name: prompts(i, count=8, templates=2) for i, name in enumerate(BRICKS)}
     router = step.fit(context(live(folder / "base"), load_tokenizer(folder / "base"), calibration, factors=parts.__getitem__))
     plain = {**router.tensors(), "centre": torch.zeros(3), "scale": torch.ones(3)}
     assert Arrow.restore(router.settings(), plain).bricks == BRICKS

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from workbench.route.deciding.chat import ChatFrame
+from workbench.route.deciding.hidden import ChatFrame
 
 FAMILIES = {
     "chatml": (
@@ -84,12 +84,9 @@ def test_plain_texts_stay(template: str | None) -> None:
     assert [frame.message(text) for text in PLAIN] == list(PLAIN)
 
 
-def test_a_template_of_white_space_has_no_marks_of_its_own() -> None:
+def test_white_space_and_answers_are_no_message() -> None:
     frame = ChatFrame.of(tokenizer("{% for m in messages %}{{ m['content'] }} {% endfor %}"))
     assert frame == ChatFrame()
     assert frame.message("please add 2 and 3 ") == "please add 2 and 3 "
-
-
-def test_an_answer_that_has_begun_is_no_part_of_the_message() -> None:
     frame = ChatFrame.of(tokenizer(FAMILIES["chatml"]))
     assert frame.message(chat(FAMILIES["chatml"], ["Add 2 and 3."]) + "The sum is") == "Add 2 and 3."

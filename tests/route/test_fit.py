@@ -145,14 +145,11 @@ def test_a_brick_added_later_gives_the_router_of_a_fit_with_it(world: tuple[Any,
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_bricks_without_prompts_and_single_bricks_are_refused(world: tuple[Any, Any]) -> None:
+def test_descriptions_are_texts_and_missing_prompts_are_refused(world: tuple[Any, Any]) -> None:
     with pytest.raises(WorkbenchError, match="brick 'b' has no calibration prompts"):
         fit(world, "ridge", {"a": prompts(0), "b": []})
     with pytest.raises(WorkbenchError, match="expected two or more bricks, found 1"):
         fit(world, "centroid", {"a": prompts(0)})
-
-
-def test_descriptions_are_texts_of_their_brick(world: tuple[Any, Any]) -> None:
     step = methods()["route:text"].model_validate({"route": "text", "calibration": "{brick}.jsonl"})
     calibration = {brick: prompts(i) for brick, i in BRICKS.items()}
     router = step.fit(context(*world, calibration, descriptions={"c": "sums of money"}))  # type: ignore[attr-defined]

@@ -36,15 +36,12 @@ def test_states_are_those_of_each_row_alone(model: Any, layer: int) -> None:
         torch.testing.assert_close(states, whole(model, row, layer), rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_token_and_early_ones_do_not_count(model: Any) -> None:
+def test_states_stop_at_the_layer_and_skip_the_first_token(model: Any) -> None:
     found = pooled(model, ROWS, 1, 4)
     for row, mean in zip(ROWS, found[:, 0], strict=True):
         states = whole(model, row, 1)
         expected = states[0] if len(row) == 1 else states[max(1, len(row) - 4) :].mean(0)  # no state of these models is a sink
         torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_later_blocks_do_not_run(model: Any) -> None:
     blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     runs = [0] * len(blocks)
     handles = [
@@ -56,6 +53,7 @@ def test_later_blocks_do_not_run(model: Any) -> None:
         handle.remove()
     assert runs == [1] + [0] * (len(blocks) - 1)
     assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+    assert depth_of(model) == max(1, model.config.num_hidden_layers // 2)
 
 
 def test_other_threads_may_run_the_model_at_the_same_time(model: Any) -> None:
@@ -77,7 +75,7 @@ def test_other_threads_may_run_the_model_at_the_same_time(model: Any) -> None:
     assert torch.equal(found, expected[0])
 
 
-def test_attention_sinks_are_left_out() -> None:
+def test_windows_leave_out_sinks_and_end_before_the_end() -> None:
     states = torch.randn(12, 8)
     sinks = states.clone()
     sinks[1] *= 1000
@@ -86,27 +84,17 @@ def test_attention_sinks_are_left_out() -> None:
     for window in (4, 8, 100):
         torch.testing.assert_close(windows(sinks, window)[0], kept[-window:].mean(0))
     assert torch.equal(windows(sinks[:2], 4), sinks[1].expand(4, -1))  # the only state after the first
-
-
-def test_windows_end_before_the_end() -> None:
-    """A window that has less than half of its tokens repeats the one before it."""
+    # A window that has less than half of its tokens repeats the one before it.
     states = torch.randn(1 + 17, 8)
     found = windows(states, 8)
     for place, (first, end) in enumerate(((9, 17), (5, 13), (1, 9), (0, 5))):
         torch.testing.assert_close(found[place], states[1:][first:end].mean(0))
     assert torch.equal(windows(states, 16)[3], windows(states, 16)[2])
-
-
-def test_moving_means_are_those_of_every_prefix() -> None:
     states = torch.randn(30, 5)
     for window in (1, 4, 16, 100):
         expected = torch.stack([windows(states[: i + 1], window) for i in range(len(states))])
         torch.testing.assert_close(moving(states, window), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(moving(states[:1], 4), states[:1].expand(4, -1)[None])
-
-
-def test_half_of_the_layers_run(model: Any) -> None:
-    assert depth_of(model) == max(1, model.config.num_hidden_layers // 2)
 
 
 def test_a_row_longer_than_the_positions_loses_its_start(tmp_path: Path) -> None:

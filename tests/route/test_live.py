@@ -65,7 +65,7 @@ def test_generate_is_the_chosen_adapter(settings: dict[str, Any], base: Path, pl
         assert routing.label(routing.last.weights[0]) == (name or "base")
 
 
-def test_the_choice_is_made_once_a_prompt(base: Path, places: dict[str, Path]) -> None:
+def test_the_choice_is_made_once_a_prompt_in_batches_with_padding(base: Path, places: dict[str, Path]) -> None:
     """The router sees the prompt alone, once; generated tokens play no part, with and without a cache."""
     router = WordRouter()
     model, _ = routed(base, places, router)
@@ -73,9 +73,6 @@ def test_the_choice_is_made_once_a_prompt(base: Path, places: dict[str, Path]) -
         new_tokens(model, PROMPTS["one"], **settings)
         assert router.seen == [PROMPTS["one"]]
         router.seen.clear()
-
-
-def test_a_batch_of_several_bricks_with_padding(base: Path, places: dict[str, Path]) -> None:
     model, routing = routed(base, places)
     batch = padded(list(PROMPTS.values()))
     made = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :].tolist()
@@ -143,7 +140,7 @@ def test_bricks_can_be_fixed(base: Path, places: dict[str, Path]) -> None:
         pass
 
 
-def test_threads_have_choices_of_their_own(base: Path, places: dict[str, Path]) -> None:
+def test_threads_have_choices_and_decisions_of_their_own(base: Path, places: dict[str, Path]) -> None:
     """Two calls of generate at the same time do not see each other's bricks."""
     model, _ = routed(base, places)
     expected = {name: new_tokens(model, text, max_new_tokens=30) for name, text in PROMPTS.items()}
@@ -158,10 +155,7 @@ def test_threads_have_choices_of_their_own(base: Path, places: dict[str, Path]) 
     for thread in threads:
         thread.join()
     assert made == expected
-
-
-def test_threads_get_their_own_decisions(base: Path, places: dict[str, Path]) -> None:
-    """Threads that decide at the same time get the decisions on their own prompts, at the shortest interval between switches."""
+    # Threads that decide at the same time get the decisions on their own prompts, at the shortest interval between switches.
     _, routing = routed(base, places)
     wrong: list[tuple[str | None, str]] = []
 
@@ -206,7 +200,7 @@ def test_what_cannot_be_routed_is_refused(base: Path, places: dict[str, Path]) -
         routed(base, {name: places[name] for name in ("one", "two")})
 
 
-def test_the_routing_pass_sees_the_base(base: Path, places: dict[str, Path]) -> None:
+def test_the_base_routes_and_answers_what_has_no_text(base: Path, places: dict[str, Path]) -> None:
     """Hidden states come from the base's first blocks; blocks after the router's layer do not run for them."""
     found: list[torch.Tensor] = []
 
@@ -227,9 +221,6 @@ def test_the_routing_pass_sees_the_base(base: Path, places: dict[str, Path]) -> 
         routing.decide([row])
     assert ran == [0, 1]
     torch.testing.assert_close(found[0][0, 0], expected[-3:].mean(0), atol=1e-6, rtol=1e-6)
-
-
-def test_a_prompt_without_text_goes_to_the_base(base: Path, places: dict[str, Path]) -> None:
     router = WordRouter()
     _, routing = routed(base, places, router)
     decided = routing.decide([[], [WORDS.index("<eos>")], [WORDS.index("w1")]])

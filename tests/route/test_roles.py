@@ -131,7 +131,7 @@ def test_padding_and_caches_keep_the_roles(world: Project, model: Any) -> None:
         assert torch.equal(cached, whole)
 
 
-def test_a_saved_configuration_is_the_same_in_logits(world: Project) -> None:
+def test_a_saved_configuration_is_the_same_and_no_server_takes_it(world: Project) -> None:
     made = world.run(f"{ROLES}output: {{dtype: float32}}\n")
     loaded = workbench.load(made["directory"])
     fresh = materialize(world.resolve(f"{ROLES}output: {{dtype: float32}}\n"), torch.device("cpu"))
@@ -139,9 +139,6 @@ def test_a_saved_configuration_is_the_same_in_logits(world: Project) -> None:
         assert torch.equal(logits(loaded, ids(world, text)), logits(fresh, ids(world, text)))
     settings = json.loads((Path(made["directory"]) / "routing.json").read_text("utf-8"))
     assert settings["record"]["roles"] == {"one": {"tokens": 10}, "two": {"tokens": 0, "between": [42, 43]}}
-
-
-def test_a_server_cannot_serve_roles(world: Project) -> None:
     from workbench.ship.subject import of_configuration
 
     with pytest.raises(WorkbenchError, match="a server applies one adapter to all tokens"):

@@ -24,17 +24,11 @@ def weights(choice: Choice, scores: list[float], confidence: float = 1.0) -> lis
     return choice.weigh(joined, BRICKS, torch.tensor([confidence]))[0].tolist()
 
 
-def test_the_best_brick_acts_alone() -> None:
+def test_scores_become_weights() -> None:
     assert weights(Choice(), [0.2, 0.5, 0.3]) == [0, 1, 0]
-
-
-def test_a_prompt_below_the_threshold_goes_to_the_base() -> None:
     assert weights(Choice(threshold=0.4), [0.2, 0.5, 0.3], 0.39) == [0, 0, 0]
     assert weights(Choice(threshold=0.4), [0.2, 0.5, 0.3], 0.4) == [0, 1, 0]
     assert weights(Choice(threshold=None), [0.2, 0.5, 0.3], -9.0) == [0, 1, 0]
-
-
-def test_tied_bricks_share_their_scores_and_the_first_acts() -> None:
     choice = Choice(ties=(("a", "c"),))
     assert choice.join(torch.tensor([[0.25, 0.4, 0.3]]), BRICKS).tolist() == [
         [pytest.approx(0.55), pytest.approx(0.4), pytest.approx(0.55)]
@@ -46,7 +40,7 @@ def test_tied_bricks_share_their_scores_and_the_first_acts() -> None:
     assert weights(largest, [0.25, 0.4, 0.3]) == [0, 1, 0]
 
 
-def test_the_quantile_counts_every_brick_alike() -> None:
+def test_quantiles_and_curves_count_every_brick_and_both_errors() -> None:
     confidence = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.05, 0.9])
     labels = torch.tensor([0] * 8 + [1] * 2)
     assert quantile(confidence, labels, 0.0) == pytest.approx(0.05)
@@ -56,6 +50,14 @@ def test_the_quantile_counts_every_brick_alike() -> None:
         threshold = quantile(confidence, labels, share)
         each = [(confidence[labels == i] < threshold).double().mean() for i in (0, 1)]
         assert float(sum(each)) / 2 <= share + 1e-9
+    inside, outside = torch.tensor([0.1, 0.3, 0.5, 0.7]), torch.linspace(-0.5, 0.49, 100, dtype=torch.float64)
+    found = curve_of(inside, outside)
+    assert [row["routed"] for row in found] == [0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0]
+    for row in found:
+        assert row["to_base"] == float((inside.double() < row["threshold"]).double().mean())
+        assert row["routed"] == pytest.approx(float((outside >= row["threshold"]).double().mean()))
+    assert [row["to_base"] for row in found][::5] == [0.0, 0.5, 0.5]
+    assert curve_of(inside, outside[:0]) == []
 
 
 def test_the_threshold_lies_between_requests_and_prompts() -> None:
@@ -75,9 +77,6 @@ def test_the_threshold_lies_between_requests_and_prompts() -> None:
             "negatives": pytest.approx(-0.1),
             "prompts": lowest,
         }
-
-
-def test_the_threshold_ignores_what_own_negatives_decide() -> None:
     samples = Samples.of({"a": ["Add 1", "Add 2"], "b": ["dog backwards", "cat backwards"]})
     confidence = torch.where(samples.inside, 1.0, REFUSED)
     assert threshold_of(samples, confidence, 0.01) == {"threshold": 1.0, "negatives": 1.0, "prompts": 1.0}
@@ -85,23 +84,12 @@ def test_the_threshold_ignores_what_own_negatives_decide() -> None:
         threshold_of(samples, torch.full_like(confidence, REFUSED), 0.01)
 
 
-def test_a_curve_counts_both_errors_at_each_threshold() -> None:
-    inside, outside = torch.tensor([0.1, 0.3, 0.5, 0.7]), torch.linspace(-0.5, 0.49, 100, dtype=torch.float64)
-    found = curve_of(inside, outside)
-    assert [row["routed"] for row in found] == [0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0]
-    for row in found:
-        assert row["to_base"] == float((inside.double() < row["threshold"]).double().mean())
-        assert row["routed"] == pytest.approx(float((outside >= row["threshold"]).double().mean()))
-    assert [row["to_base"] for row in found][::5] == [0.0, 0.5, 0.5]
-    assert curve_of(inside, outside[:0]) == []
-
-
 def test_prompts_that_are_both_a_bricks_and_negative_are_refused() -> None:
     with pytest.raises(WorkbenchError, match=r"the prompt 'one' is one of brick 'a' and one of `negatives`"):
         Samples.of({"a": ["one"], "b": ["two"]}, ["one"])
 
 
-def test_ties_are_groups_of_bricks_that_are_confused() -> None:
+def test_ties_are_bricks_that_are_confused() -> None:
     names = ("a", "b", "c", "d", "e")
     confusion = torch.eye(5)
     assert tied(names, confusion) == ()
@@ -109,9 +97,6 @@ def test_ties_are_groups_of_bricks_that_are_confused() -> None:
     assert tied(names, confusion) == (("a", "c", "e"),)
     confusion[3, 1] = 0.31
     assert tied(names, confusion) == (("a", "c", "e"), ("b", "d"))
-
-
-def test_confusion_counts_prompts_as_they_are() -> None:
     samples = Samples.of({"a": ["one two", "three four"], "b": ["five six", "seven eight"]})
     scores = torch.zeros(len(samples.texts), 2)
     scores[:, 0] = 1.0
@@ -120,25 +105,23 @@ def test_confusion_counts_prompts_as_they_are() -> None:
     assert confusion_of(samples, scores).tolist() == [[1, 0], [1, 0]]
 
 
-def ridge_state() -> tuple[RidgeRouter, dict[str, object], dict[str, torch.Tensor]]:
+def ridge_state() -> tuple[dict[str, object], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     parts = tuple(Statistics.of(torch.randn(5, 8)) for _ in BRICKS)
     made = RidgeRouter(
         BRICKS, Choice(0.1, (("a", "c"),)), 3, 9, statistics=parts, negatives=Statistics.of(torch.randn(9, 8)), strength=0.1
     )
-    return made, made.settings(), made.tensors()
+    return made.settings(), made.tensors()
 
 
-def test_a_restored_router_decides_alike() -> None:
-    made, settings, tensors = ridge_state()
-    again = Ridge.restore(settings, tensors)
-    prompts = Prompts([""] * 20, torch.randn(20, 4, 8))
-    one, two = made.decide(prompts), again.decide(prompts)
-    assert torch.equal(one.weights, two.weights)
-    assert torch.equal(one.scores, two.scores)
-    assert torch.equal(one.confidence, two.confidence)
-    assert again.settings() == settings
-    assert (again.layer, again.window, again.threshold) == (3, 9, 0.1)
+def test_tensors_of_another_router_are_refused() -> None:
+    settings, tensors = ridge_state()
+    with pytest.raises(
+        WorkbenchError, match=r"expected 'statistics\.b\.total' of shape 8, found 7; the file belongs to a router of other"
+    ):
+        Ridge.restore(settings, {**tensors, "statistics.b.total": torch.zeros(7, dtype=torch.float64)})
+    with pytest.raises(WorkbenchError, match="expected a router of method 'centroid', found 'ridge'"):
+        Centroid.restore(settings, tensors)
 
 
 @pytest.mark.parametrize(
@@ -147,26 +130,16 @@ def test_a_restored_router_decides_alike() -> None:
         ({"method": "centroid"}, "expected a router of method 'ridge', found 'centroid'"),
         ({"bricks": ["a", "b", "d"], "ties": []}, "has no tensor 'statistics.d.total'; the file belongs to another router"),
         ({"bricks": None}, "is missing or invalid"),
-        ({"ties": [["a", "z"]]}, r"ties or scores name \['z'\]"),
+        ({"ties": [["a", "z"]]}, r"ties name \['z'\]"),
         ({"lambda": -1}, "expected a number above 0 in the router's entry 'lambda', found -1"),
         ({"mix": 2}, "the router mixes 2 bricks, and one brick acts today"),
-        ({"joined": "mean"}, "ties or scores name mean"),
+        ({"joined": "mean"}, "is missing or invalid"),
     ],
 )
 def test_settings_of_another_router_are_refused(change: dict[str, object], message: str) -> None:
-    _, settings, tensors = ridge_state()
+    settings, tensors = ridge_state()
     with pytest.raises(WorkbenchError, match=message):
         Ridge.restore({**settings, **change}, tensors)
-
-
-def test_tensors_of_another_router_are_refused() -> None:
-    _, settings, tensors = ridge_state()
-    with pytest.raises(
-        WorkbenchError, match=r"expected 'statistics\.b\.total' of shape 8, found 7; the file belongs to a router of other"
-    ):
-        Ridge.restore(settings, {**tensors, "statistics.b.total": torch.zeros(7, dtype=torch.float64)})
-    with pytest.raises(WorkbenchError, match="expected a router of method 'centroid', found 'ridge'"):
-        Centroid.restore(settings, tensors)
 
 
 def test_fixed_weights_are_those_of_the_recipe() -> None:

@@ -44,9 +44,6 @@ def test_each_kind_changes_what_its_name_says() -> None:
     assert copy(PROMPT, "language", 3) == "S'il te plaît add 2 et 3. Le réponse est"
     assert copy("t o h e backwards = 12", "typos", 0) == "t o h e bcakwards = 12", "single letters and digits stay"
     assert all(50 <= len(text.split()) <= 75 for text in PARAGRAPHS)
-
-
-def test_rare_kinds_are_those_of_some_prompts() -> None:
     counts = Counter(kind for number in range(64) for kind in copies(PROMPT, number))
     assert counts == {"plain": 64, "lower": 64, "greeting": 64, "typos": 32, "behind": 32, "language": 32, "paragraph": 16}
     others = Counter(kind for number, (_, prompt) in enumerate(built_in()) for kind in negative_copies(prompt, number))

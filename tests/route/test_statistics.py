@@ -44,16 +44,13 @@ def seen(vectors: Tensor) -> Prompts:
     return Prompts([""] * len(vectors), vectors[:, None].expand(-1, 4, -1))
 
 
-def test_sums_and_gram_of_vectors() -> None:
+def test_statistics_are_sums_that_add_up_and_are_read_again() -> None:
     vectors, _ = states()
     found = Statistics.of(vectors)
     assert found.count == len(vectors)
     assert found.root.shape == (WIDTH, WIDTH)  # no more rows than columns
     torch.testing.assert_close(found.gram, vectors.double().T @ vectors.double(), rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(found.mean, vectors.double().mean(0), rtol=1e-12, atol=1e-12)
-
-
-def test_statistics_of_two_parts_are_added() -> None:
     vectors, _ = states()
     for split in (1, 5, 40):
         both = Statistics.of(vectors[:split]) + Statistics.of(vectors[split:])
@@ -61,9 +58,6 @@ def test_statistics_of_two_parts_are_added() -> None:
         assert both.count == whole.count
         torch.testing.assert_close(both.total, whole.total, rtol=1e-12, atol=1e-9)
         torch.testing.assert_close(both.gram, whole.gram, rtol=1e-12, atol=1e-9)
-
-
-def test_statistics_are_read_from_tensors() -> None:
     vectors, _ = states()
     tensors = Statistics.of(vectors).tensors("a.")
     assert set(tensors) == {"a.count", "a.total", "a.root"}
@@ -87,7 +81,7 @@ def test_every_brick_counts_alike_in_the_scatter() -> None:
     torch.testing.assert_close(scatter.within, within, rtol=1e-10, atol=1e-10)
 
 
-def test_ridge_is_scikit_learns() -> None:
+def test_ridge_is_scikit_learns_and_centroid_is_a_centred_cosine() -> None:
     from sklearn.linear_model import Ridge
 
     vectors, labels = states()
@@ -100,32 +94,6 @@ def test_ridge_is_scikit_learns() -> None:
     scores, _ = made.score(seen(vectors))
     torch.testing.assert_close(solve(scatter, 0.05).T, torch.from_numpy(reference.coef_), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(scores, torch.from_numpy(reference.predict(vectors.double().numpy())), rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("kind", [RidgeRouter, CentroidRouter])
-def test_a_brick_added_by_sums_equals_a_refit(kind: type[RidgeRouter] | type[CentroidRouter]) -> None:
-    vectors, labels = states()
-    parts = by_brick(vectors, labels, len(SIZES))
-    refit = router(kind, ("a", "b", "c"), parts)
-    added = router(kind, ("a", "b"), parts[:2]).added("c", parts[2])
-    prompts = seen(vectors + 0.1)
-    assert added.bricks == refit.bricks
-    for found, expected in zip(added.score(prompts), refit.score(prompts), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    assert torch.equal(added.decide(prompts).weights, refit.decide(prompts).weights)
-
-
-def test_an_added_brick_must_be_new_and_of_the_same_base() -> None:
-    vectors, labels = states()
-    parts = by_brick(vectors, labels, len(SIZES))
-    made = router(RidgeRouter, ("a", "b"), parts[:2])
-    with pytest.raises(WorkbenchError, match="has a brick 'b' already"):
-        made.added("b", parts[2])
-    with pytest.raises(WorkbenchError, match="brick 'c': its states have 9 numbers, those of the router 16"):
-        made.added("c", Statistics.of(vectors[:, :9]))
-
-
-def test_centroid_scores_are_centred_cosines() -> None:
     vectors, labels = states()
     made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
     scores, _ = made.score(seen(vectors))
@@ -134,6 +102,19 @@ def test_centroid_scores_are_centred_cosines() -> None:
     for row, state in zip(scores, vectors.double(), strict=True):
         expected = torch.stack([torch.cosine_similarity(state - centre, mean - centre, dim=0) for mean in means])
         torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_brick_that_is_not_new_and_prompts_without_difference_are_refused() -> None:
+    vectors, labels = states()
+    parts = by_brick(vectors, labels, len(SIZES))
+    made = router(RidgeRouter, ("a", "b"), parts[:2])
+    with pytest.raises(WorkbenchError, match="has a brick 'b' already"):
+        made.added("b", parts[2])
+    with pytest.raises(WorkbenchError, match="brick 'c': its states have 9 numbers, those of the router 16"):
+        made.added("c", Statistics.of(vectors[:, :9]))
+    same = Statistics.of(torch.ones(4, WIDTH))
+    with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
+        router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))
 
 
 def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> None:
@@ -171,7 +152,7 @@ def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> N
         assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_the_window_of_the_largest_confidence_decides() -> None:
+def test_the_surest_window_decides_and_own_negatives_are_refused() -> None:
     vectors, labels = states()
     made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
     strange = others()[: len(vectors)].repeat(2, 1)[: len(vectors)]
@@ -182,10 +163,7 @@ def test_the_window_of_the_largest_confidence_decides() -> None:
         assert int(surer.sum()) > 40
         assert torch.equal(scores[surer], expected[surer])
         assert torch.equal(confidence[surer], sure[surer])
-
-
-def test_prompts_like_own_negatives_are_refused() -> None:
-    """They lie beside brick b; the bricks' own prompts are not refused."""
+    # They lie beside brick b; the bricks' own prompts are not refused.
     vectors, labels = states()
     own = vectors[labels == 1] + torch.nn.functional.one_hot(torch.tensor(3), WIDTH) * 12
     made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
@@ -193,9 +171,3 @@ def test_prompts_like_own_negatives_are_refused() -> None:
     assert bool((made.score(seen(own[10:]))[1] > REFUSED).all())
     assert bool((told.score(seen(own[10:]))[1] == REFUSED).all())
     assert torch.equal(told.score(seen(vectors))[1], made.score(seen(vectors))[1])
-
-
-def test_prompts_without_any_difference_are_refused() -> None:
-    same = Statistics.of(torch.ones(4, WIDTH))
-    with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
-        router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))

@@ -27,15 +27,22 @@ def texts(start: int, count: int) -> tuple[list[str], list[int]]:
     return found, labels
 
 
-def test_ngrams_of_short_and_long_words() -> None:
+def test_ngrams_and_rows_are_scikit_learns() -> None:
     assert list(ngrams("A")) == [" a", "a ", " a "]
     assert list(ngrams("ab  \n")) == [" a", "ab", "b ", " ab", "ab ", " ab "]
-
-
-def test_rows_are_scikit_learns() -> None:
+    vocabulary = Vocabulary.of(["ab cd", "ab"])
+    assert vocabulary.known(["ab cd", "ab", "xy", ""]).tolist() == [1.0, 1.0, 0.0, 0.0]
+    # " ab ", " ab", "ab ", " a", "ab", "b " are in both texts, with idf 1; as many of "xy" have ln(3 / 1) + 1.
+    unknown = np.log(3) + 1
+    assert vocabulary.known(["ab xy"]).tolist() == pytest.approx([np.sqrt(6 / (6 + 6 * unknown**2))])
+    train, _ = texts(0, 20)
+    vocabulary = Vocabulary.of([*train, "naïve café"])
+    tensors = vocabulary.tensors()
+    again = Vocabulary.read(tensors["ngrams"], tensors["idf"])
+    assert again.columns == vocabulary.columns
+    assert (again.rows(train) != vocabulary.rows(train)).nnz == 0
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    train, _ = texts(0, 20)
     new, _ = texts(100, 10)
     reference = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5)).fit(train)
     vocabulary = Vocabulary.of(train)
@@ -43,23 +50,6 @@ def test_rows_are_scikit_learns() -> None:
     for part in (train, [*new, "", "ÄÖ zz"]):
         difference = abs(vocabulary.rows(part) - reference.transform(part))
         assert difference.max() < 1e-12
-
-
-def test_unknown_ngrams_count_in_the_length() -> None:
-    vocabulary = Vocabulary.of(["ab cd", "ab"])
-    assert vocabulary.known(["ab cd", "ab", "xy", ""]).tolist() == [1.0, 1.0, 0.0, 0.0]
-    # " ab ", " ab", "ab ", " a", "ab", "b " are in both texts, with idf 1; as many of "xy" have ln(3 / 1) + 1.
-    unknown = np.log(3) + 1
-    assert vocabulary.known(["ab xy"]).tolist() == pytest.approx([np.sqrt(6 / (6 + 6 * unknown**2))])
-
-
-def test_a_vocabulary_is_read_from_its_tensors() -> None:
-    train, _ = texts(0, 20)
-    vocabulary = Vocabulary.of([*train, "naïve café"])
-    tensors = vocabulary.tensors()
-    again = Vocabulary.read(tensors["ngrams"], tensors["idf"])
-    assert again.columns == vocabulary.columns
-    assert (again.rows(train) != vocabulary.rows(train)).nnz == 0
 
 
 @pytest.mark.parametrize("strength", [0.5, 10.0])

@@ -163,7 +163,7 @@ def served(exported: Path, world: Project, swapped: bool = False) -> dict[str, A
     return {"org/small": live(base), **{name: under_peft(base, place) for name, place in places.items()}}
 
 
-def test_check_passes_on_a_server_with_the_exported_adapters(exported: Path, world: Project) -> None:
+def test_check_passes_and_names_exchanged_adapters(exported: Path, world: Project) -> None:
     with serving(served(exported, world), load_tokenizer(world.path / "base")) as url:
         found = document("export", "check", url, "--expected", str(exported), "--tolerance", "0.001")
         assert (
@@ -173,9 +173,6 @@ def test_check_passes_on_a_server_with_the_exported_adapters(exported: Path, wor
     assert found["same"] is True
     assert [(m["model"], m["answers"], m["same"]) for m in found["models"]] == [(n, 4, 4) for n in ("org/small", *BRICKS)]
     assert all(m["largest"] < 1e-4 for m in found["models"])
-
-
-def test_check_names_the_adapters_that_are_exchanged(exported: Path, world: Project) -> None:
     with serving(served(exported, world, swapped=True), load_tokenizer(world.path / "base")) as url:
         error = refused("export", "check", url, "--expected", str(exported))
     assert error.exit_code == 1
@@ -332,12 +329,7 @@ def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> 
         (("all", *VLLM, "--llama-cpp", "."), 2, "only --for llama.cpp converts models", "Leave --llama-cpp out"),
         (("all", "--for", "vllm", "--brick", "one"), 2, "--served-base is missing", "--served-base NAME"),
         (("all", *VLLM, "--brick", "dora"), 1, "adapter 'dora' has DoRA", "workbench brick bake"),
-        (
-            ("all", *VLLM, "--brick", "whole"),
-            1,
-            "a whole tensor for model.",
-            "brick extract",
-        ),
+        (("all", *VLLM, "--brick", "whole"), 1, "a whole tensor for model.", "brick extract"),
         (("all", *VLLM, "--brick", "wide"), 1, "rank 600: servers accept ranks up to 512", "rank: 512"),
         (("all", *VLLM, "--brick", "full"), 1, "brick 'full' is no adapter", "brick extract"),
         (("all", *VLLM, "--brick", "tow"), 2, "has no such brick. Did you mean 'two'?", ""),

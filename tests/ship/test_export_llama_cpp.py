@@ -114,7 +114,7 @@ def test_serve_sh_names_the_converter_until_the_base_is_there(exported: Path, wo
     ]
 
 
-def test_the_command_is_printed_or_run(world: Project, tmp_path: Path) -> None:
+def test_commands_are_printed_or_run_with_whole_models(world: Project, tmp_path: Path) -> None:
     said = call("export", *BOTH, "-o", str(tmp_path / "printed"))
     assert "convert_hf_to_gguf.py" in said.stderr.replace("\n", " ")
     folder = tmp_path / "llama.cpp"
@@ -124,16 +124,12 @@ def test_the_command_is_printed_or_run(world: Project, tmp_path: Path) -> None:
     call("export", *BOTH, "--llama-cpp", str(folder), "-o", str(tmp_path / "run"))
     words = (tmp_path / "run" / "model.gguf").read_text("utf-8")
     assert words.startswith(f"{(world.path / 'base').resolve()} --outtype f32 --outfile ")
-
     converter.write_text("import sys\nsys.exit('this model is not supported')\n")
     error = refused("export", *BOTH, "--llama-cpp", str(folder), "-o", str(tmp_path / "failed"))
     assert "this model is not supported" in error.message
     assert not (tmp_path / "failed").exists()
     error = refused("export", *BOTH, "--llama-cpp", str(tmp_path), "-o", str(tmp_path / "none"))
     assert (error.exit_code, "expected llama.cpp's folder" in error.message) == (2, True)
-
-
-def test_a_whole_model_gets_the_command_and_the_expected_answers(world: Project, tmp_path: Path) -> None:
     found = document("export", "base", *LLAMA, "-o", str(tmp_path / "whole"))
     assert (found["adapters"], found["rank"]) == ({}, None)
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["expected.jsonl", "export.json", "serve.sh"]
@@ -143,9 +139,6 @@ def test_a_whole_model_gets_the_command_and_the_expected_answers(world: Project,
     words = run_script(tmp_path / "whole" / "serve.sh", tmp_path).stdout.splitlines()
     assert words[:2] == ["-m", f"{tmp_path}/whole/model.gguf"]
     assert "--lora-scaled" not in words
-
-
-def test_without_a_name_the_base_has_that_of_its_directory(world: Project, tmp_path: Path) -> None:
     assert document("export", "both", *LLAMA, "-o", str(tmp_path / "out"))["served_base"] == "base"
 
 

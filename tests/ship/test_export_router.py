@@ -77,11 +77,7 @@ def test_cards_become_routes_to_the_names_of_the_server(world: Project, tmp_path
     found = document("export", "all", *ROUTER, "--brick", "one", "--brick", "two", "-o", str(tmp_path / "out"))
     assert found["for"] == "semantic-router"
     place = tmp_path / "out" / "router.yaml"
-    assert resolved(place) == {
-        "one": (["w1 w2 is", "words with: a 'colon'"], "one"),
-        "two": (["on"], "two"),
-        "base": ([], None),
-    }
+    assert resolved(place) == {"one": (["w1 w2 is", "words with: a 'colon'"], "one"), "two": (["on"], "two"), "base": ([], None)}
     data = yaml.safe_load(place.read_text("utf-8"))
     assert data["routing"]["modelCards"] == [
         {

@@ -77,7 +77,7 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(run: Path, hub: UploadServer
     assert hub.requests == []
 
 
-def test_a_model_arrives_byte_for_byte(run: Path, hub: UploadServer) -> None:
+def test_a_model_arrives_and_a_second_call_changes_nothing(run: Path, hub: UploadServer) -> None:
     local = to_send(run / "model")
     assert len([path for path in local if path.endswith(".safetensors")]) >= 3
     found = pushed(run.name, "--private")
@@ -94,9 +94,6 @@ def test_a_model_arrives_byte_for_byte(run: Path, hub: UploadServer) -> None:
     assert to_send(run / "model") == local, "the run stays as it is"
     written = {**repository.files(), **files_of(run)}
     assert not [path for path, content in written.items() if TOKEN.encode() in content]
-
-
-def test_a_second_call_changes_nothing(run: Path, hub: UploadServer) -> None:
     first = pushed(run.name)
     again = pushed(str(run / "model"))
     assert (again["commit"], again["changed"]) == (first["commit"], False)

@@ -224,7 +224,7 @@ def test_a_weight_without_a_module_is_named(project: Project) -> None:
         taken(project, "new", "old", rest="drop")
 
 
-def test_card_and_use_as_a_brick(project: Project) -> None:
+def test_card_use_and_bake(project: Project) -> None:
     bake("bricks/one", "base", project.path / "baked", Work(CPU), project=project.path, dtype="float32")
     out, record = taken(project, "baked")
     card = read_card(out)
@@ -235,24 +235,22 @@ def test_card_and_use_as_a_brick(project: Project) -> None:
     text = "bricks: {it: PLACE}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n"
     ours, direct = project.tensors(text.replace("PLACE", "out")), project.tensors(text.replace("PLACE", "bricks/one"))
     assert all(torch.allclose(ours[n], direct[n], rtol=0, atol=2e-6) for n in direct)
+    run = project.run("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
+    document = bake("bricks/one", None, project.path / "again", Work(CPU), project=project.path)
+    assert document.configuration == run["configuration"]
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
+        assert (project.path / "again" / file).read_bytes() == (Path(run["model"]) / file).read_bytes()
+    assert not list(project.path.glob(".again*"))
 
 
-def test_same_bytes_again_and_on_threads(project: Project) -> None:
+def test_an_adapter_is_the_same_again_and_nothing_stays_of_a_failure(project: Project) -> None:
     files = []
     for out, threads in (("a", 1), ("b", 3)):
         extract(
-            "bricks/full",
-            "base",
-            project.path / out,
-            Policy(4, dense="approximate"),
-            Work(CPU, threads),
-            project=project.path,
+            "bricks/full", "base", project.path / out, Policy(4, dense="approximate"), Work(CPU, threads), project=project.path
         )
         files.append((project.path / out / WEIGHTS).read_bytes())
     assert files[0] == files[1]
-
-
-def test_a_broken_checkpoint_leaves_nothing(project: Project) -> None:
     save_finetuned(project.path / "base", project.path / "bad", seed=1)
     tensors = tensors_of(project.path / "bad")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
@@ -263,15 +261,6 @@ def test_a_broken_checkpoint_leaves_nothing(project: Project) -> None:
 
 
 # -- bake
-
-
-def test_bake_is_a_run_without_a_recipe(project: Project) -> None:
-    run = project.run("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
-    document = bake("bricks/one", None, project.path / "baked", Work(CPU), project=project.path)
-    assert document.configuration == run["configuration"]
-    for file in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
-        assert (project.path / "baked" / file).read_bytes() == (Path(run["model"]) / file).read_bytes()
-    assert not list(project.path.glob(".baked*"))
 
 
 def test_an_interrupted_bake_goes_on(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +279,7 @@ def test_an_interrupted_bake_goes_on(project: Project, monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "_finish", finish)
     bake("bricks/one", "base", project.path / "baked", Work(CPU), project=project.path)
     assert (project.path / "baked/model.safetensors").is_file()
-    assert not list(project.path.glob(".baked*"))
+    assert not list(project.path.glob(".again*"))
 
 
 # -- the command line
@@ -342,12 +331,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
             "brick 'full': lacks transformer.h.0",
             "the model that the brick was fine-tuned from",
         ),
-        (
-            "extract bricks/full --base base -o bricks",
-            1,
-            "-o bricks: exists and is not an empty directory",
-            "never overwritten",
-        ),
+        ("extract bricks/full --base base -o bricks", 1, "-o bricks: exists and is not an empty directory", "never overwritten"),
         ("extract bricks/full --base base --rank 0 -o x", 2, "--rank", ""),
         (
             "extract bricks/full --base base --energy 1.2 -o x",

@@ -113,7 +113,7 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
     )
 
 
-def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
+def test_rebased_bricks_are_listed_checked_and_merged(edited: Project) -> None:
     """A step that takes all bricks has to list them once the edit brick is there; the weights are the same, and so is their key."""
     onto = edited.resolve(HEAD + "steps: [{id: mix, merge: average}]\n")
     found = rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), edited.path / "bricks" / "mean", device=CPU)
@@ -121,6 +121,13 @@ def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
     text = "bricks: {one: bricks/one, two: bricks/two, facts: bricks/mean}\n"
     steps = "steps: [{id: mix, merge: average, bricks: [one, two]}, {merge: task_arithmetic, bricks: {facts: {weight: 1}}}]\n"
     assert not edited.resolve(text + steps).warnings
+    # `plan` reads no tensors: what would need them is named, and not said to be well.
+    (edited.path / "base").unlink()
+    save_model(edited.path / "base")  # the same weights, not read yet
+    path = edited.write("bricks: {facts: bricks/facts}\nsteps: [{merge: ties}]\n")
+    seen = resolve(load_recipe(path), HEADERS)
+    assert "brick 'facts': the edit was solved on this base" in seen.deferred
+    assert len(resolve(load_recipe(path)).warnings) == 1
 
 
 @pytest.mark.parametrize(
@@ -159,16 +166,6 @@ def test_commands_of_the_warning_work(edited: Project, cwd: Path) -> None:
     said = document(*again)["said"]
     assert said["before"] == pytest.approx(survived)
     assert said["after"] == 1.0
-
-
-def test_from_headers_the_check_waits_for_the_run(edited: Project) -> None:
-    """`plan` reads no tensors: what would need them is named, and not said to be well."""
-    (edited.path / "base").unlink()
-    save_model(edited.path / "base")  # the same weights, not read yet
-    path = edited.write("bricks: {facts: bricks/facts}\nsteps: [{merge: ties}]\n")
-    seen = resolve(load_recipe(path), HEADERS)
-    assert "brick 'facts': the edit was solved on this base" in seen.deferred
-    assert len(resolve(load_recipe(path)).warnings) == 1
 
 
 def test_merges_take_it_as_a_brick(edited: Project) -> None:
@@ -242,17 +239,13 @@ def test_measured_settings_are_kept_or_measured_again(edited: Project) -> None:
     assert len(set(sweeps.iterdir()) - before) == 1
 
 
-def test_finetuned_facts_are_rebased_too(edited: Project) -> None:
+def test_finetuned_facts_are_rebased_without_a_trace(edited: Project) -> None:
     document = edited.run("steps: [{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}]\n", "tuned.yaml")
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     found = rebase(Path(document["run"]) / "edits" / "edit-finetune", NamedModel("mix", onto), edited.path / "tuned", device=CPU)
     assert found.said.without < found.said.after
     assert record(edited.path / "tuned")["solved_on"] == found.solved_on
-
-
-def test_solving_leaves_no_trace(edited: Project) -> None:
-    """Twice onto the same recipe: the same files."""
-    onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
+    # Twice onto the same recipe: the same files.
     for name in ("a", "b"):
         rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), edited.path / name / "facts", device=CPU)
     assert files_of(edited.path / "a") == files_of(edited.path / "b")

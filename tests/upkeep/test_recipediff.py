@@ -74,7 +74,7 @@ def test_bricks_are_compared_by_content(world: Project) -> None:
     assert inputs["bricks.two"]["second_digest"] == inputs["bricks.one"]["first_digest"] == one.digest(resolved.cache)
 
 
-def test_steps_are_matched_by_name_and_then_in_order(world: Project) -> None:
+def test_steps_and_their_files_are_compared(world: Project) -> None:
     text = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: linear}, {id: mix, merge: ties}]\n"
     world.write(text, "two-steps.yaml")
     found = fields(document("recipe", "diff", "first", "two-steps"))
@@ -85,9 +85,6 @@ def test_steps_are_matched_by_name_and_then_in_order(world: Project) -> None:
     other = fields(document("recipe", "diff", "first", "dare"))
     assert other["0.merge"] == ("ties", "dare", None)
     assert other["0.id"] == ("mix", None, None)
-
-
-def test_files_of_steps_are_compared_by_content(world: Project) -> None:
     for name, target in (("a", "w4"), ("b", "w5"), ("c", "w4")):
         (world.path / f"{name}.jsonl").write_text(
             json.dumps({"prompt": "{subject} is", "subject": "w3", "target": target}) + "\n"
@@ -118,7 +115,7 @@ def test_what_cannot_be_read_is_said_and_fields_are_compared_all_the_same(world:
     assert "not known" in result.stdout
 
 
-def test_text_names_files_and_shows_every_value(world: Project) -> None:
+def test_bad_input_searches_and_printed_values(world: Project) -> None:
     world.write(FIRST.replace("merge: ties", "merge: ties, lambda: 0.25, density: 0.9"), "second.yaml")
     printed = call("recipe", "diff", "first", "second").stdout
     head, *lines = printed.splitlines()
@@ -126,17 +123,11 @@ def test_text_names_files_and_shows_every_value(world: Project) -> None:
     cells = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
     assert cells["mix.lambda"][1] == "0.25"
     assert cells["mix.density"][1] == "0.9"
-
-
-def test_bad_input(world: Project) -> None:
     assert "Did you mean 'first'" in refused("recipe", "diff", "first", "frist").message
     world.write("steps: [{merge: tise}]\n", "bad.yaml")
     error = refused("recipe", "diff", "first", "bad")
     assert error.exit_code == 2
     assert "unknown merge method 'tise'" in error.message
-
-
-def test_a_search_is_a_field_like_others(world: Project) -> None:
     world.write(FIRST + "search: {space: {mix.lambda: [0.2, 1.6]}}\neval: [x]\n", "tuned.yaml")
     first, second = (load_recipe(world.path / "recipes" / f"{name}.yaml") for name in ("first", "tuned"))
     found = {one.field for one in recipe_difference(first, second, HEADERS, ("first", "second")).fields}

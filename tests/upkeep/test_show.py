@@ -99,7 +99,7 @@ def test_a_brick_beside_itself_and_its_opposite(kind: str, llama: Path, bricks: 
     assert total["opposite"].overlap == pytest.approx(1, abs=1e-3)
 
 
-def test_sparsity_counts_exact_zeros(llama: Path, bricks: Path, tmp_path: Path) -> None:
+def test_sparsity_and_the_heat_map(llama: Path, bricks: Path, tmp_path: Path) -> None:
     """Of a checkpoint elements that are the base's; of an adapter rows and columns that its factors leave alone."""
     changed = tensors_of(llama)
     changed["model.layers.0.mlp.up_proj.weight"][:12] += 1
@@ -114,9 +114,6 @@ def test_sparsity_counts_exact_zeros(llama: Path, bricks: Path, tmp_path: Path) 
     tensors[key + "A.weight"][:, :16] = 0
     save_file(tensors, lora / WEIGHTS, metadata={"format": "pt"})
     assert measured(llama, lora).tensors["model.layers.0.self_attn.q_proj.weight"].measured().zeros == 1 - 0.75 * 0.5
-
-
-def test_heat_map_page(llama: Path, bricks: Path, tmp_path: Path) -> None:
     found = measured(llama, bricks / "one", bricks / "full")
     page = render_heat_maps("<one>", "base", found, tmp_path / "page.html").read_text("utf-8")
     assert "&lt;one&gt;" in page

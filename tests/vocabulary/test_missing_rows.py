@@ -89,7 +89,7 @@ def test_rows_are_the_planted_combinations(project: Project, worlds: tuple[Path,
     assert resolved.vocabulary.memory() == 2 * 4 * 173 * 128 + sum(4 * base[name].numel() for name in (EMBED, HEAD))
 
 
-def test_combinations_of_another_size_are_computed_anew(project: Project) -> None:
+def test_made_rows_are_computed_once_and_load(project: Project) -> None:
     """The cache of one `k` is not read for another one."""
     unexplained = []
     for k in (3, 1):
@@ -98,34 +98,6 @@ def test_combinations_of_another_size_are_computed_anew(project: Project) -> Non
         assert resolved.vocabulary is not None
         unexplained.append(resolved.vocabulary.describe()["residual"][EMBED])
     assert unexplained[0] < 1e-3 < 0.1 < unexplained[1]
-
-
-def test_mean_and_zero(project: Project, worlds: tuple[Path, Any]) -> None:
-    base = tensors_of(worlds[0] / "base")
-    shared = torch.tensor([BASE.index(word) for word in WORDS if word in BASE])
-    for rule in ("mean", "zero"):
-        ours = tensors_in_memory(project.resolve("base: base\n" + BLOCK % rule))
-        for name in (EMBED, HEAD):
-            wanted = base[name][shared].double().mean(0).float() if rule == "mean" else torch.zeros(base[name].shape[1])
-            for word in NEW:
-                assert torch.allclose(ours[name][WORDS.index(word)], wanted, atol=1e-6), (rule, word)
-
-
-def test_a_merge_leaves_made_rows_alone(project: Project, worlds: tuple[Path, Any]) -> None:
-    """A brick of the base's vocabulary has no delta in rows of tokens that it lacks."""
-    from worlds.token_words import save_tuned
-
-    save_tuned(worlds[0] / "base", project.path / "tuned", BASE, BASE, seed=5)
-    text = "base: base\nbricks: {donor: donor, tuned: tuned}\ntokenizer: {source: donor, missing: omp, k: 3}\nsteps: [%s]\n"
-    plain = tensors_in_memory(project.resolve(text % ""))
-    merged = tensors_in_memory(project.resolve(text % "{merge: task_arithmetic}"))
-    tuned = tensors_of(project.path / "tuned")
-    made = [i for i, word in enumerate(WORDS) if word not in BASE]
-    assert torch.equal(merged[EMBED][made], plain[EMBED][made])
-    assert torch.allclose(merged[EMBED][WORDS.index("w4")], tuned[EMBED][BASE.index("w4")], atol=1e-6)
-
-
-def test_the_written_model_loads_and_says_what_was_carried(project: Project) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     events: list[dict[str, Any]] = []
@@ -141,6 +113,28 @@ def test_the_written_model_loads_and_says_what_was_carried(project: Project) -> 
     assert "| tokenizer | donor |" in (place / "README.md").read_text("utf-8")
     assert (found["missing"], found["made"], found["shared"]) == ("omp", 40, 133)
     assert set(found["residual"]) == {EMBED, HEAD}
+
+
+def test_mean_zero_and_merges_of_made_rows(project: Project, worlds: tuple[Path, Any]) -> None:
+    base = tensors_of(worlds[0] / "base")
+    shared = torch.tensor([BASE.index(word) for word in WORDS if word in BASE])
+    for rule in ("mean", "zero"):
+        ours = tensors_in_memory(project.resolve("base: base\n" + BLOCK % rule))
+        for name in (EMBED, HEAD):
+            wanted = base[name][shared].double().mean(0).float() if rule == "mean" else torch.zeros(base[name].shape[1])
+            for word in NEW:
+                assert torch.allclose(ours[name][WORDS.index(word)], wanted, atol=1e-6), (rule, word)
+    # A brick of the base's vocabulary has no delta in rows of tokens that it lacks.
+    from worlds.token_words import save_tuned
+
+    save_tuned(worlds[0] / "base", project.path / "tuned", BASE, BASE, seed=5)
+    text = "base: base\nbricks: {donor: donor, tuned: tuned}\ntokenizer: {source: donor, missing: omp, k: 3}\nsteps: [%s]\n"
+    plain = tensors_in_memory(project.resolve(text % ""))
+    merged = tensors_in_memory(project.resolve(text % "{merge: task_arithmetic}"))
+    tuned = tensors_of(project.path / "tuned")
+    made = [i for i, word in enumerate(WORDS) if word not in BASE]
+    assert torch.equal(merged[EMBED][made], plain[EMBED][made])
+    assert torch.allclose(merged[EMBED][WORDS.index("w4")], tuned[EMBED][BASE.index("w4")], atol=1e-6)
 
 
 def test_the_key_follows_the_donor(project: Project, worlds: tuple[Path, Any], tmp_path: Path) -> None:
@@ -178,7 +172,7 @@ def test_bad_input(text: str, message: str, project: Project) -> None:
         project.resolve(f"base: base\n{text}")
 
 
-def test_pursuit_is_scikit_learns() -> None:
+def test_pursuit_is_scikit_learns_also_of_alike_and_empty_atoms() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     generator = torch.Generator().manual_seed(0)
     atoms, targets = torch.randn(300, 48, generator=generator) * 3, torch.randn(40, 48, generator=generator)
@@ -193,11 +187,7 @@ def test_pursuit_is_scikit_learns() -> None:
     assert np.abs(ours * lengths[:, None] - wanted).max() <= 1e-5
     rest = targets.numpy() - ours.T @ atoms.numpy()
     assert np.allclose(found.residuals, np.linalg.norm(rest, axis=1) / targets.norm(dim=1).numpy(), atol=1e-5)
-
-
-def test_pursuit_of_atoms_that_are_nearly_alike() -> None:
-    """Combinations are least-squares solutions on the chosen atoms, computed in float64 beside them."""
-    generator = torch.Generator().manual_seed(0)
+    # Combinations are least-squares solutions on the chosen atoms, computed in float64 beside them.
     middle = torch.randn(1, 64, generator=generator)
     atoms = middle + 3e-3 * torch.randn(80, 64, generator=generator)
     targets = atoms[:20] + 3e-3 * torch.randn(20, 64, generator=generator)
@@ -207,10 +197,7 @@ def test_pursuit_of_atoms_that_are_nearly_alike() -> None:
         best = torch.linalg.lstsq(chosen, targets[target].double()[:, None]).solution
         rest = float((targets[target].double() - (chosen @ best)[:, 0]).norm() / targets[target].double().norm())
         assert abs(float(found.residuals[target]) - rest) <= 1e-3 * rest, target
-
-
-def test_pursuit_of_dependent_and_empty_atoms() -> None:
-    """Atoms twice, of length 0, and fewer directions than rounds: coefficients stay finite and the sum is right."""
+    # Atoms twice, of length 0, and fewer directions than rounds: coefficients stay finite and the sum is right.
     atoms = torch.tensor([[0.0, 0, 0], [2, 0, 0], [2, 0, 0], [0, 5, 0]])
     found = pursue(torch.tensor([[3.0, 4, 0], [0, 0, 0], [0, 0, 7]]), atoms, 3)
     sums = torch.einsum("nk,nkd->nd", found.coefficients, atoms[found.atoms])

@@ -87,7 +87,7 @@ def test_the_tokenizer_in_the_cache_is_that_of_the_written_model(words_project: 
     assert loaded_tokens_digest(load_tokenizer(cached)) == loaded_tokens_digest(load_tokenizer(written))
 
 
-def test_special_tokens_of_a_union(words_project: Project) -> None:
+def test_special_tokens_and_tied_bricks(words_project: Project) -> None:
     """A brick's special token is special in the union, its words are not added tokens, and text splits as before."""
     from transformers import AutoTokenizer
 
@@ -98,6 +98,13 @@ def test_special_tokens_of_a_union(words_project: Project) -> None:
     assert tokenizer.tokenize("w1<new>x0 x0 xx0") == ["w1", "<new>", "x0", "x0", "<unk>"]
     ids = tokenizer("w1 <new> x0")["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "w1 x0"
+    # Its embeddings stand for the head that it does not have.
+    found = words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: tied/other, third: third}\n"))
+    view = found.vocabulary.view("other")
+    own = found.vocabulary.plan.own[[m.name for m in found.vocabulary.members].index("other")] >= 0
+    head, embeddings = (load(view, name, torch.float32) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    assert own.any()
+    assert torch.equal(head[own], embeddings[own])
 
 
 def test_union_of_byte_pairs(tmp_path: Path, vocabularies: Path, words_project: Project) -> None:
@@ -251,7 +258,9 @@ def test_errors(words_project: Project, block: str, message: str) -> None:
     assert message in f"{caught.value.message} {caught.value.hint}"
 
 
-def test_bricks_without_a_tokenizer(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
+def test_bricks_without_a_tokenizer_and_adapters_of_a_larger_vocabulary(
+    words_project: Project, vocabularies: Path, tmp_path: Path
+) -> None:
     """With the base's number of rows it is taken to have the base's, with a warning; else refused."""
     for name in ("other", "third"):
         shutil.copytree(vocabularies / name, tmp_path / f"bare-{name}")
@@ -262,10 +271,7 @@ def test_bricks_without_a_tokenizer(words_project: Project, vocabularies: Path, 
     assert "the base's is assumed" in "".join(warned)
     with pytest.raises(WorkbenchError, match="it has 302 vocabulary rows, the base 300, and there is no tokenizer in"):
         words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: other, third: bare-third}\n"))
-
-
-def test_adapter_of_a_larger_vocabulary(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
-    """An adapter on a head that the base does not have is refused, with the way to use it."""
+    # An adapter on a head that the base does not have is refused, with the way to use it.
     larger = save_llama(tmp_path / "larger", THIRD)
     save_adapter(larger, tmp_path / "adapter", seed=1, target_modules=["q_proj", "lm_head"])
     save_words(tmp_path / "adapter", THIRD)
@@ -276,17 +282,7 @@ def test_adapter_of_a_larger_vocabulary(words_project: Project, vocabularies: Pa
     assert "`tokenizer: {source: union}`" in str(caught.value.hint)
 
 
-def test_tied_brick_of_an_untied_base(words_project: Project) -> None:
-    """Its embeddings stand for the head that it does not have."""
-    found = words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: tied/other, third: third}\n"))
-    view = found.vocabulary.view("other")
-    own = found.vocabulary.plan.own[[m.name for m in found.vocabulary.members].index("other")] >= 0
-    head, embeddings = (load(view, name, torch.float32) for name in ("lm_head.weight", "model.embed_tokens.weight"))
-    assert own.any()
-    assert torch.equal(head[own], embeddings[own])
-
-
-def test_configuration_follows_the_choice() -> None:
+def test_configuration_and_generation_follow_the_choice(tmp_path: Path) -> None:
     """Rows and special ids, also in the text model's part; an id that the chosen tokenizer does not have is null."""
     config = {"vocab_size": 9, "eos_token_id": 1, "pad_token_id": 2, "x": 1, "text_config": {"vocab_size": 9, "eos_token_id": 1}}
     assert configured(config, None, 9) == config
@@ -295,10 +291,7 @@ def test_configuration_follows_the_choice() -> None:
         "text_config": {"vocab_size": 12, "eos_token_id": [4, 5], "bos_token_id": 0},
     }  # fmt: skip
     assert configured({"text_config": {"vocab_size": 9}}, None, 12) == {"text_config": {"vocab_size": 12}}
-
-
-def test_generation_follows_the_choice(tmp_path: Path) -> None:
-    """Sampling stays the base's, ids become the choice's, other ids of the base's vocabulary go."""
+    # Sampling stays the base's, ids become the choice's, other ids of the base's vocabulary go.
     base, chosen = tmp_path / "base", tmp_path / "chosen"
     for path, data in (
         (base, {"temperature": 0.5, "eos_token_id": 1, "suppress_tokens": [3]}),

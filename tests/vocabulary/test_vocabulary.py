@@ -177,13 +177,20 @@ def test_order_of_vocabulary_does_not_matter(words_project: Project, tmp_path: P
         assert all(torch.equal(found[n], expected[n]) for n in expected)
 
 
-def test_order_of_bricks_does_not_matter(words_project: Project) -> None:
+def test_order_of_bricks_and_controls(words_project: Project) -> None:
     """Names and order of the bricks change neither ids nor bits."""
     one = words_project.resolve(recipe("{source: union}", "steps: [{merge: ties}]\n", "bricks: {a: other, b: third}\n"))
     two = words_project.resolve(recipe("{source: union}", "steps: [{merge: ties}]\n", "bricks: {c: third, d: other}\n"))
     assert one.tokenizer_path == two.tokenizer_path
     first, second = tensors_in_memory(one), tensors_in_memory(two)
     assert all(torch.equal(first[n], second[n]) for n in first)
+    # The base and a brick alone, as they are scored beside a recipe, have its tokenizer.
+    from workbench.evaluate.lineup import lineup
+
+    resolved = words_project.resolve(recipe("{source: other}"))
+    found = lineup([resolved.recipe])
+    assert [entry.name for entry in found] == ["base", "other", "third", "average", "test"]
+    assert {entry.resolved.vocabulary.digest for entry in found} == {resolved.vocabulary.digest}
 
 
 def test_no_need_no_change(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
@@ -311,13 +318,3 @@ def test_recipe_as_brick(words_project: Project, vocabularies: Path, tmp_path: P
         words_project.resolve(recipe("{source: union}", steps, bricks))
     with pytest.raises(WorkbenchError, match=r"the `tokenizer` block of recipe .* differs from this recipe's"):
         words_project.resolve(steps + "bricks: {inner: {recipe: recipes/inner.yaml}}\n")
-
-
-def test_controls_share_the_vocabulary(words_project: Project) -> None:
-    """The base and a brick alone, as they are scored beside a recipe, have its tokenizer."""
-    from workbench.evaluate.lineup import lineup
-
-    resolved = words_project.resolve(recipe("{source: other}"))
-    found = lineup([resolved.recipe])
-    assert [entry.name for entry in found] == ["base", "other", "third", "average", "test"]
-    assert {entry.resolved.vocabulary.digest for entry in found} == {resolved.vocabulary.digest}

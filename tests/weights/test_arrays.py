@@ -41,7 +41,7 @@ def test_every_number_of_16_bits_is_widened_like_a_tensor(stored: str) -> None:
     assert torch.equal(as_tensor(array).view(torch.uint8), tensor.view(torch.uint8))
 
 
-def test_sums_and_differences_have_the_bits_of_torch() -> None:
+def test_arrays_have_the_bits_of_torch() -> None:
     generator = np.random.default_rng(0)
     x, y = (generator.integers(0, 1 << 32, 4096, dtype=np.uint32) for _ in range(2))
     for name in ("add_", "sub_"):
@@ -54,9 +54,6 @@ def test_sums_and_differences_have_the_bits_of_torch() -> None:
         assert number.sum() > 4000
         assert np.array_equal(bits_of(array)[number], bits_of(tensor)[number])
         assert np.array_equal(np.isnan(array.numpy()), ~number)
-
-
-def test_buffers_of_blocks_are_arrays_on_their_device_only() -> None:
     spec = TensorSpec((3, 5), "BF16")
     array, tensor = buffer(spec, NUMPY), buffer(spec, CPU)
     assert as_array(array) is array
@@ -67,24 +64,7 @@ def test_buffers_of_blocks_are_arrays_on_their_device_only() -> None:
     assert rows.shape == (2, 5)
     assert rows.data_ptr() == array.data_ptr() + 5 * 4
     assert (str(NUMPY), NUMPY.type) == ("cpu", "cpu")
-
-
-@pytest.mark.skipif(not kernels.compiled(), reason="no C compiler")
-@pytest.mark.parametrize("stored", ["F32", "BF16", "F16"])
-def test_a_rounded_result_is_checked_in_its_dtype(stored: str) -> None:
-    """The largest float32 is finite in float32 alone; NaN in none."""
-    for number, fits in ((1.5, True), (3.4028235e38, stored == "F32"), (float("nan"), False), (-float("inf"), False)):
-        values = Array(np.array([0.1, number, -2.5], np.float32), "F32")
-        rounded = empty(3, stored, NUMPY)
-        assert kernels.narrow(values, rounded) is fits  # type: ignore[arg-type]
-        expected = torch.empty(3, dtype=as_tensor(rounded).dtype)
-        assert kernels.narrow(torch.tensor([0.1, number, -2.5]), expected) is fits
-        if number == number:
-            assert torch.equal(as_tensor(rounded), expected)
-
-
-def test_factors_are_joined_and_transposed_like_tensors() -> None:
-    """Products of factors with weights, an update of rank 0, and numbers that overflow."""
+    # Products of factors with weights, an update of rank 0, and numbers that overflow.
     generator = np.random.default_rng(1)
     shapes = ((6, 2), (2, 5), (6, 3), (3, 5))
     drawn = [generator.standard_normal(shape).astype(np.float32) * np.float32(1e30) for shape in shapes]
@@ -101,3 +81,17 @@ def test_factors_are_joined_and_transposed_like_tensors() -> None:
     for tensor, array in zip(*results, strict=True):
         assert np.array_equal(tensor, array)
     assert np.isinf(results[0][1].view(np.float32)).any()
+
+
+@pytest.mark.skipif(not kernels.compiled(), reason="no C compiler")
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16"])
+def test_a_rounded_result_is_checked_in_its_dtype(stored: str) -> None:
+    """The largest float32 is finite in float32 alone; NaN in none."""
+    for number, fits in ((1.5, True), (3.4028235e38, stored == "F32"), (float("nan"), False), (-float("inf"), False)):
+        values = Array(np.array([0.1, number, -2.5], np.float32), "F32")
+        rounded = empty(3, stored, NUMPY)
+        assert kernels.narrow(values, rounded) is fits  # type: ignore[arg-type]
+        expected = torch.empty(3, dtype=as_tensor(rounded).dtype)
+        assert kernels.narrow(torch.tensor([0.1, number, -2.5]), expected) is fits
+        if number == number:
+            assert torch.equal(as_tensor(rounded), expected)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from worlds.commands import call, refused
 from worlds.project import CPU, Project
 
 from workbench.models.identity import computed_on
@@ -56,11 +57,19 @@ def test_exact_wins_over_what_the_program_asked_for(way: str) -> None:
     assert precisions() == before
 
 
-def test_exact_restores_after_an_error() -> None:
+def test_exact_restores_and_asks_for_operators_that_repeat_on_cuda_alone() -> None:
     before = precisions()
     with pytest.raises(KeyError), exact():
         raise KeyError
     assert precisions() == before
+    with exact(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with exact(CUDA):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_program_that_uses_torchs_newer_settings_can_run_a_recipe(project: Project) -> None:
@@ -83,17 +92,6 @@ def test_products_on_cuda_get_a_fixed_workspace(given: str | None, expected: str
     assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == given
     prepare(CUDA)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == expected
-
-
-def test_operators_that_repeat_are_asked_for_on_cuda_alone() -> None:
-    with exact(CPU):
-        assert not torch.are_deterministic_algorithms_enabled()
-    with exact(CUDA):
-        assert torch.are_deterministic_algorithms_enabled()
-        assert torch.is_deterministic_algorithms_warn_only_enabled()
-        assert not torch.utils.deterministic.fill_uninitialized_memory
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 # -- results of two kinds of device
@@ -136,14 +134,11 @@ def test_a_write_is_not_resumed_on_another_kind_of_device(other: bool, tmp_path:
     assert "b" in weights.opened
 
 
-def test_layouts_differ_by_device_and_by_header() -> None:
+def test_a_write_is_not_resumed_with_another_layout_device_or_library(monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [Shard("x", {"a": TensorSpec.of((2,), torch.float32)})]
     others = [Shard("x", {"a": TensorSpec.of((2,), torch.bfloat16)})]
     assert len({layout_digest(shards, CPU), layout_digest(shards, CUDA), layout_digest(others, CPU)}) == 3
     assert layout_digest(shards, CUDA) == layout_digest(shards, torch.device("cuda:1"))
-
-
-def test_a_write_is_not_resumed_with_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
     before = layout_digest([], CPU)
     monkeypatch.setattr("workbench.weights.writer.installed", lambda *names: dict.fromkeys(names, "another"))
     assert layout_digest([], CPU) != before
@@ -174,15 +169,12 @@ def test_a_digest_of_another_device_or_of_other_libraries_is_not_taken(project: 
 # -- copies
 
 
-def test_staging_on_the_cpu_keeps_one_piece() -> None:
+def test_staging_and_landing_on_the_cpu() -> None:
     staging = Staging(CPU)
     first = staging.room(8)
     first.fill_(1)
     assert staging.send(first).data_ptr() == first.data_ptr()
     assert staging.room(4).data_ptr() == first.data_ptr()
-
-
-def test_landing_rounds_and_gives_the_bytes() -> None:
     landing = Landing(6, "BF16", CPU)
     block = torch.tensor([[1.0, 1.00390625, 2.0]])
     room = landing.rounded(block)
@@ -234,17 +226,9 @@ def test_a_plan_for_cuda_counts_buffers_on_the_device_and_staged_blocks(project:
     assert on_cpu.peak_bytes != on_cuda.peak_bytes
 
 
-@pytest.mark.parametrize(("device", "shown"), [("cuda:1", True), ("cpu", False)])
-def test_plan_says_what_the_device_holds(project: Project, device: str, shown: bool) -> None:
-    project.write("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n")
-    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", device]
-    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True)
-    assert (" on the device, " in done.stdout) == shown
-
-
-def test_plan_refuses_a_device_that_does_not_exist(project: Project) -> None:
-    project.write("steps: []\n")
-    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", "gpu"]
-    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--device gpu: expected auto, cpu, cuda or cuda:N" in done.stderr
+def test_plan_says_what_the_device_holds_and_refuses_others(project: Project, cwd: Path) -> None:
+    recipe = str(project.write("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n"))
+    for device, shown in (("cuda:1", True), ("cpu", False)):
+        assert (" on the device, " in call("plan", recipe, "--device", device).stdout) == shown
+    error = refused("plan", recipe, "--device", "gpu")
+    assert (error.exit_code, "--device gpu: expected auto, cpu, cuda or cuda:N" in error.message) == (2, True)

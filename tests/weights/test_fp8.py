@@ -43,7 +43,8 @@ def test_values(layout: str, model: Path, tmp_path: Path, monkeypatch: pytest.Mo
             assert torch.equal(load(checkpoint, name, torch.bfloat16), values.bfloat16()), name
 
 
-def test_notes(model: Path, tmp_path: Path) -> None:
+def test_notes_and_their_bound(model: Path, tmp_path: Path) -> None:
+    before = load_file(model / SINGLE)[UP].float()
     save_fp8(model, "tensor")
     first, second = resolve_base(str(model), tmp_path)[0].notes
     assert first.startswith(
@@ -51,12 +52,7 @@ def test_notes(model: Path, tmp_path: Path) -> None:
     )
     assert first.endswith("They are read as bfloat16.")
     assert second.startswith("drops 14 scales of activations (model.layers.0.mlp.down_proj.input_scale, …)")
-
-
-def test_the_bound_holds(model: Path, tmp_path: Path) -> None:
-    """The stated 6.25 % is the largest error, except of values near zero."""
-    before = load_file(model / SINGLE)[UP].float()
-    save_fp8(model, "tensor")
+    # The stated 6.25 % is the largest error, except of values near zero.
     after = load(resolve_base(str(model), tmp_path)[0], UP, torch.float32)
     far = before.abs() > before.abs().max() / 448 * 2**-6
     error = ((after - before).abs() / before.abs())[far].max().item()
@@ -116,7 +112,7 @@ def refused(model: Path) -> WorkbenchError:
     return caught.value
 
 
-def test_missing_scales(model: Path) -> None:
+def test_scales_that_are_missing_or_do_not_fit(model: Path) -> None:
     save_fp8(model, "block")
     stored = load_file(model / SINGLE)
     del stored[f"{UP}_scale_inv"]
@@ -124,9 +120,6 @@ def test_missing_scales(model: Path) -> None:
     assert f"base: {UP} holds 8-bit floats, but {model} has no {UP}_scale_inv" in refused(model).message
     edit_json(model / "config.json", quantization_config=None)
     assert "has no" in refused(model).message, "the other weights have scales"
-
-
-def test_scales_that_do_not_fit(model: Path) -> None:
     save_fp8(model, "block")
     edit_json(model / "config.json", quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
     error = refused(model)

@@ -127,7 +127,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert python(SAYS, tmp_path / "file", TMPDIR=str(tmp_path / "tmp")).stdout == "False\n", "nor is a link followed"
 
 
-def test_the_reason_is_said(tmp_path: Path) -> None:
+def test_the_backend_is_recorded_with_its_reason(tmp_path: Path, project: Project) -> None:
     code = "import json; from workbench.weights.kernels import backend; print(json.dumps(backend().record()))"
 
     def said(**env: str) -> dict[str, str]:
@@ -144,9 +144,6 @@ def test_the_reason_is_said(tmp_path: Path) -> None:
     assert (
         found["version"] == subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     )
-
-
-def test_the_record_names_the_backend(project: Project) -> None:
     found = project.run("bricks: {one: bricks/one}\nsteps: [{merge: linear}]\n")
     record = json.loads((Path(found["run"]) / "run.json").read_text())
     assert record["backend"]["kernels"] == "c"

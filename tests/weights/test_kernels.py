@@ -145,10 +145,7 @@ def test_non_finite_is_seen(value: float, dtype: torch.dtype, monkeypatch: pytes
         both(lambda: kernels.narrow(x.float(), torch.empty(2000, dtype=dtype)), monkeypatch),
     ):
         assert found == (False, False)
-    assert both(lambda: kernels.narrow(torch.full((9,), 1e5), torch.empty(9, dtype=torch.float16)), monkeypatch) == (
-        False,
-        False,
-    )
+    assert both(lambda: kernels.narrow(torch.full((9,), 1e5), torch.empty(9, dtype=torch.float16)), monkeypatch) == (False, False)
     assert both(lambda: kernels.narrow(torch.full((9,), 1e5), torch.empty(9, dtype=torch.bfloat16)), monkeypatch) == (True, True)
 
 

@@ -192,7 +192,7 @@ def test_a_large_sum_is_not_infinite(tmp_path: Path) -> None:
     assert load(Checkpoint(tmp_path, "base"), "a", torch.float32).max() == torch.tensor(3e38)
 
 
-def test_odd_shapes(tmp_path: Path) -> None:
+def test_odd_shapes_and_sources_without_their_checkpoint(tmp_path: Path) -> None:
     tensors = {"scalar": torch.tensor(3.0), "empty": torch.empty(0, 4), "none": torch.empty(3, 0), "bool": torch.tensor([True, False]),
                "half": torch.randn(5, dtype=torch.float16), "double": torch.ones(2, 2, dtype=torch.float64)}  # fmt: skip
     save_file(tensors, tmp_path / SINGLE)
@@ -204,9 +204,6 @@ def test_odd_shapes(tmp_path: Path) -> None:
         assert torch.equal(again[name], value)
         assert again[name].dtype == value.dtype
         assert tensor_digest(value) == written[name] == entry_digest(checkpoint.entries[name])
-
-
-def test_source_outlives_its_checkpoint(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2, 2)}, tmp_path / SINGLE)
     source = Checkpoint(tmp_path, "base").open("a", CPU)
     out = torch.zeros(2, 2)
@@ -339,7 +336,7 @@ def test_memory_equals_disk(llama: Path) -> None:
     assert on_disk == {name: tensor_digest(load(checkpoint, name, spec.dtype)) for name, spec in checkpoint.specs.items()}
 
 
-def test_digest_memo(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_are_remembered_and_ignore_bookkeeping(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "m"
     shutil.copytree(llama, copy)
     first = tensor_digests(Checkpoint(copy, "x").entries, tmp_path)
@@ -348,9 +345,6 @@ def test_digest_memo(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert tensor_digests(Checkpoint(copy, "x").entries, tmp_path) == first
     save_finetuned(llama, copy, seed=1)
     assert tensor_digests(Checkpoint(copy, "x").entries, tmp_path) != first
-
-
-def test_configuration_digest_ignores_bookkeeping(llama: Path) -> None:
     checkpoint = Checkpoint(llama, "base")
     digests = tensor_digests(checkpoint.entries)
     digest: Callable[..., str] = lambda **changes: weights_digest(checkpoint.specs, digests, {**checkpoint.config, **changes})  # noqa: E731

@@ -60,11 +60,7 @@ class Live:
 
 
 def live_places(model: Model) -> Live:
-    """Build the model on the meta device and find the module of every tensor.
-
-    Raises:
-        WorkbenchError: If the model is not a causal language model of transformers.
-    """
+    """Build the model on the meta device and find the module of every tensor."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -157,13 +153,7 @@ class AdaptedPart:
 
 
 class AdaptedWeights:
-    """The base with the written adapter applied. Implements `Weights`.
-
-    Args:
-        result: A merge or a fine-tuned checkpoint with the base's tensor names and shapes.
-        base: The model that the adapter applies to.
-        policy: Options for the conversion.
-    """
+    """The base with the written adapter applied. Implements `Weights`."""
 
     def __init__(self, result: Model, base: Model, policy: Policy) -> None:
         self.result, self.base, self.policy = result, base, policy
@@ -208,10 +198,6 @@ class AdaptedWeights:
     def part(self, name: str, device: torch.device) -> AdaptedPart:
         """Return the part of the adapter that represents one tensor, and keep its error for `check_error`.
 
-        Args:
-            name: The tensor's name in the base.
-            device: Device for the computation.
-
         Raises:
             WorkbenchError: If the tensor differs from the base and neither the policy nor the live model allows an adapter
                 to hold it.
@@ -229,7 +215,8 @@ class AdaptedWeights:
         place = self.live.places.get(name)
         if update is not None and place and self._takes_factors(place):
             return self._from_factors(update)
-        if update is None and place and self._is_approximated(place):
+        approximated = place is not None and (self.policy.embeddings or place.module not in self.live.ends)
+        if update is None and place and approximated and self._takes_factors(place):
             part = self._from_dense(name, device) if self.policy.dense == "approximate" else self._exact_factors(name, device)
             if part is not None:
                 return part
@@ -250,11 +237,6 @@ class AdaptedWeights:
         if place.kind == "embedding":
             return place.module in self.live.ends and self.live.head is None and not self.live.conv1d
         return place.kind == "conv1d" or (place.kind == "linear" and not self.live.conv1d)
-
-    def _is_approximated(self, place: Place) -> bool:
-        if not self._takes_factors(place):
-            return False
-        return self.policy.embeddings or place.module not in self.live.ends
 
     def _from_factors(self, update: Factors) -> AdaptedPart:
         """Return the part of a tensor whose update is a product."""

@@ -51,12 +51,7 @@ def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None =
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """The deltas of an adapter under the base's tensor names. Implements `merge.streaming.deltas.Deltas`.
-
-    Attributes:
-        places: Tensor of the base -> its update. An update reads its tensors only when it is opened.
-        notes: Messages for the user.
-    """
+    """The deltas of an adapter under the base's tensor names. Implements `merge.streaming.deltas.Deltas`."""
 
     places: dict[str, Update]
     notes: list[str] = field(default_factory=list)
@@ -66,15 +61,7 @@ class BoundAdapter:
         return name in self.places
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
-        """Return a tensor's update as a low-rank product in float32, or None if it is dense.
-
-        Args:
-            name: The tensor's name in the base.
-            device: Device of the factors.
-
-        Raises:
-            WorkbenchError: If a factor holds NaN or infinity.
-        """
+        """Return a tensor's update as a low-rank product in float32, or None if it is dense."""
         return self.places[name].factors(device)
 
     def rank(self, name: str) -> int | None:

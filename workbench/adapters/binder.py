@@ -42,10 +42,6 @@ class Binder:
         specs: The base's tensors.
         base: The base itself, if available. Its configuration determines layer types and fused modules. Its weights serve
             to detect unchanged copies, and DoRA on transposed layers reads them.
-
-    Attributes:
-        updates: Tensor on disk -> its update.
-        notes: Messages for the user.
     """
 
     def __init__(self, adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None) -> None:
@@ -61,12 +57,7 @@ class Binder:
         self._skips_head = self.places.tied is not None and updates_both_alike(adapter.keys)
 
     def bind(self) -> None:
-        """Build the update of every part of the adapter.
-
-        Raises:
-            WorkbenchError: If the base lacks a module or shape of the adapter, or if a part cannot be expressed exactly as a
-                change of the base's tensors.
-        """
+        """Build the update of every part of the adapter."""
         if self.config["peft_type"] in KINDS:
             self._shared.check()
         for name, stored in self.adapter.keys.saved.items():

@@ -67,11 +67,7 @@ class Shared:
         return self.kind == "VBLORA" or self.config.get("save_projection") is not False
 
     def check(self) -> None:
-        """Check that the file holds exactly the shared tensors that its configuration promises.
-
-        Raises:
-            WorkbenchError: If one is missing or unexpected, or has another number of dimensions.
-        """
+        """Check that the file holds exactly the shared tensors that its configuration promises."""
         expected = set(PROJECTIONS.get(self.kind, ())) if self.is_saved else set()
         if missing := sorted(expected - set(self.stored)):
             hint = (
@@ -127,11 +123,7 @@ class Computed(Dense):
 
     @no_grad
     def open(self, device: torch.device) -> DeltaRows:
-        """Compute the delta and open it for reading by rows.
-
-        Raises:
-            WorkbenchError: If the delta holds NaN or infinity, or a stored index is outside the bank of vectors.
-        """
+        """Compute the delta and open it for reading by rows."""
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT starts a layer with random numbers
             warnings.simplefilter("ignore")
             layer = self._layer()
@@ -223,18 +215,7 @@ class Computed(Dense):
 
 
 def computed(part: Part, disk: str, spec: TensorSpec, conv1d: bool, shared: Shared) -> Computed:
-    """Build the update of one module from the adapter's headers.
-
-    Args:
-        part: The adapter's tensors for the module.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        conv1d: Whether the weight is stored as [in, out].
-        shared: The tensors that all modules share.
-
-    Raises:
-        WorkbenchError: If a shape does not fit the weight, the rank or the shared tensors.
-    """
+    """Build the update of one module from the adapter's headers."""
     if len(spec.shape) != 2:
         raise WorkbenchError(f"{shared.label}: {disk} is {list(spec.shape)} in the base; expected a matrix", _OTHER)
     outputs, inputs = spec.shape[::-1] if conv1d else spec.shape

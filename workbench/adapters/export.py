@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, Live, lost
 from workbench.adapters.keys import PREFIX
@@ -46,7 +46,7 @@ def write_result(
     threads: int,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Compute the update of every tensor and write the adapter.
 
     Args:
@@ -90,7 +90,7 @@ def write_result(
     }
 
 
-def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
+def record(parts: Mapping[str, AdaptedPart]) -> dict[str, object]:
     """Return the treatment of every changed tensor as plain data. The total error counts a dropped tensor as lost."""
     lora = {n: p for n, p in parts.items() if p.kind == "lora"}
     norm, error = lost(parts)
@@ -151,7 +151,8 @@ class _Files:
         whole = {name for name, part in parts.items() if part.kind == "whole"}
         places = {name: live.places[name] for name in whole}
         targeted = set(self.targets.values())
-        biases = {n for n, p in places.items() if p.parameter == "bias" and self._has_matrix(p.module)}
+        matrices = {p.module for p in self._live.places.values() if p.kind in ("linear", "conv1d")}
+        biases = {n for n, p in places.items() if p.parameter == "bias" and p.module in matrices}
         self.saved = sorted({p.module for n, p in places.items() if n not in biases})
         self.biases = sorted(n for n in biases if places[n].module not in self.saved)
         if in_both := sorted(targeted & set(self.saved)):
@@ -185,9 +186,6 @@ class _Files:
             return {}
         spec = self._adapted.specs[name]
         return {name: Factors(torch.zeros(spec.rows, 1), torch.zeros(1, spec.cols))}
-
-    def _has_matrix(self, module: str) -> bool:
-        return any(p.module == module and p.kind in ("linear", "conv1d") for p in self._live.places.values())
 
     def _pair(self, name: str, factors: Factors) -> dict[str, Tensor | _Whole]:
         """Return lora_A [r, in] and lora_B [out, r] under their keys; A of an embedding is [r, vocabulary]."""
@@ -227,7 +225,7 @@ class _Files:
         value = self._tensors[name]
         return _AdapterRows(value) if isinstance(value, torch.Tensor) else self._adapted.result.weights.open(value.name, device)
 
-    def config(self, base: str) -> dict[str, Any]:
+    def config(self, base: str) -> dict[str, object]:
         """Return adapter_config.json with alpha = rank, so that the product of the factors is the update without further scaling."""
         return {
             "peft_type": "LORA",
@@ -312,14 +310,8 @@ def write_shifts(path: Path, shifts: Mapping[str, tuple[Tensor, int]], base: str
     _write_lora(path, tensors, {**config, "lora_bias": True})
 
 
-def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -> dict[str, Any]:
-    """Return PEFT's configuration of low-rank updates, with alpha = rank.
-
-    Args:
-        ranks: Module -> rank of its update.
-        base: Value of `base_model_name_or_path`.
-        fan_in_fan_out: Whether the base stores these weights as [in, out].
-    """
+def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -> dict[str, object]:
+    """Return PEFT's configuration of low-rank updates, with alpha = rank."""
     rank = max(ranks.values(), default=1)
     smaller_ranks = {module: r for module, r in ranks.items() if r != rank}
     return {
@@ -338,7 +330,7 @@ def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -
     }
 
 
-def _write_lora(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def _write_lora(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
     """Write the tensors and the configuration of a PEFT adapter to a new directory."""
     path.mkdir(parents=True, exist_ok=True)
     save_tensors(dict(tensors), path / WEIGHTS, metadata={"format": "pt"})

@@ -70,10 +70,6 @@ _NEUTRAL = frozenset({
 })  # fmt: skip
 
 
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
 def _is_integer(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
@@ -92,7 +88,7 @@ def _are_tokens(value: Any) -> bool:
 
 
 def _are_ranks(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_positive, value.values()))
+    return isinstance(value, dict) and all(is_number(rank) and rank > 0 for rank in value.values())
 
 
 def _are_masks(value: Any) -> bool:
@@ -124,12 +120,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_kinds(config: Mapping[str, Any], label: str) -> None:
+def check_kinds(config: Mapping[str, object], label: str) -> None:
     """Check that fields of adapter_config.json have the types that PEFT writes; "16" is not a number.
-
-    Args:
-        config: The configuration.
-        label: Name of the adapter and its file in the error message.
 
     Raises:
         WorkbenchError: If a field has another type. The message names the file and the field.
@@ -144,12 +136,8 @@ def check_kinds(config: Mapping[str, Any], label: str) -> None:
     check_fields(config, {"rank_pattern": (test, expected)}, label)
 
 
-def check_config(config: Mapping[str, Any], label: str) -> None:
+def check_config(config: Mapping[str, object], label: str) -> None:
     """Check that this package can apply an adapter.
-
-    Args:
-        config: The adapter's configuration.
-        label: Name of the adapter in the error message.
 
     Raises:
         WorkbenchError: If the `peft_type` is not supported, or the stored factors and the base do not determine the update.
@@ -167,7 +155,7 @@ def check_config(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def unknown_fields(config: Mapping[str, Any]) -> list[str]:
+def unknown_fields(config: Mapping[str, object]) -> list[str]:
     """Return the fields that are set but not known to this package."""
     return sorted(k for k, v in config.items() if v and k not in _NEUTRAL and k not in _REFUSED)
 
@@ -184,7 +172,7 @@ _MEANING = {
 """peft_type -> its own fields that change what equal tensors mean."""
 
 
-def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+def meaning(config: Mapping[str, object]) -> dict[str, object]:
     """Return the fields that change what equal tensors mean; they are part of an adapter's digest."""
     always = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
     fields = {key: config.get(key) for key in always}

@@ -96,10 +96,6 @@ class Stored:
     def columns(self, first: int, step: int) -> Tensor:
         """Read columns first, first + step, … of the tensor's 2-D view as float32.
 
-        Args:
-            first: First column.
-            step: Distance between columns.
-
         Raises:
             WorkbenchError: If the columns hold NaN or infinity.
         """
@@ -206,11 +202,6 @@ class Keys:
 def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
     """Assign every key of an adapter to a module and a role.
 
-    Args:
-        entries: The adapter's tensors.
-        start: Prefix of the tuner's part names, such as "lora_".
-        label: Name of the adapter in error messages.
-
     Raises:
         WorkbenchError: If a tensor is not floating-point, a key belongs to another tuner, one half of a pair is missing, or
             two keys name one tensor.
@@ -254,8 +245,7 @@ def _check_pairs(part: Part, label: str) -> None:
         if (first in part.fields) != (second in part.fields):
             present = first if first in part.fields else second
             raise WorkbenchError(
-                f"{label}: {part.module} has {present}, but no {second if present == first else first}",
-                "Save the adapter again.",
+                f"{label}: {part.module} has {present}, but no {second if present == first else first}", "Save the adapter again."
             )
     main_fields = {*USED, "trainable_tokens_delta"}
     kronecker = all(any(f"lokr_{w}{end}" in part.fields for end in ("", "_a")) for w in ("w1", "w2"))

@@ -46,12 +46,7 @@ _NAMES = {
 
 
 def not_linear(adapter: Adapter, bound: BoundAdapter) -> str | None:
-    """Return the part of an adapter that is no low-rank update of a linear layer; None if every part is one.
-
-    Args:
-        adapter: The adapter.
-        bound: The adapter on its base, where unchanged copies of the base's weights are left out.
-    """
+    """Return the part of an adapter that is no low-rank update of a linear layer; None if every part is one."""
     for part in adapter.keys.parts:
         extra = sorted(set(part.fields) - _FACTORS)
         if extra or not {"lora_A", "lora_B"} <= set(part.fields):
@@ -67,12 +62,7 @@ def not_linear(adapter: Adapter, bound: BoundAdapter) -> str | None:
 
 
 def as_lora(brick: str, directory: str) -> str:
-    """Return the commands that turn any adapter into plain LoRA, for hints.
-
-    Args:
-        brick: Name of the brick.
-        directory: Directory of the adapter.
-    """
+    """Return the commands that turn any adapter into plain LoRA, for hints."""
     whole, factored = f"bricks/{brick}-full", f"bricks/{brick}-lora"
     return (
         f"`{shell('workbench', 'brick', 'bake', directory, '-o', whole)}`, then "
@@ -88,9 +78,6 @@ def linear_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
 
     Returns:
         Live module -> (A [rank, in], B [out, rank]); the scaling, also that of rsLoRA and AdaLoRA, is part of B.
-
-    Raises:
-        WorkbenchError: If a factor holds NaN or infinity.
     """
     factors = {}
     for part in adapter.keys.parts:
@@ -142,7 +129,7 @@ def served_rank(ranks: Iterable[int]) -> int:
     )
 
 
-def write_served(adapter: Adapter, out: Path, base: str, rank: int) -> dict[str, Any]:
+def write_served(adapter: Adapter, out: Path, base: str, rank: int) -> dict[str, object]:
     """Write an adapter as plain LoRA: every module padded with zeros to one rank, alpha equal to it, factors in float32.
 
     Args:
@@ -227,19 +214,14 @@ class Place:
         return factors
 
 
-def family_of(config: Mapping[str, Any]) -> Family | None:
+def family_of(config: Mapping[str, object]) -> Family | None:
     """Return the family of a base with this config.json; None if its conversion is not known here."""
-    classes = config.get("architectures") or [None]
-    return FAMILIES.get(str(classes[0]))
+    classes = config.get("architectures")
+    return FAMILIES.get(str(classes[0])) if isinstance(classes, list) and classes else None
 
 
 def gguf_places(bound: BoundAdapter, base: Model, label: str) -> dict[str, Place]:
     """Return where llama.cpp finds the tensors that an adapter updates.
-
-    Args:
-        bound: An adapter on its base, for which `linear.not_linear` returns None.
-        base: The base.
-        label: The adapter in messages, such as "adapter 'math'".
 
     Returns:
         Tensor of the original base -> its place in the converted one.
@@ -290,18 +272,11 @@ def _interleaved(rows: int, heads: int) -> torch.Tensor:
 
 
 def write_gguf(
-    bound: BoundAdapter, places: Mapping[str, Place], config: Mapping[str, Any], out: Path, name: str
-) -> dict[str, Any]:
+    bound: BoundAdapter, places: Mapping[str, Place], config: Mapping[str, object], out: Path, name: str
+) -> dict[str, object]:
     """Write a GGUF adapter: every module padded with zeros to the largest rank, alpha equal to it, factors in float32.
 
     llama.cpp multiplies each product by alpha / rank of its factors, which is then 1; the scaling is part of the factors.
-
-    Args:
-        bound: The adapter on its base.
-        places: Result of `gguf_places`.
-        config: The base's config.json.
-        out: File to create; its folder may be missing.
-        name: Name of the adapter in the file.
 
     Returns:
         The number of modules, and the size of the file in bytes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.keys import Stored
 from workbench.lazy import torch
@@ -50,7 +50,7 @@ class Places:
         config: The base's config.json; without it, only tensors with the same name on disk are found.
     """
 
-    def __init__(self, specs: Mapping[str, TensorSpec], config: Mapping[str, Any] | None) -> None:
+    def __init__(self, specs: Mapping[str, TensorSpec], config: Mapping[str, object] | None) -> None:
         self.specs = specs
         self.config = config
         self.tied = tied_embeddings(specs, config) if config is not None else None

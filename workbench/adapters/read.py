@@ -33,10 +33,6 @@ _HINT = (
 class Patterns:
     r"""Matcher for `alpha_pattern` or `rank_pattern`, by PEFT's rule: re.match(rf"(.*\.)?({pattern})$", module).
 
-    Args:
-        patterns: Pattern -> number.
-        label: The file and the field, for error messages.
-
     Raises:
         WorkbenchError: If a pattern is not a regular expression, or requires lookaround or backreferences, which cannot be
             matched in linear time; if more than 256 patterns are not plain names.
@@ -111,10 +107,6 @@ class Adapter:
 
     It holds LoRA or a variant, AdaLoRA, DoRA, LoHa, LoKr, OFT, (IA)³, VeRA, BOFT, HRA, FourierFT, RandLoRA, VB-LoRA or trainable tokens.
 
-    Args:
-        path: The directory.
-        label: Name of the adapter in error messages, such as "brick 'math'".
-
     Raises:
         WorkbenchError: If there is no safetensors file, the tuner is not supported, or the stored tensors and the base do not
             determine the update.
@@ -144,19 +136,11 @@ class Adapter:
 
     @cached_property
     def keys(self) -> Keys:
-        """The tensors by module and role.
-
-        Raises:
-            WorkbenchError: If `sort_keys` rejects a key.
-        """
+        """The tensors by module and role."""
         return sort_keys(self.entries, TUNERS[self.config["peft_type"]], self.label)
 
     def modules(self) -> dict[str, tuple[Entry, Entry]]:
-        """Return the factors of each module: (lora_A, lora_B) or (lora_embedding_A, lora_embedding_B).
-
-        Raises:
-            WorkbenchError: If `sort_keys` rejects a key.
-        """
+        """Return the factors of each module: (lora_A, lora_B) or (lora_embedding_A, lora_embedding_B)."""
         factors: dict[str, tuple[Entry, Entry]] = {}
         for part in self.keys.parts:
             a, b = (next((part.fields[n] for n in (f"lora_{x}", f"lora_embedding_{x}") if n in part.fields), None) for x in "AB")
@@ -165,7 +149,7 @@ class Adapter:
         return factors
 
     @property
-    def meaning(self) -> dict[str, Any]:
+    def meaning(self) -> dict[str, object]:
         """Configuration fields that change what the tensors mean."""
         return meaning(self.config)
 
@@ -175,9 +159,6 @@ class Adapter:
         Args:
             module: The live module, or the live parameter of `target_parameters`.
             rank: Rank of the stored factors; None if they are stored whole (LoKr).
-
-        Raises:
-            WorkbenchError: If the configuration states another rank.
         """
         kind, size = self.config["peft_type"], self.size(module, rank)
         alpha = self.config.get("alpha" if kind in ("LOHA", "LOKR") else "lora_alpha")
@@ -216,11 +197,6 @@ class Adapter:
 
     def check_blocks(self, module: str, inputs: int, stored: int) -> None:
         """Check the size of the blocks of a module of OFT or BOFT against the configuration.
-
-        Args:
-            module: The live module.
-            inputs: Number of its inputs.
-            stored: Size of the stored blocks.
 
         Raises:
             WorkbenchError: If the configuration states another size. PEFT itself changes a size that does not divide the inputs.

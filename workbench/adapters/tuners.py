@@ -29,18 +29,7 @@ _OTHER = "The adapter was trained on another base or vocabulary: set the recipe'
 
 
 def ia3(part: Part, disk: str, spec: TensorSpec, conv1d: bool, label: str) -> Ia3:
-    """Build the (IA)³ update of a layer.
-
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        conv1d: Whether the weight is stored as [in, out].
-        label: Name of the adapter in error messages.
-
-    Raises:
-        WorkbenchError: If the vector does not have one number per input or output of the layer.
-    """
+    """Build the (IA)³ update of a layer."""
     vector = part.fields["ia3_l"]
     forward = vector.shape[0] == 1  # [1, in] of a feed-forward module, else [out, 1]
     along_rows = forward == conv1d
@@ -52,17 +41,7 @@ def ia3(part: Part, disk: str, spec: TensorSpec, conv1d: bool, label: str) -> Ia
 
 
 def oft(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> Oft:
-    """Build the OFT update of a linear layer.
-
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        adapter: The adapter.
-
-    Raises:
-        WorkbenchError: If the blocks do not add up to the layer's inputs, or have another size than the configuration states.
-    """
+    """Build the OFT update of a linear layer."""
     config, label = adapter.config, adapter.label
     stored = part.fields["oft_R"]
     terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann") else None
@@ -76,17 +55,7 @@ def oft(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> Oft:
 
 
 def lycoris(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> LoHa | LoKr:
-    """Build the LoHa or LoKr update of a linear layer.
-
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        adapter: The adapter.
-
-    Raises:
-        WorkbenchError: If the update has another shape than the base's weight, or its factors another rank than the configuration states.
-    """
+    """Build the LoHa or LoKr update of a linear layer."""
     update: LoHa | LoKr
     f, label = part.fields, adapter.label
     ranks: set[int | None] = {
@@ -109,17 +78,7 @@ def lycoris(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> LoHa |
 
 
 def token_rows(part: Part, spec: TensorSpec, config: Mapping[str, Any], label: str) -> TokenRows:
-    """Build the update of trained rows of the embeddings.
-
-    Args:
-        part: The adapter's tensors for the embeddings.
-        spec: Shape and dtype of the embeddings.
-        config: The adapter's configuration, which lists the trained tokens.
-        label: Name of the adapter in error messages.
-
-    Raises:
-        WorkbenchError: If the number of rows differs from the number of tokens, or the base does not have a token.
-    """
+    """Build the update of trained rows of the embeddings."""
     stored = part.fields["trainable_tokens_delta"]
     tokens = config.get("trainable_token_indices") or config.get("token_indices")
     if isinstance(tokens, Mapping):
@@ -174,11 +133,7 @@ class Hra(Dense):
     """True if Gram-Schmidt makes the vectors orthogonal first (`apply_GS`)."""
 
     def open(self, device: torch.device) -> DeltaRows:
-        """Open the delta for reading by rows.
-
-        Raises:
-            WorkbenchError: If a vector is zero, so that it has no direction.
-        """
+        """Open the delta for reading by rows."""
         vectors = self.stored.read(device)
         lengths = vectors.norm(dim=0)
         if not bool((lengths > 0).all()):
@@ -209,18 +164,7 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 
 
 def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, adapter: Adapter) -> Boft | Hra:
-    """Build the BOFT or HRA update of a linear layer.
-
-    Args:
-        part: The adapter's tensors for the layer.
-        disk: Name of the weight in the base.
-        spec: Shape and dtype of the weight.
-        conv1d: Whether the weight is stored as [in, out].
-        adapter: The adapter.
-
-    Raises:
-        WorkbenchError: If the shapes do not fit the weight or the configuration, or PEFT has no such update.
-    """
+    """Build the BOFT or HRA update of a linear layer."""
     config, label = adapter.config, adapter.label
     if conv1d or len(spec.shape) != 2:
         raise WorkbenchError(

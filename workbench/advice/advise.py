@@ -102,7 +102,7 @@ class Advice(Result):
     """The relation of the bricks to each other."""
     says: str
     """The regime as a sentence."""
-    step: dict[str, Any] | None
+    step: dict[str, object] | None
     """The recommended step; null if no merge is recommended."""
     reasons: list[str]
     """Reasons for the step, or what to do instead of a merge."""
@@ -128,7 +128,7 @@ class Advice(Result):
         lines = (command, self.says, *left_out, *self.warnings, *self.reasons)
         return "".join(f"# {line}\n" for line in lines) + yamldoc.dump(self._recipe(find_project(path)), width=120)
 
-    def _recipe(self, project: Path) -> dict[str, Any]:
+    def _recipe(self, project: Path) -> dict[str, object]:
         """Return the recommended recipe as plain data. Directories outside the project become absolute paths."""
         assert self.step is not None
 
@@ -156,7 +156,7 @@ class _Proposal:
     reasons: list[str]
     left_out: dict[str, str]
     warnings: list[str]
-    step: Mapping[str, Any] | None = None
+    step: Mapping[str, object] | None = None
     sweep: tuple[float, ...] = ()
 
 
@@ -171,15 +171,6 @@ def advise(
     store: ScoreStore | None = None,
 ) -> Advice:
     """Measure bricks on their base and recommend how to merge them.
-
-    Args:
-        bricks: Name -> directory or hub id.
-        base: Directory or hub id of the base.
-        files: Brick -> jsonl file of its own prompts and answers, where its card names none.
-        project: Folder that relative paths start from.
-        work: Where to compute.
-        measured: Run the bricks alone and a few merges on some of the bricks' prompts.
-        store: Scores of earlier recipes; None leaves `scored_before` empty.
 
     Raises:
         WorkbenchError: If a brick does not fit the base, a file of texts is invalid, or texts that a measurement needs are missing.
@@ -299,7 +290,7 @@ def _tried(
     step = tsv if proposal.regime == "far" and proposal.step is None else proposal.step  # far bricks: to see what a merge keeps
     candidates, verdict, found = list[Candidate](), None, dict[str, Change]()
     if step is not None:
-        steps: dict[str, Mapping[str, Any]] = {f"{step['merge']}, lambda {v:g}": {**step, "lambda": v} for v in lambdas(step)}
+        steps: dict[str, Mapping[str, object]] = {f"{step['merge']}, lambda {v:g}": {**step, "lambda": v} for v in lambdas(step)}
         suggested = next((name for name in steps if name.endswith("lambda 1")), "average")
         steps |= {"average": {"merge": "average", "bricks": used}} if steps else {"average": step, "tsv": tsv}
         candidates = [runner.run(name, tried, used) for name, tried in steps.items()]
@@ -354,7 +345,7 @@ _FITTED = (
 )
 
 
-def _unknown(bricks: Mapping[str, Brick], texts: Mapping[str, Any], shared: Mapping[Any, Shared], measured: bool) -> list[str]:
+def _unknown(bricks: Mapping[str, Brick], texts: Mapping[str, object], shared: Mapping[Any, Shared], measured: bool) -> list[str]:
     """Return what the advice does not know."""
     lines = ["The score: nothing here has run the merged model. `workbench eval` compares the recipe with its controls."]
     if measured:

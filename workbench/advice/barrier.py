@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,14 +213,14 @@ def measure_barrier(
     )
 
 
-def _recipe(first: str, second: str, base: str | None) -> dict[str, Any]:
+def _recipe(first: str, second: str, base: str | None) -> dict[str, object]:
     """Return a recipe with both models, whose headers `resolve` then compares."""
 
-    def reference(model: str) -> dict[str, Any]:
+    def reference(model: str) -> dict[str, object]:
         return {"recipe" if model.endswith((".yaml", ".yml")) else "path": model, "any_base": True}
 
     if base is None:
-        step: dict[str, Any] = {"merge": "task_arithmetic", "bricks": {"second": 0.5}}
+        step: dict[str, object] = {"merge": "task_arithmetic", "bricks": {"second": 0.5}}
         bricks = {"second": reference(second)}
     else:
         step = {"merge": "linear", "bricks": {"first": 0.5, "second": 0.5}}
@@ -259,13 +259,7 @@ def _models(resolved: Resolved, device: torch.device, events: Events) -> Callabl
 
 
 def _verdict(line: Line, low: float, high: float) -> tuple[Verdict, str]:
-    """Return "none", "small" or "high", and the sentence that says whether linear merging has a chance.
-
-    Args:
-        line: The losses.
-        low: Lower end of the barrier's interval.
-        high: Its upper end.
-    """
+    """Return "none", "small" or "high", and the sentence that says whether linear merging has a chance."""
     means = line.losses.mean(1)
     ends, inside = (means[0] + means[-1]) / 2, means[1:-1]
     if high <= SMALL * ends:

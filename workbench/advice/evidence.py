@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -102,7 +102,7 @@ class Tried(Part):
 
     name: str
     """Its name."""
-    step: dict[str, Any] | None
+    step: dict[str, object] | None
     """The step that makes it from the base; null for the base."""
     accuracy: Accuracy
     """Share of all prompts that it answers exactly, with a 95 % interval."""
@@ -151,7 +151,7 @@ class Candidate:
     """
 
     name: str
-    step: Mapping[str, Any] | None
+    step: Mapping[str, object] | None
     right: Mapping[str, Floats]
 
     @property
@@ -174,16 +174,7 @@ class Verdict(NamedTuple):
 
 
 class Runner:
-    """Runs steps on the base, and asks the resulting models the bricks' own prompts.
-
-    Args:
-        bricks: Brick -> directory or hub id.
-        base: Directory or hub id of the base.
-        texts: Brick -> its prompts and answers, as `prompts_of` returns them.
-        project: Folder that relative paths start from.
-        work: Where to compute.
-        most: Largest number of prompts of each brick; every brick gets equally many.
-    """
+    """Runs steps on the base, and asks the resulting models the bricks' own prompts."""
 
     def __init__(
         self,
@@ -203,14 +194,8 @@ class Runner:
         self._project, self._work, self._memo = project, work, Memo()
         self.items = count
 
-    def run(self, name: str, step: Mapping[str, Any] | None, asked: Sequence[str] = ()) -> Candidate:
-        """Run one model.
-
-        Args:
-            name: Name of the candidate.
-            step: The step; None for the base.
-            asked: Bricks whose prompts are asked; default: all.
-        """
+    def run(self, name: str, step: Mapping[str, object] | None, asked: Sequence[str] = ()) -> Candidate:
+        """Run one model."""
         self._work.events({"stage": "measure", "text": f"running {name}"})
         resolved = resolve(from_data({**self._recipe, "steps": [dict(step)] if step else []}, self._project))
         with exact(self._work.device):
@@ -225,7 +210,7 @@ class Runner:
         return Candidate(name, step, right)
 
 
-def prompts_of(texts: Sequence[Text], config: Mapping[str, Any]) -> list[Text]:
+def prompts_of(texts: Sequence[Text], config: Mapping[str, object]) -> list[Text]:
     """Return the texts that a base can be asked: short ones with a prompt, of which a slot for a subject is no part."""
     longest = longest_row(config, LONGEST)
     return [t for t in texts if t.prompt and SLOT not in t.prompt and len(f"{t.prompt} {t.answer}".encode()) < longest]
@@ -246,12 +231,7 @@ def weak(base: Candidate, alone: Mapping[str, Floats]) -> dict[str, Change]:
 
 
 def decide(candidates: Sequence[Candidate], suggested: str) -> Verdict:
-    """Choose between candidates: the best if it is clearly better than the suggested one, which is kept otherwise.
-
-    Args:
-        candidates: At least two candidates that answered the same prompts.
-        suggested: Name of the one that the bricks' weights suggest.
-    """
+    """Choose between candidates: the best if it is clearly better than the suggested one, which is kept otherwise."""
     by_name = {candidate.name: candidate for candidate in candidates}
     ranked = sorted(candidates, key=lambda c: (-c.all.mean(), c.name != suggested))
     best = ranked[0]
@@ -291,10 +271,6 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
 
     A configuration counts if its bricks have the same names and the same sizes on disk. Plans with a limit on items, imported plans and
     metrics of which less is better do not count. Only the newest plan of a suite is read.
-
-    Args:
-        store: The score store.
-        sizes: Brick -> bytes on disk.
 
     Raises:
         WorkbenchError: If a stored document is damaged.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from workbench.bricks.brick import Brick
 from workbench.errors import UsageError, nearest, shell
@@ -43,15 +43,8 @@ class Shared(Part):
 def own_texts(bricks: Mapping[str, Brick], files: Mapping[str, Path]) -> dict[str, list[Text]]:
     """Return each brick's own texts: those of a file that the user names, or its training texts.
 
-    Args:
-        bricks: Name -> brick.
-        files: Name -> jsonl file of prompts with answers.
-
     Returns:
         Name -> texts. A brick whose card names no training file that is here is left out.
-
-    Raises:
-        WorkbenchError: If a file is invalid or its name is not that of a brick.
     """
     if unknown := [name for name in files if name not in bricks]:
         raise UsageError(f"--texts {unknown[0]}=: no such brick among those named. {nearest(unknown[0], bricks)}")
@@ -72,9 +65,6 @@ def shared_prompts(texts: Mapping[str, list[Text]]) -> dict[tuple[str, str], Sha
     """Compare the answers of each pair of bricks to the prompts that both have.
 
     Prompts and answers are compared without differences in case and white space. Texts without a prompt do not count.
-
-    Args:
-        texts: Brick -> its texts.
 
     Returns:
         Pair of bricks, in the given order -> what they share.
@@ -196,7 +186,7 @@ def regime_of(norms: Mapping[str, float], pairs: Sequence[Pair]) -> tuple[Regime
     )
 
 
-def recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) -> tuple[Mapping[str, Any] | None, list[str]]:
+def recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) -> tuple[Mapping[str, object] | None, list[str]]:
     """Return the recommended step and the reasons for it."""
     if regime in INSTEAD:
         return None, instead(regime, pairs, bricks)
@@ -246,11 +236,6 @@ def left_out(norms: Mapping[str, float], pairs: Sequence[Pair], alone: Mapping[s
 
     Of a pair, the brick goes that answers fewer of its own prompts alone, else the one that more bricks point against, else the later one.
 
-    Args:
-        norms: Brick -> norm of its delta.
-        pairs: All pairs.
-        alone: Brick -> its own answers to its prompts, where they were measured.
-
     Returns:
         Brick -> why, and a warning for each pair of which nothing tells the wanted one.
     """
@@ -298,14 +283,14 @@ def equal_weights(norms: Mapping[str, float], like: Collection[str] = ()) -> dic
     return {name: float(f"{middle / norm:.4g}") for name, norm in norms.items()}
 
 
-def equalized(step: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
+def equalized(step: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, object]:
     """Return a step with the weights that make the bricks' norms equal."""
     if step["merge"] == "average":  # which takes no weights
         return {"merge": "task_arithmetic", "bricks": {name: float(f"{w / len(weights):.4g}") for name, w in weights.items()}}
     return {**step, "bricks": dict(weights)}
 
 
-def lambdas(step: Mapping[str, Any]) -> tuple[float, ...]:
+def lambdas(step: Mapping[str, object]) -> tuple[float, ...]:
     """Return the values of lambda to compare for a step: below 1, and where weights were equalized on both sides of it."""
     if step["merge"] == "average":
         return ()

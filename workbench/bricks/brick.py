@@ -83,11 +83,7 @@ class BrickSource(Protocol):
         """Return a substitute for `digest`, from the paths, sizes and modification times of large files."""
 
     def check_inputs(self) -> None:
-        """Check that no file has changed since it was opened.
-
-        Raises:
-            InputChangedError: If a file has changed.
-        """
+        """Check that no file has changed since it was opened."""
 
     def unties(self, base: Model) -> str | None:
         """Describe how the brick unties a tied base's head from its embeddings; return None if they stay one tensor."""
@@ -152,29 +148,17 @@ class Brick:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """The adapter.
-
-        Raises:
-            WorkbenchError: If `Adapter` rejects the directory.
-        """
+        """The adapter."""
         return Adapter(self.path, self.label)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, or the part of it that the brick is.
-
-        Raises:
-            WorkbenchError: If `Checkpoint` or `tidy` rejects the directory, or it has no such part.
-        """
+        """The checkpoint, or the part of it that the brick is."""
         return LanguagePart(self.path, self.label) if self.part else self.whole
 
     @cached_property
     def whole(self) -> Checkpoint:
-        """The checkpoint with all its tensors, also if the brick is a part of it.
-
-        Raises:
-            WorkbenchError: If `Checkpoint` or `tidy` rejects the directory.
-        """
+        """The checkpoint with all its tensors, also if the brick is a part of it."""
         read_config(self.path, self.label)
         checkpoint = Checkpoint(self.path, self.label)
         tidy(checkpoint)
@@ -189,11 +173,7 @@ class Brick:
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """The stored tensors by name.
-
-        Raises:
-            WorkbenchError: If the directory is not a valid adapter or checkpoint.
-        """
+        """The stored tensors by name."""
         return self.adapter.entries if self.kind == "adapter" else self.whole.entries
 
     def files(self) -> list[Path]:
@@ -213,11 +193,7 @@ class Brick:
         return self.stored_bytes
 
     def digest(self, cache: Path | None) -> str:
-        """Return a digest of the content: the tensors, and settings that change what they mean.
-
-        Args:
-            cache: Directory that caches digests of tensors; None reads all tensors.
-        """
+        """Return a digest of the content: the tensors, and settings that change what they mean."""
         if self.kind == "checkpoint":
             digest = checkpoint_digest(self.whole, cache)
             return json_digest([digest, self.part]) if self.part else digest
@@ -238,11 +214,7 @@ class Brick:
         return self.digest(cache) if self.kind == "adapter" else fingerprint(self.whole.entries)
 
     def check_inputs(self) -> None:
-        """Check that no file of the weights has changed since its header was read.
-
-        Raises:
-            InputChangedError: If a file has changed.
-        """
+        """Check that no file of the weights has changed since its header was read."""
         check_files(self.entries)
 
     def unties(self, base: Model) -> str | None:
@@ -271,33 +243,19 @@ class Brick:
 
 
 def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
-    """Return the digest of a checkpoint's weights and configuration, reusing cached digests of tensors.
-
-    Args:
-        checkpoint: The checkpoint.
-        cache: Directory that caches digests of tensors; None reads all tensors.
-    """
+    """Return the digest of a checkpoint's weights and configuration, reusing cached digests of tensors."""
     digests = tensor_digests(checkpoint.entries, cache, checkpoint.streamed)
     return weights_digest(checkpoint.specs, digests, checkpoint.config)
 
 
 def check_files(entries: Mapping[str, Entry]) -> None:
-    """Check that no file of some stored tensors has changed since its header was read.
-
-    Raises:
-        InputChangedError: If a file has changed.
-    """
+    """Check that no file of some stored tensors has changed since its header was read."""
     for file, identity in {entry.file: entry.identity for entry in entries.values()}.items():
         check_unchanged(file, identity, file)
 
 
 def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
     """Return a checkpoint brick's weights under the base's tensor names, converted from another layout if necessary.
-
-    Args:
-        brick: The brick.
-        base: The base, with the output's vocabulary.
-        weights: The brick's weights aligned to that vocabulary; None uses the checkpoint's own.
 
     Raises:
         WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.

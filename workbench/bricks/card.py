@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -86,22 +86,9 @@ _POSSIBLE["edit"] = _POSSIBLE["adapter"]
 
 
 def axes_of(
-    kind: str,
-    stated: Axes,
-    training: Mapping[str, Any] | None = None,
-    *,
-    tuner: str | None = None,
-    experts: bool = False,
+    kind: str, stated: Axes, training: Mapping[str, object] | None = None, *, tuner: str | None = None, experts: bool = False
 ) -> dict[str, str]:
-    """Return axis -> value of a brick: what its card states, and what follows from its kind and files.
-
-    Args:
-        kind: Kind of the brick.
-        stated: The axes on its card.
-        training: Settings of its training.
-        tuner: `peft_type` of an adapter; None if unknown.
-        experts: True if a set of neurons consists of experts.
-    """
+    """Return axis -> value of a brick: what its card states, and what follows from its kind and files."""
     values = {axis: possible[0] for axis, possible in _POSSIBLE[kind].items()}
     if tuner is not None and tuner.upper() not in ("LORA", "ADALORA"):
         values["computation"] = "structured_update"
@@ -204,11 +191,11 @@ class BrickCard(Strict):
     """License of the weights and of the training data."""
     data_licences: dict[str, str] = {}
     """Training data set -> its license, for data sets whose license differs from `licence`."""
-    training: dict[str, Any] = {}
+    training: dict[str, object] = {}
     """Settings and measurements of the training."""
-    extraction: dict[str, Any] = {}
+    extraction: dict[str, object] = {}
     """Record of the extraction from a checkpoint: rank, relative error, weights saved whole or dropped."""
-    transplant: dict[str, Any] = {}
+    transplant: dict[str, object] = {}
     """Record of the transplant from another model: the brick and its base, how units were matched, what was carried."""
     scores: tuple[Score, ...] = ()
     routing: RoutingStatistics | None = None
@@ -255,11 +242,11 @@ class ShownCard(Part):
     """License of the weights and of the training data."""
     data_licences: dict[str, str] | None = None
     """Training data set -> its license, for data sets whose license differs from `licence`."""
-    training: dict[str, Any] | None = None
+    training: dict[str, object] | None = None
     """Settings and measurements of the training."""
-    extraction: dict[str, Any] | None = None
+    extraction: dict[str, object] | None = None
     """Record of the extraction from a checkpoint."""
-    transplant: dict[str, Any] | None = None
+    transplant: dict[str, object] | None = None
     """Record of the transplant from another model."""
     scores: list[Score] | None = None
     """Scores of the brick alone."""
@@ -270,25 +257,18 @@ class ShownCard(Part):
     axes: dict[str, str] | None = None
     """Axis (origin, granularity, computation, routing, aggregation, training) -> the brick's value."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the card as plain data, without the fields that a brick without a card lacks."""
         return self.model_dump(mode="json", exclude_unset=True, warnings=False)
 
 
-def card_document(card: BrickCard) -> dict[str, Any]:
+def card_document(card: BrickCard) -> dict[str, object]:
     """Return a card as plain data, with all axes filled in."""
     return {**card.model_dump(mode="json"), "axes": axes_of(card.kind, card.axes, card.training)}
 
 
 def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
-    """Write brick.yaml. A comment in the first line names the command and the file that records the details.
-
-    Args:
-        path: Directory of the brick.
-        card: The content.
-        made_by: Command that makes the brick.
-        record: File in the directory with settings or measurements.
-    """
+    """Write brick.yaml. A comment in the first line names the command and the file that records the details."""
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yamldoc.dump({"version": 1, **data}, width=120)
     contents = {

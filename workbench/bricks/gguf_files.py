@@ -42,20 +42,12 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 
 
 def read_settings(
-    file: Path, architecture: str, fields: Mapping[str, Any], tensors: Sequence[Any], label: str, hint: str
-) -> dict[str, Any]:
+    file: Path, architecture: str, fields: Mapping[str, object], tensors: Sequence[Any], label: str, hint: str
+) -> dict[str, object]:
     """Return config.json of the model in a GGUF file.
 
     transformers reads sizes, rotary base and ties. Sizes of heads, caps of logits, the scale of Gemma's attention and the rotary
     scaling of Llama 3 are read here, because transformers takes defaults for them.
-
-    Args:
-        file: The GGUF file.
-        architecture: Its architecture.
-        fields: Its fields, without those of the tokenizer.
-        tensors: Its tensors, as the package gguf reads them.
-        label: The file in messages.
-        hint: Hint of errors.
 
     Raises:
         WorkbenchError: If the file has fields that are not read, or if transformers cannot read it.
@@ -81,14 +73,7 @@ def read_settings(
         config.pop(key, None)
     config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)].__name__]
     check_config(config, label)
-    for name in (
-        "hidden_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        DEPTHS[0],
-        "intermediate_size",
-        "vocab_size",
-    ):
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", DEPTHS[0], "intermediate_size", "vocab_size"):
         if type(config.get(name)) is not int or not 0 < config[name] <= MAX_SIZE:
             raise WorkbenchError(f"{label}: {name} is {str(config.get(name))[:40]}; expected a positive whole number", hint)
     _complete(config, architecture, own, label, hint)
@@ -108,7 +93,7 @@ def _is_harmless(name: str, value: Any, architecture: str) -> bool:
     return (name == "rope.scaling.type" and value in ("none", "")) or (name == "expert_count" and value == 0)
 
 
-def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, Any], label: str, hint: str) -> None:
+def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, object], label: str, hint: str) -> None:
     """Set what transformers does not read from a file, and check that sizes of heads agree."""
     size = own.get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
     for name in ("attention.value_length", "rope.dimension_count"):
@@ -123,7 +108,7 @@ def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, Any],
         config["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"] if large else size
 
 
-def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hint: str) -> dict[str, Any]:
+def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hint: str) -> dict[str, object]:
     """Return the rotary settings of Llama 3.1 and later whose factors a file stores.
 
     llama.cpp stores what each frequency is divided by. transformers computes it from four numbers, of which files by Meta only vary
@@ -187,10 +172,6 @@ FAMILIES: Mapping[str, Family] = {
 def find_gguf(path: Path, what: str) -> Path | None:
     """Return the GGUF file that a path means: the file itself, or the only one in a directory without other weights.
 
-    Args:
-        path: A file or directory.
-        what: Name of the model in error messages.
-
     Raises:
         WorkbenchError: If a directory has several GGUF files and no other weights.
     """
@@ -209,11 +190,6 @@ def find_gguf(path: Path, what: str) -> Path | None:
 
 def gguf_folder(file: Path, project: Path, what: str) -> Path:
     """Return the directory that stands for a GGUF file, making it if it does not exist or the file has changed.
-
-    Args:
-        file: The GGUF file.
-        project: Project whose cache holds the directory.
-        what: Name of the model in error messages.
 
     Raises:
         WorkbenchError: If the file is damaged or split, or if its architecture, fields or tensors are not read here.
@@ -259,7 +235,7 @@ def _fill(folder: Path, file: Path, identity: list[int], label: str) -> None:
     write_json(folder / RECORD, {"version": _VERSION, "identity": identity, "stored": stored, "tensors": tensors})
 
 
-def _open(file: Path, label: str) -> tuple[GGUFReader, dict[str, Any]]:
+def _open(file: Path, label: str) -> tuple[GGUFReader, dict[str, object]]:
     """Open a GGUF file and read its fields, except those of the tokenizer; raise WorkbenchError if the file is damaged."""
     import gguf
 
@@ -279,7 +255,7 @@ def _stored(kinds: set[str]) -> str:
 
 
 def _names(
-    config: Mapping[str, Any], architecture: str, shapes: Mapping[str, tuple[int, ...]], label: str, hint: str
+    config: Mapping[str, object], architecture: str, shapes: Mapping[str, tuple[int, ...]], label: str, hint: str
 ) -> dict[str, str]:
     """Return the name in transformers of every tensor in a file."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -315,11 +291,11 @@ def _has(names: Mapping[str, str], name: str, shapes: Mapping[str, tuple[int, ..
     return any(gguf in shapes for gguf, live in names.items() if live == name)
 
 
-def _row(reader: GGUFReader, gguf: str, name: str, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def _row(reader: GGUFReader, gguf: str, name: str, config: Mapping[str, Any], family: Family) -> dict[str, object]:
     """Return the record of one tensor: where it lies, and how it is read."""
     tensor = next(tensor for tensor in reader.tensors if tensor.name == gguf)
     shape = [int(n) for n in reversed(tensor.shape)]
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "kind": tensor.tensor_type.name,
         "shape": shape,
         "start": int(tensor.data_offset),

@@ -59,15 +59,7 @@ def known_header_folder(name: str, revision: str | None, project: Path) -> Path 
 def header_folder(
     repository: Repository, revision: str | None, small: Sequence[str], weights: Sequence[str], project: Path
 ) -> Path:
-    """Return the header folder of a repository, creating it atomically if it does not exist.
-
-    Args:
-        repository: The repository at a commit.
-        revision: Revision to record for the commit; None is the default branch.
-        small: Files to download whole.
-        weights: Safetensors files, of which only the headers are downloaded.
-        project: Project whose cache holds the header folder.
-    """
+    """Return the header folder of a repository, creating it atomically if it does not exist."""
     place = cache_of(project) / "hub" / f"{repository.name}@{repository.commit}"
     record = read_json(place / HEADERS_ONLY, files=dict, revisions=list)
     label = revision or "main"
@@ -144,12 +136,12 @@ def download_of(path: Path) -> Download | None:
     return Download(repository=name, commit=commit, files=len(missing), bytes=sum(missing))
 
 
-def space_problems(downloads: Iterable[Download], beside: Path | None = None, written: int = 0) -> list[str]:
+def space_problems(downloads: Iterable[Download], output: Path | None = None, written: int = 0) -> list[str]:
     """Return a message if the disk of the hub's cache cannot hold the downloads, else nothing.
 
     Args:
         downloads: The downloads.
-        beside: Directory for further output, which counts if it is on the same disk.
+        output: Directory for further output, which counts if it is on the same disk.
         written: Size of that output in bytes.
     """
     from huggingface_hub import constants
@@ -159,7 +151,7 @@ def space_problems(downloads: Iterable[Download], beside: Path | None = None, wr
         return []
     cache = Path(constants.HF_HUB_CACHE)
     here = _existing(cache)
-    if beside is not None and _existing(beside).stat().st_dev == here.stat().st_dev:
+    if output is not None and _existing(output).stat().st_dev == here.stat().st_dev:
         needed += written
     free = shutil.disk_usage(here).free
     if needed * 1.05 > free:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -42,12 +41,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class Hub:
-    """Resolver of hub ids to local directories.
-
-    Attributes:
-        headers_only: Use a header folder if the files are not in the hub's cache, so that no tensor data is downloaded.
-        events: Callback that receives progress of downloads.
-    """
+    """Resolver of hub ids to local directories."""
 
     headers_only: bool = False
     events: Events = no_events
@@ -56,12 +50,6 @@ class Hub:
         """Return a directory with the files of a repository, and its commit.
 
         A snapshot in the hub's cache is reused if it has every file or, when the hub cannot be reached, if it has the weights.
-
-        Args:
-            name: Repository id, "org/name".
-            revision: Branch, tag or commit; None is the default branch.
-            what: Name of the model in error messages, such as "base" or "brick 'math'".
-            project: Project whose cache holds header folders.
 
         Raises:
             WorkbenchError: If the repository is gated or missing, has no such revision or no safetensors files, or if the hub
@@ -106,11 +94,7 @@ class Hub:
         return path, repository.commit
 
     def check_space(self, downloads: Iterable[Download]) -> None:
-        """Check that the disk of the hub's cache has room for downloads.
-
-        Raises:
-            WorkbenchError: If it does not.
-        """
+        """Check that the disk of the hub's cache has room for downloads."""
         if problems := space_problems(downloads):
             raise WorkbenchError(
                 problems[0], "Free space there (`hf cache ls`, `hf cache rm`), or set HF_HOME to a folder on another disk."
@@ -173,7 +157,7 @@ def _required_files(repository: Repository, what: str) -> tuple[list[str], list[
     return small, weights
 
 
-def _data(document: yamldoc.Document) -> dict[str, Any]:
+def _data(document: yamldoc.Document) -> dict[str, object]:
     return document.data if isinstance(document.data, dict) else {}
 
 

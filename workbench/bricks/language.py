@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_head
@@ -27,10 +26,6 @@ _COMPONENTS = ("vision_config", "audio_config", "speech_config")
 
 def language_names(names: Iterable[str], label: str) -> dict[str, str]:
     """Return the names of a model's text decoder.
-
-    Args:
-        names: All tensor names of the model.
-        label: The model's name in messages.
 
     Returns:
         Stored name -> name in a text model, `model....` or `lm_head.weight`, in file order.
@@ -56,35 +51,23 @@ def component_of(name: str) -> str:
     return name.removeprefix(_ROOT).partition(".")[0]
 
 
-def component_configs(config: Mapping[str, Any]) -> dict[str, Any]:
+def component_configs(config: Mapping[str, object]) -> dict[str, object]:
     """Return the parts of config.json that describe encoders."""
     return {key: config[key] for key in _COMPONENTS if config.get(key)}
 
 
-def language_config(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+def language_config(config: Mapping[str, object], tied: bool) -> dict[str, object]:
     """Return config.json of a multimodal model's text decoder, for comparison with that of a text model.
 
     `model_type` is left out, because multimodal models have names of their own for the same decoder.
-
-    Args:
-        config: The content of config.json.
-        tied: Whether the model uses its embeddings as its head.
     """
-    part = next((config[field] for field in TEXT_CONFIGS if isinstance(config.get(field), dict)), config)
+    part = next((part for field in TEXT_CONFIGS if isinstance(part := config.get(field), dict)), config)
     found = {key: value for key, value in part.items() if key not in (*_COMPONENTS, "model_type", "architectures")}
     return {**found, "tie_word_embeddings": tied}
 
 
 class LanguagePart(Checkpoint):
-    """The text decoder of a multimodal checkpoint, with the tensor names of a text model.
-
-    Args:
-        path: Directory of the multimodal checkpoint.
-        label: The checkpoint's name in messages.
-
-    Raises:
-        WorkbenchError: If the directory is no valid checkpoint, or its text decoder cannot be told apart.
-    """
+    """The text decoder of a multimodal checkpoint, with the tensor names of a text model."""
 
     def __init__(self, path: Path, label: str) -> None:
         super().__init__(path, label)

@@ -26,15 +26,7 @@ from workbench.weights.specs import Source
 
 
 class AdaptedCheckpoint(Checkpoint):
-    """The checkpoint of a model with an adapter on it: the files are the model's, and every tensor is read with the adapter's update.
-
-    Args:
-        plain: The model's checkpoint.
-        adapter: The adapter.
-
-    Raises:
-        WorkbenchError: If the adapter does not fit the model, or unties its head from its embeddings.
-    """
+    """The checkpoint of a model with an adapter on it: the files are the model's, and every tensor is read with the adapter's update."""
 
     def __init__(self, plain: Checkpoint, adapter: Brick) -> None:
         super().__init__(plain.path, plain.label)
@@ -62,12 +54,7 @@ def base_adapter(checkpoint: Checkpoint) -> Brick | None:
 
 
 def base_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
-    """Return the digest of a base, including its adapter.
-
-    Args:
-        checkpoint: The base.
-        cache: Directory that caches digests of tensors; None reads all tensors.
-    """
+    """Return the digest of a base, including its adapter."""
     digest, adapter = checkpoint_digest(checkpoint, cache), base_adapter(checkpoint)
     return digest if adapter is None else json_digest([digest, adapter.digest(cache)])
 
@@ -120,11 +107,6 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
 def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Checkpoint, str | None]:
     """Return the recipe's base and its hub commit.
 
-    Args:
-        reference: Path or hub id of the base.
-        project: Directory that relative paths start from.
-        hub: Resolver of hub ids.
-
     Raises:
         WorkbenchError: If the base is missing, is not a checkpoint, or is quantized.
     """
@@ -142,12 +124,6 @@ def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Check
 
 def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> Brick:
     """Return the brick that a reference names, detecting its kind if the reference does not state it.
-
-    Args:
-        name: Name of the brick in the recipe.
-        ref: The reference.
-        project: Directory that relative paths start from.
-        hub: Resolver of hub ids.
 
     Raises:
         WorkbenchError: If the directory is missing, holds neither an adapter nor a checkpoint, or is of another kind than the
@@ -182,7 +158,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
     if wanted and wanted not in kinds:
         raise WorkbenchError(
-            f"{what}: {ref.target} is {_article(kinds[0])}, but the recipe says {ref.kind}",
+            f"{what}: {ref.target} is {'an' if kinds[0] == 'adapter' else 'a'} {kinds[0]}, but the recipe says {ref.kind}",
             f"Write `{kinds[0]}: {ref.target}`.",
         )
     if card and not wanted:
@@ -205,10 +181,6 @@ def is_neuron_set(path: Path) -> bool:
     return (path / NEURONS).is_file()
 
 
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind == "adapter" else f"a {kind}"
-
-
 def kinds_of(path: Path) -> list[str]:
     """Return the kinds of brick in a directory: "adapter", "checkpoint", both or neither.
 
@@ -223,11 +195,6 @@ def kinds_of(path: Path) -> list[str]:
 
 def base_of(path: Path, project: Path, hint: str) -> str:
     """Return the base that a brick names on its card or in adapter_config.json.
-
-    Args:
-        path: Directory of the brick.
-        project: Directory that relative paths start from.
-        hint: Hint of the error.
 
     Raises:
         WorkbenchError: If the brick names no base, or the base cannot be found.

@@ -56,23 +56,14 @@ class ShownNeurons(Part):
     """Digest of the set."""
     layers: dict[str, LayerNeurons]
     """Layer -> the set's neurons."""
-    evidence: dict[str, Any]
+    evidence: dict[str, object]
     """How the set was chosen and what it does."""
 
 
 def write_neuron_brick(
     folder: Path, neurons: NeuronSet, base: BaseRecord, skill: str = "", *, made_by: str = MADE_BY, **fields: Any
 ) -> BrickCard:
-    """Write a set of neurons as a brick: neurons.json, neurons.safetensors and brick.yaml.
-
-    Args:
-        folder: Directory of the brick; its name is the brick's.
-        neurons: The set.
-        base: The model that the neurons belong to. If it has no digest, it takes the set's.
-        skill: One line that describes the function of the neurons.
-        made_by: The command that makes the brick, for the card.
-        **fields: Other fields of the card, such as `functions` and `licence`.
-    """
+    """Write a set of neurons as a brick: neurons.json, neurons.safetensors and brick.yaml."""
     digest = base.digest or neurons.base
     write_set(folder, replace(neurons, base=neurons.base or digest))
     card = BrickCard(

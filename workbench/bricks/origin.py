@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from workbench.adapters.bind import bind
 from workbench.bricks.brick import Brick, BrickSource
@@ -72,12 +71,6 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
 
     The evidence, strongest first: the digest on the brick's card, names of the base, model type and depth, layers that the
     adapter must have updated on this base. An equal digest ends the search.
-
-    Args:
-        brick: An adapter or checkpoint whose tensors fit the base.
-        base: The recipe's base.
-        project: Where relative paths start.
-        any_base: Whether the recipe accepts the brick on any base.
 
     Returns:
         Warnings: no evidence that the brick was made on the base, or a contradiction that the recipe accepts.
@@ -152,7 +145,7 @@ def _contradictions(brick: Brick, base: NamedBase, project: Path) -> Iterator[st
         yield wrong
 
 
-def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield (description, content) of each local config.json of the brick's own base."""
     if brick.kind == "checkpoint":
         yield "its config.json", brick.checkpoint.config
@@ -178,14 +171,16 @@ def _directory(name: str, project: Path) -> Path | None:
         return None
 
 
-def _types(config: Mapping[str, Any]) -> set[str]:
+def _types(config: Mapping[str, object]) -> set[str]:
     """Return the model types of a configuration and its text decoder."""
     return {str(part["model_type"]) for part in text_parts(config) if part.get("model_type")}
 
 
-def _other_class(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def _other_class(adapter: Mapping[str, object], config: Mapping[str, object]) -> str | None:
     """Compare the class that PEFT records in `auto_mapping` with the base's model type, and describe a difference."""
-    recorded = adapter.get("auto_mapping") or {}
+    recorded = adapter.get("auto_mapping")
+    if not isinstance(recorded, dict):
+        return None
     library = str(recorded.get("parent_library") or "").split(".")
     if library[:2] != ["transformers", "models"] or len(library) < 3 or not _types(config):
         return None
@@ -236,11 +231,6 @@ _COUNTERS = ("num_batches_tracked",)
 
 def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str]:
     """Compare the integer and boolean tensors of a checkpoint brick with the base's.
-
-    Args:
-        brick: The checkpoint.
-        base: The recipe's base.
-        weights: The brick's tensors under the base's names, from `fitted`.
 
     Returns:
         A note if counters differ. The result uses the base's values.
@@ -307,7 +297,7 @@ def find_ties(
     return reasons, problems
 
 
-def rows_of(brick: Brick, base: Model) -> tuple[Weights | None, dict[str, Any] | None]:
+def rows_of(brick: Brick, base: Model) -> tuple[Weights | None, dict[str, object] | None]:
     """Return the weights and configuration of a checkpoint brick, the source of vocabulary rows; (None, None) for an adapter."""
     if brick.kind != "checkpoint":
         return None, None

@@ -102,12 +102,6 @@ def check_reachable() -> None:
 def upload(files: Mapping[str, Path | bytes], target: Target, message: str, events: Events = no_events) -> Sent:
     """Send files to a repository as one commit, and check that the commit holds them.
 
-    Args:
-        files: Path in the repository -> file on disk, or its content.
-        target: The repository; it is created if it does not exist.
-        message: Message of the commit.
-        events: Receives progress.
-
     Raises:
         WorkbenchError: If the hub cannot be reached, refuses the token, the repository or the metadata of README.md, if an existing
             repository is public although a private one is asked for, or if it has model files that are not replaced.

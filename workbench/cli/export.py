@@ -194,8 +194,7 @@ def check(
     Exits with 1 if a text or log-probability differs. A key of the server is read from OPENAI_API_KEY.
     """
     from workbench.files import read_json
-    from workbench.ship.checking import check_server, summary
-    from workbench.ship.expected import LEAST_TOLERANCE, read_expected
+    from workbench.ship.expected import LEAST_TOLERANCE, check_server, read_expected, summary
     from workbench.ship.export import RECORD
 
     out.quiet = json or quiet

@@ -37,7 +37,7 @@ from workbench.scores.groups import ImportedScores, SuiteScores
 from workbench.scores.pull import Pulled
 from workbench.scores.store import StoredPlan
 from workbench.search.result import SearchResult
-from workbench.ship.checking import ServerCheck
+from workbench.ship.expected import ServerCheck
 from workbench.ship.export import Exported
 from workbench.ship.push import Pushed
 from workbench.steps.fields import field_docs

@@ -74,7 +74,7 @@ def push(
         )
     sent = None
     if not dry_run:
-        sent = upload(files, target, f"{packed.record.get('name', found.name)}, made with brick-workbench", out.event)
+        sent = upload(files, target, f"{packed.record.name or found.name}, made with brick-workbench", out.event)
         for line in sent.warnings:
             out.warn(line)
     pushed = Pushed(
@@ -83,7 +83,7 @@ def push(
         revision=target.revision,
         private=private,
         license=stated,
-        base=base if packed.local_base else packed.record["inputs"]["base"]["id"].partition("@")[0],
+        base=base if packed.local_base else packed.record.inputs.base.id.partition("@")[0],
         files=[PushedFile(path=path, bytes=_bytes(content)) for path, content in files.items()],
         bytes=sum(map(_bytes, files.values())),
         sent=sent is not None,
@@ -104,7 +104,7 @@ def _card(packed: Package, runs_dir: Path | None) -> str:
 
     text = packed.files[CARD].read_text("utf-8")
     scores = stored_scores(packed.run, (runs_dir or packed.run.path.parent) / "scores")
-    return text if BEGIN in text or not scores else with_scores(text, packed.record.get("name", packed.run.name), scores, None)
+    return text if BEGIN in text or not scores else with_scores(text, packed.record.name or packed.run.name, scores, None)
 
 
 def _bytes(content: Path | bytes) -> int:

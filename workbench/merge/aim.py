@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from workbench.activations.sets import read_pair
 from workbench.errors import WorkbenchError
-from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.merge.measuring.calibration import ReadsTexts, by_pattern, is_conv1d
-from workbench.merge.measuring.layers import INDEX, InputWalk, in_cache
+from workbench.merge.measuring.layers import INDEX, InputWalk, TextsRead, in_cache
 from workbench.models.layout import Model
+from workbench.results import Result
 from workbench.steps import Block, Combination, Group, Laws, Measured, MergeContext, OverlapWeighted, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Real
 from workbench.weights.header import save_tensors
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MAGNITUDES = "magnitudes.safetensors"
+
+
+class MagnitudeIndex(Result):
+    """Index of magnitudes in the cache."""
+
+    record: TextsRead
 
 
 @register
@@ -67,12 +73,11 @@ class Aim(OverlapWeighted, ReadsTexts):
         """Measure the magnitudes of the base's inputs, or find them in the cache."""
         rows, key = self.rows_of(self.calibration, context, "")
         place = context.cache / "magnitudes" / key
-        in_cache(place, lambda out: _measure(InputWalk(context, "", rows, _magnitudes), out), record=dict)
-        hint = f"Delete {place}; the next run measures it again."
-        index, means = read_pair(place, INDEX, _MAGNITUDES, str(place), hint)
-        return Measured(means, {"calibration": {"file": self.calibration, "texts": len(rows), **index["record"]}})
+        index = in_cache(place, lambda out: _measure(InputWalk(context, "", rows, _magnitudes), out), MagnitudeIndex)
+        _, means = read_pair(place, INDEX, _MAGNITUDES, str(place), f"Delete {place}; the next run measures it again.")
+        return Measured(means, {"calibration": {"file": self.calibration, "texts": len(rows), **index.record.to_dict()}})
 
-    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Return the number of damped tensors, and which tensors got the plain sum."""
         return {
             "damped": sum("damped" in note for note in notes.values()),
@@ -114,8 +119,8 @@ def _magnitudes(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack([part.float().abs().sum(0) for part in parts]).sum(0)
 
 
-def _measure(walk: InputWalk, out: Path) -> None:
-    """Write the mean magnitude [in] of the inputs of each linear layer, by tensor name."""
+def _measure(walk: InputWalk, out: Path) -> MagnitudeIndex:
+    """Write the mean magnitude [in] of the inputs of each linear layer, by tensor name; return the index."""
     means: dict[str, Tensor] = {}
     for total, readers in walk:
         if not bool(torch.isfinite(total).all()):
@@ -124,4 +129,4 @@ def _measure(walk: InputWalk, out: Path) -> None:
             )
         means |= {name: (total / walk.tokens).cpu() for name in readers}
     save_tensors(means, out / _MAGNITUDES)
-    write_json(out / INDEX, {"record": walk.record})
+    return MagnitudeIndex(record=walk.record)

@@ -94,11 +94,7 @@ def softmax(losses: dict[str, float], temperature: float) -> dict[str, float]:
 
 
 def loss(context: MergeContext, brick: str, rows: list[TextRow]) -> float:
-    """Return the mean over examples of the mean −log p of the answer's tokens.
-
-    Raises:
-        WorkbenchError: If the loss is not finite.
-    """
+    """Return the mean over examples of the mean −log p of the answer's tokens."""
     model = context.live(brick)
     with torch.no_grad():
         losses = [-float(log_likelihood(model, row, context.device)) / row.learned for row in rows]

@@ -73,7 +73,7 @@ class FeatCal(Calibrated):
 
         return measured_in_order(self, context, scale, _Calibration(self.anchor, self.ridge, self.blend))
 
-    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Return the norms of the solved tensors."""
         return norm_report(notes)
 

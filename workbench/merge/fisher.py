@@ -66,7 +66,7 @@ class Fisher(Calibrated):
             record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(diagonals[brick].names)}
         return Measured(diagonals, {"calibration": record})
 
-    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Return which tensors got the plain weighted mean."""
         return {"averaged": norm_report(notes)["averaged"]}
 
@@ -121,9 +121,6 @@ def information(context: MergeContext, brick: str, rows: Sequence[TextRow]) -> d
 
     Returns:
         Tensor name -> values in the shape of the tensor.
-
-    Raises:
-        WorkbenchError: If the gradients are zero or not finite.
     """
     model = context.live(brick)
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -61,10 +61,10 @@ class RegMean(Calibrated):
     def measure(self, context: MergeContext) -> Measured:
         """Collect the Grams of each brick, or find them in the cache."""
         by_brick = {brick: collect(context, brick, *self.rows(context, brick)) for brick in context.bricks}
-        record = {brick: {"file": self.file(brick), **grams.record} for brick, grams in by_brick.items()}
+        record = {brick: {"file": self.file(brick), **grams.record.to_dict()} for brick, grams in by_brick.items()}
         return Measured(by_brick, {"calibration": record})
 
-    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Return the norms of the solved tensors and the number of averaged ones."""
         return norm_report(notes)
 

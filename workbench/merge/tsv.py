@@ -67,11 +67,11 @@ class Tsv(OverlapWeighted):
     def limits(self, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], bricks: int) -> Iterator[str]:
         """Yield that small tensors are averaged, and that directions of adapters are left out."""
         yield from averaged(shapes, bricks)
-        kept = {name: min(shapes[name][-2:]) // bricks for name in ranks if is_matrix(name, shapes[name], bricks)}
-        if cut := [name for name, count in kept.items() if count < ranks[name]]:
+        counts = {name: min(shapes[name][-2:]) // bricks for name in ranks if is_matrix(name, shapes[name], bricks)}
+        if cut := [name for name, count in counts.items() if count < ranks[name]]:
             yield (
                 f"each brick keeps its min(m, n) / {bricks} largest directions, fewer than an adapter's rank at {len(cut)} tensors, "
-                f"such as {cut[0]} {list(shapes[cut[0]])}: {kept[cut[0]]} of {ranks[cut[0]]}"
+                f"such as {cut[0]} {list(shapes[cut[0]])}: {counts[cut[0]]} of {ranks[cut[0]]}"
             )
 
     def prepare(self, group: Group) -> Prepared:
@@ -90,14 +90,7 @@ class Tsv(OverlapWeighted):
 
 
 def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int, auto: bool) -> Tensor:
-    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal.
-
-    Args:
-        deltas: One [m, n] matrix for each brick.
-        weights: Weight of each brick.
-        share: Largest number of triplets of a brick.
-        auto: Whether the weights count overlap, so that what whitening takes away must not be counted again.
-    """
+    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal."""
     parts = [singular(delta.double().mul_(weight), share) for delta, weight in zip(deltas, weights, strict=True)]
     left = nearest_orthogonal(torch.cat([p.left for p in parts], 1))
     right = nearest_orthogonal(torch.cat([p.right for p in parts], 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -67,7 +67,7 @@ class Wudi(MergeMethod):
         inputs = shape[-2] if is_conv1d_layer(model.config, tensor.removesuffix(".weight")) else shape[-1]
         return 4 * math.prod(shape) * (2 * bricks + 1) + 8 * (4 * math.prod(shape[-2:]) + 4 * inputs**2)
 
-    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Return the norms of the merged matrices relative to the bricks' norms."""
         return norm_report(notes)
 
@@ -107,8 +107,8 @@ def filtered(deltas: Sequence[Tensor]) -> Tensor:
     if not float(roots.sum()):
         return total
     count = max(1, round(float(roots.sum() ** 2 / roots.square().sum())))
-    kept = vectors[:, -count:]
-    return total.addmm_(right @ (kept / values[-count:]) - total @ kept, kept.T)
+    leading = vectors[:, -count:]
+    return total.addmm_(right @ (leading / values[-count:]) - total @ leading, leading.T)
 
 
 def _sums(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,12 +103,12 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def is_conv1d_layer(config: Mapping[str, Any], module: str) -> bool:
+def is_conv1d_layer(config: Mapping[str, object], module: str) -> bool:
     """Return whether a module, by its name and the model's config.json, is transformers' Conv1D."""
     return config.get("model_type") in CONV1D_MODELS and module.rpartition(".")[2] in CONV1D_LAYERS
 
 
-def text_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def text_parts(config: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
     """Yield config.json, then its parts that describe the text decoder of a multimodal model."""
     yield config
     for field in TEXT_CONFIGS:
@@ -117,28 +117,23 @@ def text_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield part
 
 
-def head_of(config: Mapping[str, Any], embeddings: str) -> str:
-    """Return the tensor name that transformers expects for the head of a model if it is not tied.
-
-    Args:
-        config: The content of config.json.
-        embeddings: Tensor name of the model's input embeddings.
-    """
+def head_of(config: Mapping[str, object], embeddings: str) -> str:
+    """Return the tensor name that transformers expects for the head of a model if it is not tied."""
     if module := _OTHER_HEADS.get(str(config.get("model_type"))):
         return f"{module}.weight"
     head = "embed_out.weight" if embeddings.endswith("embed_in.weight") else "lm_head.weight"
     return f"language_model.{head}" if embeddings.startswith("language_model.model.") else head
 
 
-def model_depth(config: Mapping[str, Any]) -> int:
+def model_depth(config: Mapping[str, object]) -> int:
     """Return the number of layers that config.json or its text decoder's part states; 0 if neither does."""
     for part in text_parts(config):
         for key in DEPTHS:
-            if part.get(key):
-                return int(part[key])
+            if isinstance(depth := part.get(key), (int, float)) and depth:
+                return int(depth)
         for key in LAYER_KINDS:
-            if isinstance(part.get(key), list):
-                return len(part[key])
+            if isinstance(kinds := part.get(key), list):
+                return len(kinds)
     return 0
 
 
@@ -163,7 +158,7 @@ def _is_one_of(module: str, names: tuple[str, ...]) -> bool:
     return known is not None and not (known in _USED_IN_LAYERS and any(part.isdigit() for part in module.split(".")))
 
 
-def is_usual_decoder(config: Mapping[str, Any]) -> bool:
+def is_usual_decoder(config: Mapping[str, object]) -> bool:
     """Return whether config.json names a `...ForCausalLM` class of an architecture that is part of transformers.
 
     This reads no code of transformers, which takes a second to import. `skeleton.check_decoder` decides the other cases.
@@ -188,9 +183,6 @@ def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str
         module: A module name of the live model: "model.layers.0.self_attn.q_proj".
         specs: The base's tensors.
         label: The owner of the module name in messages.
-
-    Raises:
-        WorkbenchError: If the base has no such weight.
     """
     name = f"{module}.weight"
     stored = counterpart(name, specs)
@@ -208,9 +200,6 @@ def live_module(weight: str, modules: Collection[str]) -> str:
     Args:
         weight: A tensor name on disk: "h.0.mlp.c_proj.weight".
         modules: Module names of the live model.
-
-    Raises:
-        WorkbenchError: If the model has no such module.
     """
     name = weight.removesuffix(".weight")
     module = counterpart(name, modules)
@@ -240,7 +229,7 @@ def with_and_without_root(name: str) -> Iterator[str]:
     yield from (root + name for root in _ROOTS)
 
 
-def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[str, str] | None:
+def tied_embeddings(names: Iterable[str], config: Mapping[str, object]) -> tuple[str, str] | None:
     """Return the names of embeddings and head of a language model that stores one tensor for both; None for other models.
 
     Args:
@@ -259,23 +248,17 @@ def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[st
     return embeddings, head_of(config, embeddings)
 
 
-def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def untied_config(config: Mapping[str, object]) -> dict[str, object]:
     """Return config.json for the model with an untied head."""
-    changed = {**config, "tie_word_embeddings": False}
+    changed: dict[str, object] = {**config, "tie_word_embeddings": False}
     for field in TEXT_CONFIGS:
-        if isinstance(config.get(field), dict):
-            changed[field] = {**config[field], "tie_word_embeddings": False}
+        if isinstance(part := config.get(field), dict):
+            changed[field] = {**part, "tie_word_embeddings": False}
     return changed
 
 
 class UntiedWeights:
-    """Weights with an untied head, which is a copy of the embeddings after all other tensors.
-
-    Args:
-        tied: Weights that store one tensor for embeddings and head.
-        embeddings: Name of that tensor.
-        head: Name of the head.
-    """
+    """Weights with an untied head, which is a copy of the embeddings after all other tensors."""
 
     def __init__(self, tied: Weights, embeddings: str, head: str) -> None:
         self.tied = tied
@@ -297,7 +280,7 @@ class UntiedWeights:
         return self.tied.open(self.embeddings if name == self.head else name, device)
 
 
-def with_head_of(weights: Weights, base: Weights, config: Mapping[str, Any]) -> Weights:
+def with_head_of(weights: Weights, base: Weights, config: Mapping[str, object]) -> Weights:
     """Untie weights if the base has a head of its own and they do not; their embeddings are then used as the head."""
     tied = tied_embeddings(weights.specs, config)
     return UntiedWeights(weights, *tied) if tied and tied[1] in base.specs else weights

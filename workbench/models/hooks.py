@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
@@ -81,11 +81,8 @@ def head_sees(head: nn.Module, places: Tensor) -> Iterator[None]:
         hidden = inputs[0]
         return (hidden.reshape(-1, hidden.shape[-1])[places][None], *inputs[1:])
 
-    hook = head.register_forward_pre_hook(choose)
-    try:
+    with hooked(head, before=choose):
         yield
-    finally:
-        hook.remove()
 
 
 def has_experts(model: PreTrainedModel) -> bool:
@@ -129,7 +126,7 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
     selected: dict[str, tuple[Tensor, Tensor]] = {}
 
     def see(name: str) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        def hook(_module: Any, args: tuple[Any, ...], given: dict[str, object]) -> None:
             handed = [*args, *given.values()]
             if len(handed) != 3 or handed[1].is_floating_point() or handed[1].shape != handed[2].shape:
                 raise unread(name, model)
@@ -167,12 +164,6 @@ def output_projections(model: PreTrainedModel, prefix: str, layers: Sequence[int
 
     It is the last linear module outside the attention that a one-token forward pass runs and whose output is as wide as the hidden
     state.
-
-    Args:
-        model: The live model.
-        prefix: Live name of the list of decoder layers: "model.layers".
-        layers: Layers to search.
-        device: Device of the model.
 
     Returns:
         Layer -> live name of the module. Layers without such a module are left out.
@@ -221,17 +212,12 @@ def n_outputs(module: torch.nn.Module) -> int | None:
 def _linear_modules_run(model: PreTrainedModel, layers: torch.nn.ModuleList, device: torch.device) -> list[list[torch.nn.Module]]:
     """Return the linear modules of every layer in the order in which a one-token forward pass runs them."""
     ran: list[list[torch.nn.Module]] = [[] for _ in layers]
-    handles = []
-    for number, layer in enumerate(layers):
-        for module in layer.modules():
-            if n_outputs(module) is not None:
-                handles.append(module.register_forward_hook(lambda m, _args, _out, number=number: ran[number].append(m)))
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.no_grad():
+        for number, layer in enumerate(layers):
+            for module in layer.modules():
+                if n_outputs(module) is not None:
+                    stack.enter_context(hooked(module, after=lambda m, _args, _out, number=number: ran[number].append(m)))
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     return ran
 
 
@@ -239,10 +225,6 @@ def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
     """Return the mean of KL(wanted ‖ model) over tokens in nats, differentiable in `logits`.
 
     Rows beyond the vocabulary that both models have are padding and do not count.
-
-    Args:
-        wanted: Logits of the teacher [tokens, vocabulary].
-        logits: Logits of the model [tokens, vocabulary].
     """
     count = min(logits.shape[-1], wanted.shape[-1])
     aim = wanted[..., :count].float().log_softmax(-1)
@@ -296,10 +278,6 @@ def first_of(output: Any) -> Tensor:
 
 def states_of(output: Any, tokens: Tensor) -> Tensor:
     """Return the hidden states [row, token, width] from a block's output.
-
-    Args:
-        output: The block's output.
-        tokens: Tokens [row, token] of the batch.
 
     Raises:
         WorkbenchError: If the block does not return one state for each token: some architectures carry several states of a token from

@@ -74,7 +74,7 @@ def _has_driver() -> bool:
 
 GENERATION = "generation_config.json"
 # transformers' defaults of missing settings; test_decoding compares them with the installed version.
-DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, object] = {
     "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1, "temperature": 1.0, "top_k": 50,
     "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0, "num_return_sequences": 1, "remove_invalid_values": False, "epsilon_cutoff": 0.0,
@@ -92,7 +92,7 @@ _LEGACY = (
 )  # fmt: skip
 
 
-def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def generation_settings(folder: Path, config: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that change texts, compared with the same weights without a generation_config.json.
 
     Args:
@@ -114,7 +114,7 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
         for key, value in jsondoc.read_object(path, None, "Download the file again.", infinite=True).items()
         if value is not None and key not in _IDLE
     }
-    config_values: dict[str, Any] = {}
+    config_values: dict[str, object] = {}
     for part in reversed(list(text_parts(config))):
         config_values |= {key: value for key, value in part.items() if value is not None}
     from_config = {key: config_values[key] for key in _LEGACY if config_values.get(key) is not None}
@@ -122,7 +122,7 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
     return {key: stated.get(key) for key in differing}
 
 
-def identity(weights: str, settings: Mapping[str, Any], tokenizer: str) -> str:
+def identity(weights: str, settings: Mapping[str, object], tokenizer: str) -> str:
     """Return the digest of a configuration: the digest of its weights, combined with what else decides its scores.
 
     Args:
@@ -133,7 +133,7 @@ def identity(weights: str, settings: Mapping[str, Any], tokenizer: str) -> str:
     return json_digest([weights, settings, tokenizer]) if settings or tokenizer else weights
 
 
-def _value(settings: Mapping[str, Any], key: str) -> Any:
+def _value(settings: Mapping[str, object], key: str) -> Any:
     """Return a setting or its default; a list of one value equals the value."""
     value = settings.get(key, DEFAULTS.get(key))
     return value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -165,14 +165,9 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def shipped_files(tokenizer: Path, processor: Path) -> dict[str, Path]:
-    """Return name -> file that a checkpoint gets as it is: tokenizer, chat template, generation settings, processor.
-
-    Args:
-        tokenizer: Directory of the tokenizer and generation_config.json.
-        processor: Directory of the image and audio processor.
-    """
-    beside = {GENERATION: tokenizer / GENERATION, **{name: processor / name for name in PROCESSOR_FILES}}
-    return tokenizer_files(tokenizer) | {name: file for name, file in beside.items() if file.is_file()}
+    """Return name -> file that a checkpoint gets as it is: tokenizer, chat template, generation settings, processor."""
+    others = {GENERATION: tokenizer / GENERATION, **{name: processor / name for name in PROCESSOR_FILES}}
+    return tokenizer_files(tokenizer) | {name: file for name, file in others.items() if file.is_file()}
 
 
 def tokens_digest(folder: Path, watched: WatchedFiles | None = None) -> str | None:
@@ -181,15 +176,8 @@ def tokens_digest(folder: Path, watched: WatchedFiles | None = None) -> str | No
     transformers chooses the class from tokenizer_config.json and config.json, and some classes replace the normalizer and the
     pre-tokenizer of tokenizer.json, so that equal files of models of different types may give different tokens.
 
-    Args:
-        folder: Directory of the tokenizer.
-        watched: Record of the files read, which detects later changes.
-
     Returns:
         The digest; None if the directory has no tokenizer.
-
-    Raises:
-        WorkbenchError: If a file is not JSON.
     """
     files = {name: file for name, file in tokenizer_files(folder).items() if _TEMPLATES not in name}
     if not files:
@@ -212,12 +200,7 @@ def _meaning(file: Path, content: bytes) -> str:
 
 
 def template_digest(folder: Path, watched: WatchedFiles | None = None) -> str | None:
-    """Return the digest of a directory's chat templates, wherever they are stored; None if it has none.
-
-    Args:
-        folder: Directory of the tokenizer.
-        watched: Record of the files read, which detects later changes.
-    """
+    """Return the digest of a directory's chat templates, wherever they are stored; None if it has none."""
     read = watched.read if watched else Path.read_bytes
     parts = [[name, bytes_digest(read(file))] for name, file in tokenizer_files(folder).items() if _TEMPLATES in name]
     stated = jsondoc.optional(folder / "tokenizer_config.json").get("chat_template")
@@ -225,14 +208,7 @@ def template_digest(folder: Path, watched: WatchedFiles | None = None) -> str | 
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Return the digest of a tokenizer with its chat template: `tokens_digest` and `template_digest`.
-
-    Args:
-        tokenizer: A tokenizer's directory, or a tokenizer object.
-
-    Raises:
-        WorkbenchError: If the directory has no tokenizer.
-    """
+    """Return the digest of a tokenizer with its chat template: `tokens_digest` and `template_digest`."""
     if not isinstance(tokenizer, (str, Path)):
         with TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
@@ -256,9 +232,6 @@ def vocabulary_digest(path: Path) -> str | None:
 
     It tells whether two models number their tokens alike, so that rows of embeddings belong together. It does not tell whether they
     split texts alike: that is `tokens_digest`.
-
-    Args:
-        path: Directory of the tokenizer.
     """
     file = path / "tokenizer.json"
     if not file.is_file():

@@ -69,13 +69,8 @@ class LiveLayout:
     transposed: frozenset[str]
 
 
-def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> LiveLayout | None:
-    """Return the layout of the live model that transformers builds; None for an architecture that it does not know.
-
-    Args:
-        specs: The base's tensors.
-        config: The base's config.json.
-    """
+def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, object]) -> LiveLayout | None:
+    """Return the layout of the live model that transformers builds; None for an architecture that it does not know."""
     return _layout(json.dumps(dict(config), sort_keys=True), tuple((name, spec.shape) for name, spec in specs.items()))
 
 
@@ -235,14 +230,10 @@ class Layout:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, names: Iterable[str], config: Mapping[str, Any]) -> Layout:
+    def of(cls, names: Iterable[str], config: Mapping[str, object]) -> Layout:
         """Find the layer stack: the shortest prefix with the numbers 0 to depth - 1, except in towers of other modalities.
 
         Tensors with higher numbers belong to no layer. They predict additional tokens, and transformers does not load them.
-
-        Args:
-            names: All tensor names.
-            config: The content of config.json.
 
         Raises:
             WorkbenchError: If there is no such prefix or more than one, as in convolutional or encoder-decoder models.
@@ -367,9 +358,6 @@ def stack_prefix(model: PreTrainedModel, depth: int) -> str:
     """Return the name of the live model's list of decoder layers: the list with `depth` modules that is nearest to the root.
 
     Lists in the text decoder come first, because an encoder of images or audio can have as many layers.
-
-    Raises:
-        WorkbenchError: If there is no such list.
     """
     stacks: list[str] = [name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     if not stacks:

@@ -51,7 +51,7 @@ class RowRun:
     count: int
 
 
-def live_names(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
+def live_names(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
     """Map each tensor on disk to the live model's tensors that it becomes or is part of; to none if the model does not use it."""
     targets: dict[str, list[str]] = {name: [] for name in specs}
     for live, runs in live_runs(config, specs).items():
@@ -74,7 +74,7 @@ class Aligned:
         unused: Its own tensors that are not used completely.
     """
 
-    def __init__(self, weights: Weights, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> None:
+    def __init__(self, weights: Weights, specs: Mapping[str, TensorSpec], config: Mapping[str, object]) -> None:
         self._weights = weights
         target_runs, own_runs = live_runs(config, specs), live_runs(config, weights.specs)
         self._parts: dict[str, list[tuple[int, RowRun]]] = {name: [] for name in specs}
@@ -150,12 +150,8 @@ def _overlap(target: RowRun, stored: list[RowRun]) -> Iterator[tuple[int, RowRun
             yield target.row + low - target.live, RowRun(low, run.name, run.row + low - run.live, high - low)
 
 
-def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[RowRun]]:
+def live_runs(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> dict[str, list[RowRun]]:
     """Map each live tensor to the rows on disk that it consists of.
-
-    Args:
-        config: The content of config.json.
-        specs: The tensors on disk.
 
     Returns:
         Live tensor -> rows on disk. A tensor that the model does not use has the key "?name".
@@ -250,23 +246,19 @@ def compute(model: Model, dtype: torch.dtype | None, device: torch.device) -> di
     return load_all(model.weights, dtype, device)
 
 
-def carries_state(config: dict[str, Any]) -> bool:
-    """Return True if a model's layers pass a state from token to token (Mamba, RWKV, hybrids), which no mask can hide from a token.
-
-    Args:
-        config: The content of config.json.
-    """
+def carries_state(config: dict[str, object]) -> bool:
+    """Return True if a model's layers pass a state from token to token (Mamba, RWKV, hybrids), which no mask can hide from a token."""
     return bool(getattr(_class(parse_config(config), config), "_is_stateful", False))
 
 
-def _class(parsed: Any, config: dict[str, Any]) -> Any:
+def _class(parsed: Any, config: dict[str, object]) -> Any:
     """Return the class of a causal language model in transformers."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
 
 
-def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path, device: torch.device) -> PreTrainedModel:
+def live_model(config: dict[str, object], tensors: dict[str, Tensor], source: Path, device: torch.device) -> PreTrainedModel:
     """Return a transformers model with tensors in memory, which have the names of the checkpoint on disk.
 
     transformers converts names (fused experts, prefixes) itself, as if it read the tensors from files.

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a local directory, without running code from it and without the network.
-
-    Args:
-        path: Directory with the tokenizer's files.
-        gguf_file: Name of a GGUF file in it, if the tokenizer is stored there.
-    """
+    """Load a tokenizer from a local directory, without running code from it and without the network."""
     from transformers import AutoTokenizer
 
     source = {"gguf_file": gguf_file} if gguf_file else {}
@@ -170,12 +165,8 @@ class Message:
     content: str
 
 
-def turns(row: Mapping[str, Any], place: str) -> list[tuple[tuple[Message, ...], str]]:
+def turns(row: Mapping[str, object], place: str) -> list[tuple[tuple[Message, ...], str]]:
     """Return each answer of a conversation with the messages before it.
-
-    Args:
-        row: A row with the field `messages`.
-        place: The row's place, as file:line.
 
     Raises:
         WorkbenchError: If the messages are no conversation, an answer is empty, or there is none.

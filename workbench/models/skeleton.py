@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
+def parse_config(config: Mapping[str, object]) -> PretrainedConfig:
     """Parse the content of config.json with transformers.
 
     Raises:
@@ -47,24 +47,13 @@ def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
             ) from None
 
 
-def is_native(config: Mapping[str, Any]) -> bool:
-    """Return whether transformers supports the architecture of a config.json without custom code."""
-    from transformers import CONFIG_MAPPING
-
-    return config.get("model_type") in CONFIG_MAPPING
-
-
-def ties_head(config: Mapping[str, Any]) -> bool:
+def ties_head(config: Mapping[str, object]) -> bool:
     """Return whether the model of a config.json uses its embeddings as its head, by its flag or the architecture's default."""
     return bool(skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)
 
 
 def groups_of(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, list[tuple[str, str]]]]:
     """Group tensors on disk by the live tensor that they become, as transformers' loader does.
-
-    Args:
-        model: The live model; its weights are not used.
-        names: Names on disk.
 
     Returns:
         Tuples (live tensor, conversion or None, [(name on disk, matched pattern)]). A name that the model does not use has the live
@@ -111,12 +100,13 @@ def skeleton(config: str) -> PreTrainedModel:
         WorkbenchError: If transformers does not know the architecture.
     """
     import transformers
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
     data = json.loads(config)
     parsed = parse_config({k: v for k, v in data.items() if k != "quantization_config"})
     classes: list[Any] = [getattr(transformers, str(name), None) for name in data.get("architectures") or []]
-    kinds: list[Any] = [k for k in classes if _is_model(k) and k.config_class is type(parsed)]
+    kinds: list[Any] = [k for k in classes if isinstance(k, type) and issubclass(k, PreTrainedModel)]
+    kinds = [k for k in kinds if k.config_class is type(parsed)]
     if type(parsed) in MODEL_FOR_CAUSAL_LM_MAPPING:
         kinds.append(MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)])
     if not kinds:
@@ -134,13 +124,7 @@ def part_for(kind: Any, parsed: PretrainedConfig) -> PretrainedConfig:
     return parsed if kind.config_class is None or isinstance(parsed, kind.config_class) else parsed.get_text_config(decoder=True)
 
 
-def _is_model(kind: Any) -> bool:
-    from transformers import PreTrainedModel
-
-    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
-
-
-def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
+def causal_skeleton(config: dict[str, object], device: torch.device) -> PreTrainedModel:
     """Build a causal language model without weights, in eval mode.
 
     Args:
@@ -170,13 +154,14 @@ def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedM
     return model.eval()
 
 
-def loading_class(config: dict[str, Any]) -> str:
+def loading_class(config: dict[str, object]) -> str:
     """Return the name of the transformers class that loads all of a model, for a line that a user runs.
 
     It is the Auto class for the class in `architectures`, with common Auto classes first, or the class in `architectures` itself.
     `AutoModelForCausalLM` loads many multimodal models without their towers, so it is returned only for classes that it maps to.
     """
-    kind, architecture = config.get("model_type"), (config.get("architectures") or [None])[0]
+    kind, named = config.get("model_type"), config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
     if isinstance(architecture, str) and architecture.endswith("ForCausalLM"):
         return "AutoModelForCausalLM"
     from transformers.models.auto import modeling_auto
@@ -195,16 +180,12 @@ def loading_class(config: dict[str, Any]) -> str:
     return str(architecture or "AutoModelForCausalLM")
 
 
-def check_decoder(config: dict[str, Any]) -> None:
-    """Check that config.json describes a decoder-only language model of transformers.
-
-    Raises:
-        WorkbenchError: If it does not.
-    """
+def check_decoder(config: dict[str, object]) -> None:
+    """Check that config.json describes a decoder-only language model of transformers."""
     _decoder(parse_config(config), config)
 
 
-def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
+def _decoder(parsed: Any, config: dict[str, object]) -> type[Any]:
     """Return the configuration's class; raise WorkbenchError if it is not that of a decoder-only language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -252,19 +233,17 @@ def tidy(checkpoint: Checkpoint) -> None:
     drop_tied_copy(checkpoint)
 
 
-def native(config: dict[str, Any], label: str) -> dict[str, Any]:
+def native(config: dict[str, object], label: str) -> dict[str, object]:
     """Return config.json without the custom code that it names.
 
     Models that transformers now supports natively may still name their original code, which is not needed and never run.
 
-    Args:
-        config: The content of config.json.
-        label: The file's name in messages.
-
     Raises:
         WorkbenchError: If transformers does not support the architecture natively.
     """
-    if "auto_map" in config and not is_native(config):
+    from transformers import CONFIG_MAPPING
+
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
         raise WorkbenchError(
             f"{label} requires custom code (auto_map), which is never executed",
             f"transformers does not support model_type {config.get('model_type')} natively: use a revision of the model for a type that it supports.",

@@ -195,7 +195,7 @@ def _parse_texts(line: str, place: str, chat: bool) -> list[Text]:
     return conversation(row, place, chat) if "messages" in row else [_text_of(row, place)]
 
 
-def conversation(row: Mapping[str, Any], place: str, chat: bool = True) -> list[Text]:
+def conversation(row: Mapping[str, object], place: str, chat: bool = True) -> list[Text]:
     """Return a text for each answer of a conversation.
 
     Raises:
@@ -210,7 +210,7 @@ def conversation(row: Mapping[str, Any], place: str, chat: bool = True) -> list[
     return [Text(plain(before), answer, place, before) for before, answer in turns(row, place)]
 
 
-def _text_of(row: Mapping[str, Any], place: str) -> Text:
+def _text_of(row: Mapping[str, object], place: str) -> Text:
     """Return the text of a row without messages."""
     answers = {key: row[key] for key in ANSWERS if key in row}
     if "text" in row and "prompt" in row:
@@ -230,7 +230,7 @@ def _text_of(row: Mapping[str, Any], place: str) -> Text:
     return Text(_text_field(row, "prompt", place), _text_field(row, answer, place), place)
 
 
-def _text_field(row: Mapping[str, Any], key: str, place: str, expected: str = _EXPECTED) -> str:
+def _text_field(row: Mapping[str, object], key: str, place: str, expected: str = _EXPECTED) -> str:
     """Return a field that must hold a text that is not blank."""
     value = row[key]
     if not isinstance(value, str) or not value.strip():
@@ -268,7 +268,7 @@ def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: i
     return rows
 
 
-def longest_row(config: Mapping[str, Any], limit: int) -> int:
+def longest_row(config: Mapping[str, object], limit: int) -> int:
     """Return the largest number of tokens of a row: `limit`, or the model's number of positions if that is smaller."""
     positions = max_positions(config)
     return min(limit, positions) if positions else limit
@@ -280,13 +280,7 @@ def batch_limit(device: torch.device) -> int:
 
 
 def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TOKENS) -> Iterator[Batch]:
-    """Yield batches of rows of similar length, which are the same on every machine.
-
-    Args:
-        rows: The rows.
-        device: The device of the batches.
-        limit: Largest number of tokens of a batch, including padding; a longer row is a batch of its own.
-    """
+    """Yield batches of rows of similar length, which are the same on every machine."""
     for places in by_length([len(row.tokens) for row in rows], limit):
         yield side_by_side([rows[i].tokens for i in places], device)
 

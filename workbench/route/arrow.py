@@ -41,7 +41,7 @@ class Arrow(CalibratedRoute):
     """
 
     version = 2
-    constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.constants, "window": WINDOW, "standardize": False}
+    constants: ClassVar[Mapping[str, object]] = {**CalibratedRoute.constants, "window": WINDOW, "standardize": False}
     paper = "Ostapenko et al. 2024, Towards modular LLMs by building and reusing a library of LoRAs, arXiv 2405.11157"
     formula = "sᵢ(x) = meanₘₜ |xₘₜ·vₘᵢ|,  vₘᵢ = first right singular vector of BₘᵢAₘᵢ"
 
@@ -81,12 +81,8 @@ class ArrowRouter(Fitted):
         prototypes: Live module -> [bricks, in], unit vectors; zeros for a brick that does not change the module.
     """
 
+    method: ClassVar[str] = Arrow.name
     prototypes: dict[str, Tensor] = field(repr=False)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Arrow.name
 
     def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the scores [n, bricks]."""
@@ -104,11 +100,7 @@ class ArrowRouter(Fitted):
 
 
 def prototypes(factors: Sequence[Mapping[str, Pair]]) -> dict[str, Tensor]:
-    """Return live module -> first right singular vectors of all bricks' updates [brick, in], float32, of arbitrary sign.
-
-    Args:
-        factors: For each brick, live module -> (A [rank, in], B [out, rank]).
-    """
+    """Return live module -> first right singular vectors of all bricks' updates [brick, in], float32, of arbitrary sign."""
     found: dict[str, Tensor] = {}
     for number, parts in enumerate(factors):
         for name, (a, b) in parts.items():
@@ -126,16 +118,8 @@ def pooled_alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows:
 def alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return |x·v| of each token, averaged over modules.
 
-    Args:
-        model: The live base.
-        found: Live module -> directions [brick, in].
-        rows: Tokens, without padding.
-
     Returns:
         [token, brick] per row, float32, on the CPU.
-
-    Raises:
-        WorkbenchError: If the model lacks a module.
     """
     modules = dict(model.named_modules())
     places = {name: counterpart(name, modules) for name in found}

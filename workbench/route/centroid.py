@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from workbench.route.deciding.hidden import WINDOW
 from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
@@ -39,7 +39,7 @@ class Centroid(PooledRoute):
         return self.finished(samples, make, "largest", context)
 
     @classmethod
-    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:
         """Return the router from its saved state."""
         return CentroidRouter(**restored_statistics(settings, tensors, cls.name))
 
@@ -48,10 +48,7 @@ class Centroid(PooledRoute):
 class CentroidRouter(PooledRouter):
     """Cosines with the bricks' means."""
 
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Centroid.name
+    method: ClassVar[str] = Centroid.name
 
     def state_scores(self, states: Tensor) -> Tensor:
         """Return cosines [n, bricks]."""

@@ -55,7 +55,7 @@ class Fixed(RouteMethod):
         return FixedRouter(context.bricks, weights=torch.tensor(weights, dtype=torch.float32))
 
     @classmethod
-    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:
         """Return the router from its saved state."""
         fields = restored(settings, cls.name)
         return FixedRouter(**fields, weights=state(tensors, "weights", [len(fields["bricks"])]))
@@ -69,12 +69,8 @@ class FixedRouter(Fitted):
         weights: [bricks].
     """
 
+    method: ClassVar[str] = Fixed.name
     weights: Tensor = field(repr=False)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Fixed.name
 
     def decide(self, prompts: Prompts) -> Decisions:
         """Return the weights for each prompt, with confidence 1."""

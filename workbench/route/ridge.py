@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from workbench.errors import WorkbenchError
 from workbench.route.deciding.hidden import WINDOW
@@ -27,7 +27,7 @@ class Ridge(PooledRoute):
     """
 
     version = 3
-    constants: ClassVar[Mapping[str, Any]] = {**PooledRoute.constants, "lambda": STRENGTH}
+    constants: ClassVar[Mapping[str, object]] = {**PooledRoute.constants, "lambda": STRENGTH}
     paper = "Closed-form gates as in DUME, arXiv 2603.29765; ridge regression on one-hot targets"
     formula = "s(x) = (h(x) − μ)ᵀ (S + λ·tr(S)/d·I)⁻¹ M + 1/n,  S = mean over bricks of their scatter around μ, M = (mᵢ − μ)/n"
 
@@ -44,7 +44,7 @@ class Ridge(PooledRoute):
         return self.finished(samples, make, "sum", context)
 
     @classmethod
-    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:
         """Return the router from its saved state."""
         fields = restored_statistics(settings, tensors, cls.name)
         strength = settings.get("lambda")
@@ -63,12 +63,8 @@ class RidgeRouter(PooledRouter):
         strength: The penalty, relative to the mean variance of the states.
     """
 
+    method: ClassVar[str] = Ridge.name
     strength: float
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return Ridge.name
 
     @cached_property
     def weights(self) -> Tensor:
@@ -79,6 +75,6 @@ class RidgeRouter(PooledRouter):
         """Return the regression's values [n, bricks], whose rows sum to 1."""
         return (states - self.scatter.centre) @ self.weights + 1 / len(self.bricks)
 
-    def own_settings(self) -> dict[str, Any]:
+    def own_settings(self) -> dict[str, object]:
         """Return the penalty."""
         return {"lambda": self.strength}

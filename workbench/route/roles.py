@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -86,11 +86,7 @@ class Roles(RouteMethod):
                     yield Problem((field, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
 
     def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[Self, Path]:
-        """Return the step with the ids of all roles.
-
-        Raises:
-            WorkbenchError: If the vocabulary lacks a token, or two roles have the same token.
-        """
+        """Return the step with the ids of all roles."""
         try:
             known: dict[str, int] = load_tokenizer(tokenizer).get_vocab()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -110,7 +106,7 @@ class Roles(RouteMethod):
         return RolesRouter.of(context.bricks, self._bound, self.text, self._rows)
 
     @classmethod
-    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:
         """Return the router from its saved state."""
         return restore_roles(settings, tensors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.lazy import torch
 from workbench.route.deciding.fitting import fitted
@@ -77,15 +77,11 @@ class TextRouter(Fitted):
         means: [bricks, n-grams], of length 1.
     """
 
+    method: ClassVar[str] = Text.name
     vocabulary: Vocabulary = field(repr=False)
     weights: Tensor = field(repr=False)
     biases: Tensor = field(repr=False)
     means: Tensor = field(repr=False)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return "text"
 
     def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Return probabilities [n, bricks] and confidence [n]."""
@@ -100,13 +96,7 @@ class TextRouter(Fitted):
 
 
 def fit_texts(bricks: tuple[str, ...], texts: Sequence[str], labels: Tensor) -> TextRouter:
-    """Return a text router without ties and threshold.
-
-    Args:
-        bricks: The bricks.
-        texts: Prompts and descriptions.
-        labels: [text], the number of the brick.
-    """
+    """Return a text router without ties and threshold."""
     vocabulary = Vocabulary.of(texts)
     rows = vocabulary.rows(texts)
     weights, biases = fit_logistic(rows, labels, len(bricks), STRENGTH)

@@ -52,6 +52,8 @@ from workbench.ship.subject import Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from workbench.route.mixing.kernel import Pair
+
 RECORD = "export.json"
 PROMPTS = ("The capital of France is", "Once upon a time", "12 + 30 =", "def add(a, b):")
 """Prompts of expected.jsonl where no others are named."""
@@ -126,11 +128,6 @@ class Exported(Result):
 def check_export(subject: Subject, server: str, served: str | None) -> str:
     """Check a subject before any model is loaded, and return the name of the base on the server.
 
-    Args:
-        subject: The subject.
-        server: The server that it is exported for.
-        served: Value of `--served-base`.
-
     Raises:
         UsageError: If the server is unknown, or `served` is missing or cannot be a name in a request.
         WorkbenchError: If an adapter has parts that servers do not read, or too large a rank.
@@ -172,11 +169,7 @@ def check_export(subject: Subject, server: str, served: str | None) -> str:
 
 
 def check_server(server: str) -> None:
-    """Check the value of `--for`.
-
-    Raises:
-        UsageError: If there is no export for this server.
-    """
+    """Check the value of `--for`."""
     if server not in SERVERS:
         raise UsageError(f"--for {server}: unknown server. {nearest(server, SERVERS)}", f"Use one of {', '.join(SERVERS)}.")
 
@@ -195,16 +188,7 @@ def _check_adapter(name: str, adapter: Adapter, subject: Subject, server: str) -
 
 
 def write_export(subject: Subject, export: Export, out: Path, device: torch.device, events: Events = no_events) -> Exported:
-    """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json, and the files of a router.
-
-    Args:
-        subject: A subject that `check_export` accepts.
-        export: How it is exported.
-        out: New directory, written whole or not at all.
-        device: Device that computes the expected answers.
-        events: Receives progress.
-
-    """
+    """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json, and the files of a router."""
     with new_directory(out) as partial:
         adapters, rank = _write_adapters(subject, export, partial)
         if subject.router is not None:
@@ -284,7 +268,7 @@ def _expected(subject: Subject, export: Export, device: torch.device, events: Ev
     return rows, str(dtype).removeprefix("torch."), 0.0 if dtype == torch.float32 else rounding(live.to(dtype), rows)
 
 
-def _attach(live: PreTrainedModel, tokenizer: Any, factors: Mapping[str, Any]) -> None:
+def _attach(live: PreTrainedModel, tokenizer: Any, factors: Mapping[str, Mapping[str, Pair]]) -> None:
     """Let the adapters act beside the weights, as they do on a server; which one acts is set for each answer."""
     from workbench.route.fixed import FixedRouter
     from workbench.route.mixing.live import attach

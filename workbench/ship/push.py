@@ -23,84 +23,23 @@ from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.execute import verify_run
 from workbench.run.materialize import known_digest
 from workbench.run.opened import CONFIGURATION, MODEL
+from workbench.run.record import RunRecord
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores
 
 CARD = "README.md"
 # Identifiers of licenses that the hub knows and that models often have; other names go into `license_name`.
-_HUB_LICENCES = frozenset(
-    [
-        "apache-2.0",
-        "mit",
-        "openrail",
-        "bigscience-openrail-m",
-        "creativeml-openrail-m",
-        "bigscience-bloom-rail-1.0",
-        "bigcode-openrail-m",
-        "afl-3.0",
-        "artistic-2.0",
-        "bsl-1.0",
-        "bsd",
-        "bsd-2-clause",
-        "bsd-3-clause",
-        "bsd-3-clause-clear",
-        "cc",
-        "cc0-1.0",
-        "cc-by-2.0",
-        "cc-by-2.5",
-        "cc-by-3.0",
-        "cc-by-4.0",
-        "cc-by-sa-3.0",
-        "cc-by-sa-4.0",
-        "cc-by-nc-2.0",
-        "cc-by-nc-3.0",
-        "cc-by-nc-4.0",
-        "cc-by-nd-4.0",
-        "cc-by-nc-nd-3.0",
-        "cc-by-nc-nd-4.0",
-        "cc-by-nc-sa-2.0",
-        "cc-by-nc-sa-3.0",
-        "cc-by-nc-sa-4.0",
-        "cdla-sharing-1.0",
-        "cdla-permissive-1.0",
-        "cdla-permissive-2.0",
-        "wtfpl",
-        "ecl-2.0",
-        "epl-1.0",
-        "epl-2.0",
-        "eupl-1.1",
-        "agpl-3.0",
-        "gfdl",
-        "gpl",
-        "gpl-2.0",
-        "gpl-3.0",
-        "lgpl",
-        "lgpl-2.1",
-        "lgpl-3.0",
-        "isc",
-        "llama2",
-        "llama3",
-        "llama3.1",
-        "llama3.2",
-        "llama3.3",
-        "llama4",
-        "gemma",
-        "lppl-1.3c",
-        "ms-pl",
-        "apple-ascl",
-        "mpl-2.0",
-        "odc-by",
-        "odbl",
-        "osl-3.0",
-        "postgresql",
-        "ofl-1.1",
-        "ncsa",
-        "unlicense",
-        "zlib",
-        "pddl",
-        "other",
-    ]
-)
+_HUB_LICENCES = frozenset({
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0",
+    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl",
+    "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1",
+    "lgpl-3.0", "isc", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "lppl-1.3c", "ms-pl",
+    "apple-ascl", "mpl-2.0", "odc-by", "odbl", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl",
+    "other",
+})  # fmt: skip
 
 
 class PushedFile(Part):
@@ -145,22 +84,16 @@ class Pushed(Result):
 
 @dataclass(frozen=True)
 class Package:
-    """The verified files of a finished run.
-
-    Attributes:
-        run: The run.
-        form: "model", "adapter" or "configuration".
-        files: Path in the repository -> file.
-    """
+    """The verified files of a finished run."""
 
     run: RunDirectory
     form: str
     files: Mapping[str, Path]
 
     @property
-    def record(self) -> dict[str, Any]:
-        """Content of the run's run.json."""
-        return self.run.read_record().to_dict()
+    def record(self) -> RunRecord:
+        """The run's record."""
+        return self.run.read_record()
 
     @property
     def refers_to_base(self) -> bool:
@@ -170,8 +103,8 @@ class Package:
     @property
     def local_base(self) -> str | None:
         """The base, if the recipe names it by a directory; None if it comes from the hub."""
-        base = self.record["inputs"]["base"]
-        return None if base.get("revision") else str(base["id"])
+        base = self.record.inputs.base
+        return None if base.revision else base.id
 
 
 def package(run: RunDirectory) -> Package:
@@ -191,11 +124,11 @@ def package(run: RunDirectory) -> Package:
     return Package(run, result.name, files)
 
 
-def licence_of(record: Mapping[str, Any], stated: str | None, accepted: bool) -> str:
+def licence_of(record: RunRecord, stated: str | None, accepted: bool) -> str:
     """Return the license that the uploaded card states.
 
     Args:
-        record: Content of the run's run.json.
+        record: The run's record.
         stated: License that the user names; None if the inputs decide.
         accepted: Whether the user accepts licenses that are unknown, restricted or differ. The card then states "other".
 
@@ -213,17 +146,17 @@ def licence_of(record: Mapping[str, Any], stated: str | None, accepted: bool) ->
             "Name the license of the result with --license NAME, or use --yes to send it with the license 'other'; the card lists the "
             "license of every input.",
         )
-    licences = set((record.get("licences") or {}).values())
+    licences = set((record.licences or {}).values())
     return licences.pop() if not problems and len(licences) == 1 else "other"
 
 
-def licence_problems(record: Mapping[str, Any]) -> list[str]:
+def licence_problems(record: RunRecord) -> list[str]:
     """Return why the licenses of a run's inputs do not decide that of its result; empty if they do."""
-    licences: Mapping[str, str] = record.get("licences") or {}
+    licences = record.licences
     if not licences:
         return ["the run's record states no licenses of its inputs: an earlier version wrote it"]
     named = {name if name == "base" else f"brick '{name}'": licence for name, licence in licences.items()}
-    data = {f"brick '{brick}', data {name}": licence for brick, name, licence in record.get("data_licences") or ()}
+    data = {f"brick '{brick}', data {name}": licence for brick, name, licence in record.data_licences or ()}
     problems = [f"{who}: unknown license ({licence})" for who, licence in {**named, **data}.items() if is_unknown(licence)]
     if problems:
         return problems
@@ -252,7 +185,10 @@ def contents(packed: Package, card: str, licence: str, base: str | None) -> dict
     if base is not None and not HUB_ID.fullmatch(base.partition("@")[0]):
         raise UsageError(f"--base {base}: expected the hub id of the base, ORG/NAME")
     sent: dict[str, Path | bytes] = dict(packed.files)
-    sent[CARD] = with_header(card, {**_relations(packed.record, base), **_licence_fields(licence)}).encode()
+    named: dict[str, object] = {"license": "other", "license_name": licence}
+    if licence.lower() in _HUB_LICENCES:
+        named = {"license": licence.lower(), "license_name": None}
+    sent[CARD] = with_header(card, {**_relations(packed.record, base), **named}).encode()
     local = packed.local_base
     for path, file in packed.files.items():
         if Path(path).name == ADAPTER_CONFIG and base is not None and local is not None:
@@ -270,12 +206,12 @@ def _changed(file: Path, **fields: Any) -> bytes:
     return (json.dumps({**jsondoc.read_object(file), **fields}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _relations(record: Mapping[str, Any], base: str | None) -> dict[str, Any]:
+def _relations(record: RunRecord, base: str | None) -> dict[str, object]:
     """Return `base_model` of the card: the hub ids among the inputs, because the hub refuses other names; None without any."""
-    known = record["inputs"]["base"]
-    refs = (record.get("recipe") or {}).get("bricks") or {}
-    ids = [known["id"] if known.get("revision") else base]
-    ids += [_target(refs.get(name)) for name, brick in (record["inputs"].get("bricks") or {}).items() if brick.get("revision")]
+    known = record.inputs.base
+    refs = (record.recipe or {}).get("bricks") or {}
+    ids = [known.id if known.revision else base]
+    ids += [_target(refs.get(name)) for name, brick in (record.inputs.bricks or {}).items() if brick.revision]
     hub = [name.partition("@")[0] for name in ids if name]
     return {"base_model": list(dict.fromkeys(hub)) or None, **({} if hub else {"base_model_relation": None})}
 
@@ -287,13 +223,7 @@ def _target(ref: Any) -> str | None:
     return str(ref) if ref else None
 
 
-def _licence_fields(licence: str) -> dict[str, Any]:
-    if licence.lower() in _HUB_LICENCES:
-        return {"license": licence.lower(), "license_name": None}
-    return {"license": "other", "license_name": licence}
-
-
-def with_header(text: str, fields: Mapping[str, Any]) -> str:
+def with_header(text: str, fields: Mapping[str, object]) -> str:
     """Return a card with fields of its YAML header set, or left out where the value is None; the rest is unchanged."""
     match = re.match(r"---[ \t]*\n(.*?\n)---[ \t]*\n", text, re.DOTALL)
     header, rest = (match[1], text[match.end() :]) if match else ("", text)
@@ -305,16 +235,11 @@ def with_header(text: str, fields: Mapping[str, Any]) -> str:
 
 
 def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
-    """Return the complete scores of a run's configuration in the score store, the newest of each suite.
-
-    Args:
-        run: A finished run.
-        scores: Folder of the score store.
-    """
-    record = run.read_record().to_dict()
-    weights = record["output"]["digest"]
+    """Return the complete scores of a run's configuration in the score store, the newest of each suite."""
+    record = run.read_record()
+    weights = record.output.digest if record.output else None
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration
-        weights = known_digest(cache_of(find_project(run.path / RECORD)), str(record.get("key")))
+        weights = known_digest(cache_of(find_project(run.path / RECORD)), str(record.key))
     if weights is None:
         return []
     found: dict[str, Scores] = {}
@@ -325,7 +250,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
             continue
         document = read_document(file)
         tokenizer, newest = document.configuration.tokenizer or "", found.get(document.suite)
-        contents = (weights, identity(weights, record.get("generation") or {}, tokenizer))
+        contents = (weights, identity(weights, record.generation or {}, tokenizer))
         same = document.key in {identity(content, {}, tokenizer) for content in contents} and own in (None, tokenizer)
         if same and not document.partial and (newest is None or newest.created < document.created):
             found[document.suite] = document

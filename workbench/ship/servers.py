@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench import yamldoc
 from workbench.bricks.card import read_card
@@ -96,13 +96,8 @@ def routed_adapters(
     return found
 
 
-def router_document(served: str, adapters: Sequence[RoutedAdapter], port: int) -> dict[str, Any]:
+def router_document(served: str, adapters: Sequence[RoutedAdapter], port: int) -> dict[str, object]:
     """Return the configuration as plain data.
-
-    Args:
-        served: Name of the base on the server.
-        adapters: Result of `routed_adapters`.
-        port: Port of the server.
 
     Source: vllm-sr 0.4.0, schema router-config-v0.3; tutorials/signal/learned/embedding of its documentation.
     """
@@ -138,11 +133,7 @@ def router_document(served: str, adapters: Sequence[RoutedAdapter], port: int) -
 
 
 def write_router_file(served: str, adapters: Sequence[RoutedAdapter], port: int, out: Path) -> None:
-    """Write router.yaml, and read it back.
-
-    Raises:
-        WorkbenchError: If the file does not hold what was written.
-    """
+    """Write router.yaml, and read it back."""
     document = router_document(served, adapters, port)
     write_text(out / ROUTER_FILE, _HEAD + yamldoc.dump(document))
     if yamldoc.load(out / ROUTER_FILE).data != document:
@@ -195,7 +186,7 @@ def request_name(server: str, served: str, adapter: str) -> str:
     return f"{served}:{adapter}" if server == "sglang" else adapter
 
 
-def request_fields(server: str, adapters: Sequence[str]) -> dict[str | None, dict[str, Any]]:
+def request_fields(server: str, adapters: Sequence[str]) -> dict[str | None, dict[str, object]]:
     """Return adapter, or None for the base -> fields that a request needs beside `model`.
 
     llama.cpp ignores the name and takes the scale of each adapter, numbered in the order of its command.
@@ -214,11 +205,7 @@ def converter(base: object, dtype: str, out: object) -> list[str]:
 
 
 def check_llama_cpp(server: str, directory: Path | None) -> None:
-    """Check the value of `--llama-cpp`.
-
-    Raises:
-        UsageError: If it is given for another server, or the directory has no converter.
-    """
+    """Check the value of `--llama-cpp`."""
     if directory is None:
         return
     if server != "llama.cpp":
@@ -230,11 +217,7 @@ def check_llama_cpp(server: str, directory: Path | None) -> None:
 
 
 def convert(directory: Path, base: Path, dtype: str, out: Path, events: Events) -> None:
-    """Run llama.cpp's converter.
-
-    Raises:
-        WorkbenchError: If it fails; the message has the last lines that it printed.
-    """
+    """Run llama.cpp's converter."""
     script, *words = converter(base, dtype, out)
     events({"stage": "convert", "text": f"{script} {base}"})
     command = [sys.executable, str(directory / script), *words]
@@ -248,12 +231,7 @@ def convert(directory: Path, base: Path, dtype: str, out: Path, events: Events) 
 
 
 def script(serving: Serving, out: Path) -> str:
-    """Return serve.sh: the command that serves the model and its adapters.
-
-    Args:
-        serving: What it serves.
-        out: Directory of the script.
-    """
+    """Return serve.sh: the command that serves the model and its adapters."""
     write = {"vllm": _vllm, "sglang": _sglang, "llama.cpp": _llama_cpp, "semantic-router": _vllm}[serving.server]
     count = len(serving.adapters)
     notes = [

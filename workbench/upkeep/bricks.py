@@ -38,13 +38,6 @@ class ShownBrick(ShownCard):
 def measure_brick(brick: Brick, others: Sequence[Brick], base: str, device: torch.device, events: Events) -> Measures:
     """Measure a brick's delta on its base, and compare it with those of other bricks.
 
-    Args:
-        brick: The brick.
-        others: Other bricks.
-        base: Directory or hub id of the base.
-        device: Device for the computation.
-        events: Receives progress.
-
     Raises:
         WorkbenchError: If a brick does not fit the base, or if two bricks have the same name.
     """
@@ -65,11 +58,7 @@ def measure_brick(brick: Brick, others: Sequence[Brick], base: str, device: torc
 
 
 def check_fit(brick: Brick, base: Model) -> Deltas:
-    """Return a brick's deltas on a base.
-
-    Raises:
-        WorkbenchError: If the brick does not fit the base.
-    """
+    """Return a brick's deltas on a base."""
     if brick.kind == "checkpoint":
         fitted(brick, base)
     return deltas(brick, base)

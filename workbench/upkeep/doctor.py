@@ -49,12 +49,7 @@ class Checkup(Result):
 
 
 def examine(project: Path, runs: Path) -> Checkup:
-    """Check the machine and a project, rebuild damaged kernels, and remove damaged cache files, which are recreated on demand.
-
-    Args:
-        project: The project folder.
-        runs: Directory of the runs.
-    """
+    """Check the machine and a project, rebuild damaged kernels, and remove damaged cache files, which are recreated on demand."""
     checks = [*_kernels(), _device(), _versions(), *_caches(cache_of(project)), _results(runs), *_disk(project, runs)]
     return Checkup(project=str(project), checks=checks)
 

@@ -81,26 +81,10 @@ class Extraction(Result):
     """Notes on tensors that differ from the base in type."""
 
 
-def extract(
-    checkpoint: str,
-    base: str,
-    out: Path,
-    policy: Policy,
-    work: Work,
-    *,
-    project: Path,
-) -> Extraction:
+def extract(checkpoint: str, base: str, out: Path, policy: Policy, work: Work, *, project: Path) -> Extraction:
     """Write the difference between a fine-tuned checkpoint and its base as a PEFT adapter with a card.
 
     The memory required is a few times the size of the largest tensor per thread.
-
-    Args:
-        checkpoint: Directory or hub id of the fine-tuned checkpoint.
-        base: Directory or hub id of the model that it was fine-tuned from.
-        out: New directory, written atomically.
-        policy: Ranks, and treatment of weights outside linear layers.
-        work: Where it computes, and who hears of its progress.
-        project: Directory that relative paths start from.
 
     Raises:
         WorkbenchError: If the checkpoint is an adapter, has another architecture than the base or equals it, or if `out`
@@ -161,15 +145,7 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def bake(
-    adapter: str,
-    base: str | None,
-    out: Path,
-    work: Work,
-    *,
-    project: Path,
-    dtype: str | None = None,
-) -> RunResult:
+def bake(adapter: str, base: str | None, out: Path, work: Work, *, project: Path, dtype: str | None = None) -> RunResult:
     """Write an adapter merged into its base as a checkpoint, by a recipe `merge: task_arithmetic` with one brick.
 
     An interrupted call resumes when it is repeated.

@@ -77,25 +77,18 @@ def fetch_starter(project: Path, *, hub: bool = False, source: Path | None = Non
 def check_starter(place: Path, hub: bool = False) -> str:
     """Return the digest of the starter base.
 
-    Args:
-        place: Directory of the starter base.
-        hub: Whether it holds the original weights from the hub, which have another digest.
-
     Raises:
         WorkbenchError: If the dequantized weights have an unexpected digest.
     """
     checkpoint = Checkpoint(place, "starter base")
     digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries), checkpoint.config)
-    if not hub and digest != DIGEST and _is_dequantized(place):
+    readme = place / "README.md"
+    is_dequantized = not readme.is_file() or TITLE in readme.read_text("utf-8")
+    if not hub and digest != DIGEST and is_dequantized:
         raise WorkbenchError(
             f"{place}: digest is {digest}, expected {DIGEST}", f"Run `rm -r {STARTER}`, then `workbench brick fetch starter`."
         )
     return digest
-
-
-def _is_dequantized(place: Path) -> bool:
-    readme = place / "README.md"
-    return not readme.is_file() or TITLE in readme.read_text("utf-8")
 
 
 def _gguf(folder: Path, source: Path | None, events: Events) -> Path:

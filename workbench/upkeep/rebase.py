@@ -185,7 +185,9 @@ def rebase(
     _check_onto(old, onto)
     name, project = onto.name, onto.resolved.recipe.project
     step, fixed_settings = (old.step, {}) if remeasure else _fix_auto(old)
-    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), project.resolve()), **_start_anew(step)})
+    # Of a step that continues another run, the brick's facts file holds the facts of both.
+    anew = {"continues": None, "first": None} if getattr(step, "continues", None) else {}
+    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), project.resolve()), **anew})
     _check_inputs(step, project)
     with exact(device):
         session = _live(old, onto, device, events)
@@ -249,9 +251,9 @@ def _check_onto(old: EditBrick, model: NamedModel) -> None:
             )
 
 
-def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
+def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, object]]:
     """Return the step with `auto` replaced by the values measured on the old base, and these values."""
-    record, changes = old.record, {}
+    record, changes = old.record, dict[str, object]()
     if getattr(old.step, "layers", None) == "auto" and isinstance(record.get("layers"), list):
         changes["layers"] = tuple(record["layers"])
     if getattr(old.step, "position", None) == "auto":
@@ -259,11 +261,6 @@ def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
         if len(positions) == 1 and positions != {None}:
             changes["position"] = positions.pop()
     return old.step.model_copy(update=changes), changes
-
-
-def _start_anew(step: EditMethod) -> dict[str, Any]:
-    """Return changes for a step that continues another run: the brick's facts file holds the facts of both."""
-    return {"continues": None, "first": None} if getattr(step, "continues", None) else {}
 
 
 def _check_inputs(step: EditMethod, project: Path) -> None:
@@ -281,8 +278,8 @@ def _live(old: EditBrick, onto: NamedModel, device: torch.device, events: Events
     plain = replace(onto.resolved, recipe=replace(recipe, fields=recipe.fields.model_copy(update={"output": Output()})))
     composed = compose(plain, device, events)
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
-    told = progress(events, "edit", onto.name)
-    session = live_session(plain, len(plain.recipe.steps), composed.model, device, told, rounded_to=torch.float32, seed=seed)
+    report = progress(events, "edit", onto.name)
+    session = live_session(plain, len(plain.recipe.steps), composed.model, device, report, rounded_to=torch.float32, seed=seed)
     return replace(session, context=replace(session.context, earlier=list(composed.edits.values())))
 
 
@@ -309,17 +306,7 @@ def _correct_with_old(old: EditBrick, session: LiveSession) -> list[bool] | None
 
 
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
-    """Return an edit's adapter as factors for the live weights, by their names.
-
-    Args:
-        adapter: The adapter.
-        layout: The model that it applies to.
-        model: The same model, live.
-        device: Device of the factors.
-
-    Raises:
-        WorkbenchError: If the adapter does not fit the model.
-    """
+    """Return an edit's adapter as factors for the live weights, by their names."""
     bound = bind(adapter, layout.weights.specs, layout)
     modules = dict(model.named_modules())
     factors = {name: bound.factors(name, device) for name in bound.places}
@@ -328,12 +315,7 @@ def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: 
 
 @contextmanager
 def added(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[None]:
-    """Add updates to the weights of a live model inside a `with` block, and restore the weights bit for bit afterwards.
-
-    Args:
-        model: The model.
-        updates: Name of a live weight -> its update, in the orientation in which the weight is stored.
-    """
+    """Add updates to the weights of a live model inside a `with` block, and restore the weights bit for bit afterwards."""
     weights = {name: model.get_parameter(name) for name in updates}
     saved = {name: weight.data for name, weight in weights.items()}
     try:
@@ -351,7 +333,7 @@ def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
-def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: dict[str, Any]) -> None:
+def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: dict[str, object]) -> None:
     """Write the new brick. Its record keeps the original step with `auto`, so that a later rebase can measure again."""
     if old.brick.card:
         card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}

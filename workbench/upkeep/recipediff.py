@@ -77,14 +77,7 @@ class RecipeDifference(Result):
 
 
 def recipe_difference(first: Recipe, second: Recipe, hub: Hub, names: tuple[str, str]) -> RecipeDifference:
-    """Compare two recipes: all fields with defaults filled in, and the contents of base, bricks and files.
-
-    Args:
-        first: A recipe.
-        second: Another one.
-        hub: Access to the hub; its headers are enough for fields, but digests of bricks need the tensors.
-        names: Both recipes as they are named in the result.
-    """
+    """Compare two recipes: all fields with defaults filled in, and the contents of base, bricks and files."""
     unread: list[UnreadRecipe] = []
     resolved = [_resolved(first, hub, unread, "first"), _resolved(second, hub, unread, "second")]
     steps = _step_names(first, second)
@@ -136,25 +129,21 @@ def _step_names(first: Recipe, second: Recipe) -> tuple[list[str], list[str]]:
     return names
 
 
-def _flat(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+def _flat(recipe: Recipe, names: Sequence[str]) -> dict[str, object]:
     """Return all fields of a recipe as dotted name -> value, defaults filled in."""
     plain = recipe.fields.model_dump(mode="json", by_alias=True, exclude={"steps", "bricks", "name"})
     flat = {"name": recipe.name, **_dotted(plain)}
-    flat |= {f"bricks.{name}": _location(ref.data()) for name, ref in recipe.fields.bricks.items()}
+    for name, ref in recipe.fields.bricks.items():  # a plain path as text
+        flat[f"bricks.{name}"] = ref.data()["path"] if set(ref.data()) == {"path"} else dict(ref.data())
     flat["steps"] = list(names)
     for name, step in zip(names, recipe.steps, strict=True):
         flat |= {f"{name}.{key}": value for key, value in _dotted(step.model_dump(mode="json", by_alias=True)).items()}
     return flat
 
 
-def _location(data: Mapping[str, Any]) -> Any:
-    """Return a brick's location in its shortest form: a plain path as text."""
-    return data["path"] if set(data) == {"path"} else dict(data)
-
-
-def _dotted(data: Mapping[str, Any]) -> dict[str, Any]:
+def _dotted(data: Mapping[str, object]) -> dict[str, object]:
     """Return nested mappings as one level of dotted names; lists and empty mappings stay values."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in data.items():
         if isinstance(value, dict) and value:
             flat |= {f"{key}.{inner}": v for inner, v in _dotted(value).items()}

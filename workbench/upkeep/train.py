@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench import yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -58,7 +59,7 @@ class BrickSpec(TrainSpec):
         return TrainSpec(**self.model_dump(include=set(TrainSpec.model_fields)))
 
 
-def write_spec(folder: Path, settings: dict[str, Any]) -> None:
+def write_spec(folder: Path, settings: Mapping[str, object]) -> None:
     """Write the train.yaml of a new brick, unless an equal one exists.
 
     Args:
@@ -74,18 +75,18 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
     if not re.fullmatch(NAME, folder.resolve().name):
         raise UsageError(f"{folder}: a brick's name must consist of lower-case letters, digits and . _ -", "Choose another name.")
     fields = dict(settings)
-    if isinstance(fields.get("base"), str) and not (project / fields["base"]).is_dir() and Path(fields["base"]).is_dir():
-        fields["base"] = str(Path(fields["base"]).absolute())
+    if isinstance(base := fields.get("base"), str) and not (project / base).is_dir() and Path(base).is_dir():
+        fields["base"] = str(Path(base).absolute())
     rows: dict[str, str] = {}
     for name in ("data", "held_out"):
-        if isinstance(fields.get(name), str):
-            rows[name] = str(Path(fields[name]).resolve())
-            if not Path(fields[name]).is_file():
+        if isinstance(rows_file := fields.get(name), str):
+            rows[name] = str(Path(rows_file).resolve())
+            if not Path(rows_file).is_file():
                 flag = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{flag}: no such file: {fields[name]}", "Expected a jsonl file of training rows.")
-            fields[name] = _from(folder, fields[name])
-    if fields.get("orthogonal_to"):
-        fields["orthogonal_to"] = [_from(folder, n) if Path(n).is_dir() else n for n in fields["orthogonal_to"]]
+                raise UsageError(f"{flag}: no such file: {rows_file}", "Expected a jsonl file of training rows.")
+            fields[name] = _from(folder, rows_file)
+    if isinstance(others := fields.get("orthogonal_to"), list):
+        fields["orthogonal_to"] = [_from(folder, n) if Path(n).is_dir() else n for n in others]
     text = yamldoc.dump(fields)
     spec = yamldoc.parse(text, str(file)).validate(BrickSpec)
     if file.is_file():
@@ -134,8 +135,8 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     name = folder.resolve().name
     files = folder / CHECKPOINT if spec.method == "full" else folder
 
-    told = reports(events, name)
-    told.notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
+    reporter = reports(events, name)
+    reporter.notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
     record = train(
         spec.settings(),
         TrainFiles(
@@ -148,7 +149,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         ),
         device=str(device),
         model=_unpacked(checkpoint, spec, device) if checkpoint.packed else None,
-        told=told,
+        told=reporter,
     )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(
@@ -219,15 +220,7 @@ def _others(spec: BrickSpec, folder: Path, project: Path) -> dict[str, Path]:
 
 
 def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.device, events: Events) -> Score:
-    """Return the scores of the brick and the base on the brick's task, with all of its items.
-
-    Args:
-        folder: Directory of the brick.
-        spec: The brick's settings, which name the task.
-        project: The project folder.
-        device: Device for scoring.
-        events: Callback that receives progress events.
-    """
+    """Return the scores of the brick and the base on the brick's task, with all of its items."""
     assert spec.task
     reference = str(folder.resolve().relative_to(project)) if folder.resolve().is_relative_to(project) else str(folder.resolve())
     name = folder.resolve().name

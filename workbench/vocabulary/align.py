@@ -50,13 +50,6 @@ def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -
 def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], project: Path, cache: Path) -> AlignedVocabulary:
     """Build the output's vocabulary, write its tokenizer into the cache, and map every model's rows to it.
 
-    Args:
-        block: The recipe's `tokenizer`.
-        base: The base.
-        bricks: Checkpoint and adapter bricks.
-        project: The project directory, where paths of .jinja files start.
-        cache: The project's cache directory.
-
     Raises:
         WorkbenchError: If a needed tokenizer is missing, a token has no row in any model, or a rule names a token that a model lacks.
     """
@@ -122,16 +115,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
 
 
 def _made(k: int, donor: Member, ids: Mapping[str, int], plan: RowPlan, tensors: Sequence[str], cache: Path) -> MadeRows:
-    """Return the rows that are made of rows of shared tokens.
-
-    Args:
-        k: Largest number of rows of a combination.
-        donor: The brick with rows of all tokens.
-        ids: Token -> row of the donor, which is also the row of the output.
-        plan: The origin of every row of the output.
-        tensors: Vocabulary tensors of the base.
-        cache: The project's cache directory.
-    """
+    """Return the rows that are made of rows of shared tokens."""
     assert donor.donor is not None
     rows = np.flatnonzero(plan.donor == MADE)
     has_row = np.zeros(plan.rows, dtype=bool)
@@ -193,14 +177,6 @@ def row_plan(
 
     A padding row of the output is the model's own row with the same number, if that is a padding row too. A row that a model lacks is
     replaced by the row of the recipe's rule, else by the base's, else by that of the only model that has the token, else by the mean.
-
-    Args:
-        block: The recipe's `tokenizer`, with rules for single tokens.
-        out: Token -> row of the output.
-        rows: Number of rows of the output.
-        names: Names of the models, "base" first.
-        token_rows: For each model, token -> row.
-        sizes: For each model, the number of rows.
 
     Raises:
         WorkbenchError: If a token has no row in any model, or if a rule is invalid.
@@ -264,8 +240,7 @@ def _rule(
     name = source if isinstance(source, str) else source.model
     if name not in names:
         raise InvalidRecipeError(
-            f"{where}: '{name}' is not a model with vocabulary rows. {nearest(name, names)}",
-            "Name base or a checkpoint brick.",
+            f"{where}: '{name}' is not a model with vocabulary rows. {nearest(name, names)}", "Name base or a checkpoint brick."
         )
     number = names.index(name)
     row_token = token if isinstance(source, str) else source.token

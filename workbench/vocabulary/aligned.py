@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -83,14 +83,7 @@ def pursue(targets: Tensor, atoms: Tensor, k: int) -> Combinations:
 
 
 def _pursue(targets: Tensor, unit: Tensor, lengths: Tensor, k: int) -> Combinations:
-    """Return the combinations of some targets.
-
-    Args:
-        targets: [targets, width].
-        unit: [atoms, width]: atoms of length 1, or 0.
-        lengths: [atoms]: lengths of the atoms.
-        k: Largest number of atoms of a combination.
-    """
+    """Return the combinations of some targets."""
     count, width = targets.shape
     chosen = torch.zeros(count, k, dtype=torch.long, device=targets.device)
     basis = targets.new_zeros(count, k, width)
@@ -159,12 +152,7 @@ class MadeRows:
         return 2 * max(4 * self.donor.specs[name].numel for name in self.tensors.values())
 
     def combination(self, name: str, device: torch.device) -> Combination:
-        """Return the combinations of a tensor's rows.
-
-        Args:
-            name: Tensor of the base.
-            device: Device to compute on.
-        """
+        """Return the combinations of a tensor's rows."""
         spec = self.donor.specs[self.tensors[name]]
         rows = load(self.donor, self.tensors[name], torch.float32, device).view(spec.rows, spec.cols)
         found = self._kept(rows, device)
@@ -184,10 +172,10 @@ class MadeRows:
             made, shared = (rows[torch.from_numpy(index).to(device)] for index in (self.rows, self.shared))
             found = pursue(made, shared, self.k)
             save_tensors({"atoms": found.atoms, "coefficients": found.coefficients, "residuals": found.residuals}, place)
-        kept: dict[str, Tensor] = load_file(place)
-        return kept
+        stored: dict[str, Tensor] = load_file(place)
+        return stored
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return the fields for the run's record."""
         return {
             "shared": len(self.shared),
@@ -229,7 +217,7 @@ class Member:
     path: Path
     key: str
     weights: Weights | None
-    config: dict[str, Any] | None
+    config: dict[str, object] | None
     donor: Weights | None = None
 
     @property
@@ -242,10 +230,6 @@ def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> 
     """Return the names of the tensors with one row per token, embeddings first.
 
     These are embeddings and heads, with their biases, that have as many rows as the first embedding.
-
-    Args:
-        specs: Shapes of the model's tensors.
-        label: The model's name in messages.
 
     Raises:
         WorkbenchError: If there is no such tensor.
@@ -303,7 +287,7 @@ class AlignedVocabulary:
     tensors: frozenset[str]
     tokens: dict[str, int]
     path: Path
-    config: dict[str, Any]
+    config: dict[str, object]
     digest: str
     warnings: list[str]
     donor: Donor | None = None
@@ -357,9 +341,16 @@ class AlignedVocabulary:
             if self.plan.is_read_whole(number) or (self._made is not None and number == 0)
         )
 
+    @property
+    def _lacking(self) -> dict[str, int]:
+        """Model -> number of tokens that it lacks, the base first."""
+        rows = self.plan.tokens
+        counts = {m.name: int((rows & (owned < 0)).sum()) for m, owned in zip(self.members, self.plan.owned, strict=True)}
+        return {n: k for n, k in sorted(counts.items(), key=lambda item: (item[0] != "base", item[0])) if k}
+
     def note(self) -> str | None:
         """Return a line about missing tokens and the rows that replace them; None if no model lacks a token."""
-        lacking = self.describe()["lacking"]
+        lacking = self._lacking
         if not lacking:
             return None
         counts = ", ".join(f"{name} lacks {count:,}" for name, count in lacking.items())
@@ -382,14 +373,12 @@ class AlignedVocabulary:
             f"leave {left} of the length of the brick's rows unexplained"
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return the fields for the run's record."""
-        rows = self.plan.tokens
-        lacking = {m.name: int((rows & (owned < 0)).sum()) for m, owned in zip(self.members, self.plan.owned, strict=True)}
         return {
             "rows": self.plan.rows,
-            "tokens": int(rows.sum()),
-            "lacking": {n: k for n, k in sorted(lacking.items(), key=lambda item: (item[0] != "base", item[0])) if k},
+            "tokens": int(self.plan.tokens.sum()),
+            "lacking": self._lacking,
             "digest": self.digest,
             **({"missing": self.donor.rule} if self.donor else {}),
             **(self._made.describe() if self._made else {}),

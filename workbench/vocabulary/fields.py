@@ -68,7 +68,7 @@ class TokenizerFields(Strict):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_unused(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Return the fields without those of `missing` where it is not used, so that keys stay as they were before it came."""
         unused = {None: {"missing", "k"}, "omp": set[str]()}.get(self.missing, {"k"})
         return {name: value for name, value in plain(self).items() if name not in unused}

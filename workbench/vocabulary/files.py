@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ def write_tokenizer(
     additions: Sequence[Addition],
     donors: Iterable[Path],
     template: str | None,
-    generation: dict[str, Any],
-    kind: str | None,
+    generation: dict[str, object],
+    kind: object,
 ) -> None:
     """Write the tokenizer's files and generation_config.json atomically.
 
@@ -119,7 +119,7 @@ def _add_tokens(path: Path, additions: Sequence[Addition], donors: Iterable[Path
     _check_ids(path, additions)
 
 
-def _merges(model: dict[str, Any], donor_models: Sequence[dict[str, Any]]) -> list[Any]:
+def _merges(model: Mapping[str, Any], donor_models: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Return the merges of a byte-pair vocabulary, followed by those of the donors whose tokens it has."""
     merges = list(model["merges"])
     pairs = {_pair(m) for m in merges}
@@ -138,7 +138,7 @@ def _pair(merge: Any) -> tuple[str, str]:
     return left, right
 
 
-def _scores(vocabulary: list[Any], ids: dict[str, int], donor_models: Sequence[dict[str, Any]]) -> list[Any]:
+def _scores(vocabulary: list[Any], ids: dict[str, int], donor_models: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Return a Unigram vocabulary with the new pieces at their ids, with their own model's scores or a score that is never chosen."""
     scores = {str(p): s for donor in reversed(donor_models) if isinstance(donor.get("vocab"), list) for p, s in donor["vocab"]}
     unused_score = min((s for _, s in vocabulary), default=0.0) - 100.0
@@ -189,7 +189,7 @@ def _set_template(path: Path, template: str) -> None:
     (path / "chat_template.jinja").write_text(template, "utf-8")
 
 
-def special_ids(path: Path, config: dict[str, Any] | None, tokens: Tokens) -> dict[str, Any]:
+def special_ids(path: Path, config: dict[str, object] | None, tokens: Tokens) -> dict[str, object]:
     """Return the ids of the special tokens (bos, eos, pad) of a directory's tokenizer.
 
     Args:
@@ -200,7 +200,7 @@ def special_ids(path: Path, config: dict[str, Any] | None, tokens: Tokens) -> di
     if config is not None:
         return {key: config[key] for key in SPECIAL_IDS if key in config}
     strings = jsondoc.optional(path / "tokenizer_config.json")
-    ids = {}
+    ids: dict[str, object] = {}
     for key in SPECIAL_IDS:
         value = strings.get(key.removesuffix("_id"))
         token = value.get("content") if isinstance(value, dict) else value
@@ -209,7 +209,7 @@ def special_ids(path: Path, config: dict[str, Any] | None, tokens: Tokens) -> di
     return ids
 
 
-def generation_config(base: Path, chosen: Path, ids: dict[str, Any]) -> dict[str, Any]:
+def generation_config(base: Path, chosen: Path, ids: dict[str, object]) -> dict[str, object]:
     """Return the base's generation_config.json with the token ids of the chosen tokenizer.
 
     Args:
@@ -217,16 +217,16 @@ def generation_config(base: Path, chosen: Path, ids: dict[str, Any]) -> dict[str
         chosen: Directory of the chosen tokenizer. If it is not the base's, other settings with ids of the base's tokens are removed.
         ids: Ids of the chosen tokenizer's special tokens.
     """
-    settings: dict[str, Any] = jsondoc.optional(base / GENERATION)
+    settings: dict[str, object] = jsondoc.optional(base / GENERATION)
     if base == chosen:
         return settings
-    chosen_settings: dict[str, Any] = jsondoc.optional(chosen / GENERATION)
+    chosen_settings: dict[str, object] = jsondoc.optional(chosen / GENERATION)
     special = {**ids, **{key: value for key, value in chosen_settings.items() if key in SPECIAL_IDS}}
     without_ids = {key: value for key, value in settings.items() if not key.endswith(("_token_id", "_tokens", "_token_ids"))}
     return {**without_ids, **special} if settings or chosen_settings else {}
 
 
-def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:
+def configured(config: dict[str, object], special: dict[str, object] | None, rows: int) -> dict[str, object]:
     """Return config.json with the output's number of rows and special tokens, also in the part for the text decoder.
 
     Args:
@@ -236,7 +236,7 @@ def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int
         rows: Number of rows of the output's vocabulary.
     """
     inner = {k: configured(v, special, rows) for k, v in config.items() if k in TEXT_CONFIGS and isinstance(v, dict)}
-    changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
+    changed: dict[str, object] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
     if special is not None:
         changed |= {key: special.get(key) for key in SPECIAL_IDS if key in config or (key in special and not inner)}
     return {**config, **changed, **inner}

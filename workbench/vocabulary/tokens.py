@@ -48,10 +48,6 @@ def has_tokenizer(path: Path) -> bool:
 def read_tokens(path: Path, label: str) -> Tokens:
     """Read the vocabulary of a directory from tokenizer.json, or from older files through transformers; no code from it is run.
 
-    Args:
-        path: The directory.
-        label: The model's name in messages.
-
     Raises:
         WorkbenchError: If there is no tokenizer, or if its file is invalid.
     """
@@ -74,17 +70,14 @@ def read_tokens(path: Path, label: str) -> Tokens:
         token = str(entry["content"])
         if token not in ids and token not in added and int(number) not in used_ids:
             added[token] = (int(number), entry)
-    return Tokens({**ids, **{token: i for token, (i, _) in added.items()}}, {t: _flags(entry) for t, (_, entry) in added.items()})
+    flags = {token: {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry} for token, (_, entry) in added.items()}
+    return Tokens({**ids, **{token: i for token, (i, _) in added.items()}}, flags)
 
 
 def reading_bytes(path: Path) -> int:
     """Return the memory that `read_tokens` needs, in bytes: measured 5 to 9 times the size of the file, by its indentation."""
     file = path / "tokenizer.json"
     return 7 * file.stat().st_size if file.is_file() else 0
-
-
-def _flags(entry: dict[str, Any]) -> dict[str, bool]:
-    return {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
 
 
 def _converted(path: Path, label: str) -> Tokens:
@@ -96,10 +89,6 @@ def _converted(path: Path, label: str) -> Tokens:
 
 def checked_tokenizer(path: Path, label: str) -> Any:
     """Load the tokenizer of a directory with transformers.
-
-    Args:
-        path: The directory.
-        label: The model's name in messages.
 
     Raises:
         WorkbenchError: If there is no tokenizer, or if transformers cannot build it.
@@ -162,7 +151,7 @@ class TokenDifference:
         return "; ".join(parts)
 
 
-def _count(tokens: dict[str, Any]) -> str:
+def _count(tokens: Mapping[str, object]) -> str:
     return f"{len(tokens):,} token" + ("s" if len(tokens) != 1 else "")
 
 
@@ -179,10 +168,6 @@ def spelling(path: Path, label: str) -> Callable[[str], bytes | None]:
 
     Tokenizers of one convention have the same function, so that the functions can be compared.
 
-    Args:
-        path: Directory of the tokenizer.
-        label: The model's name in messages.
-
     Raises:
         WorkbenchError: If there is no tokenizer, or its file is invalid.
     """
@@ -198,12 +183,7 @@ def spelling(path: Path, label: str) -> Callable[[str], bytes | None]:
 
 
 def respelled(spell: Callable[[str], bytes | None], text: bytes) -> str | None:
-    """Return a text as a tokenizer's model reads it, inside a text; None if the text is not whole characters.
-
-    Args:
-        spell: The tokenizer's convention, as returned by `spelling`.
-        text: Bytes of the text.
-    """
+    """Return a text as a tokenizer's model reads it, inside a text; None if the text is not whole characters."""
     if spell is _byte_level:
         return "".join(_CHARACTERS[byte] for byte in text)
     try:
@@ -220,12 +200,6 @@ def shared_rows(
 
     Tokens of one convention are the same if their strings are. Otherwise ordinary tokens are the same if they stand for the same text: the
     same string may then stand for other texts. Added tokens, such as special ones, are compared by their strings.
-
-    Args:
-        tokens: The tokenizer's tokens.
-        spell: Its convention, as returned by `spelling`.
-        others: The other tokenizer's tokens.
-        spell_others: Its convention.
     """
     if spell is spell_others:
         return {token: tokens.ids[token] for token in others.ids if token in tokens.ids}
@@ -287,13 +261,6 @@ def check_same_vocabulary(
 ) -> list[str]:
     """Check that the rows of a checkpoint brick and of the base belong to the same tokens.
 
-    Args:
-        name: The brick's name.
-        path: The brick's directory.
-        specs: The brick's tensors.
-        base_path: The base's directory.
-        base_specs: The base's tensors.
-
     Returns:
         Warnings about tokens that only one of them has.
 
@@ -323,13 +290,6 @@ def check_adapter_vocabulary(
     name: str, path: Path, places: Collection[str], base_path: Path, base_specs: Mapping[str, TensorSpec]
 ) -> list[str]:
     """Compare the tokenizer in an adapter's directory, if there is one, with the base's.
-
-    Args:
-        name: The brick's name.
-        path: The adapter's directory.
-        places: Tensors that the adapter updates.
-        base_path: The base's directory.
-        base_specs: The base's tensors.
 
     Returns:
         Warnings about the differences.

@@ -32,10 +32,6 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def checkpoint_files(path: Path, label: str) -> list[Path]:
     """Return the safetensors files of a checkpoint directory.
 
-    Args:
-        path: The directory.
-        label: The checkpoint's name in messages: "base", "brick 'math'".
-
     Raises:
         WorkbenchError: If there are no safetensors files, or if the index names a missing file or one outside the directory.
     """
@@ -67,10 +63,6 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
 
 def refuse_foreign(path: Path, label: str) -> None:
     """Raise an error for a directory that has pickle or GGUF files and no safetensors.
-
-    Args:
-        path: The directory.
-        label: The checkpoint's name in messages.
 
     Raises:
         WorkbenchError: If there are only such files; the hint is the command that converts them.
@@ -119,10 +111,6 @@ def _is_hub_blob(file: Path) -> bool:
 
 class Checkpoint:
     """A checkpoint on disk as `Weights`: names and shapes come from headers, tensors are read on demand.
-
-    Args:
-        path: A directory in Hugging Face layout.
-        label: The checkpoint's name in messages: "base", "brick 'math'".
 
     Attributes:
         streamed: XXH3-128 digests of the tensors that were read completely so far.
@@ -295,10 +283,6 @@ class FileSource:
 
 def read_config(path: Path, label: str) -> dict[str, Any]:
     """Read and check config.json of a checkpoint directory. `quantization_config` is left out if its weights are read here.
-
-    Args:
-        path: The directory.
-        label: The checkpoint's name in messages.
 
     Raises:
         WorkbenchError: If the file is missing or invalid, or if the model is quantized in another way.

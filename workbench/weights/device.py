@@ -34,11 +34,7 @@ _WORKSPACE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
 def prepare(device: torch.device) -> None:
-    """Make products on a CUDA device reproducible; keep the user's cuBLAS workspace setting if it is reproducible too.
-
-    Args:
-        device: The device that will compute tensors. A CPU needs no setting.
-    """
+    """Make products on a CUDA device reproducible; keep the user's cuBLAS workspace setting if it is reproducible too."""
     if device.type == "cuda" and os.environ.get(_WORKSPACE) not in _FIXED:
         os.environ[_WORKSPACE] = _FIXED[0]
 
@@ -179,12 +175,6 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int, device
 
     Torch itself computes on one thread meanwhile: its threads gain nothing on blocks that fit a core's cache (on a busy machine
     they wait for each other thirty times longer than they work), and a matrix product's last bits may depend on their number.
-
-    Args:
-        work: Called with a tensor's name.
-        names: Names of the tensors.
-        threads: Number of threads.
-        device: The device that `work` computes on; None is the CPU. On the device of arrays, torch is not used.
     """
     device = device or torch.device("cpu")
     _keep_freed_memory()

@@ -27,11 +27,7 @@ _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version", "torch_dtype"
 
 
 def entry_digest(entry: Entry) -> str:
-    """Return the digest of one stored tensor's bytes. For a packed tensor it includes the scales, and how they are applied.
-
-    Raises:
-        WorkbenchError: If the file has changed since its header was read.
-    """
+    """Return the digest of one stored tensor's bytes. For a packed tensor it includes the scales, and how they are applied."""
     if entry.packing is None:
         return _bytes_digest(entry)
     scale = entry.packing.scale
@@ -79,7 +75,7 @@ def tensor_digests(
     for group in _by_file(entries):
         first, memo = next(iter(group.values())), _Memo.of(group, cache)
         cached = memo.read()
-        if cached is None or cached.keys() != group.keys() or not all(isinstance(digest, str) for digest in cached.values()):
+        if cached is None or cached.keys() != group.keys():
             cached = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in group.items()}
             check_unchanged(first.file, first.identity, first.file)
             memo.write(cached)
@@ -89,7 +85,8 @@ def tensor_digests(
 
 def digests_known(entries: Mapping[str, Entry], cache: Path) -> bool:
     """Return whether the digests of all files are remembered."""
-    return all(_Memo.of(group, cache).is_there for group in _by_file(entries))
+    memos = (_Memo.of(group, cache) for group in _by_file(entries))
+    return all(memo.key in _READ or (memo.file is not None and not _rehashes and memo.file.is_file()) for memo in memos)
 
 
 def rehash() -> None:
@@ -122,12 +119,11 @@ class _Memo:
         tells, age = identity.is_telling, time.time_ns() - max(identity.mtime_ns, identity.ctime_ns)
         return cls(key, cache / "digests" / f"{key}.json" if cache and tells else None, not tells and age > _COARSE_NS)
 
-    @property
-    def is_there(self) -> bool:
-        return self.key in _READ or (self.file is not None and not _rehashes and self.file.is_file())
-
-    def read(self) -> dict[str, Any] | None:
-        return _READ.get(self.key) or (read_json(self.file) if self.file and not _rehashes else None)
+    def read(self) -> dict[str, str] | None:
+        if self.key in _READ:
+            return _READ[self.key]
+        found = read_json(self.file) if self.file and not _rehashes else None
+        return found if found is not None and all(isinstance(digest, str) for digest in found.values()) else None
 
     def write(self, digests: dict[str, str]) -> None:
         if self.file:
@@ -181,18 +177,12 @@ def _identity(group: Mapping[str, Entry]) -> list[Any]:
     return [str(first.file.resolve()), *identity.storable, sorted(group), *([packed] if packed else [])]
 
 
-def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """Return the digest of a model: of all tensors' names, dtypes, shapes and bytes, and of its configuration.
-
-    Args:
-        specs: Shape and dtype of every tensor.
-        digests: Digest of every tensor's bytes.
-        config: The content of config.json. Fields that do not change what the model computes are ignored.
-    """
+def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, object]) -> str:
+    """Return the digest of a model: of all tensors' names, dtypes, shapes and bytes, and of its configuration."""
     tensors = sorted((n, s.stored, list(s.shape), digests[n]) for n, s in specs.items())
     return json_digest({"tensors": tensors, "config": meaning_of(config)})
 
 
-def meaning_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def meaning_of(config: Mapping[str, object]) -> dict[str, object]:
     """Return the fields of config.json that decide what a model computes: all but those that say how its files were made."""
     return {key: value for key, value in config.items() if key not in _BOOKKEEPING}

@@ -78,29 +78,20 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_config(config: Mapping[str, Any], label: str) -> None:
+def check_config(config: Mapping[str, object], label: str) -> None:
     """Check the fields of config.json that the workbench reads, including those of parts such as `text_config`.
-
-    Args:
-        config: The content of config.json.
-        label: The file's name in messages.
 
     Raises:
         WorkbenchError: If a field has the wrong type or a number is out of range. The message names file and field.
     """
     check_fields(config, _FIELDS, label)
     for name in _PARTS:
-        if config.get(name):
-            check_fields(config[name], _FIELDS, f"{label}: {name}")
+        if isinstance(part := config.get(name), dict):
+            check_fields(part, _FIELDS, f"{label}: {name}")
 
 
-def check_fields(content: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
+def check_fields(content: Mapping[str, object], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
     """Check the fields of an untrusted JSON object; null is always valid.
-
-    Args:
-        content: The object. Fields without an entry in `fields` are ignored.
-        fields: Field -> (test, description of the expected value).
-        label: The object's name in messages.
 
     Raises:
         WorkbenchError: If a field is invalid.
@@ -189,11 +180,7 @@ _LOAD = (
 )
 TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
 # Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
-_UNDONE_ON_LOAD = {
-    "mxfp4": "Mxfp4Config",
-    "compressed-tensors": "CompressedTensorsConfig",
-    "metal": "MetalConfig",
-}
+_UNDONE_ON_LOAD = {"mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig", "metal": "MetalConfig"}
 
 
 def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
@@ -221,12 +208,7 @@ def _saved_class(path: Path) -> str:
 
 
 def dequantise(method: str | None, path: Path) -> str:
-    """Return the hint for an error about a quantized checkpoint.
-
-    Args:
-        method: `quant_method` of config.json; None if unknown.
-        path: The checkpoint's directory.
-    """
+    """Return the hint for an error about a quantized checkpoint."""
     if method in _UNDONE_ON_LOAD:
         kind = _UNDONE_ON_LOAD[method]
         options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"
@@ -248,16 +230,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically and create its directory if necessary.
-
-    Args:
-        tensors: Name -> tensor.
-        path: The file.
-        metadata: Text fields for the header.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write a safetensors file atomically and create its directory if necessary."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -390,5 +363,5 @@ def _parse_entry(file: Path, name: str, info: Any) -> tuple[int, int, str, str, 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
     """Return a value as a tuple if it is a list of whole numbers from 0 to 2⁶³ - 1; None if not."""
-    fits = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
-    return tuple(value) if fits else None
+    valid = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    return tuple(value) if valid else None

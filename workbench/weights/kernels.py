@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -67,7 +67,7 @@ class Backend:
     removed: tuple[Path, ...] = ()
     library: ctypes.CDLL | None = None
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, str]:
         """Return the fields for run.json."""
         fields = {"kernels": self.name, "compiler": self.compiler, "version": self.version, "reason": self.reason}
         return {key: value for key, value in fields.items() if value is not None}
@@ -260,12 +260,6 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Non
 
     On the CPU, each element is a sum from 0 in the order of the rank, and every multiplication and addition rounds. A BLAS library
     chooses its own order by the shape, the processor and the number of threads. Accelerators use theirs.
-
-    Args:
-        left: [rows, rank], float32.
-        right: [rank, cols], float32.
-        out: [rows, cols], float32.
-        add: Whether to add the product to `out`.
     """
     rank, cols = right.shape
     if library := library_for(left, right, out):
@@ -289,12 +283,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Non
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Return left @ right in float32, computed by `multiply`.
-
-    Args:
-        left: [rows, rank].
-        right: [rank, cols].
-    """
+    """Return left @ right in float32, computed by `multiply`."""
     left, right = left.float().contiguous(), right.float().contiguous()
     out = torch.empty(len(left), right.shape[1], dtype=torch.float32, device=left.device)
     multiply(left, right, out)

@@ -42,11 +42,7 @@ class Factors:
 
     @classmethod
     def of_dense(cls, delta: Tensor) -> Factors:
-        """Return a dense matrix as a bit-exact product of itself and an identity matrix on its smaller side.
-
-        Args:
-            delta: [rows, cols]. The product has rank min(rows, cols).
-        """
+        """Return a dense matrix as a bit-exact product of itself and an identity matrix on its smaller side."""
         rows, cols = delta.shape
         delta = delta.float().contiguous()
         if rows <= cols:
@@ -59,11 +55,7 @@ class Factors:
 
 
 def summed(parts: Sequence[tuple[float, Factors]]) -> Factors:
-    """Return Σ wᵢ·leftᵢ·rightᵢ as one product, by concatenating the left factors and the weighted right factors.
-
-    Args:
-        parts: At least one pair (weight, factors), all for the same weight matrix.
-    """
+    """Return Σ wᵢ·leftᵢ·rightᵢ as one product, by concatenating the left factors and the weighted right factors."""
     return Factors(joined([f.left for _, f in parts], 1), joined([f.right * w for w, f in parts], 0))
 
 
@@ -105,12 +97,7 @@ class LowRankSource:
 
 
 class LowRankSum:
-    """Weights plus a low-rank delta, such as the result of an edit.
-
-    Args:
-        current: The weights before.
-        factors: Tensor name -> update.
-    """
+    """Weights plus a low-rank delta, such as the result of an edit."""
 
     def __init__(self, current: Weights, factors: Mapping[str, Factors]) -> None:
         self.current = current

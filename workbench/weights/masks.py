@@ -40,37 +40,17 @@ class TensorMask:
         return self.axis == "rows" and not bool(self.chosen[start:stop].any())
 
     def keep(self, start: int, stop: int, block: Tensor) -> Tensor:
-        """Set everything that is not chosen to zero, in place.
-
-        Args:
-            start: First row of the block.
-            stop: Row after its last one.
-            block: [stop - start, columns].
-        """
+        """Set everything that is not chosen to zero, in place."""
         others = ~(self.chosen[start:stop, None] if self.axis == "rows" else self.chosen)
         return block.masked_fill_(others, 0.0)
 
     def put(self, start: int, stop: int, source: Tensor, block: Tensor) -> Tensor:
-        """Copy everything that is not chosen from a source into a block of the same shape.
-
-        Args:
-            start: First row of the block.
-            stop: Row after its last one.
-            source: [stop - start, columns].
-            block: [stop - start, columns].
-        """
+        """Copy everything that is not chosen from a source into a block of the same shape."""
         chosen = self.chosen[start:stop, None] if self.axis == "rows" else self.chosen
         return torch.where(chosen, block, source, out=block)
 
     def scale(self, start: int, stop: int, block: Tensor, factor: float) -> Tensor:
-        """Multiply everything that is chosen by a factor, in place.
-
-        Args:
-            start: First row of the block.
-            stop: Row after its last one.
-            block: [stop - start, columns].
-            factor: The factor.
-        """
+        """Multiply everything that is chosen by a factor, in place."""
         chosen = self.chosen[start:stop, None] if self.axis == "rows" else self.chosen
         return block.mul_(torch.where(chosen, factor, 1.0))
 
@@ -82,13 +62,7 @@ class TensorMask:
 
 
 class ScaledWeights:
-    """Weights whose chosen rows or columns are multiplied by a factor. Implements `Weights`.
-
-    Args:
-        current: The weights before.
-        masks: Tensor -> the rows or columns to scale.
-        factor: The factor; 0 removes them.
-    """
+    """Weights whose chosen rows or columns are multiplied by a factor. Implements `Weights`."""
 
     def __init__(self, current: Weights, masks: Mapping[str, TensorMask], factor: float) -> None:
         self.current = current

@@ -39,11 +39,7 @@ _AGAIN = "The files are incomplete or damaged: download them again."
 
 
 def is_read(quantization: Any) -> bool:
-    """Return whether the weights of a `quantization_config` are 8-bit floats that are read here.
-
-    Args:
-        quantization: The value of `quantization_config` in config.json.
-    """
+    """Return whether the weights of a `quantization_config` are 8-bit floats that are read here."""
     if not isinstance(quantization, dict):
         return False
     method = quantization.get("quant_method")
@@ -67,14 +63,8 @@ class Folded:
     notes: list[str] = field(default_factory=list)
 
 
-def fold(entries: Mapping[str, Entry], config: Mapping[str, Any], path: Path, label: str) -> Folded:
+def fold(entries: Mapping[str, Entry], config: Mapping[str, object], path: Path, label: str) -> Folded:
     """Put scales into the entries of the weights that they belong to, and leave out scales of activations.
-
-    Args:
-        entries: All stored tensors.
-        config: The content of config.json, unchecked.
-        path: Directory of the checkpoint.
-        label: The checkpoint's name in messages.
 
     Raises:
         WorkbenchError: If a weight lacks its scales, or if the shape of scales does not say which values they belong to.
@@ -111,14 +101,14 @@ def _scale_names(name: str) -> tuple[str, ...]:
     return (f"{name}_scale_inv", f"{name}_scale", *((f"{stem}.scale",) if stem != name else ()))
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
+def _dtype(config: Mapping[str, object]) -> str:
     """Return the dtype that the model computes in, as a name of safetensors."""
     parts = [config, *(config.get(name) for name in TEXT_CONFIGS)]
     named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
     return next((_STORED[str(name)] for name in named if str(name) in _STORED), "BF16")
 
 
-def _scale(name: str, entry: Entry, found: str, scales: Entry, quantization: Mapping[str, Any], label: str) -> Scale:
+def _scale(name: str, entry: Entry, found: str, scales: Entry, quantization: Mapping[str, object], label: str) -> Scale:
     """Return the scales of a tensor with the size of their blocks."""
     stored = "U8" if scales.packing and scales.packing.kind == "F8_E8M0" else scales.spec.stored
     exponents = stored == "U8" and (scales.packing is not None or quantization.get("scale_fmt") == "ue8m0")
@@ -143,7 +133,7 @@ def _scale(name: str, entry: Entry, found: str, scales: Entry, quantization: Map
     return Scale(scales.file, scales.start, stored, scale_shape, blocks, scales.identity)
 
 
-def _block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:
+def _block_size(quantization: Mapping[str, object]) -> tuple[int, int] | None:
     """Return the rows and columns of a block that config.json states; None if it states none."""
     size = quantization.get("weight_block_size")
     groups = quantization.get("config_groups")
@@ -155,8 +145,9 @@ def _block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:
                 size = [1, weights["group_size"]]
     if isinstance(size, str) and re.fullmatch(r"\d+x\d+", size):
         size = [int(number) for number in size.split("x")]
-    fits = isinstance(size, (list, tuple)) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
-    return (size[0], size[1]) if fits and size else None
+    if isinstance(size, (list, tuple)) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
+        return size[0], size[1]
+    return None
 
 
 def _blocks(shape: tuple[int, ...], scales: tuple[int, ...], stated: tuple[int, int] | None) -> tuple[int, ...] | None:
@@ -217,10 +208,6 @@ def gguf_file(path: Path) -> Path:
 def gguf_entries(path: Path, label: str) -> tuple[dict[str, Entry], list[str]]:
     """Return the tensors of a GGUF file under their names in transformers, and sentences on what is read in another form.
 
-    Args:
-        path: A directory that stands for a GGUF file.
-        label: The checkpoint's name in messages.
-
     Raises:
         WorkbenchError: If the GGUF file is gone or was changed since the directory was written.
     """
@@ -233,15 +220,17 @@ def gguf_entries(path: Path, label: str) -> tuple[dict[str, Entry], list[str]]:
         problem = "is missing" if identity is None else "has changed"
         raise WorkbenchError(f"{label}: {file} {problem} since it was read first", "Name the GGUF file itself, and run again.")
     entries = {
-        name: Entry(file, row["start"], TensorSpec(tuple(row["shape"]), record["stored"]), identity, _packing(row))
+        name: Entry(
+            file,
+            row["start"],
+            TensorSpec(tuple(row["shape"]), record["stored"]),
+            identity,
+            Packing(row["kind"], row["nbytes"], heads=row.get("heads", 0), shift=row.get("shift", 0.0)),
+        )
         for name, row in record["tensors"].items()
     }
     plain = all(entry.packing is not None and entry.packing.kind == entry.spec.stored for entry in entries.values())
     return entries, [] if plain else [_note(file, entries)]
-
-
-def _packing(row: dict[str, Any]) -> Packing:
-    return Packing(row["kind"], row["nbytes"], heads=row.get("heads", 0), shift=row.get("shift", 0.0))
 
 
 def _note(file: Path, entries: dict[str, Entry]) -> str:
@@ -269,11 +258,6 @@ class PackedSource:
 
     It is no `specs.StoredSource`: the stored bytes are not the numbers, so every reader gets them in float32. The scales are read when
     the source is opened; the tensor itself is read and computed in blocks of rows.
-
-    Args:
-        entry: The tensor.
-        name: The checkpoint and the tensor in messages: "base: model.norm.weight".
-        read_bytes: Reads bytes of a file.
     """
 
     def __init__(self, entry: Entry, name: str, read_bytes: Reader) -> None:

@@ -194,7 +194,7 @@ class _AlignedSource:
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         self._read(start, stop, out)
-        padding = self._without_own_row(start, stop, PAD)
+        padding = np.flatnonzero((self._own[start:stop] < 0) & (self._plan.donor[start:stop] == PAD))
         if len(padding):
             out[torch.from_numpy(padding).to(out.device)] = self._padding.to(out.dtype)
 
@@ -228,10 +228,6 @@ class _AlignedSource:
             values = torch.einsum("nk,nkd->nd", made.coefficients[part], self._base[made.atoms[part]].float())
             result[start : start + size] = values
         return result
-
-    def _without_own_row(self, start: int, stop: int, kind: int) -> Index:
-        """Return the rows in start..stop for which the model has no row of its own and the substitute is of a kind."""
-        return np.flatnonzero((self._own[start:stop] < 0) & (self._plan.donor[start:stop] == kind))
 
     def _mean(self, rows: Index, reference: Tensor) -> Tensor:
         """Return the mean over the models that have a row, for each of some output rows."""

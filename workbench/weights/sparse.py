@@ -127,12 +127,6 @@ class Rows:
 def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
     """Count a delta's elements by magnitude bits, for those in [low, low + len(counts)).
 
-    Args:
-        rows: The tensor's rows.
-        brick: Index of the brick.
-        low: Magnitude bits of the first bin.
-        counts: int32, one bin for each value of the magnitude bits; updated.
-
     Returns:
         The number of elements above the last bin, or -1 if an element is not finite.
     """
@@ -179,13 +173,6 @@ def find(counts: Tensor, rank: int) -> tuple[int, int] | None:
 
 def drop_sums(rows: Rows, brick: int, drop: Drop, index: int, sums: list[float]) -> list[float] | None:
     """Add up a delta's magnitudes, and those of the elements that a drop keeps.
-
-    Args:
-        rows: The tensor's rows.
-        brick: Index of the brick.
-        drop: The drop.
-        index: Position of the first element in its tensor.
-        sums: Both sums so far.
 
     Returns:
         Both sums; None if an element is not finite.
@@ -347,15 +334,7 @@ def dropped(x: Tensor, key: int, below: int, scale: float, index: int) -> Tensor
 
 
 def elected(deltas: Sequence[Tensor], weights: Sequence[float], lam: float, rule: Vote, out: Tensor) -> Tensor:
-    """Compute out = λ times the mean, for each element, of the deltas that have its elected sign.
-
-    Args:
-        deltas: float32, all of one shape.
-        weights: Weight of each delta.
-        lam: λ.
-        rule: The rule of the election and the mean.
-        out: float32.
-    """
+    """Compute out = λ times the mean, for each element, of the deltas that have its elected sign."""
     vote, mass, voice, agrees = (scratch(out, slot) for slot in range(4))
     shares = [as_float(weight) for weight in weights]
     vote.zero_()

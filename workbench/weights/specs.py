@@ -26,20 +26,6 @@ if TYPE_CHECKING:
 
     NumpyArray = npt.NDArray[Any]
 
-# Name of safetensors -> dtype in numpy, which has no bfloat16: its bits are kept in uint16.
-_NUMPY: dict[str, type[np.generic]] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-
 
 class NumpyDevice:
     """The CPU as the device of arrays. Records and cache keys name it like torch's CPU, because both compute the same bits."""
@@ -202,6 +188,8 @@ DTYPES: dict[str, tuple[str, int, str]] = {
     "BOOL": ("bool", 1, "boolean"),
 }
 _NAMES = {torch_name: name for name, (torch_name, *_) in DTYPES.items()}
+# Dtypes in numpy, which has no bfloat16: its bits are kept in uint16.
+_NUMPY = {name: np.dtype("uint16" if name == "BF16" else dtype) for name, (dtype, *_) in DTYPES.items()}
 
 
 def stored_name(dtype: torch.dtype | str) -> str:
@@ -211,12 +199,7 @@ def stored_name(dtype: torch.dtype | str) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a tensor, as a safetensors header states them. Reading headers needs no torch.
-
-    Attributes:
-        shape: The tensor's shape.
-        stored: Name of the dtype in safetensors: "BF16".
-    """
+    """Shape and dtype of a tensor, as a safetensors header states them. Reading headers needs no torch."""
 
     shape: tuple[int, ...]
     stored: str
@@ -343,12 +326,7 @@ def zeros(rows: int, cols: int, device: torch.device) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Return matrices one after the other: their rows if `dim` is 0, their columns if it is 1.
-
-    Args:
-        parts: At least one matrix in float32, all of them tensors or all arrays.
-        dim: The dimension.
-    """
+    """Return matrices one after the other: their rows if `dim` is 0, their columns if it is 1."""
     arrays = [array for array in map(as_array, parts) if array is not None]
     if arrays:
         return cast("Tensor", Array(np.concatenate([array.data for array in arrays], dim), "F32"))

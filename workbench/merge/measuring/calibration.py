@@ -80,21 +80,9 @@ def linear_deltas(group: Group) -> list[Tensor]:
 
 
 def merge_linear(
-    group: Group,
-    deltas: Sequence[Tensor],
-    grams: Sequence[Callable[[], Tensor]],
-    ridge: float,
-    *,
-    method: str,
+    group: Group, deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], ridge: float, *, method: str
 ) -> Prepared:
     """Solve the weight of one linear layer, and note the norm of the result relative to the bricks' norms (`norm_report`).
-
-    Args:
-        group: The tensor.
-        deltas: Deltas [out, in] from `linear_deltas`.
-        grams: Functions that return the Grams, see `solve`.
-        ridge: Ridge, see `solve`.
-        method: Name of the method, for errors.
 
     Returns:
         Function from a block to its rows of the result.
@@ -119,11 +107,7 @@ def average(group: Group, *, method: str) -> Combination:
 
 
 def checked_weights(group: Group, method: str) -> list[float]:
-    """Return the bricks' weights at a tensor.
-
-    Raises:
-        WorkbenchError: If a weight is negative or all weights are 0.
-    """
+    """Return the bricks' weights at a tensor."""
     weights = group.values("weight")
     check_weights(weights, group.tensor, method)
     return weights
@@ -138,12 +122,8 @@ def check_weights(weights: Sequence[float], tensor: str, method: str) -> None:
         )
 
 
-def not_negative(bricks: Mapping[str, Any] | None) -> None:
-    """Check, in a validator of `bricks`, that no weight is negative: the weights multiply squared errors.
-
-    Raises:
-        ValueError: If a weight is negative.
-    """
+def not_negative(bricks: Mapping[str, object] | None) -> None:
+    """Check, in a validator of `bricks`, that no weight is negative: the weights multiply squared errors."""
     for name, entry in (bricks or {}).items():
         weight = entry.weight if isinstance(entry, BrickEntry) else entry
         if lowest(weight) < 0:
@@ -182,7 +162,7 @@ def by_pattern(names: Iterable[str]) -> dict[str, int]:
     return dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
 
 
-def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
+def norm_report(notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
     """Return ‖Δ‖ / mean ‖τᵢ‖ of the solved tensors and the number of averaged tensors, for the step's record.
 
     Averaged tensors are counted by name, with layer numbers replaced by `*`. A ratio far above 1 means that the system was nearly
@@ -190,7 +170,7 @@ def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
     """
     ratios = {name: note["norm_ratio"] for name, note in sorted(notes.items()) if "norm_ratio" in note}
     averaged = by_pattern(name for name, note in sorted(notes.items()) if "averaged" in note)
-    record: dict[str, Any] = {"solved": len(ratios), "averaged": averaged}
+    record: dict[str, object] = {"solved": len(ratios), "averaged": averaged}
     if ratios:
         largest = max(ratios, key=lambda name: ratios[name])
         record["norm_ratio"] = {

@@ -39,16 +39,7 @@ def measure(
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measures:
-    """Measure a brick's delta and compare it with those of other bricks, tensor by tensor.
-
-    Args:
-        base: The model that the deltas refer to.
-        brick: The brick.
-        others: Name -> another brick on the same base.
-        device: Device for the computation.
-        threads: Number of tensors to process in parallel.
-        progress: Callback that receives the numbers (done, total) of tensors.
-    """
+    """Measure a brick's delta and compare it with those of other bricks, tensor by tensor."""
     names = [
         n for n, spec in base.weights.specs.items() if spec.is_float and any(b.touches(n) for b in (brick, *others.values()))
     ]

@@ -14,19 +14,27 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, write_json
+from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.merge.measuring.calibration import Calibrated, check_weights
-from workbench.merge.measuring.layers import INDEX, Call, LayerStack, in_cache
+from workbench.merge.measuring.layers import Call, LayerStack, in_cache
 from workbench.merge.measuring.matrices import rows_of
 from workbench.models.architecture import is_conv1d
 from workbench.models.texts import Batch, TextRow, batches
+from workbench.results import Number, Result
 from workbench.steps import Group, Measured, MergeContext, Prepared
 from workbench.steps.fields import value_at
 from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+class DeltaIndex(Result):
+    """Index of merged deltas in the cache."""
+
+    files: dict[str, str]
+    norm_ratios: dict[str, Number]
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,7 @@ class Walk:
     def of(
         cls, context: MergeContext, step: Calibrated, texts: Mapping[str, Sequence[TextRow]], scale: Callable[[str], float]
     ) -> Walk:
-        """Return the texts in front of the first layer.
-
-        Raises:
-            WorkbenchError: If transformers fuses weights of this architecture.
-        """
+        """Return the texts in front of the first layer."""
         stacks = {brick: LayerStack.of(context, brick) for brick in (*texts, "")}
         loaders = {brick: stack.tensor for brick, stack in stacks.items() if stack.tensor is not None}
         if len(loaders) < len(stacks):
@@ -139,11 +143,7 @@ class Walk:
         return self.step.where is None or self.step.where.matches(tensor, self.context.base)
 
     def weights(self, tensor: str) -> dict[str, float]:
-        """Return each brick's weight at a tensor.
-
-        Raises:
-            WorkbenchError: If one is negative, or all are 0.
-        """
+        """Return each brick's weight at a tensor."""
         weights = {brick: value_at(self.step.entry(brick).weight, tensor, self.context.base, 1.0) for brick in self.bricks}
         check_weights(list(weights.values()), tensor, self.step.name)
         return weights
@@ -165,17 +165,8 @@ def measured_in_order(
 ) -> Measured:
     """Merge layer by layer, or find the result in the cache.
 
-    Args:
-        step: The merge step.
-        context: Source of the models.
-        scale: Function that returns λ at a tensor.
-        solve: Function that sets `Walk.solved` for a layer.
-
     Returns:
         The `LayerDeltas`, and a record of the texts.
-
-    Raises:
-        WorkbenchError: If a delta is not finite, transformers fuses weights of this architecture, or the cached index is damaged.
     """
     texts = {brick: step.rows(context, brick) for brick in context.bricks}
     key = json_digest(
@@ -187,19 +178,19 @@ def measured_in_order(
         ]
     )
 
-    def merge(out: Path) -> None:
-        _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, scale), out, solve)
+    def merge(out: Path) -> DeltaIndex:
+        return _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, scale), out, solve)
 
     place = context.cache / "forward" / key
-    index = in_cache(place, merge, files=dict, norm_ratios=dict)
+    index = in_cache(place, merge, DeltaIndex)
     record = {
         brick: {"file": step.file(brick), "tokens": sum(len(row.tokens) for row in rows)} for brick, (rows, _) in texts.items()
     }
-    return Measured(LayerDeltas(place, index["files"], index["norm_ratios"]), {"calibration": record})
+    return Measured(LayerDeltas(place, index.files, index.norm_ratios), {"calibration": record})
 
 
-def _merge(walk: Walk, out: Path, solve: Callable[[Walk, int], None]) -> None:
-    """Merge all layers, and write their deltas and the index to a directory."""
+def _merge(walk: Walk, out: Path, solve: Callable[[Walk, int], None]) -> DeltaIndex:
+    """Merge all layers, and write their deltas to a directory; return their index."""
     files, ratios = dict[str, str](), dict[str, float]()
     depth = len(walk.merged.layers)
     for layer in range(depth):
@@ -222,7 +213,7 @@ def _merge(walk: Walk, out: Path, solve: Callable[[Walk, int], None]) -> None:
             files |= dict.fromkeys(walk.solved, file)
         walk.advance(layer)
     walk.context.progress(depth, depth, "merging layers")
-    write_json(out / INDEX, {"files": files, "norm_ratios": ratios})
+    return DeltaIndex(files=files, norm_ratios=ratios)
 
 
 def bias_of(tensor: str) -> str:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
-from workbench.files import publish, read_json, write_json
+from workbench.files import publish, write_json
 from workbench.lazy import torch
 from workbench.models.architecture import counterpart, is_conv1d, is_head
+from workbench.models.hooks import hooked
 from workbench.models.layout import stack_prefix
 from workbench.models.texts import Batch, TextRow, batches
+from workbench.results import Part, Result
 from workbench.steps import MergeContext
 from workbench.weights.header import save_tensors
 from workbench.weights.specs import load
@@ -68,9 +70,6 @@ class LayerStack:
 
         If every parameter has its own tensor on disk, the model is streamed. If transformers fuses weights (experts), the whole
         model is loaded instead.
-
-        Raises:
-            WorkbenchError: If the model has no stack of decoder layers.
         """
         weights, model = context.weights(brick), context.skeleton()
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -125,9 +124,6 @@ class LayerStack:
         Returns:
             The hidden states that enter the first layer, one tensor per batch; and the other arguments of each layer,
             [batch][layer].
-
-        Raises:
-            WorkbenchError: If a forward pass does not call every decoder layer once.
         """
         self._entering, self._calls = [], []
         with self.loaded(), self._replaced(self._record):
@@ -198,12 +194,10 @@ def inputs_read(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
     def keep(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
         found[name] = args[0]
 
-    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in readers.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in readers.items():
+            stack.enter_context(hooked(module, before=partial(keep, name)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def shared(inputs: Mapping[str, Tensor], batch: Batch) -> dict[str, list[str]]:
@@ -216,6 +210,15 @@ def shared(inputs: Mapping[str, Tensor], batch: Batch) -> dict[str, list[str]]:
         elif tensor.numel() == batch.mask.numel() * tensor.shape[-1]:
             seen.append((tensor, [name]))
     return {readers[0]: readers for _, readers in seen}
+
+
+class TextsRead(Part):
+    """How a model read texts."""
+
+    tokens: int
+    """Number of tokens."""
+    streamed: bool
+    """True if one layer was in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -248,16 +251,12 @@ class InputWalk:
         return sum(int(batch.mask.sum()) for batch in self._data)
 
     @property
-    def record(self) -> dict[str, Any]:
-        """Number of `tokens` read, and whether the model was `streamed`."""
-        return {"tokens": self.tokens, "streamed": self._stack.tensor is not None}
+    def record(self) -> TextsRead:
+        """How the texts were read."""
+        return TextsRead(tokens=self.tokens, streamed=self._stack.tensor is not None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """Yield each distinct input's statistic over all tokens, with the tensor names of the linear layers that read the input.
-
-        Raises:
-            WorkbenchError: If the model does not run its layers in sequence.
-        """
+        """Yield each distinct input's statistic over all tokens, with the tensor names of the linear layers that read the input."""
         stack, who = self._stack, self.brick or "base"
         depth = len(stack.layers)
         hidden, calls = stack.enter(self._data)
@@ -289,12 +288,12 @@ class Grams:
     Attributes:
         folder: Directory of the files.
         files: Tensor name of a linear layer's weight -> file name.
-        record: Number of `tokens` read, and whether the model was `streamed`.
+        record: How the texts were read.
     """
 
     folder: Path
     files: Mapping[str, str]
-    record: dict[str, Any]
+    record: TextsRead
 
     def gram(self, tensor: str, device: torch.device, off_diagonal: float = 1.0) -> Tensor:
         """Return the mean of x xᵀ over all tokens [in, in] in float32, with its off-diagonal elements scaled by a factor."""
@@ -305,52 +304,50 @@ class Grams:
         return full
 
 
+class GramIndex(Result):
+    """Index of one brick's Grams in the cache."""
+
+    files: dict[str, str]
+    record: TextsRead
+
+
 def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str) -> Grams:
     """Return one brick's Grams from the cache, or collect them and cache them.
 
     Memory holds one layer of the brick's model, the hidden states of all rows and the Grams of one layer; before and after the
     layers, it holds the embeddings.
-
-    Args:
-        context: Source of the model.
-        brick: Name of the brick.
-        rows: Calibration texts.
-        key: Cache key of the model and the texts.
-
-    Raises:
-            WorkbenchError: If the inputs of a layer are not finite, or the cached index is damaged.
     """
     place = context.cache / "grams" / key
-    index = in_cache(place, lambda out: _collect(context, brick, rows, out), files=dict, record=dict)
-    return Grams(place, index["files"], index["record"])
+    index = in_cache(place, lambda out: _collect(context, brick, rows, out), GramIndex)
+    return Grams(place, index.files, index.record)
 
 
-def in_cache(place: Path, measure: Callable[[Path], None], **fields: type) -> dict[str, Any]:
+Index = TypeVar("Index", bound=Result)
+
+
+def in_cache(place: Path, measure: Callable[[Path], Index], kind: type[Index]) -> Index:
     """Return the index of a directory in the cache, which is measured first if it is missing or damaged.
 
     Args:
         place: The directory.
-        measure: Function that writes the content and INDEX into an empty directory; it runs without gradients.
-        fields: Name -> type of the index's fields.
-
-    Raises:
-        WorkbenchError: If the index cannot be read after the measurement.
+        measure: Function that writes the content into an empty directory and returns its index; it runs without gradients.
+        kind: Class of the index.
     """
-    if read_json(place / INDEX, **fields) is None:
+    try:
+        return kind.read(place / INDEX)
+    except (OSError, WorkbenchError):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".measuring-") as name, torch.no_grad():
             made = Path(name) / "made"
             made.mkdir()
-            measure(made)
+            index = measure(made)
+            write_json(made / INDEX, index.to_dict())
             publish(made, place)
-    index = read_json(place / INDEX, **fields)
-    if index is None:
-        raise WorkbenchError(f"{place / INDEX}: the file is damaged", f"Delete {place}; the next run measures it again.")
     return index
 
 
-def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> None:
-    """Measure the Grams of a brick layer by layer, and write them to a directory."""
+def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> GramIndex:
+    """Measure the Grams of a brick layer by layer, and write them to a directory; return their index."""
     files: dict[str, str] = {}
     walk = InputWalk(context, brick, rows, _sum_of_squares)
     for gram, readers in walk:
@@ -361,7 +358,7 @@ def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Pa
             )
         save_tensors({"gram": _pack(gram.div_(walk.tokens).cpu())}, out / f"{readers[0]}.safetensors")
         files |= dict.fromkeys(readers, f"{readers[0]}.safetensors")
-    write_json(out / INDEX, {"files": files, "record": walk.record})
+    return GramIndex(files=files, record=walk.record)
 
 
 def _sum_of_squares(parts: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d_layer, is_table
@@ -156,7 +156,7 @@ class Overlap:
         """Weight of each brick, 1 / Σⱼ RVᵢⱼ: 1 for a brick that overlaps with no other, 1/T for T bricks with equal deltas."""
         return {name: 1 / math.fsum(row) for name, row in zip(self.bricks, self.pairs, strict=True)}
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """Return weights and coefficients as plain data, for the step's record."""
         return {"weights": self.weights, "rv": {name: list(row) for name, row in zip(self.bricks, self.pairs, strict=True)}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -57,7 +57,7 @@ class BridgeEntry(BrickEntry):
     weight: Number | None = None  # type: ignore[assignment]
     """The brick's weight, if the method has one; if omitted, the weight under `parameters`."""
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> dict[str, object]:
         """Return the parameters that the recipe sets for this brick."""
         return {**({} if self.weight is None else {"weight": self.weight}), **(self.__pydantic_extra__ or {})}
 
@@ -265,7 +265,7 @@ class Bridge(MergeMethod):
 
 
 def _checked(
-    known: Known, specs: dict[str, Parameter], path: tuple[str, ...], settings: dict[str, Any], *, per_brick: bool
+    known: Known, specs: dict[str, Parameter], path: tuple[str, ...], settings: Mapping[str, object], *, per_brick: bool
 ) -> Iterator[Problem]:
     """Check the names, types and ranges of the parameters in one place of the step."""
     usable = [p.name for p in specs.values() if p.per_brick or not per_brick]

@@ -120,7 +120,7 @@ class TensorGroup:
     device: torch.device
     seed: int
     survey: Any = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Mapping[str, float]] = field(default_factory=dict)
     memo: Memo | None = None
     shares: Sequence[float] | None = None
     """Factor of each brick's weight that follows from the bricks' overlap."""

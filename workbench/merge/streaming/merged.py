@@ -9,7 +9,7 @@ the tensor's update is U M V, which is still a product of two factors.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -165,6 +165,8 @@ class MergedWeights:
         memo: Values that earlier compositions computed from the same bricks.
 
     Attributes:
+        method: The step.
+        bricks: The step's bricks, in the order in which they are read.
         notes: The method's notes on the tensors computed so far.
     """
 
@@ -181,28 +183,18 @@ class MergedWeights:
     ) -> None:
         self._current = current
         self._base = base
-        self._method = method
+        self.method = method
         self._seed = seed
         self._memo = memo
         self._masks = bricks.masks
         self._contents = bricks.contents
         self._content_lock = threading.Lock()
-        self._bricks = bricks.in_order(by_key=method.laws.permutation_invariant)
+        self.bricks = bricks.in_order(by_key=method.laws.permutation_invariant)
         self._lock = threading.Lock()
         self._overlap: Overlap | None = None
         self._overlap_lock = threading.Lock()
         self._surveyed: list[Any] = [] if measured is None else [measured]
-        self.notes: dict[str, Any] = {}
-
-    @property
-    def method(self) -> MergeMethod:
-        """The step."""
-        return self._method
-
-    @property
-    def bricks(self) -> Collection[str]:
-        """The step's bricks."""
-        return self._bricks
+        self.notes: dict[str, Mapping[str, float]] = {}
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -221,10 +213,10 @@ class MergedWeights:
     def _merges(self, name: str) -> bool:
         """Return whether the step may change a tensor."""
         origin = self.origin(name)
-        where = self._method.where
+        where = self.method.where
         if origin is None or (where is not None and not where.matches(origin, self._base)):
             return False
-        return self._method.moves_base() or any(brick.touches(origin) for brick in self._bricks.values())
+        return self.method.moves_base() or any(brick.touches(origin) for brick in self.bricks.values())
 
     @cached_property
     def _merged_set(self) -> frozenset[str]:
@@ -242,8 +234,9 @@ class MergedWeights:
         mask = self._mask(group)
         if (update := self._core_update(group, mask)) is not None:
             return LowRankSum(self._current.weights, {name: update}).open(name, device)
-        prepared = self._method.prepare(group)
-        current = None if self._is_first else self._current.weights.open(name, device)
+        prepared = self.method.prepare(group)
+        is_first = self._current.weights is self._base.weights
+        current = None if is_first else self._current.weights.open(name, device)
         if isinstance(prepared, Selection):
             return SelectionSource(group, prepared, current)  # element by element: zero deltas stay zero
         source: Source
@@ -272,33 +265,29 @@ class MergedWeights:
         if (update := self._core_update(group, self._mask(group))) is not None:
             return update
         factors = [f for f in group.factors() if f is not None]
-        prepared = self._method.prepare(group) if len(factors) == len(group.bricks) else None
+        prepared = self.method.prepare(group) if len(factors) == len(group.bricks) else None
         if not isinstance(prepared, Combination) or prepared.base:
             return None
         return summed(list(zip(prepared.weights, factors, strict=True)))
 
     def whole(self, device: torch.device) -> list[str]:
         """Return the tensors that a step with `space: core` merges whole: vectors, fused experts, and deltas that are no low-rank product."""
-        if not self._method.in_core_space():
+        if not self.method.in_core_space():
             return []
         groups = (self.group(name, device) for name in self.merged)
-        return [g.tensor for g in groups if not takes_core(self._method, g) or None in g.factors()]
+        return [g.tensor for g in groups if not takes_core(self.method, g) or None in g.factors()]
 
     def _mask(self, group: TensorGroup) -> TensorMask | None:
         mask = self._masks.get(group.tensor)
         return mask.to(group.device) if mask else None
 
     def _core_update(self, group: TensorGroup, mask: TensorMask | None) -> Factors | None:
-        update = core_update(self._method, group)
+        update = core_update(self.method, group)
         return mask.factors(update) if mask and update is not None else update
-
-    @property
-    def _is_first(self) -> bool:
-        return self._current.weights is self._base.weights
 
     def overlap(self, device: torch.device) -> Overlap | None:
         """Return the overlap of the bricks on the step's tensors, measured once; None if the step does not weigh by it."""
-        if not self._method.weighs_overlap():
+        if not self.method.weighs_overlap():
             return None
         with self._overlap_lock:
             if self._overlap is None:
@@ -306,7 +295,7 @@ class MergedWeights:
                 key = ("overlap", *self._brick_digests(), *self.merged) if self._memo is not None else ()
                 self._overlap = self._memo.get(key) if self._memo is not None else None
                 if self._overlap is None:
-                    self._overlap = overlap((self._unweighed(name, device) for name in self.merged), list(self._bricks))
+                    self._overlap = overlap((self._unweighed(name, device) for name in self.merged), list(self.bricks))
                 if self._memo is not None:
                     self._memo.keep(key, self._overlap)
             return self._overlap
@@ -316,7 +305,7 @@ class MergedWeights:
         group = self._unweighed(name, device)
         if (measured := self.overlap(device)) is not None:
             weights = measured.weights
-            group.shares = [weights[brick] for brick in self._bricks]
+            group.shares = [weights[brick] for brick in self.bricks]
         return group
 
     def _unweighed(self, name: str, device: torch.device) -> TensorGroup:
@@ -327,9 +316,9 @@ class MergedWeights:
         return TensorGroup(
             origin,
             spec,
-            self._bricks,
+            self.bricks,
             self._brick_digests,
-            self._method,
+            self.method,
             self._base,
             device,
             self._seed,
@@ -340,15 +329,15 @@ class MergedWeights:
     def _brick_digests(self) -> list[str]:
         with self._content_lock:
             digests = self._contents()
-        return [digests[name] for name in self._bricks]
+        return [digests[name] for name in self.bricks]
 
     def _survey(self, device: torch.device) -> Any:
         """Return what the method measured on the whole model; it is computed once."""
-        if not self._surveyed and type(self._method).survey is MergeMethod.survey:
+        if not self._surveyed and type(self.method).survey is MergeMethod.survey:
             return None
         with self._lock:
             if not self._surveyed:
-                self._surveyed.append(self._method.survey(_Groups(self, device)))
+                self._surveyed.append(self.method.survey(_Groups(self, device)))
             return self._surveyed[0]
 
 
@@ -362,7 +351,7 @@ class _Groups:
     def __iter__(self) -> Iterator[Group]:
         for name in self.weights.merged:
             group = self.weights.group(name, self.device)
-            yield core_group(self.weights._method, group) or group
+            yield core_group(self.weights.method, group) or group
 
 
 class _MergedSource:

@@ -130,14 +130,7 @@ def _threshold_window(sample: np.ndarray, share: float) -> tuple[int, int]:
 
 
 def _trim_in_window(low: int, histogram: Tensor, count: int, above: int) -> Trim | None:
-    """Return the trim whose threshold lies in a counted window, or None if it lies elsewhere.
-
-    Args:
-        low: Magnitude bits of the window's first bin.
-        histogram: Number of elements in each bin.
-        count: Number of elements to keep.
-        above: Number of elements above the window.
-    """
+    """Return the trim whose threshold lies in a counted window, or None if it lies elsewhere."""
     if count == 0:
         return Trim(INFINITE)
     threshold_bin = find(histogram, count - above) if count > above else None

@@ -29,12 +29,7 @@ MOST_WRONG = 10
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with the brick that should answer it.
-
-    Attributes:
-        prompt: The prompt.
-        brick: The brick; None for the base.
-    """
+    """A prompt with the brick that should answer it."""
 
     prompt: str
     brick: str | None
@@ -137,18 +132,21 @@ class Checked:
         right = sum(self._alike(self.chosen[i], self.asked[i].brick) for i in inside)
         scored = sum(self._alike(self.scored[i], self.asked[i].brick) for i in inside)
         to_base = sum(self.chosen[i] is None for i in inside)
-        row: dict[str, Any] = {"set": self.name, "prompts": len(self.asked)}
+        row = CheckedSet(set=self.name, prompts=len(self.asked))
         if inside:
-            row |= {
-                "with_brick": len(inside),
-                "right": right / len(inside),
-                "right_score": scored / len(inside),
-                "to_base": to_base / len(inside),
-                "wrong_brick": (len(inside) - right - to_base) / len(inside),
-            }
+            row = row.model_copy(
+                update={
+                    "with_brick": len(inside),
+                    "right": right / len(inside),
+                    "right_score": scored / len(inside),
+                    "to_base": to_base / len(inside),
+                    "wrong_brick": (len(inside) - right - to_base) / len(inside),
+                }
+            )
         if outside:
-            row |= {"without_brick": len(outside), "kept_by_base": sum(self.chosen[i] is None for i in outside) / len(outside)}
-        return CheckedSet(**row)
+            of_base = sum(self.chosen[i] is None for i in outside) / len(outside)
+            row = row.model_copy(update={"without_brick": len(outside), "kept_by_base": of_base})
+        return row
 
     def confusion(self, bricks: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return wanted brick (or "base") -> chosen brick (or "base") -> number of prompts, without zeros."""
@@ -201,27 +199,13 @@ def read_asked(path: Path, label: str, bricks: Sequence[str] | None = None) -> l
 
 
 def check(routing: Routing, tokenizer: Any, name: str, asked: Sequence[Asked]) -> Checked:
-    """Return the router's decisions for a set of prompts.
-
-    Args:
-        routing: The routing of a live model.
-        tokenizer: The model's tokenizer.
-        name: Name of the set.
-        asked: The prompts.
-    """
+    """Return the router's decisions for a set of prompts."""
     rows = token_rows(tokenizer, [one.prompt for one in asked])
     return judged(name, asked, routing.decide(rows), routing.bricks, [list(group) for group in routing.ties])
 
 
 def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], copies: bool = True) -> RouteCheck:
-    """Return the router's decisions on sets of prompts.
-
-    Args:
-        routing: The routing of a live model.
-        tokenizer: The model's tokenizer.
-        sets: Name -> prompts.
-        copies: Also check each set in every kind of copy.
-    """
+    """Return the router's decisions on sets of prompts."""
     if routing.by_token:
         raise WorkbenchError(
             "this configuration chooses no brick for a prompt: the role of each token decides",
@@ -231,7 +215,8 @@ def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Ask
     for name, asked in sets.items():
         named = {name: asked}
         if copies:
-            named |= {f"{name}, {kind}": part for kind, part in variants(asked).items()}
+            for kind in COPIES[1:]:
+                named[f"{name}, {kind}"] = [Asked(copy(one.prompt, kind, i), one.brick) for i, one in enumerate(asked)]
         found += [check(routing, tokenizer, label, part) for label, part in named.items()]
     plain = [checked for checked in found if checked.name in sets]
     return RouteCheck(
@@ -246,23 +231,10 @@ def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Ask
     )
 
 
-def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
-    """Return the prompts by kind of copy."""
-    return {kind: [Asked(copy(one.prompt, kind, i), one.brick) for i, one in enumerate(asked)] for kind in COPIES[1:]}
-
-
 def judged(
     name: str, asked: Sequence[Asked], decisions: Decisions, bricks: Sequence[str], ties: Sequence[Sequence[str]]
 ) -> Checked:
-    """Return decisions beside the bricks that were wanted.
-
-    Args:
-        name: Name of the set.
-        asked: The prompts.
-        decisions: What the router decided for them.
-        bricks: The router's bricks.
-        ties: Groups of bricks that count as one.
-    """
+    """Return decisions beside the bricks that were wanted."""
     chosen = [bricks[int(row.argmax())] if bool(row.any()) else None for row in decisions.weights]
     scored = [bricks[int(row.argmax())] for row in decisions.scores]
     return Checked(name, asked, chosen, scored, decisions.confidence.tolist(), ties)

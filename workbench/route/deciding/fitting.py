@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
@@ -65,10 +65,6 @@ def threshold_of(samples: Samples, confidence: Tensor, share: float) -> dict[str
 def curve_of(inside: Tensor, outside: Tensor) -> list[dict[str, float]]:
     """Return false abstention against false routing: for some shares of routed requests, the threshold and what it costs.
 
-    Args:
-        inside: Confidences of prompts that a brick is for.
-        outside: Confidences of requests that no brick is for.
-
     Returns:
         `threshold`, `to_base` (share of `inside` below it) and `routed` (share of `outside` that is not), from the lowest threshold.
     """
@@ -91,15 +87,7 @@ def curve_of(inside: Tensor, outside: Tensor) -> list[dict[str, float]]:
 def fitted(
     samples: Samples, make: Callable[[Tensor], R], step: CalibratedRoute, joined: Joined, notice: Callable[[str], None]
 ) -> R:
-    """Return the router of all samples with its ties, its threshold and its record.
-
-    Args:
-        samples: The calibration prompts with the features that the method needs.
-        make: Fits a router to some samples (numbers), without ties and threshold.
-        step: The step, with `abstain` and `threshold`.
-        joined: How scores of tied bricks become one.
-        notice: Receives a line for the user about each brick with too few prompts or templates.
-    """
+    """Return the router of all samples with its ties, its threshold and its record."""
     by_template = held_out(samples, samples.by_template, make)
     at_random = held_out(samples, samples.at_random, make)
     confusion = confusion_of(samples, at_random.scores)
@@ -124,13 +112,7 @@ def fitted(
 
 
 def held_out(samples: Samples, fold_of: Tensor, make: Callable[[Tensor], Fitted]) -> HeldOut:
-    """Return the scores of each sample by a router of the other folds. A brick that lies in one fold is never left out whole.
-
-    Args:
-        samples: The samples, of bricks and of others.
-        fold_of: [sample], the fold.
-        make: Fits a router to some samples.
-    """
+    """Return the scores of each sample by a router of the other folds. A brick that lies in one fold is never left out whole."""
     scores = torch.zeros(len(samples.texts), len(samples.bricks))
     confidence = torch.zeros(len(samples.texts))
     for fold in sorted(set(fold_of.tolist())):
@@ -172,13 +154,7 @@ def tied(bricks: tuple[str, ...], confusion: Tensor) -> tuple[tuple[str, ...], .
 
 
 def quantile(confidence: Tensor, labels: Tensor, share: float) -> float:
-    """Return the threshold below which `share` of the samples lie, where every brick counts alike.
-
-    Args:
-        confidence: [sample].
-        labels: [sample], numbers of bricks.
-        share: From 0 to below 1. 0 gives the smallest confidence.
-    """
+    """Return the threshold below which `share` of the samples lie, where every brick counts alike."""
     order = confidence.argsort()
     weights = (1.0 / torch.bincount(labels).double())[labels][order]
     below = weights.cumsum(0) - weights  # weight of the samples before each one
@@ -193,13 +169,13 @@ def right(choice: Choice, bricks: tuple[str, ...], scores: Tensor, labels: Tenso
     return own >= joined.amax(1)
 
 
-def accuracies(samples: Samples, choice: Choice, at_random: HeldOut, by_template: HeldOut) -> dict[str, Any]:
+def accuracies(samples: Samples, choice: Choice, at_random: HeldOut, by_template: HeldOut) -> dict[str, dict[str, float | None]]:
     """Return the share of samples whose brick (or one tied with it) has the highest score.
 
     `seen_templates` are folds that hold prompts out, `held_out_templates` are folds that hold templates out; both for each kind of
     copy, and the latter for each brick.
     """
-    table: dict[str, Any] = {}
+    table: dict[str, dict[str, float | None]] = {}
     for name, result in (("seen_templates", at_random), ("held_out_templates", by_template)):
         hits = right(choice, samples.bricks, result.scores, samples.labels)
         table[name] = {kind: _mean(hits[samples.kind(kind)]) for kind in COPIES}
@@ -209,7 +185,7 @@ def accuracies(samples: Samples, choice: Choice, at_random: HeldOut, by_template
     return table
 
 
-def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str, ...], ...]) -> list[dict[str, Any]]:
+def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str, ...], ...]) -> list[dict[str, object]]:
     """Return each tie with its largest confusion and the brick that acts."""
     rows = []
     for group in ties:
@@ -221,7 +197,7 @@ def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str
 
 def _abstention(
     samples: Samples, share: float | None, threshold: float, found: dict[str, float], result: HeldOut
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the threshold beside the one that the rule finds, and what it costs on held-out samples."""
     below = result.confidence < threshold
     own = ~below[samples.labels == OWN]

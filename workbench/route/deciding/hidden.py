@@ -1,10 +1,10 @@
-"""Hidden states of the base at one depth, pooled over the last tokens of each prompt; of a brick's prompts they are kept beside its card.
+"""What a router reads: the last message of a chat, and hidden states of the base at one depth, pooled over the last tokens of each prompt.
 
 The mean over the last tokens follows the request wherever it stands in the text; a mean over the whole prompt changes with a greeting
 in front of it. Models give the first token of a text, and sometimes one or two early ones, a state of very large norm that has nothing
 to do with its meaning (attention sinks). One of them would outweigh all other states in the mean, so they are left out.
 
-The file beside a card holds digests of the prompts, not the prompts:
+States of a brick's prompts are kept in a file beside its card, which holds digests of the prompts, not the prompts:
 
 states       [prompt or copy, window, hidden size], float32; see `windows`
 digests      [prompt or copy, 16], uint8: digest of each text
@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,6 @@ from workbench.route.deciding.samples import copies
 from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -62,12 +61,6 @@ def token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def pooled(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int, window: int) -> Tensor:
     """Return pooled hidden states of prompts. Blocks after `layer` do not run.
-
-    Args:
-        model: A live decoder-only model.
-        rows: The prompts' tokens, without padding.
-        layer: Number of decoder blocks whose output is pooled, from 1.
-        window: Number of tokens that are pooled; see `windows`.
 
     Returns:
         [row, one of `SHIFTS`, hidden size], float32, on the CPU.
@@ -206,15 +199,7 @@ def text_digest(text: str) -> str:
 
 
 def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: int, window: int) -> BrickStates:
-    """Run the base over prompts and their copies.
-
-    Args:
-        model: The live base; no brick acts on it.
-        tokenizer: Its tokenizer.
-        prompts: The prompts of a brick.
-        layer: Number of decoder blocks whose output is pooled.
-        window: Number of last tokens that are pooled.
-    """
+    """Run the base over prompts and their copies."""
     texts = list(dict.fromkeys(text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()))
     states = pooled(model, token_rows(tokenizer, texts), layer, window)
     return BrickStates(states, tuple(map(text_digest, texts)), layer, window, POOLING)
@@ -225,9 +210,6 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Bric
 
     Returns:
         The states, and the file's tensors for their digest.
-
-    Raises:
-        WorkbenchError: If the file is missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -246,3 +228,95 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Bric
         raise WorkbenchError(f"{path} is not a file of routing statistics: '{wrong[0] if wrong else 'digests'}' does not fit")
     digests = tuple(bytes(row).hex() for row in tensors["digests"].tolist())
     return BrickStates(tensors["states"], digests, layer, window, pooling), tensors
+
+
+# What comes before and after a user's text in well-known templates, for models whose tokenizer has no template or another one.
+_KNOWN = (
+    ("<|im_start|>user\n", "<|im_end|>"),
+    ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+    ("<start_of_turn>user\n", "<end_of_turn>"),
+    ("[INST]", "[/INST]"),
+    ("<|user|>\n", "<|end|>"),
+    ("<|user|>\n", "</s>"),
+    ("<|user|>\n", "<|assistant|>"),
+    ("<｜User｜>", "<｜Assistant｜>"),
+    ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    ("<|start_of_role|>user<|end_of_role|>", "<|end_of_text|>"),
+    ("### Instruction:\n", "### Response:"),
+)
+
+
+@dataclass(frozen=True)
+class ChatFrame:
+    """The texts between which a user's text stands.
+
+    Attributes:
+        marks: Pairs of the text before (the opener) and the text after (the closer) of the tokenizer's own template. None is white
+            space alone.
+    """
+
+    marks: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> ChatFrame:
+        """Return the frame of a tokenizer's chat template, found by rendering it.
+
+        A user's text is rendered with and without a system message, as first and as later message. The opener is the common end of what
+        precedes it, the closer the common start of what follows it. What precedes it after a system message may have an end of its own.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            return cls()
+        gaps = {(system, later): _around(tokenizer, system, later) for system, later in product((False, True), (False, True))}
+        found = [gap for gap in gaps.values() if gap]
+        if not found:
+            return cls()
+        after = _common_start([gap[1] for gap in found])
+        befores = [gap[0][::-1] for (system, later), gap in gaps.items() if gap and (later or not system)]
+        openers = [_common_start(befores)[::-1]]
+        if (first := gaps[True, False]) and not (openers[0].strip() and first[0].endswith(openers[0])):
+            openers.append(first[0])
+        return cls(tuple((opener, after) for opener in openers if opener.strip() and after.strip()))
+
+    def message(self, text: str) -> str:
+        """Return the last user message of a text; the text itself if no template is around it.
+
+        Args:
+            text: A text with the template's special tokens.
+        """
+        for marks in (self.marks, _KNOWN):
+            starts = {opener: text.rfind(opener) + len(opener) for opener, _ in marks if opener in text}
+            found = [(starts[opener], -text.find(closer, starts[opener])) for opener, closer in marks if opener in starts]
+            if ended := [(start, minus) for start, minus in found if minus <= 0]:
+                start, minus = max(ended)  # the last opener, and the first of its closers
+                return text[start:-minus].strip("\n ")
+        return text
+
+
+def _around(tokenizer: Any, system: bool, later: bool) -> tuple[str, str] | None:
+    """Return what stands between the content before a user's text and that text, and what follows it; None if it cannot be rendered."""
+    user, marks = "<<user-text>>", ("<<system-text>>", "<<first-text>>", "<<answer-text>>")
+    messages = [{"role": "system", "content": marks[0]}] * system
+    messages += [{"role": "user", "content": marks[1]}, {"role": "assistant", "content": marks[2]}] * later
+    messages += [{"role": "user", "content": user}]
+    texts = []
+    for answer in (True, False):
+        before, found, after = _rendered(tokenizer, messages, answer).rpartition(user)
+        if found:
+            last = max(before.rfind(mark) + len(mark) if mark in before else 0 for mark in marks)
+            texts.append((before[last:], after))
+    if not texts:
+        return None
+    whole, common = texts[0][1], _common_start([after for _, after in texts])
+    return texts[0][0], common if common.strip() else whole
+
+
+def _rendered(tokenizer: Any, messages: Sequence[dict[str, str]], answer: bool) -> str:
+    """Return messages under the chat template, with the start of an answer or without; nothing if the template takes no such messages."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+    except Exception:  # noqa: BLE001  a template is code of the model's author and may fail in any way
+        return ""
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    return "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False)))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
-from workbench.route.deciding.router import REFUSED, Fitted, Joined, restored, state
+from workbench.route.deciding.router import REFUSED, Fitted, FittedFields, Joined, restored, state
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples, copies
 from workbench.steps import CalibratedRoute, RouteContext
 from workbench.steps.route import Prompts, Router
@@ -114,10 +114,6 @@ def solve(scatter: Scatter, strength: float) -> Tensor:
 
     Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
     the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
-
-    Args:
-        scatter: Centers and scatter of the bricks.
-        strength: λ.
     """
     matrix = scatter.total.clone()
     size = len(matrix)
@@ -127,13 +123,7 @@ def solve(scatter: Scatter, strength: float) -> Tensor:
 
 
 def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:
-    """Return the statistics of each brick's vectors.
-
-    Args:
-        vectors: [n, d].
-        labels: [n], the brick of each vector.
-        bricks: Number of bricks.
-    """
+    """Return the statistics of each brick's vectors."""
     return [Statistics.of(vectors[labels == brick]) for brick in range(bricks)]
 
 
@@ -159,7 +149,7 @@ _STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
 class PooledRoute(CalibratedRoute):
     """Base of route methods that read pooled hidden states of the base."""
 
-    constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
+    constants: ClassVar[Mapping[str, object]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
         """Return the calibration prompts with their pooled states, and the layer.
@@ -194,18 +184,12 @@ class PooledRoute(CalibratedRoute):
         return states[torch.tensor([places[text] for text in texts])]
 
     def finished(self, samples: Samples, make: Callable[[Tensor], PooledRouter], joined: Joined, context: RouteContext) -> Router:
-        """Return the router of all samples, with ties, threshold and record.
-
-        Args:
-            samples: What `measured` returns.
-            make: Fits a router to some samples.
-            joined: How scores of tied bricks become one.
-            context: What the step is fitted with.
-        """
+        """Return the router of all samples, with ties, threshold and record."""
         router = fitted(samples, make, self, joined, context.notice)
-        if float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
+        warnings = router.record["warnings"]
+        if isinstance(warnings, list) and float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
             context.notice(_UNREAD)
-            return replace(router, record={**router.record, "warnings": [*router.record["warnings"], _UNREAD]})
+            return replace(router, record={**router.record, "warnings": [*warnings, _UNREAD]})
         return router
 
 
@@ -253,9 +237,6 @@ class PooledRouter(Fitted):
         are not squared: a difference of squares is the difference times the sum, so that prompts far from all calibration prompts, such
         as short ones and new wordings, would have a low confidence for their distance alone. The cosine does not depend on distance.
 
-        Args:
-            states: [n, hidden size].
-
         Source:
             The second term has the distances of Ren et al. 2021, A simple fix to Mahalanobis distance for improving near-OOD
             detection, arXiv 2106.09022, which subtracts their squares, and takes all prompts in the place of the negatives.
@@ -297,13 +278,6 @@ class PooledRouter(Fitted):
         """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.
 
         Ties and threshold stay: fit the router again to have them measured.
-
-        Args:
-            brick: The brick's name.
-            statistics: What `measure_brick` returns for its prompts.
-
-        Raises:
-            WorkbenchError: If the router has the brick, or the states have another size.
         """
         if brick in self.bricks:
             raise WorkbenchError(f"the router has a brick '{brick}' already", "Give the new brick another name.")
@@ -325,12 +299,20 @@ class PooledRouter(Fitted):
         return found
 
 
-def restored_statistics(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], method: str) -> dict[str, Any]:
-    """Return the fields of a `PooledRouter` from its saved state.
+class StatisticsFields(TypedDict):
+    """Fields of `PooledRouter` that are measured."""
 
-    Raises:
-        WorkbenchError: If settings and tensors do not belong together.
-    """
+    statistics: tuple[Statistics, ...]
+    negatives: Statistics
+    refused: dict[str, Statistics]
+
+
+class PooledFields(FittedFields, StatisticsFields):
+    """Fields of `PooledRouter` that are read from its files."""
+
+
+def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Tensor], method: str) -> PooledFields:
+    """Return the fields of a `PooledRouter` from its saved state."""
     fields = restored(settings, method)
     size = len(state(tensors, f"{_NEGATIVES}total", [None]))
 
@@ -349,20 +331,13 @@ def restored_statistics(settings: Mapping[str, Any], tensors: Mapping[str, Tenso
 
 
 def measure_brick(model: Any, tokenizer: Any, prompts: Sequence[str], router: Router) -> Statistics:
-    """Return the statistics of a brick's prompts and their copies, which `PooledRouter.added` takes.
-
-    Args:
-        model: The live base; no brick acts on it.
-        tokenizer: Its tokenizer.
-        prompts: The brick's prompts.
-        router: The router that the brick is added to.
-    """
+    """Return the statistics of a brick's prompts and their copies, which `PooledRouter.added` takes."""
     assert router.layer is not None
     texts = [text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()]
     return Statistics.of(pooled(model, token_rows(tokenizer, texts), router.layer, router.window)[:, 0])
 
 
-def statistics_of(samples: Samples, rows: Tensor) -> dict[str, Any]:
+def statistics_of(samples: Samples, rows: Tensor) -> StatisticsFields:
     """Return the fields of a `PooledRouter` that are measured on some samples, each in the window that ends with it.
 
     Copies count too: they make the router steady against them.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+
+from pydantic import ValidationError
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
+from workbench.results import Number, Part
 from workbench.steps.route import Decisions, Prompts
 
 if TYPE_CHECKING:
@@ -70,16 +73,13 @@ class Fitted:
         record: Measurements of the fit, as plain data.
     """
 
+    method: ClassVar[str]
+    """Name of the method."""
     bricks: tuple[str, ...]
     choice: Choice = Choice()
     layer: int | None = None
     window: int = 16
-    record: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        raise NotImplementedError
+    record: dict[str, object] = field(default_factory=dict)
 
     @property
     def threshold(self) -> float | None:
@@ -105,52 +105,66 @@ class Fitted:
         """Return the tensors of router.safetensors."""
         return {}
 
-    def own_settings(self) -> dict[str, Any]:
+    def own_settings(self) -> dict[str, object]:
         """Return entries of routing.json that only this method has."""
         return {}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the entries of routing.json, as plain data."""
-        return {
-            "method": self.method,
-            "bricks": list(self.bricks),
-            "layer": self.layer,
-            "window": self.window,
-            "threshold": self.choice.threshold,
-            "ties": [list(group) for group in self.choice.ties],
-            "mix": 1,  # number of bricks that act together; earlier versions wrote others and read it
-            "joined": self.choice.joined,
-            **self.own_settings(),
-        }
+        common = Settings(
+            method=self.method,
+            bricks=self.bricks,
+            layer=self.layer,
+            window=self.window,
+            threshold=self.choice.threshold,
+            ties=self.choice.ties,
+            joined=self.choice.joined,
+        )
+        return common.to_dict() | self.own_settings()
 
 
-def restored(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+class Settings(Part):
+    """Entries of routing.json that all methods have."""
+
+    method: str
+    bricks: tuple[str, ...]
+    layer: int | None
+    window: int
+    threshold: Number | None
+    ties: tuple[tuple[str, ...], ...]
+    mix: int = 1
+    """Number of bricks that act together. Earlier versions wrote others."""
+    joined: Joined
+
+
+class FittedFields(TypedDict):
+    """Fields of `Fitted` that are read from routing.json."""
+
+    bricks: tuple[str, ...]
+    choice: Choice
+    layer: int | None
+    window: int
+
+
+def restored(settings: Mapping[str, object], method: str) -> FittedFields:
     """Return the fields of `Fitted` from the entries of routing.json.
 
-    Args:
-        settings: The entries.
-        method: The method that reads them.
-
     Raises:
-        WorkbenchError: If they are of another method, or entries are missing or have other types.
+        WorkbenchError: If the entries are of another method, or are missing or have other types.
     """
     if settings.get("method") != method:
         raise WorkbenchError(f"routing.json: expected a router of method '{method}', found '{settings.get('method')}'", REPAIR)
     try:
-        bricks = tuple(str(name) for name in settings["bricks"])
-        ties = tuple(tuple(str(name) for name in group) for group in settings["ties"])
-        threshold = None if settings["threshold"] is None else float(settings["threshold"])
-        choice = Choice(threshold, ties, settings["joined"])
-        layer = None if settings["layer"] is None else int(settings["layer"])
-        fields = {"bricks": bricks, "choice": choice, "layer": layer, "window": int(settings["window"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorkbenchError(f"routing.json: the router's entry {error} is missing or invalid", REPAIR) from error
-    if settings.get("mix", 1) != 1:
-        raise WorkbenchError(f"routing.json: the router mixes {settings['mix']} bricks, and one brick acts today", REPAIR)
-    unknown = sorted({name for group in ties for name in group} - set(bricks))
-    if unknown or choice.joined not in ("sum", "largest"):
-        raise WorkbenchError(f"routing.json: the router's ties or scores name {unknown or choice.joined}, not its bricks", REPAIR)
-    return fields
+        found = Settings.model_validate(settings)
+    except ValidationError as error:
+        place = error.errors(include_url=False)[0]["loc"][0]
+        raise WorkbenchError(f"routing.json: the router's entry '{place}' is missing or invalid", REPAIR) from None
+    if found.mix != 1:
+        raise WorkbenchError(f"routing.json: the router mixes {found.mix} bricks, and one brick acts today", REPAIR)
+    if unknown := sorted({name for group in found.ties for name in group} - set(found.bricks)):
+        raise WorkbenchError(f"routing.json: the router's ties name {unknown}, not its bricks", REPAIR)
+    choice = Choice(found.threshold, found.ties, found.joined)
+    return {"bricks": found.bricks, "choice": choice, "layer": found.layer, "window": found.window}
 
 
 def state(tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None]) -> Tensor:
@@ -160,9 +174,6 @@ def state(tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None])
         tensors: The file's tensors.
         name: The tensor.
         shape: Its sizes; None stands for any size.
-
-    Raises:
-        WorkbenchError: If it is missing, or has another shape, as in a file of other bricks.
     """
     if name not in tensors:
         raise WorkbenchError(f"router.safetensors: has no tensor '{name}'; the file belongs to another router", REPAIR)

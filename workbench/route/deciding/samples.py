@@ -76,13 +76,7 @@ COPIES = ("plain", "lower", "greeting", "typos", "behind", "language", "paragrap
 
 
 def copy(prompt: str, kind: str, number: int) -> str:
-    """Return a prompt in one kind of copy.
-
-    Args:
-        prompt: The prompt.
-        kind: One of `COPIES`.
-        number: The prompt's number, which chooses the greeting, the language and so on.
-    """
+    """Return a prompt in one kind of copy."""
     match kind:
         case "lower":
             return prompt.lower()
@@ -100,12 +94,7 @@ def copy(prompt: str, kind: str, number: int) -> str:
 
 
 def copies(prompt: str, number: int) -> dict[str, str]:
-    """Return a prompt of a brick by kind of copy: rarer kinds are those of every second or fourth prompt.
-
-    Args:
-        prompt: The prompt.
-        number: Its number among the brick's prompts.
-    """
+    """Return a prompt of a brick by kind of copy: rarer kinds are those of every second or fourth prompt."""
     kinds = ["plain", "lower", "greeting", *(("language",) if number % 2 else ("typos", "behind"))]
     return {kind: copy(prompt, kind, number) for kind in [*kinds, *["paragraph"] * (number % 4 == 0)]}
 
@@ -173,15 +162,7 @@ class Samples:
 
     @classmethod
     def of(cls, calibration: Mapping[str, Sequence[str]], negatives: Sequence[str] = ()) -> Samples:
-        """Return the prompts with their copies and folds, without features.
-
-        Args:
-            calibration: Brick -> its prompts.
-            negatives: The step's own requests that no brick is for; the built-in ones are added.
-
-        Raises:
-            WorkbenchError: If there is one brick only, a brick has no prompts, or a negative is a brick's prompt.
-        """
+        """Return the prompts with their copies and folds, without features; the built-in requests join `negatives`."""
         bricks = tuple(calibration)
         if len(bricks) < 2:
             raise WorkbenchError(f"route: expected two or more bricks, found {len(bricks)}", "Add bricks to the step.")
@@ -221,11 +202,7 @@ class Samples:
         return replace(self, hidden=hidden, measured=measured)
 
     def prompts(self, rows: Tensor) -> Prompts:
-        """Return what a router sees of some samples.
-
-        Args:
-            rows: Numbers of samples.
-        """
+        """Return what a router sees of some samples."""
         hidden = None if self.hidden is None else self.hidden[rows]
         measured = None if self.measured is None else self.measured[rows]
         return Prompts([self.texts[i] for i in rows.tolist()], hidden, measured)

@@ -114,9 +114,6 @@ def templates(prompts: Sequence[str]) -> Tensor:
     made equal. Clusters may hold several similar templates: a coarse cluster costs some training prompts, while a template in two folds would hide how a router
     does on a new one.
 
-    Args:
-        prompts: Prompts of one brick.
-
     Returns:
         [prompt], int64.
     """
@@ -139,7 +136,7 @@ def _ends(prompt: str) -> str:
     return " ".join(words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]])
 
 
-def folds(prompts: Sequence[str], count: int = FOLDS) -> tuple[Tensor, Tensor]:
+def folds(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Return the template and the fold of each prompt of one brick, with whole templates in a fold.
 
     Large templates are placed first, each into the smallest fold. If there are fewer templates than two, prompts are dealt out one by
@@ -148,11 +145,11 @@ def folds(prompts: Sequence[str], count: int = FOLDS) -> tuple[Tensor, Tensor]:
     groups = templates(prompts)
     sizes = torch.bincount(groups)
     if len(sizes) < 2:
-        return groups, torch.arange(len(prompts)) % count
-    filled = [0] * count
+        return groups, torch.arange(len(prompts)) % FOLDS
+    filled = [0] * FOLDS
     place = torch.zeros(len(sizes), dtype=torch.long)
     for group in sorted(range(len(sizes)), key=lambda g: (-int(sizes[g]), g)):
-        fold = min(range(count), key=lambda f: (filled[f], f))
+        fold = min(range(FOLDS), key=lambda f: (filled[f], f))
         place[group] = fold
         filled[fold] += int(sizes[group])
     return groups, place[groups]

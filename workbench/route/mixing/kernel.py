@@ -56,9 +56,6 @@ class Mix:
 
         Args:
             weights: [bricks], [rows, bricks] or [rows, tokens, bricks].
-
-        Raises:
-            WorkbenchError: If a weight is NaN or infinite, or the tensor has another number of dimensions.
         """
         weights = weights.detach().float()
         if not 1 <= weights.dim() <= 3 or not bool(weights.isfinite().all()):
@@ -174,9 +171,6 @@ class Mixer:
     Args:
         model: The live model.
         factors: Brick -> live module -> factors (A [rank, in], B [out, rank]), in the order of the columns of weights.
-
-    Raises:
-        WorkbenchError: If the model lacks a module, or a module has another shape or is no linear layer.
     """
 
     def __init__(self, model: nn.Module, factors: Mapping[str, Mapping[str, Pair]]) -> None:
@@ -188,7 +182,8 @@ class Mixer:
         self._handles = []
         for name in dict.fromkeys(name for parts in placed.values() for name in parts):
             device = next(modules[name].parameters()).device
-            stack = StackedFactors([_on(parts.get(name), device) for parts in placed.values()])
+            pairs = (parts.get(name) for parts in placed.values())
+            stack = StackedFactors([None if pair is None else (pair[0].to(device), pair[1].to(device)) for pair in pairs])
             self.stacks[name] = stack
             self._handles.append(modules[name].register_forward_hook(self._hook(name, stack)))
 
@@ -238,23 +233,10 @@ class Mixer:
 
 
 def check_places(model: nn.Module, factors: Mapping[str, Mapping[str, Pair]]) -> None:
-    """Check that bricks fit a model, whose weights may be missing.
-
-    Args:
-        model: The model.
-        factors: Brick -> live module -> factors.
-
-    Raises:
-        WorkbenchError: If the model lacks a module, or a module has another shape or is no linear layer.
-    """
+    """Check that bricks fit a model, whose weights may be missing."""
     modules = dict(model.named_modules())
     for brick, parts in factors.items():
         _placed(brick, parts, modules)
-
-
-def _on(pair: Pair | None, device: torch.device) -> Pair | None:
-    """Return factors on a device."""
-    return None if pair is None else (pair[0].to(device), pair[1].to(device))
 
 
 def _has_rows(inputs: Tensor, mix: Mix, tokens: int) -> bool:

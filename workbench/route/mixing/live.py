@@ -18,8 +18,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import CACHES
 from workbench.models.prompts import encode_text
-from workbench.route.deciding.chat import ChatFrame
-from workbench.route.deciding.hidden import pooled
+from workbench.route.deciding.hidden import ChatFrame, pooled
 from workbench.route.deciding.router import BASE
 from workbench.route.mixing.kernel import Mix, Mixer, Pair
 from workbench.route.mixing.roles import SEEN, weights_by_token
@@ -44,14 +43,7 @@ class Choice:
         self._mixes: dict[int, Mix | None] = {}
 
     def mix(self, rows: int) -> Mix | None:
-        """Return the weights for a batch; `generate` repeats each row for beams and for several returned sequences.
-
-        Args:
-            rows: Number of rows of the batch.
-
-        Raises:
-            WorkbenchError: If the choice was made for another number of rows.
-        """
+        """Return the weights for a batch; `generate` repeats each row for beams and for several returned sequences."""
         if self.weights.dim() == 1:
             rows = 1
         elif rows % len(self.weights):
@@ -73,9 +65,6 @@ class Routing:
         tokenizer: Its tokenizer.
         router: The router.
         factors: Brick -> live module -> factors (A [rank, in], B [out, rank]), for the router's bricks.
-
-    Raises:
-        WorkbenchError: If the factors are those of other bricks, or do not fit the model.
 
     Attributes:
         router: The router.
@@ -131,9 +120,6 @@ class Routing:
         """Choose bricks for prompts. Of a conversation under a chat template, the last message counts.
 
         A prompt without text goes to the base, with confidence 0.
-
-        Args:
-            rows: Tokens of each prompt, without padding.
         """
         found = [self._message(row) for row in rows]
         asked = [i for i, (text, _) in enumerate(found) if text.strip()]
@@ -212,12 +198,7 @@ class Routing:
         return Choice(weights), whole
 
     def _of_prompts(self, ids: Any, mask: Any) -> Choice:
-        """Ask the router for the choice of whole prompts.
-
-        Args:
-            ids: [rows, tokens].
-            mask: [rows, tokens], 1 for tokens and 0 for padding; None: no padding.
-        """
+        """Ask the router for the choice of whole prompts."""
         if (
             not isinstance(ids, torch.Tensor)
             or ids.dim() != 2
@@ -237,17 +218,8 @@ def attach(
 ) -> Routing:
     """Make a live model a routed one: its `forward` and `generate` ask the router.
 
-    Args:
-        model: The live model.
-        tokenizer: Its tokenizer.
-        router: The router.
-        factors: Brick -> live module -> factors (A [rank, in], B [out, rank]), for the router's bricks.
-
     Returns:
         The routing, which is also set as `model.routing`.
-
-    Raises:
-        WorkbenchError: If the factors are those of other bricks, or do not fit the model.
     """
     routing: Any = Routing(model, tokenizer, router, factors)
     forward, generate = model.forward, model.generate

@@ -7,11 +7,14 @@ and the next closing marker, which still belongs to it, closes it. All other tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
+from workbench.results import Part
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.steps.route import Decisions, Prompts
 
@@ -49,20 +52,14 @@ class RolesRouter(Fitted):
         weights: [1 + roles, bricks]: weights of the bricks on text, then on the tokens of each role.
     """
 
+    method: ClassVar[str] = METHOD
     roles: tuple[Role, ...]
     table: Tensor = field(repr=False)
     weights: Tensor = field(repr=False)
 
     @classmethod
     def of(cls, bricks: Sequence[str], roles: Sequence[Role], text: Mapping[str, float], rows: int) -> RolesRouter:
-        """Return the router of some roles.
-
-        Args:
-            bricks: The bricks, in the order of columns.
-            roles: The roles; no token belongs to two of them.
-            text: Brick -> its weight on text.
-            rows: Number of tokens of the vocabulary.
-        """
+        """Return the router of some roles."""
         table, weights = torch.zeros(rows, dtype=torch.int32), torch.zeros(1 + len(roles), len(bricks))
         for name, weight in text.items():
             weights[TEXT, bricks.index(name)] = weight
@@ -73,13 +70,8 @@ class RolesRouter(Fitted):
             "roles": {r.brick: {"tokens": len(r.ids), **({"between": list(r.span)} if r.span else {})} for r in roles},
             "text": dict(text),
         }
-        kept = tuple(Role(role.brick, (), role.span) for role in roles)
-        return cls(bricks=tuple(bricks), record=record, roles=kept, table=table, weights=weights)
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return METHOD
+        without_ids = tuple(replace(role, ids=()) for role in roles)
+        return cls(bricks=tuple(bricks), record=record, roles=without_ids, table=table, weights=weights)
 
     @property
     def spans(self) -> bool:
@@ -97,9 +89,6 @@ class RolesRouter(Fitted):
         Args:
             ids: [rows, tokens], from the first token of each text.
             mask: [rows, tokens], 0 for padding, which neither opens nor closes a span; None: no padding.
-
-        Raises:
-            WorkbenchError: If an id is outside the vocabulary that the roles were made for.
         """
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.table):
             raise WorkbenchError(
@@ -132,25 +121,26 @@ class RolesRouter(Fitted):
         """Return the tensors of router.safetensors."""
         return {"table": self.table, "weights": self.weights}
 
-    def own_settings(self) -> dict[str, Any]:
+    def own_settings(self) -> dict[str, object]:
         """Return the bricks of the roles, with their spans."""
-        return {"roles": [{"brick": role.brick, "between": list(role.span) if role.span else None} for role in self.roles]}
+        return {"roles": [SavedRole(brick=role.brick, between=role.span).to_dict() for role in self.roles]}
 
 
-def restore_roles(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RolesRouter:
-    """Return a router from its saved state.
+class SavedRole(Part):
+    """A role in routing.json; its ids are in the table."""
 
-    Raises:
-        WorkbenchError: If settings and tensors are damaged or do not belong together.
-    """
+    brick: str
+    between: tuple[int, int] | None
+
+
+def restore_roles(settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> RolesRouter:
+    """Return a router from its saved state."""
     fields = restored(settings, METHOD)
     try:
-        roles = tuple(
-            Role(str(row["brick"]), (), (int(row["between"][0]), int(row["between"][1])) if row["between"] else None)
-            for row in settings["roles"]
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise WorkbenchError(f"routing.json: the entry {error} of a role is missing or invalid", REPAIR) from error
+        saved = TypeAdapter(list[SavedRole]).validate_python(settings.get("roles"))
+    except ValidationError as error:
+        raise WorkbenchError(f"routing.json: a role is missing or invalid: {error.errors()[0]['msg']}", REPAIR) from None
+    roles = tuple(Role(role.brick, (), role.between) for role in saved)
     table = state(tensors, "table", [None])
     weights = state(tensors, "weights", [1 + len(roles), len(fields["bricks"])])
     if table.is_floating_point() or (len(table) and not 0 <= int(table.min()) <= int(table.max()) <= len(roles)):
