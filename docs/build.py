@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import road_figure
 import route_tables
 import update_tables
 import yaml
-from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, interval, measured, points, results, signed, table
+from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, cite, interval, points, results, signed, table
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli import published
@@ -118,11 +118,11 @@ def results_block(found: dict[str, Any]) -> str:
     (row,) = (row for row in found["rows"] if (row["configuration"], row["task"]) == ("starter-ties", "retention"))
     return (
         f"The demo's TIES merge keeps {interval(merged['kept_mean'])} % of what its three bricks score alone; retention differs from the base's by "
-        f"{_difference(row)} points, which is {row['verdict']}: [all scores](docs/results.md#the-demo). {measured(found)}"
+        f"{_difference(row)} points, which is {row['verdict']}: [all scores](docs/results.md#the-demo). {cite(found, RESULTS, '')}"
     )
 
 
-@block("demo", RESULTS, cited=False)
+@block("demo", RESULTS)
 def demo_block(found: dict[str, Any]) -> str:
     """The committed comparison of the demo: its three bricks alone, their merges, on their tasks and on retention."""
     shown = [
@@ -133,35 +133,42 @@ def demo_block(found: dict[str, Any]) -> str:
     tasks = [t for t in found["tasks"] if t["owner"] in THREE or t["role"] == "retention"]
     legend = (
         f"Percent of items with 95 % intervals; {SIGNED}; against {found['baseline']}. Kept: share of the bricks' own scores, corrected for chance. Difference: in "
-        f"points, interval adjusted for the number of comparisons. {measured(found)}"
+        f"points, interval adjusted for the number of comparisons."
     )
     return "\n\n".join([_scores(found, shown, tasks), legend])
 
 
-@block("whole", RESULTS, cited=False)
+@block("whole", RESULTS)
 def whole_block(found: dict[str, Any]) -> str:
-    """Every configuration of the committed comparison on every task."""
-    half = [t for t in found["tasks"] if t["role"] == "skill"], [t for t in found["tasks"] if t["role"] != "skill"]
-    parts = [_scores(found, found["configurations"], tasks) for tasks in half]
-    return "\n\n".join([*parts, _legend(found, f"The source: [{RESULTS}](../{RESULTS}).")])
+    """Every configuration of the committed comparison on every task that sets one of them apart from the base."""
+    decided = {row["task"] for row in found["rows"] if row["verdict"] in ("better", "worse")}
+    same = [f"`{t['task']}`" for t in found["tasks"] if t["task"] not in decided]
+    parts = [
+        _scores(
+            found,
+            found["configurations"],
+            [t for t in found["tasks"] if t["task"] in decided and (t["role"] == "skill") is skill],
+        )
+        for skill in (True, False)
+    ]
+    left_out = f" No configuration is better or worse on {', '.join(same)}." if same else ""
+    return "\n\n".join([*parts, _legend(found) + left_out])
 
 
-@block("six", SIX, cited=False)
+@block("six", SIX)
 def six_block(found: dict[str, Any]) -> str:
     """The merge of six skills and its controls: skills, then retention, function modelling and the gain from its story."""
     parts = [
         _scores(found, found["configurations"], [t for t in found["tasks"] if (t["role"] == "skill") is skill])
         for skill in (True, False)
     ]
-    return "\n\n".join([*parts, _legend(found, f"The source: [{SIX}](../{SIX}).")])
+    return "\n\n".join([*parts, _legend(found)])
 
 
-@block("smoke", SMOKE, cited=False)
+@block("smoke", SMOKE)
 def smoke_block(found: dict[str, Any]) -> str:
     """One untuned merge of the same three bricks a method, on a quarter of the items."""
-    return "\n\n".join(
-        [_scores(found, found["configurations"], found["tasks"]), _legend(found, f"The source: [{SMOKE}](../{SMOKE}).")]
-    )
+    return "\n\n".join([_scores(found, found["configurations"], found["tasks"]), _legend(found)])
 
 
 @block("interference", RESULTS, cited=False)
@@ -227,7 +234,7 @@ def scoring_block(project: Path) -> str:
         f"Whole processes: {whole['configurations']} configurations (controls included) on `long` and `letters` take {whole['seconds']:.0f} CPU s by one `workbench eval`, composing "
         f"included, and {whole['lm_eval_seconds']:.0f} by as many calls of `lm_eval` on written checkpoints ({len(whole['lm_eval_calls'])} calls measured, "
         f"their mean counted for each): {whole['ratio']} times as much. The same `workbench eval` again takes {whole['again']:.1f} CPU s. "
-        f"{measured(found)} The source: [{SCORING}](../{SCORING})."
+        f"{cite(found, SCORING)}"
     )
     return "\n\n".join([table(heads, rows, left=1), note, calls])
 
@@ -258,18 +265,9 @@ def _merges(project: Path, name: str) -> str:
         "rank-16 adapters (`lora`, task arithmetic). CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's "
         "CPU seconds over the workbench's, start-up included, then with the start-up of both taken off. Over floor: CPU seconds without "
         "start-up over those of a process that only reads the inputs and writes the output. Two threads: wall time on one over wall time on two. "
-        f"mergekit computes in the dtype that its column names. {measured(found)}{_elsewhere(found['rows'])} The source: [{name}](../{name})."
+        f"mergekit computes in the dtype that its column names. {cite(found, name)}"
     )
     return table([*heads, "two threads"], rows, left=1) + "\n\n" + note
-
-
-def _elsewhere(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A sentence on rows that another call on the same machine has measured."""
-    owners: dict[str, list[str]] = {}
-    for row in rows:
-        if "measured" in row:
-            owners.setdefault(row["measured"], []).append(f"`{row['method']}`")
-    return "".join(f" {', '.join(names)}: by `{how.replace(', commit', '`, commit')}." for how, names in owners.items())
 
 
 def _peer(row: Mapping[str, Any] | None) -> list[str]:
@@ -351,13 +349,12 @@ def _name(configuration: Mapping[str, Any]) -> str:
     return f"{configuration['name']}{role}"
 
 
-def _legend(found: Mapping[str, Any], where: str) -> str:
+def _legend(found: Mapping[str, Any]) -> str:
     return (
         f"Scores in percent of items with 95 % intervals; {SIGNED}; against {found['baseline']} "
         f"({found['family']['text']}; {'Holm, ' if found['family']['correction'] == 'holm' else ''}{found['family']['alpha']:.0%} a family). "
         "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
-        "Difference: in points, adjusted interval. "
-        f"{measured(found)} {where}"
+        "Difference: in points, adjusted interval."
     )
 
 
