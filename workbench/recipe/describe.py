@@ -15,6 +15,7 @@ from workbench.recipe.schema import RecipeFields, recipe_model, recipe_schema
 from workbench.results import Part, absent
 from workbench.steps import Laws, MergeMethod, Step, verbs
 from workbench.steps.fields import field_docs
+from workbench.tables import markdown_rows
 from workbench.trust import Plugin
 
 _NEEDS = {
@@ -28,30 +29,43 @@ _VALUES = [
     "",
     "Recipes, suites, facts, `brick.yaml`, `train.yaml` and `--set` read values in the same way.",
     "",
-    "| value in the file | meaning |",
-    "| --- | --- |",
-    "| `1e-3`, `1.5e3`, `.5`, `1_000`, `0x1F` | A number. In a field that takes text, `1e-3` and similar values are text. |",
-    "| `010`, `1:30` | An error, because YAML 1.1 reads them in base 8 and base 60. Write the decimal number, or the text in quotes. |",
-    "| `yes`, `no`, `on`, `off`, `true`, `false` | A Boolean. An error in a field that takes a number or text. |",
-    "| `2026-01-01` | Text. |",
-    "| `.inf`, `.nan`, `1e400` | An error. |",
+    *markdown_rows(
+        ["value in the file", "meaning"],
+        [
+            (
+                "`1e-3`, `1.5e3`, `.5`, `1_000`, `0x1F`",
+                "A number. In a field that takes text, `1e-3` and similar values are text.",
+            ),
+            (
+                "`010`, `1:30`",
+                "An error, because YAML 1.1 reads them in base 8 and base 60. Write the decimal number, or the text in quotes.",
+            ),
+            ("`yes`, `no`, `on`, `off`, `true`, `false`", "A Boolean. An error in a field that takes a number or text."),
+            ("`2026-01-01`", "Text."),
+            ("`.inf`, `.nan`, `1e400`", "An error."),
+        ],
+    ),
     "",
     "A file can have at most 1 MB, 100,000 values and 40 levels. Duplicate keys are errors.",
     "",
 ]
-
-
 _SCHEDULES = [
     "## Values over depth",
     "",
     "Every number that a method takes per tensor (weight, lambda, density) can be a schedule:",
     "",
-    "| form | meaning |",
-    "| --- | --- |",
-    "| `0.5` | The same value for all tensors. |",
-    "| `{first: 0, last: 1}` | Linear from the first layer to the last layer. |",
-    "| `{knots: [0, 1, 0.5]}` | Linear between evenly spaced depths. |",
-    '| `[{where: {include: ["*.mlp.*"]}, value: 0.3}]` | The value of the last rule that matches, or the field\'s default if none matches. |',
+    *markdown_rows(
+        ["form", "meaning"],
+        [
+            ("`0.5`", "The same value for all tensors."),
+            ("`{first: 0, last: 1}`", "Linear from the first layer to the last layer."),
+            ("`{knots: [0, 1, 0.5]}`", "Linear between evenly spaced depths."),
+            (
+                '`[{where: {include: ["*.mlp.*"]}, value: 0.3}]`',
+                "The value of the last rule that matches, or the field's default if none matches.",
+            ),
+        ],
+    ),
     "",
     "Embeddings take the first knot. The final norm and the head take the last knot.",
     "",
@@ -84,14 +98,17 @@ _SWEEPS = [
     "Each entry is a field and its values; every combination is a configuration ([Sweeps](evaluation-sweeps.md#sweeps)). Two numbers are two",
     "values, not a range as in `search`.",
     "",
-    "| entry | varies |",
-    "| --- | --- |",
-    "| `mix.lambda: [0.25, 0.5, 1]` | A field of the step with this id; `0.lambda` names the step by its index. |",
-    "| `mix.merge: [ties, dare]` | The method. Fields that a method does not have are left out. |",
-    "| `mix.bricks: [[a, b], [a, b, c]]` | The bricks, all with weight 1. |",
-    "| `mix.bricks.a: [0.5, 1]` | The weight of a brick. |",
-    "| `mix.lambda.knots.0: [0, 1]` | One knot of a schedule. |",
-    "| `seed: [0, 1, 2]` | The seed. Scores are averaged over it. |",
+    *markdown_rows(
+        ["entry", "varies"],
+        [
+            ("`mix.lambda: [0.25, 0.5, 1]`", "A field of the step with this id; `0.lambda` names the step by its index."),
+            ("`mix.merge: [ties, dare]`", "The method. Fields that a method does not have are left out."),
+            ("`mix.bricks: [[a, b], [a, b, c]]`", "The bricks, all with weight 1."),
+            ("`mix.bricks.a: [0.5, 1]`", "The weight of a brick."),
+            ("`mix.lambda.knots.0: [0, 1]`", "One knot of a schedule."),
+            ("`seed: [0, 1, 2]`", "The seed. Scores are averaged over it."),
+        ],
+    ),
     "",
 ]
 
@@ -198,10 +215,12 @@ def methods_page() -> str:
         "",
     ]
     for verb, text in _KINDS.items():
-        rows = [m for m in methods().values() if m.verb == verb]
-        lines += [f"## {verb}", "", text, "", "| step | what it does |", "| --- | --- |"]
-        lines += [f"| [`{m.verb}: {m.name}`]({page_of(m)}) | {_cell(summary(m))} |" for m in rows]
-        lines.append("")
+        own = [m for m in methods().values() if m.verb == verb]
+        rows = [[f"[`{verb}: {m.name}`]({page_of(m)})", _starred(summary(m))] for m in own if "/" not in m.name]
+        if foreign := [m for m in own if "/" in m.name]:
+            names = ", ".join(f"`{m.name}`" for m in foreign)
+            rows.append([f"[by mergekit's own code]({page_of(foreign[0])})", names])
+        lines += [f"## {verb}", "", text, "", *markdown_rows(["step", "what it does"], rows), ""]
     return "\n".join(lines)
 
 
@@ -222,11 +241,11 @@ def method_page(method: type[Step], evidence: str = "") -> str:
         lines += ["## Formula", "", f"```text\n{described.formula}\n```", ""]
     lines += ["## Fields", "", *_own_fields(method, described.fields), ""]
     if isinstance(laws, Laws):
-        holds = [f"- {name.replace('_', ' ')}" for name, value in laws if value is True]
-        lines += ["## Properties", "", "A test checks these on random tensors.", "", *holds, ""] if holds else []
-        lines += ["## Cost", "", f"- memory: {_MEMORY[laws.memory]}", f"- passes over every delta: {laws.passes}"]
-        lines += [f"- needs besides the weights: {_NEEDS[laws.needs]}"] if laws.needs != "tensor" else []
-        lines.append("")
+        holds = ", ".join(name.replace("_", " ") for name, value in laws if value is True)
+        lines += ["## Properties", "", f"Checked by a test: {holds}.", ""] if holds else []
+        needs = f" It needs {_NEEDS[laws.needs]}." if laws.needs != "tensor" else ""
+        passes = "once" if laws.passes == 1 else f"{laws.passes} times"
+        lines += ["## Cost", "", f"Holds {_MEMORY[laws.memory]}; reads every delta {passes}.{needs}", ""]
     lines += ["## Evidence here", "", evidence, ""] if evidence else []
     lines += ["## Source", "", f"{described.paper}.".replace("..", "."), ""] if described.paper else []
     return "\n".join(lines)
@@ -252,13 +271,11 @@ def _own_fields(method: type[Step], fields: Sequence[FieldDescription]) -> list[
     for field in fields:
         if origin := origins.get(field.name):
             shared.setdefault(origin, []).append(f"`{field.name}`")
-    more = [f"[{_SHARED[name]}](shared.md#{_anchor(_SHARED[name])}): {', '.join(names)}." for name, names in shared.items()]
+    more = [f"[{_SHARED[name]}](shared.md#{_anchor(_SHARED[name])}) {', '.join(names)}" for name, names in shared.items()]
     return [
         *(_table(own) if own else ["None of its own."]),
         "",
-        "Fields that other methods have too:",
-        "",
-        *(f"- {line}" for line in more),
+        f"Shared fields: {'; '.join(more)}.",
     ]
 
 
@@ -297,13 +314,14 @@ def family_page(family: Sequence[type[Step]], evidence: Mapping[str, str]) -> st
     shared, text = list(_fields(base)), inspect.getdoc(base) or ""
     own = {method: [field for field in _fields(method) if field not in shared] for method in family}
     lines = [f"# {family[0].verb}: {', '.join(method.name for method in family)}", "", *text.split("\n"), ""]
-    lines += ["| step | formula | what it does | source |", "| --- | --- | --- | --- |"]
-    for method in family:
-        text = " ".join((inspect.getdoc(method) or "").split())
-        lines.append(f"| `{method.verb}: {method.name}` | `{_cell(method.formula)}` | {_cell(text)} | {_cell(method.paper)} |")
-    lines += ["", "## Fields of one method", "", "| step | field | default | meaning |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{method.name}` {row}" for method in family for row in _table(own[method])[2:]]
-    lines += ["", "## Fields", "", *_table(shared), ""]
+    each = [
+        [f"`{method.name}`", f"`{_starred(method.formula)}`", _starred(inspect.getdoc(method) or ""), _starred(method.paper)]
+        for method in family
+    ]
+    lines += [*markdown_rows(["step", "formula", "what it does", "source"], each), ""]
+    if apart := [[f"`{method.name}`", *_cells(field)] for method in family for field in own[method]]:
+        lines += ["## Fields of one method", "", *markdown_rows(["step", "field", "default", "meaning"], apart), ""]
+    lines += ["## Fields", "", *_table(shared), ""]
     measured = [evidence[tag] for method in family if (tag := f"{method.verb}:{method.name}") in evidence]
     return "\n".join([*lines, *(["## Evidence here", "", *measured, ""] if measured else [])])
 
@@ -383,11 +401,13 @@ def pages(evidence: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     }
 
 
-def _cell(text: str) -> str:
-    """Convert text to a cell of a Markdown table: one line, with bars and stars escaped."""
-    return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*")
+def _starred(text: str) -> str:
+    return text.replace("*", "\\*")
+
+
+def _cells(field: FieldDescription) -> list[str]:
+    return [f"`{field.name}`", _starred(field.default), _starred(field.text)]
 
 
 def _table(rows: Iterable[FieldDescription]) -> list[str]:
-    cells = [f"| `{row.name}` | {_cell(row.default)} | {_cell(row.text)} |" for row in rows]
-    return ["| field | default | meaning |", "| --- | --- | --- |", *cells]
+    return markdown_rows(["field", "default", "meaning"], map(_cells, rows))
