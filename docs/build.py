@@ -54,7 +54,6 @@ RESULTS = "benchmarks/results/starter.json"
 MERGE = "benchmarks/results/merge-M.json"
 SMOKE = "benchmarks/results/starter-smoke.json"
 SIX = "benchmarks/results/starter-six.json"
-MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 SCORING = "benchmarks/results/eval.json"
 # The bricks of `make demo`.
@@ -118,7 +117,7 @@ def results_block(found: dict[str, Any]) -> str:
     (row,) = (row for row in found["rows"] if (row["configuration"], row["task"]) == ("starter-ties", "retention"))
     return (
         f"The demo's TIES merge keeps {interval(merged['kept_mean'])} % of what its three bricks score alone; retention differs from the base's by "
-        f"{_difference(row)} points, which is {row['verdict']}: [all scores](docs/results.md#the-demo). {cite(found, RESULTS, '')}"
+        f"{_difference(row)} points, which is {row['verdict']}: [all scores](docs/results.md#the-demo)."
     )
 
 
@@ -184,17 +183,17 @@ def interference_block(found: dict[str, Any]) -> str:
 
 def merge_block(project: Path) -> str:
     """Merging checkpoints of 1.6 B parameters: CPU time and peak memory, beside mergekit in the same run."""
-    return _merges(project, MERGE)
+    explained = (
+        " CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's CPU seconds over the workbench's, start-up included, "
+        "then with the start-up of both taken off. Over floor: CPU seconds without start-up over those of a process that only reads the inputs and "
+        "writes the output. Two threads: wall time on one over wall time on two. mergekit computes in the dtype that its column names."
+    )
+    return _merges(project, MERGE, explained)
 
 
 def merge_small_block(project: Path) -> str:
     """The same with checkpoints of 0.5 B parameters."""
     return _merges(project, MERGE_SMALL)
-
-
-def merge_large_block(project: Path) -> str:
-    """Memory and time of merging checkpoints of 8 B parameters, files of zeros."""
-    return _merges(project, MERGE_LARGE)
 
 
 def scoring_block(project: Path) -> str:
@@ -239,8 +238,8 @@ def scoring_block(project: Path) -> str:
     return "\n\n".join([table(heads, rows, left=1), note, calls])
 
 
-def _merges(project: Path, name: str) -> str:
-    """The table of a results file of `benchmarks/merge.py`."""
+def _merges(project: Path, name: str, explained: str = "") -> str:
+    """The table of a results file of `benchmarks/merge.py`; `explained` says what its columns are."""
     found = results(project, name)
     if found is None or not all("floor" in row for row in found["rows"]):  # files of before the floor was measured
         return MISSING
@@ -262,10 +261,7 @@ def _merges(project: Path, name: str) -> str:
     layers, hidden, mlp, _ = found["shape"]
     note = (
         f"Random bf16 llama checkpoints of {layers} layers, hidden size {hidden}, MLP {mlp}: base and three fine-tunes (two for `slerp`), or three "
-        "rank-16 adapters (`lora`, task arithmetic). CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's "
-        "CPU seconds over the workbench's, start-up included, then with the start-up of both taken off. Over floor: CPU seconds without "
-        "start-up over those of a process that only reads the inputs and writes the output. Two threads: wall time on one over wall time on two. "
-        f"mergekit computes in the dtype that its column names. {cite(found, name)}"
+        f"rank-16 adapters (`lora`, task arithmetic).{explained} {cite(found, name)}"
     )
     return table([*heads, "two threads"], rows, left=1) + "\n\n" + note
 
@@ -325,12 +321,16 @@ def items_block(project: Path) -> str:
         rows.append(
             [
                 f"`{path.stem}`",
-                f"{first['prompt']} → {first['answer']}".replace("\n", " / "),
+                f"{_start(first['prompt'])} → {first['answer']}".replace("\n", " / "),
                 str(len(items)),
                 str(len({i["cluster"] for i in items})),
             ]
         )
     return table(["task", "first item", "items", "clusters"], rows)
+
+
+def _start(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[:most].rsplit(maxsplit=1)[0]} …"
 
 
 def _scored(score: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> str:
@@ -351,10 +351,8 @@ def _name(configuration: Mapping[str, Any]) -> str:
 
 def _legend(found: Mapping[str, Any]) -> str:
     return (
-        f"Scores in percent of items with 95 % intervals; {SIGNED}; against {found['baseline']} "
-        f"({found['family']['text']}; {'Holm, ' if found['family']['correction'] == 'holm' else ''}{found['family']['alpha']:.0%} a family). "
-        "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
-        "Difference: in points, adjusted interval."
+        f"Scores in percent of items with 95 % intervals; {SIGNED}; against {found['baseline']}, {found['family']['alpha']:.0%} "
+        "a family. Kept: share of the best parents' scores, corrected for chance. Difference: in points, adjusted interval."
     )
 
 
@@ -368,7 +366,6 @@ BLOCKS.update(
         "items": items_block,
         "merge": merge_block,
         "merge_small": merge_small_block,
-        "merge_large": merge_large_block,
         "scoring": scoring_block,
         "skills": skills_block,
     }

@@ -83,6 +83,6 @@ def block(name: str, source: str, *, cited: bool = True) -> Callable[[Callable[[
     return register
 
 
-def cite(found: Mapping[str, Any], source: str, up: str = "../") -> str:
+def cite(found: Mapping[str, Any], source: str) -> str:
     """Say on which machine results were measured, with a link to their file, which also has the command and the commit."""
-    return f"{found['machine']}: [{source.rpartition('/')[2]}]({up}{source})."
+    return f"{found['machine']}: [{source.rpartition('/')[2]}](../{source})."

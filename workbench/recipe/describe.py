@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -233,7 +234,7 @@ def method_page(method: type[Step], evidence: str = "") -> str:
     """
     described = describe(method)
     laws = described.laws
-    paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(method) or "").split("\n\n")]
+    paragraphs = [" ".join(part.split()) for part in _uncited(method).split("\n\n")]
     lines = [f"# {described.verb}: {described.name}", ""]
     for paragraph in paragraphs:
         lines += [paragraph, ""]
@@ -249,6 +250,15 @@ def method_page(method: type[Step], evidence: str = "") -> str:
     lines += ["## Evidence here", "", evidence, ""] if evidence else []
     lines += ["## Source", "", f"{described.paper}.".replace("..", "."), ""] if described.paper else []
     return "\n".join(lines)
+
+
+def _uncited(method: type[Step]) -> str:
+    """Return a method's docstring without references to its paper, which its page names below."""
+
+    def kept(found: re.Match[str]) -> str:
+        return "" if found["who"] in method.paper else found[0]
+
+    return re.sub(r"\s\((?P<who>[^()]*?\d{4})[^()]*\)", kept, inspect.getdoc(method) or "")
 
 
 def _origins(method: type[Step]) -> dict[str, str]:
@@ -315,7 +325,7 @@ def family_page(family: Sequence[type[Step]], evidence: Mapping[str, str]) -> st
     own = {method: [field for field in _fields(method) if field not in shared] for method in family}
     lines = [f"# {family[0].verb}: {', '.join(method.name for method in family)}", "", *text.split("\n"), ""]
     each = [
-        [f"`{method.name}`", f"`{_starred(method.formula)}`", _starred(inspect.getdoc(method) or ""), _starred(method.paper)]
+        [f"`{method.name}`", f"`{_starred(method.formula)}`", _starred(_uncited(method)), _starred(method.paper)]
         for method in family
     ]
     lines += [*markdown_rows(["step", "formula", "what it does", "source"], each), ""]
