@@ -29,7 +29,7 @@ def labelled() -> Labelled:
         for t in range(TASKS)
         for i in range(EACH)
     ]
-    return Labelled(tuple(items), "digest")
+    return Labelled(tuple(items), "texts.jsonl", "digest")
 
 
 def site(layer: int = 0, units: int = UNITS) -> Site:

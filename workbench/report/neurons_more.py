@@ -8,8 +8,8 @@ from itertools import combinations
 from workbench.neurons.brick_metrics import QualityCurve
 from workbench.neurons.bricks import BrickCosines
 from workbench.neurons.decompose import Decomposition, DecompositionResult
-from workbench.neurons.fact_neurons import ProbabilityChange
-from workbench.neurons.locate import KnowledgeResult, LocatedNeuron, MeanChange
+from workbench.neurons.fact_neurons import LocatedNeuron, ProbabilityChange
+from workbench.neurons.locate import KnowledgeResult, MeanChange
 from workbench.neurons.partition import PartitionResult, SelectorCurve
 from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.numbers import MISSING, fixed, plural, signed
