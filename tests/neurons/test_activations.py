@@ -15,7 +15,7 @@ from workbench.activations.labelled import ItemRow, TextPart
 from workbench.activations.sites import find_sites, stream, switching_off, visiting
 from workbench.errors import WorkbenchError
 from workbench.models.skeleton import parse_config
-from workbench.neurons.scoring import ItemScores, item_scores
+from workbench.neurons.function_scores import ItemScores, item_scores
 
 CPU = torch.device("cpu")
 CONFIGS: dict[str, Any] = {
@@ -112,7 +112,7 @@ def test_a_text_of_one_token_keeps_it(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.neurons.scoring._CHECKPOINT_ROWS", 1)
+    monkeypatch.setattr("workbench.neurons.function_scores._CHECKPOINT_ROWS", 1)
     model, rows = model_of("llama"), rows_of(20)
     sites = find_sites(model, 3, CPU)
     expected = scores(model, sites, rows, tmp_path / "whole")

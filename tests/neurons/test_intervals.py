@@ -18,8 +18,7 @@ from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import find_sites
 from workbench.errors import WorkbenchError
 from workbench.neurons.controls import ablate, controls
-from workbench.neurons.damage import damage_table
-from workbench.neurons.draws import ItemGroups
+from workbench.neurons.damage import ItemGroups, damage_table
 from workbench.neurons.masking import MaskedLosses, mask_curves
 from workbench.scores.statistics import clustered_se, codes, upper_t
 

@@ -12,8 +12,7 @@ from workbench.activations.sets import NeuronSet, read_set
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
 from workbench.neurons.controls import ablate, controls, mean_overlap
-from workbench.neurons.damage import DamageTable, damage_table
-from workbench.neurons.draws import ItemGroups
+from workbench.neurons.damage import DamageTable, ItemGroups, damage_table
 from workbench.neurons.functions import RECORD as FUNCTIONS
 from workbench.neurons.functions import SETS, TENSORS, FunctionsResult, analyze_functions
 from workbench.neurons.masking import SparsityResult, analyze_sparsity

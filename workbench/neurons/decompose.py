@@ -22,8 +22,7 @@ from workbench.lazy import torch
 from workbench.models.texts import Text
 from workbench.neurons.ablation import RECORD as ABLATION
 from workbench.neurons.ablation import AblationResult
-from workbench.neurons.brick_metrics import QualityCurve, quality_curve
-from workbench.neurons.bricks import BrickCosines, BrickSubsets, brick_cosines
+from workbench.neurons.bricks import BrickCosines, BrickSubsets, QualityCurve, brick_cosines, quality_curve
 from workbench.neurons.damage import Damage
 from workbench.neurons.masking import RECORD as SPARSITY
 from workbench.neurons.masking import SparsityResult

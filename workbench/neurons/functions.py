@@ -17,8 +17,7 @@ from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.files import json_digest, write_text
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
-from workbench.neurons.function_scores import FunctionScores, function_scores
-from workbench.neurons.scoring import item_scores
+from workbench.neurons.function_scores import FunctionScores, function_scores, item_scores
 from workbench.neurons.statistics import ALPHA, DRAWS
 from workbench.neurons.subject import Analysis, AnalyzedTexts, LeftOutTexts, NeuronSubject
 from workbench.results import Number, Part, absent

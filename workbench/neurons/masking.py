@@ -15,7 +15,7 @@ from workbench.activations.sites import Progress, Site, Visitor, visiting
 from workbench.errors import UsageError
 from workbench.files import write_text
 from workbench.lazy import torch
-from workbench.neurons.draws import ItemGroups, loss_rise
+from workbench.neurons.damage import ItemGroups, loss_rise
 from workbench.neurons.sparsity import (
     INDICATORS,
     Distribution,

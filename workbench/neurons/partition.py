@@ -24,7 +24,7 @@ from workbench.activations.selectors import (
 )
 from workbench.errors import UsageError
 from workbench.lazy import torch
-from workbench.neurons.draws import ItemGroups, loss_rise
+from workbench.neurons.damage import ItemGroups, loss_rise
 from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
 from workbench.results import Measured, Number, Part
 from workbench.scores.statistics import codes
