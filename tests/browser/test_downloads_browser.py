@@ -134,12 +134,3 @@ def test_a_search_and_heat_maps_are_saved(opened: Browser, tmp_path: Path) -> No
     opened.open(path, 1280, 900, False)
     files = check(opened, path, tmp_path / "heat-files")
     assert {"relative-norm.svg", "cosine-with-other.png"} <= set(files)
-
-
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True)])
-def test_small_pages_have_room_for_the_buttons(
-    width: int, dark: bool, opened: Browser, document: dict[str, Any], tmp_path: Path
-) -> None:
-    show(opened, document, tmp_path, width, dark)
-    opened.until("document.documentElement.dataset.saves === 'ready'")
-    assert opened.js("document.documentElement.scrollWidth") <= width

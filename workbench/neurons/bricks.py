@@ -228,13 +228,7 @@ class BrickSubsets:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        items: Sequence[Item],
-        *,
-        scored: Scored = "whole",
-        device: torch.device,
-        events: Events = no_events,
+        self, recipe: Recipe, items: Sequence[Item], *, scored: Scored = "whole", device: torch.device, events: Events = no_events
     ) -> None:
         """Check the texts and the recipes without one brick. Nothing is composed yet.
 

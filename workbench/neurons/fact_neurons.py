@@ -170,12 +170,7 @@ def _listed(neurons: NeuronSet) -> list[LocatedNeuron]:
 
 
 def knowledge_neurons(
-    name: str,
-    sites: Sequence[Site],
-    attributions: Sequence[Attribution],
-    *,
-    threshold: float = 0.2,
-    share: float = 0.7,
+    name: str, sites: Sequence[Site], attributions: Sequence[Attribution], *, threshold: float = 0.2, share: float = 0.7
 ) -> NeuronSet:
     """Return the neurons that carry a fact in enough of its wordings.
 

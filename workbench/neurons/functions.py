@@ -232,11 +232,7 @@ def _tensors(scores: FunctionScores) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for number, (site, resident) in enumerate(zip(scores.sites, scores.residents(), strict=True)):
         named = {f"ap.{split}": s.ap[number] for split, s in scores.splits.items()}
-        named |= {
-            "effect": scores.test.effects[number],
-            "firing": scores.firing[number],
-            "mean_abs": scores.means[number],
-        }
+        named |= {"effect": scores.test.effects[number], "firing": scores.firing[number], "mean_abs": scores.means[number]}
         tensors |= {f"{name}.{site.layer}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in named.items()}
         tensors[f"resident.{site.layer}"] = torch.from_numpy(resident)
         tensors[f"found.{site.layer}"] = torch.from_numpy(scores.test.found[number])
