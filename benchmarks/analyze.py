@@ -26,7 +26,7 @@ from record import parser_of, write_results
 
 from workbench.activations.labelled import ItemRow, read_labelled
 from workbench.activations.sites import stream
-from workbench.neurons.scoring import item_scores
+from workbench.neurons.function_scores import item_scores
 from workbench.neurons.subject import NeuronSubject, open_neurons
 from workbench.run.opened import resolve_model
 

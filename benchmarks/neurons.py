@@ -25,7 +25,7 @@ from workbench.activations.labelled import read_labelled
 from workbench.neurons.ablation import analyze_ablation, read_sets
 from workbench.neurons.functions import analyze_functions
 from workbench.neurons.masking import analyze_sparsity
-from workbench.neurons.subject import Texts, open_neurons
+from workbench.neurons.subject import open_neurons
 from workbench.run.opened import resolve_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def main() -> None:
     def done(part: str) -> None:
         seconds[part] = round(time.perf_counter() - started - sum(seconds.values()), 1)
 
-    texts = Texts(read_labelled(given.data, given.data.name), given.data.name)
+    texts = read_labelled(given.data, given.data.name)
     name = "starter base" if given.model == BASE else given.model.name
     subject = open_neurons(replace(resolve_model(str(given.model), PROJECT), name=name), torch.device("cpu"))
     done("open")
@@ -55,7 +55,7 @@ def main() -> None:
     done("functions")
     found = {"functions": without(functions.result.to_dict(), "layers")}
     if given.data != DATA:
-        shipped = analyze_functions(subject, Texts(read_labelled(DATA, DATA.name), DATA.name))
+        shipped = analyze_functions(subject, read_labelled(DATA, DATA.name))
         found["shipped"] = without(shipped.result.to_dict(), "layers")
         done("shipped")
     note = {"note": given.note} if given.note else {}

@@ -25,7 +25,7 @@ from workbench.activations.labelled import read_labelled
 from workbench.activations.partition import METHODS
 from workbench.models.identity import pick_device
 from workbench.neurons.partition import PartitionAnalysis, PartitionSettings, analyze_partition
-from workbench.neurons.subject import Texts, open_neurons
+from workbench.neurons.subject import open_neurons
 from workbench.run.opened import resolve_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
     given = parser.parse_args()
     started = time.perf_counter()
-    texts = Texts(read_labelled(given.data, given.data.name), given.data.name)
+    texts = read_labelled(given.data, given.data.name)
     base = resolve_model(str(given.base), PROJECT)
     name = "starter base" if given.base == BASE else given.base.name
     subject = open_neurons(replace(base, name=name), pick_device(given.device))

@@ -31,7 +31,7 @@ import numpy as np
 from edit_setup import CPU, PROJECT, STARTER, make_project, one_thread, show
 from record import parser_of, write_results
 
-from workbench.activations.places import neuron_axes
+from workbench.activations.sets import neuron_axes
 from workbench.bricks.locate import resolve_brick
 from workbench.compare.tables import Table, tables_of
 from workbench.evaluate.lineup import LineupEntry

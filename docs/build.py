@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import error_tables
 import family_tables
 import grow_tables
 import merge_tables
+import method_pages
 import neuron_tables
 import other_tables
 import pools_figure
@@ -31,11 +32,10 @@ import road_figure
 import route_tables
 import update_tables
 import yaml
-from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, interval, measured, points, results, signed, table
+from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, cite, interval, points, results, signed, table
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli import published
-from workbench.recipe.describe import pages
 
 PROJECT = Path(__file__).resolve().parents[1]
 TABLES = (
@@ -54,7 +54,6 @@ RESULTS = "benchmarks/results/starter.json"
 MERGE = "benchmarks/results/merge-M.json"
 SMOKE = "benchmarks/results/starter-smoke.json"
 SIX = "benchmarks/results/starter-six.json"
-MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 SCORING = "benchmarks/results/eval.json"
 # The bricks of `make demo`.
@@ -66,7 +65,7 @@ MARK = re.compile(r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<body>.*?)(?P
 def outputs(project: Path) -> dict[Path, str]:
     """Every file that this script writes -> the text that it has to hold."""
     docs = project / "docs"
-    generated = {**pages(evidence(project)), **published.pages(), **command_page.command_pages()}
+    generated = {**method_pages.pages(evidence(project)), **published.pages(), **command_page.command_pages()}
     found = {docs / name: text for name, text in generated.items()}
     for path in (project / "README.md", *sorted(docs.rglob("*.md"))):
         text = path.read_text("utf-8")
@@ -118,11 +117,11 @@ def results_block(found: dict[str, Any]) -> str:
     (row,) = (row for row in found["rows"] if (row["configuration"], row["task"]) == ("starter-ties", "retention"))
     return (
         f"The demo's TIES merge keeps {interval(merged['kept_mean'])} % of what its three bricks score alone; retention differs from the base's by "
-        f"{_difference(row)} points, which is {row['verdict']}: [all scores](docs/results.md#the-demo). {measured(found)}"
+        f"{_difference(row)} points, which is {row['verdict']}: [all scores](docs/results.md#the-demo)."
     )
 
 
-@block("demo", RESULTS, cited=False)
+@block("demo", RESULTS)
 def demo_block(found: dict[str, Any]) -> str:
     """The committed comparison of the demo: its three bricks alone, their merges, on their tasks and on retention."""
     shown = [
@@ -133,35 +132,42 @@ def demo_block(found: dict[str, Any]) -> str:
     tasks = [t for t in found["tasks"] if t["owner"] in THREE or t["role"] == "retention"]
     legend = (
         f"Percent of items with 95 % intervals; {SIGNED}; against {found['baseline']}. Kept: share of the bricks' own scores, corrected for chance. Difference: in "
-        f"points, interval adjusted for the number of comparisons. {measured(found)}"
+        f"points, interval adjusted for the number of comparisons."
     )
     return "\n\n".join([_scores(found, shown, tasks), legend])
 
 
-@block("whole", RESULTS, cited=False)
+@block("whole", RESULTS)
 def whole_block(found: dict[str, Any]) -> str:
-    """Every configuration of the committed comparison on every task."""
-    half = [t for t in found["tasks"] if t["role"] == "skill"], [t for t in found["tasks"] if t["role"] != "skill"]
-    parts = [_scores(found, found["configurations"], tasks) for tasks in half]
-    return "\n\n".join([*parts, _legend(found, f"The source: [{RESULTS}](../{RESULTS}).")])
+    """Every configuration of the committed comparison on every task that sets one of them apart from the base."""
+    decided = {row["task"] for row in found["rows"] if row["verdict"] in ("better", "worse")}
+    same = [f"`{t['task']}`" for t in found["tasks"] if t["task"] not in decided]
+    parts = [
+        _scores(
+            found,
+            found["configurations"],
+            [t for t in found["tasks"] if t["task"] in decided and (t["role"] == "skill") is skill],
+        )
+        for skill in (True, False)
+    ]
+    left_out = f" No configuration is better or worse on {', '.join(same)}." if same else ""
+    return "\n\n".join([*parts, _legend(found) + left_out])
 
 
-@block("six", SIX, cited=False)
+@block("six", SIX)
 def six_block(found: dict[str, Any]) -> str:
     """The merge of six skills and its controls: skills, then retention, function modelling and the gain from its story."""
     parts = [
         _scores(found, found["configurations"], [t for t in found["tasks"] if (t["role"] == "skill") is skill])
         for skill in (True, False)
     ]
-    return "\n\n".join([*parts, _legend(found, f"The source: [{SIX}](../{SIX}).")])
+    return "\n\n".join([*parts, _legend(found)])
 
 
-@block("smoke", SMOKE, cited=False)
+@block("smoke", SMOKE)
 def smoke_block(found: dict[str, Any]) -> str:
     """One untuned merge of the same three bricks a method, on a quarter of the items."""
-    return "\n\n".join(
-        [_scores(found, found["configurations"], found["tasks"]), _legend(found, f"The source: [{SMOKE}](../{SMOKE}).")]
-    )
+    return "\n\n".join([_scores(found, found["configurations"], found["tasks"]), _legend(found)])
 
 
 @block("interference", RESULTS, cited=False)
@@ -177,17 +183,17 @@ def interference_block(found: dict[str, Any]) -> str:
 
 def merge_block(project: Path) -> str:
     """Merging checkpoints of 1.6 B parameters: CPU time and peak memory, beside mergekit in the same run."""
-    return _merges(project, MERGE)
+    explained = (
+        " CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's CPU seconds over the workbench's, start-up included, "
+        "then with the start-up of both taken off. Over floor: CPU seconds without start-up over those of a process that only reads the inputs and "
+        "writes the output. Two threads: wall time on one over wall time on two. mergekit computes in the dtype that its column names."
+    )
+    return _merges(project, MERGE, explained)
 
 
 def merge_small_block(project: Path) -> str:
     """The same with checkpoints of 0.5 B parameters."""
     return _merges(project, MERGE_SMALL)
-
-
-def merge_large_block(project: Path) -> str:
-    """Memory and time of merging checkpoints of 8 B parameters, files of zeros."""
-    return _merges(project, MERGE_LARGE)
 
 
 def scoring_block(project: Path) -> str:
@@ -227,13 +233,13 @@ def scoring_block(project: Path) -> str:
         f"Whole processes: {whole['configurations']} configurations (controls included) on `long` and `letters` take {whole['seconds']:.0f} CPU s by one `workbench eval`, composing "
         f"included, and {whole['lm_eval_seconds']:.0f} by as many calls of `lm_eval` on written checkpoints ({len(whole['lm_eval_calls'])} calls measured, "
         f"their mean counted for each): {whole['ratio']} times as much. The same `workbench eval` again takes {whole['again']:.1f} CPU s. "
-        f"{measured(found)} The source: [{SCORING}](../{SCORING})."
+        f"{cite(found, SCORING)}"
     )
     return "\n\n".join([table(heads, rows, left=1), note, calls])
 
 
-def _merges(project: Path, name: str) -> str:
-    """The table of a results file of `benchmarks/merge.py`."""
+def _merges(project: Path, name: str, explained: str = "") -> str:
+    """The table of a results file of `benchmarks/merge.py`; `explained` says what its columns are."""
     found = results(project, name)
     if found is None or not all("floor" in row for row in found["rows"]):  # files of before the floor was measured
         return MISSING
@@ -255,21 +261,9 @@ def _merges(project: Path, name: str) -> str:
     layers, hidden, mlp, _ = found["shape"]
     note = (
         f"Random bf16 llama checkpoints of {layers} layers, hidden size {hidden}, MLP {mlp}: base and three fine-tunes (two for `slerp`), or three "
-        "rank-16 adapters (`lora`, task arithmetic). CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's "
-        "CPU seconds over the workbench's, start-up included, then with the start-up of both taken off. Over floor: CPU seconds without "
-        "start-up over those of a process that only reads the inputs and writes the output. Two threads: wall time on one over wall time on two. "
-        f"mergekit computes in the dtype that its column names. {measured(found)}{_elsewhere(found['rows'])} The source: [{name}](../{name})."
+        f"rank-16 adapters (`lora`, task arithmetic).{explained} {cite(found, name)}"
     )
     return table([*heads, "two threads"], rows, left=1) + "\n\n" + note
-
-
-def _elsewhere(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A sentence on rows that another call on the same machine has measured."""
-    owners: dict[str, list[str]] = {}
-    for row in rows:
-        if "measured" in row:
-            owners.setdefault(row["measured"], []).append(f"`{row['method']}`")
-    return "".join(f" {', '.join(names)}: by `{how.replace(', commit', '`, commit')}." for how, names in owners.items())
 
 
 def _peer(row: Mapping[str, Any] | None) -> list[str]:
@@ -327,12 +321,16 @@ def items_block(project: Path) -> str:
         rows.append(
             [
                 f"`{path.stem}`",
-                f"{first['prompt']} → {first['answer']}".replace("\n", " / "),
+                f"{_start(first['prompt'])} → {first['answer']}".replace("\n", " / "),
                 str(len(items)),
                 str(len({i["cluster"] for i in items})),
             ]
         )
     return table(["task", "first item", "items", "clusters"], rows)
+
+
+def _start(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[:most].rsplit(maxsplit=1)[0]} …"
 
 
 def _scored(score: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> str:
@@ -351,13 +349,10 @@ def _name(configuration: Mapping[str, Any]) -> str:
     return f"{configuration['name']}{role}"
 
 
-def _legend(found: Mapping[str, Any], where: str) -> str:
+def _legend(found: Mapping[str, Any]) -> str:
     return (
-        f"Scores in percent of items with 95 % intervals; {SIGNED}; against {found['baseline']} "
-        f"({found['family']['text']}; {'Holm, ' if found['family']['correction'] == 'holm' else ''}{found['family']['alpha']:.0%} a family). "
-        "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
-        "Difference: in points, adjusted interval. "
-        f"{measured(found)} {where}"
+        f"Scores in percent of items with 95 % intervals; {SIGNED}; against {found['baseline']}, {found['family']['alpha']:.0%} "
+        "a family. Kept: share of the best parents' scores, corrected for chance. Difference: in points, adjusted interval."
     )
 
 
@@ -371,7 +366,6 @@ BLOCKS.update(
         "items": items_block,
         "merge": merge_block,
         "merge_small": merge_small_block,
-        "merge_large": merge_large_block,
         "scoring": scoring_block,
         "skills": skills_block,
     }

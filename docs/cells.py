@@ -48,14 +48,6 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
-def measured(found: Mapping[str, Any]) -> str:
-    """By which command, where and when a results file was measured."""
-    said = [f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}."]
-    for one in found.get("later", ()):
-        said.append(f"The rows {', '.join(one['rows'])}: `{one['command']}` on {one['machine']}, commit {one['commit'][:12]}.")
-    return " ".join(said)
-
-
 def results(project: Path, name: str) -> dict[str, Any] | None:
     """A results file, if it is there."""
     path = project / name
@@ -92,5 +84,5 @@ def block(name: str, source: str, *, cited: bool = True) -> Callable[[Callable[[
 
 
 def cite(found: Mapping[str, Any], source: str) -> str:
-    """Say where results were measured, with a link to their file."""
-    return f"{measured(found)} The source: [{source}](../{source})."
+    """Say on which machine results were measured, with a link to their file, which also has the command and the commit."""
+    return f"{found['machine']}: [{source.rpartition('/')[2]}](../{source})."

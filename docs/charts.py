@@ -1,4 +1,4 @@
-"""Panels of the figures in docs/: rows with a common horizontal axis, as SVG."""
+"""What the figures in docs/ are drawn with, as SVG: panels of rows with a common horizontal axis, dots, words, and the document."""
 
 from __future__ import annotations
 
@@ -34,14 +34,29 @@ class Panel:
 
     def axes(self, top: int, bottom: int) -> list[str]:
         """Return the title, the vertical lines and their labels."""
-        parts = [f'<text x="{self.left + self.width / 2}" y="{bottom + 38}" text-anchor="middle">{self.title}</text>']
+        parts = [words(self.left + self.width / 2, bottom + 38, self.title, text_anchor="middle")]
         for tick in self.ticks:
             x = self.x(tick)
             parts.append(f'<path d="M{x} {top - 8}V{bottom}" stroke="{RULE}"/>')
-            parts.append(
-                f'<text x="{x}" y="{bottom + 18}" text-anchor="middle" font-size="12" fill="{GREY}">{self.text(tick)}</text>'
-            )
+            parts.append(words(x, bottom + 18, self.text(tick), text_anchor="middle", font_size="12", fill=GREY))
         return parts
+
+
+def shares(left: int, width: int, title: str, place: Callable[[float], float] = lambda value: value) -> Panel:
+    """Return a panel from 0 to 100 %."""
+    return Panel(left, width, title, [0.0, 0.25, 0.5, 0.75, 1.0], place, lambda value: f"{100 * value:.0f}")
+
+
+def dot(x: float, y: float, fill: str, edge: str = "") -> str:
+    """Return a dot, with an edge if that has a color."""
+    edged = f' stroke="{edge}" stroke-width="2"' if edge else ""
+    return f'<circle cx="{x}" cy="{y}" r="5" fill="{fill}"{edged}/>'
+
+
+def words(x: float, y: float, text: str, **style: str) -> str:
+    """Return a text whose attributes are `style`, with a hyphen for each underscore."""
+    attributes = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in style.items())
+    return f'<text x="{x}" y="{y}"{attributes}>{text}</text>'
 
 
 def document(width: int, height: int, parts: Sequence[str]) -> str:

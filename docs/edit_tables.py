@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import BLOCKS, MISSING, SIGNS, block, interval, measured, results, signed, table
+from cells import BLOCKS, MISSING, SIGNS, block, cite, interval, results, signed, table
 
 METHODS = "benchmarks/results/edit-methods.json"
 FIXTURES = {
@@ -32,7 +32,7 @@ PREFERRED = ("preferred", "preferred-paraphrase", "preferred-neighbours")
 MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
 
 
-@block("edit-methods", METHODS, cited=False)
+@block("edit-methods", METHODS)
 def methods_block(found: dict[str, Any]) -> str:
     """Every method on the same facts of the starter base: what is taught, and what is spared."""
     rows = [row for row in found["rows"] if "error" not in row]
@@ -42,14 +42,14 @@ def methods_block(found: dict[str, Any]) -> str:
     parts = [table(heads, cells, left=1), _legend(found)]
     if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
         parts.append("Refused: " + "; ".join(refused) + ".")
-    return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."])
+    return "\n\n".join(parts)
 
 
 @block("edit-methods-alone", METHODS, cited=False)
 def alone_block(found: dict[str, Any]) -> str:
     """Facts edited one at a time, and what strengths trade."""
     parts = _single(found.get("single")) + _curve(found.get("curve"))
-    return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."]) if parts else MISSING
+    return "\n\n".join([*parts, f"{cite(found, METHODS)}"]) if parts else MISSING
 
 
 def _name(row: Row) -> str:
@@ -133,12 +133,12 @@ def fixture_block(project: Path) -> str:
             cells.setdefault(_name(row), []).append(shares)
     note = (
         f"Percent of prompts of {FIXTURE_FACTS} facts at once: said, paraphrases, neighbours unchanged, portability. –: refused. "
-        + " ".join(f"{measured(document)} [Intervals](../{name})." for name, document in found.items() if document)
+        + " ".join(cite(document, name) for name, document in found.items() if document)
     )
     return table(["edit", *FIXTURES.values()], [[name, *row] for name, row in cells.items()]) + "\n\n" + note
 
 
-@block("edit-merge", MERGE, cited=False)
+@block("edit-merge", MERGE)
 def merge_block(found: dict[str, Any]) -> str:
     """Facts after a merge with two skills, and after a rebase onto it."""
     rows = [line for row in found["rows"] for line in _merges(row)]
@@ -147,7 +147,7 @@ def merge_block(found: dict[str, Any]) -> str:
     note = (
         f"{found['facts']} facts as one brick, merged with {' and '.join(f'`{s}`' for s in found['skills'])}, all with weight 1: "
         f"{'; '.join(_settings(name, fields) for name, fields in found['merges'].items())}. Said, paraphrases: percent of those right alone, {alone}. Skills: in the merge with "
-        f"the edit, and after the rebase in brackets. {measured(found)} The source: [{MERGE}](../{MERGE})."
+        f"the edit, and after the rebase in brackets."
     )
     return table(heads, rows) + "\n\n" + note
 
@@ -168,7 +168,7 @@ def _settings(name: str, fields: Row) -> str:
     return f"{MERGES.get(name, name)} (" + ", ".join(f"`{key}: {value}`" for key, value in fields.items() if key != "merge") + ")"
 
 
-@block("edit-speed", SPEED, cited=False)
+@block("edit-speed", SPEED)
 def speed_block(found: dict[str, Any]) -> str:
     """Values and solve apart, memory, and a straightforward implementation in the same run."""
     rows = [
@@ -187,11 +187,10 @@ def speed_block(found: dict[str, Any]) -> str:
     ]
     heads = ["edit", "model", "facts", "values, CPU s", "solve, CPU s", "peak MB"]
     notes = [f"{title.capitalize()}: statistics take {part['statistics']:.1f} CPU s, once." for title, part in _places(found)]
-    source = f"{measured(found)} The source: [{SPEED}](../{SPEED})."
-    return "\n\n".join([table(heads, rows), *_peer(found.get("peer")), " ".join([*notes, source])])
+    return "\n\n".join([table(heads, rows), *_peer(found.get("peer")), " ".join(notes)])
 
 
-@block("edit-solve", SOLVE, cited=False)
+@block("edit-solve", SOLVE)
 def solve_block(found: dict[str, Any]) -> str:
     """The linear solve alone, for thousands of facts, beside systems that grow with the facts."""
     parts = [
@@ -199,7 +198,7 @@ def solve_block(found: dict[str, Any]) -> str:
         f"one system for all facts and beginnings takes {row['ratio']:.0f} times as long"
         for row in found["rows"]
     ]
-    return f"The solve alone: {'; '.join(parts)}. {measured(found)} The source: [{SOLVE}](../{SOLVE})."
+    return f"The solve alone: {'; '.join(parts)}."
 
 
 def _places(found: Row) -> list[tuple[str, Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cells import block, interval, measured, points, signed, table
+from cells import block, interval, points, signed, table
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 SPLIT = "benchmarks/results/split-ffn.json"
@@ -13,7 +13,7 @@ BRICKS = "benchmarks/results/transplant-bricks.json"
 PRUNE, PRUNE_FIGURE = "benchmarks/results/prune.json", "growing-pruned.svg"
 
 
-@block("grow-cost", COST, cited=False)
+@block("grow-cost", COST)
 def cost_block(found: dict[str, Any]) -> str:
     """Bytes, seconds and memory of every operator, beside the floor and mergekit."""
     rows = []
@@ -43,7 +43,7 @@ def cost_block(found: dict[str, Any]) -> str:
         "mergekit, peak, GB",
         "ratio of CPU s",
     ]
-    note = f"The base has {_giga(found['base_bytes'])} GB; one core, start-up included; the ratio is of `check: off`, the peak of `check: tensors`. {measured(found)} The source: [{COST}](../{COST})."
+    note = f"The base has {_giga(found['base_bytes'])} GB; one core, start-up included; the ratio is of `check: off`, the peak of `check: tensors`."
     return table(heads, rows, left=1) + f"\n\n{note}"
 
 
@@ -51,7 +51,7 @@ def _giga(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
-@block("grow-starter", STARTER, cited=False)
+@block("grow-starter", STARTER)
 def starter_block(found: dict[str, Any]) -> str:
     """Models that grow from two skills beside merges of the same bricks."""
     tasks = [t["task"] for t in found["tasks"] if t["role"] in ("skill", "retention")]
@@ -71,7 +71,7 @@ def starter_block(found: dict[str, Any]) -> str:
         )
     note = (
         "Scores in percent with 95 % intervals, all items; kept: the share of a brick's own gain over the base. `starter-two` is the sum of `add` and "
-        f"`reverse`, `starter-glossary` of the three. {measured(found)} The source: [{STARTER}](../{STARTER})."
+        "`reverse`, `starter-glossary` of the three."
     )
     return table(["configuration", *tasks, "kept of `add`", "kept of `reverse`"], rows, left=1) + "\n\n" + note
 
@@ -83,7 +83,7 @@ def _score(cells: dict[tuple[str, str], dict[str, Any]], found: dict[str, Any], 
     return points(next((r["baseline_value"] for r in found["rows"] if r["task"] == task), None))
 
 
-@block("grow-split", SPLIT, cited=False)
+@block("grow-split", SPLIT)
 def split_block(found: dict[str, Any]) -> str:
     """Dense layers as experts without training."""
     rows = [["dense", "", "", "100 %", f"{found['perplexity']:,.1f}", ""]]
@@ -106,7 +106,7 @@ def split_block(found: dict[str, Any]) -> str:
         f"share of |activation| times the norm of the output column that the selected experts have. {found.get('note', '')} "
     )
     heads = ["partition", "selector", "shared experts", "mass", "perplexity", "rise of the loss, nats"]
-    return table(heads, rows) + f"\n\n{note}{measured(found)} The source: [{SPLIT}](../{SPLIT})."
+    return table(heads, rows) + f"\n\n{note}"
 
 
 _ROUTERS = {
@@ -116,13 +116,15 @@ _ROUTERS = {
 }
 
 
-@block("transplant-bricks", BRICKS, cited=False)
+@block("transplant-bricks", BRICKS)
 def bricks_block(found: dict[str, Any]) -> str:
     """Bricks carried to siblings of their base: scores by way, beside training on the sibling with as many steps."""
     skills = found["skills"]
     lines = []
     for sibling in found["siblings"]:
+        # The base and its bricks are the same for all siblings: their rows stand once.
         own = [row for row in found["rows"] if row["sibling"] == sibling]
+        own = own if sibling == found["siblings"][0] else [row for row in own if row["way"] not in ("base", "brick")]
         for way in dict.fromkeys(row["way"] for row in own):
             rows = {skill: [r for r in own if (r["way"], r["skill"]) == (way, skill)] for skill in skills}
             some = [row for group in rows.values() for row in group]
@@ -149,10 +151,10 @@ def bricks_block(found: dict[str, Any]) -> str:
         f"on {found['texts']} texts of the skill, from the way with the lowest loss on held-out texts, or from a new adapter. {found.get('note', '')} "
     )
     heads = ["sibling", "way", "matched", *skills, "kept"]
-    return table(heads, lines) + f"\n\n{note}{measured(found)} The source: [{BRICKS}](../{BRICKS})."
+    return table(heads, lines) + f"\n\n{note}"
 
 
-@block("grow-prune", PRUNE, cited=False)
+@block("grow-prune", PRUNE)
 def prune_block(found: dict[str, Any]) -> str:
     """Models without a share of their layers, before and after training, in words of perplexity and retention."""
     rows = [["the model before", "", *_pruned_cells(found["before"]), "", "", "", ""]]
@@ -178,7 +180,7 @@ def prune_block(found: dict[str, Any]) -> str:
     )
     heads = ["removed by", "layers", "perplexity", "retention", "trained: perplexity", "retention", "difference", "CPU min"]
     picture = f"![Perplexity and retention of pruned models, before and after training]({PRUNE_FIGURE})"
-    return f"{picture}\n\n{table(heads, rows)}\n\n{note}{measured(found)} The source: [{PRUNE}](../{PRUNE})."
+    return f"{picture}\n\n{table(heads, rows)}\n\n{note}"
 
 
 def _pruned_cells(state: dict[str, Any]) -> list[str]:

@@ -38,13 +38,17 @@ def missing_rows_block(found: dict[str, Any]) -> str:
 def pools_block(found: dict[str, Any]) -> str:
     """Pools of bricks: the figure, then what the advice keeps beside other merges, then a table of all pools."""
     rows = [row for row in found["rows"] if row["scores"]["sum"]["kept"] is not None]
-    lines = []
+    lines: list[list[str]] = []
+    refused: list[float] = []  # what the best merge of a pool keeps for which no merge is recommended
     for family, pool in dict.fromkeys((row["family"], row["pool"]) for row in rows):
         same = [row for row in rows if (row["family"], row["pool"]) == (family, pool)]
         values = {arm: _mean(row["scores"][arm]["kept"] for row in same) for arm in found["grid"]}
         best = max(values, key=lambda arm: values[arm])
         advised = [pools_figure.advised(row, found["grid"]) for row in same]
         scored = [row["scores"][name]["kept"] for row, name in zip(same, advised, strict=True) if name]
+        if family == "llama" and not scored:
+            refused.append(max(values.values()))
+            continue
         rv = [value for row in same for value in row["rv"].values()]
         norms = [value for row in same for value in row["norms"].values()]
         lines.append(
@@ -73,7 +77,9 @@ def pools_block(found: dict[str, Any]) -> str:
         "best of the grid",
     ]
     picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
-    return "\n\n".join([picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found)])
+    return "\n\n".join(
+        [picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found, refused)]
+    )
 
 
 @block("advice-pools", ADVICE)
@@ -128,14 +134,15 @@ def _advice_sentences(rows: Sequence[dict[str, Any]], grid: dict[str, Any]) -> s
     return " ".join(said)
 
 
-def _pools_note(found: dict[str, Any]) -> str:
+def _pools_note(found: dict[str, Any], refused: Sequence[float]) -> str:
     """Return how the pools were made and measured."""
     seeds = 1 + max(row["seed"] for row in found["rows"])
     return (
         f"Percent of the bricks' own gain that a merge keeps: the mean over the tasks that the bricks learned, and over {seeds} trainings of base and bricks for "
         "`llama`. Differences are points, with 95 % intervals that resample pools. The best of the grid is chosen on the same items, so that it is an upper bound. "
         "Norm: that of a brick's delta, relative to the base's tensors. `llama` are models of four layers that answer with four letters; their bricks change them far more than "
-        f"adapters change a language model."
+        f"adapters change a language model. The {len(refused)} kinds of `llama` pools without a recommended merge are left out: the best merge keeps {points(min(refused))} to "
+        f"{points(max(refused))} % there."
     )
 
 

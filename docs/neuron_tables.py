@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cells import block, interval, measured, points, signed, table
+from cells import block, interval, points, signed, table
 
 from workbench.neurons.functions import FunctionRow
 from workbench.report.neurons import found_cells, function_cells
@@ -17,7 +17,7 @@ TRANSPLANT = "benchmarks/results/transplant.json"
 PUBLISHED = {"rows": "6 of 7 (Llama-3-8B), 7 of 7 (Mistral-7B)", "coupling": "0.08, 0.06"}
 
 
-@block("neurons-functions", NEURONS, cited=False)
+@block("neurons-functions", NEURONS)
 def functions_block(found: dict[str, Any]) -> str:
     """Scores by function, with the neurons that the test finds."""
     document = found["functions"]
@@ -43,7 +43,7 @@ def functions_block(found: dict[str, Any]) -> str:
     if shipped := found.get("shipped"):
         counts = ", ".join(f"{row['function']} {found_cells(FunctionRow.model_validate(row))[0]}" for row in shipped["functions"])
         note += f"With the {shipped['data']['items']} texts of {shipped['test']['tasks']} tasks in `evals/{shipped['data']['file']}`: {counts}. "
-    return "\n\n".join([table(heads, rows, left=1), note + _source(found, "functions")])
+    return "\n\n".join([table(heads, rows, left=1), note])
 
 
 @block("neurons-planted", NULLS)
@@ -65,7 +65,7 @@ def planted_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(["tasks", "false", "found"], rows, left=1), note])
 
 
-@block("neurons-masking", NEURONS, cited=False)
+@block("neurons-masking", NEURONS)
 def masking_block(found: dict[str, Any]) -> str:
     """Rise of the loss by share masked."""
     document = found["sparsity"]
@@ -78,10 +78,10 @@ def masking_block(found: dict[str, Any]) -> str:
         f"Free: no more than {document['settings']['tolerance']:g}. Below a fifth of a token's largest neuron: {small}. At a truncation error of "
         f"{document['cett']['target']:g} in every layer (CETT), {points(document['cett']['mean_sparsity'])} % of the neurons are not needed. "
     )
-    return "\n\n".join([table(heads, rows, left=1), note + _source(found)])
+    return "\n\n".join([table(heads, rows, left=1), note])
 
 
-@block("neurons-ablation", NEURONS, cited=False)
+@block("neurons-ablation", NEURONS)
 def ablation_block(found: dict[str, Any]) -> str:
     """The damage matrix and the summary of its controls."""
     document = found["ablation"]
@@ -104,7 +104,7 @@ def ablation_block(found: dict[str, Any]) -> str:
         "neurons off. Coupling: median over rows of the mean of the others divided by the diagonal, with its 95 % interval. Controls of equal size: random "
         "neurons, and random neurons of the same mean activation. "
     )
-    return "\n\n".join([matrix, summary, note + _source(found)])
+    return "\n\n".join([matrix, summary, note])
 
 
 @block("neurons-transplant", TRANSPLANT)
@@ -154,13 +154,13 @@ def _gap(difference: Mapping[str, Any]) -> str:
     return f"{signed(difference['diff'])} [{signed(difference['low'])}, {signed(difference['high'])}]"
 
 
-@block("neurons-time", NEURONS, cited=False)
+@block("neurons-time", NEURONS)
 def time_block(found: dict[str, Any]) -> str:
     """Time of the parts."""
     seconds = found["seconds"]
     parts = ", ".join(f"{name} {seconds[name]:.0f} s" for name in ("functions", "sparsity", "ablation"))
     note = f" {found['note']}" if found.get("note") else ""
-    return f"The complete analysis takes {seconds['all'] / 60:.1f} minutes: {parts}.{note} {_source(found)}"
+    return f"The complete analysis takes {seconds['all'] / 60:.1f} minutes: {parts}.{note}"
 
 
 @block("neurons-overhead", OVERHEAD)
@@ -189,9 +189,3 @@ def _coupling(summary: Mapping[str, Any]) -> str:
         return ""
     low, high = summary["interval"]
     return f"{summary['coupling']:.2f}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
-
-
-def _source(found: Mapping[str, Any], part: str = "") -> str:
-    """Return where a part of the results was measured, which may be later than the others."""
-    later = [one for one in found.get("later", ()) if part in one["rows"]]
-    return f"{measured(later[-1] if later else {**found, 'later': ()})} The source: [{NEURONS}](../{NEURONS})."

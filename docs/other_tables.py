@@ -123,12 +123,12 @@ def updates_block(found: dict[str, Any]) -> str:
         for answer in ("new answer", "true answer")
     ]
     restored = " and ".join(
-        f"{row['restored']['texts']} texts and {row['restored']['logits']} vectors of logits of `{row['method']}`"
+        f"{row['restored']['texts']} texts and {row['restored']['logits']} vectors of logits with `{row['method']}`"
         for row in found["rows"]
     )
     note = (
-        f"{found['facts']} CounterFact facts in a memory that also has {found['others']} others, on the starter base. Percent of greedy texts that are the answer, up to a full stop or line break, with 95 % intervals. "
-        f"A fact is created with a new answer and updated to the true one. After all are deleted, {restored} (of {found['facts']} each) are bit for bit those from before."
+        f"{found['facts']} CounterFact facts in a memory that also has {found['others']} others, on the starter base; each cell is the percentage of greedy texts that are the answer up to a full stop or line break, with its 95 % interval. "
+        f"A fact is created with a new answer and updated to the true one. After all are deleted, these are bit for bit those from before, of {found['facts']} each: {restored}."
     )
     return table(["method", "said", "before", "created", "updated", "deleted"], lines, left=2) + "\n\n" + note
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from charts import GREY, RULE, Panel, document
+from charts import GREY, RULE, Panel, document, dot, shares, words
 
 LEFT, PANEL, GAP, ROW, TOP, MARGIN = 190, 290, 40, 25, 66, 14
 ARMS = {
@@ -38,15 +38,15 @@ def figure(found: dict[str, Any]) -> str:
     width = LEFT + len(families) * (PANEL + GAP) + MARGIN
     parts = _legend()
     for number, family in enumerate(families):
-        panel = _panel(LEFT + number * (PANEL + GAP), FAMILIES[family])
+        panel = shares(LEFT + number * (PANEL + GAP), PANEL, f"{FAMILIES[family]}: % kept", lambda value: (value + 0.04) / 1.18)
         parts += panel.axes(TOP, bottom)
         for place, (line, _) in enumerate(lines):
             same = [row for row in rows if (row["family"], row["pool"]) == (family, line)]
             parts += _marks(panel, TOP + ROW * place + ROW // 2, same, found["grid"]) if same else []
     for place, (line, heading) in enumerate(lines):
         y = TOP + ROW * place + ROW // 2 + 5
-        style = 'font-weight="600"' if heading else f'fill="{GREY}"'
-        parts.append(f'<text x="{LEFT - 14}" y="{y}" text-anchor="end" {style}>{line}</text>')
+        style = {"font_weight": "600"} if heading else {"fill": GREY}
+        parts.append(words(LEFT - 14, y, line, text_anchor="end", **style))
         if heading and place:
             parts.append(f'<path d="M{MARGIN} {y - 18}H{width - MARGIN}" stroke="{RULE}"/>')
     return document(width, bottom + 50, parts)
@@ -63,13 +63,6 @@ def advised(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str | None:
     return next((name for name, step in grid.items() if step == row["recommended"]), None)
 
 
-def _panel(left: int, title: str) -> Panel:
-    """Return the panel of one base, from nothing kept to everything."""
-    return Panel(
-        left, PANEL, f"{title}: % kept", [0.0, 0.25, 0.5, 0.75, 1.0], lambda v: (v + 0.04) / 1.18, lambda v: f"{100 * v:.0f}"
-    )
-
-
 def _marks(panel: Panel, y: int, rows: Sequence[Mapping[str, Any]], grid: Mapping[str, Any]) -> list[str]:
     """Return the dots of a pool, the bar of the grid's best, and the ring around what the advice recommends."""
     values = {arm: value for arm in grid if (value := kept(rows, arm)) is not None}
@@ -77,22 +70,21 @@ def _marks(panel: Panel, y: int, rows: Sequence[Mapping[str, Any]], grid: Mappin
         return []
     best = panel.x(max(values.values()))
     parts = [f'<path d="M{best} {y - 9}V{y + 9}" stroke="{GREY}" stroke-width="2"/>']
-    parts += [f'<circle cx="{panel.x(values[arm])}" cy="{y}" r="5" fill="{color}"/>' for arm, (_, color) in ARMS.items()]
-    for arm in dict.fromkeys(advised(row, grid) for row in rows):
-        if arm is not None:
-            parts.append(f'<circle cx="{panel.x(values[arm])}" cy="{y}" r="9" fill="none" stroke="#000" stroke-width="1.5"/>')
-    return parts
+    parts += [dot(panel.x(values[arm]), y, color) for arm, (_, color) in ARMS.items()]
+    recommended = dict.fromkeys(advised(row, grid) for row in rows)
+    return parts + [_ring(panel.x(values[arm]), y) for arm in recommended if arm is not None]
 
 
 def _legend() -> list[str]:
     """Return the legend above the panels."""
     parts, x, y = [], MARGIN + 6, 26
     for text, color in ARMS.values():
-        parts.append(f'<circle cx="{x}" cy="{y - 5}" r="5" fill="{color}"/><text x="{x + 12}" y="{y}">{text}</text>')
+        parts.append(dot(x, y - 5, color) + words(x + 12, y, text))
         x += 40 + 8 * len(text)
-    parts.append(
-        f'<path d="M{x} {y - 14}V{y + 4}" stroke="{GREY}" stroke-width="2"/><text x="{x + 10}" y="{y}">best of the grid</text>'
-    )
+    parts.append(f'<path d="M{x} {y - 14}V{y + 4}" stroke="{GREY}" stroke-width="2"/>' + words(x + 10, y, "best of the grid"))
     x += 140
-    ring = f'<circle cx="{x}" cy="{y - 5}" r="9" fill="none" stroke="#000" stroke-width="1.5"/>'
-    return [*parts, f'{ring}<text x="{x + 16}" y="{y}">what brick advise recommends</text>']
+    return [*parts, _ring(x, y - 5) + words(x + 16, y, "what brick advise recommends")]
+
+
+def _ring(x: float, y: float) -> str:
+    return f'<circle cx="{x}" cy="{y}" r="9" fill="none" stroke="#000" stroke-width="1.5"/>'

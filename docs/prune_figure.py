@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from charts import GREY, Panel, document
+from charts import GREY, Panel, document, dot, shares, words
 
 LEFT, PANEL, GAP, ROW, TOP, MARGIN = 150, 300, 40, 30, 62, 14
 BEFORE, AFTER = "#b45309", "#1d4ed8"
@@ -24,7 +24,11 @@ def figure(found: dict[str, Any]) -> str:
     parts = _legend()
     charts: tuple[tuple[Panel, Callable[[Any], float], Callable[[Any], Any]], ...] = (
         (_perplexities(found), lambda state: state["perplexity"], lambda _state: None),
-        (_shares(found), lambda state: state["retention"]["value"], lambda state: state["retention"]),
+        (
+            shares(LEFT + PANEL + GAP, PANEL, "retention, %"),
+            lambda state: state["retention"]["value"],
+            lambda state: state["retention"],
+        ),
     )
     for panel, value, interval in charts:
         parts += panel.axes(TOP, TOP + ROW * len(rows))
@@ -34,7 +38,7 @@ def figure(found: dict[str, Any]) -> str:
             parts += _marks(panel, TOP + ROW * number + ROW // 2, row, value, interval)
     for number, row in enumerate(rows):
         y = TOP + ROW * number + ROW // 2 + 5
-        parts.append(f'<text x="{LEFT - 14}" y="{y}" text-anchor="end">{row["arm"]}</text>')
+        parts.append(words(LEFT - 14, y, row["arm"], text_anchor="end"))
     return document(width, height, parts)
 
 
@@ -54,12 +58,6 @@ def _tick(value: float) -> str:
     return f"{value:,.0f}" if value < 1e5 else f"10{power}"
 
 
-def _shares(found: dict[str, Any]) -> Panel:
-    """Return the panel of retention, from 0 to 100 %."""
-    ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
-    return Panel(LEFT + PANEL + GAP, PANEL, "retention, %", ticks, lambda value: value, lambda value: f"{100 * value:.0f}")
-
-
 def _marks(
     panel: Panel, y: int, row: dict[str, Any], value: Callable[[dict[str, Any]], float], interval: Callable[[dict[str, Any]], Any]
 ) -> list[str]:
@@ -70,18 +68,17 @@ def _marks(
     if whisker is not None and whisker["low"] is not None:
         low, high = panel.x(whisker["low"]), panel.x(whisker["high"])
         parts.append(f'<path d="M{low} {y - 4}V{y + 4}M{high} {y - 4}V{y + 4}M{low} {y}H{high}" stroke="{AFTER}"/>')
-    parts.append(f'<circle cx="{before}" cy="{y}" r="5" fill="#fff" stroke="{BEFORE}" stroke-width="2"/>')
-    return [*parts, f'<circle cx="{after}" cy="{y}" r="5" fill="{AFTER}"/>']
+    return [*parts, dot(before, y, "#fff", BEFORE), dot(after, y, AFTER)]
 
 
 def _legend() -> list[str]:
     """Return the legend above the panels."""
     y = 24
     return [
-        f'<circle cx="{LEFT + 6}" cy="{y - 5}" r="5" fill="#fff" stroke="{BEFORE}" stroke-width="2"/>',
-        f'<text x="{LEFT + 18}" y="{y}">pruned</text>',
-        f'<circle cx="{LEFT + 96}" cy="{y - 5}" r="5" fill="{AFTER}"/>',
-        f'<text x="{LEFT + 108}" y="{y}">pruned, then trained</text>',
+        dot(LEFT + 6, y - 5, "#fff", BEFORE),
+        words(LEFT + 18, y, "pruned"),
+        dot(LEFT + 96, y - 5, AFTER),
+        words(LEFT + 108, y, "pruned, then trained"),
         f'<path d="M{LEFT + 270} {y - 5}h24" stroke="{GREY}" stroke-dasharray="4 3"/>',
-        f'<text x="{LEFT + 300}" y="{y}">the model before</text>',
+        words(LEFT + 300, y, "the model before"),
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from charts import GREY, document, words
+
 ROW = re.compile(r"^\| (?P<source>.+?) \| `workbench\.(?:\w+\.)*(?P<name>\w+)` \| (?P<target>.+?) \|", re.MULTILINE)
 # Boxes that are no classes: words of the tables -> title in the figure.
 TITLES = {"a YAML file": "recipe.yaml", "a run directory": "run directory", "a live model": "live model", "the page": "page"}
@@ -43,16 +45,11 @@ def figure(page: str) -> str:
     width, height = 5 * ACROSS + WIDE + 2 * MARGIN, 3 * DOWN + HIGH + 2 * MARGIN
     parts = [part for arrow in arrows(page) for part in _arrow(*arrow)]
     parts += [part for title in PLACES for part in _box(title)]
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="system-ui, sans-serif" font-size="14">'
-    )
     marker = (
         '<defs><marker id="end" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
-        '<path d="M0 0L8 4L0 8z" fill="#555"/></marker></defs>'
+        f'<path d="M0 0L8 4L0 8z" fill="{GREY}"/></marker></defs>'
     )
-    ground = f'<rect width="{width}" height="{height}" fill="#fff"/>'
-    return "\n".join([head, marker, ground, *parts, "</svg>"]) + "\n"
+    return document(width, height, [marker, *parts])
 
 
 def _title(cell: str) -> str:
@@ -69,8 +66,8 @@ def _corner(title: str) -> tuple[int, int]:
 def _box(title: str) -> Iterator[str]:
     x, y = _corner(title)
     kind = "#f4f4f4" if title in TITLES.values() else "#e3edf9"
-    yield f'<rect x="{x}" y="{y}" width="{WIDE}" height="{HIGH}" rx="5" fill="{kind}" stroke="#555"/>'
-    yield f'<text x="{x + WIDE // 2}" y="{y + 22}" text-anchor="middle" fill="#111">{title}</text>'
+    yield f'<rect x="{x}" y="{y}" width="{WIDE}" height="{HIGH}" rx="5" fill="{kind}" stroke="{GREY}"/>'
+    yield words(x + WIDE // 2, y + 22, title, text_anchor="middle", fill="#111")
 
 
 def _arrow(source: str, name: str, target: str) -> Iterator[str]:
@@ -85,6 +82,6 @@ def _arrow(source: str, name: str, target: str) -> Iterator[str]:
     else:
         start, end = (x + WIDE // 2, y if to_y < y else y + HIGH), (to_x, to_y + HIGH // 2)
         place, anchor = ((start[0] + end[0]) // 2 - 8, (start[1] + end[1]) // 2 + (-6 if to_y < y else 17)), "end"
-    yield f'<line x1="{start[0]}" y1="{start[1]}" x2="{end[0]}" y2="{end[1]}" stroke="#555" marker-end="url(#end)"/>'
+    yield f'<line x1="{start[0]}" y1="{start[1]}" x2="{end[0]}" y2="{end[1]}" stroke="{GREY}" marker-end="url(#end)"/>'
     if name:
-        yield f'<text x="{place[0]}" y="{place[1]}" text-anchor="{anchor}" fill="#333" font-size="13">{name}</text>'
+        yield words(*place, name, text_anchor=anchor, fill="#333", font_size="13")

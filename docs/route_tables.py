@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import SIGNED, SIGNS, block, interval, measured, points, signed, table
+from cells import SIGNED, SIGNS, block, interval, points, signed, table
 
 from workbench.compare.routing import RoutedBeside, advice
 
@@ -16,7 +16,7 @@ BESIDE = "benchmarks/results/merge-or-route.json"
 ROLES = "benchmarks/results/roles.json"
 
 
-@block("route_accuracy", ROUTING, cited=False)
+@block("route_accuracy", ROUTING)
 def accuracy_block(found: dict[str, Any]) -> str:
     """Share of prompts whose brick has the highest score, for each router and set."""
     names = [row["set"] for row in _rows(found, "ridge") if "right_score" in row]
@@ -35,10 +35,10 @@ def accuracy_block(found: dict[str, Any]) -> str:
         f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks. {'; '.join(fewer)}{'. ' * bool(fewer)}"
     )
     heads = ["router", *(f"{name} (n = {counts[name]})" for name in names)]
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
+    return "\n\n".join([table(heads, lines, left=1), note])
 
 
-@block("route_abstain", ABSTAIN, cited=False)
+@block("route_abstain", ABSTAIN)
 def abstain_block(found: dict[str, Any]) -> str:
     """False abstention, wrong bricks and false routing by the way in which a prompt is written."""
     columns = [row for row in found["routers"] if not row["negatives"]]
@@ -59,7 +59,7 @@ def abstain_block(found: dict[str, Any]) -> str:
         f"{' and '.join(str(row['negatives']) for row in marks if row)} near misses of other kinds. "
     )
     heads = ["prompts", *(f"`{column['router']}`, {column['set']} bricks" for column in columns)]
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found, ABSTAIN)])
+    return "\n\n".join([table(heads, lines, left=1), note])
 
 
 def _costs(column: dict[str, Any], name: str) -> str:
@@ -71,7 +71,7 @@ def _costs(column: dict[str, Any], name: str) -> str:
     return f"{_percent(1 - row['kept_by_base'])} ({row['prompts']})"
 
 
-@block("route_retrieval", RETRIEVAL, cited=False)
+@block("route_retrieval", RETRIEVAL)
 def retrieval_block(found: dict[str, Any]) -> str:
     """Recall by number of skills."""
     sizes = sorted({row["bricks"] for row in found["rows"]})
@@ -86,10 +86,10 @@ def retrieval_block(found: dict[str, Any]) -> str:
         "words with seven others. "
     )
     heads = ["router", *(f"{size} bricks" for size in sizes)]
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found, RETRIEVAL)])
+    return "\n\n".join([table(heads, lines, left=1), note])
 
 
-@block("route_kernel", KERNEL, cited=False)
+@block("route_kernel", KERNEL)
 def kernel_block(found: dict[str, Any]) -> str:
     """Time of PEFT's mixed batches and Arrow over the kernel's, and memory of a call, by number of bricks."""
     kinds = {
@@ -112,10 +112,10 @@ def kernel_block(found: dict[str, Any]) -> str:
         f"{found['rank']} on all linear layers, {found['threads']} thread. "
     )
     heads = ["", *(f"bricks: {row['bricks']}" for row in found["results"])]
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found, KERNEL)])
+    return "\n\n".join([table(heads, lines, left=1), note])
 
 
-@block("merge_or_route", BESIDE, cited=False)
+@block("merge_or_route", BESIDE)
 def beside_block(found: dict[str, Any]) -> str:
     """Routed recipes beside merges of the same bricks: skills, retention, false routing, and what the report advises."""
     parts: list[str] = []
@@ -159,10 +159,10 @@ def beside_block(found: dict[str, Any]) -> str:
         f"chance, mean over skills, with a 95 % interval. Difference from the base in points, adjusted interval; {SIGNED}. False routing: items of a task that "
         "another brick than its own answered. The merges have the fields of the starter recipes, untuned. "
     )
-    return "\n\n".join([*parts, note + _source(found, BESIDE)])
+    return "\n\n".join([*parts, note])
 
 
-@block("roles", ROLES, cited=False)
+@block("roles", ROLES)
 def roles_block(found: dict[str, Any]) -> str:
     """Bricks of three roles, alone and composed, where roles have codes of their own; the order is the same where they share codes."""
     kinds = {"role": "one role", "two roles": "two roles in a prompt", "text": "text alone"}
@@ -179,7 +179,7 @@ def roles_block(found: dict[str, Any]) -> str:
         "A base of four layers has little room for sums of adapters: the paper's NaiveMC loses less. "
     )
     heads = ["configuration", *kinds.values(), "one role, above the best NaiveMC"]
-    return table(heads, lines, left=1) + "\n\n" + note + _source(found, ROLES)
+    return table(heads, lines, left=1) + "\n\n" + note
 
 
 def _levels(found: dict[str, float], form: str, least: float = -100.0, most: float = 100.0) -> str:
@@ -200,7 +200,3 @@ def _percent(value: float) -> str:
 
 def _ordinal(number: int) -> str:
     return {2: "second", 3: "third"}.get(number, f"{number}th")
-
-
-def _source(found: dict[str, Any], name: str = ROUTING) -> str:
-    return f"{measured(found)} The source: [{name}](../{name})."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cells import block, interval, measured, points, signed, table
+from cells import block, interval, points, signed, table
 
 STREAM = "benchmarks/results/edit-stream.json"
 STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
@@ -15,19 +15,19 @@ ADAPTER = "benchmarks/results/edit-adapter.json"
 STARTER = "bricks/starter/base"
 
 
-@block("edit-stream", STREAM, cited=False)
+@block("edit-stream", STREAM)
 def stream_block(found: dict[str, Any]) -> str:
     """Write the table of a stream on the fixture."""
-    return _stream(found, STREAM)
+    return _stream(found)
 
 
-@block("edit-stream-starter", STREAM_STARTER, cited=False)
+@block("edit-stream-starter", STREAM_STARTER)
 def starter_stream_block(found: dict[str, Any]) -> str:
     """Write the table of a stream on the starter base."""
-    return _stream(found, STREAM_STARTER)
+    return _stream(found)
 
 
-def _stream(found: dict[str, Any], source: str) -> str:
+def _stream(found: dict[str, Any]) -> str:
     """Shares of facts that the model says after a number of rows, and perplexity; the cost of a row below."""
     start, *checkpoints = found["checkpoints"]
     lines = [
@@ -44,7 +44,7 @@ def _stream(found: dict[str, Any], source: str) -> str:
     note = (
         f"`memit` on layer {found['layer']} of {_model(found['base'])}, {found['batch']} rows at a time; {found['updates']} of {found['rows']:,} rows update an earlier fact. Said: percent of facts. "
         f"Perplexity of other text was {start['perplexity']:.2f} before the stream. A row takes {min(costs):.3f} to {max(costs):.3f} CPU s; the last {windows[0]['rows']} rows take {flat['both']:.2f} times the first "
-        f"full window. Peak memory: {windows[0]['peak'] / 1e6:.0f} to {windows[-1]['peak'] / 1e6:.0f} MB. {measured(found)} The source: [{source}](../{source})."
+        f"full window. Peak memory: {windows[0]['peak'] / 1e6:.0f} to {windows[-1]['peak'] / 1e6:.0f} MB."
     )
     heads = ["rows", "facts", "latest batch said", "all said", "ten oldest said", "perplexity"]
     return table(heads, lines, left=0) + "\n\n" + note
@@ -54,7 +54,7 @@ def _model(base: str) -> str:
     return "the starter base" if base == "starter" else "a fixture of 0.6 M parameters"
 
 
-@block("steer", STEER, cited=False)
+@block("steer", STEER)
 def steer_block(found: dict[str, Any]) -> str:
     """Write what a direction changes in continuations, by strength, and the accuracy on `retention` beside it."""
     tasks = list(found["rows"][0].get("retention", ()))
@@ -71,12 +71,12 @@ def steer_block(found: dict[str, Any]) -> str:
     counts = [f"{task} (n = {found['rows'][0]['retention'][task]['n']})" for task in tasks]
     note = (
         f"After layer {found['layer']} of the starter base, continuations of {found['tokens']} tokens, greedy. The share is that of capital letters among letters, or of bad words among good and bad ones; "
-        f"different words are a share of all. All columns in percent. {measured(found)} The source: [{STEER}](../{STEER})."
+        f"different words are a share of all. All columns in percent."
     )
     return table(["direction", "strength", "share", "different words", *counts], lines, left=1) + "\n\n" + note
 
 
-@block("forgetting", FORGETTING, cited=False)
+@block("forgetting", FORGETTING)
 def forgetting_block(found: dict[str, Any]) -> str:
     """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
     tasks = list(found["rows"][0]["scores"])
@@ -85,11 +85,11 @@ def forgetting_block(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         weights = [f"{row[brick]:+g}".replace("-", "−") if row[brick] else "" for brick in ("learned", "kept")]
         rows.append([*weights, *(interval(row["scores"][task]) for task in tasks), "chosen" if row.get("chosen") else ""])
-    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {measured(found)}"
-    return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
+    note = "Scores in percent of items with 95 % intervals; the first row is the base."
+    return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note}"
 
 
-@block("edit-adapter", ADAPTER, cited=False)
+@block("edit-adapter", ADAPTER)
 def adapter_block(found: dict[str, Any]) -> str:
     """Scores of facts in adapters and neurons, marked where the paired difference from memit excludes 0, and CPU seconds a fact."""
     heads = {
@@ -108,8 +108,7 @@ def adapter_block(found: dict[str, Any]) -> str:
         lines.append([row["row"], *cells, *of_step])
     note = (
         f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on {_base(found)}. Percent of items with 95 % intervals over facts; + and − mark a paired difference "
-        f"from memit whose interval excludes 0. Perplexity: change for other text in percent. What an earlier row has solved is taken from the cache. {measured(found)} "
-        f"The source: [{ADAPTER}](../{ADAPTER})."
+        f"from memit whose interval excludes 0. Perplexity: change for other text in percent. What an earlier row has solved is taken from the cache. "
     )
     return table(["arm", *(heads[task] for task in tasks), "perplexity", "CPU s a fact"], lines, left=1) + "\n\n" + note
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from worlds import mixtures
-from worlds.planted import planted_items, planted_llama
+from worlds.planted import planted_items, planted_llama, random_rows
 from worlds.tiny import live
 
 from workbench.activations.labelled import ItemRow
@@ -24,11 +24,6 @@ def alone(model: Any, row: ItemRow, first: int = 1) -> float:
     with torch.no_grad():
         log_p = model(input_ids=tokens).logits[0].double().log_softmax(-1)
     return -float(sum(log_p[t - 1, row.tokens[t]] for t in range(first, len(row.tokens))))
-
-
-def random_rows(lengths: list[int], seed: int = 3) -> list[ItemRow]:
-    draw = torch.Generator().manual_seed(seed)
-    return [ItemRow(torch.randint(2, 60, (n,), generator=draw).tolist(), max(1, n // 2)) for n in lengths]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2", "opt", "cohere"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worlds import mixtures
-from worlds.planted import planted_llama
+from worlds.planted import planted_llama, random_rows
 from worlds.project import CPU
 from worlds.tiny import live
 
@@ -35,19 +35,15 @@ from workbench.activations.sites import find_sites
 from workbench.errors import WorkbenchError
 from workbench.neurons.sparsity import token_sample
 
+ROWS = random_rows([12] * 8)
 FAMILIES = ("llama", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "gemma2", "olmo2")
-
-
-def random_rows(count: int = 8, length: int = 12, words: int = 60) -> list[ItemRow]:
-    draw = torch.Generator().manual_seed(3)
-    return [ItemRow(torch.randint(2, words, (length,), generator=draw).tolist(), length) for _ in range(count)]
 
 
 def opened(
     model: Any, depth: int = 3, rows: list[ItemRow] | None = None, size: int = 60
 ) -> tuple[tuple[FeedForward, ...], FeedForwardSample]:
     layers = feed_forward_layers(model, find_sites(model, depth, CPU))
-    return layers, sample_feed_forward(model, layers, rows or random_rows(), size=size)
+    return layers, sample_feed_forward(model, layers, rows or ROWS, size=size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,7 +59,7 @@ def test_all_experts_are_the_dense_layer(family: str, dense_of: Callable[[str], 
             assert of.experts.flatten().sort().values.tolist() == list(range(units))
             assert of.members()[of.experts[2]].tolist() == [2] * (units // 4)
         assert dense_difference(sample, partition) <= 1e-5
-        rows = random_rows(3)
+        rows = random_rows([12] * 3)
         with selecting(model, layers, partition, oracle(layers, partition), 4):
             everything = losses(model, rows)
         assert torch.equal(everything.sums, losses(model, rows).sums)
@@ -74,7 +70,7 @@ def test_a_sample_has_what_the_layers_read(family: str, dense_of: Callable[[str]
     """Activations are those of the drawn tokens, and follow from the inputs by the layer's own matrices, row by row."""
     model = live(dense_of(family))
     layers, sample = opened(model)
-    same = token_sample(model, [layer.site for layer in layers], random_rows(), size=60)
+    same = token_sample(model, [layer.site for layer in layers], ROWS, size=60)
     for number, layer in enumerate(layers):
         x, a = sample.inputs[number], sample.activations[number]
         assert len(x) == len(a) == sample.tokens == 60
@@ -116,14 +112,14 @@ def found(partition: Partition, groups: Tensor) -> bool:
 @pytest.mark.parametrize(("method", "kind"), [("kmeans", "weights"), ("coactivation", "texts")])
 def test_planted_groups_are_found(method: PartitionMethod, kind: str) -> None:
     model, groups = planted(kind)
-    layers, sample = opened(model, 2, random_rows(30, words=24), 400)
+    layers, sample = opened(model, 2, random_rows([12] * 30, words=24), 400)
     assert found(divide(Division(method, 8, shared=0), layers, sample), groups)
     assert not found(divide(Division("random", 8), layers), groups)
 
 
 def test_shared_experts_take_the_neurons_that_are_active_most_often() -> None:
     model, _ = planted("texts")
-    layers, sample = opened(model, 2, random_rows(30, words=24), 400)
+    layers, sample = opened(model, 2, random_rows([12] * 30, words=24), 400)
     for method in ("random", "kmeans", "coactivation"):
         partition = divide(Division(method, 8, shared=2), layers, sample)
         assert partition.shared == (2, 2)

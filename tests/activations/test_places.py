@@ -15,7 +15,7 @@ from worlds.neuron_sets import random_set
 from worlds.project import CPU
 from worlds.tiny import VOCABULARY
 
-from workbench.activations.places import NeuronAxis, neuron_axes, set_masks, unit_counts
+from workbench.activations.sets import NeuronAxis, neuron_axes, set_masks, unit_counts
 from workbench.activations.sites import find_sites, switching_off
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model

@@ -11,29 +11,15 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
 
+from worlds.planted import random_rows
 from worlds.project import CPU
 from worlds.tiny import live
 
 from workbench.activations.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
-from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import losses
 from workbench.activations.partition import Division, Partition, divide
-from workbench.activations.selectors import (
-    Selector,
-    captured,
-    centroids,
-    oracle,
-    ridges,
-    selected,
-    selecting,
-    shares,
-)
+from workbench.activations.selectors import Selector, captured, centroids, oracle, ridges, selected, selecting, shares
 from workbench.activations.sites import find_sites
-
-
-def rows(count: int, seed: int) -> list[ItemRow]:
-    draw = torch.Generator().manual_seed(seed)
-    return [ItemRow(torch.randint(2, 60, (14,), generator=draw).tolist(), 14) for _ in range(count)]
 
 
 class World(NamedTuple):
@@ -50,7 +36,7 @@ class World(NamedTuple):
 def world(dense_of: Callable[[str], Path]) -> World:
     model = live(dense_of("llama"))
     layers = feed_forward_layers(model, find_sites(model, 3, CPU))
-    fitted, judged = (sample_feed_forward(model, layers, rows(n, seed), size=400) for n, seed in ((40, 1), (8, 2)))
+    fitted, judged = (sample_feed_forward(model, layers, random_rows([14] * n, seed), size=400) for n, seed in ((40, 1), (8, 2)))
     return World(model, layers, fitted, judged, divide(Division("cmoe", 8, shared=2), layers, fitted))
 
 
@@ -90,7 +76,7 @@ def test_the_model_that_is_left(world: World) -> None:
     """Losses with selected experts are those of a forward pass whose feed-forward layers are computed expert by expert."""
     model, layers, partition = world.model, world.layers, world.partition
     selector = centroids(layers, partition)
-    texts = rows(3, 5)
+    texts = random_rows([14] * 3, 5)
     with selecting(model, layers, partition, selector, 4):
         left = losses(model, texts)
     handles = [

@@ -1,4 +1,4 @@
-"""The first screen of the report in headless Chromium, at 2, 10 and 24 configurations: what stands on it, its length, the filter."""
+"""The first screen of the report in headless Chromium, at 2, 10 and 24 configurations and with curves of sweeps: what stands on it, its length, the filter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from worlds.decided import many, situation
 from worlds.devtools import Browser, show, skip_without_browser
+from worlds.swept import LAMBDA, METHOD, SEED, swept
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
@@ -20,6 +21,8 @@ ROWS = "[...document.querySelectorAll('#summary-table tbody tr:not(.group)')]"
 def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = {str(n): many(tmp_path_factory.mktemp("many"), n).to_dict() for n in (2, 10)}
     found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).to_dict()
+    found["methods"] = swept(tmp_path_factory.mktemp("methods"), LAMBDA, METHOD).to_dict()
+    found["seeds"] = swept(tmp_path_factory.mktemp("seeds"), LAMBDA, METHOD, SEED).to_dict()
     return found | {name: situation(name, tmp_path_factory.mktemp(name)).to_dict() for name in ("winner", "alike", "unsafe")}
 
 
@@ -39,10 +42,12 @@ def test_the_decision_stands_on_the_first_screen(name: str, opened: Browser, doc
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["2", "24"])
+@pytest.mark.parametrize("name", ["2", "24", "methods"])
 def test_nothing_overflows(name: str, width: int, dark: bool, opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
     path = show(opened, documents[name], tmp_path, width, dark)
     assert opened.js("document.documentElement.scrollWidth") <= width
+    curves = "[...document.querySelectorAll('#sweeps svg.curves')].map((c) => c.getBoundingClientRect().right)"
+    assert max(opened.js(curves), default=0) <= width
     assert opened.requests()[-1] == path.resolve().as_uri()
 
 
@@ -88,9 +93,26 @@ def test_rows_are_filtered_by_name_and_brick(opened: Browser, documents: dict[st
     assert len(chosen("", "")) == total
 
 
-def test_a_point_says_its_values(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
-    show(opened, documents["alike"], tmp_path)
-    opened.hover("#decide .scatter g.named .point")
-    opened.until("!document.getElementById('tip').hidden")
-    assert "Mean over skills" in opened.js("document.getElementById('tip').textContent")
-    opened.hover("h1")
+@pytest.mark.parametrize("name", ["methods", "seeds"])
+def test_the_curves_begin_on_the_first_screen(name: str, opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    show(opened, documents[name], tmp_path)
+    charts = "[...document.querySelectorAll('#sweeps svg.curves')]"
+    assert opened.js(f"{charts}.map((c) => c.getAttribute('aria-label'))") == ["ties", "dare", "task_arithmetic"] * 2
+    assert opened.js(f"{charts}.map((c) => c.querySelectorAll('.dot').length)") == [4] * 6
+    assert opened.js(f"{charts}.map((c) => c.querySelectorAll('.ends').length)") == [4] * 6
+    assert opened.js("document.querySelectorAll('#sweeps .multiples .ring').length") == 2, "the recommended point in each measure"
+    assert 0 < opened.js("document.querySelector('.decision').getBoundingClientRect().bottom") <= 900
+    assert opened.js("document.querySelector('#sweeps h3.measure').getBoundingClientRect().bottom") <= 900
+    assert opened.js("document.querySelectorAll('#leaders-table tbody tr').length") <= 3
+    rows = opened.js("document.querySelectorAll('#summary-table .named tr:not(.group)').length")
+    assert rows == len([c for c in documents[name]["configurations"] if c["role"] == "configuration"]), (
+        "the rows stay in the table"
+    )
+
+
+def test_a_point_of_a_curve_says_its_values(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    show(opened, documents["methods"], tmp_path)
+    (sweep,) = documents["methods"]["sweeps"]
+    first = next(p for p in sweep["points"] if p["values"] == {"mix.lambda": 0.25, "mix.merge": "ties"})["levels"]["mean"]
+    said = opened.js("document.querySelector('#sweeps svg.curves .hit title').textContent")
+    assert said == f"lambda 0.25, ties\n{100 * first['value']:.1f} [{100 * first['low']:.1f}, {100 * first['high']:.1f}]"

@@ -72,16 +72,7 @@ def column(page: Browser, table: str, body: str, index: int) -> list[float]:
 
 
 def test_every_view_is_drawn(page: Browser) -> None:
-    for section in (
-        "summary",
-        "forest",
-        "differences",
-        "interference",
-        "flips",
-        "configurations",
-        "provenance",
-        "warnings",
-    ):
+    for section in ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings"):
         assert page.js(f"document.getElementById('{section}').getBoundingClientRect().height") > 60, section
     assert page.js("document.querySelectorAll('#forest svg.plot').length") == len(TASKS) + 3
     dots = "[...document.querySelectorAll('#forest g.mark use')].map((u) => u.getBoundingClientRect().width)"
@@ -113,6 +104,7 @@ def test_a_loss_on_a_guarded_task_is_seen_first(page: Browser) -> None:
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1400, 700, 360])
 def test_nothing_overflows(page: Browser, width: int, dark: bool) -> None:
+    page.until("document.documentElement.dataset.saves === 'ready'")
     page.resize(width, 900, dark)
     assert page.js("document.documentElement.scrollWidth") <= width
     paper, ink = page.js("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")

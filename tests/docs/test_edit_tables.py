@@ -84,7 +84,7 @@ def test_methods(build: ModuleType, tmp_path: Path) -> None:
     assert found[2] == ["`memit`", "80 [70, 90]", "70 [60, 80]", "−10.0 [−25.0, −1.0] −", "90", "+10.0 %"]
     assert found[3] == ["`grace`", "90 [80, 100]", "90 [80, 100]", "", "", ""]
     assert "Refused: `rome`: no value at layer 7." in text
-    assert "Measured by `python benchmarks/x.py` on 2 cores, commit 0123456789ab." in text
+    assert "2 cores: [edit-methods.json](../benchmarks/results/edit-methods.json)." in text
 
 
 def test_single_facts_and_curve(build: ModuleType, tmp_path: Path) -> None:

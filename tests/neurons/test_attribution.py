@@ -195,23 +195,26 @@ def test_planted_facts_are_found_and_proved() -> None:
         for n, name in enumerate(CLASSES)
     ]
     seen: list[tuple[int, int]] = []
-    found = locate_facts(model, sites, facts, LocateSettings(steps=50), progress=lambda a, b: seen.append((a, b)))
+    texts = [(name, "answer") for name in CLASSES]
+    found, sets = locate_facts(model, sites, facts, texts, LocateSettings(steps=50), progress=lambda a, b: seen.append((a, b)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     for fact in found:
         layer, unit = NEURONS[fact.fact]
-        assert {n: index.tolist() for n, index in fact.neurons.indices.items()} == {layer: [unit]}
+        assert [(neuron.layer, neuron.neuron) for neuron in fact.neurons] == [(layer, unit)]
+        assert {n: index.tolist() for n, index in sets[fact.fact].indices.items()} == {layer: [unit]}
+        assert fact.set == f"knowledge/facts/{fact.fact}"
         assert fact.probability > 0.9
         assert fact.error <= 0.02
-        assert fact.layers[layer] > 0.95
+        assert fact.layers[str(layer)] > 0.95
         off, double = fact.changes["suppressed"], fact.changes["amplified"]
         assert off.own < -0.9
         assert abs(off.random) < 0.01
         assert off.others == pytest.approx(0, abs=1e-5)
         assert 0 <= double.own < 0.1
         assert off.random == pytest.approx(sum(off.drawn) / 3)
-    together = union_of("all", found, sites)
+    together = union_of("all", sets.values(), sites)
     assert {(layer, int(i)) for layer, index in together.indices.items() for i in index} == set(NEURONS.values())
-    own = {fact.fact: float(fact.neurons.scores[NEURONS[fact.fact][0]][0]) for fact in found}
+    own = {fact.fact: fact.neurons[0].score for fact in found}
     assert sorted(together.scores[0].tolist()) == pytest.approx(sorted([own["red"], own["blue"]]))
 
 

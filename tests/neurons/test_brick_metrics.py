@@ -11,7 +11,7 @@ import torch
 from worlds.tiny import live
 
 from workbench.activations.sites import sample_places
-from workbench.neurons.brick_metrics import function_cosines, layer_updates, quality_curve
+from workbench.neurons.bricks import function_cosines, layer_updates, quality_curve
 from workbench.neurons.damage import coupling, dominant_rows, row_couplings
 
 LLAMA = torch.tensor([

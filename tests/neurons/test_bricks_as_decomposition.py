@@ -73,11 +73,7 @@ def test_each_brick_left_out_once(project: Project) -> None:
     rows = [ItemRow([WORDS.index(word) for word in item.prompt.split()], 6) for item in items]
     head = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\nsteps:\n- merge: task_arithmetic\n  bricks: "
     tail = "\n- merge: task_arithmetic\n  bricks: {two: 0.1}\n"
-    by_hand = {
-        "all": "{one: 0.5, two: 1.0, three: 0.7}",
-        "one": "{two: 1.0, three: 0.7}",
-        "three": "{one: 0.5, two: 1.0}",
-    }
+    by_hand = {"all": "{one: 0.5, two: 1.0, three: 0.7}", "one": "{two: 1.0, three: 0.7}", "three": "{one: 0.5, two: 1.0}"}
     found = {n: losses(live_float32(project.resolve(head + b + tail), CPU), rows).sums for n, b in by_hand.items()}
     own = {"one": slice(4, 8), "three": slice(0, 4)}
     for i, left_out in enumerate(own):

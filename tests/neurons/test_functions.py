@@ -12,9 +12,8 @@ from torch import nn
 
 from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.sites import Site
-from workbench.neurons.function_scores import FunctionScores, function_scores
+from workbench.neurons.function_scores import FunctionScores, ItemScores, function_scores
 from workbench.neurons.functions import function_rows, layer_scores
-from workbench.neurons.scoring import ItemScores
 from workbench.neurons.statistics import ALPHA, Ranked, task_test
 
 FUNCTIONS, TASKS, EACH = 4, 6, 10  # tasks of a function, three to choose and three to judge; items of a task
@@ -29,7 +28,7 @@ def labelled() -> Labelled:
         for t in range(TASKS)
         for i in range(EACH)
     ]
-    return Labelled(tuple(items), "digest")
+    return Labelled(tuple(items), "texts.jsonl", "digest")
 
 
 def site(layer: int = 0, units: int = UNITS) -> Site:

@@ -18,8 +18,7 @@ from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import find_sites
 from workbench.errors import WorkbenchError
 from workbench.neurons.controls import ablate, controls
-from workbench.neurons.damage import damage_table
-from workbench.neurons.draws import ItemGroups
+from workbench.neurons.damage import ItemGroups, damage_table
 from workbench.neurons.masking import MaskedLosses, mask_curves
 from workbench.scores.statistics import clustered_se, codes, upper_t
 
@@ -45,11 +44,10 @@ def test_groups_and_weights() -> None:
     assert float(weights.mean()) == pytest.approx(1, abs=0.05)
     assert torch.equal(weights, groups.weights(reps=500))
     assert ItemGroups.of(items, ["b", "a"]).function.tolist() == [1, 0, 1, 0, 1]
-
-
-def test_same_task_name_in_two_functions_is_two_clusters() -> None:
-    groups = ItemGroups.of([item("a", "x"), item("a", "y"), item("b", "x"), item("b", "y")])
-    assert len(set(groups.cluster.tolist())) == 4
+    same = ItemGroups.of([item("a", "x"), item("a", "y"), item("b", "x"), item("b", "y")])
+    assert len(set(same.cluster.tolist())) == 4, "a task of the same name in another function is another cluster"
+    one = ItemGroups(("a",), np.zeros(3, np.intp), np.zeros(3, np.intp))
+    assert [float(end) for end in one.interval(torch.ones(10))] == [-math.inf, math.inf]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +68,6 @@ def test_intervals_are_as_wide_as_those_of_t(tasks: int) -> None:
     half = upper_t(0.025, tasks - 1) * clustered_se(values, codes(list(range(tasks))))
     assert float(high - low) == pytest.approx(2 * half, rel=0.12 if tasks == 20 else 0.45)
     assert groups.interval(draws[:, None].repeat(1, 2))[0].shape == (2,)
-
-
-def test_one_cluster_has_no_interval() -> None:
-    groups = ItemGroups(("a",), np.zeros(3, np.intp), np.zeros(3, np.intp))
-    assert [float(end) for end in groups.interval(torch.ones(10))] == [-math.inf, math.inf]
 
 
 def planted_sets(sites: Any) -> list[NeuronSet]:
@@ -125,10 +118,7 @@ def test_rows_that_dominate_in_some_resamplings() -> None:
     """Set a costs its function 1 and 0 nats by task, the other .4: the mean is .5, and in a quarter of the draws only 0."""
     result, items = made([[1.0, 0.0, 0.4, 0.4], [0.0, 0.0, 1.0, 1.0]])
     table = damage_table(result, items, ["a", "b"])
-    assert table.changes == [
-        pytest.approx([math.exp(0.5) - 1, math.exp(0.4) - 1]),
-        pytest.approx([0, math.e - 1]),
-    ]
+    assert table.changes == [pytest.approx([math.exp(0.5) - 1, math.exp(0.4) - 1]), pytest.approx([0, math.e - 1])]
     assert table.dominant == [True, True]
     assert table.dominance[0] == pytest.approx(0.75, abs=0.03)
     assert table.dominance[1] == 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worlds import mixtures
+from worlds.planted import random_rows
 from worlds.project import CPU
 from worlds.tiny import live
 
@@ -20,11 +21,6 @@ from workbench.activations.sites import Site, find_sites, visiting
 from workbench.errors import WorkbenchError
 from workbench.neurons.masking import masked_losses, masking
 from workbench.neurons.sparsity import TokenSample, distribution, token_sample, truncation_error
-
-
-def random_rows(lengths: list[int], seed: int = 3) -> list[ItemRow]:
-    draw = torch.Generator().manual_seed(seed)
-    return [ItemRow(torch.randint(2, 60, (n,), generator=draw).tolist(), max(1, n // 2)) for n in lengths]
 
 
 def activations_of(model: Any, sites: Any, row: ItemRow) -> list[Tensor]:

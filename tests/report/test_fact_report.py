@@ -115,30 +115,24 @@ def test_nothing_survives_where_the_edit_was_not_scored_alone() -> None:
     assert facts_of(TABLES, {"towns-facts": SUITE.model_copy(update={"facts": None})}, [entry("base")]) == []
 
 
-def test_each_merge_is_held_against_its_own_edit() -> None:
-    LINEUP["rival"] = ("configuration", (), (FACTS,), "1110000000", "000000")
-    try:
-        tables = [table("towns-efficacy", 3, 1)]
-        (found,) = facts_of(tables, {"towns-facts": SUITE}, [entry(name) for name in LINEUP])
-    finally:
-        del LINEUP["rival"]
-    rows = {left["alone"]: list(left["rows"]) for left in found["survival"]}
-    assert rows == {"towns": ["base", "add", "merged", "other"]}, "nothing holds the rival"
+def test_which_edit_is_alone_and_what_is_held_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge of the edit, the facts in a prompt and the edit with other facts are not the edit alone; a recipe of its weights is."""
 
+    def left(*entries: list[Scores]) -> dict[str, Any]:
+        (found,) = facts_of([table("towns-efficacy", 3, 1)], {"towns-facts": SUITE}, entries)
+        (survival,) = found["survival"]
+        return {"alone": survival["alone"], "rows": list(survival["rows"]), "without": survival["without"]}
 
-def test_an_edit_with_fewer_facts_is_the_one_that_is_alone() -> None:
     both = entry("other", digest=digits("other"), parents=(), edits=("e" * 32, FACTS))
-    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry("base"), entry("towns"), both])
-    (left,) = found["survival"]
-    assert (left["alone"], list(left["rows"]), left["without"]) == ("towns", ["base", "other"], ["base"])
-
-
-def test_a_recipe_of_the_edit_bricks_weights_is_the_edit_alone() -> None:
-    """The recipe's name is shown; that its weights are those of the brick alone stands in the alias."""
+    assert left(entry("base"), entry("towns"), both) == {"alone": "towns", "rows": ["base", "other"], "without": ["base"]}
     recipe = [entry("towns")[0].called(Configuration(digits("towns"), "just-towns", "configuration", ("towns",), edits=(FACTS,)))]
-    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry("base"), recipe, entry("merged")])
-    (left,) = found["survival"]
-    assert (left["alone"], list(left["rows"])) == ("just-towns", ["base", "merged"])
+    found = left(entry("base"), recipe, entry("merged"))
+    assert (found["alone"], found["rows"]) == ("just-towns", ["base", "merged"]), "the recipe's name is shown"
+    for name, role in (("rival", "configuration"), ("in-prompt", "memory")):
+        monkeypatch.setitem(LINEUP, name, (role, (), (FACTS,), "1110000000", "000000"))
+        found = left(*(entry(one) for one in LINEUP))
+        assert (found["alone"], found["rows"]) == ("towns", ["base", "add", "merged", "other"]), name
+        monkeypatch.delitem(LINEUP, name)
 
 
 def test_report(tmp_path: Path) -> None:
@@ -254,14 +248,3 @@ def test_the_report_names_the_gap_where_it_is_shown(tmp_path: Path) -> None:
     assert f"base {told}; 75 % [60, 90] of the texts begin with the target. {gap}" in html
     assert f">starter-ties {told}.</p>" in html
     assert gap in markdown.replace("\\", "")
-
-
-def test_other_ways_to_teach_the_facts_are_no_survivors() -> None:
-    LINEUP["in-prompt"] = ("memory", (), (FACTS,), "1111111111", "111111")
-    try:
-        tables = [table("towns-efficacy", 3, 1)]
-        (found,) = facts_of(tables, {"towns-facts": SUITE}, [entry(name) for name in LINEUP])
-    finally:
-        del LINEUP["in-prompt"]
-    (left,) = found["survival"]
-    assert (left["alone"], list(left["rows"])) == ("towns", ["base", "add", "merged", "other"])

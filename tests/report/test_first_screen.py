@@ -53,10 +53,7 @@ def test_leaders_stand_in_a_table_with_verdicts_and_cost(documents: Mapping[str,
     assert rows[0][1:3] == ["69.0", "–"]
     assert rows[1][2].startswith("\N{MINUS SIGN}0.5 [")
     assert all("safe facts 0.0" in re.sub(r"\s+", " ", row[3]) for row in rows)
-    assert [row[4].replace("\N{NO-BREAK SPACE}", " ") for row in rows] == [
-        "full, 400 MB, 3 bricks",
-        "adapter, 12.0 MB, 2 bricks",
-    ]
+    assert [row[4].replace("\N{NO-BREAK SPACE}", " ") for row in rows] == ["full, 400 MB, 3 bricks", "adapter, 12.0 MB, 2 bricks"]
 
 
 def test_the_scatter_stands_on_the_first_screen_with_the_recommended_point_marked(

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.activations.places import neuron_axes, unit_counts
-from workbench.activations.sets import NeuronSet, write_set
+from workbench.activations.sets import NeuronSet, neuron_axes, unit_counts, write_set
 from workbench.bricks.brick import checkpoint_digest
 from workbench.models.layout import Model
 from workbench.weights.checkpoint import Checkpoint

@@ -6,6 +6,7 @@ continuation (p = 0.97), and by any token alike once its neuron is off. All othe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,3 +62,9 @@ def planted_items(count: int = 6, tasks: int = 3, seed: int = 1) -> tuple[list[I
             items.append(Item(f"{name}{i}", "", "", name, f"{name}-{i % tasks}", "heldout", f"planted:{len(items) + 1}"))
             rows.append(ItemRow(tokens, len(tokens) - 1))
     return items, rows
+
+
+def random_rows(lengths: Sequence[int], seed: int = 3, words: int = 60) -> list[ItemRow]:
+    """Rows of random tokens, whose first half is a prompt."""
+    draw = torch.Generator().manual_seed(seed)
+    return [ItemRow(torch.randint(2, words, (n,), generator=draw).tolist(), max(1, n // 2)) for n in lengths]

@@ -151,12 +151,7 @@ class FeedForwardSample:
 
 
 def sample_feed_forward(
-    model: PreTrainedModel,
-    layers: Sequence[FeedForward],
-    rows: Sequence[ItemRow],
-    *,
-    size: int = TOKENS,
-    seed: int = 0,
+    model: PreTrainedModel, layers: Sequence[FeedForward], rows: Sequence[ItemRow], *, size: int = TOKENS, seed: int = 0
 ) -> FeedForwardSample:
     """Return the inputs and activations of feed-forward layers on a random sample of tokens, in one pass over the texts.
 

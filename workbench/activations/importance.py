@@ -246,11 +246,7 @@ def channel_strengths(
 
 
 def scale_ratios(
-    model: PreTrainedModel,
-    norms: Mapping[str, bool],
-    kept: Tensor,
-    rows: Sequence[TextRow],
-    progress: Progress = lambda *_: None,
+    model: PreTrainedModel, norms: Mapping[str, bool], kept: Tensor, rows: Sequence[TextRow], progress: Progress = lambda *_: None
 ) -> dict[str, float]:
     """Return the mean over tokens of the scale of the kept channels of a norm's input, relative to that of all channels.
 

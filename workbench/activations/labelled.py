@@ -68,12 +68,14 @@ class Labelled:
 
     Attributes:
         items: The texts with exactly one function, in file order.
+        file: The file, as the user named it.
         digest: Digest of the file.
         several: Number of rows left out because they have several functions.
         warnings: Sentences about what the data cannot show.
     """
 
     items: tuple[Item, ...]
+    file: str
     digest: str
     several: int = 0
     warnings: tuple[str, ...] = ()
@@ -169,7 +171,7 @@ def read_labelled(path: Path, shown: str) -> Labelled:
         )
     items, warnings = _with_splits(rows, shown)
     # The null keeps the digests of earlier versions, by which stored sets know their texts.
-    return Labelled(items, json_digest([digest, None]), several, tuple(warnings))
+    return Labelled(items, shown, json_digest([digest, None]), several, tuple(warnings))
 
 
 def _functions(row: Any, place: str) -> list[str]:

@@ -246,9 +246,7 @@ def _coactivation(work: _Layer) -> LayerPartition:
     active = work.active()
     bits = torch.nn.functional.normalize(active.T.float(), dim=1)
     return work.split(
-        work.division.chosen(0),
-        _by_rate(active),
-        lambda rest, clusters: balanced_kmeans(bits[rest], clusters, seed=work.seed),
+        work.division.chosen(0), _by_rate(active), lambda rest, clusters: balanced_kmeans(bits[rest], clusters, seed=work.seed)
     )
 
 

@@ -76,8 +76,7 @@ def centroids(layers: Sequence[FeedForward], partition: Partition) -> Linear:
     """Return the selector whose rows are the means of the experts' gate rows (MoEfication)."""
     experts = partition.layers.values()
     return Linear(
-        "centroid",
-        tuple(layer.gate_rows().cpu()[of.experts].mean(1) for layer, of in zip(layers, experts, strict=True)),
+        "centroid", tuple(layer.gate_rows().cpu()[of.experts].mean(1) for layer, of in zip(layers, experts, strict=True))
     )
 
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.activations.places import set_masks
-from workbench.activations.sets import RECORD, NeuronSet, read_set, write_set
+from workbench.activations.sets import RECORD, NeuronSet, read_set, set_masks, write_set
 from workbench.bricks.card import Axes, BaseRecord, BrickCard, axes_of, read_card, write_card
 from workbench.bricks.hub import CARD
 from workbench.errors import GateFailedError, WorkbenchError

@@ -9,7 +9,8 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError
 
 if TYPE_CHECKING:
-    from workbench.neurons.subject import ModelResult, NeuronSubject, Texts
+    from workbench.activations.labelled import Labelled
+    from workbench.neurons.subject import ModelResult, NeuronSubject
 
 SHOWN = 40
 """Largest number of characters of a prompt in a table."""
@@ -73,17 +74,16 @@ def numbers(option: str, text: str) -> list[float]:
         raise UsageError(f"{option} {text}: expected numbers separated by commas, such as 0,50,80") from None
 
 
-def labelled_texts(data: Path) -> Texts:
+def labelled_texts(data: Path) -> Labelled:
     """Read the labelled texts and print what they cannot show."""
     from workbench.activations.labelled import read_labelled
-    from workbench.neurons.subject import Texts
 
     read = read_labelled(data, str(data))
     for warning in read.warnings:
         out.warn(warning)
     if read.several:
         out.say(f"{read.several} rows with several functions are left out")
-    return Texts(read, str(data))
+    return read
 
 
 def open_subject(model: str, device: str) -> NeuronSubject:

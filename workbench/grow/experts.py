@@ -50,9 +50,9 @@ class ExpertEntry(BrickEntry):
 class Experts(TextMethod):
     """Turn every feed-forward layer into a mixture of experts (sparse upcycling, Komatsuzaki et al. 2023).
 
-    The experts are copies of the layer, or the base's layer with each brick applied next to the current layer as an anchor
-    (Branch-Train-MiX, Sukhbaatar et al. 2024). Copies compute the same function, because the weights of the selected experts add up
-    to one.
+    The experts are copies of the layer, which compute the same function, because the weights of the selected experts add up to one. Or
+    there is one expert for each brick, the base's layer with the brick applied, beside the current layer as an anchor (Branch-Train-MiX,
+    Sukhbaatar et al. 2024).
 
     Later bricks change the first copy, or the anchor. The other experts and the router are new. Tensors outside the feed-forward
     layers do not change.

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.activations.labelled import folder_name
+from workbench.activations.labelled import Labelled, folder_name
 from workbench.activations.sets import NeuronSet, read_set
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
 from workbench.neurons.controls import ablate, controls, mean_overlap
-from workbench.neurons.damage import DamageTable, damage_table
-from workbench.neurons.draws import ItemGroups
+from workbench.neurons.damage import DamageTable, ItemGroups, damage_table
 from workbench.neurons.functions import RECORD as FUNCTIONS
 from workbench.neurons.functions import SETS, TENSORS, FunctionsResult, analyze_functions
 from workbench.neurons.masking import SparsityResult, analyze_sparsity
-from workbench.neurons.subject import Analysis, NeuronSubject, Texts, some_of_each_task
+from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
 from workbench.results import Number, Part, Result
 from workbench.tables import csv_records
 
@@ -110,7 +109,7 @@ def read_sets(folder: Path, subject: NeuronSubject) -> StoredSets:
 
 
 def analyze_ablation(
-    subject: NeuronSubject, texts: Texts, stored: StoredSets, settings: AblationSettings | None = None
+    subject: NeuronSubject, texts: Labelled, stored: StoredSets, settings: AblationSettings | None = None
 ) -> AblationResult:
     """Switch off each function's set and its controls, and measure the perplexity of every function's held-out items.
 
@@ -123,15 +122,15 @@ def analyze_ablation(
     Raises:
         WorkbenchError: If the sets were chosen on other texts, or a function has no set.
     """
-    settings, data = settings or AblationSettings(), texts.data
-    if stored.data != data.digest:
+    settings = settings or AblationSettings()
+    if stored.data != texts.digest:
         raise WorkbenchError(
             f"{texts.file}: the sets were chosen on other texts, so that items of this file may have chosen them",
             "Run `workbench analyze functions` with this file first.",
         )
-    items = some_of_each_task(data.of("heldout"), settings.items)
-    sets = [stored.sets[name] for name in data.functions]
-    ItemGroups.of(items, data.functions)  # raises before the passes
+    items = some_of_each_task(texts.of("heldout"), settings.items)
+    sets = [stored.sets[name] for name in texts.functions]
+    ItemGroups.of(items, texts.functions)  # raises before the passes
     compared = controls(subject.sites, sets, [stored.means[site.layer] for site in subject.sites], draws=settings.draws)
     result = ablate(
         subject.model,
@@ -140,13 +139,13 @@ def analyze_ablation(
         [*sets, *(control.neurons for control in compared)],
         progress=lambda done, total: subject.tell(done, total, "ablations"),
     )
-    table = damage_table(result, items, data.functions, compared)
+    table = damage_table(result, items, texts.functions, compared)
     mean, chance = mean_overlap(sets)
     return AblationResult(
         **dict(table),
         model=subject.name,
         digest=subject.digest,
-        data=texts.analyzed(table.items),
+        data=analyzed(texts, table.items),
         settings=settings,
         share=sum(neurons.share for neurons in sets) / len(sets),
         overlap=SetOverlap(mean=mean, chance=chance),
@@ -164,7 +163,7 @@ class EverythingResult(Result):
     """Damage by switching sets off."""
 
 
-def analyze_everything(subject: NeuronSubject, texts: Texts, out: Path) -> EverythingResult:
+def analyze_everything(subject: NeuronSubject, texts: Labelled, out: Path) -> EverythingResult:
     """Run the analyses of functions, sparsity and ablations with their defaults, and write their files.
 
     Args:

@@ -232,12 +232,7 @@ def attribute(model: PreTrainedModel, sites: Sequence[Site], prompt: FactPrompt,
 
 
 def _scaled(
-    model: PreTrainedModel,
-    sites: Sequence[Site],
-    prompt: FactPrompt,
-    scales: Tensor,
-    chosen: Tensor,
-    earlier: Earlier | None,
+    model: PreTrainedModel, sites: Sequence[Site], prompt: FactPrompt, scales: Tensor, chosen: Tensor, earlier: Earlier | None
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run a prompt with each of some layers' activations scaled: rows of one batch, the first layer's first.
 
@@ -304,11 +299,7 @@ def _scaling(factor: float) -> Visitor:
 
 @no_grad
 def answer_probabilities(
-    model: PreTrainedModel,
-    sites: Sequence[Site],
-    prompts: Sequence[FactPrompt],
-    units: Mapping[int, Tensor],
-    factor: float = 1.0,
+    model: PreTrainedModel, sites: Sequence[Site], prompts: Sequence[FactPrompt], units: Mapping[int, Tensor], factor: float = 1.0
 ) -> Tensor:
     """Return the probability of each prompt's answer with the activations of some neurons multiplied by a factor [prompts].
 

@@ -137,11 +137,7 @@ def random_set(
 
 
 def matched_set(
-    name: str,
-    sites: Sequence[Site],
-    like: NeuronSet,
-    means: Sequence[Tensor],
-    generator: torch.Generator,
+    name: str, sites: Sequence[Site], like: NeuronSet, means: Sequence[Tensor], generator: torch.Generator
 ) -> NeuronSet:
     """Return random neurons with about the mean activations of another set, and none of its neurons.
 

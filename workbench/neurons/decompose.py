@@ -22,12 +22,11 @@ from workbench.lazy import torch
 from workbench.models.texts import Text
 from workbench.neurons.ablation import RECORD as ABLATION
 from workbench.neurons.ablation import AblationResult
-from workbench.neurons.brick_metrics import QualityCurve, quality_curve
-from workbench.neurons.bricks import BrickCosines, BrickSubsets, brick_cosines
+from workbench.neurons.bricks import BrickCosines, BrickSubsets, QualityCurve, brick_cosines, quality_curve
 from workbench.neurons.damage import Damage
 from workbench.neurons.masking import RECORD as SPARSITY
 from workbench.neurons.masking import SparsityResult
-from workbench.neurons.subject import AnalyzedTexts, ModelResult, NeuronSubject, Texts, open_neurons, some_of_each_task
+from workbench.neurons.subject import AnalyzedTexts, ModelResult, NeuronSubject, analyzed, open_neurons, some_of_each_task
 from workbench.resolve.resolved import Resolved
 from workbench.results import Measured, Number, Part
 from workbench.run.opened import NamedModel
@@ -109,7 +108,7 @@ class DecompositionResult(ModelResult):
 
 def analyze_decomposition(
     model: NamedModel,
-    texts: Texts | None,
+    texts: Labelled | None,
     folder: Path,
     settings: DecomposeSettings | None = None,
     *,
@@ -146,7 +145,7 @@ def analyze_decomposition(
         subsets = BrickSubsets(resolved.recipe, items, scored=scored, device=device, events=events)
     subject = open_neurons(model, device, events)
     digest = subject.digest
-    emergent = _emergent(subject, folder, texts.data if texts else None, settings.kept)
+    emergent = _emergent(subject, folder, texts, settings.kept)
     del subject
     found = [] if subsets is None else [_customized(subsets, settings.kept, scored)]
     cosines = None
@@ -158,16 +157,15 @@ def analyze_decomposition(
     return DecompositionResult(
         model=name,
         digest=digest,
-        data=texts.analyzed(len(texts.data.items), warnings=warnings) if texts else None,
+        data=analyzed(texts, len(texts.items)).model_copy(update={"warnings": warnings}) if texts else None,
         settings=settings,
         decompositions=[*found, *([emergent] if emergent else [])],
         cosines=cosines,
     )
 
 
-def _items_of_bricks(resolved: Resolved, texts: Texts, count: int) -> tuple[list[Item], list[str]]:
+def _items_of_bricks(resolved: Resolved, texts: Labelled, count: int) -> tuple[list[Item], list[str]]:
     """Return held-out texts with the brick that serves them in place of their function, and warnings about the others."""
-    data = texts.data
     labels: dict[str, list[str]] = {}
     for name in resolved.parents:
         card = resolved.on_disk[name].card if name in resolved.on_disk else None
@@ -175,16 +173,16 @@ def _items_of_bricks(resolved: Resolved, texts: Texts, count: int) -> tuple[list
             labels.setdefault(label, []).append(name)
     brick_of = {label: names[0] for label, names in labels.items() if len(names) == 1}
     brick_of |= {name: name for name in resolved.parents}
-    left = Counter(item.function for item in data.items if item.function not in brick_of)
-    if len({brick_of[f] for f in data.functions if f in brick_of}) < 2:
+    left = Counter(item.function for item in texts.items if item.function not in brick_of)
+    if len({brick_of[f] for f in texts.functions if f in brick_of}) < 2:
         raise WorkbenchError(
-            f"{texts.file}: the texts serve fewer than two bricks of {resolved.recipe.name}; their functions are {', '.join(data.functions)}",
+            f"{texts.file}: the texts serve fewer than two bricks of {resolved.recipe.name}; their functions are {', '.join(texts.functions)}",
             f"Give each text the name of the brick that serves it as its function: {', '.join(resolved.parents)}.",
         )
     warnings = [
         f"{rows} texts of '{function}' are left out: no single brick serves this function" for function, rows in left.items()
     ]
-    items = [replace(item, function=brick_of[item.function]) for item in data.of("heldout") if item.function in brick_of]
+    items = [replace(item, function=brick_of[item.function]) for item in texts.of("heldout") if item.function in brick_of]
     return some_of_each_task(items, count), warnings
 
 

@@ -8,10 +8,10 @@ Source: Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv 210
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from workbench.activations.labelled import folder_name
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import Progress, Site
 from workbench.lazy import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+SETS = "knowledge/facts"
+"""Folder of the sets of single facts, below the results."""
 FACTORS = {"suppressed": 0.0, "amplified": 2.0}
 
 
@@ -56,46 +58,66 @@ class ProbabilityChange(Part):
     """Change of the fact's answer by each random draw."""
 
 
-@dataclass(frozen=True)
-class FactNeurons:
-    """A fact with the neurons that carry it.
+class LocatedNeuron(Part):
+    """A neuron, or an expert, that carries a fact."""
 
-    Attributes:
-        fact: Id of the fact.
-        neurons: The neurons; the set is empty if no neuron is kept by enough wordings.
-        probability: Mean probability of the answer over wordings.
-        error: Largest relative error of the sums of attributions, over wordings; see `Attribution.error`.
-        layers: Layer -> its share of the positive attributions, as a mean over wordings.
-        changes: "suppressed" and "amplified" -> changes of probability; empty if the set is.
-    """
+    layer: int
+    """Its layer."""
+    neuron: int
+    """Its index in the layer."""
+    score: Number
+    """Mean attribution over the fact's wordings."""
+
+
+class LocatedFact(Part):
+    """A fact with the neurons that carry it."""
 
     fact: str
-    neurons: NeuronSet
-    probability: float
-    error: float
-    layers: dict[int, float]
+    """Id of the fact."""
+    prompt: str
+    """Its prompt."""
+    answer: str
+    """The attributed answer."""
+    probability: Number
+    """Mean probability of the answer over the fact's wordings."""
+    error: Number
+    """Largest relative error of the sums of attributions over wordings; 0 if they add up to the change of probability."""
+    neurons: list[LocatedNeuron]
+    """Its neurons, those with the largest attributions first."""
+    layers: dict[str, Number]
+    """Layer -> its share of the positive attributions."""
     changes: dict[str, ProbabilityChange]
+    """suppressed, amplified -> changes of probability; empty if the fact has no neurons."""
+    set: str | None
+    """Directory of the set of its neurons, relative to the results; null if it has none."""
 
 
 def locate_facts(
     model: PreTrainedModel,
     sites: Sequence[Site],
     facts: Sequence[Sequence[FactPrompt]],
+    texts: Sequence[tuple[str, str]],
     settings: LocateSettings | None = None,
     *,
     progress: Progress = lambda *_: None,
-) -> list[FactNeurons]:
+) -> tuple[list[LocatedFact], dict[str, NeuronSet]]:
     """Find the knowledge neurons of facts, and measure what suppressing and amplifying them does.
 
     Args:
         model: The live model, best in float32.
         sites: Its sites.
         facts: Wordings of each fact; see `fact_prompts`.
+        texts: Prompt and attributed answer of each fact.
         settings: Settings.
         progress: Progress callback; it counts facts.
+
+    Returns:
+        The facts, and the sets of their neurons by the fact's id, for facts that have some.
     """
     settings = settings or LocateSettings()
-    located: list[FactNeurons] = []
+    located: list[LocatedFact] = []
+    sets: dict[str, NeuronSet] = {}
+    folders: set[str] = set()
     everyone = [prompts[0] for prompts in facts]
     before = answer_probabilities(model, sites, everyone, {})
     for number, prompts in enumerate(facts):
@@ -103,27 +125,52 @@ def locate_facts(
         name = prompts[0].fact
         neurons = knowledge_neurons(name, sites, attributions, threshold=settings.threshold, share=settings.share)
         others = [i for i, prompt in enumerate(everyone) if prompt.fact != name]
-        changes = {}
+        changes, folder = {}, None
         if neurons.size:
+            sets[name], folder = neurons, _free(f"{SETS}/{folder_name(name)}", folders)
             rest = [everyone[i] for i in others], before[others]
             own = prompts, answer_probabilities(model, sites, prompts, {})
             changes = {
                 kind: _change(model, sites, neurons, own, rest, factor, settings.draws) for kind, factor in FACTORS.items()
             }
-        clean = sum(a.clean for a in attributions) / len(attributions)
-        error = max(a.error for a in attributions)
-        located.append(FactNeurons(name, neurons, clean, error, layer_shares(sites, attributions), changes))
+        row = LocatedFact(
+            fact=name,
+            prompt=texts[number][0],
+            answer=texts[number][1],
+            probability=sum(a.clean for a in attributions) / len(attributions),
+            error=max(a.error for a in attributions),
+            neurons=_listed(neurons),
+            layers={str(layer): share for layer, share in layer_shares(sites, attributions).items()},
+            changes=changes,
+            set=folder,
+        )
+        located.append(row)
         progress(number + 1, len(facts))
-    return located
+    return located, sets
+
+
+def _free(folder: str, taken: set[str]) -> str:
+    """Return a folder's name, with a number behind it if it is taken, and take it."""
+    name, number = folder, 1
+    while name in taken:
+        number += 1
+        name = f"{folder}-{number}"
+    taken.add(name)
+    return name
+
+
+def _listed(neurons: NeuronSet) -> list[LocatedNeuron]:
+    """Return the neurons of a set, those with the largest scores first."""
+    found = [
+        LocatedNeuron(layer=layer, neuron=int(unit), score=float(score))
+        for layer, index in neurons.indices.items()
+        for unit, score in zip(index, neurons.scores[layer], strict=True)
+    ]
+    return sorted(found, key=lambda neuron: -neuron.score)
 
 
 def knowledge_neurons(
-    name: str,
-    sites: Sequence[Site],
-    attributions: Sequence[Attribution],
-    *,
-    threshold: float = 0.2,
-    share: float = 0.7,
+    name: str, sites: Sequence[Site], attributions: Sequence[Attribution], *, threshold: float = 0.2, share: float = 0.7
 ) -> NeuronSet:
     """Return the neurons that carry a fact in enough of its wordings.
 
@@ -158,17 +205,7 @@ def _change(
     factor: float,
     draws: int,
 ) -> ProbabilityChange:
-    """Measure the changes of probability that multiplying a fact's neurons causes.
-
-    Args:
-        model: The live model.
-        sites: Its sites.
-        neurons: The fact's neurons.
-        of_fact: Wordings of the fact, and the probabilities of its answer on the unchanged model.
-        rest: Wordings of other facts, and the same probabilities.
-        factor: Factor of the activations.
-        draws: Number of random sets.
-    """
+    """Measure what a factor of a fact's neurons changes, from wordings of the fact and of others with their clean probabilities."""
 
     def changed(units: NeuronSet, prompts: Sequence[FactPrompt], clean: Tensor) -> float:
         after = answer_probabilities(model, sites, prompts, units.indices, factor)
@@ -182,20 +219,13 @@ def _change(
     return ProbabilityChange(own=own, random=sum(drawn) / max(1, len(drawn)), others=others, drawn=drawn)
 
 
-def union_of(name: str, facts: Sequence[FactNeurons], sites: Sequence[Site]) -> NeuronSet:
-    """Return the set of the neurons that carry at least one of some facts, with their largest scores.
-
-    Args:
-        name: Name of the set.
-        facts: The facts.
-        sites: The sites.
-    """
+def union_of(name: str, sets: Iterable[NeuronSet], sites: Sequence[Site]) -> NeuronSet:
+    """Return the set of the neurons that are in at least one of some sets, with their largest scores."""
     scores = [torch.full((site.units,), -math.inf) for site in sites]
-    for fact in facts:
+    for neurons in sets:
         for number, site in enumerate(sites):
-            if (index := fact.neurons.indices.get(site.layer)) is not None:
-                own = fact.neurons.scores[site.layer].float()
-                scores[number][index] = torch.maximum(scores[number][index], own)
+            if (index := neurons.indices.get(site.layer)) is not None:
+                scores[number][index] = torch.maximum(scores[number][index], neurons.scores[site.layer].float())
     return set_of(name, sites, [(s > -math.inf).nonzero().flatten() for s in scores], scores)
 
 

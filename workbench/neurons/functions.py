@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import AliasChoices, Field
@@ -17,10 +17,9 @@ from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.files import json_digest, write_text
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
-from workbench.neurons.function_scores import FunctionScores, function_scores
-from workbench.neurons.scoring import item_scores
+from workbench.neurons.function_scores import FunctionScores, function_scores, item_scores
 from workbench.neurons.statistics import ALPHA, DRAWS
-from workbench.neurons.subject import Analysis, NeuronSubject, Texts
+from workbench.neurons.subject import Analysis, AnalyzedTexts, LeftOutTexts, NeuronSubject
 from workbench.results import Number, Part, absent
 from workbench.tables import csv_records
 from workbench.weights.header import save_tensors
@@ -233,18 +232,14 @@ def _tensors(scores: FunctionScores) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for number, (site, resident) in enumerate(zip(scores.sites, scores.residents(), strict=True)):
         named = {f"ap.{split}": s.ap[number] for split, s in scores.splits.items()}
-        named |= {
-            "effect": scores.test.effects[number],
-            "firing": scores.firing[number],
-            "mean_abs": scores.means[number],
-        }
+        named |= {"effect": scores.test.effects[number], "firing": scores.firing[number], "mean_abs": scores.means[number]}
         tensors |= {f"{name}.{site.layer}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in named.items()}
         tensors[f"resident.{site.layer}"] = torch.from_numpy(resident)
         tensors[f"found.{site.layer}"] = torch.from_numpy(scores.test.found[number])
     return tensors
 
 
-def analyze_functions(subject: NeuronSubject, texts: Texts, settings: FunctionSettings | None = None) -> FunctionAnalysis:
+def analyze_functions(subject: NeuronSubject, texts: Labelled, settings: FunctionSettings | None = None) -> FunctionAnalysis:
     """Score every neuron for every function in one pass over the texts.
 
     An interrupted pass goes on where it stopped, as long as model, texts and settings are the same.
@@ -257,49 +252,47 @@ def analyze_functions(subject: NeuronSubject, texts: Texts, settings: FunctionSe
     Raises:
         WorkbenchError: If a prompt has no tokens, or `chat` is set and the tokenizer has no template.
     """
-    settings, data = settings or FunctionSettings(), texts.data
-    rows = subject.rows(data.items, settings.chat)
+    settings = settings or FunctionSettings()
+    rows = subject.rows(texts.items, settings.chat)
     encoded = [[row.tokens, row.prompt] for row in rows]
     units = [site.units for site in subject.sites]
-    key = json_digest([subject.digest, computed_on(subject.model.device), data.digest, encoded, settings.part, units, _KEY])
+    key = json_digest([subject.digest, computed_on(subject.model.device), texts.digest, encoded, settings.part, units, _KEY])
     folder = subject.cache / "neurons" / key
-    functions = torch.tensor([data.functions.index(item.function) for item in data.items])
+    functions = torch.tensor([texts.functions.index(item.function) for item in texts.items])
     found = item_scores(
         subject.model,
         subject.sites,
         rows,
-        (functions, torch.tensor(data.task_of_items)),
+        (functions, torch.tensor(texts.task_of_items)),
         folder,
         settings.part,
         progress=lambda done, total: subject.tell(done, total, "activations"),
     )
-    scores = function_scores(found, data, rows, settings.seed)
-    tokens = int(found.sums["tokens"].sum())
+    scores = function_scores(found, texts, rows, settings.seed)
     shutil.rmtree(folder)
     sets = scores.sets(settings.share)
     result = FunctionsResult(
         model=subject.name,
         digest=subject.digest,
-        data=texts.analyzed(len(data.items), **_used(data, tokens)),
+        data=AnalyzedTexts(
+            file=texts.file,
+            digest=texts.digest,
+            items=len(texts.items),
+            tokens=int(found.sums["tokens"].sum()),
+            left_out=LeftOutTexts(several_functions=texts.several),
+            tasks={f: {s: list(texts.tasks(f, s)) for s in SPLITS} for f in texts.functions},
+            warnings=list(texts.warnings),
+        ),
         settings=settings,
         neurons={str(site.layer): site.units for site in scores.sites},
         unit=scores.sites[0].kind,
-        test=TaskTestRecord(tasks=len(data.all_tasks)),
+        test=TaskTestRecord(tasks=len(texts.all_tasks)),
         functions=function_rows(scores, sets, settings.share),
         layers={split: layer_scores(scores, split) for split in SPLITS},
         overlap={a: {b: sets[a].overlap(sets[b]) for b in sets} for a in sets},
         residents=int(sum(resident.sum() for resident in scores.residents())),
     )
     return FunctionAnalysis(result, scores, sets, subject.reference)
-
-
-def _used(data: Labelled, tokens: int) -> dict[str, Any]:
-    """Return what the record of the texts says about tokens, tasks and rows that are left out."""
-    return {
-        "tokens": tokens,
-        "left_out": {"several_functions": data.several},
-        "tasks": {f: {s: list(data.tasks(f, s)) for s in SPLITS} for f in data.functions},
-    }
 
 
 def layer_scores(scores: FunctionScores, split: Split = "train") -> list[LayerScore]:

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.activations.labelled import folder_name
-from workbench.activations.places import neuron_axes, unit_counts
-from workbench.activations.sets import NeuronSet
+from workbench.activations.sets import NeuronSet, neuron_axes, unit_counts
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.card import BaseRecord, read_licence, read_title
 from workbench.bricks.locate import resolve_base

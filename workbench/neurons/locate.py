@@ -11,65 +11,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import stdev
 
-from workbench.activations.labelled import folder_name
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
-from workbench.facts import Fact, read_facts
+from workbench.facts import read_facts
 from workbench.files import file_digest
 from workbench.lazy import torch
 from workbench.library.trace import trace_table
 from workbench.models.hooks import has_experts
 from workbench.neurons.attribution import fact_prompts, norm_behind
-from workbench.neurons.fact_neurons import FACTORS, FactNeurons, LocateSettings, ProbabilityChange, locate_facts, union_of
+from workbench.neurons.fact_neurons import FACTORS, LocatedFact, LocateSettings, locate_facts, union_of
 from workbench.neurons.subject import Analysis, AnalyzedTexts, open_neurons
 from workbench.results import Number, Part
 from workbench.run.opened import NamedModel
 from workbench.scores.statistics import upper_t
 from workbench.weights.device import exact
 
-RECORD, SETS, ALL = "knowledge.json", "knowledge/facts", "knowledge/all"
+RECORD, ALL = "knowledge.json", "knowledge/all"
 MADE_BY = "workbench analyze locate"
 COMPLETE = 0.02
 """Largest relative error of the sums of attributions that counts as complete."""
 UNKNOWN = 0.01
 """Mean probability of the answers below which the model does not know the facts."""
-
-
-class LocatedNeuron(Part):
-    """A neuron, or an expert, that carries a fact."""
-
-    layer: int
-    """Its layer."""
-    neuron: int
-    """Its index in the layer."""
-    score: Number
-    """Mean attribution over the fact's wordings."""
-
-
-class LocatedFact(Part):
-    """A fact with the neurons that carry it."""
-
-    fact: str
-    """Id of the fact."""
-    prompt: str
-    """Its prompt."""
-    answer: str
-    """The attributed answer."""
-    probability: Number
-    """Mean probability of the answer over the fact's wordings."""
-    error: Number
-    """Largest relative error of the sums of attributions over wordings; 0 if they add up to the change of probability."""
-    neurons: list[LocatedNeuron]
-    """Its neurons, those with the largest attributions first."""
-    layers: dict[str, Number]
-    """Layer -> its share of the positive attributions."""
-    changes: dict[str, ProbabilityChange]
-    """suppressed, amplified -> changes of probability; empty if the fact has no neurons."""
-    set: str | None
-    """Directory of the set of its neurons, relative to the results; null if it has none."""
 
 
 class MeanChange(Part):
@@ -204,12 +169,13 @@ def analyze_facts(
         subject = open_neurons(model, device, events)
         tell = progress(events, "measure", subject.name)
         prompts = [fact_prompts(subject.model, subject.tokenizer, fact, settings.answer) for fact in facts]
-        located = locate_facts(
-            subject.model, subject.sites, prompts, settings, progress=lambda done, of: tell(done, of, "knowledge neurons")
-        )
         answers = [subject.tokenizer.decode(list(wordings[0].answer)) for wordings in prompts]
+        texts = [(fact.text, answer) for fact, answer in zip(facts, answers, strict=True)]
+        located, sets = locate_facts(
+            subject.model, subject.sites, prompts, texts, settings, progress=lambda done, of: tell(done, of, "knowledge neurons")
+        )
         undone = norm_behind(subject.model, subject.sites[0], prompts[0][0].tokens)
-        together, experts = union_of("all", located, subject.sites), has_experts(subject.model)
+        together, experts = union_of("all", sets.values(), subject.sites), has_experts(subject.model)
     recovered: Mapping[int, Mapping[str, float]] = {}
     note = ""
     name, digest, reference = subject.name, subject.digest, subject.reference
@@ -224,7 +190,7 @@ def analyze_facts(
             recovered = trace.recovered("feed_forward")
         except WorkbenchError as error:
             note = f"not traced: {error.message}"
-    layers = {layer: sum(f.layers[layer] for f in located) / len(located) for layer in located[0].layers}
+    layers = {int(layer): sum(f.layers[layer] for f in located) / len(located) for layer in located[0].layers}
     result = KnowledgeResult(
         model=name,
         digest=digest,
@@ -232,59 +198,23 @@ def analyze_facts(
             file=shown, digest=file_digest(file), items=len(located), warnings=_warnings(located, settings, undone)
         ),
         settings=settings,
-        facts=_facts(facts, answers, located),
+        facts=located,
         neurons=together.size,
         unit=together.kind,
-        complete=_complete(located),
+        complete=sum(fact.error <= COMPLETE for fact in located),
         undone=undone,
         changes={kind: change for kind in FACTORS if (change := mean_change(kind, located)) is not None},
-        layers={str(n): LayerShare(attribution=share, trace=_plain(recovered.get(n))) for n, share in layers.items()},
+        layers={
+            str(n): LayerShare(attribution=share, trace=dict(recovered[n]) if n in recovered else None)
+            for n, share in layers.items()
+        },
         agreement={place: agreement(layers, recovered, place) for place in ("last", "subject")},
         note=note,
     )
-    sets = {fact.fact: fact.neurons for fact in located if fact.neurons.size}
     return KnowledgeReport(result, sets, together, reference)
 
 
-def _plain(recovered: Mapping[str, float] | None) -> dict[str, Number] | None:
-    return None if recovered is None else dict(recovered)
-
-
-def _facts(facts: Sequence[Fact], answers: Sequence[str], located: Sequence[FactNeurons]) -> list[LocatedFact]:
-    """Return the facts with their neurons and the folders of their sets."""
-    folders: dict[str, str] = {}
-    rows = []
-    for fact, answer, own in zip(facts, answers, located, strict=True):
-        neurons = [
-            LocatedNeuron(layer=layer, neuron=int(unit), score=float(score))
-            for layer, index in own.neurons.indices.items()
-            for unit, score in zip(index, own.neurons.scores[layer], strict=True)
-        ]
-        if neurons:
-            name, number = folder_name(own.fact), 1
-            while (folder := f"{SETS}/{name}{f'-{number}' if number > 1 else ''}") in folders.values():
-                number += 1
-            folders[own.fact] = folder
-        row = LocatedFact(
-            fact=own.fact,
-            prompt=fact.text,
-            answer=answer,
-            probability=own.probability,
-            error=own.error,
-            neurons=sorted(neurons, key=lambda neuron: -neuron.score),
-            layers={str(layer): share for layer, share in own.layers.items()},
-            changes=own.changes,
-            set=folders.get(own.fact),
-        )
-        rows.append(row)
-    return rows
-
-
-def _complete(facts: Sequence[FactNeurons]) -> int:
-    return sum(fact.error <= COMPLETE for fact in facts)
-
-
-def _warnings(facts: Sequence[FactNeurons], settings: LocateSettings, undone: bool) -> list[str]:
+def _warnings(facts: Sequence[LocatedFact], settings: LocateSettings, undone: bool) -> list[str]:
     """Return what the attributions of these facts cannot show, as sentences without a full stop."""
     count, found = len(facts), []
     if sum(fact.probability for fact in facts) / count < UNKNOWN:
@@ -292,7 +222,7 @@ def _warnings(facts: Sequence[FactNeurons], settings: LocateSettings, undone: bo
             f"the model gives the facts' answers a mean probability below {UNKNOWN:g}, so it does not know them; --answer own "
             "attributes the answers that it gives"
         )
-    if complete := count - _complete(facts):
+    if wrong := sum(fact.error > COMPLETE for fact in facts):
         worst = max(fact.error for fact in facts)
         why = (
             "a norm behind the feed-forward output undoes the scaling down to almost zero, where the probability jumps, and integrated "
@@ -301,10 +231,10 @@ def _warnings(facts: Sequence[FactNeurons], settings: LocateSettings, undone: bo
             else f"more than {settings.steps} steps (--steps) bring the sums closer"
         )
         found.append(
-            f"the attributions of {complete} of {count} facts do not add up to the change of probability (largest "
+            f"the attributions of {wrong} of {count} facts do not add up to the change of probability (largest "
             f"relative error {worst:.2g}): {why}"
         )
-    if empty := sum(not fact.neurons.size for fact in facts):
+    if empty := sum(not fact.neurons for fact in facts):
         found.append(
             f"{empty} of {count} facts have no neuron that {100 * settings.share:g} % of their wordings keep; a smaller --share "
             "keeps more"
@@ -335,7 +265,7 @@ def agreement(layers: Mapping[int, float], recovered: Mapping[int, Mapping[str, 
     return float((first * second).mean())
 
 
-def mean_change(kind: str, facts: Sequence[FactNeurons]) -> MeanChange | None:
+def mean_change(kind: str, facts: Sequence[LocatedFact]) -> MeanChange | None:
     """Return the mean change of probability over facts beside that of random neurons; None if no fact has neurons.
 
     The interval of the paired difference uses Student's t over facts.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.activations.labelled import Item, ItemRow
+from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.losses import Scored, losses
 from workbench.activations.sites import Progress, Site, Visitor, visiting
 from workbench.errors import UsageError
 from workbench.files import write_text
 from workbench.lazy import torch
-from workbench.neurons.draws import ItemGroups, loss_rise
+from workbench.neurons.damage import ItemGroups, loss_rise
 from workbench.neurons.sparsity import (
     INDICATORS,
     Distribution,
@@ -25,7 +25,7 @@ from workbench.neurons.sparsity import (
     token_sample,
     truncation_error,
 )
-from workbench.neurons.subject import Analysis, NeuronSubject, Texts, some_of_each_task
+from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
 from workbench.results import Measured, Number, Part
 from workbench.scores.statistics import Floats, clustered_rates, codes
 from workbench.tables import csv_records
@@ -252,7 +252,7 @@ def _curve(
     )
 
 
-def analyze_sparsity(subject: NeuronSubject, texts: Texts, settings: SparsitySettings | None = None) -> SparsityResult:
+def analyze_sparsity(subject: NeuronSubject, texts: Labelled, settings: SparsitySettings | None = None) -> SparsityResult:
     """Measure the distribution of both indicators on a sample of tokens, and the loss of held-out items with neurons masked.
 
     Args:
@@ -264,7 +264,7 @@ def analyze_sparsity(subject: NeuronSubject, texts: Texts, settings: SparsitySet
         WorkbenchError: If a share to mask is not between 0 and 100, or no item has a token whose loss counts.
     """
     settings = settings or SparsitySettings()
-    items = some_of_each_task(texts.data.of("heldout"), settings.items)
+    items = some_of_each_task(texts.of("heldout"), settings.items)
     rows = subject.rows(items)
     masked = masked_losses(
         subject.model,
@@ -278,7 +278,7 @@ def analyze_sparsity(subject: NeuronSubject, texts: Texts, settings: SparsitySet
     return SparsityResult(
         model=subject.name,
         digest=subject.digest,
-        data=texts.analyzed(len(items)),
+        data=analyzed(texts, len(items)),
         settings=settings,
         distributions=[distribution(sample, indicator) for indicator in INDICATORS],
         curves=mask_curves(masked, items, settings.tolerance),

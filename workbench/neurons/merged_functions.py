@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.activations.labelled import Labelled
 from workbench.activations.sets import NeuronSet
 from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events
@@ -25,7 +26,7 @@ from workbench.neurons.functions import (
     layer_scores,
 )
 from workbench.neurons.statistics import Floats
-from workbench.neurons.subject import Texts, open_neurons
+from workbench.neurons.subject import analyzed, open_neurons
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.opened import NamedModel
@@ -86,7 +87,7 @@ def check_merge(model: NamedModel) -> None:
 
 
 def compare_functions(
-    model: NamedModel, merged: FunctionAnalysis, texts: Texts, *, device: torch.device, events: Events = no_events
+    model: NamedModel, merged: FunctionAnalysis, texts: Labelled, *, device: torch.device, events: Events = no_events
 ) -> MergedFunctions:
     """Analyze the base and each brick alone, with weight 1 on the base, like the merge.
 
@@ -120,7 +121,7 @@ def compare_functions(
     return MergedFunctions(
         model=result.model,
         digest=result.digest,
-        data=texts.analyzed(len(texts.data.items)),
+        data=analyzed(texts, len(texts.items)),
         settings=ComparisonSettings(share=result.settings.share),
         models=[one.model for one in models],
         functions=functions,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.activations.feedforward import feed_forward_layers, sample_feed_forward
-from workbench.activations.labelled import Item
+from workbench.activations.labelled import Item, Labelled
 from workbench.activations.losses import ItemLosses, losses
 from workbench.activations.partition import Division, Partition, PartitionMethod, divide
 from workbench.activations.selectors import (
@@ -24,8 +24,8 @@ from workbench.activations.selectors import (
 )
 from workbench.errors import UsageError
 from workbench.lazy import torch
-from workbench.neurons.draws import ItemGroups, loss_rise
-from workbench.neurons.subject import Analysis, NeuronSubject, Texts, some_of_each_task
+from workbench.neurons.damage import ItemGroups, loss_rise
+from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
 from workbench.results import Measured, Number, Part
 from workbench.scores.statistics import codes
 from workbench.weights.header import save_tensors
@@ -144,7 +144,7 @@ class PartitionAnalysis:
         self.result.write(out / RECORD)
 
 
-def analyze_partition(subject: NeuronSubject, texts: Texts, settings: PartitionSettings | None = None) -> PartitionAnalysis:
+def analyze_partition(subject: NeuronSubject, texts: Labelled, settings: PartitionSettings | None = None) -> PartitionAnalysis:
     """Divide the neurons of every layer on train items, and measure selectors on held-out items.
 
     Args:
@@ -156,16 +156,16 @@ def analyze_partition(subject: NeuronSubject, texts: Texts, settings: PartitionS
         WorkbenchError: If the model is a mixture already, the experts do not divide its neurons, or a share of experts is not between 0
             and 100 percent or smaller than that of the shared experts.
     """
-    settings, data = settings or PartitionSettings(), texts.data
+    settings = settings or PartitionSettings()
     division = Division(settings.method, settings.experts, settings.shared, seed=settings.seed)
     division.check({site.layer: site.units for site in subject.sites if site.kind == "neurons"})
     counts = settings.counts()
     layers = feed_forward_layers(subject.model, subject.sites)
-    items = some_of_each_task(data.of("heldout"), settings.items)
+    items = some_of_each_task(texts.of("heldout"), settings.items)
     rows = subject.rows(items)
     fitted, judged = (
         sample_feed_forward(subject.model, layers, some, size=settings.tokens, seed=settings.seed)
-        for some in (subject.rows(data.of("train")), rows)
+        for some in (subject.rows(texts.of("train")), rows)
     )
     dense = losses(subject.model, rows)
     partition = divide(
@@ -189,7 +189,7 @@ def analyze_partition(subject: NeuronSubject, texts: Texts, settings: PartitionS
     result = PartitionResult(
         model=subject.name,
         digest=subject.digest,
-        data=texts.analyzed(len(items), tokens=judged.tokens),
+        data=analyzed(texts, len(items), judged.tokens),
         settings=settings,
         partition=partition.digest(),
         experts=partition.experts,

@@ -73,28 +73,9 @@ class Analysis(ModelResult):
     """Option -> its value."""
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Labelled texts with the name of their file.
-
-    Attributes:
-        data: The texts.
-        file: The file, as the user named it.
-    """
-
-    data: Labelled
-    file: str
-
-    def analyzed(self, items: int, **rest: Any) -> AnalyzedTexts:
-        """Return the record of the texts.
-
-        Args:
-            items: Number of texts used.
-            **rest: Other fields of the record.
-        """
-        return AnalyzedTexts(
-            **{"file": self.file, "digest": self.data.digest, "items": items, "warnings": list(self.data.warnings), **rest}
-        )
+def analyzed(texts: Labelled, items: int, tokens: int | None = None) -> AnalyzedTexts:
+    """Return the record of labelled texts of which some number was used."""
+    return AnalyzedTexts(file=texts.file, digest=texts.digest, items=items, tokens=tokens, warnings=list(texts.warnings))
 
 
 @dataclass(frozen=True)

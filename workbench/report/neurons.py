@@ -20,10 +20,9 @@ from workbench.neurons.sparsity import Distribution
 from workbench.neurons.subject import ModelResult
 from workbench.report.chart import Chart, Curve, Level, Scales, chart
 from workbench.report.files import with_tables
-from workbench.report.neurons_more import decomposition_section, facts_section, layer_marks, partition_section, with_ends
+from workbench.report.neurons_more import Section, decomposition_section, facts_section, layer_marks, partition_section, with_ends
 from workbench.report.numbers import MISSING, listed, plural
 from workbench.report.page import filled
-from workbench.report.sections import Section
 from workbench.report.tints import CHANGES, SHARES, TintedTable, Tints, tinted
 
 SCRIPTS, STYLES = ("report.js", "downloads.js"), ("report.css", "curves.css", "heat.css", "neurons.css")

@@ -1,20 +1,54 @@
-"""Sections of the page of a model's neurons: experts, facts, and decompositions into bricks."""
+"""Sections of the page of a model's neurons (sentences, a table, charts, matrices): experts, facts, and decompositions into bricks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
-from workbench.neurons.brick_metrics import QualityCurve
-from workbench.neurons.bricks import BrickCosines
+from workbench.neurons.bricks import BrickCosines, QualityCurve
 from workbench.neurons.decompose import Decomposition, DecompositionResult
-from workbench.neurons.fact_neurons import ProbabilityChange
-from workbench.neurons.locate import KnowledgeResult, LocatedNeuron, MeanChange
+from workbench.neurons.fact_neurons import LocatedNeuron, ProbabilityChange
+from workbench.neurons.locate import KnowledgeResult, MeanChange
 from workbench.neurons.partition import PartitionResult, SelectorCurve
 from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.numbers import MISSING, fixed, plural, signed
-from workbench.report.sections import Section
 from workbench.report.tints import CHANGES, SCALES, TintedTable, Tints, tinted
+from workbench.tables import Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        id: Anchor.
+        title: Heading.
+        lead: Sentences below the heading.
+        columns: Heads of its table.
+        rows: Cells of its table.
+        notes: Hover text of a column's head.
+        charts: Small charts with the same scales.
+        legend: (style class, text) of the charts' lines.
+        tables: Matrices of tinted numbers.
+        details: Sentences at the end.
+    """
+
+    id: str
+    title: str
+    lead: Sequence[str]
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    charts: Sequence[Chart] = ()
+    legend: Sequence[tuple[str, str]] = ()
+    tables: Sequence[TintedTable] = ()
+    details: Sequence[str] = ()
+
+    def saved(self) -> list[Table]:
+        """Return its table and matrices, which the page's buttons save."""
+        own = [Table(self.id, self.columns, self.rows)] if self.rows else []
+        return [*own, *(Table(f"{self.id}-{t.title}", [t.corner, *t.columns], t.cells) for t in self.tables)]
 
 
 def with_ends(text: str, low: float | None, high: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from workbench.files import write_bytes
 from workbench.manifest import changing, described
 from workbench.run.directory import run_for
 from workbench.scores.store import Scores
-from workbench.tables import as_markdown
+from workbench.tables import as_markdown, markdown_rows
 
 BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
 _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
@@ -97,28 +97,19 @@ def model_index(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
     return {"model-index": [{"name": name, "results": results}]}
 
 
-def _section(scores: Sequence[Scores], comparison: Comparison | None) -> Iterable[str]:
-    """Yield the lines of the README's section on scores."""
-    yield "## Scores"
-    yield ""
+def _section(scores: Sequence[Scores], comparison: Comparison | None) -> list[str]:
+    """Return the lines of the README's section on scores."""
     rows = _rows(scores[0].configuration.digest, comparison)
-    against = comparison.baseline if comparison else None
-    columns = ["task", "metric", "items", "score", *([f"{against}", "difference", "verdict"] if rows else [])]
-    yield f"| {' | '.join(columns)} |"
-    yield f"| --- | --- | {' | '.join('--:' for _ in columns[2:6])} |{' --- |' if rows else ''}"
+    against = comparison.baseline if comparison else ""
+    heads = ["task", "metric", "items", "score", *([against, "difference", "verdict"] if rows else [])]
+    cells = []
     for s in scores:
         for task, t in s.tasks.items():
             for metric, m in t.metrics.items():
-                cells = [as_markdown(task), as_markdown(metric), str(t.n), _range(m.value, m.low, m.high)]
-                row = rows.get((task, metric))
-                if rows:
-                    cells += (
-                        [f"{row.baseline_value:.3f}", _range(row.diff, row.low_adj, row.high_adj, "+"), _verdict(row)]
-                        if row
-                        else [""] * 3
-                    )
-                yield f"| {' | '.join(cells)} |"
-    yield ""
+                line = [as_markdown(task), as_markdown(metric), str(t.n), _range(m.value, m.low, m.high)]
+                if row := rows.get((task, metric)):
+                    line += [f"{row.baseline_value:.3f}", _range(row.diff, row.low_adj, row.high_adj, "+"), _verdict(row)]
+                cells.append([*line, *[""] * (len(heads) - len(line))])
     text = "Scores with 95 % intervals that account for clusters of items."
     if rows and comparison:
         family = comparison.family
@@ -129,7 +120,9 @@ def _section(scores: Sequence[Scores], comparison: Comparison | None) -> Iterabl
         )
         if any(row.tolerance is not None for row in rows.values()):
             text += " Safe: the interval, adjusted for all guarded comparisons, includes no loss as large as the tolerance."
-    yield f"{text} Plan {', '.join(f'`{s.plan[:12]}` ({s.suite})' for s in scores)}, lm-eval {scores[0].versions.get('lm_eval', '')}."
+    plans = ", ".join(f"`{s.plan[:12]}` ({s.suite})" for s in scores)
+    text += f" Plan {plans}, lm-eval {scores[0].versions.get('lm_eval', '')}."
+    return ["## Scores", "", *markdown_rows(heads, cells, left=2), "", text]
 
 
 def _rows(digest: str, comparison: Comparison | None) -> dict[tuple[str, str], Difference]:

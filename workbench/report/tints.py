@@ -208,12 +208,7 @@ class Tints:
 
 
 def tinted(
-    title: str,
-    caption: str,
-    corner: str,
-    columns: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[float]]],
-    tints: Tints,
+    title: str, caption: str, corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], tints: Tints
 ) -> TintedTable:
     """Return a matrix of numbers whose tints are on a fixed scale; numbers that say nothing are gray.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.activations.places import set_masks
-from workbench.activations.sets import RECORD, NeuronSet
+from workbench.activations.sets import RECORD, NeuronSet, set_masks
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.locate import kinds_of

@@ -58,8 +58,8 @@ def read_aligned(texts: Sequence[Text], source: Any, target: Any, longest: int) 
         longest: Largest number of tokens of a text; the rest is not read.
 
     Raises:
-        WorkbenchError: If a tokenizer that is needed for it has no character offsets, or there are too few common positions, on the texts
-            to fit on or on those that are held out.
+        WorkbenchError: If the tokenizers differ and one has no character offsets; if the texts to fit on, or those that are held out, have
+            too few common positions.
     """
     readings: list[Reading] = []
     equal = source.get_vocab() == target.get_vocab()

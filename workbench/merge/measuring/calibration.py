@@ -239,7 +239,7 @@ class ReadsTexts(MergeMethod):
         return Sizes(outside, sum(4 * spec.numel for spec in layer), squares, 4 * tokens * min(widths, default=1))
 
     def rows_of(self, file: str, context: MergeContext, brick: str) -> tuple[list[TextRow], str]:
-        """Return the texts of a file as tokens, and the cache key of what a brick's model ("": the base) measures on them."""
+        """Return the tokens of a file's texts, and the cache key of what the model of a brick (of the base, for "") measures on them."""
         longest = longest_row(context.base.config, self.max_length)
         with open_unchanged(context.project / file):  # the cache key must describe the texts that were read
             rows = encode(read_texts(context.project / file, file, self.samples), context.tokenizer, longest)

@@ -316,7 +316,7 @@ def _seeded(group: Group | None) -> Iterator[None]:
 
 def _make_method(name: str, known: Known) -> type[Bridge]:
     """Create and register the step of one mergekit method."""
-    doc = f"{known.text} (mergekit's `{name}`).\n\nParameters (* means that bricks may have their own): {known.parameters}."
+    doc = f"{known.text}.\n\nParameters (* may differ by brick): {known.parameters}."
     title = "Mergekit" + name.title().replace("_", "")
     tag: Any = Literal[f"{PREFIX}{name}"]
     cls: type[Bridge] = create_model(title, __base__=Bridge, __module__=__name__, __doc__=doc, merge=(tag, ...))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workbench.activations.places import set_masks
-from workbench.activations.sets import NeuronSet
+from workbench.activations.sets import NeuronSet, set_masks
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, MaskedDeltas, StepBricks

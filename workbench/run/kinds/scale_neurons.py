@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.activations.places import set_masks
+from workbench.activations.sets import set_masks
 from workbench.edit.scale_neurons import ScaleNeurons
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
