@@ -38,7 +38,7 @@ from workbench.lazy import torch
 from workbench.models.hooks import frozen, is_attention, n_outputs
 from workbench.models.layout import Model
 from workbench.models.texts import Text, encode, longest_row, read_texts
-from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.device import one_thread
 from workbench.weights.lowrank import Factors
@@ -72,7 +72,7 @@ class AdapterEdit(EditMethod):
     largest singular values of that edit."""
     start: Literal["none", "memit", "rome", "emmet", "encore", "alphaedit"] = "none"
     """Closed-form edit of the same facts that the update begins as; `none`: an update of zero."""
-    start_fields: dict[str, Any] = Field(default_factory=dict)
+    start_fields: dict[str, object] = Field(default_factory=dict)
     """Fields of that edit, such as {layers: [7]}. Its `unconverged` is `skip` unless it is set here."""
     paraphrases: bool = True
     """Also learn the facts' paraphrases. Scores on these paraphrases then say nothing about wordings that were not learned."""
@@ -159,7 +159,7 @@ class AdapterEdit(EditMethod):
         """Return the facts that are learned, sorted by ID."""
         return read_for("joint", self.first, project, self.facts)
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens of half of the epochs, and those of the edit to start from."""
         facts, row = len(self._read(project)), 12
         steps = -(-facts // self.batch_size) * self.epochs
@@ -242,7 +242,7 @@ class AdapterEdit(EditMethod):
                     f"Set rank: {min(shape)} or less.",
                 )
 
-    def _begin(self, context: MethodContext) -> tuple[dict[str, Factors], dict[str, Any]]:
+    def _begin(self, context: MethodContext) -> tuple[dict[str, Factors], dict[str, object]]:
         """Return module -> update of the edit to start from, cut to the rank, and its record.
 
         The factors of a closed-form edit are singular vectors times roots of singular values, the largest first, so that their first

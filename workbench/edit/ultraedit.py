@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.lowrank import Factors
 
@@ -91,7 +91,7 @@ class UltraEdit(EditMethod):
         """Return the facts that are written, in order; see `read_for`."""
         return read_for(self.mode, self.first, project, self.facts)
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens that are run forward and backward; half of the rounds are usually enough."""
         facts = len(self.read(project))
         return {"layers": self.layers, "work": {"facts": facts}, "tokens": facts * 12 * (self.rounds + 1) // 2}
@@ -161,6 +161,16 @@ class Recorded:
     gradients: Tensor
 
 
+class Outcome(TypedDict):
+    """What the step did to a fact: its loss per token after and before, the steps of its batch, and whether the model gives its target."""
+
+    id: str
+    loss: float
+    before: float
+    steps: int
+    said: bool
+
+
 @dataclass
 class _UltraSolve:
     """A run of the editor.
@@ -194,7 +204,7 @@ class _UltraSolve:
         trained = [p for p in parts.model.parameters() if p.requires_grad]
         for p in trained:
             p.requires_grad_(False)
-        outcome: dict[str, dict[str, Any]] = {}
+        outcome: dict[str, Outcome] = {}
         try:
             for start in range(0, len(facts), size):
                 records = self._write_batch(latest(facts[start : start + size]), start, len(facts))
@@ -217,7 +227,7 @@ class _UltraSolve:
         """Return ΔW as a product of its own rank; zeros if the model already knows all facts."""
         return factors_of_steps(self.updates[layer], self.pairs[layer])
 
-    def _write_batch(self, facts: Sequence[Fact], done: int, total: int) -> list[dict[str, Any]]:
+    def _write_batch(self, facts: Sequence[Fact], done: int, total: int) -> list[Outcome]:
         """Take steps for one batch until all its facts are done; return their records."""
         method = self.method
         rows = [row_of(fact, self.context.tokenizer, "prompt_last") for fact in facts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -44,7 +44,7 @@ class AddExpert(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    constants: ClassVar[Mapping[str, Any]] = {"temperature": TEMPERATURE}
+    constants: ClassVar[Mapping[str, object]] = {"temperature": TEMPERATURE}
 
     grow: Literal["add_expert"]
     copy_of: Whole | None = Field(None, ge=0, alias="copy")

@@ -137,6 +137,16 @@ class Recorded:
     alike: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Shape [texts, tokens] of a batch; text and position of each recorded token in it, and its place in the result."""
+
+    size: tuple[int, ...]
+    rows: Tensor
+    positions: Tensor
+    places: Tensor
+
+
 @no_grad
 def record(
     model: PreTrainedModel, modules: Sequence[str], rows: Sequence[Sequence[int]], chosen: Sequence[Sequence[int]]
@@ -153,22 +163,23 @@ def record(
     counts = [len(positions) for positions in chosen]
     starts = [sum(counts[:i]) for i in range(len(counts))]
     kept, total = Recorded(), sum(counts)
-    now: dict[str, Any] = {}
+    batch: _Batch | None = None
+    last: tuple[Any, str] = (None, "")
 
     def take(store: dict[str, Tensor], name: str, values: Tensor) -> None:
-        picked = shaped(values, *now["size"])[now["rows"], now["positions"]].float().cpu()
+        assert batch is not None
+        picked = shaped(values, *batch.size)[batch.rows, batch.positions].float().cpu()
         if name not in store:
             store[name] = torch.empty(total, picked.shape[1])
-        store[name][now["places"]] = picked
+        store[name][batch.places] = picked
 
     def hook(name: str) -> Any:
         def see(_module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-            last, owner = now.get("last", (None, ""))
-            if args[0] is not last:
-                owner = name
+            nonlocal last
+            if args[0] is not last[0]:
                 take(kept.inputs, name, args[0])
-                now["last"] = args[0], name
-            kept.alike[name] = owner
+                last = args[0], name
+            kept.alike[name] = last[1]
             take(kept.outputs, name, output)
 
         return see
@@ -180,13 +191,13 @@ def record(
         if head is not None:  # logits are not needed
             stack.enter_context(head_sees(head, torch.zeros(1, dtype=torch.long, device=device)))
         for index in by_length([len(row) for row in rows], batch_limit(device)):
-            batch = side_by_side([rows[i] for i in index], device)
-            now.update(
-                size=tuple(batch.tokens.shape),
+            padded = side_by_side([rows[i] for i in index], device)
+            last = (None, "")
+            batch = _Batch(
+                size=tuple(padded.tokens.shape),
                 rows=torch.tensor([b for b, i in enumerate(index) for _ in chosen[i]], dtype=torch.long, device=device),
                 positions=torch.tensor([p for i in index for p in chosen[i]], dtype=torch.long, device=device),
                 places=torch.tensor([starts[i] + k for i in index for k in range(counts[i])], dtype=torch.long),
-                last=(None, ""),
             )
-            model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+            model(input_ids=padded.tokens, attention_mask=padded.mask, use_cache=False)
     return kept

@@ -39,7 +39,7 @@ class Choice:
 
     layers: tuple[int, ...]
     positions: dict[int, Position]
-    record: dict[str, Any]
+    record: dict[str, object]
 
 
 @dataclass
@@ -67,7 +67,7 @@ class ClosedFormSolve:
     updates: dict[int, Tensor] = field(default_factory=dict)
     factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outcome: dict[str, dict[str, object]] = field(default_factory=dict)
     stored: list[Path] = field(default_factory=list)
 
     def run(self) -> Edit:
@@ -116,7 +116,7 @@ class ClosedFormSolve:
         """The facts with the values that the edit leaves."""
         return latest(self.facts)
 
-    def _fact_records(self) -> list[dict[str, Any]]:
+    def _fact_records(self) -> list[dict[str, object]]:
         """Return each fact's ID with its entry in the record."""
         return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.current]
 

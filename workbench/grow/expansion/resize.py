@@ -57,8 +57,8 @@ class Resize:
     def __init__(self, parts: DecoderParts) -> None:
         self.parts = parts
         self.tensors = {name: Grown(name) for name in parts.specs}
-        self.config: dict[str, Any] = {}
-        self.record: dict[str, Any] = {}
+        self.config: dict[str, float] = {}
+        self.record: dict[str, object] = {}
 
     def growth(self, changed: str) -> Growth:
         """Return the plan; its record has the number of resized tensors under the key `changed`."""
@@ -159,7 +159,7 @@ class Resize:
         name = getattr(self.parts.parsed, "attribute_map", {}).get("num_attention_heads", "num_attention_heads")
         return {name: heads.queries // heads.groups * count, "num_key_value_heads": count}
 
-    def check_head_size(self, heads: Heads, instead: str, changes: Mapping[str, Any]) -> None:
+    def check_head_size(self, heads: Heads, instead: str, changes: Mapping[str, object]) -> None:
         """Check that config.json can keep the channels of a head when the number of heads, or the hidden size, changes.
 
         Args:
@@ -236,7 +236,7 @@ class StreamNorms:
     field: str
     eps: float
     centered: Mapping[str, bool]
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 def stream_norms(parts: DecoderParts, sizes: Mapping[str, int], instead: str, means: bool = False) -> StreamNorms:
@@ -352,7 +352,7 @@ def resize_stream(
             continue  # it follows its matrix, or has no channels
         elif parts.is_resized(name, norms.config):
             raise InvalidRecipeError(f"grow {parts.step}: `hidden` does not know the role of {name}", "Report this architecture.")
-    changes: dict[str, Any] = {
+    changes: dict[str, float] = {
         "hidden_size": count,
         norms.field: norms.eps * share,
         "head_dim": plan.config.get("head_dim", head_dim),
