@@ -29,7 +29,7 @@ from workbench.edit.gradient.learning import (
     train,
 )
 from workbench.edit.gradient.tuning import LowRankUpdate
-from workbench.edit.inputs import Layers, contexts, generated_prompts, read_for, read_prompts, statistics_texts
+from workbench.edit.inputs import DistinctLayers, contexts, generated_prompts, read_for, read_prompts, statistics_texts
 from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
@@ -63,7 +63,7 @@ class AdapterEdit(EditMethod):
     """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
     """Use only the first N facts of the file."""
-    layers: Layers = "auto"
+    layers: DistinctLayers = "auto"
     """Layers whose feed-forward parts are adapted, and those of the edit in `start`; `auto`: all layers."""
     modules: Literal["feed_forward", "output"] = "feed_forward"
     """Linear modules that are adapted in each layer: all of the feed-forward part, or its output projection only."""
@@ -111,8 +111,6 @@ class AdapterEdit(EditMethod):
             raise ValueError("`start_fields` needs `start`")
         if self.start == "none" and self.epochs == 0:
             raise ValueError("nothing is learned with `epochs: 0` and `start: none`")
-        if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
         taken = sorted({"edit", "facts", "first", "mode", "min_efficacy", "id"} & set(self.start_fields))
         if taken:
             raise ValueError(f"`start_fields` cannot set {taken[0]!r}, which is that of this step")

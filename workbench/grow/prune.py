@@ -204,8 +204,8 @@ class Prune(TextMethod):
             check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")
         if gone:
             record = {"layers": [depth, len(order)], **record}
-            # Before importance is measured, it is not known which layers go.
-            record |= {"order": order, "gone_layers": sorted(gone)} if self._are_known() else {}
+            if isinstance(self.layers, tuple) or self._measured is not None:  # else it is not known yet which layers go
+                record |= {"order": order, "gone_layers": sorted(gone)}
             planned = tensors
             tensors = in_order(model.layout, order, lambda name, _new: planned[name])
             config = reordered(config, depth, order, "prune")
@@ -215,10 +215,6 @@ class Prune(TextMethod):
             "bytes": [sum(spec.nbytes for spec in specs.values()), sum(spec.nbytes for spec in after)],
         }
         return Growth(tensors, config, record)
-
-    def _are_known(self) -> bool:
-        """Return whether the layers to remove are known."""
-        return isinstance(self.layers, tuple) or self._measured is not None
 
     def _gone(self, model: Model) -> set[int]:
         """Return the layers to remove; before importance is measured, the last ones that can go."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preset import LONGEST, Preset
@@ -28,10 +27,6 @@ from workbench.models.texts import longest_row
 from workbench.results import Number, Part, absent
 from workbench.steps import Cost, Edit, MethodContext
 from workbench.steps.step import REGISTERED
-
-if TYPE_CHECKING:
-    from workbench.edit.closed_form.preset import Preset
-
 
 FACTS, LAYERS = 8, 6
 CARRIES = 0.6
@@ -105,19 +100,15 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
     settings = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
     _, texts = statistics_source(context, method.statistics)
     names = [[f.prompt, f.subject, f.target] for f in pilot]
-    key = json_digest([_VERSION, context.model_key, method.name, method.code_key(), _strengths(method), settings, texts, names])
+    fields = {**method.model_dump(mode="json"), **method.constants}
+    strengths = {name: value for name, value in fields.items() if name not in (*_NOT_SWEPT, *method.unkeyed)}
+    key = json_digest([_VERSION, context.model_key, method.name, method.code_key(), strengths, settings, texts, names])
     file = context.cache / "sweeps" / f"{key}.json"
     sweep = Sweep.read_cached(file)
     if sweep is None:
         sweep = _measure_layers(method, context, parts, pilot, layers)
         write_json(file, sweep.to_dict(), indent=2)
     return Choice(tuple(sweep.layers), sweep.positions, {**sweep.to_dict(), "sweep": key})
-
-
-def _strengths(method: Preset) -> dict[str, object]:
-    """Return the editor's own strengths and the settings of the optimization."""
-    fields = {**method.model_dump(mode="json"), **method.constants}
-    return {k: v for k, v in fields.items() if k not in (*_NOT_SWEPT, *method.unkeyed)}
 
 
 def _pilot_facts(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:
@@ -268,7 +259,9 @@ class ClosedForm(Preset):
             parts.check_layers(earlier.layers, f"edit {self.name}")
             choice = Choice(earlier.layers, earlier.positions, earlier.choice)
         else:
-            choice = self._choice(context, parts, latest(facts))
+            if self.layers != "auto":
+                parts.check_layers(self.layers, f"edit {self.name}")
+            choice = choose(self, context, parts, latest(facts))
         return ClosedFormSolve(self, context, parts, facts, choice).run()
 
     def _kept(self, facts: Sequence[Fact], before: Sequence[Fact]) -> int:
@@ -285,11 +278,6 @@ class ClosedForm(Preset):
         same = [(fact.text, fact.target) == (old.text, old.target) for fact, old in zip(facts, before, strict=False)]
         number = same.index(False) if False in same else len(same)
         return number if number == len(facts) == len(before) else number - number % self.mode.sequential.batch
-
-    def _choice(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
-        if self.layers != "auto":
-            parts.check_layers(self.layers, f"edit {self.name}")
-        return choose(self, context, parts, facts)
 
 
 def editor(name: str) -> type[ClosedForm]:

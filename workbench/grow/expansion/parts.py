@@ -191,7 +191,7 @@ class DecoderParts:
         return [
             name
             for name in self.specs
-            if (_leaf(name) in HEAD_NORMS or (self.norm_of(name) and name.rpartition(".")[0].rpartition(".")[0] in outs))
+            if (module_leaf(name) in HEAD_NORMS or (self.norm_of(name) and name.rpartition(".")[0].rpartition(".")[0] in outs))
             and self.specs[name].numel > head
         ]
 
@@ -228,7 +228,7 @@ class DecoderParts:
         return (cols, rows) if linear.transposed else (rows, cols)
 
 
-def _leaf(name: str) -> str:
+def module_leaf(name: str) -> str:
     """Return the last part of the name of the module that a tensor belongs to."""
     return name.rpartition(".")[0].rpartition(".")[2]
 

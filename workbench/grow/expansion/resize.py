@@ -21,6 +21,7 @@ from workbench.grow.expansion.parts import (
     DecoderParts,
     LinearPart,
     check_builds,
+    module_leaf,
     with_text,
 )
 from workbench.models.architecture import is_embedding, is_head, is_head_module
@@ -276,7 +277,7 @@ def stream_norms(parts: DecoderParts, sizes: Mapping[str, int], instead: str, me
         raise refuse(
             f"scales {description} by the width ({name} is {value:g} with {before} channels and {changed_value:g} with {count})"
         )
-    heads = [n for n in parts.specs if _module_name(n) in HEAD_NORMS and not parts.norm_of(n)]
+    heads = [n for n in parts.specs if module_leaf(n) in HEAD_NORMS and not parts.norm_of(n)]
     if means and heads:
         raise refuse(f"has norms of queries and keys whose computation is unknown ({heads[0]})")
     centered = {}
@@ -332,7 +333,7 @@ def resize_stream(
     share = before / count
     normed = {leaf[0] for name in parts.norms if (leaf := name.rpartition(".")[2]) in HEAD_NORMS}
     for name in parts.specs:
-        leaf = _module_name(name)
+        leaf = module_leaf(name)
         if leaf in HEAD_NORMS:
             continue
         if norm := parts.norm_of(name):
@@ -364,8 +365,3 @@ def resize_stream(
 def _same_epsilon(actual: float, expected: float) -> bool:
     """Return whether two epsilons agree within the precision of a measured one."""
     return abs(actual - expected) <= 0.02 * max(actual, expected) + 1e-10
-
-
-def _module_name(name: str) -> str:
-    """Return the last part of the name of the module that a tensor belongs to."""
-    return name.rpartition(".")[0].rpartition(".")[2]
