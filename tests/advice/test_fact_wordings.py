@@ -21,7 +21,7 @@ from workbench.advice import fact_wordings
 from workbench.advice.fact_wordings import REJECTED, WORDINGS, WordingCheck, require_encoder
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, fact_of
-from workbench.facts.relations import INVERSES, RELATIONS
+from workbench.facts.questions import INVERSES, RELATIONS
 
 
 class Words:

@@ -12,8 +12,7 @@ from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.results import Number, Part
 from workbench.transplant.counterparts import Linear, Move, Plan
-from workbench.transplant.maps import assignment, input_map, matched, output_map
-from workbench.transplant.readings import Reading, Recorded, exchanged, record
+from workbench.transplant.readings import Reading, Recorded, assignment, exchanged, input_map, matched, output_map, record
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.fuse.teaching.alignment import NONE, Reading
-from workbench.fuse.teaching.distributions import Pass, Shards
+from workbench.fuse.teaching.distributions import NONE, Pass, Reading, Shards
 from workbench.results import Number, Part, Result
 
 if TYPE_CHECKING:
