@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from record import parser_of, write_results
 
+from workbench.advice import fact_wordings
+from workbench.advice.fact_wordings import WordingCheck
 from workbench.facts import SLOT, Fact, fact_of, read_facts
-from workbench.facts.relations import single_keys_of
-from workbench.library import fact_wordings
-from workbench.library.fact_wordings import WordingCheck
+from workbench.facts.questions import single_keys_of
 
 Pairs = list[tuple[str, str]]
 SETS = {"zsRE": "zsre_500.json", "WikiBigEdit": "wikibigedit_500.json"}

@@ -30,7 +30,7 @@ from record import parser_of, write_results
 from retokenized import retokenized
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workbench.fuse.teaching.alignment import Vocabulary, sync_points
+from workbench.fuse.teaching.distributions import Vocabulary, sync_points
 from workbench.models.texts import Text
 
 PROJECT = Path(__file__).resolve().parents[1]

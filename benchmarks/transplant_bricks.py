@@ -66,8 +66,7 @@ WIDTH = 96
 # Sibling -> way -> options of the transplant.
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "short": {
-        "skip": {"layers": "skip"},
-        "avg": {"layers": "avg"},
+        "skip": {},
         "map": {"mapping": "kept"},
         "map, ridge": {"mapping": "kept", "by": "ridge"},
     },

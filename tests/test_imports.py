@@ -32,7 +32,7 @@ GROUPS = [
     "resolve",
     "run",
     "evaluate",
-    "library search",
+    "search",
     "advice ship transplant upkeep neurons",
     "report",
     "api",

@@ -46,6 +46,15 @@ class Part(BaseModel):
         """Return the object as plain data, ready for JSON."""
         return self.model_dump(mode="json", by_alias=True, warnings=False)
 
+    @classmethod
+    def read_cached(cls, path: Path) -> Self | None:
+        """Read the object from the workbench's cache; return None if the file is missing, damaged or lacks a field, so that it is made again."""
+        data = jsondoc.read_cached(path)
+        try:
+            return None if data is None else cls.model_validate(data)
+        except ValidationError:
+            return None
+
 
 class OpenPart(Part):
     """A JSON object with the fields of the class and others, such as measurements that depend on the method."""

@@ -13,8 +13,8 @@ from worlds.places import PUBLIC
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of
 from workbench.facts.conflicts import conflicts, consistent, require_consistent
-from workbench.facts.probes import Conflict
 from workbench.facts.published import read_all
+from workbench.facts.questions import Conflict
 
 
 def made(*rows: tuple[str, str | None, str] | dict[str, Any]) -> list[Fact]:

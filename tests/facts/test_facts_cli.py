@@ -14,9 +14,9 @@ from worlds.commands import run
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
+from workbench.advice.facts import greedy_answers, says
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
-from workbench.library.facts import greedy_answers, says
 from workbench.manifest import MANIFEST
 
 EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"

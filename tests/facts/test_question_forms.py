@@ -6,7 +6,7 @@ import pytest
 
 from workbench.facts import Fact, contradictions, fact_of
 from workbench.facts.conflicts import conflicts
-from workbench.facts.relations import question_of
+from workbench.facts.questions import question_of
 
 
 @pytest.mark.parametrize(

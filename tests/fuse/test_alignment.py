@@ -11,7 +11,7 @@ import pytest
 from worlds.fused import byte_pairs
 from worlds.written_tokenizers import written
 
-from workbench.fuse.teaching.alignment import NONE, Vocabulary, sync_points, token_map
+from workbench.fuse.teaching.distributions import NONE, Vocabulary, sync_points, token_map
 from workbench.models.texts import Text
 
 PAGES = [topics[name] for name in ("if", "while", "for", "try", "with", "return")]

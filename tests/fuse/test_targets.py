@@ -17,8 +17,7 @@ from worlds.jsonl import write_jsonl
 
 from workbench.fuse.fusellm import AvgCE, MinCE
 from workbench.fuse.teaching import distributions
-from workbench.fuse.teaching.alignment import NONE, Reading, Vocabulary
-from workbench.fuse.teaching.distributions import Pass, Shards, measure
+from workbench.fuse.teaching.distributions import NONE, Pass, Reading, Shards, Vocabulary, measure
 from workbench.fuse.teaching.lesson import Room, Teacher, fused_loss, lesson, taught_loss
 from workbench.fuse.teaching.targets import Fusion, Source, new_tally
 from workbench.models.texts import Text

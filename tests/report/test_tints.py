@@ -15,8 +15,8 @@ from worlds.report_page import page_text, view_of
 
 from workbench.edit.places.knowledge import Trace as FactTrace
 from workbench.edit.places.knowledge import TracedAnswer
-from workbench.library.trace import table_of
 from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
+from workbench.neurons.trace import table_of
 from workbench.report import marks
 from workbench.report.heatmap import render_heat_maps
 from workbench.report.neurons import random_overlap

@@ -88,19 +88,6 @@ def test_skip_and_map(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [(row["layer"], row["sources"], len(row["modules"])) for row in report["layers"]] == [(1, [3], 4)]
 
 
-def test_avg_is_the_best_product_of_the_rank(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of the deltas, cut to the adapter's rank by a singular value decomposition."""
-    monkeypatch.chdir(family)
-    report = carry("lora", "--to", "short", "-o", tmp_path / "out", "--layers", "avg")
-    old = deltas(family / "lora", 2.0)
-    for name, delta in deltas(tmp_path / "out").items():
-        layer = int(name.split(".")[1])
-        mean = (old[name.replace(f"s.{layer}.", f"s.{2 * layer}.")] + old[name.replace(f"s.{layer}.", f"s.{2 * layer + 1}.")]) / 2
-        left, values, right = torch.linalg.svd(mean)
-        torch.testing.assert_close(delta, left[:, :4] * values[:4] @ right[:4], atol=1e-5, rtol=0)
-    assert (report["layer_rule"], report["rank"], report["left_out"]) == ("avg", 4, 0)
-
-
 def test_other_widths_by_assignment(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neurons in another order beside new ones: the carried adapter computes what the original one does."""
     from peft import PeftModel
@@ -213,7 +200,6 @@ def test_what_is_printed(family: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (("lora", "--to", "wide", "--by", "copy"), "--by copy needs equal shapes"),
         (("lora", "--to", "wide", "--by", "ridge"), "--by ridge reads texts, and --texts is missing"),
         (("lora", "--to", "short", "--map", "2:0"), "--map 2:0: layer 2 of the target does not exist"),
-        (("lora", "--to", "short", "--map", "0:0", "--layers", "avg"), "--layers and --map exclude each other"),
         (("lora", "--to", "release", "--texts", "few.jsonl"), "few.jsonl: 3 texts, expected 10 or more"),
         (("lora", "--to", "release", "--texts", "gone.jsonl"), "gone.jsonl: no such file of texts"),
         (("lora", "--to", "release", "-o", "base"), "-o base: exists and is not an empty directory"),

@@ -8,7 +8,7 @@ import torch
 
 from worlds.permuted import Order
 
-from workbench.transplant.maps import PENALTIES, assignment, correlations, input_map, matched, output_map, ridge
+from workbench.transplant.readings import PENALTIES, assignment, correlations, input_map, matched, output_map, ridge
 
 
 @pytest.fixture

@@ -85,8 +85,7 @@ def test_random_pairs_of_positions_would_not_refuse_them(planted_world: Any) -> 
     """Unrelated models read the same tokens, so their units correlate more than on positions that are paired at random."""
     from workbench.models.prompts import load_tokenizer
     from workbench.models.texts import read_texts
-    from workbench.transplant.maps import matched, ridge
-    from workbench.transplant.readings import record
+    from workbench.transplant.readings import matched, record, ridge
 
     folder = planted_world.folder
     tokenizer = load_tokenizer(folder / "base")

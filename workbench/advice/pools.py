@@ -12,10 +12,9 @@ from typing import Literal
 
 from workbench.bricks.brick import Brick
 from workbench.errors import UsageError, nearest, shell
-from workbench.library.route_statistics import trained_on
 from workbench.models.texts import Text, read_texts
 from workbench.results import Number, Part
-from workbench.run.routers import card_folder
+from workbench.run.route_statistics import card_folder, trained_on
 from workbench.scores.statistics import Floats
 
 LEAST_SHARED = 8

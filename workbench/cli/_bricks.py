@@ -20,7 +20,7 @@ def base_of_brick(brick: Brick) -> str:
         WorkbenchError: If it names none.
     """
     from workbench.bricks.locate import base_of
-    from workbench.run.routers import card_folder
+    from workbench.run.route_statistics import card_folder
 
     return base_of(
         brick.path if brick.card is None else card_folder(brick),

@@ -33,14 +33,13 @@ def transplant(
             help="How units are matched: copy (as they are), assign (one to one, on texts), ridge (linear maps, on texts). Default: copy if all shapes are equal, else ridge.",
         ),
     ] = None,
-    layers: Annotated[
-        Literal["skip", "avg"] | None,
-        typer.Option(
-            "--layers", help="For another depth: take every k-th layer (skip, the default), or the mean of k layers (avg)."
-        ),
-    ] = None,
     mapping: Annotated[
-        str | None, typer.Option("--map", metavar="TARGET:SOURCE,...", help="Layers by hand: 0:0,1:2,2:4+5 (+: the mean).")
+        str | None,
+        typer.Option(
+            "--map",
+            metavar="TARGET:SOURCE,...",
+            help="Layers by hand: 0:0,1:2,2:4. Default: equal layers, or evenly spaced ones.",
+        ),
     ] = None,
     texts: Annotated[
         Path | None,
@@ -68,7 +67,7 @@ def transplant(
     from workbench.transplant.transplant import transplant as run
 
     out.quiet = quiet or json
-    wanted = Wanted(brick_directory(brick), target, on, by, layers, mapping, texts, force)
+    wanted = Wanted(brick_directory(brick), target, on, by, mapping, texts, force)
     report = run(wanted, to, project=Path.cwd(), device=pick_device(device), events=out.event)
     out.result(lambda: report, lambda: _print(report), json=json)
 

@@ -14,7 +14,7 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
-    from workbench.library.trace import TraceTable
+    from workbench.neurons.trace import TraceTable
     from workbench.resolve.resolved import Resolved
     from workbench.upkeep.rebase import Rebased
 
@@ -105,8 +105,8 @@ def trace(
     Restores one layer's states at a time, and measures how much of the answer's probability returns (causal tracing, Meng et
     al. 2022). Prints a table. It is for reading only: `layers: auto` of an edit step tries edits on several layers instead.
     """
-    from workbench.library.trace import trace_table
     from workbench.models.identity import pick_device
+    from workbench.neurons.trace import trace_table
 
     out.quiet = json or quiet
     table = trace_table(
@@ -121,7 +121,7 @@ def trace(
 
 def _say_trace(table: TraceTable) -> None:
     from workbench.cli._heat import grid
-    from workbench.library.trace import OUTPUTS, WORDS
+    from workbench.neurons.trace import OUTPUTS, WORDS
     from workbench.report.tints import inside
 
     out.line(

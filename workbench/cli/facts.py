@@ -15,8 +15,8 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
+    from workbench.advice.facts import FactFinding
     from workbench.facts.published import Published
-    from workbench.library.facts import FactFinding
     from workbench.recipe.recipe import Recipe
     from workbench.run.opened import NamedModel
 
@@ -85,10 +85,10 @@ def check(
 
     Also finds facts that other bricks of a recipe teach, and targets that a model already answers. Exits with 3 if a fact fails.
     """
+    from workbench.advice.fact_wordings import compare_wordings, require_encoder
+    from workbench.advice.facts import check_facts
     from workbench.api.naming import load_named
     from workbench.edit.closed_form.continuing import read_earlier
-    from workbench.library.fact_wordings import compare_wordings, require_encoder
-    from workbench.library.facts import check_facts
     from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
@@ -208,7 +208,7 @@ def _say_imported(read: Published, file: Path, neighbours: int, *, limited: bool
         neighbours: Value of `--rebuild-neighbours`.
         limited: Whether `--limit` is given.
     """
-    from workbench.library.facts import LONG, LONG_REPAIR
+    from workbench.advice.facts import LONG, LONG_REPAIR
 
     for skip in read.skipped[:SHOWN]:
         out.say(f"skipped: {skip.place}: {skip.reason}")

@@ -152,7 +152,7 @@ def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
                 change.time or "",
                 change.action,
                 change.id,
-                change.fact["target"] if change.fact else "" if change.reward is None else str(change.reward),
+                str(change.fact["target"]) if change.fact else "" if change.reward is None else str(change.reward),
             ]
             for change in memory.log.lines
         ]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
+from workbench.advice.facts import FactsReport
 from workbench.bricks.card import ShownCard
 from workbench.compare.beside import Items
 from workbench.compare.comparison import ComparedRows
@@ -18,10 +19,6 @@ from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange, MemoryFacts
 from workbench.grow.mixtures.mixture import ExpertsUsed
-from workbench.library.facts import FactsReport
-from workbench.library.route import Explanation
-from workbench.library.route_statistics import MeasuredBrick
-from workbench.library.trace import TraceTable
 from workbench.neurons.ablation import AblationResult, EverythingResult
 from workbench.neurons.decompose import DecompositionResult
 from workbench.neurons.functions import FunctionsResult
@@ -29,10 +26,13 @@ from workbench.neurons.lape_files import ImportedSets
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
 from workbench.neurons.partition import PartitionResult
+from workbench.neurons.trace import TraceTable
 from workbench.recipe.describe import MethodDescription
 from workbench.route.deciding.checking import RouteCheck
+from workbench.route.mixing.explain import Explanation
 from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
+from workbench.run.route_statistics import MeasuredBrick
 from workbench.scores.groups import ImportedScores, SuiteScores
 from workbench.scores.pull import Pulled
 from workbench.scores.store import StoredPlan

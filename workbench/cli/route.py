@@ -14,8 +14,8 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.route import Explanation
     from workbench.route.deciding.checking import RouteCheck
+    from workbench.route.mixing.explain import Explanation
     from workbench.route.mixing.live import Routing
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and check which bricks a routed configuration chooses.")
@@ -40,7 +40,7 @@ def explain(
     quiet: QuietOpt = False,
 ) -> None:
     """Show which bricks a prompt gets, and why: scores, confidence and threshold, and the choice at each token."""
-    from workbench.library.route import explain as explained
+    from workbench.route.mixing.explain import explain as explained
 
     out.quiet = json or quiet
     prompt = typer.get_text_stream("stdin").read().rstrip("\n") if text == "-" else text
@@ -189,8 +189,8 @@ def measure(
     Routers that are fitted later take them instead of running the base again. `brick train` measures them by itself.
     """
     from workbench.cli._bricks import brick_directory
-    from workbench.library.route_statistics import MeasuredBrick, measure_brick, measuring
     from workbench.models.identity import pick_device
+    from workbench.run.route_statistics import MeasuredBrick, measure_brick, measuring
 
     out.quiet = json or quiet
     if calibration is not None and len(bricks) > 1:

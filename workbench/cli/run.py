@@ -111,7 +111,7 @@ def _print_plans(plans: Sequence[RunPlan]) -> None:
 
 def _print_plan(planned: RunPlan, runs: Path) -> None:
     """Print the steps of a plan as a table, then the sources of stacked layers and sizes of pruned models, then its totals."""
-    from workbench.grow.expansion.wording import removal_line, stack_parts
+    from workbench.grow.expansion.records import removal_line, stack_parts
 
     later = "" if planned.run else "  (`run` names it after the content of the inputs, once it has read them)"
     out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}{later}")
@@ -206,17 +206,16 @@ def run(
 
 def _print_result(result: RunResult, described: str) -> None:
     """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory."""
-    from workbench.edit.places.knowledge import said_in_words
-    from workbench.grow.expansion.wording import check_line, removal_line
+    from workbench.grow.expansion.records import GrowthCheck, removal_line
 
     for name, row in result.said.items():
-        out.say(f"{name}: the model says {said_in_words(row.to_dict())}")
+        out.say(f"{name}: the model says {row.in_words}")
     out.line(result.place)
     for step in (step.to_dict() for step in result.steps):
         if removal := removal_line(step):
             out.say(f"{step['id']}: {removal}")
         if "check" in step:
-            out.say(f"{step['id']}: {check_line(step['check'])}")
+            out.say(f"{step['id']}: {GrowthCheck.model_validate(step['check']).line()}")
     out.say(f"{result.seconds:.1f} s, peak memory {size(result.peak_bytes)}, {described}")
 
 

@@ -29,7 +29,7 @@ from workbench.edit.gradient.learning import (
     train,
 )
 from workbench.edit.gradient.tuning import LowRankUpdate
-from workbench.edit.inputs import Layers, contexts, generated_prompts, read_for, read_prompts, statistics_texts
+from workbench.edit.inputs import DistinctLayers, contexts, generated_prompts, read_for, read_prompts, statistics_texts
 from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
@@ -38,7 +38,7 @@ from workbench.lazy import torch
 from workbench.models.hooks import frozen, is_attention, n_outputs
 from workbench.models.layout import Model
 from workbench.models.texts import Text, encode, longest_row, read_texts
-from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.device import one_thread
 from workbench.weights.lowrank import Factors
@@ -63,7 +63,7 @@ class AdapterEdit(EditMethod):
     """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
     """Use only the first N facts of the file."""
-    layers: Layers = "auto"
+    layers: DistinctLayers = "auto"
     """Layers whose feed-forward parts are adapted, and those of the edit in `start`; `auto`: all layers."""
     modules: Literal["feed_forward", "output"] = "feed_forward"
     """Linear modules that are adapted in each layer: all of the feed-forward part, or its output projection only."""
@@ -72,7 +72,7 @@ class AdapterEdit(EditMethod):
     largest singular values of that edit."""
     start: Literal["none", "memit", "rome", "emmet", "encore", "alphaedit"] = "none"
     """Closed-form edit of the same facts that the update begins as; `none`: an update of zero."""
-    start_fields: dict[str, Any] = Field(default_factory=dict)
+    start_fields: dict[str, object] = Field(default_factory=dict)
     """Fields of that edit, such as {layers: [7]}. Its `unconverged` is `skip` unless it is set here."""
     paraphrases: bool = True
     """Also learn the facts' paraphrases. Scores on these paraphrases then say nothing about wordings that were not learned."""
@@ -111,8 +111,6 @@ class AdapterEdit(EditMethod):
             raise ValueError("`start_fields` needs `start`")
         if self.start == "none" and self.epochs == 0:
             raise ValueError("nothing is learned with `epochs: 0` and `start: none`")
-        if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
         taken = sorted({"edit", "facts", "first", "mode", "min_efficacy", "id"} & set(self.start_fields))
         if taken:
             raise ValueError(f"`start_fields` cannot set {taken[0]!r}, which is that of this step")
@@ -159,7 +157,7 @@ class AdapterEdit(EditMethod):
         """Return the facts that are learned, sorted by ID."""
         return read_for("joint", self.first, project, self.facts)
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens of half of the epochs, and those of the edit to start from."""
         facts, row = len(self._read(project)), 12
         steps = -(-facts // self.batch_size) * self.epochs
@@ -242,7 +240,7 @@ class AdapterEdit(EditMethod):
                     f"Set rank: {min(shape)} or less.",
                 )
 
-    def _begin(self, context: MethodContext) -> tuple[dict[str, Factors], dict[str, Any]]:
+    def _begin(self, context: MethodContext) -> tuple[dict[str, Factors], dict[str, object]]:
         """Return module -> update of the edit to start from, cut to the rank, and its record.
 
         The factors of a closed-form edit are singular vectors times roots of singular values, the largest first, so that their first

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, TrainedUpdate, chunks, fit, row_losses, rows_of
+from workbench.edit.gradient.tuning import (
+    DenseUpdate,
+    LowRankUpdate,
+    Schedule,
+    Trained,
+    TrainedUpdate,
+    chunks,
+    fit,
+    row_losses,
+    rows_of,
+)
 from workbench.edit.inputs import Layers, Mode, read_for
 from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, latest, read_facts
@@ -16,7 +26,7 @@ from workbench.facts.conflicts import require_consistent
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.layout import Model
-from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.device import one_thread
 
@@ -81,7 +91,7 @@ class Finetune(EditMethod):
         """Read the facts and check that they do not contradict each other."""
         require_consistent(latest(self._read_facts(project)))
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, largest number of optimizer steps, and tokens of all epochs at four characters per token."""
         facts = self._read_facts(project)
         steps = sum(-(-len(batch) // self.batch_size) for batch in self._batches(facts))
@@ -134,14 +144,14 @@ class Finetune(EditMethod):
         rank = self.rank or max(8, -(-facts // 3))
         return LowRankUpdate(module, rank, self.max_change, torch.Generator().manual_seed(seed % 2**63))
 
-    def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[TrainedUpdate]) -> dict[str, Any]:
+    def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[TrainedUpdate]) -> dict[str, object]:
         """Train the updates batch by batch, and return the record."""
         limit = max_positions(context.model.config)
         batches = self._batches(facts)
         rows = [rows_of(batch, context.tokenizer, limit) for batch in batches]
         schedule = Schedule(self.epochs, self.batch_size, self.learning_rate or STEPS[self.form], self.stop)
         order = torch.Generator().manual_seed(context.seed)
-        runs: list[dict[str, Any]] = []
+        runs: list[Trained] = []
         for number, part in enumerate(rows):
 
             def progress(done: int, total: int, text: str, before: int = number * self.epochs) -> None:
@@ -154,9 +164,9 @@ class Finetune(EditMethod):
         return {
             "facts": len(current),
             "order": "dependent",
-            "epochs": max(run["epochs"] for run in runs),
-            "steps": sum(run["steps"] for run in runs),
-            "loss": max(run["loss"] for run in runs),
+            "epochs": max(run.epochs for run in runs),
+            "steps": sum(run.steps for run in runs),
+            "loss": max(run.loss for run in runs),
             "largest_change": max(update.largest() for update in updates),
             "losses": {fact.id: round(loss, 4) for fact, loss in zip(trained, losses, strict=True) if fact.id in ids},
         }

@@ -143,7 +143,7 @@ class Grace(MemoryMethod):
                     "A codebook holds one answer per text. Change it with `workbench memory update`, or remove one of the two facts.",
                 )
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, object]:
         """Attach the codebook to the block, without facts that feedback has dropped."""
         del tokenizer
         used = [r for r in kept.facts if r.credibility.kept]

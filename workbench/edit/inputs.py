@@ -9,7 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
@@ -47,6 +47,16 @@ Layers = Annotated[
     Discriminator(lambda value: "auto" if isinstance(value, str) else "layers"),
 ]
 """Layer indices, or `auto`: the method chooses."""
+
+
+def _distinct(value: Any) -> Any:
+    if value != "auto" and len(set(value)) != len(value):
+        raise ValueError(f"expected auto or distinct layers, found {list(value)}")
+    return value
+
+
+DistinctLayers = Annotated[Layers, AfterValidator(_distinct)]
+"""The same, each index once."""
 
 
 def read_for(

@@ -63,7 +63,7 @@ class TextMemory(MemoryMethod):
         """Return the facts file and the encoder's files."""
         return [self.facts, *(f"{self.encoder}/{name}" for name in _ENCODER_FILES if self.encoder)]
 
-    def reopened(self, settings: Mapping[str, Any]) -> MemoryMethod:
+    def reopened(self, settings: Mapping[str, object]) -> MemoryMethod:
         """Return the step with the encoder's path from the settings, wherever the memory is stored now."""
         return self.model_copy(update={"encoder": settings["encoder"]})
 
@@ -93,7 +93,7 @@ class TextMemory(MemoryMethod):
         limit, record = self._choose_threshold(encoder, remembered)
         return Memory(facts, tensors, {"encoder": folder}, {"facts": len(facts), "threshold": limit, **record})
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, object]:
         """Attach the memory to the model, with a threshold that is chosen again from the facts in it."""
         encoder = _encoder(kept.settings["encoder"], model, tokenizer)
         limit, record = self._choose_threshold(encoder, [(r.fact, dict(r.tensors)) for r in kept.facts])
@@ -103,7 +103,7 @@ class TextMemory(MemoryMethod):
 
     def _choose_threshold(
         self, encoder: Encoder, facts: Sequence[tuple[Fact, dict[str, Tensor]]]
-    ) -> tuple[float, dict[str, Any]]:
+    ) -> tuple[float, dict[str, object]]:
         """Return the threshold and the measurements that it is based on.
 
         In scope are the facts' own prompts (similarity 1) with their paraphrases or subjects. Out of scope are their neighbors

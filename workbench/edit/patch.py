@@ -39,7 +39,7 @@ from workbench.models.hooks import frozen, n_outputs
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.device import one_thread
 
@@ -137,7 +137,7 @@ class Patch(EditMethod):
         """Return the facts, sorted by ID."""
         return read_for("joint", self.first, project, self.facts)
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
         facts, layout = len(self._read(project)), model.layout
         spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
@@ -282,7 +282,7 @@ def _measured(
     facts: Sequence[Fact],
     rows: Sequence[RowsOfFact],
     context: MethodContext,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the margin of every neuron, its largest activation at another mistake's query, and the facts that are said."""
     index = keys.changes.index
     out = block.parts.out(block.layer)
@@ -310,7 +310,7 @@ def _measured(
 
 
 @no_grad
-def _gating(block: Block, keys: Keys, rows: Sequence[list[int]]) -> dict[str, Any]:
+def _gating(block: Block, keys: Keys, rows: Sequence[list[int]]) -> dict[str, object]:
     """Return how often a neuron is active in text that no key has seen, and its largest activation relative to its query's."""
     index = keys.changes.index
     active, tokens, largest = 0, 0, 0.0

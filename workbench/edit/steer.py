@@ -152,7 +152,7 @@ class Steering:
     biases: dict[int, str]
     widths: dict[int, int]
     transposed: bool
-    record: dict[str, Any]
+    record: dict[str, object]
 
 
 def _biases(parts: Parts, context: MethodContext, layers: Sequence[int]) -> dict[int, str]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
-from workbench.edit.inputs import Layers, Mode, read_for
+from workbench.edit.inputs import DistinctLayers, Mode, read_for
 from workbench.edit.places.parts import EditRow, Padded, Parts, check_rows, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.errors import WorkbenchError
@@ -21,9 +21,8 @@ from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +57,7 @@ class UltraEdit(EditMethod):
     """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
     """Use only the first N facts of the file."""
-    layers: Layers = "auto"
+    layers: DistinctLayers = "auto"
     """Layers whose feed-forward output projection is updated; `auto`: those between 0.6 and 0.9 of the depth."""
     mode: Mode = "joint"
     """`joint`: all facts at once, independent of their order. `{sequential: {batch: N}}`: N facts at a time, each batch on the
@@ -73,12 +72,6 @@ class UltraEdit(EditMethod):
     confidence: Real = Field(0.5, gt=0, lt=1)
     """A fact is done when its target is the most likely answer and its mean probability is at least this value."""
 
-    @model_validator(mode="after")
-    def _check_distinct_layers(self) -> Self:
-        if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
-        return self
-
     def inputs(self) -> list[str]:
         """Return the facts file."""
         return [self.facts]
@@ -91,7 +84,7 @@ class UltraEdit(EditMethod):
         """Return the facts that are written, in order; see `read_for`."""
         return read_for(self.mode, self.first, project, self.facts)
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens that are run forward and backward; half of the rounds are usually enough."""
         facts = len(self.read(project))
         return {"layers": self.layers, "work": {"facts": facts}, "tokens": facts * 12 * (self.rounds + 1) // 2}
@@ -161,6 +154,16 @@ class Recorded:
     gradients: Tensor
 
 
+class Outcome(TypedDict):
+    """What the step did to a fact: its loss per token after and before, the steps of its batch, and whether the model gives its target."""
+
+    id: str
+    loss: float
+    before: float
+    steps: int
+    said: bool
+
+
 @dataclass
 class _UltraSolve:
     """A run of the editor.
@@ -194,7 +197,7 @@ class _UltraSolve:
         trained = [p for p in parts.model.parameters() if p.requires_grad]
         for p in trained:
             p.requires_grad_(False)
-        outcome: dict[str, dict[str, Any]] = {}
+        outcome: dict[str, Outcome] = {}
         try:
             for start in range(0, len(facts), size):
                 records = self._write_batch(latest(facts[start : start + size]), start, len(facts))
@@ -202,7 +205,9 @@ class _UltraSolve:
         finally:
             for p in trained:
                 p.requires_grad_(True)
-        factors = {f"{parts.modules[layer]}.weight": self._factors(layer) for layer in self.layers}
+        factors = {
+            f"{parts.modules[layer]}.weight": factors_of_steps(self.updates[layer], self.pairs[layer]) for layer in self.layers
+        }
         if parts.transposed:
             factors = {name: update.transposed() for name, update in factors.items()}
         record = {
@@ -213,11 +218,7 @@ class _UltraSolve:
         }
         return Edit(factors, record, parts.transposed, latest(facts))
 
-    def _factors(self, layer: int) -> Factors:
-        """Return ΔW as a product of its own rank; zeros if the model already knows all facts."""
-        return factors_of_steps(self.updates[layer], self.pairs[layer])
-
-    def _write_batch(self, facts: Sequence[Fact], done: int, total: int) -> list[dict[str, Any]]:
+    def _write_batch(self, facts: Sequence[Fact], done: int, total: int) -> list[Outcome]:
         """Take steps for one batch until all its facts are done; return their records."""
         method = self.method
         rows = [row_of(fact, self.context.tokenizer, "prompt_last") for fact in facts]
@@ -225,7 +226,9 @@ class _UltraSolve:
         recorded, means, top = self._forward_backward(rows)
         before = means
         self._add_statistics(recorded, means)
-        self._release(facts)
+        for fact in facts:  # the old values of facts that are updated must not be preserved
+            for layer, (inputs, c) in self.written.pop(fact.text, {}).items():
+                self.metrics[layer] = self._metric(layer).without_all([inputs.T], c)
         for round_ in range(method.rounds):
             self.context.progress(done, total, f"round {round_ + 1}, loss {-float(means.mean()):.3f}")
             if bool((top & (means.exp() >= method.confidence)).all()):
@@ -246,12 +249,6 @@ class _UltraSolve:
             {"id": fact.id, "loss": round(-loss, 4), "before": round(-first, 4), "steps": steps, "said": gives_target}
             for fact, loss, first, gives_target in zip(facts, means.tolist(), before.tolist(), top.tolist(), strict=True)
         ]
-
-    def _release(self, facts: Sequence[Fact]) -> None:
-        """Take the inputs of facts that are updated out of the term for written inputs, so that their old values are not preserved."""
-        for fact in facts:
-            for layer, (inputs, c) in self.written.pop(fact.text, {}).items():
-                self.metrics[layer] = self._metric(layer).without_all([inputs.T], c)
 
     def _preserve(self, facts: Sequence[Fact], tokens: Sequence[int], recorded: Mapping[int, Recorded]) -> None:
         """Add the inputs of a batch to the term for written inputs.

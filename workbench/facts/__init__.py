@@ -2,8 +2,8 @@
 
 from workbench.facts.conflicts import contradictions
 from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
-from workbench.facts.probes import Conflict
 from workbench.facts.published import Published, Skip, read_facts
+from workbench.facts.questions import Conflict
 from workbench.facts.stream import Start, Stream, latest, read_stream
 
 __all__ = [

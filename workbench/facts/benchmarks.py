@@ -66,7 +66,7 @@ def list_of(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def mappings_of(value: Any) -> list[Mapping[str, Any]]:
+def mappings_of(value: Any) -> list[Mapping[str, object]]:
     """Return the mappings of a list, without its other entries."""
     return [entry for entry in list_of(value) if isinstance(entry, Mapping)]
 
@@ -78,7 +78,7 @@ def prompt_and_answer(entry: Any) -> Pair:
     return entry.get("prompt", entry.get("loc")), next((entry[key] for key in ANSWERS if key in entry), None)
 
 
-def counterfact(row: Mapping[str, Any]) -> Iterator[Draft]:
+def counterfact(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of kmeng01/rome. Its neighbourhood prompts are about other subjects with the same true object, which is the answer."""
     rewrite = row["requested_rewrite"]
     if not isinstance(rewrite, Mapping):
@@ -99,13 +99,13 @@ def counterfact(row: Mapping[str, Any]) -> Iterator[Draft]:
     )
 
 
-def flat(row: Mapping[str, Any]) -> Iterator[Draft]:
+def flat(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of EasyEdit, LocFT or KnowEdit: a prompt, a rephrased prompt, locality and portability."""
     if "text" in row and "labels" in row:  # KnowEdit's WikiBio: the sentence that follows a passage
         row = {**row, "prompt": row["text"], "target_new": row["labels"], "subject": row.get("concept")}
     neighbours = [(row.get("locality_prompt"), row.get("locality_ground_truth")), *_grouped(row.get("locality"))]
-    if isinstance(row.get("locality_prompt"), list):
-        neighbours[:1] = zip(row["locality_prompt"], list_of(row.get("locality_ground_truth")), strict=False)
+    if isinstance(prompts := row.get("locality_prompt"), list):
+        neighbours[:1] = zip(prompts, list_of(row.get("locality_ground_truth")), strict=False)
     portability = [*_grouped(row.get("portability")), *_multi_hop(row)]
     yield Draft(
         row["prompt"],
@@ -131,13 +131,13 @@ def _grouped(value: Any) -> Iterator[Pair]:
             yield from map(prompt_and_answer, list_of(group))
 
 
-def _multi_hop(row: Mapping[str, Any]) -> Iterator[Pair]:
+def _multi_hop(row: Mapping[str, object]) -> Iterator[Pair]:
     """Yield WikiBigEdit's question that needs the fact and another one."""
     if row.get("mhop") is not None:
         yield row["mhop"], row.get("mhop_ans", row.get("mhop_answer"))
 
 
-def zsre(row: Mapping[str, Any]) -> Iterator[Draft]:
+def zsre(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of MEND's zsRE: `alt` is the target, `answers` the truth, `loc` an unrelated question."""
     yield Draft(
         row["src"],
@@ -152,7 +152,7 @@ def zsre(row: Mapping[str, Any]) -> Iterator[Draft]:
     )
 
 
-def wikibigedit(row: Mapping[str, Any]) -> Iterator[Draft]:
+def wikibigedit(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of WikiBigEdit with its own column names, MEND's or LocFT's."""
     if "src" in row:
         return zsre(row)
@@ -176,7 +176,7 @@ def wikibigedit(row: Mapping[str, Any]) -> Iterator[Draft]:
     )
 
 
-def mquake(row: Mapping[str, Any]) -> Iterator[Draft]:
+def mquake(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a case of MQuAKE-CF: every rewrite is a fact.
 
     The case's multi-hop questions are portability prompts of each fact. Each hop of the new chain is a question of its own: the
@@ -212,18 +212,18 @@ def mquake(row: Mapping[str, Any]) -> Iterator[Draft]:
         )
 
 
-def _filled(rewrite: Mapping[str, Any]) -> str:
+def _filled(rewrite: Mapping[str, object]) -> str:
     """Return the rewrite's prompt with its subject, normalized."""
     return folded(str(rewrite.get("prompt")).replace("{}", str(rewrite.get("subject"))))
 
 
-def _asks_for(hop: Mapping[str, Any], rewrite: Mapping[str, Any]) -> bool:
+def _asks_for(hop: Mapping[str, object], rewrite: Mapping[str, object]) -> bool:
     """Return True if a hop has the question or the prompt of a rewrite."""
     texts = {folded(text) for key in ("question", "cloze") if (text := text_of(hop.get(key)))}
     return not texts.isdisjoint({folded(text_of(rewrite.get("question")) or ""), _filled(rewrite)})
 
 
-def _states(hop: Mapping[str, Any], rewrite: Mapping[str, Any]) -> bool:
+def _states(hop: Mapping[str, object], rewrite: Mapping[str, object]) -> bool:
     """Return True if an edited hop is about the rewrite's subject and has its new answer."""
     texts = folded(f"{text_of(hop.get('question')) or ''} {text_of(hop.get('cloze')) or ''}")
     answer, new = text_of(hop.get("answer")) or "", text_of(rewrite.get("target_new")) or ""
@@ -231,7 +231,7 @@ def _states(hop: Mapping[str, Any], rewrite: Mapping[str, Any]) -> bool:
     return is_about and folded(answer) == folded(new)
 
 
-def _edited_triples(row: Mapping[str, Any], hops: list[Mapping[str, Any]]) -> set[int]:
+def _edited_triples(row: Mapping[str, object], hops: list[Mapping[str, object]]) -> set[int]:
     """Return the numbers of the hops whose triple (subject, relation, object) is an edited one, if the case lists triples."""
     orig = row.get("orig")
     source = orig if isinstance(orig, Mapping) else row
@@ -272,7 +272,7 @@ def is_ripple(row: Mapping[Any, Any]) -> bool:
     return isinstance(row.get("edit"), Mapping) and bool(row.keys() & {*FOLLOWS, *STAYS})
 
 
-def ripple(row: Mapping[str, Any]) -> Iterator[Draft]:
+def ripple(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of RippleEdits.
 
     Specificity and forgetfulness test what stays, so they are neighbours; the other groups test what follows, so they are portability.
@@ -302,7 +302,7 @@ def ripple(row: Mapping[str, Any]) -> Iterator[Draft]:
     )
 
 
-def _sentence(row: Mapping[str, Any], edit: Mapping[str, Any]) -> tuple[str, str, str, str | None]:
+def _sentence(row: Mapping[str, object], edit: Mapping[str, object]) -> tuple[str, str, str, str | None]:
     """Return the edit's prompt with `{}`, its subject, its target and the former target, if the row has one."""
     sentence = text_of(edit.get("prompt"))
     if sentence is None:
@@ -333,7 +333,7 @@ def _sentence(row: Mapping[str, Any], edit: Mapping[str, Any]) -> tuple[str, str
     return template, subject, target, true or None
 
 
-def _templates(edit: Mapping[str, Any]) -> list[str]:
+def _templates(edit: Mapping[str, object]) -> list[str]:
     """Return the sentences of a relation up to the target, with `{}` for the subject."""
     name, noun = text_of(edit.get("relation")) or "", _name(edit)
     if "{" in name:
@@ -341,12 +341,12 @@ def _templates(edit: Mapping[str, Any]) -> list[str]:
     return [_SENTENCES[name]] if name in _SENTENCES else [f"The name of the {noun} of {{}} is", f"The {noun} of {{}} is"]
 
 
-def _name(edit: Mapping[str, Any]) -> str:
+def _name(edit: Mapping[str, object]) -> str:
     """Return the relation as words, "country of citizenship"."""
     return (text_of(edit.get("relation")) or "").lower().replace("_", " ")
 
 
-def _subject_names(row: Mapping[str, Any], edit: Mapping[str, Any]) -> Iterator[str]:
+def _subject_names(row: Mapping[str, object], edit: Mapping[str, object]) -> Iterator[str]:
     """Yield the subject as other questions of the row name it."""
     for group in (*STAYS, *FOLLOWS):
         for test in mappings_of(row.get(group)):
@@ -360,7 +360,7 @@ def _subject_names(row: Mapping[str, Any], edit: Mapping[str, Any]) -> Iterator[
                         yield prompt[len(before) : len(prompt) - len(after)]
 
 
-def _questions(row: Mapping[str, Any], groups: tuple[str, ...], notes: list[str]) -> list[Pair]:
+def _questions(row: Mapping[str, object], groups: tuple[str, ...], notes: list[str]) -> list[Pair]:
     """Return the test queries of some groups with their answers, each once; `notes` gets the number of invalid tests."""
     pairs: dict[str, Pair] = {}
     invalid = 0
@@ -379,7 +379,7 @@ def _questions(row: Mapping[str, Any], groups: tuple[str, ...], notes: list[str]
     return list(pairs.values())
 
 
-def _target_aliases(row: Mapping[str, Any], target: str) -> list[Any]:
+def _target_aliases(row: Mapping[str, object], target: str) -> list[Any]:
     """Return other names of the target, which the questions with another name of the subject list."""
     return [
         alias

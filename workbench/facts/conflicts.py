@@ -10,9 +10,20 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import SLOT, Fact, Probe, folded
-from workbench.facts.probes import Conflict, changing, distinct, edited_prompts, place_of, probe_conflicts, statement
 from workbench.facts.published import Published, Skip, read_all
-from workbench.facts.relations import inverses, keys_of, single_keys_of, wordings
+from workbench.facts.questions import (
+    Conflict,
+    changing,
+    distinct,
+    edited_prompts,
+    inverses,
+    keys_of,
+    place_of,
+    probe_conflicts,
+    single_keys_of,
+    statement,
+    wordings,
+)
 from workbench.results import Part
 
 

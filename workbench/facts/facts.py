@@ -199,7 +199,7 @@ class Fact:
         start = self.prompt.index(SLOT)
         return start, start + len(self.subject)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """Return the fact as a row of a facts file."""
         full = {
             "id": self.id,
@@ -278,11 +278,10 @@ def fact_of(row: Any, place: str) -> Fact:
     )
 
 
-def _aliases(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
+def _aliases(row: Mapping[str, object], place: str) -> tuple[str, ...]:
     """Return the target's other wordings, without the target itself."""
-    texts = _texts(row, "aliases", place)
-    true = row.get("target_true")
-    if true is not None and (same := next((text for text in texts if folded(text) == folded(true)), None)):
+    texts, true = _texts(row, "aliases", place), row.get("target_true")
+    if isinstance(true, str) and (same := next((text for text in texts if folded(text) == folded(true)), None)):
         raise WorkbenchError(
             f"{place}: the alias {same!r} is the 'target_true', so that the old answer would count as right",
             "Remove it from 'aliases'.",
@@ -323,7 +322,7 @@ def _fill_subject(text: str, subject: str | None, place: str) -> str:
     return text.replace(SLOT, subject or "")
 
 
-def _texts(row: Mapping[str, Any], key: str, place: str) -> list[str]:
+def _texts(row: Mapping[str, object], key: str, place: str) -> list[str]:
     """Return a field that holds a text or a list of texts."""
     value = row.get(key) or []
     value = [value] if isinstance(value, str) else value
@@ -332,7 +331,7 @@ def _texts(row: Mapping[str, Any], key: str, place: str) -> list[str]:
     return value
 
 
-def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
+def _probes(row: Mapping[str, object], key: str, place: str) -> Iterator[Probe]:
     """Yield the test prompts in a field, with their targets."""
     value = row.get(key) or []
     if not isinstance(value, list):

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,7 @@ class MemoryChange(OpenPart, Result):
     """Time of the change (ISO 8601, UTC); null for facts of the recipe."""
     source: str | None = absent()
     """"recipe" or "added", for facts that were added."""
-    fact: dict[str, Any] | None = absent()
+    fact: dict[str, object] | None = absent()
     """The new fact, for the actions add and update."""
     reward: Number | None = absent()
     """1 if the fact was right in a use, 0 if it was wrong, for the action feedback."""
@@ -233,7 +233,7 @@ def read_log(folder: Path) -> Log:
     return Log(changes, str(path))
 
 
-def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) -> list[dict[str, Any]]:
+def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) -> list[dict[str, object]]:
     """Return log lines, without the version, for facts that are added or changed."""
     return [
         {"action": action, "id": fact.id, "time": time, "source": source, "fact": {**fact.document(), "id": fact.id}}
@@ -241,7 +241,7 @@ def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) 
     ]
 
 
-def append(folder: Path, version: int, lines: Sequence[Mapping[str, Any]]) -> None:
+def append(folder: Path, version: int, lines: Sequence[Mapping[str, object]]) -> None:
     """Append lines to a log in one write and flush it to disk."""
     text = "".join(json.dumps({"version": version, **line}, ensure_ascii=False) + "\n" for line in lines)
     with (folder / LOG).open("a", encoding="utf-8") as stream:

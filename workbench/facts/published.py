@@ -39,7 +39,7 @@ def question_set_of(row: Mapping[Any, Any]) -> str | None:
     return "editeverything" if "category" in row else None
 
 
-def qaedit(row: Mapping[str, Any]) -> Iterator[Draft]:
+def qaedit(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of QAEdit (Yang et al. 2025, arXiv 2502.11177): a question, its answer, and unrelated questions."""
     yield Draft(
         row["prompt"],
@@ -51,7 +51,7 @@ def qaedit(row: Mapping[str, Any]) -> Iterator[Draft]:
     )
 
 
-def unstructured(row: Mapping[str, Any]) -> Iterator[Draft]:
+def unstructured(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of UnKEBench (Deng et al. 2024, arXiv 2405.15349) or EditEverything (Jiang et al. 2025, arXiv 2502.05628).
 
     The answer is a text of several sentences, and the question names no subject apart. UnKEBench's questions on parts of the answer
@@ -260,7 +260,7 @@ def _with_own_ids(facts: Iterable[Fact]) -> list[Fact]:
     return list(by_id.values())
 
 
-_DRAFTS: dict[str, Callable[[Mapping[str, Any]], Iterator[Draft]]] = {
+_DRAFTS: dict[str, Callable[[Mapping[str, object]], Iterator[Draft]]] = {
     "counterfact": lambda row: counterfact(row) if "requested_rewrite" in row else flat(row),
     "zsre": zsre,
     "knowedit": flat,

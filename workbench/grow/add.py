@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -44,7 +44,7 @@ class AddExpert(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    constants: ClassVar[Mapping[str, Any]] = {"temperature": TEMPERATURE}
+    constants: ClassVar[Mapping[str, object]] = {"temperature": TEMPERATURE}
 
     grow: Literal["add_expert"]
     copy_of: Whole | None = Field(None, ge=0, alias="copy")
@@ -142,7 +142,7 @@ class AddExpert(TextMethod):
             tensors, added = mixture.regrown(lambda _: chosen), [f"copy of {self.copy_of}"]
         else:
             assert self._base is not None, "`bind` must run before `expand`"
-            if numbers := self._expert_numbers():
+            if numbers := [self.base] if isinstance(self.base, int) else list(self.base or ()):
                 tensors, added = from_base(mixture, self._base, numbers), [f"base {n}" for n in numbers]
             else:
                 std = float(mixture.parsed.get("initializer_range") or 0.02)
@@ -153,7 +153,3 @@ class AddExpert(TextMethod):
         router_names = tuple(routers(mixture).values()) if model.config.get("model_type") in TARGETS else ()
         record = {"experts": mixture.count + len(added), "added": added, "layers": mixture.layers}
         return Growth(tensors, config, record, routers=router_names)
-
-    def _expert_numbers(self) -> list[int]:
-        """Return the numbers of the base's experts to add."""
-        return [self.base] if isinstance(self.base, int) else list(self.base or ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -64,7 +64,7 @@ class Experts(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    constants: ClassVar[Mapping[str, Any]] = {"ridge": RIDGE, "temperature": TEMPERATURE, "norm_topk_prob": True}
+    constants: ClassVar[Mapping[str, object]] = {"ridge": RIDGE, "temperature": TEMPERATURE, "norm_topk_prob": True}
 
     grow: Literal["experts"]
     experts: Whole | None = Field(None, ge=2)
@@ -176,7 +176,7 @@ class Experts(TextMethod):
         record = {"into": target.model_type, "experts": [m or "current" for m in self.members()], "top_k": self.top_k}
         return Growth(tensors, config, record, routers=routers)
 
-    def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
+    def _target(self, model: Model) -> tuple[Target, dict[str, object]]:
         """Return the target architecture and the grown config.json."""
         parsed = parse_config(model.config).to_dict()
         kind = str(model.config.get("model_type"))

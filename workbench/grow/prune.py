@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -17,6 +17,7 @@ from workbench.grow.expansion.smaller import Smaller, count_removed
 from workbench.grow.mixtures.texts import TextMethod, load_measured, save_measured
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
+from workbench.results import Part
 from workbench.steps import GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
 from workbench.steps.fields import Real, Whole
 
@@ -37,6 +38,13 @@ class MeasuredPrune(Measured):
 
     gone: tuple[int, ...] = ()
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class _Saved(Part):
+    """A cached measurement, beside its tensors."""
+
+    gone: list[int]
+    record: dict[str, object]
 
 
 @register
@@ -124,13 +132,13 @@ class Prune(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
         depth = model.layout.depth
-        if (found := load_measured(context, gone=list, record=dict)) is not None:
-            kept, cached = found
-            if len(removable(model.config, depth, cached["gone"], depth)) == len(cached["gone"]):
-                return MeasuredPrune({}, cached["record"], tuple(cached["gone"]), kept)
+        if (found := load_measured(context, _Saved)) is not None:
+            kept, saved = found
+            if len(removable(model.config, depth, saved.gone, depth)) == len(saved.gone):
+                return MeasuredPrune({}, saved.record, tuple(saved.gone), kept)
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
-        record: dict[str, Any] = {
+        record: dict[str, object] = {
             "calibration": {
                 "file": self.calibration,
                 "digest": file_digest(context.project / self.calibration),
@@ -180,7 +188,7 @@ class Prune(TextMethod):
         depth, specs = model.layout.depth, model.weights.specs
         gone = self._gone(model)
         order = [layer for layer in range(depth) if layer not in gone]
-        tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, Any]()
+        tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, object]()
         if self._shrinks():
             plan, measured = Smaller(model), self._measured
             for units in ("neurons", "heads"):
@@ -196,8 +204,8 @@ class Prune(TextMethod):
             check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")
         if gone:
             record = {"layers": [depth, len(order)], **record}
-            # Before importance is measured, it is not known which layers go.
-            record |= {"order": order, "gone_layers": sorted(gone)} if self._are_known() else {}
+            if isinstance(self.layers, tuple) or self._measured is not None:  # else it is not known yet which layers go
+                record |= {"order": order, "gone_layers": sorted(gone)}
             planned = tensors
             tensors = in_order(model.layout, order, lambda name, _new: planned[name])
             config = reordered(config, depth, order, "prune")
@@ -207,10 +215,6 @@ class Prune(TextMethod):
             "bytes": [sum(spec.nbytes for spec in specs.values()), sum(spec.nbytes for spec in after)],
         }
         return Growth(tensors, config, record)
-
-    def _are_known(self) -> bool:
-        """Return whether the layers to remove are known."""
-        return isinstance(self.layers, tuple) or self._measured is not None
 
     def _gone(self, model: Model) -> set[int]:
         """Return the layers to remove; before importance is measured, the last ones that can go."""
@@ -231,7 +235,7 @@ class Prune(TextMethod):
 
     def _least(
         self, live: PreTrainedModel, model: Model, rows: Sequence[TextRow], context: GrowContext
-    ) -> tuple[tuple[int, ...], dict[str, Any]]:
+    ) -> tuple[tuple[int, ...], dict[str, object]]:
         """Return the layers that the texts need least, and the record of the measurement; of equal layers the first one goes.
 
         The last layer with attention of a hybrid model stays, and the record names it where it was among the least.
@@ -243,7 +247,7 @@ class Prune(TextMethod):
             influence = block_influence(
                 live, depth, rows, context.device, lambda done, total: context.progress(done, total, "influence of layers")
             )
-            record = {"by": "influence", "influence": [round(value, 6) for value in influence.tolist()]}
+            record: dict[str, object] = {"by": "influence", "influence": [round(value, 6) for value in influence.tolist()]}
             ranking = influence.argsort(stable=True).tolist()
             gone = removable(model.config, depth, ranking, count)
             stays = [layer for layer in ranking[:count] if layer not in gone]
@@ -260,5 +264,4 @@ class Prune(TextMethod):
             gone = removable(model.config, depth, [*gone, *ranking], number + 1)
             least = gone[-1]
             losses.append(found.without[least])
-        record = {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}
-        return tuple(gone), record
+        return tuple(gone), {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}

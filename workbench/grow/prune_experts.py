@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -80,7 +80,7 @@ class PruneExperts(TextMethod):
             context.live({}), rows, context.device, lambda done, total: context.progress(done, total, "counting selected experts")
         )
         keep = [sorted(row.argsort(descending=True, stable=True)[: self.to].tolist()) for row in counts.shares]
-        record: dict[str, Any] = {"kept": keep, **counts.counts().to_dict()}
+        record: dict[str, object] = {"kept": keep, **counts.counts().to_dict()}
         context.check_inputs()
         context.cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, record)

@@ -53,7 +53,7 @@ class SplitFfn(TextMethod):
     formula = "FFN(x) = Σ_e FFN_e(x) ↦ Σ over shared e, and over the top k of W_r x, of FFN_e(x)"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
-    constants: ClassVar[Mapping[str, Any]] = {"sparsity": None, "seed": 0}
+    constants: ClassVar[Mapping[str, object]] = {"sparsity": None, "seed": 0}
 
     grow: Literal["split_ffn"]
     experts: Whole = Field(ge=2)
@@ -150,7 +150,7 @@ class SplitFfn(TextMethod):
         record = {"into": target.model_type, "experts": self.experts, "top_k": self.top_k, "method": self.method}
         return Growth(tensors, config, record, routers=routers)
 
-    def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
+    def _target(self, model: Model) -> tuple[Target, dict[str, object]]:
         """Return the target architecture and the grown config.json."""
         kind = str(model.config.get("model_type"))
         pairs = SPLIT_PAIRS.get(kind)
@@ -200,7 +200,7 @@ class SplitFfn(TextMethod):
             )
         return target, mixture_config(parsed, target, self._sizes(target, units, pairs[into](parsed)))
 
-    def _sizes(self, target: Target, units: int, derived: Mapping[str, Any]) -> dict[str, Any]:
+    def _sizes(self, target: Target, units: int, derived: Mapping[str, object]) -> dict[str, object]:
         """Return the fields of config.json that the target adds."""
         shared = self._shared_count()
         selected = self.top_k - shared

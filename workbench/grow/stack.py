@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from workbench.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import head_name, in_order, reordered
 from workbench.grow.expansion.parts import text_config, with_text
+from workbench.grow.expansion.records import MergedPart
 from workbench.grow.expansion.slices import Part, PartField, Slice
 from workbench.grow.expansion.stacking import Factors, Layer, Stacking
 from workbench.models.architecture import is_embedding, is_head, untied_config
@@ -58,9 +59,9 @@ class Stack(GrowMethod):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out sources that are not set, so that keys of steps without them stay the same."""
-        fields: dict[str, Any] = handler(self)
+        fields: dict[str, object] = handler(self)
         return {key: value for key, value in fields.items() if value is not None or key not in (*_PARTS, "tokenizer")}
 
     def _parts(self) -> Iterator[tuple[tuple[str | int, ...], Part]]:
@@ -114,12 +115,12 @@ class Stack(GrowMethod):
         first = {old: new for new, old in reversed(list(enumerate(own))) if old is not None}
         tensors = self._tensors(stacking, layers, first)
         config, depth, order = stacking.config(layers)
-        record: dict[str, Any] = {} if None in own else {"order": own}
+        record: dict[str, object] = {} if None in own else {"order": own}
         record |= {
             "new_layers": [new for new, old in enumerate(own) if old is None or first[old] != new],
             "gone_layers": sorted(set(range(model.layout.depth)) - set(first)),
         }
-        record |= {"blocks": [{k: v for k, v in block.items() if k != "count"} for block in stacking.blocks]}
+        record |= {"blocks": [block.to_dict() for block in stacking.blocks]}
         record |= {name: _source_of(part) for name in _PARTS if (part := getattr(self, name)) is not None}
         record |= {"tokenizer": self.tokenizer} if self.tokenizer else {}
         config = self._with_vocabulary(reordered(config, depth, order, "stack"), model, tensors, stacking)
@@ -173,8 +174,8 @@ class Stack(GrowMethod):
         return self.head == self.embeddings and all(head_name(stacking.source(name)) is not None for name in names)
 
     def _with_vocabulary(
-        self, config: dict[str, Any], model: Model, tensors: dict[str, Grown], stacking: Stacking
-    ) -> dict[str, Any]:
+        self, config: dict[str, object], model: Model, tensors: dict[str, Grown], stacking: Stacking
+    ) -> dict[str, object]:
         """Return config.json with the number of rows of the embeddings, and untied if the head became a separate tensor."""
         own = model.weights.specs
 
@@ -202,8 +203,8 @@ class Stack(GrowMethod):
         }
 
 
-def _source_of(part: Part) -> Any:
+def _source_of(part: Part) -> str | dict[str, object]:
     """Return the source of a part outside the layers, as plain data for records."""
     if part.merge is None:
         return part.brick or "the configuration so far"
-    return {"merge": part.merge.name, "bricks": part.merge.names(), "base": part.base}
+    return MergedPart(merge=part.merge.name, bricks=part.merge.names() or [], base=part.base).to_dict()

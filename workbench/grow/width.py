@@ -76,7 +76,8 @@ class _WidthPlan(Resize):
     @property
     def std(self) -> float:
         """Standard deviation of new random weights."""
-        return float(self.parts.text.get("initializer_range") or _STD)
+        stated = self.parts.text.get("initializer_range")
+        return float(stated) if isinstance(stated, int | float) and stated else _STD
 
     def add_neurons(self, count: int, copied: bool) -> None:
         """Give every feed-forward layer `count` neurons; new ones are copies of old ones if `copied`."""

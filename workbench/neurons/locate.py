@@ -19,11 +19,11 @@ from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts
 from workbench.files import file_digest
 from workbench.lazy import torch
-from workbench.library.trace import trace_table
 from workbench.models.hooks import has_experts
 from workbench.neurons.attribution import fact_prompts, norm_behind
 from workbench.neurons.fact_neurons import FACTORS, LocatedFact, LocateSettings, locate_facts, union_of
 from workbench.neurons.subject import Analysis, AnalyzedTexts, open_neurons
+from workbench.neurons.trace import trace_table
 from workbench.results import Number, Part
 from workbench.run.opened import NamedModel
 from workbench.scores.statistics import upper_t

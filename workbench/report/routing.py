@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workbench.report.page import filled
 
 if TYPE_CHECKING:
-    from workbench.library.route import Explanation
+    from workbench.route.mixing.explain import Explanation
 
 # Red, green and blue of the bricks in order, readable on light and on dark paper; more bricks use them again.
 _COLORS = ("0 114 178", "213 94 0", "0 158 115", "204 121 167", "230 159 0", "86 180 233", "140 86 75", "120 94 240")

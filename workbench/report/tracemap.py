@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.edit.places.knowledge import PLACES, Place, What
-from workbench.library.trace import OUTPUTS, WORDS, TraceTable
+from workbench.neurons.trace import OUTPUTS, WORDS, TraceTable
 from workbench.report.heatmap import HeatMeasure, HeatValues, Map, MapPlace, drawn, write_maps
 from workbench.report.tints import SCALES, inside
 

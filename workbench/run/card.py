@@ -8,9 +8,9 @@ from typing import Any
 from workbench import yamldoc
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import Axes, axes_of
-from workbench.edit.places.knowledge import said_in_words
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.errors import printable
-from workbench.grow.expansion.wording import check_line, removal_line, stack_parts
+from workbench.grow.expansion.records import GrowthCheck, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
@@ -90,7 +90,12 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         ]
     lines += _routing(resolved, record)
     if said := record.get("said"):
-        lines += ["", "## Facts", "", *(f"- `{name}`: the model says {_line(said_in_words(row))}" for name, row in said.items())]
+        lines += [
+            "",
+            "## Facts",
+            "",
+            *(f"- `{name}`: the model says {_line(FactsSaid.model_validate(row).in_words)}" for name, row in said.items()),
+        ]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
     versions, digest = record["versions"], record["output"]["digest"]
     lines += ["", "## Recipe", "", f"{fence}yaml", recipe_text.strip(), fence, "", "## Provenance", ""]
@@ -105,7 +110,11 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
 def _growth(record: dict[str, Any]) -> list[str]:
     """Return the section of grow steps: what they removed, and the results of their checks; empty if there are none."""
     removed = [f"- `{step['id']}`: {text}" for step in record.get("steps", ()) if (text := removal_line(step))]
-    grown = [f"- `{step['id']}`: {check_line(step['check'])}" for step in record.get("steps", ()) if "check" in step]
+    grown = [
+        f"- `{step['id']}`: {GrowthCheck.model_validate(step['check']).line()}"
+        for step in record.get("steps", ())
+        if "check" in step
+    ]
     return ["", "## Growth", "", *removed, *grown] if removed or grown else []
 
 

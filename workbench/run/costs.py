@@ -93,7 +93,7 @@ def numel(model: Model) -> int:
     return sum(s.numel for s in model.weights.specs.values())
 
 
-def with_seconds(cost: dict[str, Any], parameters: int, passes: int) -> dict[str, Any]:
+def with_seconds(cost: Mapping[str, Any], parameters: int, passes: int) -> dict[str, Any]:
     """Return the plan's entries for a cost, with an estimate of seconds if the number of tokens is known.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import yamldoc
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.errors import GateFailedError, WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import check_new, new_directory, publish, write_text
@@ -118,7 +120,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
         for step_id, measured in _check_written(form, resolved, run, composition, device, log).items():
             checks[step_id] = {**checks.get(step_id, {}), **measured}
     except WorkbenchError as error:
-        counted = {"said": error.said} if isinstance(error, EfficacyError) else {}
+        counted = {"said": _counts(error.said)} if isinstance(error, EfficacyError) else {}
         run.write({**record, "status": "failed", "error": error.message, **counted})
         raise
     try:
@@ -127,7 +129,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    record |= {"steps": _steps(resolved, composition, checks), "said": said, "output": output}
+    record |= {"steps": _steps(resolved, composition, checks), "said": _counts(said), "output": output}
     record["warnings"] = [*resolved.warnings, *form.warnings(output)]
     if resolved.vocabulary is not None:
         record["tokenizer"] = resolved.vocabulary.describe()  # again: rows are made when they are read
@@ -212,6 +214,11 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
     }
     run.write(record)
     return record
+
+
+def _counts(said: Mapping[str, FactsSaid]) -> dict[str, dict[str, object]]:
+    """Return the counts of facts as they stand in run.json."""
+    return {name: row.to_dict() for name, row in said.items()}
 
 
 def _finish(context: WriteContext, run: RunDirectory, record: dict[str, Any], target: Path) -> None:

@@ -6,21 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, PrivateAttr
 
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.results import Number, OpenPart, Part, Result, absent
 from workbench.trust import Plugin
-
-
-class FactsSaid(Part):
-    """Counts of the facts that a model says after an edit step."""
-
-    facts: int
-    """Number of facts that the step teaches."""
-    said: int
-    """Number of facts whose target the model says, by greedy decoding."""
-    min_efficacy: Number
-    """Smallest share of facts that the model must say, from 0 to 1."""
-    not_said: list[str]
-    """Ids of the facts that the model does not say."""
 
 
 class StepVerb(OpenPart):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import Field
 
@@ -25,6 +25,25 @@ if TYPE_CHECKING:
 
     from workbench.facts import Fact, Start
     from workbench.weights.lowrank import Factors
+
+
+class Cost(TypedDict, total=False):
+    """Work of solving an edit, which `plan` shows. It estimates seconds from `tokens`."""
+
+    layers: Literal["auto"] | tuple[int, ...]
+    """Layers that are edited."""
+    sweep: dict[str, int]
+    """Number of layers and of facts of the sweep that chooses a layer."""
+    continues: dict[str, str | int]
+    """The run whose stream is continued, its facts, and the number of values that are kept."""
+    work: dict[str, int]
+    """Part of the work -> number of facts or tokens."""
+    facts: int
+    """Number of facts."""
+    steps: int
+    """Largest number of optimizer steps."""
+    tokens: int
+    """Number of tokens that run through the model."""
 
 
 class EditMethod(Step):
@@ -75,16 +94,13 @@ class EditMethod(Step):
             WorkbenchError: If it cannot.
         """
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Return the cost of solving the step as plain data, which `plan` shows in the step's row.
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
+        """Return the cost of solving the step, which `plan` shows in the step's row.
 
         Args:
             model: Names, shapes and configuration of the model before the step.
             project: Folder that the step's files are relative to.
             cache: The project's cache.
-
-        Returns:
-            Plain data. `plan` estimates seconds from its key `tokens`, the number of tokens that run through the model.
         """
         return {}
 

@@ -151,7 +151,7 @@ class HeldOut:
         self.losses = [(int(step), float(loss)) for step, loss in jsondoc.read_cached(folder / _LOSSES, list) or []]
         self._best = load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
 
-    def record(self, count: int) -> dict[str, Any]:
+    def record(self, count: int) -> dict[str, object]:
         """Return the record for the card: losses before training, of the final weights, and at the best step."""
         losses = dict(self.losses)
         best, last = self.best_step, self.losses[-1][0]
@@ -165,7 +165,7 @@ class HeldOut:
         }
 
 
-def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
+def held_out_loss(model: Any, batches: list[dict[str, Tensor]]) -> float:
     """Return the mean −log p of the learned tokens of all batches, without dropout, in the same mixed precision as training."""
     device = next(model.parameters()).device
     training, total, count = model.training, 0.0, 0
@@ -201,7 +201,7 @@ class Reports:
 SILENT = Reports()
 
 
-def reports(events: Callable[[dict[str, Any]], None], step: str) -> Reports:
+def reports(events: Callable[[dict[str, object]], None], step: str) -> Reports:
     """Return callbacks that turn progress and notices into events of the stage "train".
 
     Args:

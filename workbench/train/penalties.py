@@ -73,7 +73,7 @@ def _matrix_a(module: Any) -> Tensor:
     return weight.float()
 
 
-def _shared_modules(name: str, path: Path, trained: Mapping[str, Any], device: torch.device) -> list[tuple[Tensor, Any]]:
+def _shared_modules(name: str, path: Path, trained: Mapping[str, object], device: torch.device) -> list[tuple[Tensor, Any]]:
     """Return (A of the brick, trained layer) for each module that both adapt."""
     label = f"orthogonal_to: brick '{name}'"
     if not (path / CONFIG).is_file():
@@ -122,7 +122,7 @@ class Routing:
         for name in routers:
             self._hooks.append(model.get_submodule(name).register_forward_pre_hook(self._logit_hook(name)))
 
-    def _start_pass(self, _module: Any, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    def _start_pass(self, _module: Any, _args: tuple[Any, ...], arguments: dict[str, Tensor]) -> None:
         """Forget the logits of the previous forward pass, and record the attention mask of this one."""
         self._logits.clear()
         self._mask = arguments.get("attention_mask")

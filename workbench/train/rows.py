@@ -263,7 +263,7 @@ class Objective:
     collate: Callable[[Sequence[tuple[list[int], int]]], dict[str, Tensor]] = collate
     loss: Callable[[Any, Mapping[str, Tensor]], Tensor] = batch_loss
     digest: str | None = None
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)
 
 
 CROSS_ENTROPY = Objective()

@@ -121,7 +121,7 @@ def train(
     model: PreTrainedModel | None = None,
     told: Reports = SILENT,
     objective: Objective = CROSS_ENTROPY,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train one brick, write it, and return the training record.
 
     The same spec and data on the same kind of processor give the same bytes, even after an interruption. The record contains
@@ -190,9 +190,9 @@ def final_loss(losses: list[float]) -> float:
 
 def _measured(
     held_out: HeldOut | None, count: int, steps: int, before: Mapping[str, float], orthogonal: Orthogonal | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the part of the record on held-out rows and other bricks."""
-    record: dict[str, Any] = {"held_out_loss": held_out.record(count), "steps_taken": steps} if held_out else {}
+    record: dict[str, object] = {"held_out_loss": held_out.record(count), "steps_taken": steps} if held_out else {}
     if orthogonal:
         after = orthogonal.overlap()
         record["overlap"] = {name: {"before": round(before[name], 4), "after": round(after[name], 4)} for name in after}
@@ -292,7 +292,7 @@ def train_parameters(
     penalty: Callable[[], Tensor] | None = None,
     told: Reports = SILENT,
     objective: Objective = CROSS_ENTROPY,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train a live float32 model in place, leave it in eval mode, and return the training record.
 
     Args:

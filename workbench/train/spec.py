@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -30,9 +30,9 @@ class HubData(Written):
     """Column with conversations, lists of {role:, content:}; `prompt` and `completion` are then not used."""
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out `messages` unless it is set, so that the keys of earlier trainings stay."""
-        data: dict[str, Any] = dump(self)
+        data: dict[str, object] = dump(self)
         if self.messages is None:
             del data["messages"]
         return data
@@ -117,7 +117,7 @@ class TrainSpec(Written):
             raise ValueError("orthogonal_to: expected method lora, found full; a full fine-tune has no A matrices")
         return self
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """Return the settings as a card records them, without unused settings and those that do not affect the result."""
         excluded = {"save_every"}
         excluded |= set() if self.held_out is not None else {"held_out", "evaluate_every", "patience"}

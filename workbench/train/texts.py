@@ -177,7 +177,7 @@ def _load(source: HubData, folder: Path) -> Any:
     from datasets.exceptions import DatasetsError
 
     local = folder / Path(source.hub).expanduser()
-    arguments: dict[str, Any] = {"name": source.config, "split": source.split, "revision": source.revision}
+    arguments: dict[str, object] = {"name": source.config, "split": source.split, "revision": source.revision}
     if local.is_file():
         if local.suffix not in _FORMATS:
             raise InvalidRecipeError(

@@ -12,10 +12,8 @@ from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.results import Number, Part
 from workbench.transplant.counterparts import Linear, Move, Plan
-from workbench.transplant.maps import assignment, input_map, matched, output_map
-from workbench.transplant.readings import Reading, Recorded, exchanged, record
-from workbench.weights import lowrank
-from workbench.weights.lowrank import Factors, summed
+from workbench.transplant.readings import Reading, Recorded, assignment, exchanged, input_map, matched, output_map, record
+from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,28 +49,6 @@ class Match(Part):
     """True if the match is above chance."""
     criterion: str
     """What counts as above chance."""
-
-
-def beside_chance(layers: Sequence[int], matched: float, controls: Sequence[float]) -> Match:
-    """Judge a match by `CRITERION`.
-
-    Positions that are paired at random would be too weak a control: two unrelated models read the same tokens, and units that tell
-    tokens apart correlate for that reason alone.
-
-    Args:
-        layers: Layers of the target.
-        matched: Mean correlation of matched units.
-        controls: The same for each control.
-    """
-    chance = math.fsum(controls) / len(controls)
-    above = matched > max(controls) and matched - chance >= MARGIN
-    return Match(matched=matched, chance=chance, controls=list(controls), layers=list(layers), above=above, criterion=CRITERION)
-
-
-def chance_layers(layers: Sequence[int]) -> tuple[int, ...]:
-    """Return up to `LAYERS` of some layers, evenly spaced, first and last included."""
-    count = min(LAYERS, len(layers))
-    return tuple(layers[round(i * (len(layers) - 1) / max(1, count - 1))] for i in range(count))
 
 
 By = Literal["copy", "assign", "ridge"]
@@ -146,9 +122,10 @@ def carry(
     layers = sorted({move.target.layer for move in plan.moves if move.target.layer is not None})
     if models is None:
         for move in plan.moves:
-            carried[move.target] = _combined(move, updates, {one.name: (None, None) for one in move.sources})
+            carried[move.target] = _mapped(updates[move.source.name], (None, None))
         return Carried(carried)
-    compared = chance_layers(layers)
+    count = min(LAYERS, len(layers))  # evenly spaced, first and last included
+    compared = [layers[round(i * (len(layers) - 1) / max(1, count - 1))] for i in range(count)]
     shuffled: list[dict[int, Tensor]] = [{} for _ in range(SHUFFLES)]
     matches: dict[int, Tensor] = {}
     controls = [exchanged(readings, keep, seed) for seed in range(SHUFFLES)]
@@ -158,14 +135,23 @@ def carry(
         seen = record(models.target, targets, [r.target for r in readings], [[j for _, j in r.pairs] for r in readings])
         maps, found = _fit_group(group, by, models.source, readings, seen)
         for move in group:
-            carried[move.target] = _combined(move, updates, maps[move.target.name])
+            carried[move.target] = _mapped(updates[move.source.name], maps[move.target.name])
         matches |= found
         again = [move for move in group if move.target.layer in compared]
         for control, values in zip(controls, shuffled, strict=True):
             if again:
                 values |= _fit_group(again, by, models.source, control, seen)[1]
-    real = [matches[layer] for layer in compared]
-    match = beside_chance(compared, _mean_layer(real), [_mean_layer(values.values()) for values in shuffled])
+    actual, controls_mean = _mean_layer([matches[layer] for layer in compared]), [_mean_layer(one.values()) for one in shuffled]
+    chance = math.fsum(controls_mean) / len(controls_mean)
+    match = Match(
+        matched=actual,
+        chance=chance,
+        controls=controls_mean,
+        layers=compared,
+        # Positions paired at random would be too weak a control: units that tell tokens apart correlate in unrelated models too.
+        above=actual > max(controls_mean) and actual - chance >= MARGIN,
+        criterion=CRITERION,
+    )
     progress(len(layers), len(layers), "done")
     return Carried(carried, matches, match)
 
@@ -189,7 +175,7 @@ def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:
     group: list[Move] = []
     used = 0
     for _, those in sorted(by_layer.items()):
-        units = sum(sum(one.shape) for move in those for one in (move.target, *move.sources))
+        units = sum(sum(one.shape) for move in those for one in (move.target, move.source))
         if group and used + units * positions * 4 > MEMORY:
             yield group
             group, used = [], 0
@@ -201,7 +187,7 @@ def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:
 
 def _fit_group(
     group: Sequence[Move], by: By, source: PreTrainedModel, readings: Sequence[Reading], seen: Recorded
-) -> tuple[dict[str, dict[str, Maps]], dict[int, Tensor]]:
+) -> tuple[dict[str, Maps], dict[int, Tensor]]:
     """Fit the maps of some layers, and measure their matches on held-out texts.
 
     Args:
@@ -212,30 +198,30 @@ def _fit_group(
         seen: What the target's modules read and write.
 
     Returns:
-        Tensor of the target -> tensor of the source -> maps of inputs and outputs; and the match of each layer.
+        Tensor of the target -> maps of inputs and outputs; and the match of each layer.
     """
-    names = list(dict.fromkeys(one.module for move in group for one in move.sources))
+    names = list(dict.fromkeys(move.source.module for move in group))
     taught = record(source, names, [r.source for r in readings], [[i for i, _ in r.pairs] for r in readings])
     held = torch.tensor([r.held_out for r in readings for _ in r.pairs])
     fitted = _Fitted()
-    maps: dict[str, dict[str, Maps]] = {}
+    maps: dict[str, Maps] = {}
     values: dict[int, dict[tuple[str, str, str], Tensor]] = {}
     for move in group:
-        for one in move.sources:
-            sides = (
-                ("inputs", seen.alike[move.target.module], taught.alike[one.module], seen.inputs, taught.inputs),
-                ("outputs", one.module, move.target.module, taught.outputs, seen.outputs),
-            )
-            found = []
-            for kind, start, goal, starts, goals in sides:
-                key = (kind, start, goal)  # modules that read the same tensor have one map
-                if key not in fitted.values:
-                    fitted.maps[key] = _fit(by, starts[start][~held], goals[goal][~held], kind == "outputs")
-                    fitted.values[key] = matched(fitted.maps[key], starts[start][held], goals[goal][held])
-                found.append(fitted.maps[key])
-                assert move.target.layer is not None
-                values.setdefault(move.target.layer, {})[key] = fitted.values[key]
-            maps.setdefault(move.target.name, {})[one.name] = (found[0], found[1])
+        one = move.source
+        sides = (
+            ("inputs", seen.alike[move.target.module], taught.alike[one.module], seen.inputs, taught.inputs),
+            ("outputs", one.module, move.target.module, taught.outputs, seen.outputs),
+        )
+        found = []
+        for kind, start, goal, starts, goals in sides:
+            key = (kind, start, goal)  # modules that read the same tensor have one map
+            if key not in fitted.values:
+                fitted.maps[key] = _fit(by, starts[start][~held], goals[goal][~held], kind == "outputs")
+                fitted.values[key] = matched(fitted.maps[key], starts[start][held], goals[goal][held])
+            found.append(fitted.maps[key])
+            assert move.target.layer is not None
+            values.setdefault(move.target.layer, {})[key] = fitted.values[key]
+        maps[move.target.name] = (found[0], found[1])
     return maps, {layer: torch.cat(list(those.values())) for layer, those in values.items()}
 
 
@@ -248,17 +234,11 @@ def _fit(by: By, start: Tensor, goal: Tensor, outputs: bool) -> Tensor | None:
     return None
 
 
-def _combined(move: Move, updates: Mapping[str, Factors], maps: Mapping[str, Maps]) -> Factors:
-    """Return the update of a layer of the target: the mean of the mapped updates, cut to the largest of their ranks."""
-    parts = []
-    for one in move.sources:
-        update, (inputs, outputs) = updates[one.name], maps[one.name]
-        right = update.right if inputs is None else update.right @ inputs
-        left = update.left if outputs is None else outputs @ update.left
-        parts.append((move.weight, Factors(left, right)))
-    if len(parts) == 1 and move.weight == 1:
-        return parts[0][1]
-    return lowrank.truncated(summed(parts), max(factors.rank for _, factors in parts))
+def _mapped(update: Factors, maps: Maps) -> Factors:
+    """Return an update of the source as one of the target."""
+    inputs, outputs = maps
+    right = update.right if inputs is None else update.right @ inputs
+    return Factors(update.left if outputs is None else outputs @ update.left, right)
 
 
 @contextmanager

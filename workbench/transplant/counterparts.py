@@ -10,47 +10,36 @@ from workbench.adapters.approximate import Live
 from workbench.errors import UsageError
 from workbench.models.layout import Model
 
-Rule = Literal["same", "skip", "avg", "map"]
+Rule = Literal["same", "skip", "map"]
 
 
 @dataclass(frozen=True)
 class LayerMap:
-    """The layers of the source that each layer of the target takes.
+    """The layer of the source that each layer of the target takes.
 
     Attributes:
         rule: How the map was made; "map" for one that the user wrote.
-        sources: Layer of the target -> layers of the source, whose updates are averaged. Other layers of the target take none.
+        sources: Layer of the target -> layer of the source. Other layers of the target take none.
     """
 
     rule: Rule
-    sources: Mapping[int, tuple[int, ...]]
+    sources: Mapping[int, int]
 
 
-def layer_map(rule: Literal["skip", "avg"] | None, source: int, target: int) -> LayerMap:
-    """Return the layer map of a rule.
+def layer_map(source: int, target: int) -> LayerMap:
+    """Return the layer map for two depths: equal layers, or else layer ⌊jS/T⌋ of S for layer j of T.
 
-    Layer j of the target stands for the layers ⌊jS/T⌋ to ⌊(j+1)S/T⌋ − 1 of the source: `skip` takes the first of them, `avg` the mean
-    of all. If the target is deeper, several of its layers take the same layer of the source.
-
-    Args:
-        rule: The rule; None takes equal layers if the depths are equal, and else `skip`.
-        source: Number of layers S of the source.
-        target: Number of layers T of the target.
+    If the target is deeper, several of its layers take the same layer of the source.
 
     Source:
-        Klimaszewski et al. 2024, Is Modularity Transferable?, arXiv 2403.18804, section 3: SKIP and AVG for models whose depths are
-        multiples of each other. For other depths, this is the even spacing that gives the same layers there.
+        Klimaszewski et al. 2024, Is Modularity Transferable?, arXiv 2403.18804, section 3: SKIP for models whose depths are multiples of
+        each other. For other depths, this is the even spacing that gives the same layers there.
     """
-    if source == target:
-        return LayerMap("same", {j: (j,) for j in range(target)})
-    first = {j: j * source // target for j in range(target)}
-    if rule == "avg":
-        return LayerMap("avg", {j: tuple(range(i, max(i + 1, (j + 1) * source // target))) for j, i in first.items()})
-    return LayerMap("skip", {j: (i,) for j, i in first.items()})
+    return LayerMap("same" if source == target else "skip", {j: j * source // target for j in range(target)})
 
 
 def parsed_map(text: str, source: int, target: int) -> LayerMap:
-    """Parse a layer map such as "0:0,1:2,2:4+5": layer of the target, then the layers of the source that it takes the mean of.
+    """Parse a layer map such as "0:0,1:2,2:4": layer of the target, then the layer of the source that it takes.
 
     Args:
         text: The map.
@@ -60,27 +49,24 @@ def parsed_map(text: str, source: int, target: int) -> LayerMap:
     Raises:
         UsageError: If the text is no such map, a layer of the target stands in it twice, or a layer does not exist.
     """
-    sources: dict[int, tuple[int, ...]] = {}
-    for entry in text.split(","):
-        left, colon, right = entry.strip().partition(":")
-        numbers = [left, *right.split("+")]
-        if not colon or not all(number.strip().isdecimal() for number in numbers):
+    sources: dict[int, int] = {}
+    for entry in map(str.strip, text.split(",")):
+        left, _, right = (part.strip() for part in entry.partition(":"))
+        if not left.isdecimal() or not right.isdecimal():
             raise UsageError(
-                f"--map: expected TARGET:SOURCE, found {entry.strip()!r}",
-                "Write the target's layer, a colon and the source's layer: --map 0:0,1:2; or a mean of layers: --map 0:0+1,1:2+3.",
+                f"--map: expected TARGET:SOURCE, found {entry!r}",
+                "Write the target's layer, a colon and the source's layer: --map 0:0,1:2.",
             )
-        layer, *taken = (int(number) for number in numbers)
-        for number, depth, model in [(layer, target, "target"), *((n, source, "source") for n in taken)]:
+        layer, taken = int(left), int(right)
+        for number, depth, model in ((layer, target, "target"), (taken, source, "source")):
             if number >= depth:
                 raise UsageError(
-                    f"--map {entry.strip()}: layer {number} of the {model} does not exist; it has layers 0 to {depth - 1}",
+                    f"--map {entry}: layer {number} of the {model} does not exist; it has layers 0 to {depth - 1}",
                     "The target's layer comes first: TARGET:SOURCE.",
                 )
         if layer in sources:
-            raise UsageError(
-                f"--map: layer {layer} of the target stands in the map twice", "Write 0:1+2 to take the mean of two layers."
-            )
-        sources[layer] = tuple(dict.fromkeys(taken))
+            raise UsageError(f"--map: layer {layer} of the target stands in the map twice", "Name each layer of the target once.")
+        sources[layer] = taken
     return LayerMap("map", dict(sorted(sources.items())))
 
 
@@ -114,17 +100,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Move:
-    """A linear layer of the target, and those of the source whose updates it takes.
-
-    Attributes:
-        target: The layer that takes the updates.
-        sources: Layers with an update.
-        weight: Factor of each update; 1 over the number of layers that the target's layer stands for.
-    """
+    """A linear layer of the target, and that of the source whose update it takes."""
 
     target: Linear
-    sources: tuple[Linear, ...]
-    weight: float
+    source: Linear
 
 
 @dataclass(frozen=True)
@@ -172,16 +151,12 @@ def plan_moves(updated: Collection[str], source: Mapping[str, Linear], target: M
     left = {name: "it is no linear layer of its own in transformers" for name in updated if name not in source}
     of_place = {(linear.layer, linear.part): linear for linear in (source[name] for name in updated if name in source)}
     parts = {linear.part for linear in target.values()}
-    moves, carried = [], set()
+    moves = []
     for linear in target.values():
-        if linear.layer is None or linear.layer not in layers.sources:
-            continue
-        taken = layers.sources[linear.layer]
-        sources = tuple(of_place[i, linear.part] for i in taken if (i, linear.part) in of_place)
-        if sources:
-            moves.append(Move(linear, sources, 1 / len(taken)))
-            carried |= {one.name for one in sources}
-    used = {layer for taken in layers.sources.values() for layer in taken}
+        taken = None if linear.layer is None else layers.sources.get(linear.layer)
+        if taken is not None and (taken, linear.part) in of_place:
+            moves.append(Move(linear, of_place[taken, linear.part]))
+    carried, used = {move.source.name for move in moves}, set(layers.sources.values())
     for (layer, part), linear in of_place.items():
         if linear.name in carried:
             continue

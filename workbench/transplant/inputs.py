@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from workbench.adapters.approximate import live_places
 from workbench.adapters.bind import BoundAdapter, bind
@@ -34,8 +33,7 @@ class Wanted:
         to: Directory or hub id of the target.
         on: Directory or hub id of the adapter's base; None takes the one that the brick names.
         by: How units are matched; None chooses by shapes and texts.
-        layers: Rule of the layer map, "skip" or "avg"; None takes equal layers if the depths are equal, else skip.
-        mapping: Layer map as the user wrote it, in the place of a rule.
+        mapping: Layer map as the user wrote it; None takes equal layers, or evenly spaced ones for another depth.
         texts: File of texts.
         force: Whether to write an adapter at chance level, of another base, or without the layers that have no counterpart.
     """
@@ -44,7 +42,6 @@ class Wanted:
     to: str
     on: str | None = None
     by: By | None = None
-    layers: Literal["skip", "avg"] | None = None
     mapping: str | None = None
     texts: Path | None = None
     force: bool = False
@@ -81,18 +78,6 @@ class Inputs:
     notes: list[str]
 
 
-def check_options(wanted: Wanted) -> None:
-    """Check options against each other.
-
-    Raises:
-        UsageError: If two options exclude each other, or one needs another.
-    """
-    if wanted.layers and wanted.mapping:
-        raise UsageError("--layers and --map exclude each other", "Use --layers skip, --layers avg, or --map TARGET:SOURCE,….")
-    if wanted.texts is None and wanted.by in NEED_TEXTS:
-        raise UsageError(f"--by {wanted.by} reads texts, and --texts is missing", "Add --texts FILE.jsonl.")
-
-
 def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     """Find the brick and both models, and check from headers and digests that the brick can be carried.
 
@@ -103,7 +88,8 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     Raises:
         WorkbenchError: If the brick is no plain LoRA of its base, the target has no counterpart of it, or the shapes do not fit the way.
     """
-    check_options(wanted)
+    if wanted.texts is None and wanted.by in NEED_TEXTS:
+        raise UsageError(f"--by {wanted.by} reads texts, and --texts is missing", "Add --texts FILE.jsonl.")
     brick = _brick(wanted.brick)
     base = wanted.on or base_of(wanted.brick, project, "Name the model that the brick was trained on: --on MODEL.")
     checkpoint, _ = resolve_base(base, project)
@@ -114,7 +100,7 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     if target_digest == _digest(source, project):
         raise WorkbenchError(f"--to {wanted.to} is the base of {brick.label}", "The brick can be used there as it is.")
     depths = source.layout.depth, target.layout.depth
-    layers = parsed_map(wanted.mapping, *depths) if wanted.mapping else layer_map(wanted.layers, *depths)
+    layers = parsed_map(wanted.mapping, *depths) if wanted.mapping else layer_map(*depths)
     modules, theirs = linears(source, live_places(source)), linears(target, live_places(target))
     plan = plan_moves(sorted(bound.places), modules, theirs, layers)
     _check_plan(plan, brick, target, wanted)
@@ -204,11 +190,10 @@ def _check_plan(plan: Plan, brick: Brick, target: Model, wanted: Wanted) -> None
 
 def _way(wanted: Wanted, plan: Plan) -> By:
     """Return the way that the user asks for, or that shapes and texts suggest; raise WorkbenchError if shapes rule it out."""
-    unequal = next(((m, s) for m in plan.moves for s in m.sources if s.shape != m.target.shape), None)
-    if unequal is None:
+    move = next((m for m in plan.moves if m.source.shape != m.target.shape), None)
+    if move is None:
         return wanted.by or "copy"
-    move, source = unequal
-    shapes = f"{move.target.name} is {list(move.target.shape)}, {source.name} of its base is {list(source.shape)}"
+    shapes = f"{move.target.name} is {list(move.target.shape)}, {move.source.name} of its base is {list(move.source.shape)}"
     if wanted.by == "copy":
         raise WorkbenchError(
             f"--by copy needs equal shapes: {shapes} [outputs, inputs]",

@@ -58,7 +58,7 @@ class CarriedLayer(Part):
     layer: int
     """The layer."""
     sources: list[int]
-    """Layers of the source whose updates it takes; several are averaged."""
+    """The layer of the source whose updates it takes, as a list."""
     modules: list[str]
     """Modules that take an update."""
     matched: Number | None
@@ -171,7 +171,7 @@ def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device
     check_new(out)
     inputs = read_inputs(wanted, project)
     reads = _read(wanted.texts, inputs) if wanted.texts is not None else None
-    updates = {name: _oriented(inputs, name) for move in inputs.plan.moves for name in (s.name for s in move.sources)}
+    updates = {move.source.name: _oriented(inputs, move.source.name) for move in inputs.plan.moves}
     with exact(device):
         models = None
         if reads is not None:
@@ -324,7 +324,7 @@ def _layers(inputs: Inputs, carried: Carried) -> list[CarriedLayer]:
         rows.append(
             CarriedLayer(
                 layer=layer,
-                sources=sorted({one.layer for move in moves for one in move.sources if one.layer is not None}),
+                sources=sorted({move.source.layer for move in moves if move.source.layer is not None}),
                 modules=[move.target.part.removesuffix(".weight") for move in moves],
                 matched=None if values is None else mean(values),
                 under=None if values is None else mean(values < WEAK, empty=1.0),

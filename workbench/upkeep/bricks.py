@@ -19,7 +19,7 @@ from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.results import Number
 from workbench.run.compose import deltas
-from workbench.run.routers import card_folder, read_statistics
+from workbench.run.route_statistics import card_folder, read_statistics
 from workbench.weights.device import default_threads, exact
 from workbench.weights.specs import block_elements, buffer, matrix
 

@@ -15,7 +15,7 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import brick_name, resolve_brick
-from workbench.edit.places.knowledge import count, said_by, too_few
+from workbench.edit.places.knowledge import FactsSaid, said_by
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
@@ -196,8 +196,8 @@ def rebase(
         edit = _solve(step, session.context)
         with added(session.context.model, edit.factors):
             correct["after"] = _correct(session.context, old.facts)
-    efficacy = count(old.facts, correct["after"] or [], step.min_efficacy)
-    if too_few(efficacy):
+    efficacy = FactsSaid.count(old.facts, correct["after"] or [], step.min_efficacy)
+    if efficacy.too_few:
         message, hint = refusal(f"{old.brick.name} on {name}", efficacy, set_by="`--set min_efficacy=0`", what="brick")
         raise EfficacyError(message, hint, {old.brick.name: efficacy})
     rebased = {
@@ -207,7 +207,7 @@ def rebase(
         "kept": fixed_settings,
         "said": {when: None if answers is None else sum(answers) / len(answers) for when, answers in correct.items()},
     }
-    edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy})
+    edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy.to_dict()})
     with new_directory(out) as partial:
         _write(edit, old, partial, session, {"name": brick_name(out), **({"base": {"id": onto.base}} if onto.base else {})})
     recipe = session.resolved.recipe
@@ -221,7 +221,7 @@ def rebase(
         solved_on=session.solved_on,
         kept=fixed_settings,
         said=SaidShares.model_validate(rebased["said"]),
-        not_said=efficacy["not_said"],
+        not_said=efficacy.not_said,
         unlisted=[step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None],
     )
 

@@ -18,11 +18,11 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
 from workbench.events import Events, no_events
-from workbench.library.route_statistics import measured, trained_on
 from workbench.models.texts import read_prompts
 from workbench.project import cache_of, find_project, runs_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.run.route_statistics import measured, trained_on
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
 from workbench.steps.fields import NAME, BrickRef

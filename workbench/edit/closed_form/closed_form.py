@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preset import LONGEST, Preset
@@ -21,16 +20,13 @@ from workbench.edit.places.parts import Parts, Position, check_rows, padded, row
 from workbench.edit.places.passes import run, score
 from workbench.errors import InvalidRecipeError
 from workbench.facts import Fact, latest
-from workbench.files import json_digest, read_json, write_json
+from workbench.files import json_digest, write_json
 from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, MethodContext
+from workbench.results import Number, Part, absent
+from workbench.steps import Cost, Edit, MethodContext
 from workbench.steps.step import REGISTERED
-
-if TYPE_CHECKING:
-    from workbench.edit.closed_form.preset import Preset
-
 
 FACTS, LAYERS = 8, 6
 CARRIES = 0.6
@@ -55,6 +51,40 @@ _NOT_SWEPT = (
 """Fields that the sweep does not use."""
 
 
+class Candidate(Part):
+    """An edit of the pilot facts at one layer."""
+
+    position: Position
+    """Token at which the facts were looked up."""
+    efficacy: Number
+    """Share of the facts that the edited model says."""
+    converged: Number
+    """Share of the facts with a value that makes the model say them."""
+    paraphrase: Number | None = absent()
+    """Share of paraphrases that it answers with the target."""
+    unchanged: Number | None = absent()
+    """Share of neighbors whose next token stays."""
+    score: Number
+    """Harmonic mean of these shares."""
+    margin: Number
+    """Mean log-probability of the targets."""
+
+
+class Sweep(Part):
+    """Layers and tokens that a closed-form edit writes to, with the measurements behind the choice."""
+
+    layers: list[int]
+    """The layers."""
+    positions: dict[int, Position]
+    """Layer -> token at which facts are looked up."""
+    pilot: list[str]
+    """Ids of the facts that were traced and edited."""
+    trace: dict[int, dict[str, Number]] | None = absent()
+    """Layer -> place -> share of the answers that restoring it recovers."""
+    candidates: dict[int, Candidate] | None = absent()
+    """Layer -> measurements of the edit there, if layers were compared."""
+
+
 def candidates(editable: Sequence[int]) -> list[int]:
     """Return at most LAYERS of the editable layers, evenly spaced."""
     depth, count = len(editable), min(LAYERS, len(editable))
@@ -70,20 +100,15 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
     settings = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
     _, texts = statistics_source(context, method.statistics)
     names = [[f.prompt, f.subject, f.target] for f in pilot]
-    key = json_digest([_VERSION, context.model_key, method.name, method.code_key(), _strengths(method), settings, texts, names])
-    file = context.cache / "sweeps" / f"{key}.json"
-    record = read_json(file, layers=list, positions=dict)
-    if record is None:
-        record = _measure_layers(method, context, parts, pilot, layers)
-        write_json(file, record, indent=2)
-    positions: dict[int, Position] = {int(layer): position for layer, position in record["positions"].items()}
-    return Choice(tuple(record["layers"]), positions, {**record, "sweep": key})
-
-
-def _strengths(method: Preset) -> dict[str, Any]:
-    """Return the editor's own strengths and the settings of the optimization."""
     fields = {**method.model_dump(mode="json"), **method.constants}
-    return {k: v for k, v in fields.items() if k not in (*_NOT_SWEPT, *method.unkeyed)}
+    strengths = {name: value for name, value in fields.items() if name not in (*_NOT_SWEPT, *method.unkeyed)}
+    key = json_digest([_VERSION, context.model_key, method.name, method.code_key(), strengths, settings, texts, names])
+    file = context.cache / "sweeps" / f"{key}.json"
+    sweep = Sweep.read_cached(file)
+    if sweep is None:
+        sweep = _measure_layers(method, context, parts, pilot, layers)
+        write_json(file, sweep.to_dict(), indent=2)
+    return Choice(tuple(sweep.layers), sweep.positions, {**sweep.to_dict(), "sweep": key})
 
 
 def _pilot_facts(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:
@@ -104,9 +129,7 @@ def _pilot_facts(context: MethodContext, parts: Parts, facts: Sequence[Fact]) ->
     return list(facts[::step][:FACTS])
 
 
-def _measure_layers(
-    method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int]
-) -> dict[str, Any]:
+def _measure_layers(method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int]) -> Sweep:
     """Trace the pilot facts, then edit them at each layer."""
     context.progress(0, len(layers), "tracing facts")
     tracing = trace(context, parts, pilot, layers)
@@ -114,27 +137,17 @@ def _measure_layers(
         layers, positions = _carrying_layers(tracing, layers)
     else:
         positions = {layer: _choose_position(method, tracing, layer) for layer in layers}
-    record: dict[str, Any] = {
-        "layers": list(layers),
-        "positions": {str(i): p for i, p in positions.items()},
-        "pilot": [f.id for f in pilot],
-    }
-    if tracing is not None:
-        record["trace"] = {str(i): {k: round(v, 3) for k, v in shares.items()} for i, shares in tracing.recovered.items()}
+    traced = tracing and {i: {k: round(v, 3) for k, v in shares.items()} for i, shares in tracing.recovered.items()}
+    sweep = Sweep(layers=list(layers), positions=positions, pilot=[f.id for f in pilot], trace=traced)
     if method.layers != "auto":
-        return record
+        return sweep
     second_moments = moments(context, parts, layers, method.statistics, method.tokens_per_input)
     rows = {}
     for number, layer in enumerate(layers):
         context.progress(number, len(layers), f"sweep: layer {layer}")
         rows[layer] = _try_layer(method, Lookup(context, parts, layer, positions[layer]), pilot, second_moments[layer])
-    best = max(layers, key=lambda layer: (rows[layer]["score"], rows[layer]["margin"]))
-    return {
-        **record,
-        "layers": [best],
-        "positions": {str(best): positions[best]},
-        "candidates": {str(i): r for i, r in rows.items()},
-    }
+    best = max(layers, key=lambda layer: (rows[layer].score, rows[layer].margin))
+    return sweep.model_copy(update={"layers": [best], "positions": {best: positions[best]}, "candidates": rows})
 
 
 def _carrying_layers(traced: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
@@ -159,7 +172,7 @@ def _choose_position(method: Preset, traced: Trace | None, layer: int) -> Positi
     return "prompt_last" if traced is None else traced.position(layer)
 
 
-def _try_layer(method: Preset, at: Lookup, pilot: Sequence[Fact], second_moments: Moments) -> dict[str, Any]:
+def _try_layer(method: Preset, at: Lookup, pilot: Sequence[Fact], second_moments: Moments) -> Candidate:
     """Edit the pilot facts at one layer, and measure the answers to them, to paraphrases and to neighbors."""
     context, parts, position = at.context, at.parts, at.position
     solutions = values(at, grouped(pilot, position), method.settings(), context.model_key, "sweep: values")
@@ -182,7 +195,7 @@ def _try_layer(method: Preset, at: Lookup, pilot: Sequence[Fact], second_moments
     parts_of_score = [shares[name] for name in ("converged", "efficacy", "paraphrase", "unchanged") if name in shares]
     harmonic = len(parts_of_score) / sum(1 / max(value, 1e-3) for value in parts_of_score)
     numbers = {**shares, "score": harmonic, "margin": float(loss.mean())}
-    return {"position": position, **{name: round(value, 4) for name, value in numbers.items()}}
+    return Candidate(position=position, **{name: round(value, 4) for name, value in numbers.items()})
 
 
 def _next_tokens(context: MethodContext, parts: Parts, prompts: Sequence[Fact]) -> torch.Tensor:
@@ -205,7 +218,7 @@ class ClosedForm(Preset):
     says what a change costs elsewhere. See [how they work](../editing-methods.md).
     """
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens of each part of the work without a cache; values of most facts need a quarter of the steps."""
         facts, earlier = self.read(project), self.earlier(project)
         before = earlier.start().facts if earlier else ()
@@ -223,9 +236,13 @@ class ClosedForm(Preset):
             "sweep": layers * FACTS * row * steps if auto else 0,
             "values": solved * (self.contexts + 1) * row * steps,
         }
-        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
-        continues = {"continues": {"run": earlier.name, "facts": len(latest(before)), "kept": kept}} if earlier else {}
-        return {"layers": self.layers, **sweep, **continues, "work": work, "tokens": sum(work.values()) - work["facts"]}
+        cost: Cost = {"layers": self.layers}
+        if auto:
+            cost["sweep"] = {"layers": layers, "facts": FACTS}
+        if earlier:
+            cost["continues"] = {"run": earlier.name, "facts": len(latest(before)), "kept": kept}
+        cost |= {"work": work, "tokens": sum(work.values()) - work["facts"]}
+        return cost
 
     def solve(self, context: MethodContext) -> Edit:
         """Optimize values and solve for the factors; the model is left unchanged."""
@@ -242,7 +259,9 @@ class ClosedForm(Preset):
             parts.check_layers(earlier.layers, f"edit {self.name}")
             choice = Choice(earlier.layers, earlier.positions, earlier.choice)
         else:
-            choice = self._choice(context, parts, latest(facts))
+            if self.layers != "auto":
+                parts.check_layers(self.layers, f"edit {self.name}")
+            choice = choose(self, context, parts, latest(facts))
         return ClosedFormSolve(self, context, parts, facts, choice).run()
 
     def _kept(self, facts: Sequence[Fact], before: Sequence[Fact]) -> int:
@@ -259,11 +278,6 @@ class ClosedForm(Preset):
         same = [(fact.text, fact.target) == (old.text, old.target) for fact, old in zip(facts, before, strict=False)]
         number = same.index(False) if False in same else len(same)
         return number if number == len(facts) == len(before) else number - number % self.mode.sequential.batch
-
-    def _choice(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
-        if self.layers != "auto":
-            parts.check_layers(self.layers, f"edit {self.name}")
-        return choose(self, context, parts, facts)
 
 
 def editor(name: str) -> type[ClosedForm]:

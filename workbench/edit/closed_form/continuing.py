@@ -13,29 +13,62 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from workbench.edit.closed_form.values import PARTS
+from workbench.edit.places.parts import Position
 from workbench.errors import InvalidRecipeError
 from workbench.facts import Fact, Start, fact_of, latest, read_facts
 from workbench.facts.facts import EXPECTED, read_rows
 from workbench.files import file_digest, read_json
 from workbench.manifest import require_whole
+from workbench.results import Part
 from workbench.weights.header import read_header, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workbench.edit.places.parts import Position
-
 RECORD, FACTS, STREAM, HISTORY = "edit.json", "facts.jsonl", "stream.jsonl", "history.safetensors"
-POSITIONS = ("subject_last", "prompt_last")
 _CHOICE = ("layers", "position", "positions", "pilot", "trace", "candidates", "sweep")
 """Entries of the record that say where facts are written, and why."""
 _KEY = re.compile("[0-9a-f]{32}")
 _AGAIN = "Copy the directory of the run again, or delete the run with `workbench runs rm` and run its recipe again."
 _FREE = frozenset({"id", "facts", "first", "continues", "min_efficacy", "layers", "position"})
 """Fields that may differ from those of the run; layers and positions are compared by their values in its record."""
+
+
+class HistoryDigests(Part):
+    """Digests of the files with which a later run continues a stream."""
+
+    stream: str
+    """Digest of the statements."""
+    digest: str
+    """Digest of the values."""
+
+
+class Written(Part):
+    """Entries of edit.json that the continuation of a stream reads."""
+
+    method: str = ""
+    """Name of the method."""
+    step: dict[str, object]
+    """Fields of the step."""
+    layers: tuple[StrictInt, ...] = Field(min_length=1)
+    """The layers that it has edited."""
+    position: Position | None = None
+    """Token at which facts are looked up, if the step names it."""
+    positions: dict[int, Position] | None = None
+    """Layer -> token at which facts are looked up, if it was measured."""
+    history: HistoryDigests
+    """Digests of its files."""
+
+    @model_validator(mode="after")
+    def _check_positions(self) -> Self:
+        if self.position is None if self.positions is None else not self.positions.keys() >= set(self.layers):
+            raise ValueError("a layer has no position")
+        return self
 
 
 @dataclass(frozen=True)
@@ -46,25 +79,30 @@ class Earlier:
         name: Directory as the recipe names it, with the edit's folder.
         path: The directory.
         record: Content of its edit.json.
+        written: The entries of it that a stream needs.
     """
 
     name: str
     path: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, object]
+    written: Written
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that it has edited."""
-        return tuple(self.record["layers"])
+        return self.written.layers
 
     @property
     def positions(self) -> dict[int, Position]:
         """Layer -> token at which its facts are looked up."""
-        listed = self.record.get("positions")
-        return {layer: listed[str(layer)] if listed else self.record["position"] for layer in self.layers}
+        measured, named = self.written.positions, self.written.position
+        if measured is None:
+            assert named is not None, "checked when the record is read"
+            return dict.fromkeys(self.layers, named)
+        return {layer: measured[layer] for layer in self.layers}
 
     @property
-    def choice(self) -> dict[str, Any]:
+    def choice(self) -> dict[str, object]:
         """The entries of its record about layers and positions."""
         return {name: self.record[name] for name in _CHOICE if name in self.record}
 
@@ -74,7 +112,7 @@ class Earlier:
         Raises:
             WorkbenchError: If the file does not have the digest in the record.
         """
-        self._check(STREAM, "stream")
+        self._check(STREAM, self.written.history.stream)
         label = f"{self.name}/{STREAM}"
         return Start(self.name, tuple(fact_of(row.data, row.place) for row in read_rows(self.path / STREAM, label, EXPECTED)))
 
@@ -87,7 +125,7 @@ class Earlier:
         Raises:
             WorkbenchError: If the file is missing or damaged, or has other tensors than those of values.
         """
-        self._check(HISTORY, "digest")
+        self._check(HISTORY, self.written.history.digest)
         parts: dict[str, list[str]] = {}
         for name in read_header(self.path / HISTORY, watched=False):
             parts.setdefault(name.partition(".")[0], []).append(name)
@@ -107,11 +145,11 @@ class Earlier:
                 if not file.is_file():
                     save_tensors({name.partition(".")[2]: stored.get_tensor(name) for name in names}, file)
 
-    def _check(self, file: str, key: str) -> None:
-        """Raise WorkbenchError unless a file has the digest that the record has under a key."""
+    def _check(self, file: str, digest: str) -> None:
+        """Raise WorkbenchError unless a file has a digest."""
         place = self.path / file
         problem = "is missing" if not place.is_file() else "is damaged: its content is not what the run has written"
-        if not place.is_file() or file_digest(place) != self.record["history"][key]:
+        if not place.is_file() or file_digest(place) != digest:
             raise self._damaged(file, problem)
 
     def _damaged(self, file: str, problem: str) -> InvalidRecipeError:
@@ -187,7 +225,7 @@ def edits_of(run: Path) -> list[Path]:
     return sorted(file.parent for file in run.glob(f"edits/*/{RECORD}"))
 
 
-def without_history(record: Mapping[str, Any]) -> str | None:
+def without_history(record: Mapping[str, object]) -> str | None:
     """Return why an edit has no history, as a clause; None if it has one.
 
     Args:
@@ -226,24 +264,15 @@ def read_earlier(continues: str, project: Path) -> Earlier:
             "To start without a history on its result, remove `continues` and write `base: runs/NAME/model`. To get a history, run its "
             "recipe again with `mode: {sequential: {batch: N}}` and a closed-form method (`workbench methods`).",
         )
-    if not _is_record(record):
-        raise InvalidRecipeError(f"continues: {name}/{RECORD} is damaged: it is no record of a closed-form edit", _AGAIN)
-    return Earlier(name, path, record)
+    try:
+        return Earlier(name, path, record, Written.model_validate(record))
+    except ValidationError:
+        raise InvalidRecipeError(
+            f"continues: {name}/{RECORD} is damaged: it is no record of a closed-form edit", _AGAIN
+        ) from None
 
 
-def _is_record(record: Mapping[str, Any]) -> bool:
-    """Return True if a record has the layers and positions of a closed-form edit, in the types that they have."""
-    layers, places = record.get("layers"), record.get("positions")
-    if not isinstance(layers, list) or not layers or not all(type(layer) is int for layer in layers):
-        return False
-    if not isinstance(record.get("step"), dict):
-        return False
-    if places is None:
-        return record.get("position") in POSITIONS
-    return isinstance(places, dict) and set(places) >= set(map(str, layers)) and all(p in POSITIONS for p in places.values())
-
-
-def check_fields(step: Mapping[str, Any], defaults: Mapping[str, Any], earlier: Earlier) -> None:
+def check_fields(step: Mapping[str, object], defaults: Mapping[str, object], earlier: Earlier) -> None:
     """Check that a step has the method and the settings of the run that it continues.
 
     Args:
@@ -254,14 +283,14 @@ def check_fields(step: Mapping[str, Any], defaults: Mapping[str, Any], earlier: 
     Raises:
         InvalidRecipeError: If one of them differs.
     """
-    written = {**defaults, **earlier.record.get("step", {})}
-    if step["edit"] != earlier.record.get("method"):
+    written, method = {**defaults, **earlier.written.step}, earlier.written.method
+    if step["edit"] != method:
         raise InvalidRecipeError(
-            f"edit {step['edit']}: {earlier.name} was written by `edit: {earlier.record.get('method')}`, and a stream has one method",
-            f"Write `edit: {earlier.record.get('method')}`.",
+            f"edit {step['edit']}: {earlier.name} was written by `edit: {method}`, and a stream has one method",
+            f"Write `edit: {method}`.",
         )
     differing = [name for name in step if name not in _FREE and step[name] != written.get(name)]
-    if step["layers"] != "auto" and sorted(step["layers"]) != sorted(earlier.layers):
+    if isinstance(layers := step["layers"], list) and sorted(layers) != sorted(earlier.layers):
         differing.append("layers")
     if step["position"] not in ("auto", *set(earlier.positions.values())):
         differing.append("position")

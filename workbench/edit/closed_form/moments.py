@@ -63,7 +63,7 @@ class Moments:
     vectors: Tensor
     values: Tensor
     tokens: int
-    record: dict[str, Any]
+    record: dict[str, object]
     trace: float | None = None
 
     @property
@@ -219,7 +219,7 @@ class MomentSums:
             self.counts[2] + int((is_outlier & first).sum()),
         ]
 
-    def left_out(self, rows: int) -> dict[str, Any] | None:
+    def left_out(self, rows: int) -> dict[str, object] | None:
         """Describe the sinks that are excluded from the trace; None if there are none.
 
         Args:
@@ -334,7 +334,7 @@ def _load(place: Path, source: str | None) -> Moments:
     with safe_open(place.with_suffix(".factors.safetensors"), "pt") as file:
         vectors, values, tokens = (file.get_tensor(name) for name in ("vectors", "values", "tokens"))
         numbers = file.get_tensor("left_out").tolist() if "left_out" in file.keys() else None  # noqa: SIM118  no mapping
-    record: dict[str, Any] = {"tokens": int(tokens), "text": source or "bundled", "key": place.name}
+    record: dict[str, object] = {"tokens": int(tokens), "text": source or "bundled", "key": place.name}
     if numbers is None:
         return Moments(vectors, values, int(tokens), record)
     vectors_out, first, share, trace = numbers

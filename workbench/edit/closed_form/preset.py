@@ -16,7 +16,7 @@ from workbench.edit.closed_form.continuing import RECORD, STREAM, Earlier, check
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.solver import KeyMetric
 from workbench.edit.closed_form.values import KL, Settings
-from workbench.edit.inputs import Layers, Mode, read_for, read_prompts
+from workbench.edit.inputs import DistinctLayers, Mode, read_for, read_prompts
 from workbench.facts import Fact, Start, latest
 from workbench.facts.conflicts import require_consistent
 from workbench.models.layout import Model
@@ -35,7 +35,7 @@ class Preset(EditMethod):
     """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
     """Use only the first N facts of the file."""
-    layers: Layers = "auto"
+    layers: DistinctLayers = "auto"
     """Layers whose feed-forward output projection is updated, from the lowest to the highest; `auto`: the layer that works best
     in a sweep on well-known facts."""
     position: Literal["auto", "subject_last", "prompt_last"] = "auto"
@@ -88,12 +88,6 @@ class Preset(EditMethod):
     )
 
     @model_validator(mode="after")
-    def _layers(self) -> Self:
-        if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
-        return self
-
-    @model_validator(mode="after")
     def _continues(self) -> Self:
         if self.continues is not None and self.mode == "joint":
             raise ValueError("`continues` is for `mode: {sequential: {batch: N}}`, because joint facts have no stream")
@@ -124,8 +118,7 @@ class Preset(EditMethod):
             earlier.check_history()
         facts = latest(self.read(project))
         require_consistent(facts)
-        if self.preserve:
-            read_prompts(project / self.preserve, self.preserve)
+        self.preserved(project)
 
     def earlier(self, project: Path) -> Earlier | None:
         """Return the edit of the run that is continued, if any."""

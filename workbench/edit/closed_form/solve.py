@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.edit.closed_form.continuing import earlier_facts, history_of
 from workbench.edit.closed_form.history import History, key_differences
@@ -39,7 +39,7 @@ class Choice:
 
     layers: tuple[int, ...]
     positions: dict[int, Position]
-    record: dict[str, Any]
+    record: dict[str, object]
 
 
 @dataclass
@@ -67,7 +67,7 @@ class ClosedFormSolve:
     updates: dict[int, Tensor] = field(default_factory=dict)
     factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outcome: dict[str, dict[str, object]] = field(default_factory=dict)
     stored: list[Path] = field(default_factory=list)
 
     def run(self) -> Edit:
@@ -100,7 +100,7 @@ class ClosedFormSolve:
             "block_ratio": ratios,
             "statistics": {str(layer): m.record for layer, m in second_moments.items()},
             "rank": {name: update.rank for name, update in factors.items()},
-            "facts": self._fact_records(),
+            "facts": [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.current],
         }
         if method.preserve_steps:
             record["preserved_steps"] = len(self._of_earlier_steps())
@@ -115,10 +115,6 @@ class ClosedFormSolve:
     def current(self) -> list[Fact]:
         """The facts with the values that the edit leaves."""
         return latest(self.facts)
-
-    def _fact_records(self) -> list[dict[str, Any]]:
-        """Return each fact's ID with its entry in the record."""
-        return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.current]
 
     def _edit_layer(self, at: Lookup, second_moments: Moments, facts: Sequence[Fact]) -> None:
         """Write facts at one layer on the model with the updates of lower layers."""
@@ -163,7 +159,9 @@ class ClosedFormSolve:
         method, layer = self.method, at.layer
         mu = method.ridge
         now = self._now(groups)
-        with self._with_update(layer):
+        with self.parts.changed(
+            {layer: self.updates[layer].float()} if layer in self.updates else {}
+        ):  # lower layers have theirs
             solutions = values(at, groups, method.settings(), now)
         if layer == min(self.choice.layers):
             self.stored += solutions.files
@@ -200,10 +198,6 @@ class ClosedFormSolve:
         updates = {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}
         batch = [] if self.method.mode == "joint" else [[[f.text, f.target] for group in groups for f in group]]
         return json_digest([self.context.model_key, updates, *batch])
-
-    def _with_update(self, layer: int) -> Any:
-        """Add this layer's update so far to the model within the block; lower layers are already updated."""
-        return self.parts.changed({layer: self.updates[layer].float()} if layer in self.updates else {})
 
     def _add_update(self, layer: int, left: Tensor, right: Tensor) -> None:
         """Add a product to the layer's update."""

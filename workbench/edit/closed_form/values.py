@@ -304,7 +304,9 @@ class _Descent:
     ) -> None:
         self.parts, self.layer, self.batch, self.owner, self.rows = at.parts, at.layer, batch, owner, rows
         self.plain, self.anchor, self.settings = plain, anchor, settings
-        self.groups, self.width = len(anchor), _output_width(at.parts, at.layer)
+        weight = at.parts.out(at.layer).weight
+        assert isinstance(weight, torch.Tensor)
+        self.groups, self.width = len(anchor), int(weight.shape[1 if at.parts.transposed else 0])
         self.radius, self.step = settings.clamp * anchor, settings.rate * anchor[:, None]
         of_facts = batch.owner < rows
         self.narrow = Padded(
@@ -375,13 +377,6 @@ class _Descent:
         """Return the groups whose targets are the most likely tokens after every context, with the required mean probability."""
         wrong = torch.zeros(self.groups, device=mean.device).index_add(0, self.owner[: self.rows], (~right).float())
         return (wrong == 0) & (self._mean(mean.exp()) >= self.settings.confidence)
-
-
-def _output_width(parts: Parts, layer: int) -> int:
-    """Return the number of outputs of a layer's output projection."""
-    weight = parts.out(layer).weight
-    assert isinstance(weight, torch.Tensor)
-    return int(weight.shape[1] if parts.transposed else weight.shape[0])
 
 
 def _save(value: Value, file: Path) -> None:

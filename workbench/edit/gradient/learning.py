@@ -242,7 +242,7 @@ def train(
     course: Course,
     generator: torch.Generator,
     progress: Callable[[int, int, str], None],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train updates with Adam; each step draws a batch of facts and a batch of each kind of rows to keep.
 
     The loss of a step is the mean of `row_losses` over the facts' rows, plus each weight times the mean over targets of KL(without the

@@ -206,7 +206,7 @@ def train_values(
     rows: Sequence[RowsOfFact],
     descent: Descent,
     progress: Callable[[int, int, str], None],
-) -> tuple[Neurons, dict[str, Any]]:
+) -> tuple[Neurons, dict[str, object]]:
     """Train the neurons' values until the model says every target; the values of several facts are trained together.
 
     Each value takes steps of fixed length along its gradient of Σ −log p(token), over the tokens that are not said with the wanted
@@ -325,7 +325,7 @@ def subjects_of(
     return found, groups
 
 
-def subject_values(at: Lookup, groups: Sequence[Group], keys: Keys, descent: Descent) -> tuple[Neurons, dict[str, Any]]:
+def subject_values(at: Lookup, groups: Sequence[Group], keys: Keys, descent: Descent) -> tuple[Neurons, dict[str, object]]:
     """Optimize the value of every subject by itself, as the closed-form editors do, and return the neurons that write it.
 
     Args:

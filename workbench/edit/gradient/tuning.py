@@ -210,6 +210,15 @@ def token_losses(parts: Parts, batch: Padded) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Numbers of epochs and of optimizer steps of a training, and the largest batch loss of its last epoch."""
+
+    epochs: int
+    steps: int
+    loss: float
+
+
 def fit(
     parts: Parts,
     rows: Sequence[EditRow],
@@ -217,7 +226,7 @@ def fit(
     schedule: Schedule,
     order: torch.Generator,
     progress: Callable[[int, int, str], None],
-) -> dict[str, Any]:
+) -> Trained:
     """Train updates with Adam on shuffled batches, until the loss of every batch is below `stop`.
 
     Args:
@@ -227,9 +236,6 @@ def fit(
         schedule: Epochs, batch size, learning rate and stop.
         order: Random generator for the order of the rows in every epoch.
         progress: Called with (epoch, epochs, text).
-
-    Returns:
-        Number of epochs, number of optimizer steps, and the largest batch loss of the last epoch.
 
     Raises:
         WorkbenchError: If the loss is not finite.
@@ -257,7 +263,7 @@ def fit(
         progress(epoch, schedule.epochs, f"loss {worst:.3f}")
         if worst < schedule.stop:
             break
-    return {"epochs": epoch, "steps": steps, "loss": worst}
+    return Trained(epoch, steps, worst)
 
 
 @no_grad

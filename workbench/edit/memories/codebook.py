@@ -156,7 +156,7 @@ def _hook_block(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | No
         change: Called with the block's inputs and outputs, [positions, width]; returns new outputs or None.
     """
 
-    def act(_block: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def act(_block: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Tensor], output: Any) -> Any:
         states = inputs[0] if inputs else kwargs["hidden_states"]
         first = output if isinstance(output, torch.Tensor) else output[0]
         changed = change(states.reshape(-1, states.shape[-1]), first.reshape(-1, first.shape[-1]))

@@ -286,7 +286,7 @@ def _new_tokens(tokens: Tensor, rows: int, start: int) -> list[Tensor]:
     return list(tokens[:, start:].reshape(rows, -1, tokens.shape[1] - start))
 
 
-def _are_whole_texts(ids: Any, mask: Any, kwargs: Mapping[str, Any]) -> bool:
+def _are_whole_texts(ids: Any, mask: Any, kwargs: Mapping[str, object]) -> bool:
     """Return whether a call passes whole texts as tokens: no cache, positions, embeddings or mask of more than two dimensions."""
     if (
         not isinstance(ids, torch.Tensor)

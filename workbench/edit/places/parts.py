@@ -212,7 +212,7 @@ class Padded:
     places: Tensor
     targets: Tensor
     owner: Tensor
-    inputs: Callable[[], dict[str, Any]] | None = None
+    inputs: Callable[[], dict[str, object]] | None = None
 
 
 def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "", end: bool = False) -> EditRow:

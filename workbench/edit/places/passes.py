@@ -218,7 +218,7 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
     visible = torch.cat((sees_earlier, sees_own), 2)
     attention = additive_masks(visible, positions, torch.cat((earlier, positions), 1), kinds, dtype)
 
-    def inputs() -> dict[str, Any]:
+    def inputs() -> dict[str, object]:
         cache = DynamicCache()
         for number, (keys, values) in enumerate(cached):
             cache.update(keys, values, number)
@@ -234,7 +234,7 @@ def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
     """Make forward passes within the block start at `layer`, with hidden states that are computed once."""
     hidden_states: list[Tensor] = []
 
-    def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(_module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         hidden_states.append((args[0] if args else kwargs["hidden_states"]).detach())
         raise Stopped
 
@@ -250,7 +250,7 @@ def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
         hidden = args[0] if args else kwargs["hidden_states"]
         return (hidden, None, None) if tuples else hidden
 
-    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
         return ((hidden_states[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden_states[0]})
 
     below = list(parts.layers[:layer])

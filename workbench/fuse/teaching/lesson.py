@@ -12,8 +12,17 @@ import numpy as np
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, read_json
-from workbench.fuse.teaching.alignment import NONE, Reading, Vocabulary, sync_points, token_map
-from workbench.fuse.teaching.distributions import VERSION, Pass, Shards, measure
+from workbench.fuse.teaching.distributions import (
+    NONE,
+    VERSION,
+    Pass,
+    Reading,
+    Shards,
+    Vocabulary,
+    measure,
+    sync_points,
+    token_map,
+)
 from workbench.fuse.teaching.targets import FusedRecord, Fusion, Source, new_tally
 from workbench.lazy import torch
 from workbench.models.identity import computed_on, tokens_digest

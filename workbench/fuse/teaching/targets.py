@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.fuse.teaching.alignment import NONE, Reading
-from workbench.fuse.teaching.distributions import Pass, Shards
+from workbench.fuse.teaching.distributions import NONE, Pass, Reading, Shards
 from workbench.results import Number, Part, Result
 
 if TYPE_CHECKING:
@@ -158,7 +157,9 @@ class Fusion:
         inside = (j >= kept.start) & (j < kept.stop)
         return i[inside], j[inside]
 
-    def _spans(self, number: int, arrays: Sequence[dict[str, Any]], pairs: Sequence[tuple[Whole, Whole]]) -> tuple[Whole, Floats]:
+    def _spans(
+        self, number: int, arrays: Sequence[Mapping[str, NDArray[Any]]], pairs: Sequence[tuple[Whole, Whole]]
+    ) -> tuple[Whole, Floats]:
         """Return the beginnings of the spans, as indices of the trained model's tokens, and each model's share, [span, model].
 
         Spans lie between places that all models share, so that all losses are those of the same characters. Without two such places

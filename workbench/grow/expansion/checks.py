@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +32,7 @@ _REPORT = "Report this architecture. `check: off` in the step writes the model w
 _NUMBER = re.compile(r"(^|_)(idx|index|number|num)s?$|(layer|block)_?(idx|index|id|number|num)s?$")
 
 
-def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
+def built_model(config: Mapping[str, object], step: str) -> PreTrainedModel:
     """Return the model without weights that transformers builds from a config.json.
 
     Raises:
@@ -110,7 +110,7 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
         return
     models = {None: before} | dict[str | None, Model](growth.models.items())
     built_layers: dict[str | None, Sequence[nn.Module] | None] = {}
-    signatures: dict[tuple[str | None, int], dict[str, Any]] = {}
+    signatures: dict[tuple[str | None, int], dict[str, object]] = {}
     for number in range(new.depth):
         grown = [growth.tensors[name] for name in new.in_layer(number) if name in growth.tensors]
         sources = {(g.model, models[g.model].layout.layer(g.source)) for g in grown}
@@ -138,9 +138,9 @@ def _built_layers(model: Model, step: str) -> Sequence[nn.Module] | None:
     return None if found is None or len(found[1]) != model.layout.depth else list(found[1])
 
 
-def _signature(layer: nn.Module) -> dict[str, Any]:
+def _signature(layer: nn.Module) -> dict[str, object]:
     """Return the module classes and the plain attributes of a layer, without its own number."""
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, object] = {}
     for name, module in layer.named_modules():
         attributes[name or "(layer)"] = type(module).__name__
         for key, value in vars(module).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TypeGuard
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.files import json_digest
@@ -45,7 +45,7 @@ _KINDS = ("layer_types", *LAYER_KINDS, *_LETTERS)
 _WITHOUT_KEYS = frozenset({"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp", *"ME-"})
 
 
-def with_attention(config: Mapping[str, Any], depth: int) -> list[int]:
+def with_attention(config: Mapping[str, object], depth: int) -> list[int]:
     """Return the layers that keep keys of earlier tokens, by the list of kinds in config.json; none without such a list.
 
     transformers counts a text's earlier tokens in the first of them, so that a hybrid model cannot run without any.
@@ -59,7 +59,7 @@ def with_attention(config: Mapping[str, Any], depth: int) -> list[int]:
     return []
 
 
-def removable(config: Mapping[str, Any], depth: int, ranking: Iterable[int], count: int) -> list[int]:
+def removable(config: Mapping[str, object], depth: int, ranking: Iterable[int], count: int) -> list[int]:
     """Return the first `count` layers of a ranking that can go; the last layer with attention stays."""
     gone, attention = list[int](), set(with_attention(config, depth))
     for layer in ranking:
@@ -95,7 +95,7 @@ def in_order(
     return tensors
 
 
-def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: str) -> dict[str, Any]:
+def reordered(config: Mapping[str, object], depth: int, order: Sequence[int], step: str) -> dict[str, object]:
     """Return the config.json of that model: the new depth, and every list with one entry per layer in the new order.
 
     Args:
@@ -109,8 +109,8 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
     """
     if not model_depth({key: value for key, value in config.items() if key not in TEXT_CONFIGS}):
         for part in TEXT_CONFIGS:
-            if isinstance(config.get(part), dict):
-                return {**config, part: reordered(config[part], depth, order, step)}
+            if isinstance(inner := config.get(part), dict):
+                return {**config, part: reordered(inner, depth, order, step)}
     config = _all_sparse(_explicit(config, depth), depth)
     if numbered := _fields_with_numbers(config):
         raise WorkbenchError(
@@ -126,17 +126,16 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
     for key, value in config.items():
         if key in DEPTHS:
             grown[key] = len(order)
-        elif _has_entry_per_layer(key, value, depth):
-            entries = [value[old] for old in order]
-            grown[key] = "".join(entries) if isinstance(value, str) else entries
-        elif _is_by_number(key, value):
+        elif _has_entry_per_layer(value, key, depth):
+            grown[key] = "".join(value[old] for old in order) if isinstance(value, str) else [value[old] for old in order]
+        elif _is_by_number(value, key):
             grown[key] = {str(new): value[str(old)] for new, old in enumerate(order) if str(old) in value}
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo states it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
     return grown
 
 
-def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> dict[str, Any]:
+def concatenated(configs: Sequence[tuple[Mapping[str, object], int]], step: str) -> dict[str, object]:
     """Return the config.json of a model with the layers of several models, one model after the other.
 
     All fields but the lists with one entry per layer are those of the first model.
@@ -152,10 +151,11 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
     if not model_depth({key: value for key, value in first.items() if key not in TEXT_CONFIGS}):
         for part in TEXT_CONFIGS:
             if isinstance(first.get(part), dict):
-                return {**first, part: concatenated([(config.get(part) or {}, depth) for config, depth in configs], step)}
+                inner = [(_object(config.get(part)), depth) for config, depth in configs]
+                return {**first, part: concatenated(inner, step)}
     explicit = [(_all_sparse(_explicit(config, depth), depth), depth) for config, depth in configs]
     for config, _ in explicit:
-        if numbered := [*(key for key, value in config.items() if _is_by_number(key, value)), *_fields_with_numbers(config)]:
+        if numbered := [*(key for key, value in config.items() if _is_by_number(value, key)), *_fields_with_numbers(config)]:
             raise WorkbenchError(
                 f"grow {step}: config.json of a model refers to layers by number ({', '.join(numbered)}), and its layers move",
                 "Stack layers of models without these fields.",
@@ -165,37 +165,44 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
         if key in DEPTHS:
             joined[key] = sum(depth for _, depth in explicit)
             continue
-        if not _has_entry_per_layer(key, value, depth):
+        if not _has_entry_per_layer(value, key, depth):
             continue
+        entries = list(value)
         for config, count in explicit[1:]:
             other = config.get(key)
-            if not isinstance(other, type(value)) or len(other) != count:
+            if not _has_entry_per_layer(other, key, count):
                 raise WorkbenchError(
                     f"grow {step}: {key} in config.json has an entry for each layer, and one of the models has no such list",
                     "Stack layers of models whose config.json describes them in the same way.",
                 )
-            joined[key] = joined[key] + other
+            entries += other
+        joined[key] = "".join(map(str, entries)) if isinstance(value, str) else entries
     return joined
 
 
-def _fields_with_numbers(config: Mapping[str, Any]) -> list[str]:
+def _fields_with_numbers(config: Mapping[str, object]) -> list[str]:
     """Return the fields that refer to layers by number."""
     return [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1)]
 
 
-def _has_entry_per_layer(key: str, value: Any, depth: int) -> bool:
+def _object(value: object) -> dict[str, object]:
+    """Return a JSON object as it is, and any other value as an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _has_entry_per_layer(value: object, key: str, depth: int) -> TypeGuard[list[object] | str]:
     """Return whether a field is a list with one entry per layer, or a text with one character per layer."""
     if isinstance(value, list):
         return len(value) == depth and ("layer" in key or key.endswith("_types"))
     return key in _LETTERS and isinstance(value, str) and len(value) == depth
 
 
-def _is_by_number(key: str, value: Any) -> bool:
+def _is_by_number(value: object, key: str) -> TypeGuard[dict[str, object]]:
     """Return whether a field has settings of individual layers, by their numbers."""
     return isinstance(value, dict) and bool(value) and "layer" in key and all(str(number).isdigit() for number in value)
 
 
-def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:
+def _all_sparse(config: Mapping[str, object], depth: int) -> Mapping[str, object]:
     """Return config.json without the numbers of mixture layers if all layers are mixtures.
 
     ernie4_5_moe (-1 means the last layer) and llama4 have such numbers.
@@ -208,7 +215,7 @@ def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:
     return config
 
 
-def _explicit(config: dict[str, Any], depth: int) -> dict[str, Any]:
+def _explicit(config: Mapping[str, object], depth: int) -> Mapping[str, object]:
     """Return config.json with the lists that its patterns stand for, as transformers reads them."""
     absent = {
         layers_key
@@ -260,7 +267,7 @@ class View(Model):
         layout: Layers of the view.
     """
 
-    def __init__(self, weights: Weights, config: dict[str, Any], layout: Layout) -> None:
+    def __init__(self, weights: Weights, config: dict[str, object], layout: Layout) -> None:
         super().__init__(weights, config)
         object.__setattr__(self, "_layout", layout)
 
@@ -314,7 +321,7 @@ def head_name(model: Model) -> str | None:
 
 
 def merged_views(
-    method: MergeMethod, base: View, views: Mapping[str, View], sources: Sources, ranges: Mapping[str, Any], where: str
+    method: MergeMethod, base: View, views: Mapping[str, View], sources: Sources, ranges: Mapping[str, object], where: str
 ) -> View:
     """Return the merge of views with the same tensors.
 

@@ -131,7 +131,7 @@ class DecoderParts:
         owner = live[0].rpartition(".")[0] if live else ""
         return owner if owner in self.norms else None
 
-    def width_factors(self, wider: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    def width_factors(self, wider: Mapping[str, object]) -> list[tuple[str, float, float]]:
         """Return the model's numeric attributes that change with the width, such as a factor on the embeddings.
 
         Args:
@@ -191,7 +191,7 @@ class DecoderParts:
         return [
             name
             for name in self.specs
-            if (_leaf(name) in HEAD_NORMS or (self.norm_of(name) and name.rpartition(".")[0].rpartition(".")[0] in outs))
+            if (module_leaf(name) in HEAD_NORMS or (self.norm_of(name) and name.rpartition(".")[0].rpartition(".")[0] in outs))
             and self.specs[name].numel > head
         ]
 
@@ -210,7 +210,7 @@ class DecoderParts:
             )
         return inner, out
 
-    def is_resized(self, name: str, config: Mapping[str, Any]) -> bool:
+    def is_resized(self, name: str, config: Mapping[str, object]) -> bool:
         """Return whether a tensor has another shape in the model that transformers builds from another config.json."""
         changed = dict(skeleton(json.dumps(dict(config), sort_keys=True)).named_parameters())
         own = dict(self._live.named_parameters())
@@ -228,29 +228,30 @@ class DecoderParts:
         return (cols, rows) if linear.transposed else (rows, cols)
 
 
-def _leaf(name: str) -> str:
+def module_leaf(name: str) -> str:
     """Return the last part of the name of the module that a tensor belongs to."""
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def text_config(config: Mapping[str, object]) -> dict[str, object]:
     """Return the part of config.json that describes the text decoder."""
-    field = _text_field(config)
-    return dict(config[field] if field else config)
+    found = _text_part(config)
+    return dict(found[1] if found else config)
 
 
-def with_text(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def with_text(config: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     """Return config.json with changed values of the text decoder."""
-    field = _text_field(config)
-    return {**config, field: {**config[field], **changes}} if field else {**config, **changes}
+    found = _text_part(config)
+    return {**config, found[0]: {**found[1], **changes}} if found else {**config, **changes}
 
 
-def _text_field(config: Mapping[str, Any]) -> str | None:
-    """Return the field of config.json that describes the text decoder; None if config.json itself does."""
-    return next((f for f in TEXT_CONFIGS if isinstance(config.get(f), Mapping) and "hidden_size" in config[f]), None)
+def _text_part(config: Mapping[str, object]) -> tuple[str, Mapping[str, object]] | None:
+    """Return the field of config.json that describes the text decoder, and its value; None if config.json itself does."""
+    parts = ((field, config.get(field)) for field in TEXT_CONFIGS)
+    return next(((field, part) for field, part in parts if isinstance(part, Mapping) and "hidden_size" in part), None)
 
 
-def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
+def check_builds(config: Mapping[str, object], step: str) -> PreTrainedModel:
     """Return the model without weights of a config.json.
 
     Raises:
@@ -265,7 +266,7 @@ def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
         ) from None
 
 
-def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str) -> None:
+def check_shapes(config: Mapping[str, object], specs: Mapping[str, TensorSpec], step: str) -> None:
     """Check that transformers builds every tensor in this shape from config.json.
 
     Raises:
@@ -315,7 +316,7 @@ def replace_layers(model: Model, plan: LayerPlan) -> tuple[dict[str, Grown], lis
     return tensors, sorted(done)
 
 
-def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str, hint: str | None = None) -> None:
+def check_places(config: Mapping[str, object], specs: Mapping[str, TensorSpec], step: str, hint: str | None = None) -> None:
     """Check that the tensors are exactly those that the architecture of a config.json needs.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.errors import GateFailedError
 from workbench.grow.expansion.remap import GrownWeights, new_elements
@@ -29,7 +29,7 @@ def check_growth_on(
     method: GrowMethod,
     weights: GrownWeights,
     step: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Check that a growth method keeps its promises.
 
     Args:
@@ -53,7 +53,7 @@ def check_growth_on(
 @no_grad
 def preserved(
     before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, new_tokens: Sequence[int] = (), seed: int = 0
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Compare the logits of the old vocabulary on random tokens, and greedy generation with a KV cache.
 
     Generation also depends on the layer indices of the cache, which the logits do not show.
@@ -87,7 +87,7 @@ def preserved(
 
 def same_logits(
     old: Tensor, new: Tensor, tolerance: float, step: str, new_tokens: Sequence[int] = (), details: str = "", agrees: bool = True
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Compare the logits of the old vocabulary before and after growth.
 
     Args:
@@ -169,7 +169,7 @@ def _generate(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> 
     return generated
 
 
-def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights, step: str) -> dict[str, Any]:
+def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights, step: str) -> dict[str, object]:
     """Check that all additions can learn: they have a gradient at once, or after one step, as the method declares.
 
     A tensor whose output is multiplied by zeros (`W_o = 0`) has no gradient at the start. The zeros get a gradient first, change,

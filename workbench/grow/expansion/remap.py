@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -322,7 +322,7 @@ def runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 
 def new_elements(
-    model: PreTrainedModel, weights: GrownWeights, config: Mapping[str, Any], names: Collection[str] | None = None
+    model: PreTrainedModel, weights: GrownWeights, config: Mapping[str, object], names: Collection[str] | None = None
 ) -> dict[str, Tensor | None]:
     """Return the parameters that have added elements.
 

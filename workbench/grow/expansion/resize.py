@@ -21,6 +21,7 @@ from workbench.grow.expansion.parts import (
     DecoderParts,
     LinearPart,
     check_builds,
+    module_leaf,
     with_text,
 )
 from workbench.models.architecture import is_embedding, is_head, is_head_module
@@ -57,8 +58,8 @@ class Resize:
     def __init__(self, parts: DecoderParts) -> None:
         self.parts = parts
         self.tensors = {name: Grown(name) for name in parts.specs}
-        self.config: dict[str, Any] = {}
-        self.record: dict[str, Any] = {}
+        self.config: dict[str, float] = {}
+        self.record: dict[str, object] = {}
 
     def growth(self, changed: str) -> Growth:
         """Return the plan; its record has the number of resized tensors under the key `changed`."""
@@ -159,7 +160,7 @@ class Resize:
         name = getattr(self.parts.parsed, "attribute_map", {}).get("num_attention_heads", "num_attention_heads")
         return {name: heads.queries // heads.groups * count, "num_key_value_heads": count}
 
-    def check_head_size(self, heads: Heads, instead: str, changes: Mapping[str, Any]) -> None:
+    def check_head_size(self, heads: Heads, instead: str, changes: Mapping[str, object]) -> None:
         """Check that config.json can keep the channels of a head when the number of heads, or the hidden size, changes.
 
         Args:
@@ -236,7 +237,7 @@ class StreamNorms:
     field: str
     eps: float
     centered: Mapping[str, bool]
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 def stream_norms(parts: DecoderParts, sizes: Mapping[str, int], instead: str, means: bool = False) -> StreamNorms:
@@ -276,7 +277,7 @@ def stream_norms(parts: DecoderParts, sizes: Mapping[str, int], instead: str, me
         raise refuse(
             f"scales {description} by the width ({name} is {value:g} with {before} channels and {changed_value:g} with {count})"
         )
-    heads = [n for n in parts.specs if _module_name(n) in HEAD_NORMS and not parts.norm_of(n)]
+    heads = [n for n in parts.specs if module_leaf(n) in HEAD_NORMS and not parts.norm_of(n)]
     if means and heads:
         raise refuse(f"has norms of queries and keys whose computation is unknown ({heads[0]})")
     centered = {}
@@ -332,7 +333,7 @@ def resize_stream(
     share = before / count
     normed = {leaf[0] for name in parts.norms if (leaf := name.rpartition(".")[2]) in HEAD_NORMS}
     for name in parts.specs:
-        leaf = _module_name(name)
+        leaf = module_leaf(name)
         if leaf in HEAD_NORMS:
             continue
         if norm := parts.norm_of(name):
@@ -352,7 +353,7 @@ def resize_stream(
             continue  # it follows its matrix, or has no channels
         elif parts.is_resized(name, norms.config):
             raise InvalidRecipeError(f"grow {parts.step}: `hidden` does not know the role of {name}", "Report this architecture.")
-    changes: dict[str, Any] = {
+    changes: dict[str, float] = {
         "hidden_size": count,
         norms.field: norms.eps * share,
         "head_dim": plan.config.get("head_dim", head_dim),
@@ -364,8 +365,3 @@ def resize_stream(
 def _same_epsilon(actual: float, expected: float) -> bool:
     """Return whether two epsilons agree within the precision of a measured one."""
     return abs(actual - expected) <= 0.02 * max(actual, expected) + 1e-10
-
-
-def _module_name(name: str) -> str:
-    """Return the last part of the name of the module that a tensor belongs to."""
-    return name.rpartition(".")[0].rpartition(".")[2]

@@ -18,6 +18,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.config import JsonDict
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from workbench.errors import nearest
@@ -34,7 +35,7 @@ def _check_range(value: Range) -> Range:
     return value
 
 
-def _schema_with_method(schema: dict[str, Any]) -> None:
+def _schema_with_method(schema: JsonDict) -> None:
     """Allow the fields of the merge method beside those of the slice."""
     schema.pop("additionalProperties", None)
 
@@ -89,9 +90,9 @@ class Part(Strict):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out fields that are not set, so that keys of steps without them stay the same."""
-        fields: dict[str, Any] = handler(self)
+        fields: dict[str, object] = handler(self)
         return {key: value for key, value in fields.items() if value is not None and (value != {} or key == "scale")}
 
     def names(self) -> list[str]:
@@ -166,7 +167,7 @@ class _OrName:
         """Return the part's own schema, which reads names."""
         return handler(source)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, object]:
         """Return a JSON schema that accepts the fields or a name."""
         return {"anyOf": [handler(schema), {"type": "string"}]}
 
@@ -175,7 +176,7 @@ PartField = Annotated[Part, _OrName()]
 """A part, or the name of a brick."""
 
 
-def _check_fields_of(method: type[MergeMethod], fields: Mapping[str, Any], own: Sequence[str]) -> None:
+def _check_fields_of(method: type[MergeMethod], fields: Mapping[str, object], own: Sequence[str]) -> None:
     """Raise ValidationError for fields that neither the method nor the slice has, with the names of both."""
     known = [field.alias or name for name, field in method.model_fields.items() if name != "id"]
     details = [

@@ -121,7 +121,7 @@ class Smaller(Resize):
                 f"A share of {step / before:.2g} removes {step} channels.",
             )
         names = ("num_attention_heads", "num_key_value_heads")
-        sizes: dict[str, int] = {key: self.config[key] for key in names if key in self.config}
+        sizes: dict[str, int] = {key: int(self.config[key]) for key in names if key in self.config}
         sizes |= {getattr(self.parts.parsed, "attribute_map", {}).get("hidden_size", "hidden_size"): count}
         self.check_head_size(heads, instead, sizes)
         return count, stream_norms(self.parts, {"hidden_size": count, "head_dim": heads.size, **sizes}, instead, means=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
 
 from workbench.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import View, concatenated, group_of, layers_of, merged_views, with_head
 from workbench.grow.expansion.parts import text_config
+from workbench.grow.expansion.records import MergedLayers, TakenLayers
 from workbench.grow.expansion.slices import Part, Slice
 from workbench.models.architecture import is_embedding, is_head_module
 from workbench.models.layout import Model
@@ -62,13 +62,15 @@ class Stacking:
         current: The model before the step.
         sources: The bricks' models.
         models: Name -> model that tensors of the result come from: bricks, and merges of slices.
-        blocks: Origin of each slice's layers, as plain data for records.
+        blocks: Origin of each slice's layers.
+        depth: Number of layers of the slices so far.
     """
 
     current: Model
     sources: Sources
     models: dict[str, Model] = field(default_factory=dict)
-    blocks: list[dict[str, Any]] = field(default_factory=list)
+    blocks: list[MergedLayers | TakenLayers] = field(default_factory=list)
+    depth: int = 0
 
     def source(self, name: str | None) -> Model:
         """Return a brick's model, or the current model for None.
@@ -93,10 +95,11 @@ class Stacking:
         where = f"grow stack: slice {number}"
         anchor = part.base if part.merge else part.brick
         first, stop = self._range(part, anchor, where)
-        start = sum(block["count"] for block in self.blocks)
-        block: dict[str, Any] = {"count": stop - first, "layers": _span(start, start + stop - first)}
+        place = _span(self.depth, self.depth + stop - first)
+        self.depth += stop - first
         if part.merge is None:
-            self.blocks.append({**block, "source": part.brick or "the configuration so far", "from": _span(first, stop)})
+            source = part.brick or "the configuration so far"
+            self.blocks.append(TakenLayers(layers=place, source=source, origin=_span(first, stop)))
             self._check_layers(where, part.brick, range(first, stop))
             return [Layer(part.brick, i, (part.brick, i), part.scale, number) for i in range(first, stop)]
         names = part.merge.names() or []
@@ -116,7 +119,9 @@ class Stacking:
         key = f"slice {number}"
         self.models[key] = merged_views(part.merge, base, views, self.sources, ranges, where)
         sources = {name: _span(*span) for name, span in ranges.items()}
-        self.blocks.append({**block, "merge": part.merge.name, "bricks": sources, "base": anchor, "from": _span(first, stop)})
+        self.blocks.append(
+            MergedLayers(layers=place, merge=part.merge.name, bricks=sources, base=anchor, origin=_span(first, stop))
+        )
         return [Layer(key, i, (anchor, first + i), part.scale, number) for i in range(stop - first)]
 
     def _range(self, part: Slice, name: str | None, where: str) -> tuple[int, int]:
@@ -225,7 +230,7 @@ class Stacking:
                         "Add a `tokenizer` block to the recipe, which aligns rows by token, or take this part from one brick.",
                     )
 
-    def config(self, layers: Sequence[Layer]) -> tuple[dict[str, Any], int, list[int]]:
+    def config(self, layers: Sequence[Layer]) -> tuple[dict[str, object], int, list[int]]:
         """Return a config.json with the layers of all sources in a row, their number, and the number in it of each new layer."""
         names = list(dict.fromkeys([None, *(layer.described_by[0] for layer in layers)]))
         if names == [None]:
@@ -277,7 +282,7 @@ def _shapes(model: Model, layer: int) -> dict[str, tuple[int, ...]]:
     return {name[start:]: model.weights.specs[name].shape for name in model.layout.in_layer(layer)}
 
 
-def _described(model: Model, layer: int) -> dict[str, Any]:
+def _described(model: Model, layer: int) -> dict[str, object]:
     """Return the entries of config.json's lists over layers for one layer."""
     config, depth = text_config(model.config), model.layout.depth
     lists = {k: v for k, v in config.items() if isinstance(v, list) and len(v) == depth}

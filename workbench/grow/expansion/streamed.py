@@ -105,7 +105,7 @@ class Streamed:
         names = self._tensors(name, module)
         loaded = ExitStack()
 
-        def load_tensors(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def load_tensors(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
             if any(
                 isinstance(argument, torch.Tensor) and argument.device.type == "meta" for argument in (*args, *kwargs.values())
             ):

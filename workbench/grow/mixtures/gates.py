@@ -15,6 +15,7 @@ from workbench.models.layout import Model
 from workbench.models.live import live_names
 from workbench.models.prompts import encode_text
 from workbench.models.texts import TextRow, batches, longest_row
+from workbench.results import OpenPart
 from workbench.steps import GrowContext, Grown
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Gates:
     """
 
     rows: dict[str, Tensor]
-    record: dict[str, Any]
+    record: dict[str, object]
 
 
 @dataclass
@@ -191,11 +192,11 @@ def _encoded(prompts: Sequence[str], context: GrowContext, longest: int, expert:
 
 def _cached(context: GrowContext) -> Gates | None:
     """Return the gates of an earlier call, or None."""
-    found = load_measured(context)
-    return None if found is None else Gates(*found)
+    found = load_measured(context, OpenPart)
+    return None if found is None else Gates(found[0], found[1].to_dict())
 
 
-def _kept(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
+def _kept(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, object]) -> Gates:
     """Return gates, and cache them for the next call."""
     gates = Gates({name: w.float().cpu() for name, w in rows.items()}, record)
     save_measured(context, gates.rows, record)

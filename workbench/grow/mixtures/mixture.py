@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,10 +111,10 @@ class Mixture:
             )
         self._check_numbers()
 
-    def config(self, count: int, top_k: int | None = None) -> dict[str, Any]:
+    def config(self, count: int, top_k: int | None = None) -> dict[str, object]:
         """Return config.json with another number of experts, in every field that states it."""
         text = text_config(self.model.config)
-        changes: dict[str, Any] = {}
+        changes: dict[str, object] = {}
         for fields, own, value in ((EXPERT_COUNTS, self.field, count), (TAKEN, self.taken, top_k)):
             if value is not None and own is not None:
                 changes |= {f: value for f in fields if f == own or text.get(f) is not None}
@@ -210,7 +210,7 @@ class Mixture:
             name, base=base, rows=None if place.columns else axis, cols=axis if place.columns else None, shape=shape, new=base
         )
 
-    def check(self, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> None:
+    def check(self, config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:
         """Check that the tensors match the model that transformers builds from a config.json.
 
         Raises:

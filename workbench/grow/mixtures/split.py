@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from workbench.activations.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
 from workbench.activations.labelled import ItemRow
@@ -14,6 +14,7 @@ from workbench.activations.sites import find_sites
 from workbench.grow.mixtures.texts import load_measured, save_measured
 from workbench.lazy import no_grad, torch
 from workbench.models.texts import TextRow
+from workbench.results import Number, Part, absent
 from workbench.steps import GrowContext, Measured
 
 if TYPE_CHECKING:
@@ -55,6 +56,24 @@ class MeasuredSplit(Measured):
     rows: dict[int, Tensor] = field(default_factory=dict)
 
 
+class SplitRecord(Part):
+    """Measurements of a division of neurons."""
+
+    shared: list[int]
+    """By layer, number of experts that serve every token."""
+    tokens: dict[str, int] | None = absent()
+    """Number of tokens that the division was fitted on, and of held-out tokens; absent if no texts were read."""
+    captured: dict[str, Number] | None = absent()
+    """Share of the activations on held-out tokens that the chosen experts have, for the router and for an oracle."""
+
+
+class _Saved(Part):
+    """A cached measurement, beside its tensors."""
+
+    method: str
+    record: SplitRecord
+
+
 def measure_split(plan: SplitPlan, texts: Sequence[TextRow] | None, depth: int, context: GrowContext) -> MeasuredSplit:
     """Divide the neurons of every layer, and make the rows of its router. The result is cached.
 
@@ -77,15 +96,14 @@ def measure_split(plan: SplitPlan, texts: Sequence[TextRow] | None, depth: int, 
         judged = sample_feed_forward(live, layers, rows[::HELD_OUT], seed=seed)
     partition = divide(plan.division, layers, fitted, progress=lambda done, total: context.progress(done, total, "experts"))
     router = _router(plan, layers, fitted, partition)
-    record: dict[str, Any] = {"shared": list(partition.shared)}
+    record = SplitRecord(shared=list(partition.shared))
     if fitted is not None and judged is not None:
-        record |= {
-            "tokens": {"fitted": fitted.tokens, "held_out": judged.tokens},
-            "captured": {
-                name: round(float(captured(judged, partition, selector, plan.top_k).mean()), 4)
-                for name, selector in (("router", router), ("oracle", oracle(layers, partition)))
-            },
+        shares = {
+            name: round(float(captured(judged, partition, selector, plan.top_k).mean()), 4)
+            for name, selector in (("router", router), ("oracle", oracle(layers, partition)))
         }
+        tokens = {"fitted": fitted.tokens, "held_out": judged.tokens}
+        record = SplitRecord(shared=list(partition.shared), tokens=tokens, captured=shares)
     return _save(context, partition, router, record)
 
 
@@ -108,22 +126,21 @@ def _router(plan: SplitPlan, layers: Sequence[FeedForward], sample: FeedForwardS
     return Linear(selector.name, tuple(scaled))
 
 
-def _save(context: GrowContext, partition: Partition, router: Linear, record: dict[str, Any]) -> MeasuredSplit:
+def _save(context: GrowContext, partition: Partition, router: Linear, record: SplitRecord) -> MeasuredSplit:
     """Write the measurement to the cache, and return it."""
     rows = dict(zip(partition.layers, (r.float().cpu().contiguous() for r in router.rows), strict=True))
     tensors = {f"experts.{n}": of.experts for n, of in partition.layers.items()}
     tensors |= {f"router.{n}": own for n, own in rows.items()}
-    save_measured(context, tensors, {"method": partition.method, "record": record})
-    return MeasuredSplit({}, {"split": record}, partition, rows)
+    save_measured(context, tensors, {"method": partition.method, "record": record.to_dict()})
+    return MeasuredSplit({}, {"split": record.to_dict()}, partition, rows)
 
 
 def _load(context: GrowContext) -> MeasuredSplit | None:
     """Return the cached measurement of an earlier call, or None."""
-    if (found := load_measured(context, method=str, record=dict)) is None:
+    if (found := load_measured(context, _Saved)) is None:
         return None
-    tensors, stored = found
-    record = stored["record"]
+    tensors, saved = found
     numbers = sorted(int(name.partition(".")[2]) for name in tensors if name.startswith("experts."))
-    layers = {n: LayerPartition(tensors[f"experts.{n}"], shared) for n, shared in zip(numbers, record["shared"], strict=True)}
+    layers = {n: LayerPartition(tensors[f"experts.{n}"], shared) for n, shared in zip(numbers, saved.record.shared, strict=True)}
     rows = {n: tensors[f"router.{n}"] for n in numbers}
-    return MeasuredSplit({}, {"split": record}, Partition(stored["method"], layers), rows)
+    return MeasuredSplit({}, {"split": saved.record.to_dict()}, Partition(saved.method, layers), rows)

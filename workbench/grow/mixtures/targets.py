@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -54,7 +53,7 @@ class Target:
     expert: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: tuple[str, ...] = ("intermediate_size",)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
     shared: tuple[str, str, str] | None = None
     zeros: tuple[str, ...] = ()
     always: str | None = None
@@ -87,12 +86,18 @@ TARGETS = {
 }  # fmt: skip
 
 
-def _head_dim(config: Mapping[str, Any]) -> int:
+def _head_dim(config: Mapping[str, object]) -> int:
     """Return the number of channels of an attention head."""
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    return whole(config, "head_dim") or whole(config, "hidden_size") // whole(config, "num_attention_heads")
 
 
-PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+def whole(config: Mapping[str, object], field: str) -> int:
+    """Return a whole number of config.json; 0 if the field has none."""
+    value = config.get(field)
+    return value if isinstance(value, int) else 0
+
+
+PAIRS: dict[str, dict[str, Callable[[Mapping[str, object]], dict[str, object]]]] = {
     "llama": {
         "mixtral": lambda c: {"sliding_window": None},
         "granitemoe": lambda c: {"attention_multiplier": _head_dim(c) ** -0.5},
@@ -102,24 +107,25 @@ PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "qwen3": {"qwen3_moe": lambda c: {}},
     "olmo2": {"flex_olmo": lambda c: {}},
     "granite": {"granitemoe": lambda c: {}},
-    "ernie4_5": {"ernie4_5_moe": lambda c: {"moe_layer_end_index": c["num_hidden_layers"] - 1}},
+    "ernie4_5": {"ernie4_5_moe": lambda c: {"moe_layer_end_index": whole(c, "num_hidden_layers") - 1}},
 }
 """Dense architecture -> mixtures that it can become, the usual one first, with fields derived from the dense config.json."""
 
 
-def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
+def _as_glm(config: Mapping[str, object]) -> dict[str, object]:
     """Return the fields of glm4_moe for a dense model with rotary attention over whole heads and without a sliding window."""
-    kind = config["model_type"]
+    kind, rope = config["model_type"], config["rope_parameters"]
+    assert isinstance(rope, Mapping)
     return {
         "attention_bias": kind == "qwen2" or bool(config.get("attention_bias")),
         "use_qk_norm": kind == "qwen3",
         "head_dim": _head_dim(config),
         "partial_rotary_factor": 1.0,
-        "rope_parameters": {**config["rope_parameters"], "partial_rotary_factor": 1.0},
+        "rope_parameters": {**rope, "partial_rotary_factor": 1.0},
     }
 
 
-SPLIT_PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+SPLIT_PAIRS: dict[str, dict[str, Callable[[Mapping[str, object]], dict[str, object]]]] = {
     kind: {**pairs, **({"glm4_moe": _as_glm} if kind in ("llama", "mistral", "qwen2", "qwen3") else {})}
     for kind, pairs in PAIRS.items()
 }
@@ -127,7 +133,7 @@ SPLIT_PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]]
 output without a gate, and its router has a bias on the choice of experts."""
 
 
-def chosen_target(model: Model, pairs: Mapping[str, Any], into: str, step: str) -> Target:
+def chosen_target(model: Model, pairs: Mapping[str, object], into: str, step: str) -> Target:
     """Return the architecture of the result.
 
     Raises:
@@ -141,7 +147,7 @@ def chosen_target(model: Model, pairs: Mapping[str, Any], into: str, step: str) 
     return TARGETS[into]
 
 
-def mixture_config(parsed: Mapping[str, Any], target: Target, changes: Mapping[str, Any]) -> dict[str, Any]:
+def mixture_config(parsed: Mapping[str, object], target: Target, changes: Mapping[str, object]) -> dict[str, object]:
     """Return the config.json of a mixture: the dense model's fields that it has, and changed ones.
 
     Args:
@@ -179,7 +185,7 @@ def expert_tensors(model: Model, target: Target, prefix: str, experts: Sequence[
     return tensors
 
 
-def check_mixture(model: Model, tensors: Mapping[str, Grown], config: Mapping[str, Any], step: str) -> None:
+def check_mixture(model: Model, tensors: Mapping[str, Grown], config: Mapping[str, object], step: str) -> None:
     """Check that the architecture of a config.json needs exactly these tensors, in these shapes.
 
     Raises:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field
 
-from workbench.files import read_json, write_json
+from workbench.files import write_json
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow, encode, longest_row, read_texts
+from workbench.results import Part
 from workbench.steps import GrowContext, GrowMethod
 from workbench.steps.fields import Whole
 from workbench.weights.header import save_tensors
@@ -50,15 +51,18 @@ class TextMethod(GrowMethod):
         return encode(texts, context.tokenizer, longest_row(model.config, self.max_length))
 
 
-def load_measured(context: GrowContext, **needs: type) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the tensors and the data that an earlier call has cached; None without them, or if a field of `needs` is missing."""
+Data = TypeVar("Data", bound=Part)
+
+
+def load_measured(context: GrowContext, kind: type[Data]) -> tuple[dict[str, Tensor], Data] | None:
+    """Return the tensors and the data that an earlier call has cached; None without them, or if the data are not of this class."""
     from safetensors.torch import load_file
 
-    data = read_json(context.cache.with_suffix(".json"), **needs) if context.cache.is_file() else None
+    data = kind.read_cached(context.cache.with_suffix(".json")) if context.cache.is_file() else None
     return None if data is None else (load_file(context.cache), data)
 
 
-def save_measured(context: GrowContext, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+def save_measured(context: GrowContext, tensors: Mapping[str, Tensor], data: Mapping[str, object]) -> None:
     """Write a measurement to the cache for the next call.
 
     Raises:

@@ -27,6 +27,7 @@ from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
 from workbench.run.kind import Kind, StepContext, StepResult, place_of, specs_before
+from workbench.run.route_statistics import known_statistics
 from workbench.run.routers import (
     RECORD,
     TENSORS,
@@ -34,7 +35,6 @@ from workbench.run.routers import (
     SavedRouter,
     brick_rows,
     calibration_rows,
-    known_statistics,
 )
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest

@@ -8,14 +8,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.advice.facts import FactsReport, finding, read_checked
 from workbench.edit.memories.retrieval import SentenceEncoder
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Start, fact_of
 from workbench.facts.facts import folded
-from workbench.facts.probes import place_of
-from workbench.facts.relations import INVERSES, RELATIONS, Relation, prompts_of, relation_names_of
+from workbench.facts.questions import INVERSES, RELATIONS, Relation, place_of, prompts_of, relation_names_of
 from workbench.lazy import torch
-from workbench.library.facts import FactsReport, finding, read_checked
 
 if TYPE_CHECKING:
     from torch import Tensor

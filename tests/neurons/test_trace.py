@@ -18,7 +18,7 @@ from worlds.project import CPU, Project
 from workbench.cli import main
 from workbench.edit.places.knowledge import Trace, What
 from workbench.errors import WorkbenchError
-from workbench.library.trace import OUTPUTS, interval, layers_of, run_traces, table_of, trace_table
+from workbench.neurons.trace import OUTPUTS, interval, layers_of, run_traces, table_of, trace_table
 from workbench.run.opened import NamedModel
 
 Traces = tuple[dict[What, Trace], dict[str, str]]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import yamldoc
+from workbench.bricks.brick import Brick
 from workbench.bricks.card import BrickCard, RoutingStatistics, read_card
 from workbench.bricks.hub import CARD
 from workbench.bricks.locate import resolve_base
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events
-from workbench.files import write_text
+from workbench.files import json_digest, write_text
 from workbench.manifest import changing
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
@@ -22,14 +24,14 @@ from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
 from workbench.project import find_project
 from workbench.results import Part
-from workbench.route.deciding.hidden import FILE, WINDOW, depth_of, measure_states
-from workbench.run.routers import write_statistics
+from workbench.route.deciding.hidden import FILE, WINDOW, BrickStates, depth_of, measure_states, read_states
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from workbench.weights.checkpoint import Checkpoint
 
@@ -121,11 +123,15 @@ def measured(
         digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
         model = live_model(base.config, tensors, base.path, device)
         states = measure_states(model, load_tokenizer(base.path), prompts, depth_of(model), WINDOW)
-    return write_statistics(
-        folder,
-        states,
+    stored = states.save(folder / FILE)
+    return RoutingStatistics(
+        file=FILE,
+        digest=_digest(stored),
         base=weights_digest(output_specs(base.specs, None), digests, base.config),
         tokenizer=tokenizer_digest(base.path),
+        layer=states.layer,
+        window=states.window,
+        pooling=states.pooling,
         prompts=len(prompts),
         source=what.label,
     )
@@ -174,3 +180,54 @@ def _put(folder: Path, found: RoutingStatistics) -> None:
         raise WorkbenchError(
             f"{path}: cannot write `routing` into this file", "Write the card's keys one a line, without braces."
         )
+
+
+def read_statistics(folder: Path, record: RoutingStatistics) -> BrickStates:
+    """Return the statistics beside a card.
+
+    Args:
+        folder: Directory of the card.
+        record: The card's record of them.
+
+    Raises:
+        WorkbenchError: If the file is missing, damaged, or not the one that the card names.
+    """
+    states, tensors = read_states(folder / record.file, record.layer, record.window, record.pooling)
+    if (digest := _digest(tensors)) != record.digest:
+        raise WorkbenchError(f"{folder / record.file} has changed (digest {digest[:10]}, on the card {record.digest[:10]})")
+    return states
+
+
+def known_statistics(brick: Brick, base: str, tokenizer: str, say: Callable[[str], None]) -> BrickStates | None:
+    """Return the statistics of a brick for a model; None if its card has none, or if they are of other inputs.
+
+    Args:
+        brick: The brick.
+        base: Digest of the weights of the model that a router is fitted on.
+        tokenizer: Digest of its tokenizer.
+        say: Receives a line for the user if the statistics cannot be used.
+    """
+    record = brick.card.routing if brick.card else None
+    if record is None:
+        return None
+    if record.base != base:
+        reason = f"are of another base ({record.base[:10]}, and this is {base[:10]})"
+    elif record.tokenizer != tokenizer:
+        reason = "are of another tokenizer"
+    else:
+        try:
+            return read_statistics(card_folder(brick), record)
+        except WorkbenchError as error:
+            reason = f"cannot be read: {error.message}"
+    say(f"{brick.label}: the routing statistics on its card {reason}, so its prompts are measured again")
+    return None
+
+
+def card_folder(brick: Brick) -> Path:
+    """Return the directory of a brick's card, which is that of its files or one above it."""
+    return next(path for path in (brick.path, *brick.path.parents) if (path / CARD).is_file())
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of the file's tensors."""
+    return json_digest({name: tensor_digest(tensor) for name, tensor in tensors.items()})

@@ -17,11 +17,11 @@ from worlds.commands import run
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
+from workbench.advice import fact_wordings
+from workbench.advice.fact_wordings import REJECTED, WORDINGS, WordingCheck, require_encoder
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, fact_of
-from workbench.facts.relations import INVERSES, RELATIONS
-from workbench.library import fact_wordings
-from workbench.library.fact_wordings import REJECTED, WORDINGS, WordingCheck, require_encoder
+from workbench.facts.questions import INVERSES, RELATIONS
 
 
 class Words:
