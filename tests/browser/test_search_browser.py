@@ -10,9 +10,8 @@ import pytest
 
 from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
 from worlds.search_document import make_search
-from worlds.search_page import result_of
 
-from workbench.report.search.page import render
+from workbench.report.search import render
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
@@ -23,7 +22,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     trials, objectives = request.param
     document = make_search(trials, random=trials // 4, objectives=objectives)
     assert EXECUTABLE, "WORKBENCH_REQUIRE_BROWSER=1, but there is no chromium, chromium-browser or google-chrome"
-    path: Path = render(result_of(document), tmp_path_factory.mktemp("search") / "search")[0]
+    path: Path = render(document, tmp_path_factory.mktemp("search") / "search")[0]
     with browser(EXECUTABLE) as opened:
         opened.open(path)
         opened.until("document.documentElement.classList.contains('js')")

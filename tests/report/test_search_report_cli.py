@@ -108,7 +108,7 @@ def test_a_search_that_is_not_finished(world: Project) -> None:
     [
         ("{", "expected a search's result as JSON: not JSON: Expecting property name"),
         ("[]", "expected a search's result as JSON: found a list, expected an object"),
-        ('{"name": "toy", "objectives": [], "space": {}, "trials": []}', "version: Field required"),
+        ('{"name": "toy", "objectives": [], "space": {}, "trials": []}', "missing: test"),
     ],
 )
 def test_results_that_cannot_be_read(world: Project, text: str, message: str) -> None:

@@ -14,10 +14,9 @@ import pytest
 from worlds.commands import call, refused
 from worlds.project import Project
 from worlds.search_document import make_search, unfinished
-from worlds.search_page import state_of
 from worlds.search_world import SPACE, folder_of, search_of, searched
 
-from workbench.report.search.page import html
+from workbench.report.search.page import growing_page
 from workbench.report.watch import Watched
 from workbench.search.document import growing
 from workbench.search.run import open_study, run
@@ -90,10 +89,11 @@ def test_what_the_page_says_is_what_the_study_holds(world: Project) -> None:
         records = [r for r in study.finished("search") if r["scores"] and not r["stopped"]]
     finally:
         study.close()
-    assert (document.progress.done, document.progress.total) == (3, 3)
-    assert (document.winner, document.recipes) == (None, {})
+    assert document["progress"] == {"done": 3, "total": 3}
+    assert (document["winner"], document["recipes"]) == (None, {})
+    assert "test" not in document
     control = max(search.controls, key=lambda rival: rival.scores[0])
-    text = headline(html(document, 3))
+    text = headline(growing_page(document, 3))
     beside = f"the best control, {control.name}, scores {100 * control.scores[0]:.1f} %"
     if not records:
         assert text == f"3 of 3 candidates are finished. No candidate is scored on all search items yet. On them, {beside}."
@@ -109,10 +109,10 @@ def test_two_objectives_name_their_front() -> None:
     document = unfinished(make_search(25, objectives=2, random=3), None)
     full = {t["name"]: t["scores"] for t in document["trials"] if t["arm"] == "search" and t["scores"] and not t["stopped"]}
     front = [n for n, s in full.items() if not any(o[0] >= s[0] and o[1] >= s[1] and o != s for o in full.values())]
-    text = headline(html(state_of(document), 1))
+    text = headline(growing_page(document, 1))
     assert text.startswith(f"28 candidates are finished. {len(front)} candidates are on the Pareto front so far: ")
     assert all(name in text for name in front)
-    none = headline(html(state_of({**document, "trials": [t for t in document["trials"] if t.get("stopped")]}), 1))
+    none = headline(growing_page({**document, "trials": [t for t in document["trials"] if t.get("stopped")]}, 1))
     assert none.endswith("finished. No candidate is scored on all search items yet.")
 
 

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from workbench import report
 from workbench.compare.comparison import Comparison
-from workbench.report import page as report
 
 Document = dict[str, Any]
 
@@ -66,7 +66,7 @@ def render(document: Document | Comparison, out: Path) -> list[Path]:
 
 
 def page_text(document: Document | Comparison) -> str:
-    return report.html(view_of(document))
+    return report.page_text(view_of(document))
 
 
 def rendered(document: Document | Comparison, folder: Path) -> tuple[str, str]:

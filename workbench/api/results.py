@@ -65,7 +65,7 @@ class Result:
         return list(self._pages().render(self._shown(), Path(path)))
 
     def _pages(self) -> Any:
-        """Return the module with `render` and `html` of what is shown."""
+        """Return the module with `render` and `page_text` for the document."""
         raise NotImplementedError
 
     def _shown(self) -> Any:
@@ -73,7 +73,7 @@ class Result:
         return self.document
 
     def _repr_html_(self) -> str:
-        return in_notebook(self._pages().html(self._shown()))
+        return in_notebook(self._pages().page_text(self._shown()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,9 +141,9 @@ class ComparedScores(Result):
 
     def _pages(self) -> Any:
         """Return the module of the report."""
-        from workbench.report import page
+        from workbench import report
 
-        return page
+        return report
 
     def _shown(self) -> Any:
         return self.comparison
@@ -185,14 +185,9 @@ class FoundValues(Result):
 
     def _pages(self) -> Any:
         """Return the module of the pages of searches."""
-        from workbench.report.search import page
+        from workbench.report import search
 
-        return page
-
-    def _shown(self) -> Any:
-        from workbench.search.result import SearchResult
-
-        return SearchResult.of(self.document, "the search")
+        return search
 
 
 @dataclass(frozen=True)

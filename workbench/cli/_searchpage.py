@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.api.naming import find, load_named, relative
@@ -13,13 +13,13 @@ from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
-    from workbench.search.result import SearchResult
 
 RESULT = "search.json"
+KEYS = ("name", "objectives", "space", "trials", "test")
 KEY_LETTERS = 8  # of the key, in the folder's name
 
 
-def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, SearchResult], list[str]]:
+def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Find the newest finished search of each recipe that has a `search` field.
 
     Args:
@@ -35,15 +35,15 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
     """
     from workbench.project import runs_of
 
-    results: dict[str, SearchResult] = {}
+    results: dict[str, dict[str, Any]] = {}
     unfinished = []
     for recipe in _recipes(names, settings, runs_dir):
         folders = (runs_dir or runs_of(recipe.project)) / "search"
         pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
         for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
-            found = _read(file, recipe)
-            if found.name == recipe.name:
-                results[recipe.name] = found
+            document = _document(file, recipe)
+            if document["name"] == recipe.name:
+                results[recipe.name] = document
                 break
         else:
             unfinished.append(recipe.name)
@@ -52,7 +52,7 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
     return results, unfinished
 
 
-def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
+def write_pages(results: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
     """Write a page for each search beside the report, and return the paths.
 
     Args:
@@ -60,12 +60,12 @@ def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
         to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
     """
     from workbench.report.page import stem
-    from workbench.report.search.page import render
+    from workbench.report.search import render
 
     paths = []
-    for name, found in results.items():
+    for name, document in results.items():
         suffix = f"-{name}" if len(results) > 1 else ""
-        paths += render(found, to.with_name(f"{stem(to)}-search{suffix}.html"))
+        paths += render(document, to.with_name(f"{stem(to)}-search{suffix}.html"))
     return paths
 
 
@@ -84,15 +84,21 @@ def _recipes(names: list[str], settings: list[str] | None, runs_dir: Path | None
     return recipes
 
 
-def _read(file: Path, recipe: Recipe) -> SearchResult:
+def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
     """Read a search's result; raise WorkbenchError if the file is not one."""
-    from workbench.search.result import SearchResult
-
-    label = f"{relative(file)}: expected a search's result as JSON"
     try:
-        return SearchResult.of(jsondoc.read_object(file, label, _again(recipe)), label, _again(recipe))
+        document: dict[str, Any] = jsondoc.read_object(
+            file, f"{relative(file)}: expected a search's result as JSON", _again(recipe)
+        )
     except OSError as error:
-        raise WorkbenchError(f"{label}, found {error}", _again(recipe)) from error
+        raise WorkbenchError(f"{relative(file)}: expected a search's result as JSON, found {error}", _again(recipe)) from error
+    missing = [key for key in KEYS if key not in document] if isinstance(document, dict) else list(KEYS)
+    if missing:
+        message = (
+            f"{relative(file)}: expected the result of a search with the keys {', '.join(KEYS)}; missing: {', '.join(missing)}"
+        )
+        raise WorkbenchError(message, _again(recipe))
+    return document
 
 
 def _again(recipe: Recipe) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,6 @@ from workbench.events import Events
 
 if TYPE_CHECKING:
     from workbench.report.watch import Watched
-    from workbench.search.result import SearchResult
     from workbench.search.run import Search
     from workbench.search.study import Study
 
@@ -89,11 +88,11 @@ def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
     if not watch:
         yield WatchedSearch(None)
         return
-    from workbench.report.search.page import html
+    from workbench.report.search.page import growing_page
     from workbench.report.watch import Pages, Watched
 
     lead = "The report appears here when the first control is scored."
-    with Watched(port or 0, Pages(html, "Search in progress", "No candidate is scored yet", lead)) as watched:
+    with Watched(port or 0, Pages(growing_page, "Search in progress", "No candidate is scored yet", lead)) as watched:
         out.say(ADDRESS.format(watched.url))
         page = WatchedSearch(watched)
         try:
@@ -174,10 +173,10 @@ class WatchedSearch(_Page):
         """Show the candidates of a search from now on."""
         self._search = search
 
-    def end(self, result: SearchResult) -> None:
+    def end(self, document: Mapping[str, Any]) -> None:
         """Show the report of the finished search."""
         if self._watched is not None:
-            self._watched.show(result)
+            self._watched.show(document)
 
     def tell(self, event: dict[str, Any], watched: Watched) -> bool:
         """Tell open pages how far the search is."""
@@ -198,11 +197,11 @@ class WatchedSearch(_Page):
             return
         try:
             self._study = self._study or open_study(search)
-            found = growing(search, self._study)
+            document = growing(search, self._study)
         except WorkbenchError as error:  # the search meets the same error where it matters
             watched.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
             return
-        watched.show(found)
+        watched.show(document)
 
     def close(self) -> None:
         """Release the study."""

@@ -42,7 +42,6 @@ from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
-    from workbench.search.result import SearchResult
 
 
 @reads_recipes
@@ -224,8 +223,8 @@ def report(
     that this command did not write is never replaced. A recipe's finished search gets a page beside it. Exits with 1 if a recipe is left
     out because it is invalid, or because it is named and not scored.
     """
+    from workbench.report import render
     from workbench.report.files import check_folders, save
-    from workbench.report.page import render
 
     out.quiet = quiet
     check_folders({"--csv": csv, "--latex": latex})
@@ -233,7 +232,7 @@ def report(
     request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
     if imported_scores(request):
         comparison: Comparison | None = find_scores(request, baseline).compared(command_line())
-        pages: dict[str, SearchResult] = {}
+        pages: dict[str, dict[str, Any]] = {}
     else:
         every = names or list(map(str, recipe_files()))
         if not every:

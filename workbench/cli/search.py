@@ -89,10 +89,10 @@ def search(
             out.warn(warning)
         run(prepared)
         found = conclude(prepared, to)
-        page.end(found)
+        page.end(found.to_dict())
     out.result(lambda: found, lambda: _say_result(found, to, loaded.project), json=json)
     if tracker:
-        out.say(log_runs(tracker, runs_of_search(found)))
+        out.say(log_runs(tracker, runs_of_search(found.to_dict())))
 
 
 def _say_result(found: SearchResult, to: Path | None, project: Path) -> None:

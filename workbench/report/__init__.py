@@ -1,1 +1,7 @@
-"""Reports of comparisons and searches: one offline HTML page, Markdown, and the result as JSON."""
+"""Reports of comparisons and searches: one offline HTML page, Markdown, and the document as JSON."""
+
+from __future__ import annotations
+
+from workbench.report.page import page_text, render
+
+__all__ = ["page_text", "render"]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,7 +22,6 @@ from workbench.report.files import with_tables
 from workbench.report.markdown import markdown, tables
 from workbench.report.provenance import checks, created, facts, glossary, self_check
 from workbench.report.tints import DIFFERENCE
-from workbench.results import Result
 
 ROLE_WORDS = {
     "base": "base",
@@ -47,12 +47,17 @@ def render(comparison: Comparison, out: Path) -> list[Path]:
         comparison: The comparison.
         out: Path of the files; it may end in one of the three suffixes.
     """
-    return write_files(out, html(comparison), markdown(comparison), comparison)
+    return write_files(out, html(comparison), markdown(comparison), comparison.to_dict())
 
 
-def write_files(out: Path, page: str, text: str, result: Result) -> list[Path]:
-    """Write HTML, Markdown and the result as JSON under one name; `out` may end in one of the three suffixes."""
-    texts = (page, text, json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n")
+def page_text(comparison: Comparison) -> str:
+    """Return the HTML page of a comparison as text."""
+    return html(comparison)
+
+
+def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
+    """Write HTML, Markdown and the document as JSON under one name; `out` may end in one of the three suffixes."""
+    texts = (page, text, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_name(stem(out) + suffix) for suffix in SUFFIXES]
     for path, content in zip(paths, texts, strict=True):
@@ -140,7 +145,7 @@ def html(view: Comparison, watched: int | None = None) -> str:
     return with_tables(filled("report.html.j2", context, scripts, styles), tables(view))
 
 
-def filled(template: str, context: Mapping[str, object], scripts: Sequence[str], styles: Sequence[str]) -> str:
+def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
@@ -152,7 +157,7 @@ def filled(template: str, context: Mapping[str, object], scripts: Sequence[str],
     return printable(env.get_template(template).render(context, **parts, **_helpers()))
 
 
-def _helpers() -> dict[str, object]:
+def _helpers() -> dict[str, Any]:
     """Return the functions and constants that all templates use."""
     return {
         "points": numbers.POINTS,

@@ -25,7 +25,6 @@ from workbench.report.numbers import plural
 if TYPE_CHECKING:
     from workbench.evaluate.lineup import LineupEntry
     from workbench.scores.store import Scores
-    from workbench.search.result import SearchResult
 
 Value = str | int | float | bool
 
@@ -75,33 +74,35 @@ def runs_of_scores(entries: Sequence[LineupEntry], scores: Sequence[Scores]) -> 
     return runs
 
 
-def runs_of_search(found: SearchResult) -> list[LoggedRun]:
-    """Return one run for each control and candidate of a search."""
-    names, group = [objective.name for objective in found.objectives], f"{found.name}-{found.key[:8]}"
-    tested = {row.name: row.test for row in found.test.rows}
-    winners = {found.winner, *(found.front or ())}
+def runs_of_search(document: Mapping[str, Any]) -> list[LoggedRun]:
+    """Return one run for each control and candidate of a search.
+
+    Args:
+        document: The search's document, as `search --json` prints it.
+    """
+    names = [objective["name"] for objective in document["objectives"]]
+    tested = {row["name"]: row["test"] for row in document["test"]["rows"]}
+    winners = {document["winner"], *document.get("front", ())}
     runs = []
-    for control in found.controls:
-        metrics = _searched("search", names, control.scores, tested.get(control.name), control.name in winners)
-        runs.append(_run(control.name, group, {}, metrics, {"role": control.role, "search": found.key}))
-    for trial in found.trials:
+    for one in (*document["controls"], *document["trials"]):
         # The score of a candidate that was stopped early is an estimate, and has a name of its own.
-        half = "estimate" if trial.stopped else "search"
-        metrics = _searched(half, names, trial.scores, tested.get(trial.name), trial.name in winners)
-        metrics |= {"items": trial.items, "cost/seconds": (trial.seconds or {}).get("all")}
-        params = {name: _plain(value) for name, value in trial.values.items()}
-        tags = {"role": trial.arm, "digest": trial.digest, "search": found.key, "error": trial.error}
-        runs.append(_run(trial.name, group, params, metrics, tags))
+        half = "estimate" if one.get("stopped") else "search"
+        metrics = {
+            **_named(half, names, one["scores"]),
+            **_named("test", names, tested.get(one["name"])),
+            "items": one.get("items"),
+            "cost/seconds": one.get("seconds", {}).get("all"),
+            "winner": float(one["name"] in winners),
+        }
+        params = {name: _plain(value) for name, value in one.get("values", {}).items()}
+        tags = {
+            "role": one.get("role") or one["arm"],
+            "digest": one.get("digest"),
+            "search": document["key"],
+            "error": one.get("error"),
+        }
+        runs.append(_run(one["name"], f"{document['name']}-{document['key'][:8]}", params, metrics, tags))
     return runs
-
-
-def _searched(
-    half: str, names: Sequence[str], scores: Sequence[float] | None, test: Sequence[float] | None, is_winner: bool
-) -> dict[str, float | None]:
-    """Return scores by objective on search and test items, and whether the configuration is a winner."""
-    of_halves = ((half, scores), ("test", test))
-    found = {f"{head}/{name}": value for head, of in of_halves for name, value in zip(names, of or (), strict=False)}
-    return {**found, "winner": float(is_winner)}
 
 
 def _run(
@@ -147,6 +148,10 @@ def _measured(own: Sequence[Scores]) -> dict[str, float | None]:
     costs, configuration = costs_of(own, ()), own[0].configuration
     found |= {"cost/seconds": costs.seconds, "cost/peak_bytes": costs.peak_bytes}
     return {**found, "cost/parameters": configuration.parameters, "cost/bytes": configuration.bytes}
+
+
+def _named(head: str, names: Sequence[str], values: Sequence[float] | None) -> dict[str, float | None]:
+    return {f"{head}/{name}": value for name, value in zip(names, values or (), strict=False)}
 
 
 Tool = Literal["mlflow", "wandb"]

@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
+from workbench.compare.comparison import Comparison
 from workbench.errors import UsageError
 from workbench.report.page import filled, html
-from workbench.results import Result
 
 ADDRESS = "127.0.0.1"
 _SEEN = 10.0
@@ -34,18 +34,28 @@ _HEADERS = {
 }
 
 
+def comparison_page(comparison: Comparison, watched: int) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        comparison: The comparison.
+        watched: Number of the page, which the page compares with the server's.
+    """
+    return html(comparison, watched=watched)
+
+
 @dataclass(frozen=True)
 class Pages:
     """The pages of one kind of work.
 
     Attributes:
-        page: Function of the comparison or the search, and of the page's number, that returns the page.
+        page: Function of the comparison or the search's document and the page's number that returns the page.
         eyebrow: The kind of work, above the heading of the page that is shown before there is a report.
         title: Heading of that page.
         lead: Sentence below the heading.
     """
 
-    page: Callable[[Any, int], str] = html
+    page: Callable[[Any, int], str] = comparison_page
     eyebrow: str = "Evaluation in progress"
     title: str = "Nothing can be compared yet"
     lead: str = "The report appears here when the baseline and another configuration are scored."
@@ -91,9 +101,13 @@ class Watched:
         self._server.server_close()
         self._thread.join()
 
-    def show(self, result: Result) -> None:
-        """Serve the report of a comparison or a search from now on."""
-        page = self._pages.page(result, self._version + 1).encode()
+    def show(self, document: Any) -> None:
+        """Serve the report of a document from now on.
+
+        Args:
+            document: The comparison, or the document of the search.
+        """
+        page = self._pages.page(document, self._version + 1).encode()
         with self._lock:
             self._version, self._page = self._version + 1, page
 
@@ -102,7 +116,7 @@ class Watched:
         with self._lock:
             self._text = text
 
-    def state(self) -> dict[str, int | str | bool]:
+    def state(self) -> dict[str, Any]:
         """Return what pages ask for again and again: the report's version, how far the work is, and whether it has ended."""
         with self._lock:
             self._asked = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Any
 from workbench.compare.compare import compare
 from workbench.scores.store import Configuration
 from workbench.search.objective import Answers, Gap, Objective, Rival, front, gap
-from workbench.search.result import GrowingSearch, SearchResult
+from workbench.search.result import SearchResult
 from workbench.search.run import Search, finished, is_harmful, number_of_candidates
 from workbench.search.space import Values
 from workbench.search.study import Study
@@ -43,14 +43,17 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
     return SearchResult.model_validate(found)
 
 
-def growing(search: Search, study: Study) -> GrowingSearch:
-    """Return a search in progress, without a winner, recipes and a test.
+def growing(search: Search, study: Study) -> dict[str, Any]:
+    """Return the document of a search in progress: that of a finished one without a winner, recipes and a test.
 
     Args:
         search: The search, with at least one control scored.
         study: Its candidates.
+
+    Returns:
+        The document; `progress` has the numbers of finished candidates and of all, which is None if only time limits them.
     """
-    found = {
+    return {
         **_known(search, study),
         "winner": None,
         "recipes": {},
@@ -59,7 +62,6 @@ def growing(search: Search, study: Study) -> GrowingSearch:
         "warnings": list(search.warnings),
         "progress": {"done": len(study.finished()), "total": number_of_candidates(search)},
     }
-    return GrowingSearch.model_validate(found)
 
 
 def _best_control(search: Search) -> Rival:

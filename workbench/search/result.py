@@ -95,21 +95,6 @@ class TrialRow(Part):
     guarded: list[Loss] | None = None
     """Losses on guarded tasks, for a candidate that was scored on all search items."""
 
-    @property
-    def random(self) -> bool:
-        """True if the candidate was drawn at random."""
-        return self.arm == "random"
-
-    @property
-    def failed(self) -> bool:
-        """True if the candidate could not be scored."""
-        return self.scores is None
-
-    @property
-    def complete(self) -> bool:
-        """True if the candidate was scored on all search items."""
-        return self.scores is not None and not self.stopped
-
     @model_serializer(mode="wrap")
     def _as_recorded(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         """Leave out the fields that the candidate's record lacks. A return type would replace the schema of the class."""
@@ -194,17 +179,8 @@ class SearchTest(Part):
     """Comparison by task, as in the JSON file that `report` writes."""
 
 
-class Progress(Part):
-    """The progress of a search that is not finished."""
-
-    done: int
-    """Number of finished candidates."""
-    total: int | None
-    """Number of candidates of the whole search; null if only time limits them."""
-
-
-class SearchState(Result):
-    """A search with its controls and finished candidates."""
+class SearchResult(Result):
+    """The result of a search, which is also written to search.json in its folder."""
 
     version: Literal[1]
     """Version of the format."""
@@ -250,17 +226,5 @@ class SearchState(Result):
     """What the search and the test found on guarded tasks: what is excluded, and verdicts of the winners other than safe."""
     warnings: list[str]
     """Warnings about the search."""
-
-
-class GrowingSearch(SearchState):
-    """A search in progress."""
-
-    progress: Progress
-    """How far it is."""
-
-
-class SearchResult(SearchState):
-    """The result of a search, which is also written to search.json in its folder."""
-
     test: SearchTest
     """The test on other items."""

@@ -1,15 +1,13 @@
-"""What the page of a search shows: the search's result with the units of its objectives and the domains of its dimensions."""
+"""Typed objects with everything that a search's page shows; `reading` builds them from the search's document."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from workbench.compare.comparison import Comparison
-from workbench.errors import shell
-from workbench.report.chart import Ends
-from workbench.report.numbers import MINUS, POINTS, Unit, raw
-from workbench.search.result import CandidateVerdict, GrowingSearch, Progress, SearchResult, SearchState, TestedRow, TrialRow
+from workbench.report.numbers import MINUS, POINTS, Unit
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,8 @@ class ObjectiveView:
     index: int
     lower: bool
     unit: Unit
-    terms: tuple[str, ...]
-    test_items: int
+    terms: tuple[str, ...] = ()
+    test_items: int | None = None
     """Test items of the objective's tasks; the test also covers other tasks of the suites."""
 
     def better(self, a: float, b: float) -> bool:
@@ -57,124 +55,195 @@ class DimensionView:
 
 
 @dataclass(frozen=True)
-class SearchView:
-    """A search as its page shows it.
+class Candidate:
+    """A finished candidate.
 
     Attributes:
-        result: The search, finished or in progress.
-        objectives: Its objectives with their units.
-        dimensions: Its dimensions.
-        comparison: Differences on test items by task; None in progress.
+        arm: "search" (drawn by the sampler) or "random".
+        number: Number within its arm, from 0.
+        values: Value by dimension, without dimensions that its method does not have.
+        scores: One per objective; estimates if it was stopped early; None if it failed.
+        stopped: It was stopped before it was scored on all items.
+        items: Number of items on which it was scored.
+        beaten_by: Name of the configuration that beat it when it was stopped.
+        error: Error message if it failed.
+        intervals: One per objective if it was scored on all items: the best control's score plus the 95 % interval of the paired difference.
     """
 
-    result: SearchState
+    name: str
+    arm: str
+    number: int
+    values: Mapping[str, Any]
+    scores: tuple[float, ...] | None
+    stopped: bool
+    items: int | None
+    beaten_by: str | None
+    error: str | None
+    seconds: float | None
+    intervals: tuple[tuple[float, float] | None, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """True if the candidate could not be scored."""
+        return self.scores is None
+
+    @property
+    def complete(self) -> bool:
+        """True if the candidate was scored on all search items."""
+        return self.scores is not None and not self.stopped
+
+    @property
+    def random(self) -> bool:
+        """True if the candidate was drawn at random."""
+        return self.arm == "random"
+
+    def interval(self, objective: ObjectiveView) -> tuple[float, float] | None:
+        """Return the interval under one objective, or None."""
+        return self.intervals[objective.index] if objective.index < len(self.intervals) else None
+
+
+@dataclass(frozen=True)
+class Control:
+    """Scores on all search items of a configuration that needs no search."""
+
+    name: str
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Unbeaten:
+    """A configuration that no candidate beats, in a search whose candidates were all stopped early.
+
+    Attributes:
+        role: base, brick, average, configuration, or random.
+        search: Scores on search items, one per objective.
+        test: Scores on test items, one per objective.
+    """
+
+    name: str
+    role: str
+    search: tuple[float | None, ...]
+    test: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Against:
+    """A tested candidate's paired difference from the best control under one objective; positive is better for every metric.
+
+    Attributes:
+        diff: Difference on test items.
+        low: Lower end of its unadjusted 95 % interval.
+        high: Upper end of that interval.
+        search: Difference on search items.
+        optimism: `search` minus `diff`.
+        reason: Reason of the verdict "cannot tell".
+    """
+
+    diff: float | None
+    low: float | None
+    high: float | None
+    clusters: int | None
+    verdict: str | None
+    search: float | None
+    optimism: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class TestedView:
+    """A configuration that was scored on search and test items.
+
+    Attributes:
+        kind: control, candidate, or random.
+        optimism: Difference from the best control on search items minus that on test items, one per objective.
+        against: Paired differences from the best control, one per objective; None for controls.
+        twin: Name of a control with the same weights.
+    """
+
+    name: str
+    kind: str
+    search: tuple[float | None, ...]
+    test: tuple[float | None, ...]
+    optimism: tuple[float | None, ...]
+    against: tuple[Against | None, ...]
+    twin: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a search that is not finished.
+
+    Attributes:
+        done: Number of finished candidates.
+        total: Number of candidates of the whole search; None if only time limits them.
+    """
+
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class SearchView:
+    """Everything that the page shows; `comparison` holds the differences on test items by task."""
+
+    name: str
+    key: str
+    directory: str
+    sampler: str
+    seed: int | None
     objectives: tuple[ObjectiveView, ...]
     dimensions: tuple[DimensionView, ...]
+    search_items: int | None
+    test_items: int | None
+    stages: tuple[int, ...]
+    controls: tuple[Control, ...]
+    candidates: tuple[Candidate, ...]
+    importances: Mapping[str, tuple[tuple[str, float], ...]]
+    winner: str | None
+    front: tuple[str, ...]
+    best_control: str | None
+    recipes: Mapping[str, str]
+    tested: tuple[TestedView, ...]
+    hypervolume: tuple[float, ...]
     comparison: Comparison | None
+    command: str
+    unbeaten: tuple[Unbeaten, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Warnings of the search itself."""
+    progress: Progress | None = None
+    """None if the search is finished."""
 
     @property
-    def progress(self) -> Progress | None:
-        """The progress of a search that is not finished."""
-        return self.result.progress if isinstance(self.result, GrowingSearch) else None
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings of the search, then those of its comparison."""
+        return (*self.notes, *(self.comparison.warnings if self.comparison else ()))
 
     @property
-    def tested(self) -> Sequence[TestedRow]:
-        """Configurations that were scored on test items; none in progress."""
-        return self.result.test.rows if isinstance(self.result, SearchResult) else ()
-
-    @property
-    def warnings(self) -> list[str]:
-        """What was found on guarded tasks, warnings of the search, then those of its comparison."""
-        found = [*(self.result.guarded or ()), *self.result.warnings]
-        return [*found, *(self.comparison.warnings if self.comparison else ())]
-
-    @property
-    def command(self) -> str:
-        """The command line that runs the search again."""
-        return self.result.command or shell("workbench", "search", self.result.name)
-
-    @property
-    def searched(self) -> list[TrialRow]:
+    def searched(self) -> tuple[Candidate, ...]:
         """Candidates drawn by the sampler."""
-        return [c for c in self.result.trials if not c.random]
+        return tuple(c for c in self.candidates if not c.random)
 
     @property
-    def drawn(self) -> list[TrialRow]:
+    def drawn(self) -> tuple[Candidate, ...]:
         """Candidates drawn at random."""
-        return [c for c in self.result.trials if c.random]
+        return tuple(c for c in self.candidates if c.random)
 
     @property
-    def chosen(self) -> Sequence[str]:
+    def chosen(self) -> tuple[str, ...]:
         """The winner, or the Pareto front if there are several objectives."""
-        return [self.result.winner] if self.result.winner else self.result.front or []
+        return (self.winner,) if self.winner else self.front
 
-    def row(self, name: str, part: str) -> TestedRow | None:
-        """Return the tested configuration of a name; `part` separates a control from a candidate of the same name."""
-        return next((t for t in self.tested if (t.name, t.part) == (name, part)), None)
-
-    def against(self, tested: TestedRow, objective: ObjectiveView) -> CandidateVerdict | None:
-        """Return a candidate's paired difference from the best control under one objective; None for a control."""
-        if tested.part == "control" or not isinstance(self.result, SearchResult):
-            return None
-        return self.result.test.against[tested.name][objective.index]
+    def row(self, name: str | None, *kinds: str) -> TestedView | None:
+        """Return the tested configuration of a name; `kinds` separates a control from a candidate of the same name."""
+        return next((t for t in self.tested if t.name == name and (not kinds or t.kind in kinds)), None)
 
 
-def ends_of(trial: TrialRow, objective: ObjectiveView) -> Ends:
-    """Return the interval of a candidate's score under one objective, or None."""
-    pair = trial.intervals[objective.index] if trial.intervals else None
-    return (pair[0], pair[1]) if pair else None
-
-
-def search_of(result: SearchState) -> SearchView:
-    """Return the view of a search, finished or in progress."""
-    dimensions = []
-    for name, domain in result.space.items():
-        if choices := domain.get("choices"):
-            dimensions.append(DimensionView(name, tuple(map(written, choices))))
-        else:
-            dimensions.append(DimensionView(name, (), domain["low"], domain["high"], bool(domain["log"])))
-    return SearchView(result, _objectives(result), tuple(dimensions), _comparison(result))
-
-
-def _objectives(result: SearchState) -> tuple[ObjectiveView, ...]:
-    """Return the objectives with their units: percent if higher is better and all scores except estimates are shares."""
-    rows = result.test.rows if isinstance(result, SearchResult) else []
-    scores = [c.scores for c in result.controls]
-    scores += [c.scores for c in result.trials if c.complete and c.scores is not None]
-    scores += [half for row in rows for half in (row.search, row.test)]
-    objectives = []
-    for i, one in enumerate(result.objectives):
-        levels = [of[i] for of in scores]
-        share = not one.lower and all(0 <= v <= 1 for v in levels)
-        unit = POINTS if share else raw(max((abs(v) for v in levels), default=0.0))
-        terms = tuple("/".join(term) for term in one.terms)
-        objectives.append(ObjectiveView(one.name, i, one.lower, unit, terms, one.items.test))
-    return tuple(objectives)
-
-
-def _comparison(result: SearchState) -> Comparison | None:
-    """Return the comparison on test items, with the search's short names of candidates: trial-3 for NAME-trial-3."""
-    if not isinstance(result, SearchResult) or not (document := result.test.comparison):
-        return None
-    names = {c["name"] for c in document["configurations"]}
-    tested = [t.name for t in result.test.rows if t.part != "control" and t.name not in names]
-    short = {f"{result.name}-{name}": name for name in tested}
-    renamed = {
-        **document,
-        "baseline": short.get(document["baseline"], document["baseline"]),
-        "configurations": [{**c, "name": short.get(c["name"], c["name"])} for c in document["configurations"]],
-        "rows": [{**r, "configuration": short.get(r["configuration"], r["configuration"])} for r in document["rows"]],
-    }
-    hint = "Run the search again: its result is of an earlier version."
-    return Comparison.of(renamed, f"comparison of {result.name}", hint)
-
-
-def number(value: object) -> float | None:
+def number(value: Any) -> float | None:
     """Return a dimension's value as a number, or None if it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def written(value: object) -> str:
+def written(value: Any) -> str:
     """Format a dimension's value as in recipes, with a typographic minus sign."""
     if isinstance(value, bool):
         return "true" if value else "false"
