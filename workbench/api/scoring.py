@@ -157,7 +157,7 @@ def search(
     for warning in prepared.warnings:
         warn(warning)
     run(prepared)
-    return FoundValues(conclude(prepared).to_dict(), loaded.project)
+    return FoundValues(conclude(prepared), loaded.project)
 
 
 def _refuse(options: Options, function: str, names: Sequence[str]) -> None:
@@ -207,4 +207,4 @@ def _compared(found: StoredScores, request: Request) -> ComparedScores:
     whole = found.compared(command)
     two = found.paired(whole, command)
     rows = [row for row in two.rows if found.pair and row.configuration == found.pair[1]]
-    return ComparedScores(whole.to_dict(), whole, found.scores, tuple(found.left_out), found.pair, rows)
+    return ComparedScores(whole, found.scores, tuple(found.left_out), found.pair, rows)

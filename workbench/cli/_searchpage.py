@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workbench import jsondoc
 from workbench.api.naming import find, load_named, relative
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
+    from workbench.search.result import SearchResult
 
-RESULT = "search.json"
-KEYS = ("name", "objectives", "space", "trials", "test")
 KEY_LETTERS = 8  # of the key, in the folder's name
 
 
-def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, SearchResult], list[str]]:
     """Find the newest finished search of each recipe that has a `search` field.
 
     Args:
@@ -34,16 +32,17 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
         WorkbenchError: If a search.json is not a search's result.
     """
     from workbench.project import runs_of
+    from workbench.search.result import RESULT, SearchResult
 
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, SearchResult] = {}
     unfinished = []
     for recipe in _recipes(names, settings, runs_dir):
         folders = (runs_dir or runs_of(recipe.project)) / "search"
         pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
         for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
-            document = _document(file, recipe)
-            if document["name"] == recipe.name:
-                results[recipe.name] = document
+            found = SearchResult.read(Path(relative(file)), _again(recipe))
+            if found.name == recipe.name:
+                results[recipe.name] = found
                 break
         else:
             unfinished.append(recipe.name)
@@ -52,7 +51,7 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
     return results, unfinished
 
 
-def write_pages(results: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
+def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
     """Write a page for each search beside the report, and return the paths.
 
     Args:
@@ -63,9 +62,9 @@ def write_pages(results: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path
     from workbench.report.search import render
 
     paths = []
-    for name, document in results.items():
+    for name, found in results.items():
         suffix = f"-{name}" if len(results) > 1 else ""
-        paths += render(document, to.with_name(f"{stem(to)}-search{suffix}.html"))
+        paths += render(found, to.with_name(f"{stem(to)}-search{suffix}.html"))
     return paths
 
 
@@ -82,23 +81,6 @@ def _recipes(names: list[str], settings: list[str] | None, runs_dir: Path | None
         if recipe.fields.search is not None:
             recipes.append(recipe)
     return recipes
-
-
-def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
-    """Read a search's result; raise WorkbenchError if the file is not one."""
-    try:
-        document: dict[str, Any] = jsondoc.read_object(
-            file, f"{relative(file)}: expected a search's result as JSON", _again(recipe)
-        )
-    except OSError as error:
-        raise WorkbenchError(f"{relative(file)}: expected a search's result as JSON, found {error}", _again(recipe)) from error
-    missing = [key for key in KEYS if key not in document] if isinstance(document, dict) else list(KEYS)
-    if missing:
-        message = (
-            f"{relative(file)}: expected the result of a search with the keys {', '.join(KEYS)}; missing: {', '.join(missing)}"
-        )
-        raise WorkbenchError(message, _again(recipe))
-    return document
 
 
 def _again(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,6 +41,7 @@ from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
+    from workbench.search.result import SearchResult
 
 
 def evaluate(
@@ -228,7 +229,7 @@ def report(
     request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
     if imported_scores(request):
         comparison: Comparison | None = find_scores(request, baseline).compared(command_line())
-        pages: dict[str, dict[str, Any]] = {}
+        pages: dict[str, SearchResult] = {}
     else:
         every = names or list(map(str, recipe_files()))
         if not every:
@@ -247,7 +248,12 @@ def report(
 
 
 def _compared(
-    opened: Opened, names: list[str] | None, baseline: str | None, hint: str, pages: Mapping[str, Any], unsearched: list[str]
+    opened: Opened,
+    names: list[str] | None,
+    baseline: str | None,
+    hint: str,
+    pages: Mapping[str, SearchResult],
+    unsearched: list[str],
 ) -> Comparison | None:
     """Compare the stored scores; named configurations without scores are left out.
 

@@ -87,10 +87,10 @@ def search(
             out.warn(warning)
         run(prepared)
         found = conclude(prepared, to)
-        page.end(found.to_dict())
+        page.end(found)
     out.result(lambda: found, lambda: _say_result(found, to, loaded.project), json=json)
     if tracker:
-        out.say(log_runs(tracker, runs_of_search(found.to_dict())))
+        out.say(log_runs(tracker, runs_of_search(found)))
 
 
 def _say_result(found: SearchResult, to: Path | None, project: Path) -> None:

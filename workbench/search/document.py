@@ -6,13 +6,27 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from workbench.compare.compare import compare
+from workbench.compare.comparison import Comparison
 from workbench.scores.store import Configuration
 from workbench.search.objective import Answers, Gap, Objective, Rival, front, gap
-from workbench.search.result import SearchResult
-from workbench.search.run import Search, finished, is_harmful, number_of_candidates
+from workbench.search.result import (
+    CandidateVerdict,
+    ControlRow,
+    GrowingSearch,
+    ObjectiveRow,
+    SearchProgress,
+    SearchResult,
+    SearchState,
+    SearchTest,
+    ShownGap,
+    TestedPart,
+    TestedRow,
+    TrialRow,
+    Unbeaten,
+)
+from workbench.search.run import Search, finished, number_of_candidates
 from workbench.search.space import Values
 from workbench.search.study import Study
 
@@ -26,42 +40,24 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         tested: Configurations that were scored on test items; controls first.
         recipes: File of the recipe by candidate, relative to the project.
     """
-    winners = [t for t in tested if t.part == "found"]
+    winners = [t.name for t in tested if t.part == "found"]
     best = _best_control(search)
     several = len(search.objectives) > 1
-    found = {
-        **_known(search, study),
-        "winner": winners[0].name if winners and not several else None,
+    ended = {
+        "winner": winners[0] if winners and not several else None,
         "recipes": dict(recipes),
-        "best_control": best.name,
-        **({} if winners else {"unbeaten": _unbeaten(search, tested)}),
-        **({"front": [t.name for t in winners], "hypervolume": hypervolumes(search, study)} if several else {}),
-        "warnings": list(search.warnings),
-        **({"guarded": list(_harm(search, study, tested))} if search.stages.guard else {}),
+        "unbeaten": None if winners else _unbeaten(search, tested),
+        "front": winners if several else None,
+        "guarded": list(_harm(search, study, tested)) if search.stages.guard else None,
         "test": _test(search, tested, best.name),
     }
-    return SearchResult.model_validate(found)
+    return SearchResult.model_validate({**dict(_state(search, study)), **ended})
 
 
-def growing(search: Search, study: Study) -> dict[str, Any]:
-    """Return the document of a search in progress: that of a finished one without a winner, recipes and a test.
-
-    Args:
-        search: The search, with at least one control scored.
-        study: Its candidates.
-
-    Returns:
-        The document; `progress` has the numbers of finished candidates and of all, which is None if only time limits them.
-    """
-    return {
-        **_known(search, study),
-        "winner": None,
-        "recipes": {},
-        "best_control": _best_control(search).name,
-        **({"front": [], "hypervolume": hypervolumes(search, study)} if len(search.objectives) > 1 else {}),
-        "warnings": list(search.warnings),
-        "progress": {"done": len(study.finished()), "total": number_of_candidates(search)},
-    }
+def growing(search: Search, study: Study) -> GrowingSearch:
+    """Return a search in progress, of which at least one control is scored."""
+    progress = SearchProgress(done=len(study.finished()), total=number_of_candidates(search))
+    return GrowingSearch.model_validate({**dict(_state(search, study)), "progress": progress})
 
 
 def _best_control(search: Search) -> Rival:
@@ -69,67 +65,73 @@ def _best_control(search: Search) -> Rival:
     return max(search.controls, key=lambda rival: sum(rival.scores))
 
 
-def _known(search: Search, study: Study) -> dict[str, Any]:
-    """Return the part of the document that does not need test items: the search itself, its controls and its candidates."""
+def _state(search: Search, study: Study) -> SearchState:
+    """Return what does not need test items: the search itself, its controls and its candidates."""
     best = _best_control(search)
-    return {
-        "version": 1,
-        "name": search.recipe.name,
-        "key": search.key,
-        "directory": search.shown(search.folder),
-        "command": _command(search),
-        "sampler": search.sampler,
-        "seed": search.recipe.fields.seed,
-        "objectives": [
-            {"name": o.name, "lower": o.lower, "terms": [[*t.key, t.metric] for t in o.terms], **search.stages.counts(o)}
+    several = len(search.objectives) > 1
+    return SearchState(
+        version=1,
+        name=search.recipe.name,
+        key=search.key,
+        directory=search.shown(search.folder),
+        command=_command(search),
+        sampler=search.sampler,
+        seed=search.recipe.fields.seed,
+        objectives=[
+            ObjectiveRow(name=o.name, lower=o.lower, terms=[[*t.key, t.metric] for t in o.terms], **search.stages.counts(o))
             for o in search.objectives
         ],
-        "space": {d.name: d.domain.model_dump(mode="json") for d in search.space.dimensions},
-        "items": search.stages.items,
-        "stages": [sum(len(items) for plan in stage for items in plan.items.values()) for stage in search.stages.search],
-        "controls": [
-            {
-                "name": rival.name,
-                "role": search.entries[rival.name].role,
-                "scores": _shown(search.objectives, rival.scores),
-                "intervals": _intervals(search, best, rival.answers),
-            }
+        space={name: search.space.fields.space[name] for name in search.space.names},
+        items=search.stages.items,
+        stages=[sum(len(items) for plan in stage for items in plan.items.values()) for stage in search.stages.search],
+        controls=[
+            ControlRow(
+                name=rival.name,
+                role=search.entries[rival.name].role,
+                scores=_shown(search.objectives, rival.scores),
+                intervals=_intervals(search, best, rival.answers),
+            )
             for rival in search.controls
         ],
-        "trials": [_trial(search, best, record) for record in study.finished()],
-        "importances": dict(zip([o.name for o in search.objectives], study.importances(), strict=True)),
-    }
+        trials=[_trial(search, best, record) for record in study.finished()],
+        importances=dict(zip([o.name for o in search.objectives], study.importances(), strict=True)),
+        winner=None,
+        recipes={},
+        best_control=best.name,
+        front=[] if several else None,
+        hypervolume=hypervolumes(search, study) if several else None,
+        warnings=list(search.warnings),
+    )
 
 
 def _harm(search: Search, study: Study, tested: Sequence[Tested]) -> Iterator[str]:
     """Yield what the search and the test found on guarded tasks: excluded candidates and controls, then each winner's verdicts."""
-    records = [record for record in study.finished() if is_harmful(record)]
-    if records or search.harmful:
-        names = ", ".join([*sorted(search.harmful), *(str(record["name"]) for record in records)])
+    excluded = [*sorted(search.harmful), *(record.name for record in study.finished() if record.harmful)]
+    if excluded:
+        names = ", ".join(excluded)
         yield f"Lose more than the tolerance on a guarded task, on search items, and cannot win: {names}."
     winners = [t for t in tested if t.part == "found"]
     if not winners:
         return
-    rows = _compared(search, [next(t for t in tested if t.name == "base"), *winners], "base")["rows"]
-    for row in rows:
-        if row["family"] == "guarded" and row["verdict"] not in ("safe", "no item changed"):
-            limit = "" if row["tolerance"] is None else f", tolerance {row['tolerance']:g}"
+    for row in _compared(search, [next(t for t in tested if t.name == "base"), *winners], "base").rows:
+        if row.guarded and row.verdict not in ("safe", "no item changed"):
+            limit = "" if row.tolerance is None else f", tolerance {row.tolerance:g}"
             yield (
-                f"{row['configuration']} is {row['verdict']} on the guarded task '{row['task']}', on test items against the base "
-                f"({row['diff']:+.3g}{limit})."
+                f"{row.configuration} is {row.verdict} on the guarded task '{row.task}', on test items against the base "
+                f"({row.diff:+.3g}{limit})."
             )
 
 
-def _unbeaten(search: Search, tested: Sequence[Tested]) -> list[dict[str, Any]]:
+def _unbeaten(search: Search, tested: Sequence[Tested]) -> list[Unbeaten]:
     """Return the best control or random candidate, or their Pareto front, for a search whose other candidates were all stopped early."""
     by_name = {t.rival.name: t for t in tested}
     return [
-        {
-            "name": rival.name,
-            "role": search.entries[rival.name].role if by_name[rival.name].part == "control" else "random",
-            "search": _shown(search.objectives, rival.scores),
-            "test": _shown(search.objectives, [by_name[rival.name].answers.value(o) for o in search.objectives]),
-        }
+        Unbeaten(
+            name=rival.name,
+            role=search.entries[rival.name].role if by_name[rival.name].part == "control" else "random",
+            search=_shown(search.objectives, rival.scores),
+            test=_shown(search.objectives, [by_name[rival.name].answers.value(o) for o in search.objectives]),
+        )
         for rival in front(t.rival for t in tested)
     ]
 
@@ -144,12 +146,14 @@ def _command(search: Search) -> str | None:
     return shlex.join(["workbench", "search", search.shown(recipe.path), *settings, *limit])
 
 
-def _trial(search: Search, best: Rival, record: Mapping[str, Any]) -> dict[str, Any]:
-    scores = record["scores"]
-    trial = {**record, "scores": None if scores is None else _shown(search.objectives, scores)}
-    is_complete = scores is not None and not record["stopped"]
-    answers = search.bench.answers(record["digest"]) if is_complete else None
-    return {**trial, "intervals": _intervals(search, best, answers)} if answers else trial
+def _trial(search: Search, best: Rival, record: TrialRow) -> TrialRow:
+    """Return a candidate's record with scores in the direction of their metrics, and with intervals if it is scored on all items."""
+    if record.scores is None:
+        return record
+    shown: dict[str, object] = {"scores": _shown(search.objectives, record.scores)}
+    if record.complete and record.digest and (answers := search.bench.answers(record.digest)):
+        shown["intervals"] = _intervals(search, best, answers)
+    return record.model_copy(update=shown)
 
 
 def _intervals(search: Search, best: Rival, answers: Answers) -> list[list[float] | None]:
@@ -168,15 +172,15 @@ def _shown(objectives: Sequence[Objective], scores: Sequence[float]) -> list[flo
     return [round(o.shown(s), 6) for o, s in zip(objectives, scores, strict=True)]
 
 
-def _test(search: Search, tested: Sequence[Tested], best: str) -> dict[str, Any]:
+def _test(search: Search, tested: Sequence[Tested], best: str) -> SearchTest:
     """Return the scores on search and test items, the differences from the best control, and the comparison by task."""
     control = next(t for t in tested if t.name == best)
-    return {
-        "baseline": best,
-        "rows": [_row(search.objectives, t, control, _twin(t, control, tested)) for t in tested],
-        "against": {t.name: _against(search.objectives, control, t) for t in tested if t.part != "control"},
-        "comparison": _compared(search, tested, control.configuration.name),
-    }
+    return SearchTest(
+        baseline=best,
+        rows=[_row(search.objectives, t, control, _twin(t, control, tested)) for t in tested],
+        against={t.name: _against(search.objectives, control, t) for t in tested if t.part != "control"},
+        comparison=_compared(search, tested, control.configuration.name),
+    )
 
 
 def _twin(tested: Tested, best: Tested, others: Sequence[Tested]) -> str | None:
@@ -188,62 +192,53 @@ def _twin(tested: Tested, best: Tested, others: Sequence[Tested]) -> str | None:
     return next((t.name for t in controls if t.configuration.of_weights == digest), None)
 
 
-def _row(objectives: Sequence[Objective], tested: Tested, control: Tested, twin: str | None) -> dict[str, Any]:
+def _row(objectives: Sequence[Objective], tested: Tested, control: Tested, twin: str | None) -> TestedRow:
     """Return the scores on both halves; the `optimism` of other controls, which were not selected, shows the effect of the split alone."""
-    test_scores = [tested.answers.value(objective) for objective in objectives]
-    optimism = [line["optimism"] for line in _against(objectives, control, tested)]
-    return {
-        "name": tested.name,
-        "part": tested.part,
-        "digest": tested.configuration.of_weights,
-        "search": _shown(objectives, tested.rival.scores),
-        "test": _shown(objectives, test_scores),
-        "optimism": optimism,
-        "same_as": twin,
-    }
+    return TestedRow(
+        name=tested.name,
+        part=tested.part,
+        digest=tested.configuration.of_weights,
+        search=_shown(objectives, tested.rival.scores),
+        test=_shown(objectives, [tested.answers.value(objective) for objective in objectives]),
+        optimism=[verdict.optimism for verdict in _against(objectives, control, tested)],
+        same_as=twin,
+    )
 
 
-def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -> list[dict[str, Any]]:
+def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -> list[CandidateVerdict]:
     """Return for every objective the paired difference from the best control on test items, and the optimism of the search items.
 
     A candidate that was selected among many on search items looks better on them than it is; the control on the same items does not. Optimism
     is therefore the difference on search items minus the difference on test items: the difficulty of the two halves cancels out.
     """
-    lines = []
+    verdicts = []
     for objective in objectives:
         test = gap(control.answers, tested.answers, objective)
         search = gap(control.rival.answers, tested.rival.answers, objective)
-        lines.append(
-            {
-                "objective": objective.name,
-                "test": _gap(test),
-                "search": _gap(search),
-                "verdict": test.verdict(),
-                "reason": test.reason(),
-                "optimism": round(search.diff - test.diff, 6),
-            }
+        verdicts.append(
+            CandidateVerdict(
+                objective=objective.name,
+                test=_gap(test),
+                search=_gap(search),
+                verdict=test.verdict(),
+                reason=test.reason(),
+                optimism=round(search.diff - test.diff, 6),
+            )
         )
-    return lines
+    return verdicts
 
 
-def _gap(difference: Gap) -> dict[str, Any]:
-    """Return a difference as plain data; infinite ends are None."""
-    ends = [round(end, 6) if math.isfinite(end) else None for end in difference.interval()]
-    return {
-        "diff": round(difference.diff, 6),
-        "low": ends[0],
-        "high": ends[1],
-        "p": round(difference.p, 6),
-        "clusters": difference.clusters,
-    }
+def _gap(difference: Gap) -> ShownGap:
+    low, high = (round(end, 6) if math.isfinite(end) else None for end in difference.interval())
+    return ShownGap(diff=round(difference.diff, 6), low=low, high=high, p=round(difference.p, 6), clusters=difference.clusters)
 
 
-def _compared(search: Search, tested: Sequence[Tested], baseline: str) -> dict[str, Any]:
+def _compared(search: Search, tested: Sequence[Tested], baseline: str) -> Comparison:
     """Return the comparison of tested configurations with one of them on test items."""
     store = search.bench.store
     plans = [store.settled(plan) for plan in search.stages.test]
     scores = [store.read(plan, t.configuration.key(plan)).called(t.configuration) for t in tested for plan in plans]
-    return compare(store, scores, baseline=baseline, project=search.recipe.project).to_dict()
+    return compare(store, scores, baseline=baseline, project=search.recipe.project)
 
 
 def hypervolumes(search: Search, study: Study) -> list[float]:
@@ -255,8 +250,8 @@ def hypervolumes(search: Search, study: Study) -> list[float]:
     floor = [min(p[i] for p in [*points, *(r.scores for r in rivals.values())]) for i in range(2)]
     areas = []
     for record in study.finished("search"):
-        if record["name"] in rivals:
-            points.append(rivals[record["name"]].scores)
+        if record.name in rivals:
+            points.append(rivals[record.name].scores)
         areas.append(round(area(points, floor), 6))
     return areas
 
@@ -286,7 +281,7 @@ class Tested:
     rival: Rival
     configuration: Configuration
     answers: Answers
-    part: str
+    part: TestedPart
     values: Values | None = None
 
     @property

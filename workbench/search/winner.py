@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -14,12 +13,11 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes
 from workbench.search.document import Tested, document
 from workbench.search.objective import Rival, front
-from workbench.search.result import SearchResult
-from workbench.search.run import Search, candidate, finished, is_harmful, open_study
+from workbench.search.result import RESULT, SearchResult, TestedPart, TrialRow
+from workbench.search.run import Search, candidate, finished, open_study
 from workbench.search.space import Values
 from workbench.search.study import Study
 
-RESULT = "search.json"
 SHOWN = 8
 """Maximum number of members of a Pareto front that are tested."""
 
@@ -56,10 +54,10 @@ def conclude(search: Search, out: Path | None = None) -> SearchResult:
 
 def _tested(search: Search, study: Study) -> list[Tested]:
     """Score the controls, the winner or the Pareto front, and the best random candidate on test items, in this order."""
-    configurations: list[tuple[Rival, LineupEntry, str, Values | None]] = [
+    configurations: list[tuple[Rival, LineupEntry, TestedPart, Values | None]] = [
         (rival, search.entries[rival.name], "control", None) for rival in search.controls
     ]
-    values: Mapping[str, Values] = {record["name"]: record["values"] for record in study.finished()}
+    values: dict[str, Values] = {record.name: record.values for record in study.finished()}
     for rival, part in _best(search, study):
         configurations.append((rival, candidate(search, rival.name, values[rival.name]), part, values[rival.name]))
     tested = []
@@ -69,24 +67,22 @@ def _tested(search: Search, study: Study) -> list[Tested]:
     return tested
 
 
-def _best(search: Search, study: Study) -> list[tuple[Rival, str]]:
+def _best(search: Search, study: Study) -> list[tuple[Rival, TestedPart]]:
     """Return the winner or the Pareto front (none if all candidates were stopped early or lose too much on a guarded task), then the best random candidate."""
     done = study.finished("search")
-    if not any(record["scores"] for record in done):
+    if not any(record.scores for record in done):
         raise _nothing(search, done)
     best = front(finished(search, study, "search"))[:SHOWN]
-    if not best and not all(record.get("stopped") or is_harmful(record) for record in done if record["scores"]):
+    if not best and not all(record.stopped or record.harmful for record in done if record.scores):
         raise WorkbenchError(
             f"{search.recipe.name}: the cache no longer has the scores of candidates in the study {search.shown(search.folder)}",
             "Move that folder away and run the search again.",
         )
-    return [
-        *((rival, "found") for rival in best),
-        *((rival, "random") for rival in front(finished(search, study, "random"))[:1]),
-    ]
+    random: list[tuple[Rival, TestedPart]] = [(rival, "random") for rival in front(finished(search, study, "random"))[:1]]
+    return [*((rival, "found") for rival in best), *random]
 
 
-def _nothing(search: Search, done: Sequence[Mapping[str, Any]]) -> WorkbenchError:
+def _nothing(search: Search, done: Sequence[TrialRow]) -> WorkbenchError:
     """Return the error for a search without any scored candidate."""
     if not done:
         return WorkbenchError(
@@ -94,7 +90,7 @@ def _nothing(search: Search, done: Sequence[Mapping[str, Any]]) -> WorkbenchErro
             "Increase `trials` or `budget` of the search.",
         )
     return WorkbenchError(
-        f"{search.recipe.name}: all {len(done)} candidates failed; {done[0]['name']}: {done[0].get('error')}",
+        f"{search.recipe.name}: all {len(done)} candidates failed; {done[0].name}: {done[0].error}",
         "Restrict the search's `space` to values with which the merge works.",
     )
 
