@@ -17,9 +17,9 @@ from worlds.search_world import SPACE, folder_of, search_of, searched
 
 from workbench.report.search import page_text
 from workbench.report.watch import Watched
-from workbench.search.document import growing
 from workbench.search.result import GrowingSearch
 from workbench.search.run import open_study, run
+from workbench.search.winner import growing
 
 
 def get(port: int, path: str) -> str:

@@ -190,8 +190,8 @@ class WatchedSearch(_Page):
 
     def show(self, watched: Watched) -> None:
         """Show the controls and candidates that are scored now; nothing before the first control."""
-        from workbench.search.document import growing
         from workbench.search.run import open_study
+        from workbench.search.winner import growing
 
         search = self._search
         if search is None or not search.controls:
