@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +15,7 @@ from workbench.errors import printable
 if TYPE_CHECKING:
     from workbench.merge.measuring.delta_sums import DeltaMeasures, DeltaSums, Measures
 
+Cell = TypeVar("Cell")
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {
     "relative": "‖Δ‖ / ‖θ₀‖, %",
@@ -81,10 +82,10 @@ def by_brick(measures: Measures, metric: str) -> None:
 def grid(
     title: str,
     columns: Mapping[str, str],
-    cells: Mapping[int | None, Mapping[str, Any]],
-    value: Callable[[Any, str], float | None],
+    cells: Mapping[int | None, Mapping[str, Cell]],
+    value: Callable[[Cell, str], float | None],
     metric: str,
-    null: Callable[[Any, str], bool] = lambda cell, column: False,
+    null: Callable[[Cell, str], bool] = lambda cell, column: False,
 ) -> None:
     """Print a table of layers by columns, with one colored number per cell; the color scale does not depend on the numbers.
 

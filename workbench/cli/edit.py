@@ -14,7 +14,7 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
-    from workbench.library.trace import TraceTable
+    from workbench.library.trace import RecoveredShare, TraceTable
     from workbench.resolve.resolved import Resolved
     from workbench.upkeep.rebase import Rebased
 
@@ -130,7 +130,7 @@ def _say_trace(table: TraceTable) -> None:
     )
     for what, title in OUTPUTS.items():
         out.line("")
-        cells: dict[int | None, dict[str, Any]] = {
+        cells: dict[int | None, dict[str, RecoveredShare]] = {
             layer: {place: table.share(what, layer, place) for place in WORDS} for layer in table.layers
         }
         grid(

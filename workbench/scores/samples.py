@@ -52,10 +52,10 @@ class Reported:
     higher: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: str, file: Path, document: Mapping[str, Any]) -> Reported:
+    def of(cls, task: str, file: Path, document: Mapping[str, object]) -> Reported:
         """Read a results file, which may hold anything."""
 
-        def part(*names: str) -> Mapping[str, Any]:
+        def part(*names: str) -> Mapping[str, object]:
             found: Any = document
             for name in names:
                 found = found.get(name) if isinstance(found, dict) else None

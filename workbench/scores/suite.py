@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -173,7 +173,7 @@ class Suite(Written):
         if kept == self.tasks:
             return self
         contrasts = {name: c for name, c in self.contrasts.items() if {c.of, c.minus} <= {*kept}}
-        fields: dict[str, Any] = {"tasks": kept, "contrasts": contrasts}
+        fields: dict[str, object] = {"tasks": kept, "contrasts": contrasts}
         if self.facts and not {*self.facts.tasks.values()} <= {*kept}:
             fields["facts"] = None
         for field, value in self:

@@ -76,7 +76,7 @@ class TaskSource:
     kind: str
     metrics: tuple[str, ...]
     lower: frozenset[str]
-    docs: Sequence[Mapping[str, Any]]
+    docs: Sequence[Mapping[str, object]]
     digest: str
     bundled: bool = False
     ratios: Mapping[str, str] = field(default_factory=dict)
