@@ -146,7 +146,7 @@ def schema_file(command: str) -> str:
     return f"schemas/{command.replace(' ', '-')}.json"
 
 
-def _text(document: Mapping[str, Any]) -> str:
+def _text(document: Mapping[str, object]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -185,5 +185,4 @@ def _resolved(part: Mapping[str, Any], made: Mapping[str, Any]) -> Mapping[str, 
     """Return a part of a schema, or the definition that it refers to."""
     if "$ref" not in part:
         return part
-    definition: Mapping[str, Any] = made["$defs"][part["$ref"].rpartition("/")[2]]
-    return definition
+    return dict(made["$defs"][part["$ref"].rpartition("/")[2]])

@@ -149,7 +149,7 @@ class TaskFile:
         return paths if known and paths and len(paths) == len(named) and all(path.is_file() for path in paths) else None
 
     @property
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> dict[str, object]:
         """Configuration without the names of its data files, because their content is part of the digest instead."""
         kwargs = self.config.get("dataset_kwargs")
         if not isinstance(kwargs, dict):
