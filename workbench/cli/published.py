@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
 from workbench.bricks.card import ShownCard
-from workbench.compare.beside import Items
+from workbench.compare.answers import Items
 from workbench.compare.comparison import ComparedRows
 from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
 from workbench.evaluate.suitenew import CreatedSuite
