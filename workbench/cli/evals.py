@@ -173,14 +173,7 @@ def compare(
 
 
 def _gate(comparison: Comparison, named: Sequence[str], require_safe: bool, guarded: bool = False) -> list[str]:
-    """Return the reasons for exit status 3, one line per configuration.
-
-    Args:
-        comparison: The comparison.
-        named: Names of the configurations that count.
-        require_safe: Value of `--require-safe`.
-        guarded: Count guarded tasks only.
-    """
+    """Return the reasons for exit status 3, one line per configuration."""
     worse = [row for row in comparison.worse if row.configuration in named and (row.family == "guarded" or not guarded)]
     not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
     return gate_lines(worse, not_safe, comparison.baseline)
@@ -255,22 +248,7 @@ def _compared(
     pages: Mapping[str, SearchResult],
     unsearched: list[str],
 ) -> Comparison | None:
-    """Compare the stored scores; named configurations without scores are left out.
-
-    Args:
-        opened: Configurations, plans and store.
-        names: Recipes and models as named on the command line.
-        baseline: Value of `--baseline`.
-        hint: Command that scores the configurations.
-        pages: Results of finished searches by recipe name.
-        unsearched: Names of recipes whose search is not finished.
-
-    Returns:
-        The comparison, or None if there are only searches to show.
-
-    Raises:
-        WorkbenchError: If nothing is scored, or no named recipe is scored or searched.
-    """
+    """Compare the stored scores; named configurations without scores are left out."""
     from workbench.evaluate.scoring import stored
     from workbench.scores.documents import Skipped
 

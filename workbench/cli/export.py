@@ -119,14 +119,7 @@ def write(
 
 
 def _written(made: Exported, to: Path, converted: Path | None, words: list[str]) -> None:
-    """Print the files of an export and the next commands.
-
-    Args:
-        made: The export.
-        to: Directory of the export.
-        converted: The converted base, if llama.cpp's converter was run.
-        words: Words of the converter's command, for llama.cpp.
-    """
+    """Print the files of an export and the next commands."""
     from workbench.ship.servers import PORTS
     from workbench.ship.servers import ROUTER_FILE as ROUTER
 

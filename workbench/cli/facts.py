@@ -200,14 +200,7 @@ def import_(
 
 
 def _say_imported(read: Published, file: Path, neighbours: int, *, limited: bool) -> None:
-    """Print the skipped rows, the number of facts, and the number of their neighbours.
-
-    Args:
-        read: The converted facts.
-        file: The file that they come from.
-        neighbours: Value of `--rebuild-neighbours`.
-        limited: Whether `--limit` is given.
-    """
+    """Print the skipped rows, the number of facts, and the number of their neighbours."""
     from workbench.library.facts import LONG, LONG_REPAIR
 
     for skip in read.skipped[:SHOWN]:

@@ -102,11 +102,7 @@ def new(
 
 
 def _file(name: str, project: Path | None) -> Path:
-    """Return the file of a new recipe: for a NAME in a project, recipes/NAME.yaml, which commands then find by this name.
-
-    Raises:
-        WorkbenchError: If the file exists, or its name would mean two things.
-    """
+    """Return the file of a new recipe: for a NAME in a project, recipes/NAME.yaml, which commands then find by this name."""
     path, folder = Path(name), project / "recipes" if project else recipes_folder()
     stem = path.stem if path.suffix in SUFFIXES else path.name
     if project or (path.name == name and stem == name and folder.is_dir()):

@@ -104,13 +104,7 @@ def project_of(file: Path) -> Path:
 
 
 def _function(name: str, folder: Path, resolve: Callable[[str, Path], Any]) -> Any:
-    """Return the function that a task file of a project names.
-
-    Args:
-        name: `module.function`, with the module beside the task file or importable.
-        folder: Folder of the task file.
-        resolve: lm-eval's own function, for importable modules.
-    """
+    """Return the function that a task file of a project names."""
     module, _, attribute = name.rpartition(".")
     file = (folder / f"{module.replace('.', '/')}.py").resolve()
     if not file.exists() or not module:

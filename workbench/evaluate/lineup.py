@@ -278,11 +278,6 @@ def _taught_otherwise(entries: Sequence[LineupEntry], facts: Iterable[Wanted], t
 
     A recipe with one step that teaches the same facts in that way is that control itself. Streams with updates or removals have no such
     controls, because other methods do not read files in order.
-
-    Args:
-        entries: The recipes' configurations.
-        facts: The facts that are scored.
-        taken: Names of other configurations; those of the controls are added.
     """
     edited_by = {entry.name: (entry, edited_for(entry.resolved)) for entry in entries}
     made: set[tuple[str, str]] = set()

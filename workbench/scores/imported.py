@@ -293,11 +293,7 @@ def _keep(read: _Folder, store: ScoreStore, name: str) -> ImportedRun:
 
 
 def _with_tasks(declared: Suite, tasks: Mapping[str, Path], results: Sequence[Mapping[str, object]]) -> Suite:
-    """Return a suite's file with the imported tasks; groups are those of the results files.
-
-    Raises:
-        WorkbenchError: If the suite lacks an imported task.
-    """
+    """Return a suite's file with the imported tasks; groups are those of the results files."""
     members: dict[str, list[str]] = {}
     for document in results:
         members |= {

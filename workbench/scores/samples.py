@@ -185,9 +185,6 @@ def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row], 
     """Return a metric's values in the rows of the items: numbers, [numerator, weight] of a ratio, or [contribution].
 
     A task's own aggregation is not in the files. Its metric is read as a mean, which `_agree` then compares.
-
-    Raises:
-        UndefinedError: If they cannot be read or computed.
     """
     shares = None if how in (*MEANS, *RATIOS) or not compute else compute(how, values, codes([item["cluster"] for item in items]))
     if shares is not None:
@@ -203,12 +200,7 @@ def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row], 
 
 
 def _agree(values: Sequence[Any], items: Sequence[Row], how: str, reported: Reported, key: str, where: str) -> None:
-    """Compare a metric with the results file, if there is one.
-
-    Raises:
-        UndefinedError: If the file has no such value, or its aggregation is not known and is not the mean.
-        WorkbenchError: If the aggregation is known and the two differ.
-    """
+    """Compare a metric with the results file, if there is one."""
     if reported.file is None:
         return
     metric, expected = key.partition(",")[0], reported.values.get(key)
