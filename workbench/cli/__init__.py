@@ -35,7 +35,7 @@ from workbench.cli import (
 )
 from workbench.cli._failures import command_of, explained, missing_extra, short_of_memory, while_printing
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import WorkbenchError
 
 

@@ -10,7 +10,7 @@ import typer
 from workbench.api.naming import open_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from workbench.api.naming import find, load_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:

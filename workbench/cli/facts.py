@@ -11,7 +11,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:

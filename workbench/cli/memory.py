@@ -13,7 +13,7 @@ import typer
 from workbench.api.naming import find, run_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:

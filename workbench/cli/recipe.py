@@ -11,7 +11,7 @@ import typer
 from workbench.api.naming import SUFFIXES, find, load_named, recipes_folder, relative
 from workbench.cli._options import JsonOpt, MaxPointsOpt, RecipesArg, SetOpt, SweepOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:

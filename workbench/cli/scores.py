@@ -16,7 +16,7 @@ from workbench.api.subjects import Request, refuse_left_out
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import printing
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, nearest
 
 if TYPE_CHECKING:
