@@ -1,4 +1,4 @@
-"""The option --trust-project-code of commands that read recipes or tasks."""
+"""Command `trust`, and the option --trust-project-code of commands that read recipes or tasks."""
 
 from __future__ import annotations
 
