@@ -181,12 +181,7 @@ class ScorePlan:
         return replace(self, scorer=scorer)
 
     def tokenized(self, tokenizer: Any, digest: str) -> ScorePlan:
-        """Return this plan for a configuration with another tokenizer.
-
-        Args:
-            tokenizer: Folder of the tokenizer, or the tokenizer itself.
-            digest: Its `tokenizer_digest`.
-        """
+        """Return this plan for a configuration with another tokenizer, a folder or the tokenizer itself, and its `tokenizer_digest`."""
         return replace(self, tokenizer=tokenizer, tokenizer_digest=digest)
 
     def part(self, items: Mapping[str, Sequence[Item]]) -> ScorePlan:
