@@ -321,8 +321,7 @@ class Space(FieldSpace):
 def plain_data(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain data, as in its file."""
     if recipe.document is not None:
-        copied: dict[str, Any] = json.loads(json.dumps(recipe.document.data))
-        return copied
+        return dict(json.loads(json.dumps(recipe.document.data)))
     data = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
     return {"version": 1, **data}
