@@ -165,11 +165,11 @@ def details(decision: Decision) -> list[str]:
     by_name = {s.configuration: s for s in decision.ranked}
     higher = [s for s in decision.ranked if s.mean > about.mean and s.configuration != decision.equal_to]
     sentences += [f"{s.configuration} has a higher mean, {_level(s.mean)}, but {_failing(s, decision)}." for s in higher[:_NAMED]]
-    told = {s.configuration for s in higher}
+    named = {s.configuration for s in higher}
     near = [
         d
         for d in decision.beside
-        if d.configuration not in told and d.verdict in ("cannot tell", "equivalent", "no item changed")
+        if d.configuration not in named and d.verdict in ("cannot tell", "equivalent", "no item changed")
     ]
     sentences += [_beside(d, by_name[d.configuration], about, decision) for d in near[:_NAMED]]
     if rest := near[_NAMED:]:

@@ -142,8 +142,8 @@ def evaluate(
         for task in plan.suite.tasks:
             if task not in done:
                 journal = store.journal(plan, key, task)
-                told = _offset(progress, scorer.sizes(), [t for t in plan.suite.tasks if t in done])
-                done[task] = {**scorer.task(task, journal, told), "check": check.model_dump() if check else None}
+                shifted = _offset(progress, scorer.sizes(), [t for t in plan.suite.tasks if t in done])
+                done[task] = {**scorer.task(task, journal, shifted), "check": check.model_dump() if check else None}
                 store.keep_task(plan, key, task, done[task])
     if progress:
         progress("", 1, 1)

@@ -368,8 +368,10 @@ def _value(metric: str, how: str, value: Any) -> float | list[float] | None:
         return [float(v) for v in pair] if len(pair) == 2 and all(map(_is_number, pair)) else None
     if metric == BRIER and isinstance(value, list) and len(value) == 2:  # (right choice, probabilities)
         right, shares = value
-        fits = isinstance(right, int) and isinstance(shares, list) and all(map(_is_number, shares)) and 0 <= right < len(shares)
-        return brier_score(right, [float(p) for p in shares]) if fits else None
+        well_formed = (
+            isinstance(right, int) and isinstance(shares, list) and all(map(_is_number, shares)) and 0 <= right < len(shares)
+        )
+        return brier_score(right, [float(p) for p in shares]) if well_formed else None
     return float(value) if _is_number(value) else None
 
 

@@ -108,7 +108,7 @@ class ScoreStore:
         Returns:
             A text that continues a sentence, such as "; scores of base under plan 6a46281a7ac8 are …"; empty if there are none.
         """
-        told = []
+        texts = []
         for plan in plans:
             for path in self.root.glob(f"{plan.suite.suite}-*/plan.json"):
                 record, scores = plan_record(path.parent), stored_in(path.parent)
@@ -121,8 +121,8 @@ class ScoreStore:
                 reason = outdated(record, scores) or f"another plan: other {', '.join(differing) or 'items or settings'}"
                 if record.plan == plan.digest:
                     reason = "their weights are others, or were not read here yet: `workbench eval` tells"
-                told.append(f"; scores of {', '.join(found)} under plan {record.plan[:12]} are not compared ({reason})")
-        return "".join(told)
+                texts.append(f"; scores of {', '.join(found)} under plan {record.plan[:12]} are not compared ({reason})")
+        return "".join(texts)
 
     def record(self, scores: Scores) -> PlanRecord:
         """Return the content of the plan.json of some scores."""
