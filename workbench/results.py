@@ -87,7 +87,8 @@ class Result(Part):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise WorkbenchError(f"{label}: {place or 'the object'}: {first['msg']}", hint) from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise WorkbenchError(f"{label}: {place or 'the object'}: {message}", hint) from None
 
     @classmethod
     def read(cls, path: Path, hint: str | None = None) -> Self:

@@ -174,8 +174,8 @@ def test_items_refuse_what_they_do_not_have(world: Path) -> None:
 
 
 def test_texts_of_models_are_escaped_in_notebooks() -> None:
-    from workbench.api.beside import ItemsBeside
-    from workbench.compare.beside import Item
+    from workbench.api.answers import ItemsBeside
+    from workbench.compare.answers import Item
 
     answer = {"score": 1.0, "response": "<script>alert(1)</script>", "picked": None, "loglikelihoods": None}
     item = {"task": "t", "id": "1", "cluster": None, "metric": "em", "change": "same", "prompt": "<b>" + "x" * 700}

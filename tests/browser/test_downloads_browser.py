@@ -15,9 +15,9 @@ from worlds.devtools import Browser, show, skip_without_browser
 from worlds.report_additions import add_own_units
 from worlds.report_document import make_document
 from worlds.search_document import make_search
+from worlds.search_page import render as render_search
 
 from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
-from workbench.report import search
 from workbench.report.files import packed_in
 from workbench.report.heatmap import render_heat_maps
 
@@ -122,7 +122,7 @@ def test_every_table_and_figure_of_a_report_is_saved(opened: Browser, document: 
 
 
 def test_a_search_and_heat_maps_are_saved(opened: Browser, tmp_path: Path) -> None:
-    path = search.render(make_search(), tmp_path / "search")[0]
+    path = render_search(make_search(), tmp_path / "search")[0]
     opened.open(path, 1280, 900, False)
     files = check(opened, path, tmp_path / "search-files")
     assert {"candidates.csv", "tested.tex"} <= set(files)

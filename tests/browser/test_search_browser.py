@@ -10,8 +10,7 @@ import pytest
 
 from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
 from worlds.search_document import make_search
-
-from workbench.report.search import render
+from worlds.search_page import render
 
 pytestmark = pytest.mark.browser
 skip_without_browser()

@@ -12,8 +12,9 @@ from worlds.decided import situation
 from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
 from worlds.search_document import make_search, unfinished
 
-from workbench.report.search.page import growing_page
+from workbench.report.search import page_text
 from workbench.report.watch import Pages, Watched
+from workbench.search.result import GrowingSearch, SearchResult
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
@@ -55,7 +56,7 @@ def test_the_page_grows_and_stays(tmp_path: Path) -> None:
 
 def test_the_page_of_a_search_grows_and_ends_with_its_test() -> None:
     assert EXECUTABLE
-    pages = Pages(growing_page, "Search in progress", "No candidate is scored yet", "It appears here.")
+    pages = Pages(page_text, "Search in progress", "No candidate is scored yet", "It appears here.")
     headline = "document.querySelector('.headline').textContent"
     with browser(EXECUTABLE) as page:
         with Watched(0, pages) as watched:
@@ -65,13 +66,13 @@ def test_the_page_of_a_search_grows_and_ends_with_its_test() -> None:
             until(page, f"{TEXT} === 'Control 1/7: base.'")
             assert page.js("document.querySelector('h1').textContent") == "No candidate is scored yet"
             watched.say("12 of 40 candidates are finished; 3 min left.")
-            watched.show(unfinished(make_search(12), 40))
+            watched.show(GrowingSearch.of(unfinished(make_search(12), 40), "search"))
             until(page, f"document.querySelector('#history g.candidate') !== null && {TEXT}.startsWith('12 of 40')")
             assert page.js(headline).startswith("12 of 40 candidates are finished. The best so far, trial-")
             assert page.js("document.getElementById('tested-table')") is None
             assert page.js("document.documentElement.scrollWidth") <= 390
             page.resize(1280)
-            watched.show(make_search(40))
+            watched.show(SearchResult.of(make_search(40), "search"))
             until(page, "document.getElementById('tested-table') !== null")
             assert page.js(headline).startswith("On 230 test items that the search did not use")
             assert {url for url in page.requests() if not url.startswith("data:")} == {watched.url, f"{watched.url}state"}

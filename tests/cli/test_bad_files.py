@@ -329,7 +329,7 @@ def test_a_journal_whose_last_line_was_cut(project: Project, tmp_path: Path) -> 
     opened.close()
     assert journal.read_bytes().startswith(whole)
     opened = study(tmp_path / "s", project)
-    assert [record["scores"] for record in opened.finished("search")] == [[0.0], [0.1], [0.2], [0.9]]
+    assert [record.scores for record in opened.finished("search")] == [[0.0], [0.1], [0.2], [0.9]]
     opened.close()
 
 

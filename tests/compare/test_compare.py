@@ -33,23 +33,8 @@ def comparison(tmp_path: Path) -> Comparison:
     return compare(store, stored(store, shares()), project=tmp_path, command="workbench compare")
 
 
-def test_document_has_the_agreed_form(comparison: Comparison) -> None:
+def test_the_document_has_no_undefined_number_and_says_what_was_tested(comparison: Comparison) -> None:
     document = comparison.to_dict()
-    assert list(document) == [
-        "version",
-        "baseline",
-        "rows",
-        "configurations",
-        "tasks",
-        "interference",
-        "facts",
-        "family",
-        "flips",
-        "side_by_side",
-        "provenance",
-        "recommendation",
-        "warnings",
-    ]
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document["baseline"] == "base"
     assert [c["name"] for c in document["configurations"]] == ["base", "add", "sort", "average", "merge"]
@@ -84,33 +69,6 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "contrast": None,
     }
     assert document["provenance"]["scorers"] == {"toy": "hflm"}
-    assert set(document["rows"][0]) >= {
-        "configuration",
-        "role",
-        "task",
-        "metric",
-        "value",
-        "baseline_value",
-        "diff",
-        "low",
-        "high",
-        "low_adj",
-        "high_adj",
-        "p",
-        "p_adj",
-        "n",
-        "clusters",
-        "mde",
-        "needs",
-        "verdict",
-        "wins",
-        "losses",
-        "lower",
-        "ratio",
-        "family",
-        "tolerance",
-        "companion",
-    }
     assert document["warnings"] == ['facts: "safe" is about further items of its 30 clusters only (`drawn: items` in the suite).']
 
 

@@ -14,7 +14,7 @@ from worlds.decided import BRICK, CLUSTERS, CONTROLS, MB, SITUATIONS, WEAK, comp
 from worlds.stored_scores import BASE, stored
 
 from workbench.compare import advice, leaders, recommend
-from workbench.compare.advice import Standing
+from workbench.compare.advice import Candidate, Guarded
 from workbench.compare.compare import compare
 from workbench.compare.leaders import MeanPairs, pair_of
 from workbench.compare.tables import Table
@@ -267,17 +267,31 @@ def test_more_members_than_pairs_are_tested_of(tmp_path: Path, monkeypatch: pyte
     assert found["candidates"][1]["against_baseline"]["verdict"] == "better"
 
 
+def candidate(name: str, mean: float, guarded: Guarded, bytes: int | None = None, bricks: int = 0) -> Candidate:
+    return Candidate(
+        configuration=name,
+        role="configuration",
+        mean=mean,
+        guarded=guarded,
+        against_baseline=None,
+        against_best=None,
+        form=None,
+        bytes=bytes,
+        bricks=bricks,
+    )
+
+
 def test_a_guarded_task_without_scores_shows_no_safety() -> None:
-    assert not Standing("a", 0.5, "not shown safe").recommendable
-    assert Standing("a", 0.5, "no guarded task").recommendable
+    assert not candidate("a", 0.5, "not shown safe").recommendable
+    assert candidate("a", 0.5, "no guarded task").recommendable
 
 
 def test_costs_are_compared_by_bytes_and_then_by_bricks() -> None:
-    small, large = Standing("s", 0, "safe", bytes=10, bricks=5), Standing("l", 0, "safe", bytes=20, bricks=1)
+    small, large = candidate("s", 0, "safe", bytes=10, bricks=5), candidate("l", 0, "safe", bytes=20, bricks=1)
     assert (small.cheaper(large), large.cheaper(small)) == ("smaller (10 B against 20 B)", "")
-    near, other = Standing("n", 0, "safe", bytes=100, bricks=2), Standing("o", 0, "safe", bytes=95, bricks=3)
+    near, other = candidate("n", 0, "safe", bytes=100, bricks=2), candidate("o", 0, "safe", bytes=95, bricks=3)
     assert (near.cheaper(other), other.cheaper(near)) == ("made from fewer bricks (2 against 3)", "")
-    assert Standing("a", 0, "safe").cheaper(small) == ""
+    assert candidate("a", 0, "safe").cheaper(small) == ""
 
 
 def tables(values: list[list[Any]], clusters: list[Any], chance: float = 0.0) -> list[Table]:

@@ -15,10 +15,9 @@ import pytest
 
 from worlds.report_page import Page
 from worlds.search_document import CONTROLS, make_search
-from worlds.search_page import Document, handmade, rendered, view_of
+from worlds.search_page import Document, handmade, render, rendered, view_of
 
 from workbench.report.chart import Frame, Scale, spread
-from workbench.report.search import render
 from workbench.report.search.charts import best_so_far, curves, history, hypervolume, importances, pareto
 from workbench.report.search.parallel import parallel
 from workbench.report.search.wording import headline, sentences
@@ -56,7 +55,7 @@ def test_headline_and_sentences() -> None:
     assert sentences(view) == [
         "On the search items, which selected it, its difference is +40.0 points, 15.0 points more than on the test items: "
         "the search items are too optimistic by that much.",
-        "Of 5 candidates, 3 were scored on all 8 search items, 1 was stopped early and 1 failed.",
+        "Of 5 candidates of the sampler tpe, 3 were scored on all 8 search items, 1 was stopped early and 1 failed.",
     ]
 
 
@@ -111,7 +110,7 @@ def test_candidates_have_their_own_names_in_the_comparison(one: Document, tmp_pa
 
 def test_best_so_far_counts_no_estimate() -> None:
     view = view_of(handmade())
-    assert best_so_far(view.candidates, view.objectives[0]) == [(0, 0.4), (2, 0.6)]
+    assert best_so_far(view.found.trials, view.objectives[0]) == [(0, 0.4), (2, 0.6)]
 
 
 def test_history_places() -> None:
@@ -244,7 +243,7 @@ def test_lower_is_better() -> None:
     view = view_of(document)
     (objective,) = view.objectives
     assert objective.unit.word == ""
-    assert best_so_far(view.candidates, objective) == [(0, 0.4)]
+    assert best_so_far(view.found.trials, objective) == [(0, 0.4)]
     found = parallel(view)
     assert found is not None
     assert (found.worst, found.best) == ("3.500", "0.400")
@@ -253,10 +252,11 @@ def test_lower_is_better() -> None:
 
 
 def test_views_without_data_are_left_out(tmp_path: Path) -> None:
-    bare = {"version": 1, "name": "bare", "objectives": [{"name": "acc", "lower": False}], "space": {}, "trials": [], "test": {}}
+    bare = {**handmade(), "name": "bare", "space": {}, "trials": [], "winner": None}
+    bare["test"]["rows"], bare["test"]["against"] = [], {}
     text, markdown = rendered(bare, tmp_path)
     page = Page(text)
-    assert [i for i in page.ids if i in ("result", "forest", "history", "importances", "parallel", "dimensions", "front")] == []
+    assert [i for i in page.ids if i in ("forest", "history", "importances", "parallel", "dimensions", "front")] == []
     assert "This search has not tested any candidate." in text
     assert "The search tried no candidate." in markdown
     assert "workbench search bare" in text
@@ -270,16 +270,16 @@ def test_views_without_data_are_left_out(tmp_path: Path) -> None:
 
 def test_only_failed_candidates(tmp_path: Path) -> None:
     document = handmade()
-    document |= {"trials": [document["trials"][3]], "winner": None, "test": {}, "controls": [], "best_control": None}
+    document |= {"trials": [document["trials"][3]], "winner": None}
+    document["test"]["rows"].pop()
     text, _ = rendered(document, tmp_path)
-    assert "Of 1 candidate, 0 were scored on all 8 search items and 1 failed." in text
+    assert "Of 1 candidate of the sampler tpe, 0 were scored on all 8 search items and 1 failed." in text
     assert 'class="failed"' in text
     assert "dimensions" not in Page(text).ids
 
 
 def test_no_number_is_not_drawn(tmp_path: Path) -> None:
     document = handmade()
-    document["trials"][0]["scores"] = [float("nan")]
     document["trials"][2]["values"]["lam"] = "much"
     document["test"]["against"]["trial-2"][0]["test"] |= {"low": None, "high": None}
     text, _ = rendered(document, tmp_path)

@@ -18,6 +18,7 @@ from worlds.wandb_file import read_run
 
 from workbench.report import trackers
 from workbench.report.trackers import LoggedRun
+from workbench.search.result import SearchResult
 
 EVAL = ("eval", "mine", "--device", "cpu", "--limit", "8")
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -113,7 +114,7 @@ def test_each_control_and_candidate_is_a_run(world: Project, kept: Kept) -> None
 
 def test_scores_of_candidates_that_were_stopped_early_are_estimates() -> None:
     found = make_search(12, random=3, objectives=2)
-    runs = {run.name: run for run in trackers.runs_of_search(found)}
+    runs = {run.name: run for run in trackers.runs_of_search(SearchResult.of(found, "search.json"))}
     names = [objective["name"] for objective in found["objectives"]]
     stopped = [trial for trial in found["trials"] if trial.get("stopped")]
     failed = [trial for trial in found["trials"] if trial.get("error")]

@@ -89,11 +89,11 @@ def test_imported_scores_are_lm_evals(outside: Path, project: Path) -> None:
         x["resps"][0][0] for x in lines(outside / "a", "copy") if x["filter"] == "plain"
     ]
     plan = store.record(one.scores)
-    assert plan["imported"] is True
-    assert plan["tasks"]["roll"]["ratios"] == {
+    assert plan.imported is True
+    assert plan.tasks["roll"].ratios == {
         "word_perplexity": "weighted_perplexity", "byte_perplexity": "weighted_perplexity", "bits_per_byte": "bits_per_byte"}  # fmt: skip
-    assert plan["tasks"]["last"]["lower"] == ["perplexity"]
-    assert plan["tasks"]["last"]["primary"] == "acc"
+    assert plan.tasks["last"].lower == ["perplexity"]
+    assert plan.tasks["last"].primary == "acc"
     weight = [r["metrics"]["bits_per_byte"] for r in rows["roll"]]
     assert -sum(n for n, _ in weight) / sum(w for _, w in weight) / math.log(2) == pytest.approx(
         expected["roll"]["bits_per_byte,none"]

@@ -44,7 +44,7 @@ def run(study: Study, score: Callable[[frozenset[str]], float | None], number: i
     while (trial := study.claim("search", number)) is not None:
         value = score(members(trial.values))
         study.finish(trial, None if value is None else [value], {"digest": trial.name})
-    return [members(found["values"]) for found in study.finished("search")]
+    return [members(found.values) for found in study.finished("search")]
 
 
 def soup(score: Callable[[frozenset[str]], float]) -> list[frozenset[str]]:

@@ -32,7 +32,7 @@ from workbench.search.winner import conclude
 def trials_of(search: Search) -> list[dict[str, Any]]:
     study = open_study(search)
     try:
-        return [{k: v for k, v in r.items() if k != "seconds"} for r in study.finished("search")]
+        return [{k: v for k, v in r.to_dict().items() if k != "seconds"} for r in study.finished("search")]
     finally:
         study.close()
 
@@ -294,7 +294,7 @@ def test_a_candidate_that_overflows_is_one_failure(world: Project) -> None:
     study = open_study(search)
     done = study.finished("search")
     assert len(done) == 4
-    assert {t["scores"] is None for t in done} == {t["values"]["mix.lambda"] > 1 for t in done} == {True, False}
-    assert all("error" in t for t in done if t["scores"] is None)
-    assert len(finished(search, study)) == sum(t["scores"] is not None and not t["stopped"] for t in done)
+    assert {t.failed for t in done} == {t.values["mix.lambda"] > 1 for t in done} == {True, False}
+    assert all(t.error for t in done if t.failed)
+    assert len(finished(search, study)) == sum(t.complete for t in done)
     study.close()

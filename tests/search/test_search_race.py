@@ -13,8 +13,8 @@ from scipy.special import stdtrit
 from workbench.evaluate.models import GOLD
 from workbench.scores.paired import paired
 from workbench.search.clock import Clock
-from workbench.search.document import area
 from workbench.search.objective import Answers, Objective, Rival, Term, beaten_by, estimate, front, gap, gold_gap
+from workbench.search.winner import area
 
 A, B = ("s", "a"), ("s", "b")
 BOTH = Objective("s", (Term(A, "acc", 1.0), Term(B, "acc", 1.0)))

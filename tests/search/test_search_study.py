@@ -16,6 +16,7 @@ from worlds.search_world import searched
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
+from workbench.search.result import TrialRow
 from workbench.search.run import Scoring, Search, open_study, prepare
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
@@ -47,7 +48,7 @@ class Killed(BaseException):
     """The process is dead: no handler of errors runs."""
 
 
-def work(folder: Path, space: Space, sampler: str, objectives: int, number: int) -> list[dict[str, Any]]:
+def work(folder: Path, space: Space, sampler: str, objectives: int, number: int) -> list[TrialRow]:
     """Score candidates by a formula until there are `number`; a process that dies lets its lock go and writes nothing more."""
     study = study_in(folder, space, sampler, objectives)
     try:
@@ -88,8 +89,8 @@ def test_a_process_that_dies_at_any_write_changes_no_candidate(
     with monkeypatch.context() as patch:
         patch.setattr(JournalFileBackend, "append_logs", lambda self, logs: (writes.append(1), real(self, logs))[1])
         undisturbed = work(project.path / "plain", space, sampler, objectives, number)
-    assert [t["number"] for t in undisturbed] == list(range(number))
-    assert all(t["scores"] for t in undisturbed)
+    assert [t.number for t in undisturbed] == list(range(number))
+    assert all(t.scores for t in undisturbed)
     for last in range(1, 17) if number == 3 else range(len(writes) - 7, len(writes) + 1):
         folder = project.path / f"killed-{last}"
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -119,7 +120,7 @@ def test_a_candidate_belongs_to_its_process_until_that_ends(project: Project) ->
     assert last.number == 2
     second.finish(last, None, {"error": "x"})
     assert second.claim("random", 3) is None
-    assert [(t["number"], t["scores"]) for t in second.finished("random")] == [(0, [0.25]), (1, [0.5]), (2, None)]
+    assert [(t.number, t.scores) for t in second.finished("random")] == [(0, [0.25]), (1, [0.5]), (2, None)]
 
 
 def test_a_line_that_was_cut_in_the_middle_is_dropped(project: Project) -> None:

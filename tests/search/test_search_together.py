@@ -59,7 +59,7 @@ def test_a_search_waits_for_the_candidate_of_another_process(world: Project) -> 
 
     assert WAITING in run_and(search, finish)
     other.close()
-    assert [t["number"] for t in other.finished("search")] == [0, 1, 2]
+    assert [t.number for t in other.finished("search")] == [0, 1, 2]
 
 
 def test_a_candidate_whose_process_dies_is_taken_over(world: Project) -> None:
@@ -67,9 +67,9 @@ def test_a_candidate_whose_process_dies_is_taken_over(world: Project) -> None:
     other, trial = claimed_elsewhere(search)
     assert WAITING in run_and(search, other.close)
     found = other.finished("search")
-    assert [t["number"] for t in found] == [0, 1, 2]
-    assert found[0]["values"] == trial.values
-    assert found[0]["scores"]
+    assert [t.number for t in found] == [0, 1, 2]
+    assert found[0].values == trial.values
+    assert found[0].scores
 
 
 def test_nothing_is_waited_for_after_the_time_is_used_up(world: Project, tmp_path: Path) -> None:

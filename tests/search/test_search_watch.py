@@ -6,7 +6,6 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,10 +15,11 @@ from worlds.project import Project
 from worlds.search_document import make_search, unfinished
 from worlds.search_world import SPACE, folder_of, search_of, searched
 
-from workbench.report.search.page import growing_page
+from workbench.report.search import page_text
 from workbench.report.watch import Watched
-from workbench.search.document import growing
+from workbench.search.result import GrowingSearch
 from workbench.search.run import open_study, run
+from workbench.search.winner import growing
 
 
 def get(port: int, path: str) -> str:
@@ -36,7 +36,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     pages: list[str] = []
     show = Watched.show
 
-    def shown(watched: Watched, document: Mapping[str, Any]) -> None:
+    def shown(watched: Watched, document: object) -> None:
         show(watched, document)
         assert json.loads(get(watched.port, "/state"))["version"] == len(pages) + 1
         pages.append(get(watched.port, "/"))
@@ -85,34 +85,37 @@ def test_what_the_page_says_is_what_the_study_holds(world: Project) -> None:
     run(search)
     study = open_study(search)
     try:
-        document = growing(search, study)
-        records = [r for r in study.finished("search") if r["scores"] and not r["stopped"]]
+        state = growing(search, study)
+        records = [r for r in study.finished("search") if r.complete]
     finally:
         study.close()
-    assert document["progress"] == {"done": 3, "total": 3}
-    assert (document["winner"], document["recipes"]) == (None, {})
-    assert "test" not in document
+    assert (state.progress.done, state.progress.total) == (3, 3)
+    assert (state.winner, state.recipes) == (None, {})
     control = max(search.controls, key=lambda rival: rival.scores[0])
-    text = headline(growing_page(document, 3))
+    text = headline(page_text(state, 3))
     beside = f"the best control, {control.name}, scores {100 * control.scores[0]:.1f} %"
     if not records:
         assert text == f"3 of 3 candidates are finished. No candidate is scored on all search items yet. On them, {beside}."
         return
-    best = max(records, key=lambda r: r["scores"][0])
+    best = max(records, key=lambda r: r.scores)
     assert text == (
-        f"3 of 3 candidates are finished. The best so far, {best['name']}, scores {100 * best['scores'][0]:.1f} % on search items, "
+        f"3 of 3 candidates are finished. The best so far, {best.name}, scores {100 * best.scores[0]:.1f} % on search items, "
         f"and {beside}."
     )
+
+
+def page_of(document: dict[str, Any]) -> str:
+    return page_text(GrowingSearch.of(document, "search"), 1)
 
 
 def test_two_objectives_name_their_front() -> None:
     document = unfinished(make_search(25, objectives=2, random=3), None)
     full = {t["name"]: t["scores"] for t in document["trials"] if t["arm"] == "search" and t["scores"] and not t["stopped"]}
     front = [n for n, s in full.items() if not any(o[0] >= s[0] and o[1] >= s[1] and o != s for o in full.values())]
-    text = headline(growing_page(document, 1))
+    text = headline(page_of(document))
     assert text.startswith(f"28 candidates are finished. {len(front)} candidates are on the Pareto front so far: ")
     assert all(name in text for name in front)
-    none = headline(growing_page({**document, "trials": [t for t in document["trials"] if t.get("stopped")]}, 1))
+    none = headline(page_of({**document, "trials": [t for t in document["trials"] if t.get("stopped")]}))
     assert none.endswith("finished. No candidate is scored on all search items yet.")
 
 

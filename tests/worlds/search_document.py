@@ -9,6 +9,8 @@ import numpy as np
 
 from worlds.report_document import CONFIGURATIONS, make_document
 
+from workbench.compare.comparison import Comparison
+
 Row = dict[str, Any]
 SPACE: dict[str, Row] = {
     "mix.merge": {"choices": ["task_arithmetic", "ties", "dare_linear"]},
@@ -45,13 +47,18 @@ def make_search(trials: int = 40, *, random: int = 0, objectives: int = 1, seed:
     best = [max(drawn, key=lambda t: t["scores"][0])["name"]] if drawn else []
     scores = {t["name"]: t["scores"] for t in full}
     controls = [
-        {"name": name, "role": ROLES.get(name, "configuration"), "scores": list(values[:objectives])}
+        {
+            "name": name,
+            "role": ROLES.get(name, "configuration"),
+            "scores": list(values[:objectives]),
+            "intervals": [None] * objectives,
+        }
         for name, values in CONTROLS.items()
     ]
     names = ["smoke", "smoke/retention"][:objectives]
     return {
         "version": 1, "name": "toy", "key": "da01b81b379ca79d23d05260213112da", "directory": "runs/search/toy-da01b81b",
-        "sampler": "tpe", "seed": 0,
+        "command": None, "sampler": "tpe", "seed": 0,
         "objectives": [{"name": n, "lower": False, "terms": [["smoke", "add", "exact_match"], ["smoke", "triage", "acc"]], **OF_OBJECTIVE} for n in names],
         "space": SPACE, "items": ITEMS, "stages": [75, 150, 225], "controls": controls, "trials": done,
         "importances": {n: {"mix.lambda": 0.7134, "mix.merge": 0.2531, "mix.bricks.triage": 0.0335} for n in names} if trials > 3 else {},
@@ -61,18 +68,18 @@ def make_search(trials: int = 40, *, random: int = 0, objectives: int = 1, seed:
             "baseline": "task-arithmetic-1",
             "rows": [*(_row(n, list(v[:objectives])) for n, v in CONTROLS.items()), *(_row(n, scores[n]) for n in chosen), *(_row(n, scores[n], "random") for n in best)],
             "against": {n: [_against(_row(n, scores[n]), o, i) for i, o in enumerate(names)] for n in (*chosen, *best)},
-            "comparison": compared([*chosen, *best]) if comparison else None,
+            "comparison": compared([*chosen, *best] if comparison else []) | ({} if comparison else {"rows": []}),
         },
         **({} if objectives == 1 else {"front": chosen, "hypervolume": _areas(rng, trials)}),
-        "names": [*CONTROLS, *chosen, *best],
     }  # fmt: skip
 
 
 def unfinished(document: Row, total: int | None) -> Row:
     """The document of a search that has not tested anything yet, and has so many candidates in all."""
-    known = {key: value for key, value in document.items() if key not in ("test", "unbeaten", "names")}
+    known = {key: value for key, value in document.items() if key not in ("test", "unbeaten")}
     objectives = {"front": []} if "front" in document else {}
-    return {**known, "winner": None, "recipes": {}, **objectives, "progress": {"done": len(document["trials"]), "total": total}}
+    progress = {"done": len(document["trials"]), "total": total}
+    return {**known, "winner": None, "recipes": {}, **objectives, "progress": progress}
 
 
 def all_given_up(objectives: int = 1) -> Row:
@@ -119,7 +126,7 @@ def compared(candidates: list[str]) -> Row:
     document = make_document(tasks=["add", "reverse", "triage", "retention"], configurations=table)
     for c in document["configurations"]:
         c["recipe"] = "recipes/toy.yaml" if c["name"] == "toy" else None
-    return document
+    return Comparison.of(document, "comparison").to_dict()
 
 
 def _trial(rng: np.random.Generator, arm: str, number: int, objectives: int) -> Row:

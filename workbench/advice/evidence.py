@@ -278,11 +278,9 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
     newest: dict[str, tuple[str, list[ScoredBefore]]] = {}
     for path in store.root.glob("*/plan.json"):
         plan = plan_record(path.parent)
-        if plan["partial"] or plan.get("imported"):
+        if plan.partial or plan.imported:
             continue
-        primary = {
-            task: about["primary"] for task, about in plan["tasks"].items() if about["primary"] not in about.get("lower", [])
-        }
+        primary = {name: task.primary for name, task in plan.tasks.items() if task.primary not in task.lower}
         stored = [
             scores
             for scores in stored_in(path.parent)
@@ -290,7 +288,7 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
         ]
         if not primary or not stored:
             continue
-        suite = plan["suite"]["suite"]
+        suite = plan.name
         rows = sorted((_row(scores, primary, len(stored)) for scores in stored), key=lambda row: -row.value)
         created = max(scores.created for scores in stored)
         if suite not in newest or newest[suite][0] < created:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.api.beside import ItemsBeside
+    from workbench.api.answers import ItemsBeside
     from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
     from workbench.api.results import ComparedScores, FoundValues
     from workbench.api.scoring import compare, evaluate, items, search
@@ -41,7 +41,7 @@ __all__ = [
     "search",
 ]
 _HOMES = {
-    "beside": ("ItemsBeside",),
+    "answers": ("ItemsBeside",),
     "loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
     "results": ("ComparedScores", "FoundValues"),
     "scoring": ("compare", "evaluate", "items", "search"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from workbench.compare.swept import Sweep
     from workbench.errors import LeftOut
     from workbench.scores.store import Scores, ScoreStore
+    from workbench.search.result import SearchResult
 
 
 HEIGHT = 720
@@ -30,15 +31,13 @@ def in_notebook(page: str) -> str:
     return f'<iframe srcdoc="{as_html(page)}" {frame}></iframe>'
 
 
-@dataclass(frozen=True, repr=False)
 class Result:
-    """Base of results: a document that has flat tables and a page.
+    """Base of results that have flat tables and a page."""
 
-    Attributes:
-        document: The content of the page's JSON file.
-    """
-
-    document: Mapping[str, Any]
+    @property
+    def document(self) -> dict[str, Any]:
+        """The content of the page's JSON file."""
+        return self._shown().to_dict()
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return flat tables by name; a table is one mapping per row."""
@@ -65,12 +64,12 @@ class Result:
         return list(self._pages().render(self._shown(), Path(path)))
 
     def _pages(self) -> Any:
-        """Return the module with `render` and `page_text` for the document."""
+        """Return the module with `render` and `page_text` for what is shown."""
         raise NotImplementedError
 
-    def _shown(self) -> Any:
+    def _shown(self) -> Comparison | SearchResult:
         """Return what the pages show."""
-        return self.document
+        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return in_notebook(self._pages().page_text(self._shown()))
@@ -145,7 +144,7 @@ class ComparedScores(Result):
 
         return report
 
-    def _shown(self) -> Any:
+    def _shown(self) -> Comparison:
         return self.comparison
 
 
@@ -154,40 +153,44 @@ class FoundValues(Result):
     """The result of a search, whose document is that of `workbench search --json`.
 
     Attributes:
-        project: The project, from which the paths in the document start.
+        found: The result.
+        project: The project, from which the paths in the result start.
     """
 
+    found: SearchResult
     project: Path
 
     @property
     def winner(self) -> str | None:
         """Name of the best candidate; None if every candidate was stopped early, or there are several objectives."""
-        winner = self.document["winner"]
-        return None if winner is None else str(winner)
+        return self.found.winner
 
     @property
     def recipes(self) -> dict[str, Path]:
         """The written recipes by candidate."""
-        return {name: self.project / path for name, path in self.document["recipes"].items()}
+        return {name: self.project / path for name, path in self.found.recipes.items()}
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return flat tables: `trials`, one row per candidate with its values and scores, and `test`, the scores on test items."""
-        names = [objective["name"] for objective in self.document["objectives"]]
+        names = [objective.name for objective in self.found.objectives]
         trials = []
-        for trial in self.document["trials"]:
-            scores = trial["scores"] or [None] * len(names)
-            plain = {key: trial.get(key) for key in ("name", "number", "stopped", "error")}
-            trials.append({**plain, **trial["values"], **dict(zip(names, scores, strict=True))})
-        return {"trials": trials, "test": [dict(row) for row in self.document["test"]["rows"]]}
+        for trial in self.found.trials:
+            scores: Sequence[float | None] = trial.scores if trial.scores else [None] * len(names)
+            plain = {key: getattr(trial, key) for key in ("name", "number", "stopped", "error")}
+            trials.append({**plain, **trial.values, **dict(zip(names, scores, strict=True))})
+        return {"trials": trials, "test": [row.to_dict() for row in self.found.test.rows]}
 
     def __repr__(self) -> str:
-        return f"<search {self.document['name']}: {len(self.document['trials'])} candidates, winner {self.winner}>"
+        return f"<search {self.found.name}: {len(self.found.trials)} candidates, winner {self.winner}>"
 
     def _pages(self) -> Any:
         """Return the module of the pages of searches."""
         from workbench.report import search
 
         return search
+
+    def _shown(self) -> SearchResult:
+        return self.found
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from workbench.api.beside import ONLY, Choice, ItemsBeside, Only, items_beside
+from workbench.api.answers import ONLY, Choice, ItemsBeside, Only, compared_items
 from workbench.api.naming import Variation
 from workbench.api.results import ComparedScores, FoundValues, StoredScores, find_scores
 from workbench.api.subjects import Listener, Request, open_subjects
@@ -121,7 +121,7 @@ def items(
     _refuse(options, "items", ("sweep", "max_points", "controls"))
     if only not in ONLY:
         raise UsageError(f"only {only!r}: no such kind of items", nearest(str(only), ONLY))
-    return items_beside(_request(names, suite, options), Choice(_texts(task), only, text), _listener(no_events))
+    return compared_items(_request(names, suite, options), Choice(_texts(task), only, text), _listener(no_events))
 
 
 def search(
@@ -157,7 +157,7 @@ def search(
     for warning in prepared.warnings:
         warn(warning)
     run(prepared)
-    return FoundValues(conclude(prepared).to_dict(), loaded.project)
+    return FoundValues(conclude(prepared), loaded.project)
 
 
 def _refuse(options: Options, function: str, names: Sequence[str]) -> None:
@@ -207,4 +207,4 @@ def _compared(found: StoredScores, request: Request) -> ComparedScores:
     whole = found.compared(command)
     two = found.paired(whole, command)
     rows = [row for row in two.rows if found.pair and row.configuration == found.pair[1]]
-    return ComparedScores(whole.to_dict(), whole, found.scores, tuple(found.left_out), found.pair, rows)
+    return ComparedScores(whole, found.scores, tuple(found.left_out), found.pair, rows)

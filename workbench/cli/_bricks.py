@@ -40,7 +40,8 @@ def say_measures(name: str, measured: Measures, metric: str | None) -> None:
     Raises:
         WorkbenchError: If the metric compares bricks and there is only one.
     """
-    from workbench.cli._heat import MEETING, by_brick, by_kind, totals
+    from workbench.cli._heat import MEETING, by_brick, by_kind
+    from workbench.report.heatmap import totals
 
     others = list(measured.total.meetings)
     metric = metric or ("cosine" if others else "relative")
@@ -48,7 +49,8 @@ def say_measures(name: str, measured: Measures, metric: str | None) -> None:
         raise UsageError(
             f"--metric {metric} compares bricks, but only {name} is named", f"workbench brick show {shell(name)} OTHER"
         )
-    totals(name, measured)
+    columns, rows = totals(name, measured)
+    out.table(columns, rows, right=range(1, len(columns)))
     out.line("")
     if metric in MEETING and len(others) > 1:
         by_brick(measured, metric)

@@ -1,10 +1,10 @@
-"""Measures of bricks on the terminal: totals, and tables of layers with cells colored by value."""
+"""Measures of bricks on the terminal: tables of layers with cells colored by value."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -13,8 +13,9 @@ from workbench.cli._output import out, shown
 from workbench.errors import printable
 
 if TYPE_CHECKING:
-    from workbench.merge.measuring.delta_sums import DeltaMeasures, DeltaSums, Measures
+    from workbench.merge.measuring.delta_sums import DeltaSums, Measures
 
+Cell = TypeVar("Cell")
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {
     "relative": "‖Δ‖ / ‖θ₀‖, %",
@@ -31,20 +32,6 @@ _GRAYS = {
 }
 _PALE, _BLUE, _ORANGE = (222, 235, 247), (33, 102, 172), (178, 88, 6)
 _PALE_ORANGE, _GRAY = (253, 232, 214), (222, 224, 227)
-
-
-def totals(name: str, measures: Measures) -> None:
-    """Print one line per brick: measures of its whole delta, and of its overlap with the first brick."""
-    total = measures.total.measured()
-    others = total.others
-    columns = ["brick", "norm", "relative", "zeros"] + (
-        ["cosine", "conflict", "overlap out", "overlap in", "by chance"] if others else []
-    )
-    rows = [[name, *_own(total), *[""] * (len(columns) - 4)]]
-    for other, m in others.items():
-        meeting = [_percent(value) for value in (m.conflict, m.overlap_out, m.overlap_in, m.chance)]
-        rows.append([other, *_own(m), _text("cosine", m.cosine), *meeting])
-    out.table(columns, rows, right=range(1, len(columns)))
 
 
 def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
@@ -81,10 +68,10 @@ def by_brick(measures: Measures, metric: str) -> None:
 def grid(
     title: str,
     columns: Mapping[str, str],
-    cells: Mapping[int | None, Mapping[str, Any]],
-    value: Callable[[Any, str], float | None],
+    cells: Mapping[int | None, Mapping[str, Cell]],
+    value: Callable[[Cell, str], float | None],
     metric: str,
-    null: Callable[[Any, str], bool] = lambda cell, column: False,
+    null: Callable[[Cell, str], bool] = lambda cell, column: False,
 ) -> None:
     """Print a table of layers by columns, with one colored number per cell; the color scale does not depend on the numbers.
 
@@ -145,10 +132,6 @@ def _short(kind: str) -> str:
     return kind.rpartition(".")[2] if not kind.endswith(".bias") else ".".join(kind.split(".")[-2:])
 
 
-def _own(found: DeltaMeasures) -> list[str]:
-    return [_text("norm", found.norm), _percent(found.relative), _percent(found.zeros)]
-
-
 def _value(sums: DeltaSums | None, metric: str, other: str | None) -> float | None:
     from workbench.report.tints import measured
 
@@ -165,7 +148,3 @@ def _text(metric: str, value: float | None) -> str:
     if metric == "recovered":
         return f"{round(100 * value, 1) + 0.0:.1f}"  # no "-0.0"
     return f"{100 * value:.1f}" if metric in ("conflict", "zeros") or value >= 0.0995 else f"{100 * value:.2f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.3g} %"

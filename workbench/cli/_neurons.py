@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.cli._bricks import axes_text, brick_directory
 from workbench.cli._output import out
@@ -33,7 +33,7 @@ def show_neurons(folder: Path, others: list[str], json: bool) -> None:
     neurons, card = neuron_brick(folder)
     axes, found = neuron_axes_of(neurons, card), shown_neurons(neurons)
     overlaps = {name: neurons.overlap(_other(neurons, name, folder)) for name in others}
-    plain: dict[str, Any] = card_document(card) if card else {"name": folder.name, "kind": "neurons"}
+    plain: dict[str, object] = card_document(card) if card else {"name": folder.name, "kind": "neurons"}
     shown = {**plain, "axes": axes, "neurons": found, **({"overlap": overlaps} if overlaps else {})}
     out.result(lambda: ShownBrick.model_validate(shown), lambda: _say(folder, neurons, found, card, axes, overlaps), json=json)
 

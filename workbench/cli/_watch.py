@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from workbench.events import Events
 
 if TYPE_CHECKING:
     from workbench.report.watch import Watched
+    from workbench.search.result import SearchResult
     from workbench.search.run import Search
     from workbench.search.study import Study
 
@@ -88,11 +89,11 @@ def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
     if not watch:
         yield WatchedSearch(None)
         return
-    from workbench.report.search.page import growing_page
+    from workbench.report.search import page_text
     from workbench.report.watch import Pages, Watched
 
     lead = "The report appears here when the first control is scored."
-    with Watched(port or 0, Pages(growing_page, "Search in progress", "No candidate is scored yet", lead)) as watched:
+    with Watched(port or 0, Pages(page_text, "Search in progress", "No candidate is scored yet", lead)) as watched:
         out.say(ADDRESS.format(watched.url))
         page = WatchedSearch(watched)
         try:
@@ -173,10 +174,10 @@ class WatchedSearch(_Page):
         """Show the candidates of a search from now on."""
         self._search = search
 
-    def end(self, document: Mapping[str, Any]) -> None:
+    def end(self, found: SearchResult) -> None:
         """Show the report of the finished search."""
         if self._watched is not None:
-            self._watched.show(document)
+            self._watched.show(found)
 
     def tell(self, event: dict[str, Any], watched: Watched) -> bool:
         """Tell open pages how far the search is."""
@@ -189,19 +190,19 @@ class WatchedSearch(_Page):
 
     def show(self, watched: Watched) -> None:
         """Show the controls and candidates that are scored now; nothing before the first control."""
-        from workbench.search.document import growing
         from workbench.search.run import open_study
+        from workbench.search.winner import growing
 
         search = self._search
         if search is None or not search.controls:
             return
         try:
             self._study = self._study or open_study(search)
-            document = growing(search, self._study)
+            state = growing(search, self._study)
         except WorkbenchError as error:  # the search meets the same error where it matters
             watched.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
             return
-        watched.show(document)
+        watched.show(state)
 
     def close(self) -> None:
         """Release the study."""

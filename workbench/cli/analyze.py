@@ -10,7 +10,7 @@ import typer
 from workbench.cli._analyses import finish, labelled_texts, numbers, open_subject, results_folder, say, write_page
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError
 
 ModelArg = Annotated[

@@ -22,7 +22,7 @@ from workbench.cli._neurons import show_neurons, verify_neurons
 from workbench.cli._options import BrickArg, DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
 from workbench.cli._transplant import transplant
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from rich.text import Text
 from workbench.api.naming import open_named
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, printable, size
 
 if TYPE_CHECKING:

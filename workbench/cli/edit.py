@@ -10,11 +10,11 @@ import typer
 from workbench.api.naming import open_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
-    from workbench.neurons.trace import TraceTable
+    from workbench.neurons.trace import RecoveredShare, TraceTable
     from workbench.resolve.resolved import Resolved
     from workbench.upkeep.rebase import Rebased
 
@@ -130,7 +130,7 @@ def _say_trace(table: TraceTable) -> None:
     )
     for what, title in OUTPUTS.items():
         out.line("")
-        cells: dict[int | None, dict[str, Any]] = {
+        cells: dict[int | None, dict[str, RecoveredShare]] = {
             layer: {place: table.share(what, layer, place) for place in WORDS} for layer in table.layers
         }
         grid(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.api.naming import Variation, recipe_files, relative
+from workbench.api.naming import Variation, find, load_named, recipe_files, relative
 from workbench.api.results import find_scores
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
 from workbench.cli._comparison import costs_table, gate_lines, groups_table, recommended, rows_table, scores_table, sweep_tables
@@ -35,13 +35,14 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import command_line, compare_scores, printing
-from workbench.cli._searchpage import searched, write_pages
-from workbench.cli._trust import reads_recipes
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching
+from workbench.cli.trust import reads_recipes
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
+    from workbench.recipe.recipe import Recipe
+    from workbench.search.result import SearchResult
 
 
 @reads_recipes
@@ -175,14 +176,7 @@ def compare(
 
 
 def _gate(comparison: Comparison, named: Sequence[str], require_safe: bool, guarded: bool = False) -> list[str]:
-    """Return the reasons for exit status 3, one line per configuration.
-
-    Args:
-        comparison: The comparison.
-        named: Names of the configurations that count.
-        require_safe: Value of `--require-safe`.
-        guarded: Count guarded tasks only.
-    """
+    """Return the reasons for exit status 3, one line per configuration."""
     worse = [row for row in comparison.worse if row.configuration in named and (row.family == "guarded" or not guarded)]
     not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
     return gate_lines(worse, not_safe, comparison.baseline)
@@ -232,7 +226,7 @@ def report(
     request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
     if imported_scores(request):
         comparison: Comparison | None = find_scores(request, baseline).compared(command_line())
-        pages: dict[str, dict[str, Any]] = {}
+        pages: dict[str, SearchResult] = {}
     else:
         every = names or list(map(str, recipe_files()))
         if not every:
@@ -251,24 +245,14 @@ def report(
 
 
 def _compared(
-    opened: Opened, names: list[str] | None, baseline: str | None, hint: str, pages: Mapping[str, Any], unsearched: list[str]
+    opened: Opened,
+    names: list[str] | None,
+    baseline: str | None,
+    hint: str,
+    pages: Mapping[str, SearchResult],
+    unsearched: list[str],
 ) -> Comparison | None:
-    """Compare the stored scores; named configurations without scores are left out.
-
-    Args:
-        opened: Configurations, plans and store.
-        names: Recipes and models as named on the command line.
-        baseline: Value of `--baseline`.
-        hint: Command that scores the configurations.
-        pages: Results of finished searches by recipe name.
-        unsearched: Names of recipes whose search is not finished.
-
-    Returns:
-        The comparison, or None if there are only searches to show.
-
-    Raises:
-        WorkbenchError: If nothing is scored, or no named recipe is scored or searched.
-    """
+    """Compare the stored scores; named configurations without scores are left out."""
     from workbench.evaluate.scoring import stored
     from workbench.scores.documents import Skipped
 
@@ -293,3 +277,81 @@ def _compared(
     warnings = [f"Left out: {one.name}: {one.reason}." for one in opened.left_out]
     comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps)
     return comparison.warned(warnings, Skipped.all(opened.left_out))
+
+
+KEY_LETTERS = 8  # of the key, in the folder's name
+
+
+def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, SearchResult], list[str]]:
+    """Find the newest finished search of each recipe that has a `search` field.
+
+    Args:
+        names: Recipes and other arguments of the command line.
+        settings: Values of `--set`.
+        runs_dir: Directory of runs; default: runs/ in the recipe's project.
+
+    Returns:
+        Results by recipe name, and the names of recipes whose search is not finished.
+
+    Raises:
+        WorkbenchError: If a search.json is not a search's result.
+    """
+    from workbench.project import runs_of
+    from workbench.search.result import RESULT, SearchResult
+
+    results: dict[str, SearchResult] = {}
+    unfinished = []
+    for recipe in _recipes(names, settings, runs_dir):
+        folders = (runs_dir or runs_of(recipe.project)) / "search"
+        pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
+        for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
+            found = SearchResult.read(Path(relative(file)), _again(recipe))
+            if found.name == recipe.name:
+                results[recipe.name] = found
+                break
+        else:
+            unfinished.append(recipe.name)
+            if any(folders.glob(pattern)):
+                out.say(f"the search of {recipe.name} is not finished; resume it: {_again(recipe)}")
+    return results, unfinished
+
+
+def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
+    """Write a page for each search beside the report, and return the paths.
+
+    Args:
+        results: Results of searches by recipe name.
+        to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
+    """
+    from workbench.report.page import stem
+    from workbench.report.search import render
+
+    paths = []
+    for name, found in results.items():
+        suffix = f"-{name}" if len(results) > 1 else ""
+        paths += render(found, to.with_name(f"{stem(to)}-search{suffix}.html"))
+    return paths
+
+
+def _recipes(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> list[Recipe]:
+    """Return the named recipes that have a `search` field."""
+    recipes = []
+    for name in dict.fromkeys(names):
+        try:
+            if find(name, runs_dir).kind != "recipe":
+                continue
+            recipe = load_named(name, settings or ())
+        except WorkbenchError:  # `open_subjects` reports it as left out
+            continue
+        if recipe.fields.search is not None:
+            recipes.append(recipe)
+    return recipes
+
+
+def _again(recipe: Recipe) -> str:
+    return shell("workbench", "search", relative(recipe.path) if recipe.path else recipe.name)
+
+
+def _literal(name: str) -> str:
+    """Return a name escaped for use in a glob pattern."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
 from workbench.cli.chat import open_live
+from workbench.cli.trust import reads_recipes
 
 if TYPE_CHECKING:
     from workbench.grow.mixtures.mixture import Usage

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from workbench.api.naming import find, load_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -119,14 +119,7 @@ def write(
 
 
 def _written(made: Exported, to: Path, converted: Path | None, words: list[str]) -> None:
-    """Print the files of an export and the next commands.
-
-    Args:
-        made: The export.
-        to: Directory of the export.
-        converted: The converted base, if llama.cpp's converter was run.
-        words: Words of the converter's command, for llama.cpp.
-    """
+    """Print the files of an export and the next commands."""
     from workbench.ship.servers import PORTS
     from workbench.ship.servers import ROUTER_FILE as ROUTER
 

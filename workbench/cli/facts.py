@@ -11,7 +11,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -200,14 +200,7 @@ def import_(
 
 
 def _say_imported(read: Published, file: Path, neighbours: int, *, limited: bool) -> None:
-    """Print the skipped rows, the number of facts, and the number of their neighbours.
-
-    Args:
-        read: The converted facts.
-        file: The file that they come from.
-        neighbours: Value of `--rebuild-neighbours`.
-        limited: Whether `--limit` is given.
-    """
+    """Print the skipped rows, the number of facts, and the number of their neighbours."""
     from workbench.advice.facts import LONG, LONG_REPAIR
 
     for skip in read.skipped[:SHOWN]:

@@ -13,7 +13,7 @@ import typer
 from workbench.api.naming import find, run_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -162,11 +162,7 @@ def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
 
 def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
-    """Open a memory, and find the configuration directory that it belongs to (None if it stands alone).
-
-    Raises:
-        WorkbenchError: If there is no memory.
-    """
+    """Open a memory, and find the configuration directory that it belongs to (None if it stands alone)."""
     from workbench.run.memories import RECORD, SavedMemory
     from workbench.run.opened import MEMORY, is_configuration
 
@@ -185,11 +181,7 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
 
 @contextmanager
 def _learning(configuration: Path | None, place: str, device: str) -> Iterator[MethodContext]:
-    """Load the model that facts are learned on, and compute in exact float32 inside the context.
-
-    Raises:
-        WorkbenchError: If the memory does not belong to a configuration directory.
-    """
+    """Load the model that facts are learned on, and compute in exact float32 inside the context."""
     from workbench.models.identity import pick_device
     from workbench.run.opened import open_configuration
     from workbench.run.teaching import live_session

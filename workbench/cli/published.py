@@ -12,7 +12,7 @@ from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
 from workbench.advice.facts import FactsReport
 from workbench.bricks.card import ShownCard
-from workbench.compare.beside import Items
+from workbench.compare.answers import Items
 from workbench.compare.comparison import ComparedRows
 from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
 from workbench.evaluate.suitenew import CreatedSuite
@@ -146,7 +146,7 @@ def schema_file(command: str) -> str:
     return f"schemas/{command.replace(' ', '-')}.json"
 
 
-def _text(document: Mapping[str, Any]) -> str:
+def _text(document: Mapping[str, object]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -185,5 +185,4 @@ def _resolved(part: Mapping[str, Any], made: Mapping[str, Any]) -> Mapping[str, 
     """Return a part of a schema, or the definition that it refers to."""
     if "$ref" not in part:
         return part
-    definition: Mapping[str, Any] = made["$defs"][part["$ref"].rpartition("/")[2]]
-    return definition
+    return dict(made["$defs"][part["$ref"].rpartition("/")[2]])

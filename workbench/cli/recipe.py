@@ -11,7 +11,7 @@ import typer
 from workbench.api.naming import SUFFIXES, find, load_named, recipes_folder, relative
 from workbench.cli._options import JsonOpt, MaxPointsOpt, RecipesArg, SetOpt, SweepOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
@@ -102,11 +102,7 @@ def new(
 
 
 def _file(name: str, project: Path | None) -> Path:
-    """Return the file of a new recipe: for a NAME in a project, recipes/NAME.yaml, which commands then find by this name.
-
-    Raises:
-        WorkbenchError: If the file exists, or its name would mean two things.
-    """
+    """Return the file of a new recipe: for a NAME in a project, recipes/NAME.yaml, which commands then find by this name."""
     path, folder = Path(name), project / "recipes" if project else recipes_folder()
     stem = path.stem if path.suffix in SUFFIXES else path.name
     if project or (path.name == name and stem == name and folder.is_dir()):

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -211,11 +211,7 @@ def measure(
 
 
 def _open(target: str, runs_dir: Path | None, device: str) -> tuple[Routing, Any, Any]:
-    """Load a routed model with its tokenizer.
-
-    Raises:
-        WorkbenchError: If the target has no router.
-    """
+    """Load a routed model with its tokenizer."""
     from workbench.cli.chat import open_live
     from workbench.models.identity import pick_device
 

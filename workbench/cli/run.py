@@ -25,7 +25,7 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import WorkbenchError, duration, shell, size
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 from workbench.api.naming import runs_folder
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import WorkbenchError, size
 
 if TYPE_CHECKING:

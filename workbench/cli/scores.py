@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.api.beside import SHOWN, WAYS, Choice, Only, cut, items_beside, right_answer, scored_answer
+from workbench.api.answers import SHOWN, WAYS, Choice, Only, compared_items, cut, right_answer, scored_answer
 from workbench.api.naming import Variation, relative, runs_folder
 from workbench.api.subjects import Request, refuse_left_out
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import printing
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.compare.beside import Item
+    from workbench.compare.answers import Item
     from workbench.scores.store import ScoreStore, StoredPlan
 
 
@@ -58,7 +58,7 @@ def items(
 ) -> None:
     """Show stored answers of two configurations side by side, item by item, with generated texts."""
     request = Request(names, Variation.of(settings, None, None), suite or (), runs_dir, True, batch_size, limit)
-    found = items_beside(request, Choice(task or (), only, text), printing())
+    found = compared_items(request, Choice(task or (), only, text), printing())
     chosen = found.rows
     shown = chosen[: first or (len(chosen) if json else SHOWN)]
 

@@ -23,8 +23,8 @@ from workbench.cli._options import (
     VerboseOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching_search
+from workbench.cli.trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ def search(
             out.warn(warning)
         run(prepared)
         found = conclude(prepared, to)
-        page.end(found.to_dict())
+        page.end(found)
     out.result(lambda: found, lambda: _say_result(found, to, loaded.project), json=json)
     if tracker:
-        out.say(log_runs(tracker, runs_of_search(found.to_dict())))
+        out.say(log_runs(tracker, runs_of_search(found)))
 
 
 def _say_result(found: SearchResult, to: Path | None, project: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
-from workbench.cli._trust import reads_recipes
+from workbench.cli.trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -60,8 +59,10 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
 
 def _print(shown: ShownSuite) -> None:
     """Print a suite: its tasks as a table, its contrasts, its settings and its plan."""
-    suite: Mapping[str, Any] = shown.suite
-    out.line(f"{suite['suite']}: {suite['description']}" if suite["description"] else suite["suite"])
+    from workbench.scores.suite import Suite
+
+    suite = Suite.model_validate(shown.suite)
+    out.line(f"{suite.suite}: {suite.description}" if suite.description else suite.suite)
     rows = []
     for task, facts in shown.tasks.items():
         others = ", ".join(m for m in facts.metrics if m != facts.primary)
@@ -79,19 +80,19 @@ def _print(shown: ShownSuite) -> None:
             ]
         )
     out.table(["task", "kind", "items", "clusters", "primary", "also", "chance", "role", "owner"], rows, right=(2, 6))
-    for name, contrast in suite["contrasts"].items():
-        out.line(f"contrast {name}: {contrast['of']} minus {contrast['minus']}, item by item")
-    effect = suite["min_effect"]
+    for name, contrast in suite.contrasts.items():
+        out.line(f"contrast {name}: {contrast.of} minus {contrast.minus}, item by item")
+    effect = suite.min_effect
     effects = ", ".join(f"{task} {value:g}" for task, value in effect.items()) if isinstance(effect, dict) else f"{effect:g}"
     out.line(
-        f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {effects}, "
-        f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
-        f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}"
+        f"baseline {suite.baseline}, alpha {suite.alpha:g}, smallest effect {effects}, "
+        f"{'chat template' if suite.chat_template else 'plain prompts'}, "
+        f"few-shot examples: {suite.num_fewshot if suite.num_fewshot is not None else 'as each task says'}"
     )
-    if suite["system_instruction"]:
-        out.line(f"system instruction: {suite['system_instruction']}")
-    if suite["gen_kwargs"]:
-        out.line("generation: " + ", ".join(f"{name} {value}" for name, value in suite["gen_kwargs"].items()))
+    if suite.system_instruction:
+        out.line(f"system instruction: {suite.system_instruction}")
+    if suite.gen_kwargs:
+        out.line("generation: " + ", ".join(f"{name} {value}" for name, value in suite.gen_kwargs.items()))
     if shown.plan:
         out.line(
             f"plan {shown.plan[:12]}: batch size {shown.batch_size}, {shown.dtype}, scorer {shown.scorer}"

@@ -11,6 +11,7 @@ from workbench.compare.differences import Difference
 from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
 from workbench.errors import shell, size
+from workbench.results import Number, Part
 
 CANDIDATES = ("base", "brick", "average", "configuration")
 """Roles of candidates. The other controls (facts in the prompt, fine-tuning, an adapter) are made for a comparison and are not shipped."""
@@ -23,45 +24,39 @@ _SHIPPABLE = ("safe", UNGUARDED, BASELINE)
 _CLEARLY = 0.9  # a result counts as smaller if it has less than this share of the other one's bytes
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A candidate: a configuration, brick, average or base that was scored on all skill tasks.
+class Candidate(Part):
+    """A configuration, brick, average or base that was scored on all skill tasks."""
 
-    Attributes:
-        name: Its name.
-        mean: Mean over skills, corrected for chance.
-        guarded: "safe", "not shown safe" or "worse" over all guarded tasks; "no guarded task"; "baseline" for the baseline itself.
-        unsafe: Rows of guarded tasks on which it is worse or not shown safe.
-        lost: Names of tasks that are not guarded and on which it is worse than the baseline.
-        above: Its difference from the baseline; None for the baseline itself.
-        form: Form in which `run` writes it: checkpoint, adapter or configuration; None if not known.
-        bytes: Bytes that `run` writes, or of the brick's own files, else those of the weights as a checkpoint; None if not known.
-        bricks: Number of bricks that it is made from.
-        role: Its role, one of `CANDIDATES`.
-    """
-
-    name: str
-    mean: float
+    configuration: str
+    """Name of the configuration."""
+    role: CandidateRole
+    """Its role; bricks, averages and the base are controls."""
+    mean: Number
+    """Mean over skills, corrected for chance."""
     guarded: Guarded
-    unsafe: tuple[Difference, ...] = ()
-    lost: tuple[str, ...] = ()
-    above: MeanDifference | None = None
-    form: str | None = None
-    bytes: int | None = None
-    bricks: int = 0
-    role: CandidateRole = "configuration"
+    """Its worst verdict over all guarded tasks, or why it has none."""
+    against_baseline: MeanDifference | None
+    """Difference from the baseline; null for the baseline itself."""
+    against_best: MeanDifference | None
+    """Difference from the candidate with the highest mean; null for that one."""
+    form: str | None
+    """Form in which `run` writes it: "checkpoint", "adapter" or "configuration"; null if not known."""
+    bytes: int | None
+    """Bytes that `run` writes, or those of the weights as a checkpoint; null if not known."""
+    bricks: int
+    """Number of bricks that it is made from."""
 
     @property
     def better(self) -> bool:
         """True if it is better than the baseline, or is the baseline."""
-        return self.above is None or self.above.verdict == "better"
+        return self.against_baseline is None or self.against_baseline.verdict == "better"
 
     @property
     def recommendable(self) -> bool:
         """True if it is better than the baseline and safe on every guarded task."""
         return self.better and self.guarded in _SHIPPABLE
 
-    def cheaper(self, other: Standing) -> str:
+    def cheaper(self, other: Candidate) -> str:
         """Return in which way it costs less than another candidate, as a predicate; empty if it does not.
 
         Bytes count first, if they differ by a tenth or more; then the number of bricks.
@@ -89,6 +84,8 @@ class Decision:
         leaders: Names of the leaders, the highest mean first.
         beside: Differences from the chosen, or closest, candidate of the other leaders and of all that are not shown to be worse than it.
         equal_to: Name of the candidate with the highest mean to which the chosen one is equivalent, if it is another one.
+        unsafe: Candidate -> its rows of guarded tasks on which it is worse or not shown safe.
+        lost: Candidate -> tasks that are not guarded and on which it is worse than the baseline.
         harmful: Guarded task -> bricks that are worse on it alone.
         guarded: Names of the guarded tasks.
         controls: Controls that are no candidates -> mean over skills.
@@ -98,13 +95,15 @@ class Decision:
     """
 
     baseline: str
-    chosen: Standing | None = None
-    closest: Standing | None = None
+    chosen: Candidate | None = None
+    closest: Candidate | None = None
     cause: Cause | None = None
-    ranked: tuple[Standing, ...] = ()
+    ranked: tuple[Candidate, ...] = ()
     leaders: tuple[str, ...] = ()
     beside: tuple[MeanDifference, ...] = ()
     equal_to: str | None = None
+    unsafe: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
+    lost: Mapping[str, Sequence[str]] = field(default_factory=dict)
     harmful: Mapping[str, Sequence[str]] = field(default_factory=dict)
     guarded: tuple[str, ...] = ()
     controls: Mapping[str, float] = field(default_factory=dict)
@@ -131,8 +130,8 @@ def headline(decision: Decision) -> str:
         return f"{NONE}: {_cause(decision)}."
     s = decision.chosen
     if decision.equal_to:
-        other = next(o for o in decision.ranked if o.name == decision.equal_to)
-        first = f"equivalent to {other.name}, which has the highest mean, and {s.cheaper(other)}"
+        other = next(o for o in decision.ranked if o.configuration == decision.equal_to)
+        first = f"equivalent to {other.configuration}, which has the highest mean, and {s.cheaper(other)}"
     elif len(decision.ranked) == 1:
         first = f"mean over skills {_level(s.mean)}"
     elif s is decision.ranked[0]:
@@ -140,15 +139,15 @@ def headline(decision: Decision) -> str:
     else:
         first = f"highest mean over skills of those that can be recommended, {_level(s.mean)}"
     parts = [first]
-    if s.above:
-        parts.append(f"{_gap(s.above)} against {decision.baseline}")
+    if s.against_baseline:
+        parts.append(f"{_gap(s.against_baseline)} against {decision.baseline}")
     if s.guarded == BASELINE:
         parts.append("it is the baseline")
     elif s.guarded == UNGUARDED:
         parts.append("no guarded task tests for harm")
     else:
         parts.append(f"safe on {_listed(decision.guarded) if len(decision.guarded) <= _NAMED else 'every guarded task'}")
-    return f"Ship {s.name}: {'; '.join(parts)}."
+    return f"Ship {s.configuration}: {'; '.join(parts)}."
 
 
 def details(decision: Decision) -> list[str]:
@@ -158,22 +157,24 @@ def details(decision: Decision) -> list[str]:
         return []
     sentences = []
     if decision.chosen and (what := _ALONE.get(about.role)):
-        sentences.append(f"{about.name} is {what}.")
-    if about.lost and decision.chosen:
-        sentences.append(f"{about.name} is worse than {decision.baseline} on {_listed(about.lost)}, although its mean is higher.")
-    by_name = {s.name: s for s in decision.ranked}
-    higher = [s for s in decision.ranked if s.mean > about.mean and s.name != decision.equal_to]
-    sentences += [f"{s.name} has a higher mean, {_level(s.mean)}, but {_failing(s, decision)}." for s in higher[:_NAMED]]
-    told = {s.name for s in higher}
+        sentences.append(f"{about.configuration} is {what}.")
+    if decision.lost[about.configuration] and decision.chosen:
+        sentences.append(
+            f"{about.configuration} is worse than {decision.baseline} on {_listed(decision.lost[about.configuration])}, although its mean is higher."
+        )
+    by_name = {s.configuration: s for s in decision.ranked}
+    higher = [s for s in decision.ranked if s.mean > about.mean and s.configuration != decision.equal_to]
+    sentences += [f"{s.configuration} has a higher mean, {_level(s.mean)}, but {_failing(s, decision)}." for s in higher[:_NAMED]]
+    named = {s.configuration for s in higher}
     near = [
         d
         for d in decision.beside
-        if d.configuration not in told and d.verdict in ("cannot tell", "equivalent", "no item changed")
+        if d.configuration not in named and d.verdict in ("cannot tell", "equivalent", "no item changed")
     ]
     sentences += [_beside(d, by_name[d.configuration], about, decision) for d in near[:_NAMED]]
     if rest := near[_NAMED:]:
         others = f"{len(rest)} more are" if len(rest) > 1 else f"{rest[0].configuration} is"
-        sentences.append(f"{others} not shown to be worse than {about.name} either.")
+        sentences.append(f"{others} not shown to be worse than {about.configuration} either.")
     above = [name for name, mean in decision.controls.items() if decision.chosen and mean > about.mean]
     if above:
         verb, those = (
@@ -188,7 +189,7 @@ def details(decision: Decision) -> list[str]:
             "be as good."
         )
     elif decision.chosen and len(decision.ranked) > 1 and not near:
-        sentences.append(f"Every other configuration with a lower mean is shown to be worse than {about.name}.")
+        sentences.append(f"Every other configuration with a lower mean is shown to be worse than {about.configuration}.")
     if decision.looked_at:
         sentences.append(counted(decision.looked_at, len(decision.ranked)))
     return sentences
@@ -234,20 +235,20 @@ def helped(decision: Decision) -> list[str]:
         return _helped_without(decision)
     s = decision.closest
     if decision.cause == "not shown safe":
-        return [_shown_by(row) for row in s.unsafe] or ["Score it on every guarded task."]
+        return [_shown_by(row) for row in decision.unsafe[s.configuration]] or ["Score it on every guarded task."]
     if decision.cause == "unsafe":
-        tasks = [row.task for row in s.unsafe if row.verdict == "worse"]
+        tasks = [row.task for row in decision.unsafe[s.configuration] if row.verdict == "worse"]
         blamed = [f"{_listed(decision.harmful[t])} alone is worse on {t} too" for t in tasks if decision.harmful.get(t)]
         if blamed:
             return [f"{_capital(blamed[0])}: lower its weight or leave it out."]
         return ["Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."]
     if decision.cause == "too few clusters":
         return ["Items from more templates or passages; more items of the same ones do not help."]
-    if s.above is None or s.above.diff <= 0:
+    if s.against_baseline is None or s.against_baseline.diff <= 0:
         return ["More items would hardly change this: try other methods, weights or bricks, for example with `workbench search`."]
-    if s.above.needs:
+    if s.against_baseline.needs:
         return [
-            f"About {_about(s.above.needs)} items over the skill tasks would show a difference as large as {_points(s.above.diff)} points."
+            f"About {_about(s.against_baseline.needs)} items over the skill tasks would show a difference as large as {_points(s.against_baseline.diff)} points."
         ]
     return ["More items, from more templates or passages."]
 
@@ -272,14 +273,14 @@ def _cause(decision: Decision) -> str:
         }[decision.cause or "no mean"]
     if decision.cause in ("unsafe", "not shown safe"):
         place = "has the highest mean" if s is decision.ranked[0] else f"is the best of those that are better than {base}"
-        return f"{s.name} {place}, {_level(s.mean)}, but {_failing(s, decision)}"
+        return f"{s.configuration} {place}, {_level(s.mean)}, but {_failing(s, decision)}"
     if decision.cause == "too few clusters":
-        why = s.above.reason if s.above else ""
-        return f"these items cannot show whether {s.name} is better than {base} ({_short(why or '')})"
-    if s.above is not None and s.above.diff > 0:
-        return f"none is shown to be better than {base}; {s.name} comes closest, {_gap(s.above)}"
-    gap = f", {_gap(s.above)}" if s.above and s.above.verdict != "no item changed" else ""
-    return f"none has a higher mean over skills than {base}; {s.name} comes closest{gap}"
+        why = s.against_baseline.reason if s.against_baseline else ""
+        return f"these items cannot show whether {s.configuration} is better than {base} ({_short(why or '')})"
+    if s.against_baseline is not None and s.against_baseline.diff > 0:
+        return f"none is shown to be better than {base}; {s.configuration} comes closest, {_gap(s.against_baseline)}"
+    gap = f", {_gap(s.against_baseline)}" if s.against_baseline and s.against_baseline.verdict != "no item changed" else ""
+    return f"none has a higher mean over skills than {base}; {s.configuration} comes closest{gap}"
 
 
 def _short(reason: str) -> str:
@@ -287,18 +288,18 @@ def _short(reason: str) -> str:
     return reason if reason.startswith("too few clusters") else reason.split(":")[0]
 
 
-def _failing(s: Standing, decision: Decision) -> str:
+def _failing(s: Candidate, decision: Decision) -> str:
     """Return why a candidate cannot be recommended, as a predicate."""
-    worse = [row for row in s.unsafe if row.verdict == "worse"]
+    worse = [row for row in decision.unsafe[s.configuration] if row.verdict == "worse"]
     if worse:
         return f"is worse than {decision.baseline} on {_listed(_loss(row) for row in worse)}"
     if s.guarded == "not shown safe":
         return (
-            f"is not shown safe on {_listed(_doubt(row) for row in s.unsafe)}"
-            if s.unsafe
+            f"is not shown safe on {_listed(_doubt(row) for row in decision.unsafe[s.configuration])}"
+            if decision.unsafe[s.configuration]
             else "was not scored on every guarded task"
         )
-    why = f" ({_short(s.above.reason)})" if s.above and s.above.reason else ""
+    why = f" ({_short(s.against_baseline.reason)})" if s.against_baseline and s.against_baseline.reason else ""
     return f"is not shown to be better than {decision.baseline}{why}"
 
 
@@ -324,7 +325,7 @@ def _shown_by(row: Difference) -> str:
     return f"The observed loss on {row.task} is as large as its tolerance: more items would hardly show it to be safe."
 
 
-def _beside(d: MeanDifference, other: Standing, about: Standing, decision: Decision) -> str:
+def _beside(d: MeanDifference, other: Candidate, about: Candidate, decision: Decision) -> str:
     """Return a sentence on a configuration that is not shown to be worse."""
     relation = {"equivalent": "is equivalent to it", "no item changed": "answers every item alike"}.get(
         d.verdict, "is not distinguishable from it"

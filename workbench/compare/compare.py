@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.compare.beside import question_of, side_by_side
+from workbench.compare.answers import question_of, side_by_side
 from workbench.compare.comparison import (
     ChangedItem,
     ComparedGroup,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from workbench.compare.beside import Question, SideBySide
+from workbench.compare.answers import Question, SideBySide
 from workbench.compare.configurations import KEYS, ComparedConfiguration, ConfigurationCosts
 from workbench.compare.differences import GUARD_VERDICTS, OPEN_VERDICTS, VERDICTS, Difference, Interference, Verdict
 from workbench.compare.recommend import Recommendation

@@ -263,14 +263,7 @@ _Judgement = tuple[Verdict, str | None, int | None]
 
 
 def _compared(cell: TestedCell, ruling: Ruling, ends: tuple[float, float], alpha: float) -> _Judgement:
-    """Judge a row: better and worse by the family's test, equivalent if a difference as large as min_effect is excluded.
-
-    Args:
-        cell: The row.
-        ruling: Result of the family's test.
-        ends: The adjusted interval.
-        alpha: Error rate of the family.
-    """
+    """Judge a row: better and worse by the family's test, equivalent if a difference as large as min_effect is excluded."""
     task, pair, margin = cell.table, cell.pair, cell.table.min_effect
     if pair.unchanged:
         return "no item changed", None, None

@@ -25,11 +25,11 @@ from workbench.compare.advice import (
     BASELINE,
     CANDIDATES,
     UNGUARDED,
+    Candidate,
     CandidateRole,
     Cause,
     Decision,
     Guarded,
-    Standing,
     details,
     headline,
     helped,
@@ -42,29 +42,6 @@ from workbench.compare.leaders import MOST_MEMBERS, MeanDifference, MeanPairs, m
 from workbench.compare.tables import Table
 from workbench.results import Number, Part
 from workbench.scores.store import Configuration, Scores
-
-
-class Candidate(Part):
-    """A configuration, brick, average or base that was scored on all skill tasks."""
-
-    configuration: str
-    """Name of the configuration."""
-    role: CandidateRole
-    """Its role; bricks, averages and the base are controls."""
-    mean: Number
-    """Mean over skills, corrected for chance."""
-    guarded: Guarded
-    """Its worst verdict over all guarded tasks, or why it has none."""
-    against_baseline: MeanDifference | None
-    """Difference from the baseline; null for the baseline itself."""
-    against_best: MeanDifference | None
-    """Difference from the candidate with the highest mean; null for that one."""
-    form: str | None
-    """Form in which `run` writes it: "checkpoint", "adapter" or "configuration"; null if not known."""
-    bytes: int | None
-    """Bytes that `run` writes, or those of the weights as a checkpoint; null if not known."""
-    bricks: int
-    """Number of bricks that it is made from."""
 
 
 class PairFamily(Part):
@@ -137,19 +114,18 @@ def recommendation_of(
     configurations = [entry[0].configuration for entry in entries]
     if not any(c.role == "configuration" for c in configurations):
         return None
-    decision, pairs = _decided(tasks, base, configurations, rows, alpha, looked)
+    decision = _decided(tasks, base, configurations, rows, alpha, looked)
     others = ", and every two of the others" if decision.members <= MOST_MEMBERS else ""
-    best = decision.ranked[0].name if decision.ranked else None
     return Recommendation(
-        configuration=decision.chosen.name if decision.chosen else None,
-        closest=decision.closest.name if decision.closest else None,
+        configuration=decision.chosen.configuration if decision.chosen else None,
+        closest=decision.closest.configuration if decision.closest else None,
         cause=decision.cause,
         baseline=decision.baseline,
         text=headline(decision),
         details=[*details(decision), *_lossy(decision, configurations, kept)],
         help=helped(decision),
         leaders=list(decision.leaders),
-        candidates=[_candidate(s, best, pairs) for s in decision.ranked if pairs],
+        candidates=list(decision.ranked),
         pairs=list(decision.beside),
         family=PairFamily(
             members=decision.members,
@@ -168,27 +144,33 @@ def _decided(
     rows: Sequence[Difference],
     alpha: float,
     looked: Sequence[Configuration],
-) -> tuple[Decision, MeanPairs | None]:
-    """Apply the rule to the candidates among the configurations, and return the decision with the tested pairs."""
+) -> Decision:
+    """Apply the rule to the candidates among the configurations."""
     skills = [t for t in tasks if t.skill]
     scored = [c for c in configurations if all(c.digest in t.values for t in skills)]
     if not skills:
-        return Decision(base.name, cause="no mean"), None
+        return Decision(base.name, cause="no mean")
     # The baseline may have another name of equal weights; the base is what is there before anything is shipped.
     candidates = [base if c.digest == base.digest else c for c in scored if c.role in CANDIDATES]
     candidates = [c for c in dict.fromkeys(candidates) if c.digest != base.digest or base.role != "base"]
     named = [c for c in configurations if c.role == "configuration"]
     if not any(c.role == "configuration" for c in candidates) and all(c.digest == base.digest for c in named):
-        return Decision(base.name, cause="same weights"), None
+        return Decision(base.name, cause="same weights")
     if not any(c.role == "configuration" for c in scored):
-        return Decision(base.name, cause="not scored"), None
+        return Decision(base.name, cause="not scored")
     counted = [c for c in looked if all(c.digest in t.values for t in skills)]
     pairs = MeanPairs(skills, [*candidates, *counted], alpha, base)
-    ranked = sorted((_standing(c, base, pairs, tasks, rows) for c in candidates), key=lambda s: -s.mean)
+    names = sorted((c.name for c in candidates), key=lambda name: -pairs.means[name])
+    by_name = {c.name: c for c in candidates}
+    own = {name: [row for row in rows if row.configuration == name] for name in names}
     decision = Decision(
         base.name,
-        ranked=tuple(ranked),
-        leaders=tuple(pairs.leaders([s.name for s in ranked])),
+        ranked=tuple(
+            _candidate(by_name[name], base, names[0], pairs, _harm(by_name[name], base, tasks, own[name])) for name in names
+        ),
+        leaders=tuple(pairs.leaders(names)),
+        unsafe={name: _unsafe(own[name]) for name in names},
+        lost={name: [row.task for row in own[name] if not row.guarded and row.verdict == "worse"] for name in names},
         harmful=_harmful(rows),
         guarded=tuple(t.name for t in tasks if t.guarded),
         controls={c.name: mean_over(skills, c) for c in scored if c.role not in CANDIDATES},
@@ -196,13 +178,13 @@ def _decided(
         pairs=pairs.size,
         looked_at=len(counted),
     )
-    return _chosen(decision, pairs), pairs
+    return _chosen(decision, pairs)
 
 
 def _lossy(decision: Decision, configurations: Sequence[Configuration], kept: Mapping[str, Kept | None]) -> list[str]:
     """Return a sentence if the chosen, or closest, configuration is a merge that loses much of its bricks' skills."""
     about = decision.chosen or decision.closest
-    own = next((c for c in configurations if about and c.name == about.name), None)
+    own = next((c for c in configurations if about and c.name == about.configuration), None)
     share = kept.get(own.name) if own else None
     if own is None or own.recipe is None or own.form == "configuration" or len(own.parents) < 2:
         return []
@@ -214,20 +196,20 @@ def _chosen(decision: Decision, pairs: MeanPairs) -> Decision:
     able = [s for s in decision.ranked if s.recommendable]
     if able:
         best = able[0]
-        equal = [s for s in able[1:] if pairs.between(s.name, best.name).verdict == "equivalent"]
+        equal = [s for s in able[1:] if pairs.between(s.configuration, best.configuration).verdict == "equivalent"]
         cheaper = [s for s in equal if s.cheaper(best)]
         about = min(cheaper, key=lambda s: (s.bytes or 0, s.bricks), default=best)
-        decision = replace(decision, chosen=about, equal_to=best.name if cheaper else None)
+        decision = replace(decision, chosen=about, equal_to=best.configuration if cheaper else None)
     else:
         about, cause = _closest(decision.ranked)
         decision = replace(decision, closest=about, cause=cause)
     if decision.members > MOST_MEMBERS:  # then nothing is known about pairs
         return decision
-    others = [(s.name, pairs.between(s.name, about.name)) for s in decision.ranked if s is not about]
+    others = [(s.configuration, pairs.between(s.configuration, about.configuration)) for s in decision.ranked if s is not about]
     return replace(decision, beside=tuple(d for name, d in others if name in decision.leaders or d.verdict != "worse"))
 
 
-def _closest(ranked: Sequence[Standing]) -> tuple[Standing, Cause]:
+def _closest(ranked: Sequence[Candidate]) -> tuple[Candidate, Cause]:
     """Return the candidate that misses least, and what it misses."""
     better = [s for s in ranked if s.better]
     if unshown := [s for s in better if s.guarded == "not shown safe"]:
@@ -235,37 +217,40 @@ def _closest(ranked: Sequence[Standing]) -> tuple[Standing, Cause]:
     if better:
         return better[0], "unsafe"
     best = next((s for s in ranked if s.guarded != "worse"), ranked[0])
-    few = best.above is not None and best.above.reason is not None
+    few = best.against_baseline is not None and best.against_baseline.reason is not None
     return best, "too few clusters" if few else "not better"
 
 
-def _standing(
-    c: Configuration, base: Configuration, pairs: MeanPairs, tasks: Sequence[Table], rows: Sequence[Difference]
-) -> Standing:
-    """Return a candidate with its difference from the baseline and its verdicts on guarded tasks."""
-    own = [row for row in rows if row.configuration == c.name]
-    guarded = [row for row in own if row.family == GUARDED]
-    unsafe = tuple(row for row in guarded if row.verdict in ("worse", "not shown safe"))
+def _unsafe(own: Sequence[Difference]) -> list[Difference]:
+    """Return a candidate's rows of guarded tasks on which it is worse or not shown safe."""
+    return [row for row in own if row.guarded and row.verdict in ("worse", "not shown safe")]
+
+
+def _harm(c: Configuration, base: Configuration, tasks: Sequence[Table], own: Sequence[Difference]) -> Guarded:
+    """Return a candidate's worst verdict over all guarded tasks; a guarded task without scores shows no safety."""
     to_guard = sum(t.guarded for t in tasks)
     if c.digest == base.digest:
-        word: Guarded = BASELINE
-    elif not to_guard:
-        word = UNGUARDED
-    elif any(row.verdict == "worse" for row in unsafe):
-        word = "worse"
-    else:  # a guarded task without scores shows no safety
-        word = "not shown safe" if unsafe or len(guarded) < to_guard else "safe"
-    return Standing(
-        name=c.name,
+        return BASELINE
+    if not to_guard:
+        return UNGUARDED
+    unsafe = _unsafe(own)
+    if any(row.verdict == "worse" for row in unsafe):
+        return "worse"
+    return "not shown safe" if unsafe or sum(row.guarded for row in own) < to_guard else "safe"
+
+
+def _candidate(c: Configuration, base: Configuration, best: str, pairs: MeanPairs, guarded: Guarded) -> Candidate:
+    """Return a candidate with its differences from the baseline and from the candidate with the highest mean."""
+    return Candidate(
+        configuration=c.name,
+        role=cast("CandidateRole", c.role),
         mean=pairs.means[c.name],
-        guarded=word,
-        unsafe=unsafe,
-        lost=tuple(row.task for row in own if row.family != GUARDED and row.verdict == "worse"),
-        above=None if c.digest == base.digest else pairs.between(c.name, base.name),
+        guarded=guarded,
+        against_baseline=None if c.digest == base.digest else pairs.between(c.name, base.name),
+        against_best=None if c.name == best else pairs.between(c.name, best),
         form=c.form,
         bytes=_bytes(c),
         bricks=len(c.parents),
-        role=cast("CandidateRole", c.role),
     )
 
 
@@ -283,17 +268,3 @@ def _harmful(rows: Iterable[Difference]) -> dict[str, list[str]]:
         if row.role == "brick" and row.family == GUARDED and row.verdict == "worse":
             found.setdefault(row.task, []).append(row.configuration)
     return found
-
-
-def _candidate(s: Standing, best: str | None, pairs: MeanPairs | None) -> Candidate:
-    return Candidate(
-        configuration=s.name,
-        role=s.role,
-        mean=s.mean,
-        guarded=s.guarded,
-        against_baseline=s.above,
-        against_best=pairs.between(s.name, best) if pairs and best and s.name != best else None,
-        form=s.form,
-        bytes=s.bytes,
-        bricks=s.bricks,
-    )

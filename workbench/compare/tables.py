@@ -18,6 +18,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.facts.facts import ACCURACIES, WRITTEN
 from workbench.scores.documents import rescore_hint
 from workbench.scores.paired import Paired, Ratio, paired_scores
+from workbench.scores.plan import PlanRecord
 from workbench.scores.statistics import RATIOS, SHARED_RANGE, Floats, codes, effective_clusters, interval, resampled_means, score
 from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore, gold_of, margin_of
 from workbench.scores.suite import MARGIN, Contrast, Suite, metric_of
@@ -189,7 +190,7 @@ def suites_of(store: ScoreStore, scores: Sequence[Scores], overrides: Mapping[st
 def _suite_of(store: ScoreStore, scores: Scores) -> Suite:
     """Return the suite stored in plan.json."""
     try:
-        suite = Suite.model_validate(store.record(scores)["suite"])
+        suite = Suite.model_validate(store.record(scores).suite)
     except ValidationError as error:
         path, first = store.folder(scores.suite, scores.plan) / "plan.json", error.errors()[0]
         raise WorkbenchError(f"{path}: suite: {'.'.join(map(str, first['loc']))}: {first['msg']}", rescore_hint(path)) from error
@@ -253,7 +254,7 @@ def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, 
     for name, suite in suites.items():
         members = list({s.configuration.digest: s for s in scores if s.suite == name}.values())
         record, folder = store.record(members[0]), store.folder(name, members[0].plan)
-        if lacking := [task for task in suite.tasks if task not in record["tasks"]]:
+        if lacking := [task for task in suite.tasks if task not in record.tasks]:
             raise WorkbenchError(
                 f"{folder / 'plan.json'}: task '{lacking[0]}' of the suite is missing", rescore_hint(folder / "plan.json")
             )
@@ -266,7 +267,7 @@ def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, 
             {s.configuration.digest: s.configuration.name for s in members},
             str(folder),
         )
-        tables += [read.table(task, suite.primary.get(task, record["tasks"][task]["primary"])) for task in suite.tasks]
+        tables += [read.table(task, suite.primary.get(task, record.tasks[task].primary)) for task in suite.tasks]
         tables += [read.contrast(name, contrast) for name, contrast in suite.contrasts.items()]
     often = Counter(t.name for t in tables)
     return [replace(t, name=f"{t.name} ({t.suite.suite})") if often[t.name] > 1 else t for t in tables]
@@ -278,7 +279,7 @@ class _Stored:
 
     suite: Suite
     plan: str
-    record: Mapping[str, Any]
+    record: PlanRecord
     items: Mapping[str, Sequence[Row]]
     rows: Mapping[str, Mapping[str, Sequence[Row]]]  # by digest, task
     names: Mapping[str, str]  # by digest
@@ -286,14 +287,14 @@ class _Stored:
 
     def table(self, task: str, metric: str) -> Table:
         """Return the table of a task under one metric."""
-        about = self.record["tasks"][task]
-        known = [*about["metrics"], *([MARGIN] if about["kind"] == "multiple_choice" else [])]
+        about = self.record.tasks[task]
+        known = [*about.metrics, *([MARGIN] if about.kind == "multiple_choice" else [])]
         if metric not in known:
             raise WorkbenchError(f"suite '{self.suite.suite}': task '{task}' has no metric '{metric}'", nearest(metric, known))
         items = self.items.get(task, ())
         if not items:
             raise WorkbenchError(f"{self.folder}: task '{task}' has no items", "Delete the folder and score again.")
-        kind = about.get("ratios", {}).get(metric)
+        kind = about.ratios.get(metric)
         weighted = kind in RATIOS
         values: dict[str, Floats] = {}
         weights: Floats | None = None
@@ -320,17 +321,17 @@ class _Stored:
             cluster=codes([item["cluster"] for item in items]),
             values=values,
             rows={digest: rows[task] for digest, rows in self.rows.items()},
-            kind=about["kind"],
-            lower=metric in about.get("lower", ()),
+            kind=about.kind,
+            lower=metric in about.lower,
             ratio=kind,
             weights=weights,
-            scorer=about.get("scorer", self.record.get("scorer")),
+            scorer=self.record.scorer,
         )
 
     def contrast(self, name: str, contrast: Contrast) -> Table:
         """Return the table of metric(of) - metric(minus) on the items that both tasks have, with the clusters of `of`."""
         where = f"suite '{self.suite.suite}', contrast '{name}'"
-        metric = contrast.metric or self.suite.primary.get(contrast.of, self.record["tasks"][contrast.of]["primary"])
+        metric = contrast.metric or self.suite.primary.get(contrast.of, self.record.tasks[contrast.of].primary)
         of, minus = (self.table(task, metric) for task in (contrast.of, contrast.minus))
         if of.ratio or minus.ratio:
             raise WorkbenchError(

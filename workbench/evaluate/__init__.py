@@ -23,10 +23,11 @@ from workbench.evaluate.measured import quiet
 from workbench.evaluate.tasks import groups_of, source_of
 from workbench.events import Progress
 from workbench.identity import installed
+from workbench.scores.documents import Measured
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan, SuiteTasks, make_plan
 from workbench.scores.statistics import codes
-from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores
+from workbench.scores.store import Check, Configuration, Metric, Rows, Scores, ScoreStore, TaskResult, TaskScores
 from workbench.scores.suite import SCORED_BY, Suite
 from workbench.scores.tasks import task_index
 
@@ -76,7 +77,7 @@ def build_plan(
     groups = groups_of(suite, index, tasks_dir)
     suite = expanded(suite, groups)
     sources = [source_of(name, suite, index, tasks_dir, memo) for name in suite.tasks]
-    tasks = SuiteTasks(suite, sources, tasks_dir, [g.document() for found in groups.values() for g in found])
+    tasks = SuiteTasks(suite, sources, tasks_dir, [g for found in groups.values() for g in found])
     return make_plan(tasks, tokenizer, dtype=dtype, batch_size=batch_size, limit=limit)
 
 
@@ -141,8 +142,8 @@ def evaluate(
         for task in plan.suite.tasks:
             if task not in done:
                 journal = store.journal(plan, key, task)
-                told = _offset(progress, scorer.sizes(), [t for t in plan.suite.tasks if t in done])
-                done[task] = {**scorer.task(task, journal, told), "check": check and check.model_dump()}
+                shifted = _offset(progress, scorer.sizes(), [t for t in plan.suite.tasks if t in done])
+                done[task] = {**scorer.task(task, journal, shifted), "check": check.model_dump() if check else None}
                 store.keep_task(plan, key, task, done[task])
     if progress:
         progress("", 1, 1)
@@ -183,11 +184,14 @@ def score(
         check = scorer.check()
     except RefusedError:
         return score(plan.by("hflm"), configuration, model, device=device, progress=progress)
-    done = {task: {**scorer.task(task, progress=progress), "check": check and check.model_dump()} for task in plan.suite.tasks}
+    record = check.model_dump() if check else None
+    done: dict[str, TaskResult] = {}
+    for task in plan.suite.tasks:
+        done[task] = {**scorer.task(task, progress=progress), "check": record}
     return summarise(plan, configuration, done), {task: result["rows"] for task, result in done.items()}
 
 
-def summarise(plan: ScorePlan, configuration: Configuration, results: Mapping[str, Mapping[str, Any]]) -> Scores:
+def summarise(plan: ScorePlan, configuration: Configuration, results: Mapping[str, TaskResult]) -> Scores:
     """Compute means, ratios and their intervals over the rows of all tasks."""
     tasks = {}
     for task in plan.suite.tasks:
@@ -205,10 +209,10 @@ def summarise(plan: ScorePlan, configuration: Configuration, results: Mapping[st
             tokens=result["tokens"],
             answers=result.get("answers"),  # results that an earlier version kept have none of these
             answer_tokens=result.get("answer_tokens"),
-            measured=result.get("measured"),
+            measured=Measured.model_validate(result["measured"]) if result.get("measured") else None,
         )
     first = results[plan.suite.tasks[0]]
-    checks = [result["check"] for result in results.values() if result.get("check")]
+    checks = [Check.model_validate(check) for result in results.values() if (check := result.get("check"))]
     return Scores(
         suite=plan.suite.suite,
         plan=plan.digest,
@@ -219,6 +223,6 @@ def summarise(plan: ScorePlan, configuration: Configuration, results: Mapping[st
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions=installed(*SCORED_BY),
         tasks=tasks,
-        check=max(checks, key=lambda check: check["max_difference"] / check["tolerance"]) if checks else None,
+        check=max(checks, key=lambda check: check.max_difference / check.tolerance) if checks else None,
         tokens=sum(results[t]["tokens"] or 0 for t in plan.suite.tasks),
     )

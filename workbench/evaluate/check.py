@@ -38,7 +38,7 @@ class RefusedError(Exception):
     """Exception for a scorer that does not agree with HFLM on a model; the message gives the difference or the error."""
 
 
-def told(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """Return an error of a model's code in one line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
 
@@ -111,7 +111,7 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         if type(error).__name__ == "OutOfMemoryError":
             raise
         lm.referee(pairs[:1])  # where this fails too, the model is at fault and not the scorer
-        raise RefusedError(told(error)) from error
+        raise RefusedError(in_one_line(error)) from error
     bounds, dtype = bounds_of(lm), lm.model.dtype
     rows = rows_at_once(bounds, max(len(context) + len(answer) for context, answer in pairs))
     hflm_answers = lm.referee(pairs, rows)

@@ -151,7 +151,7 @@ def _load(name: str, include_path: Path | None) -> Any:
     return load_task(manager, name, [])
 
 
-def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+def _with_ids(docs: Sequence[Mapping[str, object]], name: str) -> list[dict[str, object]]:
     """Return the documents with unique IDs: their own, or hashes of their content."""
     ids = [doc.get("id") for doc in docs]
     if None not in ids and max(Counter(map(str, ids)).values()) == 1:
@@ -161,7 +161,7 @@ def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, An
     return [{"id": identity, **content} for identity, content in zip(hashes, contents, strict=True)]
 
 
-def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | None) -> dict[str, Any]:
+def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | None) -> dict[str, object]:
     """Return the local definition: the task's settings with local documents."""
     config = task.config
     if config.use_prompt is not None:
@@ -169,7 +169,7 @@ def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | No
             f"task '{name}': use_prompt cannot be stored in local files", "Only tasks without it can be exported."
         )
     data = {"test": f"data/{stem}.jsonl", **({"fewshot": f"data/{stem}-fewshot.jsonl"} if fewshot_split == "fewshot" else {})}
-    definition: dict[str, Any] = {
+    definition: dict[str, object] = {
         "task": name,
         "custom_dataset": _FunctionTag("localdata.jsonl"),
         "dataset_kwargs": {"data_files": data},
@@ -237,9 +237,9 @@ def _installed(module: str) -> bool:
 def _write(
     folder: Path,
     stem: str,
-    config: Mapping[str, Any],
-    docs: Iterable[Mapping[str, Any]],
-    pool: Sequence[Mapping[str, Any]],
+    config: Mapping[str, object],
+    docs: Iterable[Mapping[str, object]],
+    pool: Sequence[Mapping[str, object]],
     localdata: Path,
     name: str,
 ) -> None:
@@ -257,7 +257,7 @@ def _write(
         (folder / "localdata.py").write_text(LOCALDATA, "utf-8")
 
 
-def _write_lines(path: Path, docs: Iterable[Mapping[str, Any]], name: str) -> None:
+def _write_lines(path: Path, docs: Iterable[Mapping[str, object]], name: str) -> None:
     """Write JSON lines. Line separators within texts are escaped, because readers may split lines at them."""
     try:
         lines = [json.dumps(doc) for doc in docs]

@@ -104,13 +104,7 @@ def project_of(file: Path) -> Path:
 
 
 def _function(name: str, folder: Path, resolve: Callable[[str, Path], Any]) -> Any:
-    """Return the function that a task file of a project names.
-
-    Args:
-        name: `module.function`, with the module beside the task file or importable.
-        folder: Folder of the task file.
-        resolve: lm-eval's own function, for importable modules.
-    """
+    """Return the function that a task file of a project names."""
     module, _, attribute = name.rpartition(".")
     file = (folder / f"{module.replace('.', '/')}.py").resolve()
     if not file.exists() or not module:
@@ -332,13 +326,13 @@ def _document_content(task: Any, doc: Any, shot: Any) -> list[Any]:
 
 def score_first(task: Any) -> None:
     """Score the gold answer of the first document, so that reads of filters and metrics are recorded."""
-    from workbench.evaluate.gold import _gold, _response, metrics_of
+    from workbench.evaluate.gold import gold_answer, gold_response, metrics_of
 
     with contextlib.suppress(Exception):  # reported by `suite check`, or when the task is scored
         task.set_fewshot_seed(seed=SEED)
         task.build_all_requests(samples=[0], rank=0, world_size=1)
-        gold = _gold(task, task.instances[0].doc)
+        gold = gold_answer(task, task.instances[0].doc)
         for instance in task.instances:
-            instance.resps = [_response(task, instance, gold)] * max(1, instance.repeats or 1)
+            instance.resps = [gold_response(task, instance, gold)] * max(1, instance.repeats or 1)
         task.apply_filters()
         list(metrics_of(task, task.instances))

@@ -19,17 +19,19 @@ _RIGHT, _WRONG = 0.0, -10.0
 
 
 @dataclass(frozen=True)
-class _Gold:
+class Gold:
+    """The right answer to a document: its choices, the indices of the right ones (None if the target is none of them), and the target."""
+
     choices: tuple[str, ...] | None
     indices: tuple[int, ...] | None
     target: Any
 
 
-def _gold(task: Any, doc: Any) -> _Gold:
+def gold_answer(task: Any, doc: Any) -> Gold:
     """Return a document's correct answer. If the choices are in the contexts, `doc_to_text` gives the index."""
     target = task.doc_to_target(doc)
     if task.config.doc_to_choice is None:
-        return _Gold(None, None, target)
+        return Gold(None, None, target)
     choices = tuple(map(str, task.doc_to_choice(doc)))
     answers = task.doc_to_text(doc) if task.multiple_input else target
     indices = []
@@ -37,10 +39,10 @@ def _gold(task: Any, doc: Any) -> _Gold:
         index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
         indices.append(index if isinstance(index, int) and 0 <= index < len(choices) else None)
     valid = tuple(i for i in indices if i is not None)
-    return _Gold(choices, valid if indices and len(valid) == len(indices) else None, target)
+    return Gold(choices, valid if indices and len(valid) == len(indices) else None, target)
 
 
-def _response(task: Any, instance: Any, gold: _Gold) -> Any:
+def gold_response(task: Any, instance: Any, gold: Gold) -> Any:
     """Return the response of a model that knows the answer."""
     kind = task.OUTPUT_TYPE
     if kind == "generate_until":

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, UsageError, WorkbenchError
@@ -26,7 +25,7 @@ from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
 from workbench.steps import EditMethod
 
-CONTROL_FIELDS: Mapping[str, Mapping[str, Any]] = {"adapter": {"preserve_generated": 0, "replay_weight": 0.0}}
+CONTROL_FIELDS: Mapping[str, Mapping[str, float]] = {"adapter": {"preserve_generated": 0, "replay_weight": 0.0}}
 """Way to teach facts -> fields of its step as a control, besides the defaults: the adapter learns facts and paraphrases only."""
 
 
@@ -279,11 +278,6 @@ def _taught_otherwise(entries: Sequence[LineupEntry], facts: Iterable[Wanted], t
 
     A recipe with one step that teaches the same facts in that way is that control itself. Streams with updates or removals have no such
     controls, because other methods do not read files in order.
-
-    Args:
-        entries: The recipes' configurations.
-        facts: The facts that are scored.
-        taken: Names of other configurations; those of the controls are added.
     """
     edited_by = {entry.name: (entry, edited_for(entry.resolved)) for entry in entries}
     made: set[tuple[str, str]] = set()
@@ -305,14 +299,14 @@ def _taught_otherwise(entries: Sequence[LineupEntry], facts: Iterable[Wanted], t
             yield LineupEntry(name, way, resolve(edited[0].derive(name, [step])))
 
 
-def _alone(name: str, resolved: Resolved) -> dict[str, Any]:
+def _alone(name: str, resolved: Resolved) -> dict[str, object]:
     """Return the step that makes the base into one brick's model."""
     if name not in resolved.recipe.whole_models or resolved.bricks[name].kind == "adapter":
         return {"merge": "task_arithmetic", "bricks": {name: 1.0}}
     return {"grow": "stack", "slices": [{"brick": name}], "embeddings": name, "norm": name, "head": name, "check": "off"}
 
 
-def _leading_edits(recipe: Recipe) -> list[dict[str, Any]]:
+def _leading_edits(recipe: Recipe) -> list[dict[str, object]]:
     """Return the edit steps before all other steps; scored alone, they show how much of them the other steps keep."""
     count = next((i for i, step in enumerate(recipe.steps) if not isinstance(step, EditMethod)), 0)
     return [dump_step(step) for step in recipe.steps[:count]]

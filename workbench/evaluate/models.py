@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from workbench.evaluate.scorer import Scorer
 from workbench.events import Progress
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import GENERATED, ScorePlan
-from workbench.scores.store import Configuration, Row, Scores, ScoreStore
+from workbench.scores.store import Configuration, Row, Scores, ScoreStore, TaskResult
 
 log = logging.getLogger("workbench")
 
@@ -164,7 +164,7 @@ class Resident:
         """
         scorer = self._scorer(plan, configuration)
         scorer.configuration = configuration
-        done: dict[str, Any] = {}
+        done: dict[str, TaskResult] = {}
         for task in plan.suite.tasks:
             done[task] = {**scorer.task(task, None, progress), "check": None}
             if gold:
@@ -191,7 +191,7 @@ class Resident:
         return self._scorers[settled.digest]
 
 
-def _gold(scorer: Scorer, requests: Requests, done: Mapping[str, Sequence[Row]]) -> list[float | None]:
+def _gold(scorer: Scorer, requests: Requests, done: TaskResult) -> list[float | None]:
     """Return GOLD of every item; None for a task without correct answers."""
     kind = scorer.plan.kinds[requests.name]
     if kind == "multiple_choice":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.gold import _Gold, _gold, _response, metrics_of, sentence_for
+from workbench.evaluate.gold import Gold, gold_answer, gold_response, metrics_of, sentence_for
 from workbench.evaluate.measured import quiet
 from workbench.evaluate.requests import build, by_item
 from workbench.evaluate.tasks import load_tasks
@@ -95,10 +95,10 @@ def _means(task: Any) -> set[str]:
 def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[BuiltItem], int, set[tuple[str, str]], list[tuple[str, str]]]:
     """Return the items with the scores of the gold answers, the number of examples, their pool and the test documents."""
     grouped = by_item(build(plan, name, task, _template(plan) if plan.suite.chat_template else None))
-    gold = {number: _gold(task, instances[0].doc) for number, instances in grouped.items()}
+    gold = {number: gold_answer(task, instances[0].doc) for number, instances in grouped.items()}
     for number, instances in grouped.items():
         for instance in instances:
-            instance.resps = [_response(task, instance, gold[number])] * max(1, instance.repeats)
+            instance.resps = [gold_response(task, instance, gold[number])] * max(1, instance.repeats)
     task.apply_filters()
     means = _means(task)
     items = [
@@ -129,7 +129,7 @@ def _is_full(metric: str, value: float, lower: set[str]) -> bool:
 def _in_sentences(
     task: Any,
     grouped: Mapping[int, Sequence[Any]],
-    gold: Mapping[int, _Gold],
+    gold: Mapping[int, Gold],
     items: Sequence[BuiltItem],
     pattern: str,
     means: set[str],
@@ -138,7 +138,7 @@ def _in_sentences(
     """Return the items, with better scores from answers in a sentence that a filter's expression matches."""
     texts = {}
     for number, instances in grouped.items():
-        target = str(_response(task, instances[0], gold[number]))
+        target = str(gold_response(task, instances[0], gold[number]))
         texts[number] = sentence_for(pattern, target.strip())
         for instance in instances:
             instance.resps = [texts[number] or target] * max(1, instance.repeats)
@@ -170,7 +170,7 @@ def _template(plan: ScorePlan) -> Any:
     return apply
 
 
-def _built_item(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> BuiltItem:
+def _built_item(task: Any, identity: str, instances: Sequence[Any], gold: Gold, means: Iterable[str]) -> BuiltItem:
     """Return an item with its requests and the scores of its gold answer."""
     kind = task.OUTPUT_TYPE
     metrics = {

@@ -265,7 +265,7 @@ class Forward:
             )
         )
         branched = any(row.segments[-1] for row in rows)
-        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(n)}
+        inputs: dict[str, object] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(n)}
         if n:
             inputs[self.cache_name] = self._cache(prefix, len(rows))
         if branched or n:

@@ -241,11 +241,7 @@ def rows_of(plan: ScorePlan, requests: Requests, answers: Mapping[int, Any]) -> 
 
 
 def _contribute(plan: ScorePlan, requests: Requests, metric: str, values: Sequence[Any], rows: Sequence[Row]) -> None:
-    """Add each item's contribution to a metric of the whole corpus; leave out a metric that has no value on these answers.
-
-    Raises:
-        WorkbenchError: If it is the task's primary metric.
-    """
+    """Add each item's contribution to a metric of the whole corpus; leave out a metric that has no value on these answers."""
     name, function = requests.name, requests.task.aggregation().get(metric.partition(",")[0])
     try:
         if len(values) < len(rows):

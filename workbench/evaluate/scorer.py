@@ -20,7 +20,7 @@ from workbench.evaluate.routed import RoutedGroup, acting, labels, refuse_calibr
 from workbench.events import Progress
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import ScorePlan
-from workbench.scores.store import Check, Configuration, Journal, ScoreStore
+from workbench.scores.store import Check, Configuration, Journal, ScoreStore, TaskResult
 
 
 class Scorer:
@@ -121,16 +121,13 @@ class Scorer:
         calibration = getattr(getattr(self.model, "routing", None), "calibration", {})
         refuse_calibrated(self.plan, requests.name, requests.task, calibration, self.configuration.name)
 
-    def task(self, name: str, journal: Journal | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    def task(self, name: str, journal: Journal | None = None, progress: Progress | None = None) -> TaskResult:
         """Score one task.
 
         Args:
             name: Name of the task.
             journal: Answers of an interrupted evaluation; new answers are added to it.
             progress: Called with (task, requests done, requests in total).
-
-        Returns:
-            The fields rows, items, seconds, device, scorer, tokens, answers, answer_tokens and measured.
 
         Raises:
             WorkbenchError: If log-likelihoods or logits are not finite, or a server fails.

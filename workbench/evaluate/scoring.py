@@ -131,7 +131,7 @@ def _score(
 @contextmanager
 def _named(entry: LineupEntry) -> Iterator[None]:
     """Raise an error that names the configuration if its model's code fails while it is scored."""
-    from workbench.evaluate.check import MODEL_ERRORS, told
+    from workbench.evaluate.check import MODEL_ERRORS, in_one_line
 
     try:
         yield
@@ -139,7 +139,7 @@ def _named(entry: LineupEntry) -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError":
             raise
         raise WorkbenchError(
-            f"{entry.name}: its model fails while it is scored: {told(error)}",
+            f"{entry.name}: its model fails while it is scored: {in_one_line(error)}",
             f"Leave {entry.name} out, or repair it; the scores of the configurations before it are stored.",
         ) from error
 

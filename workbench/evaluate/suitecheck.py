@@ -180,7 +180,7 @@ def show_suite(name: str, project: Path, base: str | None) -> ShownSuite:
         with TemporaryDirectory() as folder:  # the digest depends on the tokenizer; items and metrics do not
             (Path(folder) / "tokenizer.json").write_text("{}", "utf-8")
             plan = _plan(suite, project, folder, "float32")
-    document, suite = plan.document(), plan.suite
+    document, suite = plan.record().to_dict(), plan.suite
     for task, facts in document["tasks"].items():
         facts |= {
             "clusters": len({item.cluster for item in plan.items[task]}),

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
@@ -82,6 +82,18 @@ alpha: 0.05
 roles: {{{task}: {role}}}
 """
 PRIMARY = {"choice": "acc", "exact": "exact_match", "text": "bits_per_byte"}
+
+
+class _Row(TypedDict, total=False):
+    """An item as the task reads it: a text, a prompt with an answer, or a prompt with choices."""
+
+    id: str
+    cluster: str
+    text: str
+    prompt: str
+    answer: str
+    choices: list[str]
+    gold: int
 
 
 class NewSuite(Part):
@@ -186,17 +198,17 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _tokens(rows: Sequence[Mapping[str, Any]]) -> int:
+def _tokens(rows: Sequence[_Row]) -> int:
     """Return how many tokens an answer may have: a token is a byte or more."""
-    return max(len(str(row["answer"]).encode()) for row in rows) + _ROOM
+    return max(len(row["answer"].encode()) for row in rows) + _ROOM
 
 
-def _rows(data: Path, kind: Kind, cluster: str | None) -> tuple[list[dict[str, Any]], str]:
+def _rows(data: Path, kind: Kind, cluster: str | None) -> tuple[list[_Row], str]:
     """Return the rows as the task reads them, and the field of the suite that holds their clusters."""
     if not data.is_file():
         near = [path.name for path in data.parent.glob("*.jsonl")] if data.parent.is_dir() else []
         raise UsageError(f"{data}: no such file of items", nearest(data.name, near) if near else f"One row a line: {KINDS[kind]}")
-    rows: list[dict[str, Any]] = []
+    rows: list[_Row] = []
     problems: list[str] = []
     ids: dict[str, int] = {}
     asked: dict[str, int] = {}
@@ -226,11 +238,11 @@ def _rows(data: Path, kind: Kind, cluster: str | None) -> tuple[list[dict[str, A
     return rows, "cluster" if by else "id"
 
 
-def _row(row: Any, kind: Kind, cluster: str | None) -> dict[str, Any]:
+def _row(row: Any, kind: Kind, cluster: str | None) -> _Row:
     """Return one row as the task reads it."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, found {jsondoc.kind(row)}")
-    made: dict[str, Any] = {"id": _label(row, "id"), "cluster": _label(row, cluster) if cluster else ""}
+    made: _Row = {"id": _label(row, "id"), "cluster": _label(row, cluster) if cluster else ""}
     if cluster and not made["cluster"]:
         raise ValueError(f"no '{cluster}', which says which items belong together; give it to every row or to none")
     if kind == "text":
@@ -248,7 +260,7 @@ def _row(row: Any, kind: Kind, cluster: str | None) -> dict[str, Any]:
     return {**made, "choices": choices, "gold": _gold(row, choices)}
 
 
-def _label(row: Mapping[str, Any], key: str) -> str:
+def _label(row: Mapping[str, object], key: str) -> str:
     """Return an id or a cluster as text; empty if there is none."""
     value = row.get(key)
     if value is None or value == "":
@@ -258,14 +270,14 @@ def _label(row: Mapping[str, Any], key: str) -> str:
     return str(value)
 
 
-def _text(row: Mapping[str, Any], key: str) -> str:
+def _text(row: Mapping[str, object], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"no '{key}'" if key not in row else f"'{key}' must be a text that is not blank")
     return value
 
 
-def _prompt(row: Mapping[str, Any]) -> str:
+def _prompt(row: Mapping[str, object]) -> str:
     """Return the prompt: `prompt` as it stands, or `question` with a cue for the answer."""
     keys = [key for key in ("prompt", "question") if key in row]
     if len(keys) != 1:
@@ -275,7 +287,7 @@ def _prompt(row: Mapping[str, Any]) -> str:
     return _text(row, "prompt")
 
 
-def _answer(row: Mapping[str, Any]) -> str:
+def _answer(row: Mapping[str, object]) -> str:
     """Return the answer that a model has to write."""
     value = row.get("answer")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -290,7 +302,7 @@ def _answer(row: Mapping[str, Any]) -> str:
     return answer
 
 
-def _gold(row: Mapping[str, Any], choices: Sequence[str]) -> int:
+def _gold(row: Mapping[str, object], choices: Sequence[str]) -> int:
     """Return the index of the right choice, which a row gives as index, as text, or as a letter."""
     found = dict(_golds(row, choices))
     if not found:
@@ -300,7 +312,7 @@ def _gold(row: Mapping[str, Any], choices: Sequence[str]) -> int:
     return next(iter(found.values()))
 
 
-def _golds(row: Mapping[str, Any], choices: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _golds(row: Mapping[str, object], choices: Sequence[str]) -> Iterator[tuple[str, int]]:
     for key in ("answer", "gold"):
         value = row.get(key)
         if value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.gate import functions_checked, sandbox_templates, score_first, watched, yielded
 from workbench.evaluate.measured import quiet
 from workbench.files import bytes_digest
-from workbench.scores.groups import Aggregate, TaskGroup, local_groups
-from workbench.scores.plan import GENERATED, ScorePlan
+from workbench.scores.groups import local_groups
+from workbench.scores.plan import GENERATED, Aggregate, ScorePlan, TaskGroup
 from workbench.scores.suite import Suite
 from workbench.scores.task_code import code_of, content, recall, remember
 from workbench.scores.tasks import MEANS, TaskFile, TaskSource, listed_metrics, metric_name, ordered
@@ -115,7 +115,7 @@ def manager_of(tasks_dir: Path, *, bundled: bool) -> Any:
     return TaskManager(include_path=str(tasks_dir), include_defaults=bundled)  # lm-eval's defaults are 14,000 files and take 4 s
 
 
-def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> Any:
+def load_task(manager: Any, name: str, known: Iterable[str]) -> Any:
     """Load one task.
 
     Args:
@@ -197,11 +197,18 @@ def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> d
 
 def _group(group: Any) -> TaskGroup:
     aggregates = [
-        Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
+        Aggregate(
+            metric=a.metric,
+            filters=None if a.filter_list is None else tuple(a.filter_list),
+            weighted=bool(a.weight_by_size),
+        )
         for a in group.aggregate_metric_list or ()
     ]
     return TaskGroup(
-        group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(aggregates)
+        name=group.name,
+        alias=group.alias or group.name,
+        tasks=tuple(task.task_name for task in group.get_all_tasks()),
+        aggregates=tuple(aggregates),
     )
 
 

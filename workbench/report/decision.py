@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from workbench.compare.advice import Candidate
 from workbench.compare.comparison import Comparison
 from workbench.compare.configurations import KEYS, Costs
 from workbench.compare.differences import Difference
-from workbench.compare.recommend import Candidate, PairFamily
+from workbench.compare.recommend import PairFamily
 from workbench.compare.routing import Share, advice
 from workbench.report.numbers import MISSING, PERCENT, POINTS, count, fixed, listed, plural, seconds, size
 

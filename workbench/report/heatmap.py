@@ -92,7 +92,7 @@ class HeatValues:
 def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Path:
     """Write a self-contained page that makes no request, and return its path."""
     others = list(measures.total.meetings)
-    columns, rows = _totals(name, measures)
+    columns, rows = totals(name, measures)
     return write_maps(
         out,
         title=f"{name} compared with {', '.join(others)}" if others else name,
@@ -123,8 +123,8 @@ def _lead(measures: Measures) -> str:
     )
 
 
-def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the table above the maps."""
+def totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a table with one row per brick: measures of its whole delta, and of its similarity to the first brick."""
     total = measures.total.measured()
     others = total.others
     columns = ["brick", "norm", "relative", "zeros"]

@@ -21,6 +21,7 @@ from workbench.files import json_digest
 from workbench.identity import installed
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.report.numbers import plural
+from workbench.search.result import SearchResult
 
 if TYPE_CHECKING:
     from workbench.evaluate.lineup import LineupEntry
@@ -74,34 +75,26 @@ def runs_of_scores(entries: Sequence[LineupEntry], scores: Sequence[Scores]) -> 
     return runs
 
 
-def runs_of_search(document: Mapping[str, Any]) -> list[LoggedRun]:
-    """Return one run for each control and candidate of a search.
+def runs_of_search(found: SearchResult) -> list[LoggedRun]:
+    """Return one run for each control and candidate of a search."""
+    names = [objective.name for objective in found.objectives]
+    tested = {row.name: row.test for row in found.test.rows}
+    winners = {found.winner, *(found.front or ())}
+    group = f"{found.name}-{found.key[:8]}"
 
-    Args:
-        document: The search's document, as `search --json` prints it.
-    """
-    names = [objective["name"] for objective in document["objectives"]]
-    tested = {row["name"]: row["test"] for row in document["test"]["rows"]}
-    winners = {document["winner"], *document.get("front", ())}
-    runs = []
-    for one in (*document["controls"], *document["trials"]):
+    def run(
+        name: str, params: Mapping[str, Value], measured: Mapping[str, float | None], tags: Mapping[str, str | None]
+    ) -> LoggedRun:
+        metrics = {**measured, **_named("test", names, tested.get(name)), "winner": float(name in winners)}
+        return _run(name, group, params, metrics, {**tags, "search": found.key})
+
+    runs = [run(c.name, {}, _named("search", names, c.scores), {"role": c.role}) for c in found.controls]
+    for trial in found.trials:
         # The score of a candidate that was stopped early is an estimate, and has a name of its own.
-        half = "estimate" if one.get("stopped") else "search"
-        metrics = {
-            **_named(half, names, one["scores"]),
-            **_named("test", names, tested.get(one["name"])),
-            "items": one.get("items"),
-            "cost/seconds": one.get("seconds", {}).get("all"),
-            "winner": float(one["name"] in winners),
-        }
-        params = {name: _plain(value) for name, value in one.get("values", {}).items()}
-        tags = {
-            "role": one.get("role") or one["arm"],
-            "digest": one.get("digest"),
-            "search": document["key"],
-            "error": one.get("error"),
-        }
-        runs.append(_run(one["name"], f"{document['name']}-{document['key'][:8]}", params, metrics, tags))
+        scores = _named("estimate" if trial.stopped else "search", names, trial.scores)
+        measured = {**scores, "items": trial.items, "cost/seconds": trial.duration}
+        tags = {"role": trial.arm, "digest": trial.digest, "error": trial.error}
+        runs.append(run(trial.name, trial.values, measured, tags))
     return runs
 
 

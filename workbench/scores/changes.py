@@ -247,11 +247,6 @@ class Changes:
 def _crossing(excess: Callable[[float], float], inside: float, outside: float) -> float:
     """Return where a function becomes positive, to the last bits, by the Illinois form of regula falsi in a fifth of bisection's steps.
 
-    Args:
-        excess: Function that is at most 0 at `inside`.
-        inside: One end of the search.
-        outside: The other end, which is returned if the function is not positive there.
-
     Source:
         Dowell and Jarratt 1971, BIT 11.
     """

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from workbench.errors import LeftOut, WorkbenchError
 from workbench.jsondoc import read_object
 from workbench.models.identity import identity
 from workbench.results import Part
-from workbench.scores.files import Rows, is_number, wrong_value
-from workbench.scores.plan import ScorePlan
+from workbench.scores.files import Row, Rows, is_number, wrong_value
+from workbench.scores.plan import PlanRecord, ScorePlan
 from workbench.scores.statistics import RATIOS, interval, score
 
 FORMAT = 2  # format of the scores document; since 2 it holds digests of its rows and items
@@ -177,6 +177,21 @@ class TaskScores(_Document):
         return metrics
 
 
+class TaskResult(TypedDict):
+    """What scoring a task gives. An evaluation keeps it until the configuration is complete; earlier versions kept no lengths of answers."""
+
+    rows: list[Row]
+    items: list[Row]
+    seconds: float
+    device: str
+    scorer: str
+    tokens: int | None
+    answers: NotRequired[int | None]
+    answer_tokens: NotRequired[int | None]
+    measured: NotRequired[dict[str, object]]
+    check: NotRequired[dict[str, object] | None]
+
+
 class Check(_Document):
     """A check of a scorer against lm-eval's HFLM on some documents of each task, before the scorer is used.
 
@@ -319,7 +334,7 @@ def disagreement(scores: Scores, rows: Rows) -> str | None:
     return None
 
 
-def plan_record(folder: Path) -> dict[str, Any]:
+def plan_record(folder: Path) -> PlanRecord:
     """Read the plan.json of a plan's folder.
 
     Raises:
@@ -328,59 +343,7 @@ def plan_record(folder: Path) -> dict[str, Any]:
     path = folder / "plan.json"
     if not path.is_file():
         raise WorkbenchError(f"{path}: the file does not exist, but scores refer to it", rescore_hint(path))
-    record, hint = read_object(path, None, rescore_hint(path)), rescore_hint(path)
-    tasks, suite = record.get("tasks"), record.get("suite")
-    if not isinstance(suite, dict) or not isinstance(suite.get("suite"), str) or not isinstance(record.get("plan"), str):
-        raise WorkbenchError(f"{path}: expected a suite and the digest of a plan", hint)
-    for task, about in tasks.items() if isinstance(tasks, dict) else [("", None)]:
-        kinds = {"n": int, "kind": str, "metrics": list, "primary": str}
-        if not isinstance(about, dict) or any(not isinstance(about.get(key), kind) for key, kind in kinds.items()):
-            raise WorkbenchError(f"{path}: tasks: {task or 'missing'}: expected an object with {', '.join(kinds)}", hint)
-        ratios, lower = about.get("ratios", {}), about.get("lower", [])
-        known_ratios = isinstance(ratios, dict) and all(isinstance(kind, str) for kind in ratios.values())
-        if not known_ratios or not isinstance(lower, list) or not all(isinstance(metric, str) for metric in about["metrics"]):
-            raise WorkbenchError(
-                f"{path}: tasks: {task}: expected names of metrics, and names of aggregations under 'ratios'", hint
-            )
-    # Imported plans have null for dtype and batch size.
-    fields: dict[str, tuple[type, ...]] = {
-        "scorer": (str,),
-        "dtype": (str, type(None)),
-        "batch_size": (int, type(None)),
-        "partial": (bool,),
-        "versions": (dict,),
-    }
-    for name, types in fields.items():
-        if not isinstance(record.get(name, ...), types):
-            expected = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            raise WorkbenchError(f"{path}: {name}: expected {expected}, found {str(record.get(name))[:80]}", hint)
-    _check_groups(record, path)
-    return record
-
-
-def _check_groups(record: Mapping[str, Any], path: Path) -> None:
-    """Raise WorkbenchError if a group has a task that is not in the plan, or an entry has another form."""
-    groups = record.get("groups", [])
-    for group in groups if isinstance(groups, list) else [None]:
-        fits = isinstance(group, dict) and all(isinstance(group.get(key), str) for key in ("name", "alias"))
-        tasks, entries = (group.get("tasks"), group.get("aggregates")) if fits and group else (None, None)
-        fits = (
-            isinstance(tasks, list)
-            and all(isinstance(t, str) and t in record["tasks"] for t in tasks)
-            and isinstance(entries, list)
-        )
-        for entry in entries if fits and entries else []:
-            filters = entry.get("filters") if isinstance(entry, dict) else 0
-            listed = filters is None or (isinstance(filters, list) and all(isinstance(f, str) for f in filters))
-            fits = fits and listed and isinstance(entry.get("metric"), str) and isinstance(entry.get("weighted"), bool)
-        if not fits:
-            raise WorkbenchError(
-                f"{path}: groups: expected names, tasks of the plan and aggregates, found {str(group)[:80]}", rescore_hint(path)
-            )
-    for task, about in record["tasks"].items():
-        filters = about.get("filters", ["none"])
-        if not isinstance(filters, list) or not all(isinstance(f, str) for f in filters):
-            raise WorkbenchError(f"{path}: tasks: {task}: filters: expected names, found {str(filters)[:80]}", rescore_hint(path))
+    return PlanRecord.read(path, rescore_hint(path))
 
 
 def rescore_hint(path: Path) -> str:

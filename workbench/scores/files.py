@@ -33,8 +33,8 @@ def wrong_value(metric: str, value: Any) -> str | None:
         value: A number, [numerator, weight] for a ratio of sums, or [contribution] to a metric of the whole corpus.
     """
     if isinstance(value, list):
-        fits = len(value) in (1, 2) and all(map(is_number, value)) and (len(value) == 1 or value[1] >= 0)
-        return None if fits else "a finite number and a weight of at least 0"
+        well_formed = len(value) in (1, 2) and all(map(is_number, value)) and (len(value) == 1 or value[1] >= 0)
+        return None if well_formed else "a finite number and a weight of at least 0"
     if not is_number(value):
         return "a finite number"
     if metric.partition(",")[0] in SHARES and not 0 <= value <= 1:
@@ -122,8 +122,10 @@ def _problem(row: Any, answers: bool) -> str | None:
         choices, gold = row.get("choices"), row.get("gold")
         if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in choices)):
             return f"expected a list of strings under 'choices', found {json.dumps(choices)[:60]}"
-        fits = isinstance(gold, (int, str)) or gold is None or (isinstance(gold, list) and all(isinstance(g, int) for g in gold))
-        return None if fits else f"expected a number or a string under 'gold', found {json.dumps(gold)[:60]}"
+        well_formed = (
+            isinstance(gold, (int, str)) or gold is None or (isinstance(gold, list) and all(isinstance(g, int) for g in gold))
+        )
+        return None if well_formed else f"expected a number or a string under 'gold', found {json.dumps(gold)[:60]}"
     metrics, values = row.get("metrics"), row.get("loglikelihoods")
     if not isinstance(metrics, dict):
         return f"expected an object under 'metrics', found {json.dumps(metrics)[:60]}"

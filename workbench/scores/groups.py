@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.results import Measured, Number, OpenPart, Part, absent
 from workbench.scores.documents import Scores, Skipped
+from workbench.scores.plan import Aggregate, PlanRecord, TaskGroup
 from workbench.scores.suite import NOT_BY_TASK, Suite
 from workbench.scores.tasks import TaskFile, group_files, metric_name
 
@@ -119,35 +119,6 @@ class ImportedScores(Part):
         )
 
 
-@dataclass(frozen=True)
-class Aggregate:
-    """One entry of a group's `aggregate_metric_list`.
-
-    Attributes:
-        metric: Name without its filter: `acc`.
-        filters: Filters whose metrics are aggregated, one aggregate per filter; None: all filters that a task has.
-        weighted: Weight each task by its number of items (`weight_by_size`).
-    """
-
-    metric: str
-    filters: tuple[str, ...] | None = None
-    weighted: bool = True
-
-
-@dataclass(frozen=True)
-class TaskGroup:
-    """A group with all tasks of its subgroups, in the order of the file."""
-
-    name: str
-    alias: str
-    tasks: tuple[str, ...]
-    aggregates: tuple[Aggregate, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """Return the group's entry in plan.json."""
-        return asdict(self)
-
-
 def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, list[TaskGroup]]:
     """Return each group of a folder of task files, followed by its subgroups.
 
@@ -187,7 +158,10 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
                 raise WorkbenchError(f"{path}: group '{name}': unknown task '{child}'", nearest(child, [*index, *files, *tags]))
         alias = config.get("group_alias")
         this = TaskGroup(
-            name, alias if isinstance(alias, str) else name, tuple(dict.fromkeys(tasks)), tuple(_aggregates(config, path, name))
+            name=name,
+            alias=alias if isinstance(alias, str) else name,
+            tasks=tuple(dict.fromkeys(tasks)),
+            aggregates=tuple(_aggregates(config, path, name)),
         )
         return [this, *subgroups]
 
@@ -210,7 +184,7 @@ def _aggregates(config: Mapping[str, Any], path: Path, name: str) -> Iterable[Ag
         if entry.get("aggregation", "mean") != "mean":
             raise WorkbenchError(f"{path}: group '{name}': aggregation {entry['aggregation']}: lm-eval supports only mean", None)
         chosen = None if filters is None else (filters,) if isinstance(filters, str) else tuple(filters)
-        yield Aggregate(metric, chosen, bool(entry.get("weight_by_size", True)))
+        yield Aggregate(metric=metric, filters=chosen, weighted=bool(entry.get("weight_by_size", True)))
 
 
 def expanded(suite: Suite, groups: Mapping[str, Sequence[TaskGroup]]) -> Suite:
@@ -247,7 +221,7 @@ class GroupScore(Part):
     """Number of items of these tasks."""
 
 
-def aggregated(record: Mapping[str, Any], scores: Scores) -> list[GroupScore]:
+def aggregated(record: PlanRecord, scores: Scores) -> list[GroupScore]:
     """Return the groups' aggregates of one configuration: weighted means of the tasks' metrics, as lm-eval computes them.
 
     Tasks without the metric are ignored.
@@ -257,30 +231,27 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[GroupScore]:
         scores: Scores of a configuration under that plan.
     """
     aggregates = []
-    for group in record.get("groups", ()):
-        for entry in group["aggregates"]:
-            filters = {task: record["tasks"][task].get("filters") or ["none"] for task in group["tasks"]}
-            filter_names = entry["filters"]
-            if filter_names is None:
-                filter_names = sorted({f for task_filters in filters.values() for f in task_filters})
-            for filter_name in filter_names:
+    for group in record.groups:
+        filters = {task: record.tasks[task].filters for task in group.tasks}
+        for entry in group.aggregates:
+            for filter_name in entry.filters or sorted({f for names in filters.values() for f in names}):
                 parts = [
                     (scores.tasks[task].metrics[name].value, scores.tasks[task].n)
-                    for task in group["tasks"]
+                    for task in group.tasks
                     if filter_name in filters[task]
-                    and (name := metric_name(entry["metric"], filter_name, filters[task])) in scores.tasks[task].metrics
+                    and (name := metric_name(entry.metric, filter_name, filters[task])) in scores.tasks[task].metrics
                 ]
                 if parts:
-                    weights = [n if entry["weighted"] else 1 for _, n in parts]
+                    weights = [n if entry.weighted else 1 for _, n in parts]
                     value = sum(v * w for (v, _), w in zip(parts, weights, strict=True)) / sum(weights)
                     aggregates.append(
                         GroupScore(
-                            group=group["name"],
-                            alias=group["alias"],
-                            metric=entry["metric"],
+                            group=group.name,
+                            alias=group.alias,
+                            metric=entry.metric,
                             filter=filter_name,
                             value=value,
-                            weighted=entry["weighted"],
+                            weighted=entry.weighted,
                             tasks=len(parts),
                             n=sum(n for _, n in parts),
                         )

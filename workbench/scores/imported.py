@@ -20,8 +20,8 @@ from typing import Any
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
-from workbench.scores.groups import TaskGroup, expanded
-from workbench.scores.plan import Item, ScorePlan
+from workbench.scores.groups import expanded
+from workbench.scores.plan import Item, PlanRecord, ScorePlan, TaskGroup
 from workbench.scores.samples import Reported, TaskSamples, read_samples
 from workbench.scores.statistics import Compute, codes
 from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, outdated, plan_record, stored_in
@@ -43,12 +43,12 @@ class ImportedPlan(ScorePlan):
         """Digest of documents, requests, targets, filters, metrics and clusters; tokenizer, dtype and weights are not known."""
         return _digest([_FORMAT, *self.identities.items()])
 
-    def document(self) -> dict[str, Any]:
+    def record(self) -> PlanRecord:
         """Return the content of plan.json, marked as imported."""
-        document = super().document()
-        tasks = {task: {**about, "digest": self.identities[task]} for task, about in document["tasks"].items()}
+        plain = super().record()
+        tasks = {task: about.model_copy(update={"digest": self.identities[task]}) for task, about in plain.tasks.items()}
         unknown = dict.fromkeys(("tokenizer", "dtype", "batch_size"))
-        return {**document, **unknown, "imported": True, "import_format": _FORMAT, "versions": {}, "tasks": tasks}
+        return plain.model_copy(update={**unknown, "imported": True, "import_format": _FORMAT, "versions": {}, "tasks": tasks})
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def differing_versions(scores: Iterable[Scores]) -> list[str]:
 
 def imported_suites(store: ScoreStore) -> list[str]:
     """Return the names of the suites of imported runs."""
-    return sorted({plan["suite"]["suite"] for plan, _ in _plans(store)})
+    return sorted({plan.name for plan, _ in _plans(store)})
 
 
 def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[Scores]:
@@ -134,7 +134,7 @@ def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[S
     Raises:
         WorkbenchError: If a name is unknown or the names are under different plans.
     """
-    groups = [stored_in(folder) for plan, folder in _plans(store) if plan["suite"]["suite"] == suite]
+    groups = [stored_in(folder) for plan, folder in _plans(store) if plan.name == suite]
     groups.sort(key=lambda group: max((s.created for s in group), default=""), reverse=True)
     if not names:
         return groups[0]
@@ -157,23 +157,21 @@ def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[S
 
 def _differing(scores: Sequence[Scores], store: ScoreStore) -> str:
     """Describe a difference between two imported runs under different plans."""
-    first_tasks = store.record(scores[0])["tasks"]
+    first_tasks = store.record(scores[0]).tasks
     for s in scores[1:]:
-        tasks = store.record(s)["tasks"]
+        tasks = store.record(s).tasks
         pair = f"{scores[0].configuration.name} and {s.configuration.name}"
         if tasks.keys() != first_tasks.keys():
             return f"{pair} have different tasks ({', '.join(first_tasks)}; {', '.join(tasks)})"
-        if changed := [t for t in tasks if tasks[t]["digest"] != first_tasks[t]["digest"]]:
+        if changed := [t for t in tasks if tasks[t].digest != first_tasks[t].digest]:
             return f"{pair} have different documents, prompts, clusters or filters in {', '.join(changed)}"
     return "no plan has all of these runs"
 
 
-def _plans(store: ScoreStore) -> list[tuple[dict[str, Any], Path]]:
+def _plans(store: ScoreStore) -> list[tuple[PlanRecord, Path]]:
     plans = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
     return [
-        (plan, folder)
-        for plan, folder in plans
-        if plan.get("imported") and (scores := stored_in(folder)) and not outdated(plan, scores)
+        (plan, folder) for plan, folder in plans if plan.imported and (scores := stored_in(folder)) and not outdated(plan, scores)
     ]
 
 
@@ -231,7 +229,7 @@ class _Folder:
     folder: Path
     samples: Sequence[TaskSamples]
     plan: ImportedPlan
-    results: Sequence[Mapping[str, Any]]
+    results: Sequence[Mapping[str, object]]
 
     @classmethod
     def read(
@@ -244,7 +242,7 @@ class _Folder:
         compute: Compute | None,
     ) -> _Folder:
         """Read the files of a folder, by task, and make their plan."""
-        documents: dict[Path, dict[str, Any]] = {}
+        documents: dict[Path, dict[str, object]] = {}
         for file in tasks.values():
             path = folder / f"results_{_date_of(file)}.json"
             if path not in documents and path.is_file():
@@ -294,12 +292,8 @@ def _keep(read: _Folder, store: ScoreStore, name: str) -> ImportedRun:
     return ImportedRun(scores, plan, True, read.notes)
 
 
-def _with_tasks(declared: Suite, tasks: Mapping[str, Path], results: Sequence[Mapping[str, Any]]) -> Suite:
-    """Return a suite's file with the imported tasks; groups are those of the results files.
-
-    Raises:
-        WorkbenchError: If the suite lacks an imported task.
-    """
+def _with_tasks(declared: Suite, tasks: Mapping[str, Path], results: Sequence[Mapping[str, object]]) -> Suite:
+    """Return a suite's file with the imported tasks; groups are those of the results files."""
     members: dict[str, list[str]] = {}
     for document in results:
         members |= {
@@ -310,7 +304,11 @@ def _with_tasks(declared: Suite, tasks: Mapping[str, Path], results: Sequence[Ma
         inner = [leaf for member in members.get(name, ()) for leaf in (leaves(member, depth - 1) if depth else ())]
         return inner or [name]
 
-    groups = {name: [TaskGroup(name, name, tuple(dict.fromkeys(leaves(name))))] for name in members if leaves(name) != [name]}
+    groups = {
+        name: [TaskGroup(name=name, alias=name, tasks=tuple(dict.fromkeys(leaves(name))))]
+        for name in members
+        if leaves(name) != [name]
+    }
     suite = expanded(declared, groups)
     for task in tasks:
         if task not in suite.tasks:
@@ -331,7 +329,7 @@ def _plan(samples: Sequence[TaskSamples], suite: str, declared: Suite | None) ->
                 f"evals/suites/{suite}.yaml: primary: the samples of '{s.task}' have no metric '{chosen}' that can be compared",
                 "; ".join(s.notes) or nearest(chosen, s.metrics),
             )
-    settings: dict[str, Any] = {
+    settings = {
         "description": "Imported from lm-eval's sample files",
         "tasks": tuple(s.task for s in samples),
         "primary": primary | (declared.primary if declared else {}),
@@ -358,7 +356,7 @@ def _plan(samples: Sequence[TaskSamples], suite: str, declared: Suite | None) ->
     )
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     """Return the value if it is a mapping, else an empty one: files of other programs may hold anything."""
     return value if isinstance(value, dict) else {}
 
@@ -385,10 +383,10 @@ def _scores(read: _Folder, configuration: Configuration) -> Scores:
     )
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: object) -> float:
     """Return the run's time, which lm-eval writes as a string; 0 for any other value."""
     try:
-        seconds = round(float(value), 2)
+        seconds = round(float(str(value)), 2)
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return seconds if 0 <= seconds < math.inf else 0.0

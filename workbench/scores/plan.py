@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from pydantic import model_validator
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.identity import installed
 from workbench.models.identity import tokenizer_digest
+from workbench.results import Part, Result, absent
 from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
 from workbench.scores.tasks import TaskSource
 
@@ -26,6 +28,88 @@ GENERATED = "generate_until"
 """lm-eval's output type of tasks that generate text."""
 PLAN_FORMAT = "plan-4 softmax-float32 seed-1234"
 """What a plan's digest covers, and how scores are computed; part of the digest. Scores under another format are outdated."""
+
+
+class Aggregate(Part):
+    """One entry of a group's `aggregate_metric_list`."""
+
+    metric: str
+    """Name without its filter: `acc`."""
+    filters: tuple[str, ...] | None = None
+    """Filters whose metrics are aggregated, one aggregate per filter; null: all filters that a task has."""
+    weighted: bool = True
+    """Whether each task is weighted by its number of items (`weight_by_size`)."""
+
+
+class TaskGroup(Part):
+    """A group with all tasks of its subgroups, in the order of the file."""
+
+    name: str
+    """Name of the group."""
+    alias: str
+    """Name of the group in tables."""
+    tasks: tuple[str, ...]
+    """Names of its tasks."""
+    aggregates: tuple[Aggregate, ...] = ()
+    """What is aggregated over its tasks."""
+
+
+class PlannedTask(Part):
+    """A task of a plan."""
+
+    n: int
+    """Number of items."""
+    kind: str
+    """lm-eval's output type."""
+    metrics: list[str]
+    """Names of the metrics."""
+    primary: str
+    """Primary metric."""
+    lower: list[str] = []
+    """Metrics where lower is better."""
+    ratios: dict[str, str] = {}
+    """lm-eval's aggregation by metric, for metrics that are no means over items."""
+    filters: list[str] = ["none"]
+    """Names of the filters."""
+    digest: str | None = absent()
+    """For imported scores: digest of what must be equal for two runs to be comparable."""
+
+
+class PlanRecord(Result):
+    """The content of a plan.json. Imported plans know no tokenizer, dtype and batch size."""
+
+    version: int = 1
+    suite: dict[str, object]
+    """The suite as it was when the plan was written."""
+    plan: str
+    """Digest of the plan."""
+    tokenizer: str | None = None
+    scorer: str
+    dtype: str | None
+    batch_size: int | None
+    partial: bool
+    versions: dict[str, str]
+    tasks: dict[str, PlannedTask]
+    groups: list[TaskGroup] = []
+    imported: bool | None = absent()
+    import_format: str | None = absent()
+    """What the digest of an imported plan covers."""
+    format: str | None = absent()
+    """What the digest of another plan covers, since 0.3."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> PlanRecord:
+        if not isinstance(self.suite.get("suite"), str):
+            raise ValueError("the suite has no name")
+        for group in self.groups:
+            if lacking := [task for task in group.tasks if task not in self.tasks]:
+                raise ValueError(f"groups: {group.name}: '{lacking[0]}' is no task of the plan")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the suite."""
+        return str(self.suite["suite"])
 
 
 @dataclass(frozen=True)
@@ -55,7 +139,7 @@ class ScorePlan:
         ratios: lm-eval's aggregation by metric for metrics that are no means over items, by task.
         scorer: Scorer of log-likelihoods: the suite's scorer, or its backend.
         facts: Values from which the digest is computed, except the scorer and the tokenizer.
-        groups: `groups.TaskGroup.document` of the suite's groups and their subgroups.
+        groups: The suite's groups and their subgroups.
         filters: Names of the filters by task.
     """
 
@@ -74,7 +158,7 @@ class ScorePlan:
     ratios: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     scorer: str = "hflm"
     facts: Sequence[Any] = field(default=(), repr=False)
-    groups: Sequence[Mapping[str, Any]] = ()
+    groups: Sequence[TaskGroup] = ()
     filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @cached_property
@@ -97,12 +181,7 @@ class ScorePlan:
         return replace(self, scorer=scorer)
 
     def tokenized(self, tokenizer: Any, digest: str) -> ScorePlan:
-        """Return this plan for a configuration with another tokenizer.
-
-        Args:
-            tokenizer: Folder of the tokenizer, or the tokenizer itself.
-            digest: Its `tokenizer_digest`.
-        """
+        """Return this plan for a configuration with another tokenizer, a folder or the tokenizer itself, and its `tokenizer_digest`."""
         return replace(self, tokenizer=tokenizer, tokenizer_digest=digest)
 
     def part(self, items: Mapping[str, Sequence[Item]]) -> ScorePlan:
@@ -128,33 +207,33 @@ class ScorePlan:
         """Return the primary metric of a task."""
         return self.suite.primary.get(task, self.metrics[task][0])
 
-    def document(self) -> dict[str, Any]:
+    def record(self) -> PlanRecord:
         """Return the content of plan.json."""
         tasks = {
-            t: {
-                "n": len(self.items[t]),
-                "kind": self.kinds[t],
-                "metrics": list(self.metrics[t]),
-                "primary": self.primary(t),
-                "lower": list(self.lower.get(t, ())),
-                "ratios": dict(self.ratios.get(t, {})),
-                "filters": list(self.filters.get(t, ("none",))),
-            }
+            t: PlannedTask(
+                n=len(self.items[t]),
+                kind=self.kinds[t],
+                metrics=list(self.metrics[t]),
+                primary=self.primary(t),
+                lower=list(self.lower.get(t, ())),
+                ratios=dict(self.ratios.get(t, {})),
+                filters=list(self.filters.get(t, ("none",))),
+            )
             for t in self.suite.tasks
         }
-        return {
-            "version": 1,
-            "suite": self.suite.model_dump(mode="json"),
-            "plan": self.digest,
-            "tokenizer": next(iter(self._template), None),
-            "scorer": self.scorer,
-            "dtype": self.dtype,
-            "batch_size": self.batch_size,
-            "partial": self.partial,
-            "versions": installed(*SCORED_BY),
-            "tasks": tasks,
-            "groups": list(self.groups),
-        }
+        return PlanRecord(
+            suite=self.suite.model_dump(mode="json"),
+            plan=self.digest,
+            tokenizer=next(iter(self._template), None),
+            scorer=self.scorer,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            partial=self.partial,
+            versions=installed(*SCORED_BY),
+            tasks=tasks,
+            groups=list(self.groups),
+            format=PLAN_FORMAT,
+        )
 
 
 @dataclass(frozen=True)
@@ -165,13 +244,13 @@ class SuiteTasks:
         suite: The suite, with groups replaced by their tasks.
         sources: Documents of its tasks.
         folder: Folder of the local tasks.
-        groups: `groups.TaskGroup.document` of the suite's groups.
+        groups: The suite's groups and their subgroups.
     """
 
     suite: Suite
     sources: Sequence[TaskSource]
     folder: Path
-    groups: Sequence[Mapping[str, Any]] = ()
+    groups: Sequence[TaskGroup] = ()
 
 
 def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int, limit: int | None = None) -> ScorePlan:
@@ -238,7 +317,7 @@ def subset(items: Sequence[Item], n: int) -> tuple[Item, ...]:
     return tuple(item for item in items if item.id in chosen)
 
 
-def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = False) -> list[str]:
+def item_ids(docs: Iterable[Mapping[str, object]], task: str, *, bundled: bool = False) -> list[str]:
     """Return the ids of documents; documents without an `id` field get a hash of their content.
 
     Raises:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import bytes_digest, write_bytes
 from workbench.results import Part
 from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document
 from workbench.scores.files import unpacked
+from workbench.scores.plan import PlanRecord
 from workbench.scores.store import ScoreStore
 
 ITEMS, PLAN = "items.jsonl.gz", "plan.json"
@@ -134,23 +135,23 @@ class _Plan:
             self._refuse(path, "an unfinished evaluation; finish it on its machine")
         self._refusals()
 
-    def _check_plan(self, record: dict[str, Any]) -> None:
+    def _check_plan(self, record: PlanRecord) -> None:
         """Compare the plan with that of this store."""
-        name = f"{record['suite']['suite']}-{record['plan'][:12]}"
+        name = f"{record.name}-{record.plan[:12]}"
         if self.folder.name != name:
             raise WorkbenchError(f"{self.folder / PLAN}: it has the plan of {name}")
         if not (self.target / PLAN).is_file():
             self.pulled.plans.append(name)
             return
         own = plan_record(self.target)
-        if own["plan"] != record["plan"]:
+        if own.plan != record.plan:
             raise WorkbenchError(
-                f"{self.folder / PLAN}: this store has another plan under this name ({own['plan']}, not {record['plan']})"
+                f"{self.folder / PLAN}: this store has another plan under this name ({own.plan}, not {record.plan})"
             )
-        for library, version in record["versions"].items():
-            if own["versions"].get(library) != version:
-                self.pulled.notes.append(f"{name}: scored with {library} {version}, here with {own['versions'].get(library)}")
-        if own["suite"] != record["suite"]:
+        for library, version in record.versions.items():
+            if own.versions.get(library) != version:
+                self.pulled.notes.append(f"{name}: scored with {library} {version}, here with {own.versions.get(library)}")
+        if own.suite != record.suite:
             self.pulled.notes.append(f"{name}: other analysis settings of the suite; those of this store stay")
 
     def _document(self, path: Path) -> None:

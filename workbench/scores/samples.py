@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import bytes_digest
@@ -31,6 +31,18 @@ _EXPECTED = "Expected a file written by lm_eval --log_samples (0.4.13)."
 _OWN = "is aggregated by the task's own function, which is not in the files"
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error", "edit_distance"}  # lm-eval's, and names that its registry does not have
+
+
+class Sample(TypedDict):
+    """A line of a file of samples. It also has a value for each metric, under the metric's name."""
+
+    doc_id: int
+    doc: object
+    target: object
+    arguments: dict[str, dict[str, object]]
+    resps: list[Any]
+    filter: str
+    metrics: list[str]
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,10 @@ class Reported:
     higher: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: str, file: Path, document: Mapping[str, Any]) -> Reported:
+    def of(cls, task: str, file: Path, document: Mapping[str, object]) -> Reported:
         """Read a results file, which may hold anything."""
 
-        def part(*names: str) -> Mapping[str, Any]:
+        def part(*names: str) -> Mapping[str, object]:
             found: Any = document
             for name in names:
                 found = found.get(name) if isinstance(found, dict) else None
@@ -126,7 +138,7 @@ def read_samples(
             that can be compared, documents lack the cluster field, or a metric differs from the results file.
     """
     lines, reported = _lines(file), reported or Reported()
-    filters = list(dict.fromkeys(str(line["filter"]) for line in lines))
+    filters = list(dict.fromkeys(line["filter"] for line in lines))
     by_filter = {f: {line["doc_id"]: line for line in lines if line["filter"] == f} for f in filters}
     first = by_filter[filters[0]]
     if any(other.keys() != first.keys() for other in by_filter.values()) or sum(map(len, by_filter.values())) != len(lines):
@@ -173,9 +185,6 @@ def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row], 
     """Return a metric's values in the rows of the items: numbers, [numerator, weight] of a ratio, or [contribution].
 
     A task's own aggregation is not in the files. Its metric is read as a mean, which `_agree` then compares.
-
-    Raises:
-        UndefinedError: If they cannot be read or computed.
     """
     shares = None if how in (*MEANS, *RATIOS) or not compute else compute(how, values, codes([item["cluster"] for item in items]))
     if shares is not None:
@@ -191,12 +200,7 @@ def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row], 
 
 
 def _agree(values: Sequence[Any], items: Sequence[Row], how: str, reported: Reported, key: str, where: str) -> None:
-    """Compare a metric with the results file, if there is one.
-
-    Raises:
-        UndefinedError: If the file has no such value, or its aggregation is not known and is not the mean.
-        WorkbenchError: If the aggregation is known and the two differ.
-    """
+    """Compare a metric with the results file, if there is one."""
     if reported.file is None:
         return
     metric, expected = key.partition(",")[0], reported.values.get(key)
@@ -219,9 +223,9 @@ def _agree(values: Sequence[Any], items: Sequence[Row], how: str, reported: Repo
         )
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def _lines(file: Path) -> list[Sample]:
     """Return the parsed lines of a file of samples; all must have requests of one type."""
-    lines: list[dict[str, Any]] = []
+    lines: list[Sample] = []
     first_kind: str | None = None
     # splitlines() would also split at other line separators, which JSON strings may contain.
     for number, text in enumerate(text_of(file).split("\n"), 1):
@@ -270,13 +274,13 @@ def _problem(line: Any) -> str | None:
     return None
 
 
-def _arguments(line: Mapping[str, Any]) -> list[list[Any]]:
+def _arguments(line: Sample) -> list[list[object]]:
     """Return the requests of a document, without unconditional ones (acc_mutual_info)."""
     requests = [list(line["arguments"][f"gen_args_{i}"].values()) for i in range(len(line["arguments"]))]
     return [request for request in requests if request[0] != "" or len(requests) == 1]
 
 
-def _kind(line: Mapping[str, Any]) -> str:
+def _kind(line: Sample) -> str:
     requests = _arguments(line)
     if len(requests[0]) < 2:
         return "loglikelihood_rolling"
@@ -285,7 +289,7 @@ def _kind(line: Mapping[str, Any]) -> str:
     return "multiple_choice" if len(requests) > 1 else "loglikelihood"
 
 
-def _ids(docs: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+def _ids(docs: Sequence[Sample], task: str) -> list[str]:
     """Return the documents' `id` values if all documents have a unique one, else hashes of their content."""
     ids = [doc["doc"].get("id") if isinstance(doc["doc"], Mapping) else None for doc in docs]
     if None not in ids and len({str(i) for i in ids}) == len(ids):
@@ -294,7 +298,7 @@ def _ids(docs: Sequence[Mapping[str, Any]], task: str) -> list[str]:
     return item_ids([{k: v for k, v in doc.items() if k != "id"} for doc in contents], task, bundled=True)
 
 
-def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) -> list[str | None]:
+def _clusters(docs: Sequence[Sample], file: Path, field: str | None) -> list[str | None]:
     """Return the cluster of each document, or None if each item is its own cluster."""
     values = [doc["doc"].get(field or "cluster") if isinstance(doc["doc"], Mapping) else None for doc in docs]
     if None not in values:
@@ -308,7 +312,7 @@ def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) 
     )
 
 
-def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, Any]) -> Row:
+def _item(task: str, kind: str, identity: str, cluster: str, line: Sample) -> Row:
     """Return the item of a document: prompt, choices and gold answer."""
     requests = _arguments(line)
     choices: list[str] | None = None
@@ -327,7 +331,7 @@ def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, 
     return {"task": task, "id": identity, "cluster": cluster, "prompt": str(requests[0][0]), "choices": choices, "gold": gold}
 
 
-def _answer(task: str, kind: str, item: Row, line: Mapping[str, Any], file: Path) -> Row:
+def _answer(task: str, kind: str, item: Row, line: Sample, file: Path) -> Row:
     """Return the row of a document with the model's answer, without metrics."""
     row: Row = {"task": task, "id": item["id"], "metrics": {}, "response": None, "loglikelihoods": None}
     count = len(_arguments(line))
@@ -364,8 +368,10 @@ def _value(metric: str, how: str, value: Any) -> float | list[float] | None:
         return [float(v) for v in pair] if len(pair) == 2 and all(map(_is_number, pair)) else None
     if metric == BRIER and isinstance(value, list) and len(value) == 2:  # (right choice, probabilities)
         right, shares = value
-        fits = isinstance(right, int) and isinstance(shares, list) and all(map(_is_number, shares)) and 0 <= right < len(shares)
-        return brier_score(right, [float(p) for p in shares]) if fits else None
+        well_formed = (
+            isinstance(right, int) and isinstance(shares, list) and all(map(_is_number, shares)) and 0 <= right < len(shares)
+        )
+        return brier_score(right, [float(p) for p in shares]) if well_formed else None
     return float(value) if _is_number(value) else None
 
 
@@ -386,7 +392,7 @@ def _add_margins(items: Sequence[Row], rows: Sequence[Row]) -> bool:
     return True
 
 
-def _hashes(line: Mapping[str, Any]) -> list[str]:
+def _hashes(line: Sample) -> list[str]:
     """Return hashes of the document, the requests and the target."""
     parts = (line["doc"], line["arguments"], line["target"])
     return [bytes_digest(json.dumps(part, sort_keys=True).encode())[:16] for part in parts]

@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from workbench.scores.documents import (
     Configuration,
     Metric,
     Scores,
+    TaskResult,
     TaskScores,
     disagreement,
     plan_record,
@@ -26,7 +27,7 @@ from workbench.scores.documents import (
     rescore_hint,
 )
 from workbench.scores.files import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
-from workbench.scores.plan import PLAN_FORMAT, ScorePlan
+from workbench.scores.plan import PLAN_FORMAT, PlanRecord, ScorePlan
 from workbench.scores.suite import MARGIN
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Rows",
     "ScoreStore",
     "Scores",
+    "TaskResult",
     "TaskScores",
     "gold_of",
     "margin_of",
@@ -106,26 +108,23 @@ class ScoreStore:
         Returns:
             A text that continues a sentence, such as "; scores of base under plan 6a46281a7ac8 are …"; empty if there are none.
         """
-        told = []
+        texts = []
         for plan in plans:
             for path in self.root.glob(f"{plan.suite.suite}-*/plan.json"):
                 record, scores = plan_record(path.parent), stored_in(path.parent)
                 found = sorted({s.configuration.name for s in scores} & {*names})
-                if not found or record["suite"]["suite"] != plan.suite.suite or record.get("imported"):
+                if not found or record.name != plan.suite.suite or record.imported:
                     continue
-                now = plan.document()
-                differing = [
-                    key
-                    for key in ("tokenizer", "scorer", "dtype", "batch_size", "partial", "tasks")
-                    if record.get(key) != now[key]
-                ]
+                now = plan.record()
+                compared = ("tokenizer", "scorer", "dtype", "batch_size", "partial", "tasks")
+                differing = [key for key in compared if getattr(record, key) != getattr(now, key)]
                 reason = outdated(record, scores) or f"another plan: other {', '.join(differing) or 'items or settings'}"
-                if record["plan"] == plan.digest:
+                if record.plan == plan.digest:
                     reason = "their weights are others, or were not read here yet: `workbench eval` tells"
-                told.append(f"; scores of {', '.join(found)} under plan {record['plan'][:12]} are not compared ({reason})")
-        return "".join(told)
+                texts.append(f"; scores of {', '.join(found)} under plan {record.plan[:12]} are not compared ({reason})")
+        return "".join(texts)
 
-    def record(self, scores: Scores) -> dict[str, Any]:
+    def record(self, scores: Scores) -> PlanRecord:
         """Return the content of the plan.json of some scores."""
         return plan_record(self.folder(scores.suite, scores.plan))
 
@@ -179,19 +178,19 @@ class ScoreStore:
     def write_plan(self, plan: ScorePlan) -> None:
         """Write plan.json if it is missing or the suite's analysis settings have changed."""
         path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
-        data = (json.dumps({**plan.document(), "format": PLAN_FORMAT}, indent=1) + "\n").encode()
+        data = (json.dumps(plan.record().to_dict(), indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != data:
             write_bytes(path, data)
 
-    def finished_task(self, plan: ScorePlan, key: str, task: str) -> dict[str, Any] | None:
+    def finished_task(self, plan: ScorePlan, key: str, task: str) -> TaskResult | None:
         """Return a task's result from an interrupted evaluation; None if there is none or it is damaged."""
         entry = unpacked_json(self._partial(plan, key, task))
         if not isinstance(entry, dict) or entry.get("digest") != key or entry.get("content") != _content(entry.get("result")):
             return None
-        result: dict[str, Any] = entry["result"]
+        result: TaskResult = entry["result"]
         return result
 
-    def keep_task(self, plan: ScorePlan, key: str, task: str, result: Mapping[str, Any]) -> None:
+    def keep_task(self, plan: ScorePlan, key: str, task: str, result: TaskResult) -> None:
         """Keep a task's result until the configuration is complete."""
         data = json.dumps({"digest": key, "content": _content(result), "result": result}, ensure_ascii=False).encode()
         write_bytes(self._partial(plan, key, task), gzip.compress(data, 6, mtime=0))
@@ -250,18 +249,18 @@ class ScoreStore:
         return self._path(plan.suite.suite, plan.digest, digest).with_suffix(".partial") / f"{task}.json.gz"
 
 
-def outdated(record: Mapping[str, Any], scores: Iterable[Scores]) -> str | None:
+def outdated(record: PlanRecord, scores: Iterable[Scores]) -> str | None:
     """Return why scores are not read by this version any more; None if they are.
 
     Args:
         record: Content of plan.json. Those of 0.2.0 and earlier have no format; the format changed together with that of the documents.
         scores: The plan's scores.
     """
-    if record.get("imported"):
-        return None if "import_format" in record else "imported without a comparison with lm-eval's results file: import it again"
+    if record.imported:
+        return None if record.import_format else "imported without a comparison with lm-eval's results file: import it again"
     if not (scores := list(scores)):
         return None
-    found = str(record.get("format", _FORMAT_OF_0_2 if all(s.rows for s in scores) else "plan-2"))
+    found = record.format or (_FORMAT_OF_0_2 if all(s.rows for s in scores) else "plan-2")
     return (
         None
         if found == PLAN_FORMAT
@@ -326,15 +325,15 @@ def stored_plans(store: ScoreStore) -> list[StoredPlan]:
 
 def _stored_plan(folder: Path) -> StoredPlan:
     plan, scores = plan_record(folder), stored_in(folder)
-    return StoredPlan.model_construct(  # a listing does not fail on a plan with an unusual value
-        suite=plan["suite"]["suite"],
-        plan=plan["plan"],
-        imported=bool(plan.get("imported")),
-        scorer=plan["scorer"],
-        dtype=plan["dtype"],
-        batch_size=plan["batch_size"],
-        partial=bool(plan["partial"]),
-        tasks={t: r["n"] for t, r in plan["tasks"].items()},
+    return StoredPlan(
+        suite=plan.name,
+        plan=plan.plan,
+        imported=bool(plan.imported),
+        scorer=plan.scorer,
+        dtype=plan.dtype,
+        batch_size=plan.batch_size,
+        partial=plan.partial,
+        tasks={name: task.n for name, task in plan.tasks.items()},
         created=max((s.created for s in scores), default=""),
         bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
         unfinished=len(list(folder.glob("*.partial"))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -169,16 +169,16 @@ class Suite(Written):
 
     def only(self, tasks: Collection[str]) -> Suite:
         """Return the suite with some of its tasks; settings, contrasts and facts of the others are left out."""
-        kept = tuple(task for task in self.tasks if task in tasks)
-        if kept == self.tasks:
+        chosen = tuple(task for task in self.tasks if task in tasks)
+        if chosen == self.tasks:
             return self
-        contrasts = {name: c for name, c in self.contrasts.items() if {c.of, c.minus} <= {*kept}}
-        fields: dict[str, Any] = {"tasks": kept, "contrasts": contrasts}
-        if self.facts and not {*self.facts.tasks.values()} <= {*kept}:
+        contrasts = {name: c for name, c in self.contrasts.items() if {c.of, c.minus} <= {*chosen}}
+        fields: dict[str, object] = {"tasks": chosen, "contrasts": contrasts}
+        if self.facts and not {*self.facts.tasks.values()} <= {*chosen}:
             fields["facts"] = None
         for field, value in self:
             if value and isinstance(value, dict) and field not in NOT_BY_TASK:
-                fields[field] = {name: v for name, v in value.items() if name in kept or name in contrasts}
+                fields[field] = {name: v for name, v in value.items() if name in chosen or name in contrasts}
         return self.model_copy(update=fields)
 
     def cluster_of(self, task: str) -> str:

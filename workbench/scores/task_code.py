@@ -7,7 +7,7 @@ import json
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -208,7 +208,7 @@ def recall(path: Path, code: Code, files: Iterable[Path]) -> TaskSource | None:
             return None
         if any(Path(f).exists() for f in memo["absent"]) or any(_listing(Path(f)) != d for f, d in memo["folders"].items()):
             return None
-        source: Mapping[str, Any] = memo["source"]
+        source = memo["source"]
         return TaskSource(
             **{
                 **source,

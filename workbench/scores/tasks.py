@@ -76,7 +76,7 @@ class TaskSource:
     kind: str
     metrics: tuple[str, ...]
     lower: frozenset[str]
-    docs: Sequence[Mapping[str, Any]]
+    docs: Sequence[Mapping[str, object]]
     digest: str
     bundled: bool = False
     ratios: Mapping[str, str] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class TaskFile:
         return paths if known and paths and len(paths) == len(named) and all(path.is_file() for path in paths) else None
 
     @property
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> dict[str, object]:
         """Configuration without the names of its data files, because their content is part of the digest instead."""
         kwargs = self.config.get("dataset_kwargs")
         if not isinstance(kwargs, dict):

@@ -110,14 +110,14 @@ def until_all_end(study: Study, clock: Clock, events: Events, work: Callable[[],
         events: Receiver of progress events.
         work: Function that scores candidates until none is left to start, or the time is used up.
     """
-    told = 0
+    announced = 0
     while True:
         work()
         others = study.others()
         if not others.running and (clock.over() or not others.abandoned):
             return
-        if others.running and others.running != told:
-            told = others.running
-            number = "a candidate" if told == 1 else f"{told} candidates"
+        if others.running and others.running != announced:
+            announced = others.running
+            number = "a candidate" if announced == 1 else f"{announced} candidates"
             events({"stage": "search", "text": f"waiting for {number} of other processes"})
         time.sleep(PAUSE)

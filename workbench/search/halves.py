@@ -16,6 +16,7 @@ from workbench.recipe.recipe import Recipe
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, effective_clusters
 from workbench.search.objective import Objective
+from workbench.search.result import HalfCounts
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Stages:
         return json_digest([[plan.digest for plan in stage] for stage in (*self.search, self.test, *guard)])
 
     @property
-    def items(self) -> dict[str, int]:
+    def items(self) -> HalfCounts:
         """Number of search items and of test items."""
-        return {"search": sum(map(_count, self.search)), "test": _count(self.test)}
+        return HalfCounts(search=sum(map(_count, self.search)), test=_count(self.test))
 
     def halves(self, suite: str, task: str) -> dict[str, list[Item]]:
         """Return a task's items by half: "search" and "test"."""
@@ -51,13 +52,12 @@ class Stages:
             for half, plans in by_half.items()
         }
 
-    def counts(self, objective: Objective) -> dict[str, dict[str, int]]:
-        """Return the numbers of items and clusters of an objective's tasks, each by half."""
+    def counts(self, objective: Objective) -> dict[str, HalfCounts]:
+        """Return the numbers of `items` and `clusters` of an objective's tasks."""
         tasks = [self.halves(*key) for key in dict.fromkeys(term.key for term in objective.terms)]
-        return {
-            "items": {half: sum(len(task[half]) for task in tasks) for half in ("search", "test")},
-            "clusters": {half: sum(len({item.cluster for item in task[half]}) for task in tasks) for half in ("search", "test")},
-        }
+        items = {half: sum(len(task[half]) for task in tasks) for half in ("search", "test")}
+        clusters = {half: sum(len({item.cluster for item in task[half]}) for task in tasks) for half in ("search", "test")}
+        return {"items": HalfCounts(**items), "clusters": HalfCounts(**clusters)}
 
 
 def _count(plans: Sequence[ScorePlan]) -> int:

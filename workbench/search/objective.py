@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,8 +182,8 @@ class Gap:
         """Return True if the interval lies below 0; the test decides this without computing the interval."""
         return self.diff < 0 and self.p <= LEVEL
 
-    def verdict(self) -> str:
-        """Return the verdict: better, worse, cannot tell or no item changed."""
+    def verdict(self) -> Literal["better", "worse", "cannot tell", "no item changed"]:
+        """Return the verdict."""
         if self.unchanged:
             return "no item changed"
         if self.clusters < FEW_CLUSTERS or self.p > LEVEL:

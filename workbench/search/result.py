@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer
 
+from workbench.compare.comparison import Comparison
+from workbench.recipe.fields import Choices, Range, Value
 from workbench.results import Number, Part, Result, absent
+
+RESULT = "search.json"
+"""Name of the file with the result, in the folder of the search."""
+TestedPart = Literal["control", "found", "random"]
 
 
 class HalfCounts(Part):
@@ -72,7 +78,7 @@ class TrialRow(Part):
     """Number within its arm, from 0."""
     name: str
     """Name of the candidate, such as "trial-7"."""
-    values: dict[str, Any]
+    values: dict[str, Value]
     """Dimension -> value."""
     scores: list[Number] | None
     """Score on search items by objective; an estimate for a candidate that was stopped early; null for one that failed."""
@@ -100,6 +106,36 @@ class TrialRow(Part):
         """Leave out the fields that the candidate's record lacks. A return type would replace the schema of the class."""
         return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
+    @property
+    def failed(self) -> bool:
+        """True if the candidate could not be scored."""
+        return self.scores is None
+
+    @property
+    def complete(self) -> bool:
+        """True if the candidate was scored on all search items."""
+        return self.scores is not None and not self.stopped
+
+    @property
+    def harmful(self) -> bool:
+        """True if the candidate loses too much on a guarded task."""
+        return any(loss.harmful for loss in self.guarded or ())
+
+    @property
+    def random(self) -> bool:
+        """True if the candidate was drawn at random."""
+        return self.arm == "random"
+
+    @property
+    def duration(self) -> float | None:
+        """Wall time in seconds; None if it was not recorded."""
+        return (self.seconds or {}).get("all")
+
+    def interval(self, index: int) -> tuple[float, float] | None:
+        """Return the interval under one objective, or None."""
+        ends = self.intervals[index] if self.intervals else None
+        return None if ends is None else (ends[0], ends[1])
+
 
 class Unbeaten(Part):
     """A configuration that no candidate beats."""
@@ -119,7 +155,7 @@ class TestedRow(Part):
 
     name: str
     """Name of the configuration."""
-    part: Literal["control", "found", "random"]
+    part: TestedPart
     """"control"; "found" for the winner or a member of the Pareto front; "random" for the best random candidate."""
     digest: str
     """Digest of its weights."""
@@ -175,12 +211,12 @@ class SearchTest(Part):
     """Tested configurations, controls first."""
     against: dict[str, list[CandidateVerdict]]
     """Candidate -> verdict by objective."""
-    comparison: dict[str, Any]
+    comparison: Annotated[Comparison, WithJsonSchema({"type": "object", "additionalProperties": True})]
     """Comparison by task, as in the JSON file that `report` writes."""
 
 
-class SearchResult(Result):
-    """The result of a search, which is also written to search.json in its folder."""
+class SearchState(Result):
+    """A search with its controls and its finished candidates."""
 
     version: Literal[1]
     """Version of the format."""
@@ -198,7 +234,7 @@ class SearchResult(Result):
     """Seed of the sampler."""
     objectives: list[ObjectiveRow]
     """The objectives."""
-    space: dict[str, dict[str, Any]]
+    space: dict[str, Range | Choices]
     """Dimension -> its range or choices."""
     items: HalfCounts
     """Numbers of items over all tasks."""
@@ -226,5 +262,34 @@ class SearchResult(Result):
     """What the search and the test found on guarded tasks: what is excluded, and verdicts of the winners other than safe."""
     warnings: list[str]
     """Warnings about the search."""
+
+
+class SearchResult(SearchState):
+    """The result of a search, which is also written to search.json in its folder."""
+
     test: SearchTest
     """The test on other items."""
+
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Add what the comparison of an older search lacks."""
+        test = data.get("test")
+        if isinstance(test, dict) and isinstance(comparison := test.get("comparison"), dict):
+            return {**data, "test": {**test, "comparison": Comparison.migrate(comparison)}}
+        return data
+
+
+class SearchProgress(Part):
+    """The progress of a search."""
+
+    done: int
+    """Number of finished candidates."""
+    total: int | None
+    """Number of candidates of the whole search; None if only time limits them."""
+
+
+class GrowingSearch(SearchState):
+    """A search in progress, which has no winner, recipes or test yet."""
+
+    progress: SearchProgress
+    """Number of finished candidates and of all."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -40,7 +39,7 @@ from workbench.search.objective import (
 )
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
-from workbench.search.study import Arm, Study, Trial
+from workbench.search.study import Arm, Study, Trial, TrialResult
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def _in_memory(recipe: Recipe) -> Resolved:
     return resolved
 
 
-def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, made_by: list[Any]) -> str:
+def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, made_by: list[object]) -> str:
     """Return the digest of a search, which excludes the number of candidates so that a search can be continued."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
     fields["fidelity"] |= {"gold": True, "level": LEVEL}  # were fields: keys of earlier searches stay
@@ -296,7 +295,7 @@ class Attempt:
     """The outcome of a candidate: scores (None if it failed), its record, and its answers if it was scored on all search items."""
 
     scores: list[float] | None
-    result: dict[str, Any]
+    result: TrialResult
     answers: Answers | None = None
 
 
@@ -313,7 +312,7 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
         outcome = search.bench.score(entry, stop)
     except WorkbenchError as error:
         return Attempt(None, {"error": error.message, "stopped": False, "seconds": {}})
-    result = {
+    result: TrialResult = {
         "digest": outcome.digest,
         "stage": outcome.stage,
         "stopped": outcome.stopped,
@@ -351,16 +350,11 @@ def finished(search: Search, study: Study, *arms: Arm) -> list[Rival]:
     """Return the candidates that were scored on all search items and lose no more than the tolerance on each guarded task."""
     complete = []
     for record in study.finished(*arms):
-        if record["scores"] is None or record["stopped"] or is_harmful(record):
+        if record.scores is None or record.digest is None or record.stopped or record.harmful:
             continue
-        if answers := search.bench.answers(record["digest"]):
-            complete.append(Rival(record["name"], answers, tuple(record["scores"])))
+        if answers := search.bench.answers(record.digest):
+            complete.append(Rival(record.name, answers, tuple(record.scores)))
     return complete
-
-
-def is_harmful(record: Mapping[str, Any]) -> bool:
-    """Return True if a candidate's record holds a loss on a guarded task that is too large."""
-    return any(loss["harmful"] for loss in record.get("guarded", ()))
 
 
 def tell(search: Search, study: Study, clock: Clock) -> None:
@@ -370,17 +364,16 @@ def tell(search: Search, study: Study, clock: Clock) -> None:
     last = done[-1]
     scores = (
         "failed"
-        if last["scores"] is None
-        else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last["scores"], strict=True))
+        if last.scores is None
+        else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last.scores, strict=True))
     )
-    marks = " (stopped early)" if last.get("stopped") else " (loses too much on a guarded task)" if is_harmful(last) else ""
-    candidate_text = f"{last['name']}: {scores}{marks}"
+    marks = " (stopped early)" if last.stopped else " (loses too much on a guarded task)" if last.harmful else ""
     best = front([*search.controls, *finished(search, study)])
-    text = f"{candidate_text}; best {_best(search, best)}"
+    text = f"{last.name}: {scores}{marks}; best {_best(search, best)}"
     if left := clock.left(len(done), total):
         text += f"; {left} left"
-    event: dict[str, Any] = {"stage": "search", "text": text}
-    search.events({**event, "done": len(done), "total": total} if total else event)
+    counts = {"done": len(done), "total": total} if total else {}
+    search.events({"stage": "search", "text": text, **counts})
 
 
 def _best(search: Search, best: Sequence[Rival]) -> str:

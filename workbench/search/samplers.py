@@ -6,7 +6,7 @@ Each candidate has a sampler of its own, so that a resumed search draws the same
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def make_sampler(name: str, space: Space, seed: int, number: int, *, guarded: bo
     guard = (lambda t: [float(t.user_attrs.get(EXCESS, 0.0))]) if guarded else None
     candidate_seed = int(json_digest(["sampler", seed, number])[:8], 16)
     start = space.written()
-    constructors: dict[str, Any] = {
+    constructors: dict[str, Callable[[], BaseSampler]] = {
         "random": lambda: RandomSampler(seed=candidate_seed),
         "tpe": lambda: TPESampler(
             seed=candidate_seed,
@@ -96,8 +96,7 @@ def make_sampler(name: str, space: Space, seed: int, number: int, *, guarded: bo
         "grid": lambda: GridSampler(grid(space), seed=seed),
         "greedy": lambda: RandomSampler(seed=candidate_seed),  # every candidate is queued with its values
     }
-    sampler: BaseSampler = constructors[name]()
-    return sampler
+    return constructors[name]()
 
 
 def grid(space: Space) -> dict[str, list[Any]]:
@@ -112,13 +111,13 @@ def _points(dimension: Dimension) -> list[Any]:
     return [dimension.round(low + i * step) for i in range(int((high - low) / step + 1e-9) + 1)]
 
 
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
     """Draw values for the dimensions that exist, methods first.
 
     If the process was killed while it drew, the trial already has some values. They are drawn again and discarded, so that the sampler's
     random numbers for the remaining values are the same as in an uninterrupted search.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Value] = {}
     drawn = trial._get_latest_trial()
     fixed = drawn.system_attrs.get("fixed_params", {})
     for name, distribution in drawn.distributions.items():

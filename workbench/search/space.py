@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.recipe.fields import Range, Value
+from workbench.recipe.fields import Range, SweepValue
 from workbench.recipe.methods import MethodFinder
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.recipe.schema import choose_method, fields_of, weighs
@@ -19,7 +19,7 @@ from workbench.steps import verbs
 
 DIGITS = 4
 """Significant digits of drawn numbers, so that a written recipe has exactly the values that were scored."""
-Values = Mapping[str, Value]
+Values = Mapping[str, SweepValue]
 UNVARIED = ("search", "sweep", "steps", "version", "eval", "name", "description")
 """Fields of a recipe that do not change its result, or are no single value."""
 _PLACE = re.compile(r"(?m)^recipe [^:\n]*(:\d+:\d+)?:? ")  # beginning of an error in a recipe without a file
@@ -49,7 +49,7 @@ class Dimension:
         return self.step is not None and self.path[0] in verbs() and len(self.path) == 1
 
     @property
-    def ends(self) -> tuple[Value, ...]:
+    def ends(self) -> tuple[SweepValue, ...]:
         """Values to validate: the ends of a range, or all choices."""
         if isinstance(self.domain, Range):
             return (self.round(self.domain.low), self.round(self.domain.high))
@@ -226,7 +226,7 @@ class FieldSpace:
             len(dimension.path) < 3 or dimension.path[0] != "bricks" or dimension.path[2] in fields_of(kind.entry_type())
         )
 
-    def _put(self, data: dict[str, Any], dimension: Dimension, value: Value) -> None:
+    def _put(self, data: dict[str, Any], dimension: Dimension, value: SweepValue) -> None:
         """Set a dimension's value in a recipe's plain data; containers that are missing on the way are created."""
         target: Any = data if dimension.step is None else data["steps"][dimension.step]
         path = list(dimension.path)
@@ -321,8 +321,7 @@ class Space(FieldSpace):
 def plain_data(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain data, as in its file."""
     if recipe.document is not None:
-        copied: dict[str, Any] = json.loads(json.dumps(recipe.document.data))
-        return copied
+        return dict(json.loads(json.dumps(recipe.document.data)))
     data = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
     return {"version": 1, **data}

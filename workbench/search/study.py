@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import optuna
 from filelock import FileLock, Timeout
@@ -18,8 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.search.result import Loss, TrialRow
 from workbench.search.samplers import EXCESS, Tried, grid, make_sampler, next_soup, starts, suggest
-from workbench.search.space import Space
+from workbench.search.space import Space, Values
 
 Arm = Literal["search", "random"]
 ARMS: tuple[Arm, ...] = ("search", "random")
@@ -27,6 +29,19 @@ JOURNAL = "journal.log"
 # Beginning of every line of Optuna's journal.
 _ENTRY = b'{"op_code":'
 _KEY, _OWNER, _VALUES, _RESULT = "key", "owner", "values", "result"
+
+
+class TrialResult(TypedDict, total=False):
+    """What the journal holds on a finished candidate besides its scores; `TrialRow` describes the fields."""
+
+    digest: str
+    stage: int
+    stopped: bool
+    items: int
+    beaten_by: str | None
+    seconds: dict[str, float]
+    error: str
+    guarded: list[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -41,13 +56,13 @@ class Trial:
 
     arm: Arm
     number: int
-    values: dict[str, Any]
+    values: Values
     _trial: optuna.Trial = field(repr=False)
 
     @property
     def name(self) -> str:
         """Displayed name, such as "trial-7" or "random-3"."""
-        return f"{'trial' if self.arm == 'search' else 'random'}-{self.number}"
+        return _name(self.arm, self.number)
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,7 @@ class Study:
                 begun = [t for t in trials if t.state != TrialState.WAITING]
                 if number is not None and len(begun) >= number:
                     return None
-                if self.sampler == "grid" and arm == "search" and len(begun) >= _size(grid(self.space)):
+                if self.sampler == "grid" and arm == "search" and len(begun) >= prod(map(len, grid(self.space).values())):
                     return None
                 if self.sampler == "greedy" and arm == "search" and len(begun) == len(trials):
                     soup = next_soup(self.space, [_tried(t) for t in trials])
@@ -160,23 +175,21 @@ class Study:
             trial.set_user_attr(_VALUES, values)
         return Trial(arm, trial.number, values, trial)
 
-    def finish(self, trial: Trial, scores: Sequence[float] | None, result: dict[str, Any]) -> None:
+    def finish(self, trial: Trial, scores: Sequence[float] | None, result: TrialResult) -> None:
         """Record a candidate's scores; None means that it failed, with the reason in `result`."""
         study = self._studies[trial.arm]
         with self._readable():
             trial._trial.set_user_attr(_RESULT, result)
             if "guarded" in result:
-                trial._trial.set_user_attr(EXCESS, max(map(_excess, result["guarded"])))
+                losses = map(Loss.model_validate, result["guarded"])
+                trial._trial.set_user_attr(EXCESS, max(map(_excess, losses)))
             if scores is None:
                 study.tell(trial._trial, state=TrialState.FAIL)
             else:
                 study.tell(trial._trial, list(scores))
 
-    def finished(self, *arms: Arm) -> list[dict[str, Any]]:
-        """Return all finished candidates of some arms (default: all arms), in order.
-
-        A record has the arm, number, name, values, scores (None if it failed) and the entries of its result.
-        """
+    def finished(self, *arms: Arm) -> list[TrialRow]:
+        """Return all finished candidates of some arms (default: all arms), in order; higher scores are better for every objective."""
         done = (TrialState.COMPLETE, TrialState.FAIL)
         with self._readable():
             return [
@@ -201,26 +214,19 @@ class Study:
         """
         study = self._studies["search"]
         with self._readable():
-            return self._importances(study)
+            done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+            return [_importances(study, i) if len(done) >= 4 else {} for i in range(len(study.directions))]
 
-    def _importances(self, study: optuna.Study) -> list[dict[str, float]]:
-        done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
-        if len(done) < 4:
-            return [{} for _ in study.directions]
-        return [_importances(study, i) for i in range(len(study.directions))]
-
-    def _record(self, arm: Arm, t: FrozenTrial) -> dict[str, Any]:
-        """Return a finished candidate as plain data."""
-        name = f"{'trial' if arm == 'search' else 'random'}-{t.number}"
-        scores = list(t.values) if t.state == TrialState.COMPLETE and t.values else None
-        return {
+    def _record(self, arm: Arm, t: FrozenTrial) -> TrialRow:
+        """Return a finished candidate."""
+        fields = {
             "arm": arm,
             "number": t.number,
-            "name": name,
+            "name": _name(arm, t.number),
             "values": t.user_attrs.get(_VALUES, {}),
-            "scores": scores,
-            **t.user_attrs.get(_RESULT, {}),
+            "scores": list(t.values) if t.state == TrialState.COMPLETE and t.values else None,
         }
+        return TrialRow.model_validate({**fields, **t.user_attrs.get(_RESULT, {})})
 
     def _lives(self, t: FrozenTrial) -> bool:
         """Return True if the process that works on a candidate still runs and holds its lock."""
@@ -255,10 +261,14 @@ class Study:
             yield
 
 
-def _excess(loss: Mapping[str, Any]) -> float:
+def _name(arm: Arm, number: int) -> str:
+    return f"{'trial' if arm == 'search' else 'random'}-{number}"
+
+
+def _excess(loss: Loss) -> float:
     """Return by how much a loss on a guarded task exceeds its tolerance; positive exactly if it is harmful."""
-    beyond = float(loss["loss"]) - float(loss["tolerance"] or 0.0)
-    return max(beyond, 1e-9) if loss["harmful"] else min(beyond, 0.0)
+    beyond = loss.loss - (loss.tolerance or 0.0)
+    return max(beyond, 1e-9) if loss.harmful else min(beyond, 0.0)
 
 
 def _tried(t: FrozenTrial) -> Tried:
@@ -318,10 +328,3 @@ class _WriteLock(JournalFileOpenLock):
     def release(self) -> None:
         """Release the lock."""
         self._lock.release()
-
-
-def _size(points: dict[str, list[Any]]) -> int:
-    total = 1
-    for values in points.values():
-        total *= len(values)
-    return total

@@ -62,12 +62,12 @@ class _Swept(FieldSpace):
         by_name = {dimension.name: dimension for dimension in self.dimensions}
         return [by_name[name] for name in self.domains]
 
-    def combinations(self) -> Iterator[dict[str, Any]]:
+    def combinations(self) -> Iterator[dict[str, Value]]:
         """Yield the values of each point, without fields that its methods do not have; each combination once."""
         existing: dict[tuple[Any, ...], list[str]] = {}
         seen = set()
         for values in product(*self.domains.values()):
-            point: dict[str, Any] = dict(zip(self.domains, values, strict=True))
+            point: dict[str, Value] = dict(zip(self.domains, values, strict=True))
             chosen = tuple(point[d.name] for d in self.dimensions if d.chooses_method)
             if chosen not in existing:
                 existing[chosen] = [d.name for d in self.active(point)]
@@ -125,7 +125,7 @@ def expand(recipe: Recipe, asked: Sequence[str] = (), most: int | None = None) -
     return Expanded(tuple(one for one, _ in made), Sweep(recipe.name, dimensions, tuple(point for _, point in made)))
 
 
-def _point(plain: Recipe, swept: _Swept, values: Mapping[str, Any], suffix: str) -> tuple[Recipe, SweepPoint]:
+def _point(plain: Recipe, swept: _Swept, values: Mapping[str, Value], suffix: str) -> tuple[Recipe, SweepPoint]:
     """Return a point of a sweep, with its name."""
     name = plain.name + suffix
     if len(name) > _LONGEST:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from workbench.evaluate.gate import LOCALDATA
 from workbench.facts import Fact, joined
@@ -48,13 +47,13 @@ _PROTOCOL: dict[FactKind, str] = {
 }
 
 
-def definition(stem: str, kind: FactKind, settings: Mapping[str, Any]) -> str:
+def definition(stem: str, kind: FactKind, settings: Settings) -> str:
     """Return the content of a task's YAML file.
 
     Args:
         stem: Beginning of the task's name.
         kind: Kind of the task.
-        settings: Generation settings by kind: "generated" and "entropy".
+        settings: Settings of generation.
     """
     rolling, choice, writes = kind == "text", kind.startswith("preferred"), kind in GENERATED
     output = (
@@ -89,7 +88,7 @@ def definition(stem: str, kind: FactKind, settings: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "metadata: {version: 1.0}", ""])
 
 
-def write_tasks(folder: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Mapping[str, Any]) -> None:
+def write_tasks(folder: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Settings) -> None:
     """Write the tasks with data and code to a folder for lm-eval's --include_path."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for kind, rows in docs.items():
@@ -100,7 +99,7 @@ def write_tasks(folder: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]],
     (folder / "factscores.py").write_text(code(), "utf-8")
 
 
-def write_whole_folder(place: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Mapping[str, Any]) -> None:
+def write_whole_folder(place: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Settings) -> None:
     """Write the tasks to a folder that appears complete or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".writing-") as scratch:
@@ -123,7 +122,9 @@ def _packaged(name: str) -> str:
     return resources.files("workbench.evaluate.facts").joinpath(name).read_text("utf-8")
 
 
-Doc = dict[str, Any]
+Doc = dict[str, object]
+Settings = Mapping[str, object]
+"""Settings of generation by kind: "generated" and "entropy"."""
 Count = Callable[[str, str], int]
 """Returns the number of tokens of a continuation after a prompt, as lm-eval splits the two."""
 

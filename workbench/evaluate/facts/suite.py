@@ -14,6 +14,7 @@ from workbench.evaluate.facts.definitions import (
     METRICS,
     Count,
     Doc,
+    Settings,
     bundled_text,
     code,
     definition,
@@ -121,7 +122,7 @@ def _identity(base: Resolved) -> list[Any]:
     return [base.key, tokenizer_digest(base.tokenizer_path), dict(base.generation)]
 
 
-def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> tuple[dict[FactKind, list[Doc]], dict[str, Any]]:
+def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> tuple[dict[FactKind, list[Doc]], Settings]:
     """Return documents by kind, and the generation settings."""
     options = selection.options
     kinds = _kinds(options.tasks, generate=options.generate)
@@ -149,7 +150,7 @@ def _kinds(requested: Sequence[FactKind] | None, *, generate: bool) -> list[Fact
     return [kind for kind in METRICS if kind not in _ONLY_ON_REQUEST and (generate or kind not in GENERATED)]
 
 
-def _settings(selection: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
+def _settings(selection: Wanted, base: Resolved, count: Count) -> Settings:
     """Return the generation settings.
 
     Answers end on their own, with room for more tokens than any target; the long texts for entropy do not end.

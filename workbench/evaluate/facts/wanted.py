@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -206,7 +205,7 @@ def checkpoints(recipe: Recipe, options: FactsEval) -> Iterator[tuple[int, Recip
     facts = wanted(options, recipe.project, streams_of([recipe]))
     step, total = _step(recipe, facts)
     for n in _numbers(options.sequential or SequentialEval(), facts, total)[:-1]:
-        steps: list[Mapping[str, Any]] = [{**dump_step(s), **({"first": n} if s is step else {})} for s in recipe.steps]
+        steps: list[Mapping[str, object]] = [{**dump_step(s), **({"first": n} if s is step else {})} for s in recipe.steps]
         yield n, recipe.derive(f"{recipe.stem}-first-{n}", steps, recipe.fields.bricks)
 
 

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from workbench.report.chart import AXIS, Chart, Ends, Frame, Scale, cut, fluid_plot, joined, marked, room, spread, stretched, svg
 from workbench.report.numbers import PERCENT, listed, raw
 from workbench.report.scatter import Point, ScatterAxis, drawing, front
-from workbench.report.search.view import Candidate, DimensionView, ObjectiveView, SearchView, number, written
+from workbench.report.search.view import DimensionView, ObjectiveView, SearchView, number, written
 from workbench.report.search.wording import tip
+from workbench.search.result import TrialRow
 
 TALL, SMALL, ROW, BAR = 250, 170, 30, 26
 """Heights in pixels: of a history, of a dimension's chart, of the row of a choice, and of an importance."""
@@ -36,10 +37,10 @@ class Bars:
 
 def scores_scale(view: SearchView, objective: ObjectiveView, more: Sequence[float] = ()) -> Scale:
     """Return a scale over the scores of all candidates, including estimates, and over the values in `more`."""
-    return Scale.over([*more, *(c.scores[objective.index] for c in view.candidates if c.scores)])
+    return Scale.over([*more, *(c.scores[objective.index] for c in view.found.trials if c.scores)])
 
 
-def has(candidate: Candidate, dimension: DimensionView) -> bool:
+def has(candidate: TrialRow, dimension: DimensionView) -> bool:
     """Return True if a candidate has a value of a dimension."""
     value = candidate.values.get(dimension.name)
     if dimension.numeric:
@@ -47,7 +48,7 @@ def has(candidate: Candidate, dimension: DimensionView) -> bool:
     return value is not None and written(value) in dimension.choices
 
 
-def _candidate(candidate: Candidate, frame: Frame, x: float, y: float, view: SearchView) -> Markup:
+def _candidate(candidate: TrialRow, frame: Frame, x: float, y: float, view: SearchView) -> Markup:
     """Draw a candidate: hollow if it was stopped early, a diamond if it was drawn at random, larger if it was chosen."""
     shape = ("diamond" if candidate.random else "round") + ("" if candidate.complete else "-hollow")
     kind = "candidate" + (" chosen" if candidate.name in view.chosen else "") + (" random" if candidate.random else "")
@@ -55,9 +56,9 @@ def _candidate(candidate: Candidate, frame: Frame, x: float, y: float, view: Sea
     return marked(tip(candidate, view), kind, frame.dot("hit", x, y, 8), use)
 
 
-def _in_order(view: SearchView) -> list[tuple[Candidate, tuple[float, ...]]]:
+def _in_order(view: SearchView) -> list[tuple[TrialRow, list[float]]]:
     """Return the scored candidates with their scores in drawing order: those stopped early first, the chosen ones last."""
-    scored = [(c, c.scores) for c in view.candidates if c.scores]
+    scored = [(c, c.scores) for c in view.found.trials if c.scores]
     return sorted(scored, key=lambda pair: (pair[0].name in view.chosen, pair[0].complete))
 
 
@@ -77,10 +78,10 @@ def _scale_below(frame: Frame, unit: float = 1.0, ground: float = 0.0) -> list[M
 
 def history(view: SearchView) -> list[Chart]:
     """Return one chart per objective: candidates by number, the best so far, the controls."""
-    return [_history(view, objective) for objective in view.objectives] if view.candidates else []
+    return [_history(view, objective) for objective in view.objectives] if view.found.trials else []
 
 
-def best_so_far(candidates: Sequence[Candidate], objective: ObjectiveView) -> list[tuple[int, float]]:
+def best_so_far(candidates: Sequence[TrialRow], objective: ObjectiveView) -> list[tuple[int, float]]:
     """Return (number, score) of each candidate that is better than all before it, without candidates that were stopped early."""
     improvements: list[tuple[int, float]] = []
     for c in sorted(candidates, key=lambda c: c.number):
@@ -91,9 +92,9 @@ def best_so_far(candidates: Sequence[Candidate], objective: ObjectiveView) -> li
 
 def _history(view: SearchView, objective: ObjectiveView) -> Chart:
     """Return the chart of one objective."""
-    index, last = objective.index, max(c.number for c in view.candidates)
-    controls = [(c.name, c.scores[index]) for c in view.controls if index < len(c.scores)]
-    ground = GROUND if any(c.failed for c in view.candidates) else 0
+    index, last = objective.index, max(c.number for c in view.found.trials)
+    controls = [(c.name, c.scores[index]) for c in view.found.controls]
+    ground = GROUND if any(c.failed for c in view.found.trials) else 0
     x = Scale(-0.5 - 0.02 * last, last + 0.5 + 0.02 * last)
     y = scores_scale(view, objective, [score for _, score in controls])
     frame = Frame.flowing(x, y, max(TALL, LABEL * len(controls)))
@@ -125,7 +126,7 @@ def _controls(
     labels, lines = [], []
     places = spread([frame.up(score) for _, score in controls], LABEL, frame.top, frame.bottom)
     for (name, score), at in zip(controls, places, strict=True):
-        kind, shown = "control-line best" if name == view.best_control else "control-line", objective.unit.score(score)
+        kind, shown = "control-line best" if name == view.found.best_control else "control-line", objective.unit.score(score)
         lines.append(frame.level(score, kind))
         labels.append(svg("line", class_=kind, x1=0, x2=14, y1=frame.up(score), y2=at))
         text = svg("text", f"{cut(name, LONGEST)} {shown}", x=18, y=at + 4)
@@ -136,7 +137,7 @@ def _controls(
 def _failed(view: SearchView, frame: Frame, ground: float) -> list[Markup]:
     """Return the marks of failed candidates below the plot."""
     parts, floor = [], frame.bottom + ground
-    for c in (c for c in view.candidates if c.failed):
+    for c in (c for c in view.found.trials if c.failed):
         at = frame.across(c.number)
         hit = svg("circle", class_="hit", cx=at, cy=floor - 5, r=8)
         parts.append(marked(tip(c, view), "", hit, svg("line", class_="failed", x1=at, x2=at, y1=floor - 9, y2=floor)))
@@ -172,19 +173,19 @@ def curves(view: SearchView) -> list[tuple[ObjectiveView, list[Chart]]]:
 def _dimension(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Chart | None:
     """Return the scores by the values of a dimension: upwards by a number, or from left to right with one row per choice."""
     index = objective.index
-    candidates = [(c, scores[index], c.interval(objective)) for c, scores in _in_order(view) if has(c, d)]
+    candidates = [(c, scores[index], c.interval(index)) for c, scores in _in_order(view) if has(c, d)]
     if not candidates:
         return None
-    best = next((c.scores[index] for c in view.controls if c.name == view.best_control and index < len(c.scores)), None)
+    best = next((c.scores[index] for c in view.found.controls if c.name == view.found.best_control), None)
     more = [*([] if best is None else [best]), *(end for _, _, ends in candidates for end in ends or ())]
     levels = scores_scale(view, objective, more)
     plot = (_by_number if d.numeric else _by_choice)(view, objective, d, candidates, levels, best)
-    scored = sum(c.scores is not None for c in view.candidates)
+    scored = sum(c.scores is not None for c in view.found.trials)
     note = f"{len(candidates)} of {scored} candidates" if len(candidates) < scored else f"{scored} candidates"
     return Chart(d.name, note + (" · logarithmic" if d.log else ""), plot)
 
 
-Scored = tuple[Candidate, float, Ends]
+Scored = tuple[TrialRow, float, Ends]
 """A candidate with its score and interval under one objective."""
 
 
@@ -192,7 +193,7 @@ def _by_number(
     view: SearchView, objective: ObjectiveView, d: DimensionView, found: Sequence[Scored], levels: Scale, best: float | None
 ) -> Markup:
     """Draw the score by a number, with the best control's score as a line."""
-    values = [float(c.values[d.name]) for c, _, _ in found]
+    values = [number(c.values[d.name]) or 0.0 for c, _, _ in found]
     frame = Frame.flowing(Scale.over([d.low, d.high, *values], log=d.log, room=0.04), levels, SMALL)
     labels, grid, width = _scale_at_left(frame, objective.unit.scale)
     drawn = [*grid, *_scale_below(frame)]
@@ -246,15 +247,24 @@ def pareto(view: SearchView) -> Chart | None:
     x, y = view.objectives
     names = on_front(view)
     points = [
-        Point(c.name, False, c.scores[0], c.scores[1], tip(c, view), None, None, c.name in names, c.name in (*view.front, *names))
+        Point(
+            c.name,
+            False,
+            c.scores[0],
+            c.scores[1],
+            tip(c, view),
+            None,
+            None,
+            c.name in names,
+            c.name in (*(view.found.front or ()), *names),
+        )
         for c in view.searched
         if c.complete and c.scores
     ]
-    for control in view.controls:
-        if len(control.scores) == 2:
-            a, b = control.scores
-            text = f"{control.name}\n{x.measure}: {x.unit.score(a)}\n{y.measure}: {y.unit.score(b)}"
-            points.append(Point(control.name, True, a, b, text, None, None))
+    for control in view.found.controls:
+        a, b = control.scores
+        text = f"{control.name}\n{x.measure}: {x.unit.score(a)}\n{y.measure}: {y.unit.score(b)}"
+        points.append(Point(control.name, True, a, b, text, None, None))
     if not names or len(points) < 2:
         return None
     note = (
@@ -267,7 +277,7 @@ def pareto(view: SearchView) -> Chart | None:
 
 def hypervolume(view: SearchView) -> Chart | None:
     """Return the chart of the area that the Pareto front covers after each candidate, for two objectives."""
-    areas = view.hypervolume
+    areas = view.found.hypervolume or []
     if len(view.objectives) != 2 or len(areas) < 2:
         return None
     unit, last = raw(max(abs(v) for v in areas)), len(areas) - 1

@@ -7,7 +7,8 @@ from workbench.report.markdown import bullets, differences, text_of
 from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import wording
 from workbench.report.search.charts import best_so_far, pareto
-from workbench.report.search.view import Candidate, SearchView, TestedView, written
+from workbench.report.search.view import SearchView, written
+from workbench.search.result import TestedRow, TrialRow
 from workbench.tables import Cell, Table, fence
 from workbench.tables import as_markdown as escape
 
@@ -51,9 +52,7 @@ def _result(view: SearchView) -> list[str | Table]:
     heads = ["Configuration", "Description"]
     for o in view.objectives:
         name = f"{o.name}: " if len(view.objectives) > 1 else ""
-        heads += [
-            f"{name}{word}" for word in ("search", "test", "optimism", f"against {view.best_control or MISSING}", "verdict")
-        ]
+        heads += [f"{name}{word}" for word in ("search", "test", "optimism", f"against {view.found.best_control}", "verdict")]
     text = (
         "Differences are on test items, paired by item, with unadjusted 95 % intervals; above zero is better. Optimism: the difference on "
         "search items minus the difference on test items."
@@ -61,18 +60,18 @@ def _result(view: SearchView) -> list[str | Table]:
     return ["## Result", Table("tested", heads, [_row(view, t) for t in view.tested], left=2), text]
 
 
-def _row(view: SearchView, tested: TestedView) -> list[str]:
+def _row(view: SearchView, tested: TestedRow) -> list[str]:
     """Return the table row of a tested configuration."""
     cells = [tested.name, wording.notes(tested, view) or "control"]
     for o in view.objectives:
-        paired, unit = tested.against[o.index], o.unit
-        ends = (paired.low, paired.high) if paired else (None, None)
+        paired, unit = view.paired(tested, o), o.unit
+        ends = (paired.test.low, paired.test.high) if paired else (None, None)
         diff, optimism = wording.difference(tested, view, o), tested.optimism[o.index]
         cells += [
             *(unit.cell(unit.score(half[o.index]), half[o.index]) for half in (tested.search, tested.test)),
             unit.cell(unit.diff(optimism), optimism),
             unit.cell(f"{unit.diff(diff)} {unit.diffs(*ends)}".strip(), diff, *ends),
-            (paired and paired.verdict) or MISSING,
+            paired.verdict if paired else MISSING,
         ]
     return cells
 
@@ -88,7 +87,7 @@ def _tasks(view: SearchView) -> list[str | Table]:
 
 def _history(view: SearchView) -> list[str | Table]:
     """Return the table of all candidates, with the best score so far marked."""
-    if not view.candidates:
+    if not view.found.trials:
         return []
     best = {
         (c.random, n)
@@ -99,7 +98,7 @@ def _history(view: SearchView) -> list[str | Table]:
     }
     heads = ["Candidate", *(d.name for d in view.dimensions), *(o.measure for o in view.objectives), "Items", "Result"]
     rows = []
-    for c in view.candidates:
+    for c in view.found.trials:
         values = [written(c.values[d.name]) if d.name in c.values else MISSING for d in view.dimensions]
         scores = [_score(c, view, i) for i in range(len(view.objectives))]
         note = "best so far" if (c.random, c.number) in best else ""
@@ -113,17 +112,19 @@ def _history(view: SearchView) -> list[str | Table]:
             ]
         )
     intervals = "Brackets: the 95 % interval of the paired difference from the best control, added to the best control's score."
-    notes = [intervals] if any(c.intervals for c in view.candidates) else []
+    notes = [intervals] if any(c.intervals for c in view.found.trials) else []
     notes += (
-        ["≈ marks the estimated scores of candidates that were stopped early."] if any(c.stopped for c in view.candidates) else []
+        ["≈ marks the estimated scores of candidates that were stopped early."]
+        if any(c.stopped for c in view.found.trials)
+        else []
     )
     return ["## Candidates", Table("candidates", heads, rows), " ".join(notes)]
 
 
-def _score(c: Candidate, view: SearchView, index: int) -> str:
+def _score(c: TrialRow, view: SearchView, index: int) -> str:
     objective = view.objectives[index]
     text = " ".join(p for p in ("≈" if c.stopped else "", wording.score(c, objective), wording.interval(c, objective)) if p)
-    return objective.unit.cell(text, c.scores[index] if c.scores else None, *(c.interval(objective) or ()))
+    return objective.unit.cell(text, c.scores[index] if c.scores else None, *(c.interval(index) or ()))
 
 
 def _importances(view: SearchView) -> list[str | Table]:
@@ -144,16 +145,15 @@ def _front(view: SearchView) -> list[str]:
     if plot is None:
         return []
     text = f"Candidates that no other candidate beats on both {listed(o.name for o in view.objectives)}: {listed(plot.front)}."
-    area = (
-        [f"Hypervolume after {count(len(view.hypervolume))} candidates: {view.hypervolume[-1]:.4g}."] if view.hypervolume else []
-    )
+    areas = view.found.hypervolume
+    area = [f"Hypervolume after {count(len(areas))} candidates: {areas[-1]:.4g}."] if areas else []
     return ["## Pareto front", escape(text), *area]
 
 
 def _recipes(view: SearchView) -> list[str]:
-    if not view.recipes:
+    if not view.found.recipes:
         return []
     return [
         "Recipes written by the search:",
-        fence("\n".join(f"workbench run {shell(path)}  # {name}" for name, path in view.recipes.items()), "sh"),
+        fence("\n".join(f"workbench run {shell(path)}  # {name}" for name, path in view.found.recipes.items()), "sh"),
     ]

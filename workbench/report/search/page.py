@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +12,34 @@ from workbench.report.numbers import count, listed, plural
 from workbench.report.page import filled, write_files
 from workbench.report.search import charts, parallel, wording
 from workbench.report.search.markdown import markdown, tables
-from workbench.report.search.reading import finite, search_of
-from workbench.report.search.view import ObjectiveView, Progress, SearchView, written
+from workbench.report.search.view import ObjectiveView, SearchView, written
+from workbench.search.result import SearchProgress, SearchResult, SearchState, TestedPart, TestedRow
 
 SCRIPTS = ("report.js", "downloads.js")
 STYLES = ("report.css", "search.css")
 
 
-def render(document: Mapping[str, Any], out: Path) -> list[Path]:
+def render(found: SearchResult, out: Path) -> list[Path]:
     """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
 
-    Each file is replaced as a whole. The HTML page needs no other file and makes no request. The JSON file is the document, with NaN and
-    infinities as null.
+    Each file is replaced as a whole. The HTML page needs no other file and makes no request.
 
     Args:
-        document: The content of search.json.
+        found: The result of a search.
         out: Path of the files; it may end in one of the three suffixes.
     """
-    document = finite(document)
-    view = search_of(document)
-    return write_files(out, html(view), markdown(view), document)
+    view = SearchView.of(found)
+    return write_files(out, html(view), markdown(view), found.to_dict())
 
 
-def page_text(document: Mapping[str, Any]) -> str:
-    """Return the HTML page of a search's document as text."""
-    return html(search_of(finite(document)))
-
-
-def growing_page(document: Mapping[str, Any], watched: int) -> str:
-    """Return the HTML page of a search that a server shows while the search runs, and at its end.
+def page_text(found: SearchState, watched: int | None = None) -> str:
+    """Return the HTML page of a search, finished or in progress, as text.
 
     Args:
-        document: The document of the search, in progress or finished.
-        watched: Number of the page, which the page compares with the server's.
+        found: The search.
+        watched: Number of the page if a server shows it, which the page compares with the server's; None for a file.
     """
-    return html(search_of(finite(document)), watched)
+    return html(SearchView.of(found), watched)
 
 
 def html(view: SearchView, watched: int | None = None) -> str:
@@ -68,7 +60,7 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "created": provenance.created(view.comparison) if view.comparison else "",
         "partial": view.comparison.partial if view.comparison else None,
         "warnings": view.warnings,
-        "groups": [group for group in (_tested(view, "candidate", "random"), _tested(view, "control")) if group],
+        "groups": [group for group in (_tested(view, "found", "random"), _tested(view, "control")) if group],
         "notes": lambda tested: wording.notes(tested, view),
         "difference": lambda tested, objective: wording.difference(tested, view, objective),
         "fate": lambda candidate: wording.fate(candidate, view),
@@ -79,13 +71,13 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "histories": charts.history(view),
         "bars": charts.importances(view),
         "parallel": parallel.parallel(view),
-        "whiskers": any(c.intervals for c in view.candidates),
+        "whiskers": any(c.intervals for c in view.found.trials),
         "curves": charts.curves(view),
         "pareto": charts.pareto(view),
         "hypervolume": charts.hypervolume(view),
         "facts": wording.facts(view),
-        "stopped": any(c.stopped for c in view.candidates),
-        "failed": any(c.failed for c in view.candidates),
+        "stopped": any(c.stopped for c in view.found.trials),
+        "failed": any(c.failed for c in view.found.trials),
         "forest": comparison is not None,
         **(_comparison(comparison) if comparison is not None else {}),
     }
@@ -93,10 +85,10 @@ def html(view: SearchView, watched: int | None = None) -> str:
     return with_tables(page, tables(view))
 
 
-def _tested(view: SearchView, *kinds: str) -> list[Any]:
-    """Return the tested configurations of some kinds, the chosen ones or the best control first."""
-    tested = [t for t in view.tested if t.kind in kinds]
-    return sorted(tested, key=lambda t: (t.name not in view.chosen, t.name != view.best_control))
+def _tested(view: SearchView, *parts: TestedPart) -> list[TestedRow]:
+    """Return the tested configurations of some parts, the chosen ones or the best control first."""
+    tested = [t for t in view.tested if t.part in parts]
+    return sorted(tested, key=lambda t: (t.name not in view.chosen, t.name != view.found.best_control))
 
 
 def _comparison(view: Comparison) -> dict[str, Any]:
@@ -112,7 +104,7 @@ def _comparison(view: Comparison) -> dict[str, Any]:
     }
 
 
-def _headline(view: SearchView, progress: Progress) -> str:
+def _headline(view: SearchView, progress: SearchProgress) -> str:
     """Return the sentences of a search in progress: finished candidates, and the best one so far."""
     if progress.total is None:
         text = f"{plural(progress.done, 'candidate')} {'is' if progress.done == 1 else 'are'} finished."
@@ -130,9 +122,9 @@ def _sentences(view: SearchView) -> list[str]:
     """Return the sentences of a search in progress on its candidates, and on what its end adds."""
     last = (
         "Search items select the best candidate, so its score on them is too high on average: at the end it is tested on "
-        f"{wording.items(view.objectives[0].test_items if len(view.objectives) == 1 else view.test_items, 'item')} that the search does not use."
+        f"{plural(view.objectives[0].test_items if len(view.objectives) == 1 else view.found.items.test, 'item')} that the search does not use."
     )
-    return [*([wording.tried(view)] if view.candidates else []), last]
+    return [*([wording.tried(view)] if view.found.trials else []), last]
 
 
 _NONE = "No candidate is scored on all search items yet."
@@ -140,7 +132,7 @@ _NONE = "No candidate is scored on all search items yet."
 
 def _best(view: SearchView, objective: ObjectiveView) -> str:
     """Return the best candidate's score beside the best control's, on search items."""
-    control = next(c for c in view.controls if c.name == view.best_control)
+    control = next(c for c in view.found.controls if c.name == view.found.best_control)
     beside = f"the best control, {control.name}, scores {wording.level(objective, control.scores[objective.index])}"
     steps = charts.best_so_far(view.searched, objective)
     if not steps:

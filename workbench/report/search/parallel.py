@@ -11,8 +11,9 @@ from markupsafe import Markup
 from workbench.report.chart import WIDE, Chart, Scale, cut, joined, marked, room, stretched, svg
 from workbench.report.numbers import MISSING
 from workbench.report.search.charts import has, scores_scale
-from workbench.report.search.view import Candidate, DimensionView, ObjectiveView, SearchView, number, written
+from workbench.report.search.view import DimensionView, ObjectiveView, SearchView, number, written
 from workbench.report.search.wording import tip
+from workbench.search.result import TrialRow
 
 HEAD, HEIGHT, FOOT = 38, 260, 10
 LEAST, HEADING, LONGEST = 96, 24, 16  # minimum pixels between axes; maximum letters of an axis's name and of a choice
@@ -25,7 +26,7 @@ class ParallelAxis:
     """A vertical axis: its labels, and the position of each candidate (None if the candidate does not have the dimension)."""
 
     name: str
-    place: Callable[[Candidate], float | None]
+    place: Callable[[TrialRow], float | None]
     labels: tuple[tuple[float, str], ...]
     score: bool = False
 
@@ -44,7 +45,7 @@ class Parallel:
 
 def parallel(view: SearchView) -> Parallel | None:
     """Return the chart, or None if there is no dimension or fewer than two candidates have a score."""
-    drawn = [c for c in view.candidates if c.scores]
+    drawn = [c for c in view.found.trials if c.scores]
     axes = [_dimension(d, view, drawn) for d in view.dimensions if any(has(c, d) for c in drawn)]
     if not axes or not view.objectives or len(drawn) < 2:
         return None
@@ -80,18 +81,18 @@ def shade(goodness: float) -> int:
     return min(int(goodness * SHADES), SHADES - 1)
 
 
-def _goodness(c: Candidate, objective: ObjectiveView, worst: float, best: float) -> float:
+def _goodness(c: TrialRow, objective: ObjectiveView, worst: float, best: float) -> float:
     value = c.scores[objective.index] if c.scores else worst
     return min(max((value - worst) / (best - worst), 0.0), 1.0) if best != worst else 1.0
 
 
-def _caption(view: SearchView, drawn: Sequence[Candidate]) -> str:
+def _caption(view: SearchView, drawn: Sequence[TrialRow]) -> str:
     text = "Each line is a candidate: its values, then its score."
     if any(not all(has(c, d) for d in view.dimensions) for c in drawn):
         text += " A dashed segment crosses an axis that the candidate does not have, because its method has no such field."
     if any(c.stopped for c in drawn):
         text += " Thin lines are candidates that were stopped early; their scores are estimates."
-    failed = sum(c.failed for c in view.candidates)
+    failed = sum(c.failed for c in view.found.trials)
     return text + (f" {failed} failed {'candidate is' if failed == 1 else 'candidates are'} left out." if failed else "")
 
 
@@ -99,22 +100,24 @@ def _y(share: float) -> float:
     return round(HEAD + HEIGHT * (1 - share), 1)
 
 
-def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> ParallelAxis:
+def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[TrialRow]) -> ParallelAxis:
     """Return the axis of a dimension."""
     if not d.numeric:
         return _choices(d, view, drawn)
-    scale = Scale.over([d.low, d.high, *(float(c.values[d.name]) for c in drawn if has(c, d))], log=d.log, room=0.0)
+    scale = Scale.over(
+        [d.low, d.high, *(v for c in drawn if (v := number(c.values.get(d.name))) is not None)], log=d.log, room=0.0
+    )
     places = scale.ticks()
     labels = tuple((_y(scale.share(v)), text) for v, text in zip(places, scale.texts(places), strict=True))
 
-    def place(c: Candidate) -> float | None:
+    def place(c: TrialRow) -> float | None:
         value = number(c.values.get(d.name))
         return None if value is None else _y(scale.share(value))
 
     return ParallelAxis(d.name, place, labels)
 
 
-def _choices(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> ParallelAxis:
+def _choices(d: DimensionView, view: SearchView, drawn: Sequence[TrialRow]) -> ParallelAxis:
     """Return the axis of a dimension with choices; the lines of one choice are spread in the order of their scores."""
     middles = {choice: _y(1 - (i + 0.5) / len(d.choices)) for i, choice in enumerate(d.choices)}
     width = HEIGHT / len(d.choices) * BUNDLE
@@ -140,7 +143,7 @@ def _objective(view: SearchView, o: ObjectiveView) -> ParallelAxis:
     return ParallelAxis(o.measure, lambda c: _y(share(c.scores[o.index])) if c.scores else None, labels, True)
 
 
-def _path(c: Candidate, axes: Sequence[ParallelAxis], view: SearchView, color: int) -> Markup:
+def _path(c: TrialRow, axes: Sequence[ParallelAxis], view: SearchView, color: int) -> Markup:
     """Draw a candidate's line: solid between neighboring axes, dashed across axes that the candidate does not have."""
     points = [(i, y) for i, axis in enumerate(axes) if (y := axis.place(c)) is not None]
     solid = dashed = ""

@@ -1,13 +1,24 @@
-"""Typed objects with everything that a search's page shows; `reading` builds them from the search's document."""
+"""A search as its page shows it: the result, with units of the objectives and texts of the dimensions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from workbench.compare.comparison import Comparison
-from workbench.report.numbers import MINUS, POINTS, Unit
+from workbench.errors import shell
+from workbench.recipe.fields import Choices, Range
+from workbench.report.numbers import MINUS, POINTS, Unit, raw
+from workbench.search.result import (
+    CandidateVerdict,
+    GrowingSearch,
+    SearchProgress,
+    SearchResult,
+    SearchState,
+    TestedPart,
+    TestedRow,
+    TrialRow,
+)
 
 
 @dataclass(frozen=True)
@@ -18,8 +29,8 @@ class ObjectiveView:
     index: int
     lower: bool
     unit: Unit
-    terms: tuple[str, ...] = ()
-    test_items: int | None = None
+    terms: tuple[str, ...]
+    test_items: int
     """Test items of the objective's tasks; the test also covers other tasks of the suites."""
 
     def better(self, a: float, b: float) -> bool:
@@ -55,195 +66,124 @@ class DimensionView:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A finished candidate.
-
-    Attributes:
-        arm: "search" (drawn by the sampler) or "random".
-        number: Number within its arm, from 0.
-        values: Value by dimension, without dimensions that its method does not have.
-        scores: One per objective; estimates if it was stopped early; None if it failed.
-        stopped: It was stopped before it was scored on all items.
-        items: Number of items on which it was scored.
-        beaten_by: Name of the configuration that beat it when it was stopped.
-        error: Error message if it failed.
-        intervals: One per objective if it was scored on all items: the best control's score plus the 95 % interval of the paired difference.
-    """
-
-    name: str
-    arm: str
-    number: int
-    values: Mapping[str, Any]
-    scores: tuple[float, ...] | None
-    stopped: bool
-    items: int | None
-    beaten_by: str | None
-    error: str | None
-    seconds: float | None
-    intervals: tuple[tuple[float, float] | None, ...] = ()
-
-    @property
-    def failed(self) -> bool:
-        """True if the candidate could not be scored."""
-        return self.scores is None
-
-    @property
-    def complete(self) -> bool:
-        """True if the candidate was scored on all search items."""
-        return self.scores is not None and not self.stopped
-
-    @property
-    def random(self) -> bool:
-        """True if the candidate was drawn at random."""
-        return self.arm == "random"
-
-    def interval(self, objective: ObjectiveView) -> tuple[float, float] | None:
-        """Return the interval under one objective, or None."""
-        return self.intervals[objective.index] if objective.index < len(self.intervals) else None
-
-
-@dataclass(frozen=True)
-class Control:
-    """Scores on all search items of a configuration that needs no search."""
-
-    name: str
-    scores: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Unbeaten:
-    """A configuration that no candidate beats, in a search whose candidates were all stopped early.
-
-    Attributes:
-        role: base, brick, average, configuration, or random.
-        search: Scores on search items, one per objective.
-        test: Scores on test items, one per objective.
-    """
-
-    name: str
-    role: str
-    search: tuple[float | None, ...]
-    test: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Against:
-    """A tested candidate's paired difference from the best control under one objective; positive is better for every metric.
-
-    Attributes:
-        diff: Difference on test items.
-        low: Lower end of its unadjusted 95 % interval.
-        high: Upper end of that interval.
-        search: Difference on search items.
-        optimism: `search` minus `diff`.
-        reason: Reason of the verdict "cannot tell".
-    """
-
-    diff: float | None
-    low: float | None
-    high: float | None
-    clusters: int | None
-    verdict: str | None
-    search: float | None
-    optimism: float | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class TestedView:
-    """A configuration that was scored on search and test items.
-
-    Attributes:
-        kind: control, candidate, or random.
-        optimism: Difference from the best control on search items minus that on test items, one per objective.
-        against: Paired differences from the best control, one per objective; None for controls.
-        twin: Name of a control with the same weights.
-    """
-
-    name: str
-    kind: str
-    search: tuple[float | None, ...]
-    test: tuple[float | None, ...]
-    optimism: tuple[float | None, ...]
-    against: tuple[Against | None, ...]
-    twin: str | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a search that is not finished.
-
-    Attributes:
-        done: Number of finished candidates.
-        total: Number of candidates of the whole search; None if only time limits them.
-    """
-
-    done: int
-    total: int | None
-
-
-@dataclass(frozen=True)
 class SearchView:
-    """Everything that the page shows; `comparison` holds the differences on test items by task."""
+    """Everything that the page shows.
 
-    name: str
-    key: str
-    directory: str
-    sampler: str
-    seed: int | None
+    Attributes:
+        found: The search, finished or in progress.
+        objectives: Its objectives with their units.
+        dimensions: Its dimensions.
+        comparison: Differences on test items by task, where candidates have their short names: trial-3 for NAME-trial-3. None for a search in
+            progress.
+    """
+
+    found: SearchState
     objectives: tuple[ObjectiveView, ...]
     dimensions: tuple[DimensionView, ...]
-    search_items: int | None
-    test_items: int | None
-    stages: tuple[int, ...]
-    controls: tuple[Control, ...]
-    candidates: tuple[Candidate, ...]
-    importances: Mapping[str, tuple[tuple[str, float], ...]]
-    winner: str | None
-    front: tuple[str, ...]
-    best_control: str | None
-    recipes: Mapping[str, str]
-    tested: tuple[TestedView, ...]
-    hypervolume: tuple[float, ...]
     comparison: Comparison | None
-    command: str
-    unbeaten: tuple[Unbeaten, ...] = ()
-    notes: tuple[str, ...] = ()
-    """Warnings of the search itself."""
-    progress: Progress | None = None
-    """None if the search is finished."""
+
+    @classmethod
+    def of(cls, found: SearchState) -> SearchView:
+        """Build the view of a search."""
+        comparison = _comparison(found) if isinstance(found, SearchResult) else None
+        return cls(found, _objectives(found), tuple(_dimension(*one) for one in found.space.items()), comparison)
+
+    @property
+    def tested(self) -> Sequence[TestedRow]:
+        """Configurations that were scored on test items."""
+        return _tested(self.found)
+
+    @property
+    def progress(self) -> SearchProgress | None:
+        """Numbers of candidates of a search in progress; None if it is finished."""
+        return self.found.progress if isinstance(self.found, GrowingSearch) else None
+
+    @property
+    def importances(self) -> dict[str, list[tuple[str, float]]]:
+        """Objective -> dimensions with their shares of the variation in scores, the largest first."""
+        every = self.found.importances.items()
+        return {name: sorted(shares.items(), key=lambda share: -share[1]) for name, shares in every if shares}
+
+    @property
+    def command(self) -> str:
+        """Command line that runs the search again."""
+        return self.found.command or shell("workbench", "search", self.found.name)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings of the search, then those of its comparison."""
-        return (*self.notes, *(self.comparison.warnings if self.comparison else ()))
+        own = (*(self.found.guarded or ()), *self.found.warnings)
+        return (*own, *(self.comparison.warnings if self.comparison else ()))
 
     @property
-    def searched(self) -> tuple[Candidate, ...]:
+    def searched(self) -> tuple[TrialRow, ...]:
         """Candidates drawn by the sampler."""
-        return tuple(c for c in self.candidates if not c.random)
+        return tuple(c for c in self.found.trials if not c.random)
 
     @property
-    def drawn(self) -> tuple[Candidate, ...]:
+    def drawn(self) -> tuple[TrialRow, ...]:
         """Candidates drawn at random."""
-        return tuple(c for c in self.candidates if c.random)
+        return tuple(c for c in self.found.trials if c.random)
 
     @property
-    def chosen(self) -> tuple[str, ...]:
+    def chosen(self) -> list[str]:
         """The winner, or the Pareto front if there are several objectives."""
-        return (self.winner,) if self.winner else self.front
+        return [self.found.winner] if self.found.winner else self.found.front or []
 
-    def row(self, name: str | None, *kinds: str) -> TestedView | None:
-        """Return the tested configuration of a name; `kinds` separates a control from a candidate of the same name."""
-        return next((t for t in self.tested if t.name == name and (not kinds or t.kind in kinds)), None)
+    def row(self, name: str, part: TestedPart) -> TestedRow | None:
+        """Return the tested configuration of a name; `part` separates a control from a candidate of the same name."""
+        return next((t for t in self.tested if t.name == name and t.part == part), None)
+
+    def paired(self, tested: TestedRow, objective: ObjectiveView) -> CandidateVerdict | None:
+        """Return a candidate's paired difference from the best control under one objective; None for a control."""
+        if tested.part == "control" or not isinstance(self.found, SearchResult):
+            return None
+        return self.found.test.against[tested.name][objective.index]
 
 
-def number(value: Any) -> float | None:
+def _tested(found: SearchState) -> Sequence[TestedRow]:
+    return found.test.rows if isinstance(found, SearchResult) else ()
+
+
+def _objectives(found: SearchState) -> tuple[ObjectiveView, ...]:
+    """Return the objectives with their units: percent if higher is better and all scores except estimates are shares."""
+    objectives = []
+    for i, objective in enumerate(found.objectives):
+        levels = [c.scores[i] for c in found.controls]
+        levels += [c.scores[i] for c in found.trials if c.scores and not c.stopped]
+        levels += [level for row in _tested(found) for level in (row.search[i], row.test[i])]
+        share = not objective.lower and all(0 <= v <= 1 for v in levels)
+        unit = POINTS if share else raw(max((abs(v) for v in levels), default=0.0))
+        terms = tuple("/".join(term) for term in objective.terms)
+        objectives.append(ObjectiveView(objective.name, i, objective.lower, unit, terms, objective.items.test))
+    return tuple(objectives)
+
+
+def _dimension(name: str, domain: Range | Choices) -> DimensionView:
+    if isinstance(domain, Choices):
+        return DimensionView(name, tuple(written(v) for v in domain.choices))
+    return DimensionView(name, (), domain.low, domain.high, domain.log)
+
+
+def _comparison(found: SearchResult) -> Comparison:
+    """Return the comparison on test items, with the search's short names of candidates."""
+    whole = found.test.comparison
+    names = {c.name for c in whole.configurations}
+    short = {f"{found.name}-{t.name}": t.name for t in _tested(found) if t.part != "control" and t.name not in names}
+    renamed = {
+        "baseline": short.get(whole.baseline, whole.baseline),
+        "configurations": [c.model_copy(update={"name": short.get(c.name, c.name)}) for c in whole.configurations],
+        "rows": [r.model_copy(update={"configuration": short.get(r.configuration, r.configuration)}) for r in whole.rows],
+    }
+    return Comparison.model_validate({**dict(whole), **renamed})  # a copy would keep what is computed from the long names
+
+
+def number(value: object) -> float | None:
     """Return a dimension's value as a number, or None if it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def written(value: Any) -> str:
+def written(value: object) -> str:
     """Format a dimension's value as in recipes, with a typographic minus sign."""
     if isinstance(value, bool):
         return "true" if value else "false"

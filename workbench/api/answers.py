@@ -12,7 +12,7 @@ from workbench.errors import LeftOut, UsageError, nearest
 from workbench.tables import as_html, data_frame
 
 if TYPE_CHECKING:
-    from workbench.compare.beside import Answer, Item, Items
+    from workbench.compare.answers import Answer, Item, Items
 
 Only = Literal["changed", "won", "lost", "all"]
 ONLY: tuple[Only, ...] = ("changed", "won", "lost", "all")
@@ -64,7 +64,7 @@ class ItemsBeside:
     @property
     def document(self) -> Items:
         """The document that `workbench scores items --json` prints."""
-        from workbench.compare.beside import Items
+        from workbench.compare.answers import Items
 
         return Items(first=self.first, second=self.second, shown=list(self.rows), **self.counts)
 
@@ -116,7 +116,7 @@ class ItemsBeside:
         return f"<{self.second} beside {self.first}: {self.sentence}, {len(self.rows)} here>"
 
 
-def items_beside(request: Request, choice: Choice, listener: Listener) -> ItemsBeside:
+def compared_items(request: Request, choice: Choice, listener: Listener) -> ItemsBeside:
     """Return the items that two configurations answered, with both answers, from the score store.
 
     Args:
@@ -128,7 +128,7 @@ def items_beside(request: Request, choice: Choice, listener: Listener) -> ItemsB
         UsageError: If there are not one or two configurations, or a task was not scored.
         WorkbenchError: If one of them is not scored.
     """
-    from workbench.compare.beside import beside
+    from workbench.compare.answers import paired_answers
 
     names = request.names
     if len(dict.fromkeys(names)) not in (1, 2) or len(names) > 2:
@@ -140,7 +140,7 @@ def items_beside(request: Request, choice: Choice, listener: Listener) -> ItemsB
         refuse_left_out(found.left_out)
         raise UsageError(f"{names[0]} and {names[1]} are one configuration", "Name two configurations.")
     before, after = found.pair or (found.baseline or found.suite_baseline, found.named[-1])
-    every = beside(found.store, found.scores, before, after)
+    every = paired_answers(found.store, found.scores, before, after)
     known = list(dict.fromkeys(item.task for item in every))
     for name in choice.tasks:
         if name not in known:

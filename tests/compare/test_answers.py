@@ -15,7 +15,7 @@ from worlds.stored_scores import AVERAGE, BASE, MEAN, TIES, stored
 
 from workbench import api
 from workbench.cli import app
-from workbench.compare.beside import beside, picked, side_by_side
+from workbench.compare.answers import paired_answers, picked, side_by_side
 from workbench.compare.compare import compare
 from workbench.compare.tables import suites_of, tables_of
 from workbench.files import bytes_digest
@@ -44,7 +44,7 @@ def world(tmp_path: Path) -> tuple[ScoreStore, list[Scores]]:
 
 def changes(store: ScoreStore, scores: list[Scores], first: str, second: str) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
-    for item in beside(store, scores, first, second):
+    for item in paired_answers(store, scores, first, second):
         found.setdefault(item.change, []).append((item.task, item.id))
     return found
 
@@ -70,7 +70,7 @@ def test_items_may_lack_choices_and_gold(tmp_path: Path) -> None:
     text = "".join(json.dumps(item) + "\n" for item in bare).encode()
     path.write_bytes(gzip.compress(text))
     signed = [s.model_copy(update={"items": bytes_digest(text)}) for s in scores]
-    assert {item.choices for item in beside(store, signed, "base", "ties")} == {None}
+    assert {item.choices for item in paired_answers(store, signed, "base", "ties")} == {None}
     document = compare(store, signed, baseline="base").to_dict()
     assert {item["gold"] for item in document["side_by_side"]["items"]} == {None}
     assert any(flip["choices"] is None for flips in document["flips"].values() for flip in flips)
@@ -80,7 +80,7 @@ def test_lower_metrics_are_won_by_the_lower_score(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path / "scores")
     values = {BASE: {"one": [0.2, 0.5, 0.5]}, TIES: {"one": [0.5, 0.2, 0.5]}}
     scores = stored(store, values, metric="ter", lower=["ter"], clusters=3)
-    assert [item.change for item in beside(store, scores, "base", "ties")] == ["lost", "won", "same"]
+    assert [item.change for item in paired_answers(store, scores, "base", "ties")] == ["lost", "won", "same"]
 
 
 @pytest.mark.parametrize(("metric", "index"), [("acc", 0), ("acc_norm", 1), ("acc_bytes", 1)])

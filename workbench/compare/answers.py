@@ -102,7 +102,7 @@ class Items(Part):
     """The items that the options select."""
 
 
-def beside(store: ScoreStore, scores: Sequence[Scores], first: str, second: str) -> list[Item]:
+def paired_answers(store: ScoreStore, scores: Sequence[Scores], first: str, second: str) -> list[Item]:
     """Return all items that two configurations answered, with both answers.
 
     Args:
