@@ -40,7 +40,7 @@ class Result:
 
     document: Mapping[str, Any]
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return flat tables by name; a table is one mapping per row."""
         raise NotImplementedError
 
@@ -110,7 +110,7 @@ class ComparedScores(Result):
         """The configuration to ship and the reasons; None if no configuration is compared."""
         return self.comparison.recommendation
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return flat tables: `rows` as above; `scores`, one row per configuration, task and metric; `configurations`."""
         scores = [
             {
@@ -170,7 +170,7 @@ class FoundValues(Result):
         """The written recipes by candidate."""
         return {name: self.project / path for name, path in self.document["recipes"].items()}
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return flat tables: `trials`, one row per candidate with its values and scores, and `test`, the scores on test items."""
         names = [objective["name"] for objective in self.document["objectives"]]
         trials = []

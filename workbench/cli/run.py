@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
     from workbench.run.plan import RunPlan
     from workbench.run.record import RunResult
+    from workbench.steps.step import Cost
 
 
 def plan(
@@ -120,8 +121,9 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
             out.table([step["id"], "source"], [list(row) for row in rows])
         if removal := removal_line(step):
             out.line(f"{step['id']}: {removal}")
-    for edit in (edit for step in steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
-        out.line(f"{edit['id']}: {_cost(edit)}")
+    for edit in (edit for step in planned.steps for edit in (step, *(step.edits or ()))):
+        if edit.cost is not None:
+            out.line(f"{edit.id}: {_cost(edit.cost, edit.seconds)}")
     out.line(
         f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
         + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
@@ -188,14 +190,14 @@ def run(
 
     form = form_of(resolved)
     written = run_for(runs, resolved.recipe.name, resolved.run_key).read_record().output
-    output = written.to_dict() if written else {}
-    for warning in form.warnings(output):
+    assert written is not None, "a run that has finished has a result"
+    for warning in form.warnings(written):
         out.warn(warning)
 
     def text() -> None:
-        _print_result(result, form.describe(output))
+        _print_result(result, form.describe(written))
         checkpoint = Path(result.place) if form is CHECKPOINT else None
-        for line in (*form.hints(result.place, output, resolved), *score_lines(resolved, recipe, settings, checkpoint)):
+        for line in (*form.hints(result.place, written, resolved), *score_lines(resolved, recipe, settings, checkpoint)):
             out.say(line)
 
     out.result(lambda: result, text, json=json)
@@ -203,11 +205,10 @@ def run(
 
 def _print_result(result: RunResult, described: str) -> None:
     """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory."""
-    from workbench.edit.places.knowledge import said_in_words
     from workbench.grow.expansion.wording import check_line, removal_line
 
     for name, row in result.said.items():
-        out.say(f"{name}: the model says {said_in_words(row.to_dict())}")
+        out.say(f"{name}: the model says {row}")
     out.line(result.place)
     for step in (step.to_dict() for step in result.steps):
         if removal := removal_line(step):
@@ -226,19 +227,17 @@ def _grouped(lines: list[str]) -> list[str]:
     return [f"{', '.join(names)}: {text}" if text else ", ".join(names) for text, names in owners.items()]
 
 
-def _cost(step: dict[str, Any]) -> str:
+def _cost(cost: Cost, seconds: float | None) -> str:
     """Describe the work of a step that is not cached: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
-    cost = step["cost"]
-    work, sweep = cost.get("work", {}), cost.get("sweep")
-    continued = cost.get("continues")
-    parts = [f"continues the history of {continued['run']}: {continued['facts']} facts"] if continued else []
-    parts += [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
+    work, sweep, continued = cost.work or {}, cost.sweep, cost.continues
+    parts = [f"continues the history of {continued.run}: {continued.facts} facts"] if continued else []
+    parts += [f"sweep of {sweep.layers} layers x {sweep.facts} facts"] if sweep else []
     parts += [f"statistics of {work['statistics']:,} tokens"] if work.get("statistics") else []
     parts += [f"values of {work['facts']} facts"] if "facts" in work else []
-    parts += [f"a router fitted on {cost['prompts']} prompts"] if "prompts" in cost else []
-    parts += [f"{cost['train_steps']:,} steps of training"] if "train_steps" in cost else []
-    parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []
-    return ", ".join(parts) + (f": about {duration(step['seconds'])} on one core" if "seconds" in step else "")
+    parts += [f"a router fitted on {cost.prompts} prompts"] if cost.prompts is not None else []
+    parts += [f"{cost.train_steps:,} steps of training"] if cost.train_steps is not None else []
+    parts += [f"at most {cost.steps:,} optimizer steps on {cost.facts} facts"] if cost.steps is not None else []
+    return ", ".join(parts) + (f": about {duration(seconds)} on one core" if seconds is not None else "")
 
 
 def _method(step: Mapping[str, Any]) -> str:

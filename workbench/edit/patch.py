@@ -41,6 +41,7 @@ from workbench.models.prompts import encode_text
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
+from workbench.steps.step import Cost
 from workbench.weights.device import one_thread
 
 BOUND = 1e-3
@@ -137,7 +138,7 @@ class Patch(EditMethod):
         """Return the facts, sorted by ID."""
         return read_for("joint", self.first, project, self.facts)
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
         facts, layout = len(self._read(project)), model.layout
         spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
@@ -148,7 +149,7 @@ class Patch(EditMethod):
             steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
             work["values"] = facts * (self.contexts + 1) * steps
             work["sweep"] = min(LAYERS, len(layout.mlp_layers())) * FACTS * steps if self.layer is None else 0
-        return {"work": work, "tokens": sum(work.values()) - facts + prompts}
+        return Cost(work=work, tokens=sum(work.values()) - facts + prompts)
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve keys and values of the neurons on the live model; the model is left unchanged.

@@ -23,6 +23,7 @@ from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
+from workbench.steps.step import Cost
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ class UltraEdit(EditMethod):
         """Return the facts that are written, in order; see `read_for`."""
         return read_for(self.mode, self.first, project, self.facts)
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens that are run forward and backward; half of the rounds are usually enough."""
         facts = len(self.read(project))
-        return {"layers": self.layers, "work": {"facts": facts}, "tokens": facts * 12 * (self.rounds + 1) // 2}
+        return Cost(layers=self.layers, work={"facts": facts}, tokens=facts * 12 * (self.rounds + 1) // 2)
 
     def solve(self, context: MethodContext) -> Edit:
         """Write the facts batch after batch; the model is left unchanged.

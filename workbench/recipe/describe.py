@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -169,7 +168,7 @@ def _default(field: FieldInfo) -> str:
     return json.dumps(value) if isinstance(value, (str, bool, int, float)) else "-"
 
 
-def _shown_default(schema: dict[str, Any]) -> str:
+def _shown_default(schema: dict[str, object]) -> str:
     default = schema.get("default")
     return "-" if default is None else json.dumps(default)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -129,7 +128,7 @@ class Recipe:
         """Return the same recipe without its `search`."""
         return replace(self, fields=self.fields.model_copy(update={"search": None}))
 
-    def varied(self, data: dict[str, Any], point: str, settings: Iterable[str]) -> Recipe:
+    def varied(self, data: dict[str, object], point: str, settings: Iterable[str]) -> Recipe:
         """Return a point of a sweep: the same recipe with other data, whose errors still point into the file.
 
         Args:
@@ -145,7 +144,7 @@ class Recipe:
         )
         return replace(_from_document(place, self.project, self.path, (*self.settings, *settings)), point=point)
 
-    def derive(self, name: str, steps: Iterable[Mapping[str, Any]], bricks: Iterable[str] = ()) -> Recipe:
+    def derive(self, name: str, steps: Iterable[Mapping[str, object]], bricks: Iterable[str] = ()) -> Recipe:
         """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average.
 
         Args:
@@ -191,7 +190,7 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     return replace(_from_document(document, project, path, settings), notes=notes)
 
 
-def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
+def from_data(data: Mapping[str, object], project: Path) -> Recipe:
     """Validate plain data as a recipe of a project."""
     return _from_document(yamldoc.Document(json.loads(json.dumps(data)), {}, f"recipe {data.get('name', '')}"), project, None)
 
@@ -304,7 +303,7 @@ def _check_tokenizer(recipe: Recipe) -> None:
         )
 
 
-def dump_step(step: BaseModel) -> dict[str, Any]:
+def dump_step(step: BaseModel) -> dict[str, object]:
     """Return the fields that determine a step's result as plain data, defaults and constants included, for keys and records."""
     fields = type(step).model_fields
     unset = {name for name in getattr(step, "keyed_if_set", ()) if getattr(step, name) == fields[name].default}
@@ -312,7 +311,7 @@ def dump_step(step: BaseModel) -> dict[str, Any]:
     return {**dumped, **getattr(step, "constants", {})}
 
 
-def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
+def dump_steps(recipe: Recipe) -> list[dict[str, object]]:
     """Return all steps of a recipe as plain data."""
     return [dump_step(step) for step in recipe.steps]
 

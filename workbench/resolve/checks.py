@@ -187,7 +187,7 @@ def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     return [text] if changed else []
 
 
-def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, Any]:
+def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, object]:
     """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
     config = {key: value for part in text_parts(config) for key, value in part.items()}
     fields = {key: config[key] for key in _SHARED if key in config}

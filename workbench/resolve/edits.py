@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
@@ -94,7 +93,7 @@ def _starts_anew(resolved: Resolved) -> Iterator[str]:
         )
 
 
-def edit_record(brick: Brick) -> dict[str, Any] | None:
+def edit_record(brick: Brick) -> dict[str, object] | None:
     """Return the record of an edit brick, with the weights that it was solved on; None for other bricks."""
     record = read_json(brick.path / "edit.json")
     return record if isinstance(record, dict) and "solved_on" in record else None
@@ -135,7 +134,7 @@ def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]
     return warnings
 
 
-def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
+def _inexact(record: Mapping[str, object], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
     """Return why a merge step may lose facts of an edit, as a clause; None if it adds the edit as it was solved."""
     step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
     if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):

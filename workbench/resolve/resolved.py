@@ -251,7 +251,7 @@ class Resolved:
         return json_digest([*plain, *beside])
 
     @cached_property
-    def generation(self) -> Mapping[str, Any]:
+    def generation(self) -> Mapping[str, object]:
         """Settings of the output's generation_config.json that change generated text; usually empty."""
         return generation_settings(self.tokenizer_path, self.base.config)
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
@@ -74,7 +74,7 @@ class Composition:
         """Facts that steps have taught, in order."""
         return [result.taught for result in self.results if result.taught]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, object]]:
         """Return the steps' records with the methods' reports. Call this after the weights have been written."""
         return [{**result.record, **(result.report() if result.report else {})} for result in self.results]
 

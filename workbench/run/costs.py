@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from workbench.activations.sets import NeuronSet
 from workbench.adapters.bind import BoundAdapter, bind
@@ -19,6 +18,7 @@ from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RunDirectory
 from workbench.steps import MergeMethod
+from workbench.steps.step import Cost
 from workbench.vocabulary.tokens import reading_bytes, same_file
 from workbench.weights.header import HeadersOnlyError
 from workbench.weights.lowrank import OVERSAMPLE
@@ -71,7 +71,7 @@ class Needs:
         self.live = max(self.live or 0, live)
 
 
-def set_row(folder: str, neurons: NeuronSet) -> dict[str, Any]:
+def set_row(folder: str, neurons: NeuronSet) -> dict[str, object]:
     """Return a set of neurons that a step uses as plain data, for the plan and the step's record.
 
     Args:
@@ -93,17 +93,20 @@ def numel(model: Model) -> int:
     return sum(s.numel for s in model.weights.specs.values())
 
 
-def with_seconds(cost: dict[str, Any], parameters: int, passes: int) -> dict[str, Any]:
-    """Return the plan's entries for a cost, with an estimate of seconds if the number of tokens is known.
+def seconds_of(cost: Cost, parameters: int, passes: int) -> float:
+    """Return the estimated time of a step's work; 0 if the number of its tokens is not known.
 
     Args:
-        cost: Cost of a method, as plain data.
+        cost: The work.
         parameters: Number of parameters of the live model.
         passes: Computation per token in forward passes: 1, or 3 for forward and backward.
     """
-    if "tokens" not in cost:
-        return {"cost": cost} if cost else {}
-    return {"cost": cost, "seconds": round(2 * passes * parameters * cost["tokens"] / FLOPS_PER_SECOND, 1)}
+    return round(2 * passes * parameters * (cost.tokens or 0) / FLOPS_PER_SECOND, 1)
+
+
+def cost_row(cost: Cost, seconds: float) -> dict[str, object]:
+    """Return the plan's entries for a step's work; a time only where the number of its tokens is known."""
+    return {"cost": cost, **({"seconds": seconds} if cost.tokens is not None else {})} if cost != Cost() else {}
 
 
 def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:

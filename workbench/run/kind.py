@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
 from workbench.facts import Fact
+from workbench.facts.said import FactsSaid
 from workbench.files import json_digest
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
@@ -27,6 +28,7 @@ from workbench.resolve.output import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
 from workbench.steps import GrowMethod, Growth, Step
+from workbench.steps.step import Cost
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
 
@@ -142,10 +144,10 @@ class StepResult:
     """
 
     model: Model
-    record: dict[str, Any]
+    record: Mapping[str, object]
     changed: Collection[str] = ()
     grown: GrownStep | None = None
-    report: Callable[[], dict[str, Any]] | None = None
+    report: Callable[[], dict[str, object]] | None = None
     kept: Path | None = None
     folder: str = ""
     taught: Taught | None = None
@@ -158,7 +160,7 @@ class Kind(ABC, Generic[S]):
     """Plans, checks and applies the steps of one kind."""
 
     @abstractmethod
-    def plan_row(self, step: S, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
+    def plan_row(self, step: S, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, object], Model]:
         """Predict the resources of a step from headers.
 
         Args:
@@ -193,7 +195,7 @@ class Kind(ABC, Generic[S]):
         """
         return model
 
-    def check(self, step: S, context: StepContext) -> dict[str, Any] | None:
+    def check(self, step: S, context: StepContext) -> dict[str, object] | None:
         """Check the step's promises before anything is written. Return the measurements, or None if there is no check."""
         return None
 
@@ -201,11 +203,11 @@ class Kind(ABC, Generic[S]):
         """Return True if the cache has the result that the step solves or trains."""
         return False
 
-    def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> dict[str, Any] | None:
+    def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> Cost | None:
         """Return the cost of solving a step in a recipe used as a brick; None if the step solves nothing."""
         return None
 
-    def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
+    def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:
         """Copy cached files of a step's result into the run directory, and seal the copy.
 
         Args:

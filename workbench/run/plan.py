@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from workbench.bricks.header_folders import Download, space_problems
 from workbench.resolve.findings import licence_warnings
@@ -14,7 +13,8 @@ from workbench.run.device import runs_without_torch
 from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
-from workbench.run.record import StepVerb
+from workbench.run.record import StepVerb, UnsolvedStep
+from workbench.steps.step import Cost
 from workbench.weights.device import default_threads
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
@@ -32,7 +32,7 @@ class PlannedStep(StepVerb):
     """Brick name -> adapter, checkpoint or recipe."""
     passes: int | None = absent()
     """Number of times that a merge step reads every delta."""
-    edits: list[dict[str, Any]] | None = absent()
+    edits: list[UnsolvedStep] | None = absent()
     """Steps of recipes used as bricks that are not cached, with their cost."""
     needs: str | None = absent()
     """Inputs that a merge step reads besides tensors: "texts" or "model"."""
@@ -42,10 +42,10 @@ class PlannedStep(StepVerb):
     """File or data set that the step trains on."""
     check: str | None = absent()
     """Check of a grow step: "tensors" or "full"."""
-    blocks: list[dict[str, Any]] | None = absent()
+    blocks: list[dict[str, object]] | None = absent()
     """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
-    cost: dict[str, Any] | None = absent()
-    """Work of a step whose result is not cached: numbers of facts, tokens and optimizer steps."""
+    cost: Cost | None = absent()
+    """Work of a step whose result is not cached."""
     seconds: Number | None = absent()
     """Estimated time of this work on one core, in seconds."""
 
@@ -133,7 +133,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         seconds=round(needs.seconds + (needs.read + write) / _BYTES_PER_SECOND, 1),
         cached=needs.cached,
         problems=problems,
-        warnings=[*resolved.warnings, *licence_warnings(resolved), *(form.warnings(known.to_dict()) if known else ())],
+        warnings=[*resolved.warnings, *licence_warnings(resolved), *(form.warnings(known) if known else ())],
         download_bytes=sum(d.bytes for d in downloads),
         downloads=list(downloads),
         checked_at_run=list(resolved.deferred),

@@ -6,12 +6,12 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from workbench.edit.places.knowledge import count, said_by, said_in_words, too_few
+from workbench.edit.places.knowledge import said_by
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts import Fact
+from workbench.facts.said import FactsSaid
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
@@ -36,14 +36,14 @@ class EfficacyError(GateFailedError):
         said: Counts of every step, for the run's record.
     """
 
-    def __init__(self, message: str, hint: str, said: Mapping[str, Any]) -> None:
+    def __init__(self, message: str, hint: str, said: Mapping[str, FactsSaid]) -> None:
         super().__init__(message, hint)
         self.said = dict(said)
 
 
 def check_efficacy(
     resolved: Resolved, composition: Composition, device: torch.device, events: Events = no_events
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, FactsSaid]:
     """Count the facts that the model says after each edit step, including steps of recipes that are used as bricks.
 
     The model has the weights that would be written, rounded to the output's dtype, and computes in float32. Answers are cached
@@ -56,13 +56,13 @@ def check_efficacy(
         events: Receives progress.
 
     Returns:
-        Step id, or "BRICK/STEP" -> `{"facts": N, "said": M, "min_efficacy": share, "not_said": [ids]}`.
+        Step id, or "BRICK/STEP" -> the counts.
 
     Raises:
         EfficacyError: If the share of facts said is below a step's `min_efficacy`.
     """
     counts = _counted(resolved, composition, device, events)
-    if failed := {name: row for name, row in counts.items() if too_few(row)}:
+    if failed := {name: row for name, row in counts.items() if row.too_few}:
         name, row = next(iter(failed.items()))
         others = f" {len(failed) - 1} more steps fail: {', '.join(list(failed)[1:])}." if len(failed) > 1 else ""
         raise EfficacyError(*refusal(f"step {name}", row, others), counts)
@@ -70,7 +70,7 @@ def check_efficacy(
 
 
 def refusal(
-    name: str, row: Mapping[str, Any], others: str = "", set_by: str = "`min_efficacy: 0` in the step", what: str = "model"
+    name: str, row: FactsSaid, others: str = "", set_by: str = "`min_efficacy: 0` in the step", what: str = "model"
 ) -> tuple[str, str]:
     """Return the message and the hint of the error for a step with too few facts said.
 
@@ -82,15 +82,15 @@ def refusal(
         what: The result that is not written.
     """
     return (
-        f"{name}: the edited model says {said_in_words(row)}; `min_efficacy` asks for {100 * row['min_efficacy']:g} %.{others} "
+        f"{name}: the edited model says {row}; `min_efficacy` asks for {100 * row.min_efficacy:g} %.{others} "
         f"No {what} was written",
         f"Choose other `layers:`, increase the strength of the edit, or correct the facts. {set_by} writes the {what} anyway.",
     )
 
 
-def _counted(resolved: Resolved, composition: Composition, device: torch.device, events: Events) -> dict[str, dict[str, Any]]:
+def _counted(resolved: Resolved, composition: Composition, device: torch.device, events: Events) -> dict[str, FactsSaid]:
     """Return the counts of all steps; those of recipes used as bricks come first."""
-    counts: dict[str, dict[str, Any]] = {}
+    counts: dict[str, FactsSaid] = {}
     for name in resolved.parents:
         nested = resolved.nested.get(name)
         if nested is not None and nested.gates:
@@ -99,7 +99,7 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
     for taught in (t for t in composition.taught if t.facts):
         step = resolved.recipe.steps[taught.number]
         said = _answers(resolved, composition, taught, device, events)
-        counts[taught.step] = count(taught.facts, said, step.efficacy_gate or 0.0)
+        counts[taught.step] = FactsSaid.of(taught.facts, said, step.efficacy_gate or 0.0)
     return counts
 
 

@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.models import GOLD
 from workbench.evaluate.plans import plans, suites_of
-from workbench.events import Events, no_events
+from workbench.events import Event, Events, no_events
 from workbench.files import json_digest
 from workbench.identity import installed
 from workbench.models.identity import computed_on, pick_device
@@ -379,7 +379,7 @@ def tell(search: Search, study: Study, clock: Clock) -> None:
     text = f"{candidate_text}; best {_best(search, best)}"
     if left := clock.left(len(done), total):
         text += f"; {left} left"
-    event: dict[str, Any] = {"stage": "search", "text": text}
+    event: Event = {"stage": "search", "text": text}
     search.events({**event, "done": len(done), "total": total} if total else event)
 
 

@@ -15,7 +15,7 @@ from workbench.files import json_digest
 from workbench.models.identity import computed_on, loaded_tokens_digest
 from workbench.models.layout import Model
 from workbench.steps.fields import Real
-from workbench.steps.step import KeyContext, Step
+from workbench.steps.step import Cost, KeyContext, Step
 from workbench.weights.digests import meaning_of
 
 if TYPE_CHECKING:
@@ -75,18 +75,15 @@ class EditMethod(Step):
             WorkbenchError: If it cannot.
         """
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Return the cost of solving the step as plain data, which `plan` shows in the step's row.
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
+        """Return the cost of solving the step, which `plan` shows in the step's row.
 
         Args:
             model: Names, shapes and configuration of the model before the step.
             project: Folder that the step's files are relative to.
             cache: The project's cache.
-
-        Returns:
-            Plain data. `plan` estimates seconds from its key `tokens`, the number of tokens that run through the model.
         """
-        return {}
+        return Cost()
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve the edit on the live current model. The model must be unchanged afterwards."""
@@ -99,7 +96,7 @@ class Edit:
 
     factors: dict[str, Factors]
     """Tensor name -> low-rank update."""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)
     """Measurements of the method, as plain data."""
     fan_in_fan_out: bool = False
     """True if the base stores the updated weights as [in, out] (Conv1D)."""
@@ -204,14 +201,14 @@ class MemoryMethod(Step):
         """Return a memory of the given facts. Each fact's tensors must not depend on other facts, so that it can be removed."""
         raise NotImplementedError
 
-    def reopened(self, settings: Mapping[str, Any]) -> MemoryMethod:
+    def reopened(self, settings: Mapping[str, object]) -> MemoryMethod:
         """Return the step configured to add facts to a saved memory with these settings."""
         return self
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:
         """Raise WorkbenchError if one memory cannot hold all of these facts."""
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> Mapping[str, object]:
         """Attach a memory to a live model. Return the settings chosen over all facts (radii, thresholds) as plain data."""
         raise NotImplementedError
 
@@ -223,9 +220,9 @@ class Memory:
     facts: Sequence[Fact]
     tensors: Mapping[str, Mapping[str, Tensor]]
     """Fact id -> its tensors by name."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """Choices of the method for this model, such as the module and the layer, as plain data."""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)
     """Measurements of the method, as plain data."""
 
 
@@ -243,5 +240,5 @@ class Remembered:
 class Kept:
     """A memory at a given version: its settings, and its facts in the order of their ids."""
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     facts: Sequence[Remembered]

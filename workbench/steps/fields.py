@@ -123,9 +123,9 @@ class MergeWhere(Where):
     """Directory of a set of neurons (`neurons.json`). Of the feed-forward matrices, the step then changes only the rows and columns of these neurons; `include: ["*mlp*"]` limits the step to such tensors."""
 
     @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out `neurons` if it is not set, so that keys of steps without it stay the same."""
-        fields: dict[str, Any] = handler(self)
+        fields: dict[str, object] = handler(self)
         if self.neurons is None:
             fields.pop("neurons", None)
         return fields
@@ -248,7 +248,7 @@ class _ListOfNames:
         """Return a schema that converts a list of names to a mapping, then validates the mapping."""
         return core_schema.no_info_before_validator_function(_weights_of_one, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, object]:
         """Return a JSON schema that accepts the mapping or a list of names."""
         return {"anyOf": [handler(schema), {"type": "array", "items": {"type": "string"}, "uniqueItems": True}]}
 
@@ -315,7 +315,7 @@ class BrickRef(Strict):
         """The directory, hub id or recipe file."""
         return next(iter(self._places().values()))
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, object]:
         """Return the reference in the form that a recipe file has."""
         options = {"any_base": True} if self.any_base else {}
         return {**self._places(), **options, **({"part": self.part} if self.part else {})}

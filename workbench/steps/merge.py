@@ -132,7 +132,7 @@ class MergeMethod(BrickStep):
         """Return the field `where.neurons` and its value, if it is set."""
         return (("where", "neurons"), self.where.neurons) if self.where and self.where.neurons else None
 
-    def listed(self, names: Sequence[str]) -> dict[str, Any]:
+    def listed(self, names: Sequence[str]) -> dict[str, object]:
         """Return `bricks` with an entry for each brick."""
         return {"bricks": {name: self.entry(name).model_dump(mode="json") for name in names}}
 
@@ -180,7 +180,7 @@ class MergeMethod(BrickStep):
         """Estimate the bytes of memory that one tensor needs in addition to the block buffers, for `plan`."""
         return 4 * model.weights.specs[tensor].numel * (bricks + 4) if self.laws.memory == "tensor" else 0
 
-    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, notes: Mapping[str, object]) -> dict[str, object]:
         """Summarize the notes that `prepare` has made for the step's record. Called after all tensors are written."""
         return {}
 
@@ -228,9 +228,9 @@ class OverlapWeighted(MergeMethod):
     `workbench brick advise` show both."""
 
     @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out `weights` if it is not set, so that keys of steps without it stay the same."""
-        fields: dict[str, Any] = handler(self)
+        fields: dict[str, object] = handler(self)
         if self.weights is None:
             fields.pop("weights", None)
         return fields
@@ -246,7 +246,7 @@ class Measured:
 
     value: Any
     """The result; merge methods find it in `Group.survey`."""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
     """Entries for the step's record, as plain data."""
 
 
@@ -326,7 +326,7 @@ class Group(Protocol):
     """Shape and dtype of the blocks; in the core space those of the small matrices."""
     survey: Any
     """Result of the method's `survey` or `measure`."""
-    notes: dict[str, Any]
+    notes: dict[str, object]
     """Tensor name -> plain data that the method stores for its `report`."""
     device: torch.device
     model: Model

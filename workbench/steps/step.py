@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from workbench.errors import nearest
+from workbench.results import Part, absent
 from workbench.steps.fields import NAME, BrickEntry, Strict
 from workbench.trust import Plugin
 
@@ -33,6 +34,44 @@ class Problem(NamedTuple):
     path: tuple[str | int, ...]
     message: str
     hint: str | None = None
+
+
+class SweptLayers(Part):
+    """Layers that an edit is tried in, to choose the best."""
+
+    layers: int
+    facts: int
+    """Number of facts that are tried in each."""
+
+
+class ContinuedStream(Part):
+    """The earlier run whose stream of facts an edit continues."""
+
+    run: str
+    facts: int
+    """Number of facts of that run."""
+    kept: int
+    """Number of statements whose values are taken from it."""
+
+
+class Cost(Part):
+    """Work of a step whose result is not cached. Steps have those fields that apply to them."""
+
+    layers: tuple[int, ...] | str | None = absent()
+    """Layers that are edited, or "auto"."""
+    sweep: SweptLayers | None = absent()
+    continues: ContinuedStream | None = absent()
+    facts: int | None = absent()
+    steps: int | None = absent()
+    """Number of optimizer steps of an edit, at most."""
+    train_steps: int | None = absent()
+    """Number of optimizer steps of a training."""
+    prompts: int | None = absent()
+    """Number of calibration prompts of a router."""
+    work: dict[str, int] | None = absent()
+    """Part of an edit's work -> its tokens; for `facts`, their number."""
+    tokens: int | None = absent()
+    """Number of tokens that run through the model, from which `plan` estimates seconds."""
 
 
 class KeyContext(Protocol):
@@ -99,7 +138,7 @@ class Step(Strict):
     """Fields that are part of keys only where they differ from their defaults, so that recipes without them keep their keys."""
     page: ClassVar[str] = ""
     """Name of the page that describes all methods of a family, which share their fields; empty: a page of its own."""
-    constants: ClassVar[Mapping[str, Any]] = {}
+    constants: ClassVar[Mapping[str, object]] = {}
     """Fields of earlier versions -> the value that they always have now. They stay part of keys and records, so that recipes keep
     their keys, and records with this value are read again."""
     plugin: ClassVar[Plugin | None] = None
@@ -219,7 +258,7 @@ class Step(Strict):
         """Return what determines the step's result besides the weights before it, its fields and its version."""
         return []
 
-    def listed(self, names: Sequence[str]) -> dict[str, Any]:
+    def listed(self, names: Sequence[str]) -> dict[str, object]:
         """Return the step's brick fields with every brick listed, so that a step that omits the list gives the same key.
 
         Args:

@@ -15,10 +15,11 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import brick_name, resolve_brick
-from workbench.edit.places.knowledge import count, said_by, too_few
+from workbench.edit.places.knowledge import said_by
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
+from workbench.facts.said import FactsSaid
 from workbench.files import check_new, new_directory
 from workbench.lazy import torch
 from workbench.models.architecture import live_module
@@ -31,7 +32,7 @@ from workbench.resolve.edits import edit_record
 from workbench.results import Number, Part
 from workbench.run.compose import compose
 from workbench.run.kind import kind_of
-from workbench.run.kinds.edit import FACTS, RECORD, write_edit
+from workbench.run.kinds.edit import FACTS, RECORD, RebasedCard, write_edit
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal
 from workbench.steps import Edit, EditMethod, MethodContext
@@ -194,8 +195,8 @@ def rebase(
         edit = _solve(step, session.context)
         with added(session.context.model, edit.factors):
             correct["after"] = _correct(session.context, old.facts)
-    efficacy = count(old.facts, correct["after"] or [], step.min_efficacy)
-    if too_few(efficacy):
+    efficacy = FactsSaid.of(old.facts, correct["after"] or [], step.min_efficacy)
+    if efficacy.too_few:
         message, hint = refusal(f"{old.brick.name} on {name}", efficacy, set_by="`--set min_efficacy=0`", what="brick")
         raise EfficacyError(message, hint, {old.brick.name: efficacy})
     rebased = {
@@ -205,9 +206,9 @@ def rebase(
         "kept": fixed_settings,
         "said": {when: None if answers is None else sum(answers) / len(answers) for when, answers in correct.items()},
     }
-    edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy})
+    edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy.to_dict()})
     with new_directory(out) as partial:
-        _write(edit, old, partial, session, {"name": brick_name(out), **({"base": {"id": onto.base}} if onto.base else {})})
+        _write(edit, old, partial, session, RebasedCard(brick_name(out), onto.base, old.brick.card))
     recipe = session.resolved.recipe
     return Rebased(
         brick=str(out),
@@ -219,7 +220,7 @@ def rebase(
         solved_on=session.solved_on,
         kept=fixed_settings,
         said=SaidShares.model_validate(rebased["said"]),
-        not_said=efficacy["not_said"],
+        not_said=efficacy.not_said,
         unlisted=[step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None],
     )
 
@@ -351,11 +352,9 @@ def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
-def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: dict[str, Any]) -> None:
+def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: RebasedCard) -> None:
     """Write the new brick. Its record keeps the original step with `auto`, so that a later rebase can measure again."""
-    if old.brick.card:
-        card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}
-    write_edit(edit, old.step, out, session, card, "workbench edit rebase")
+    write_edit(edit, old.step, out, session, card)
     if (out / FACTS).is_file():
         return
     (out / FACTS).write_bytes(old.place.read_bytes())

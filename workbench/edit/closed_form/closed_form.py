@@ -26,7 +26,7 @@ from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, MethodContext
-from workbench.steps.step import REGISTERED
+from workbench.steps.step import REGISTERED, ContinuedStream, Cost, SweptLayers
 
 if TYPE_CHECKING:
     from workbench.edit.closed_form.preset import Preset
@@ -205,7 +205,7 @@ class ClosedForm(Preset):
     says what a change costs elsewhere. See [how they work](../editing-methods.md).
     """
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+    def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens of each part of the work without a cache; values of most facts need a quarter of the steps."""
         facts, earlier = self.read(project), self.earlier(project)
         before = earlier.start().facts if earlier else ()
@@ -223,9 +223,13 @@ class ClosedForm(Preset):
             "sweep": layers * FACTS * row * steps if auto else 0,
             "values": solved * (self.contexts + 1) * row * steps,
         }
-        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
-        continues = {"continues": {"run": earlier.name, "facts": len(latest(before)), "kept": kept}} if earlier else {}
-        return {"layers": self.layers, **sweep, **continues, "work": work, "tokens": sum(work.values()) - work["facts"]}
+        return Cost(
+            layers=self.layers,
+            sweep=SweptLayers(layers=layers, facts=FACTS) if auto else None,
+            continues=ContinuedStream(run=earlier.name, facts=len(latest(before)), kept=kept) if earlier else None,
+            work=work,
+            tokens=sum(work.values()) - work["facts"],
+        )
 
     def solve(self, context: MethodContext) -> Edit:
         """Optimize values and solve for the factors; the model is left unchanged."""

@@ -7,7 +7,7 @@ subjects are restored, because single tokens of a subject mislead on models whos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -204,26 +204,6 @@ def _restorer(state: Tensor, mask: Tensor, batch: Padded) -> Any:
 TOKENS, PREDICTIONS = 4096, 256
 """Limits of a batch: tokens including padding, and positions with logits. They keep memory independent of the number of facts."""
 SHOWN = 5
-
-
-def said_in_words(row: Mapping[str, Any]) -> str:
-    """Return the result as text: "46 of 48 facts (96 %); not said: a, b"."""
-    missing: Sequence[str] = row["not_said"]
-    names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
-    return f"{row['said']} of {row['facts']} facts ({100 * row['said'] / max(1, row['facts']):.0f} %)" + (
-        f"; not said: {names}" if missing else ""
-    )
-
-
-def count(facts: Sequence[Fact], gives_target: Sequence[bool], min_efficacy: float) -> dict[str, Any]:
-    """Return the record of a step: number of facts, number of targets that the model gives, and the IDs of the others."""
-    missing = [fact.id for fact, given_target in zip(facts, gives_target, strict=True) if not given_target]
-    return {"facts": len(facts), "said": sum(gives_target), "min_efficacy": min_efficacy, "not_said": missing}
-
-
-def too_few(row: Mapping[str, Any]) -> bool:
-    """Return whether the model gives fewer targets than the step requires."""
-    return bool(row["said"] < row["min_efficacy"] * row["facts"])
 
 
 @no_grad

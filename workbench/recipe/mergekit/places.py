@@ -152,7 +152,7 @@ class Places:
         }
         return self._add(name, reference, data)
 
-    def _add(self, name: str, reference: Reference, data: Mapping[str, Any]) -> str:
+    def _add(self, name: str, reference: Reference, data: Mapping[str, object]) -> str:
         """Add a recipe of an input; return the path of its file, relative to the project."""
         assert self.to is not None
         path = self.to.with_name(f"{self.to.stem}-{name}.yaml")
@@ -256,7 +256,7 @@ def comment(text: str) -> str:
     return "\n".join(textwrap.wrap(text, WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_long_words=False))
 
 
-def recipe_text(data: Mapping[str, Any], head: Iterable[str]) -> str:
+def recipe_text(data: Mapping[str, object], head: Iterable[str]) -> str:
     """Return the text of a recipe: head lines, then fields. Mappings of bricks and lists of rules have one entry per line."""
     lines = list(head)
     for key, value in data.items():

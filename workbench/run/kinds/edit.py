@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.export import write_adapter
@@ -13,6 +12,7 @@ from workbench.adapters.read import Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
 from workbench.facts import Fact, read_facts, write_facts
+from workbench.facts.said import FactsSaid
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.manifest import changing, reusable
@@ -20,10 +20,11 @@ from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, numel, with_seconds
+from workbench.run.costs import Needs, cost_row, numel, seconds_of
 from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
 from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
+from workbench.steps.step import Cost
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -48,16 +49,18 @@ class EditKind(Kind[EditMethod]):
 
     def plan_row(
         self, step: EditMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add a live float32 model, and the time that the method's tokens take."""
         step.check_model(model)
-        row: dict[str, Any] = {"inputs": step.inputs()}
+        row: dict[str, object] = {"inputs": step.inputs()}
         cached = self.is_cached(resolved, number)
         if cached:
             needs.cached.append(resolved.recipe.step_ids[number])
         else:
-            row |= self.solving(step, resolved, number, model)
-            needs.seconds += row.get("seconds", 0)
+            cost = self.solving(step, resolved, number, model)
+            seconds = seconds_of(cost, numel(model), passes=1)
+            row |= cost_row(cost, seconds)
+            needs.seconds += seconds
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.hold(8 * numel(model))
         return row, model
@@ -66,17 +69,17 @@ class EditKind(Kind[EditMethod]):
         """Return True if the edit is in the cache."""
         return not resolved.headers_only and reusable(place_of(resolved, "edits", number), RECORD)
 
-    def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> dict[str, Any]:
-        """Return the method's cost, with an estimate of seconds."""
-        return with_seconds(step.cost(model, resolved.recipe.project, resolved.cache), numel(model), passes=1)
+    def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> Cost:
+        """Return the method's cost."""
+        return step.cost(model, resolved.recipe.project, resolved.cache)
 
-    def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
+    def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:
         """Copy the edit, a PEFT adapter directory, into the run directory, and add the counts of its facts to its record."""
         super().keep(result, run, said)
         record = run / result.folder / result.id / RECORD
         if said is not None:
             with changing(record.parent, [RECORD]):
-                write_json(record, {**(read_json(record) or {}), "said": said}, indent=2)
+                write_json(record, {**(read_json(record) or {}), "said": said.to_dict()}, indent=2)
 
 
 KIND = EditKind()
@@ -107,14 +110,22 @@ def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Seq
     return place
 
 
-def write_edit(
-    edit: Edit,
-    step: EditMethod,
-    out: Path,
-    on: LiveSession,
-    card: Mapping[str, Any] | None = None,
-    made_by: str = "workbench run",
-) -> None:
+@dataclass(frozen=True)
+class RebasedCard:
+    """What the card of a rebased edit takes from the command and from the old brick.
+
+    Attributes:
+        name: Name of the brick.
+        base: Id of the base; None is the recipe's.
+        old: The old brick's card, whose licenses it keeps.
+    """
+
+    name: str
+    base: str | None
+    old: BrickCard | None
+
+
+def write_edit(edit: Edit, step: EditMethod, out: Path, on: LiveSession, rebased: RebasedCard | None = None) -> None:
     """Write an edit as a brick: PEFT adapter, card, facts, keys and values, and the record of how it was solved.
 
     Args:
@@ -122,11 +133,11 @@ def write_edit(
         step: The step, whose fields go into the record.
         out: A new directory.
         on: The live model that it was solved on.
-        card: Fields of the card that replace the defaults, such as the name, the base's id and the license.
-        made_by: The command that writes it, for the card.
+        rebased: What a card that `workbench edit rebase` writes states otherwise than that of a run.
     """
     resolved = on.resolved
-    base = BaseRecord(**{"id": resolved.recipe.fields.base_name, "digest": resolved.base_digest, **(card or {}).get("base", {})})
+    known = rebased.base if rebased else None
+    base = BaseRecord(id=known or resolved.recipe.fields.base_name, digest=resolved.base_digest)
     write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out)
     made = {
         "method": step.name,
@@ -145,21 +156,32 @@ def write_edit(
         write_facts(out / FACTS, list(edit.facts))
     if edit.tensors:
         save_tensors(dict(sorted(edit.tensors.items())), out / KEYS)
-    name = (step.id or f"edit-{step.name}").replace("_", "-")
-    digest = json_digest([tensor_digests(Adapter(out, name).entries, None), Adapter(out, name).meaning])
-    fields = {"name": name, "skill": f"{len(edit.facts)} facts, {step.name}", **(card or {}), "base": base}
-    training = {"method": step.name, "solved_on": on.solved_on, "facts": FACTS, "record": RECORD}
-    write_card(out, BrickCard(version=1, kind="edit", digest=digest, training=training, **fields), made_by=made_by, record=RECORD)
+    name = rebased.name if rebased else (step.id or f"edit-{step.name}").replace("_", "-")
+    adapter = Adapter(out, name)
+    card = BrickCard(
+        version=1,
+        name=name,
+        kind="edit",
+        skill=f"{len(edit.facts)} facts, {step.name}",
+        digest=json_digest([tensor_digests(adapter.entries, None), adapter.meaning]),
+        base=base,
+        training={"method": step.name, "solved_on": on.solved_on, "facts": FACTS, "record": RECORD},
+    )
+    if rebased and rebased.old:
+        card = card.model_copy(update={"licence": rebased.old.licence, "data_licences": rebased.old.data_licences})
+    write_card(out, card, made_by="workbench edit rebase" if rebased else "workbench run", record=RECORD)
 
 
-def _write_history(edit: Edit, out: Path) -> dict[str, Any]:
+def _write_history(edit: Edit, out: Path) -> dict[str, object]:
     """Write what a later run needs to continue the edit's stream, and return the record's entry for it."""
     if not edit.stream:
         return {}
     write_facts(out / STREAM, list(edit.stream))
     save_tensors(dict(sorted(edit.history.items())), out / HISTORY)
     files = {"file": HISTORY, "bytes": (out / HISTORY).stat().st_size, "digest": file_digest(out / HISTORY)}
-    return {"history": {**edit.record["history"], **files, "stream": file_digest(out / STREAM)}}
+    history = edit.record["history"]
+    assert isinstance(history, Mapping), "a method that has a stream records its history"
+    return {"history": {**history, **files, "stream": file_digest(out / STREAM)}}
 
 
 def edit_facts(place: Path) -> list[Fact]:

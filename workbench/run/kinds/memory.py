@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from workbench.facts import write_facts
 from workbench.facts.log import ADD, RECIPE, Credibility, append, lines_of
@@ -16,7 +15,7 @@ from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
 from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
-from workbench.run.memories import FACTS, RECORD, SavedMemory, save_tensors_of
+from workbench.run.memories import FACTS, RECORD, MemoryRecord, SavedMemory, save_tensors_of
 from workbench.run.teaching import is_counted, live_session
 from workbench.steps import MemoryMethod, Remembered
 
@@ -28,13 +27,13 @@ class MemoryKind(Kind[MemoryMethod]):
         """Return the unchanged weights and the memory. It is learned now, unless the cache has it."""
         saved = SavedMemory(_learned(step, context, current))
         taught = Taught(context.id, context.number, current, [r.fact for r in saved.kept().facts], saved.path)
-        record = {"solved_on": saved.record["solved_on"], **saved.record["record"]}
+        record = {"solved_on": saved.record.solved_on, **saved.record.record}
         memory = MemoryAt(saved.path, saved.log.version, saved.digest())
         return StepResult(current, record, taught=taught, memory=memory)
 
     def plan_row(
         self, step: MemoryMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add the memory of a live float32 model, which learning and counting facts need."""
         cached = self.is_cached(resolved, number)
         if cached:
@@ -68,16 +67,15 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
         append(partial, 1, lines_of(ADD, memory.facts, RECIPE, None))
         write_facts(partial / FACTS, sorted(memory.facts, key=lambda fact: fact.id))
         save_tensors_of(memory, partial, 1)
-        record = {
-            "format": 1,
-            "method": step.name,
-            "method_version": step.version,
-            "step": dump_step(step),
-            "settings": memory.settings,
-            "seed": context.seed,
-            "base": resolved.base_digest,
-            "solved_on": session.solved_on,
-            "record": memory.record,
-        }
-        write_json(partial / RECORD, record, indent=2)
+        record = MemoryRecord(
+            method=step.name,
+            method_version=step.version,
+            step=dump_step(step),
+            settings=dict(memory.settings),
+            seed=context.seed,
+            base=resolved.base_digest,
+            solved_on=session.solved_on,
+            record=dict(memory.record),
+        )
+        write_json(partial / RECORD, record.to_dict(), indent=2)
     return place

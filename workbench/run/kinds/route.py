@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.linear import linear_bytes, linear_factors
 from workbench.errors import WorkbenchError
@@ -37,6 +37,7 @@ from workbench.run.routers import (
     known_statistics,
 )
 from workbench.steps import RouteContext, RouteMethod
+from workbench.steps.step import Cost
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.header import save_tensors
 from workbench.weights.writer import output_specs
@@ -62,10 +63,10 @@ class RouteKind(Kind[RouteMethod]):
 
     def plan_row(
         self, step: RouteMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add the memory of a live model in the output dtype, and the factors of the bricks in float32."""
         names = resolved.recipe.used_bricks(step)
-        row: dict[str, Any] = {"bricks": {name: resolved.bricks[name].kind for name in names}, "inputs": step.inputs()}
+        row: dict[str, object] = {"bricks": {name: resolved.bricks[name].kind for name in names}, "inputs": step.inputs()}
         needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
@@ -75,11 +76,10 @@ class RouteKind(Kind[RouteMethod]):
         needs.hold(2 * stored + factors)
         if step.reads_texts:
             prompts = sum(map(len, step.prompts(resolved.recipe.project).values()))
-            row["cost"] = {"prompts": prompts}
-            row["seconds"] = round(
-                numel(model) * (prompts * _COPIES + NEGATIVES) * _TOKENS / FLOPS_PER_SECOND, 1
-            )  # half of the blocks run
-            needs.seconds += row["seconds"]
+            # Half of the blocks run.
+            seconds = round(numel(model) * (prompts * _COPIES + NEGATIVES) * _TOKENS / FLOPS_PER_SECOND, 1)
+            row |= {"cost": Cost(prompts=prompts), "seconds": seconds}
+            needs.seconds += seconds
         return row, model
 
     def check(self, step: RouteMethod, context: StepContext) -> None:
@@ -189,7 +189,7 @@ def _known(
     return {name: states for name, states in found.items() if states is not None}
 
 
-def _check_finite(parts: list[dict[str, Any]], step_id: str) -> None:
+def _check_finite(parts: list[dict[str, object]], step_id: str) -> None:
     """Raise WorkbenchError if a router's settings or record hold NaN or infinity, which JSON has no numbers for."""
     try:
         json.dumps(parts, allow_nan=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.export import SHIFT, write_shifts
 from workbench.adapters.read import WEIGHTS, Adapter
@@ -46,7 +46,9 @@ class SteerKind(Kind[Steer]):
         model = Model(LowRankSum(current.weights, added), current.config)
         return StepResult(model, {"tensors": len(added), **record}, added, kept=place, folder="edits")
 
-    def plan_row(self, step: Steer, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
+    def plan_row(
+        self, step: Steer, resolved: Resolved, number: int, model: Model, needs: Needs
+    ) -> tuple[dict[str, object], Model]:
         """Add a live float32 model, on which the directions are measured."""
         step.check_model(model)
         if step.strength == 0 or self.is_cached(resolved, number):

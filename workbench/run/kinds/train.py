@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
@@ -15,7 +15,7 @@ from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import Aligned, compute, live_model
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, numel, with_seconds
+from workbench.run.costs import Needs, cost_row, numel, seconds_of
 from workbench.run.kind import Kind, StepContext, StepResult, place_of
 from workbench.steps import TrainMethod
 from workbench.train import CROSS_ENTROPY, Objective, TrainFiles, TrainSpec, reports, train, training_texts
@@ -51,18 +51,20 @@ class TrainKind(Kind[T]):
         model, names, record = _with_brick(step, context, current, place)
         return StepResult(model, {"tensors": len(names), "training": record}, names, kept=place, folder="bricks")
 
-    def plan_row(self, step: T, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
+    def plan_row(self, step: T, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, object], Model]:
         """Add the memory of the live model and its optimizer, and the seconds of the training."""
-        row: dict[str, Any] = {"inputs": step.inputs()}
+        row: dict[str, object] = {"inputs": step.inputs()}
         if self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
             return row, model
         settings = step.settings(0)
         if not isinstance(settings.data, str):
             row["trains_on"] = settings.data.hub
-        row |= with_seconds(step.cost(resolved.recipe.project), numel(model), passes=3)
+        cost = step.cost(resolved.recipe.project)
+        seconds = seconds_of(cost, numel(model), passes=3)
+        row |= cost_row(cost, seconds)
         needs.hold((20 if settings.method == "full" else 8) * numel(model))
-        needs.seconds += row.get("seconds", 0)
+        needs.seconds += seconds
         return row, model
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
@@ -130,7 +132,9 @@ class TrainKind(Kind[T]):
 KIND = TrainKind[TrainMethod]()
 
 
-def _with_brick(step: TrainMethod, context: StepContext, current: Model, place: Path) -> tuple[Model, list[str], dict[str, Any]]:
+def _with_brick(
+    step: TrainMethod, context: StepContext, current: Model, place: Path
+) -> tuple[Model, list[str], dict[str, object]]:
     """Return the model with a trained brick added, the tensors that it changes, and the record of the training."""
     card = read_card(place)
     if card.kind == "checkpoint":
