@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
@@ -19,7 +19,7 @@ from workbench.facts.said import FactsSaid
 from workbench.files import json_digest
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
-from workbench.manifest import publish_sealed, seal
+from workbench.manifest import publish_sealed, reusable, seal
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
@@ -159,6 +159,13 @@ class StepResult:
 class Kind(ABC, Generic[S]):
     """Plans, checks and applies the steps of one kind."""
 
+    cached_in: ClassVar[str] = ""
+    """Folder of the cache with what the steps solve, fit or train; empty if they compute nothing ahead."""
+    record: ClassVar[str] = ""
+    """File that such a result has."""
+    rounded: ClassVar[bool] = False
+    """True if it is computed on a model with the output's dtype."""
+
     @abstractmethod
     def plan_row(self, step: S, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, object], Model]:
         """Predict the resources of a step from headers.
@@ -201,7 +208,9 @@ class Kind(ABC, Generic[S]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the cache has the result that the step solves or trains."""
-        return False
+        if not self.cached_in or resolved.headers_only:
+            return False
+        return reusable(place_of(resolved, self.cached_in, number, rounded=self.rounded), self.record)
 
     def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> Cost | None:
         """Return the cost of solving a step in a recipe used as a brick; None if the step solves nothing."""

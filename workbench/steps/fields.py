@@ -20,16 +20,15 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model
+from workbench.results import absent
 from workbench.yamldoc import Written
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -119,16 +118,8 @@ class Where(Strict):
 class MergeWhere(Where):
     """The tensors that a merge step changes, and the neurons within them."""
 
-    neurons: str | None = None
+    neurons: str | None = absent()  # left out, so that keys of steps without it stay the same
     """Directory of a set of neurons (`neurons.json`). Of the feed-forward matrices, the step then changes only the rows and columns of these neurons; `include: ["*mlp*"]` limits the step to such tensors."""
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out `neurons` if it is not set, so that keys of steps without it stay the same."""
-        fields: dict[str, object] = handler(self)
-        if self.neurons is None:
-            fields.pop("neurons", None)
-        return fields
 
 
 class Ramp(Strict):

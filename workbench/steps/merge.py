@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
 from workbench.models.layout import Model
-from workbench.results import Part
+from workbench.results import Part, absent
 from workbench.steps.fields import MergeWhere
 from workbench.steps.step import BrickStep, KeyContext, Problem
 
@@ -222,18 +220,10 @@ class MergeMethod(BrickStep):
 class OverlapWeighted(MergeMethod):
     """Base of methods that can weigh their bricks by how much they overlap."""
 
-    weights: Literal["auto"] | None = None
+    weights: Literal["auto"] | None = absent()  # left out, so that keys of steps without it stay the same
     """`auto` multiplies each brick's weight by 1 / Σⱼ RVᵢⱼ, so that bricks of the same skill share one weight and bricks of different
     skills keep theirs. RVᵢⱼ is the RV coefficient of two deltas, the mean over the layers' matrices. The step's record and
     `workbench brick advise` show both."""
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out `weights` if it is not set, so that keys of steps without it stay the same."""
-        fields: dict[str, object] = handler(self)
-        if self.weights is None:
-            fields.pop("weights", None)
-        return fields
 
     def weighs_overlap(self) -> bool:
         """Return True if `weights` is `auto`."""

@@ -21,7 +21,7 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, cost_row, numel, seconds_of
-from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
+from workbench.run.kind import Kind, StepContext, StepResult, Taught
 from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.steps.step import Cost
@@ -35,6 +35,8 @@ RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
 
 class EditKind(Kind[EditMethod]):
     """Steps that teach facts by a low-rank update of the current weights."""
+
+    cached_in, record = "edits", RECORD
 
     def apply(self, step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the edit. It is solved on a live model now, unless the cache has it."""
@@ -64,10 +66,6 @@ class EditKind(Kind[EditMethod]):
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.hold(8 * numel(model))
         return row, model
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the edit is in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "edits", number), RECORD)
 
     def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> Cost:
         """Return the method's cost."""

@@ -14,7 +14,7 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
-from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
+from workbench.run.kind import Kind, StepContext, StepResult, Taught
 from workbench.run.memories import FACTS, RECORD, MemoryRecord, SavedMemory, save_tensors_of
 from workbench.run.teaching import is_counted, live_session
 from workbench.steps import MemoryMethod, Remembered
@@ -22,6 +22,8 @@ from workbench.steps import MemoryMethod, Remembered
 
 class MemoryKind(Kind[MemoryMethod]):
     """Steps that store facts in a memory, which acts on the live model."""
+
+    cached_in, record, rounded = "memories", RECORD, True
 
     def apply(self, step: MemoryMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the unchanged weights and the memory. It is learned now, unless the cache has it."""
@@ -41,10 +43,6 @@ class MemoryKind(Kind[MemoryMethod]):
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.hold(8 * numel(model))
         return {"inputs": step.inputs()}, model
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the memory is in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "memories", number, rounded=True), RECORD)
 
 
 KIND = MemoryKind()

@@ -26,7 +26,7 @@ from workbench.route.mixing.kernel import check_places
 from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
-from workbench.run.kind import Kind, StepContext, StepResult, place_of, specs_before
+from workbench.run.kind import Kind, StepContext, StepResult, specs_before
 from workbench.run.routers import (
     RECORD,
     TENSORS,
@@ -52,6 +52,8 @@ _COPIES, _TOKENS = 5, 64
 
 class RouteKind(Kind[RouteMethod]):
     """Steps whose router chooses among bricks for the live model."""
+
+    cached_in, record, rounded = "routers", RECORD, True
 
     def apply(self, step: RouteMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the unchanged weights and the router. It is fitted now, unless the cache has it."""
@@ -99,10 +101,6 @@ class RouteKind(Kind[RouteMethod]):
             skeleton = causal_skeleton(base.config, torch.device("cpu"))
             adapters = {name: _known_adapter(resolved, name) for name in resolved.recipe.used_bricks(step)}
             check_places(skeleton, {name: linear_factors(adapter) for name, adapter in adapters.items() if adapter})
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the router is in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "routers", number, rounded=True), RECORD)
 
 
 KIND = RouteKind()

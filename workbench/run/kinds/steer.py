@@ -18,7 +18,7 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
-from workbench.run.kind import Kind, StepContext, StepResult, place_of
+from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.run.teaching import live_session
 from workbench.weights.digests import tensor_digests
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -31,6 +31,8 @@ RECORD = "steer.json"
 
 class SteerKind(Kind[Steer]):
     """Steps that add a direction to the bias of feed-forward output projections."""
+
+    cached_in, record = "edits", RECORD
 
     def apply(self, step: Steer, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the directions added; the current ones themselves if the strength is 0."""
@@ -56,10 +58,6 @@ class SteerKind(Kind[Steer]):
         else:
             needs.hold(8 * numel(model))
         return {"inputs": step.inputs(), "layers": list(step.layers), "strength": step.strength}, model
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the directions are in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "edits", number), RECORD)
 
 
 KIND = SteerKind()

@@ -16,7 +16,7 @@ from workbench.models.layout import Model
 from workbench.models.live import Aligned, compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, cost_row, numel, seconds_of
-from workbench.run.kind import Kind, StepContext, StepResult, place_of
+from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.steps import TrainMethod
 from workbench.train import CROSS_ENTROPY, Objective, TrainFiles, TrainSpec, reports, train, training_texts
 from workbench.weights.checkpoint import Checkpoint
@@ -33,6 +33,8 @@ T = TypeVar("T", bound=TrainMethod)
 
 class TrainKind(Kind[T]):
     """Steps that train a brick on the frozen current model and add it."""
+
+    cached_in, record = "bricks", CARD
 
     def objective(self, step: T, context: StepContext, current: Model, settings: TrainSpec) -> Objective:
         """Return what the training minimizes. It is called before the model that is trained is loaded.
@@ -66,10 +68,6 @@ class TrainKind(Kind[T]):
         needs.hold((20 if settings.method == "full" else 8) * numel(model))
         needs.seconds += seconds
         return row, model
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the trained brick is in the cache."""
-        return not resolved.headers_only and (place_of(resolved, "bricks", number) / CARD).is_file()
 
     def _trained(self, step: T, context: StepContext, current: Model) -> Path:
         """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
