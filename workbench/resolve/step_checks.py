@@ -45,10 +45,6 @@ def check_teacher(name: str, resolved: Resolved) -> None:
 def check_whole_model(name: str, resolved: Resolved) -> list[str]:
     """Check the vocabulary of a brick that steps use as a whole model. The step itself compares shapes.
 
-    Args:
-        name: The brick.
-        resolved: The recipe.
-
     Returns:
         Warnings about tokens and settings that differ from the base's.
 
@@ -84,10 +80,6 @@ def check_whole_model(name: str, resolved: Resolved) -> list[str]:
 def tokenizer_of(resolved: Resolved, name: str) -> Path:
     """Return the directory of a brick's tokenizer.
 
-    Args:
-        resolved: The recipe.
-        name: The brick.
-
     Raises:
         WorkbenchError: If the brick has none, or the recipe has a `tokenizer` block, which says the same.
     """
@@ -105,11 +97,7 @@ def tokenizer_of(resolved: Resolved, name: str) -> Path:
 
 
 def check_parts(resolved: Resolved) -> list[WorkbenchError]:
-    """Return an error for each multimodal brick of `grow: components` that lacks `part: language`, or whose tokens the result lacks.
-
-    Args:
-        resolved: The recipe.
-    """
+    """Return an error for each multimodal brick of `grow: components` that lacks `part: language`, or whose tokens the result lacks."""
     recipe, problems = resolved.recipe, []
     for i, step in enumerate(recipe.steps):
         if not (isinstance(step, GrowMethod) and step.composes):

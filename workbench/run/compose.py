@@ -145,13 +145,7 @@ def brick_model(name: str, resolved: Resolved, device: torch.device, events: Eve
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
-    """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them.
-
-    Args:
-        resolved: The recipe.
-        device: Device to compute on.
-        events: Receives progress.
-    """
+    """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them."""
     current, results = resolved.base, list[StepResult]()
     memory, router = resolved.memory, resolved.router
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):

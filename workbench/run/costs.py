@@ -16,7 +16,9 @@ from workbench.errors import size
 from workbench.merge.measuring.matrices import overlap_bytes
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
+from workbench.results import Number, absent
 from workbench.run.directory import RunDirectory
+from workbench.run.record import StepVerb
 from workbench.steps import MergeMethod
 from workbench.steps.step import Cost
 from workbench.vocabulary.tokens import reading_bytes, same_file
@@ -38,6 +40,15 @@ FLOPS_PER_SECOND = 5e10
 # Tokens that the check of a growth runs through a model. CHECKED: two rows of logits and one row of generation. LEARNED: two
 # steps of gradients with three passes each.
 CHECKED, LEARNED = 84, 288
+
+
+class UnsolvedStep(StepVerb):
+    """A step of a recipe used as a brick, whose result is not cached."""
+
+    cost: Cost | None = absent()
+    """Its work."""
+    seconds: Number | None = absent()
+    """Estimated time of this work on one core, in seconds."""
 
 
 @dataclass
@@ -144,11 +155,7 @@ def factor_bytes(adapter: Adapter, base: Model) -> int:
 
 
 def tokens_bytes(resolved: Resolved) -> int:
-    """Return the memory for reading vocabularies, in bytes: of the base and the bricks with another one, which are compared.
-
-    Args:
-        resolved: The recipe.
-    """
+    """Return the memory for reading vocabularies, in bytes: of the base and the bricks with another one, which are compared."""
     base = resolved.base_path
     others = [reading_bytes(brick.path) for brick in resolved.on_disk.values() if not same_file(brick.path, base)]
     if resolved.vocabulary:
@@ -175,27 +182,20 @@ def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
 _RESIDUAL = 24 * (1 << 20)
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The tensors of a merge step whose bricks are all adapters.
+def merged_ranks(resolved: Resolved, names: list[str]) -> dict[str, int | None] | None:
+    """Return tensor -> rank of all updates of a merge step together, or None if an update is not a product of factors.
 
-    Attributes:
-        ranks: Tensor that the step computes -> rank of all updates together; None if an update is not a product of factors.
+    Returns:
+        None if a brick is no adapter, or an adapter needs tensors that are not local.
     """
-
-    ranks: Mapping[str, int | None]
-
-    @classmethod
-    def of(cls, resolved: Resolved, names: list[str]) -> Merged | None:
-        """Bind the adapters to the base. Return None if a brick is not an adapter or needs tensors that are not local."""
-        adapters, base = resolved.adapters, resolved.base
-        if not adapters.keys() >= set(names):
-            return None
-        try:
-            bound = [bind(adapters[name], base.weights.specs, base) for name in names]
-        except HeadersOnlyError:
-            return None
-        return cls({n: _rank(bound, n, s) for n, s in base.weights.specs.items() if any(b.touches(n) for b in bound)})
+    adapters, base = resolved.adapters, resolved.base
+    if not adapters.keys() >= set(names):
+        return None
+    try:
+        bound = [bind(adapters[name], base.weights.specs, base) for name in names]
+    except HeadersOnlyError:
+        return None
+    return {n: _rank(bound, n, s) for n, s in base.weights.specs.items() if any(b.touches(n) for b in bound)}
 
 
 def _rank(bound: Iterable[BoundAdapter], name: str, spec: TensorSpec) -> int | None:
@@ -238,24 +238,26 @@ def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: in
     return threads * ((width + 6) * 4 * block + inputs), threads * (inputs + stored)
 
 
-def merge_bytes(step: MergeMethod, resolved: Resolved, names: list[str], merged: Merged | None) -> dict[str, int]:
+def merge_bytes(
+    step: MergeMethod, resolved: Resolved, names: list[str], ranks: Mapping[str, int | None] | None
+) -> dict[str, int]:
     """Return tensor -> bytes that a merge step needs for it in addition to the block buffers.
 
     Args:
         step: The merge step.
         resolved: The recipe.
         names: The bricks that the step uses.
-        merged: The ranks of its tensors, if all bricks are adapters.
+        ranks: The ranks of its tensors, if all bricks are adapters.
     """
     specs = resolved.base.weights.specs
     in_core = step.in_core_space() or (step.laws.rotation_invariant and step.laws.memory == "tensor")
     sizes = {}
-    for name in merged.ranks if merged else specs:
-        rank = merged.ranks[name] if merged and in_core else None
+    for name in specs if ranks is None else ranks:
+        rank = ranks[name] if ranks is not None and in_core else None
         sizes[name] = (
             step.tensor_bytes(resolved.base, name, len(names)) if rank is None else core_bytes(specs[name], rank, len(names))
         )
-        if step.weighs_overlap() and merged is None:
+        if step.weighs_overlap() and ranks is None:
             sizes[name] = max(sizes[name], overlap_bytes(name, specs[name].shape, len(names)))
     return sizes
 

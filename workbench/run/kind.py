@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
 from workbench.facts import Fact
-from workbench.facts.said import FactsSaid
 from workbench.files import json_digest
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
@@ -27,6 +26,7 @@ from workbench.recipe.recipe import Recipe
 from workbench.resolve.output import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
+from workbench.run.record import FactsSaid
 from workbench.steps import GrowMethod, Growth, Step
 from workbench.steps.step import Cost
 from workbench.weights.specs import TensorSpec
@@ -292,22 +292,12 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
 
 
 def specs_before(resolved: Resolved, steps: int) -> Mapping[str, TensorSpec]:
-    """Return the shapes after the first `steps` steps, from headers.
-
-    Args:
-        resolved: The recipe.
-        steps: Number of steps.
-    """
+    """Return the shapes after the first `steps` steps, from headers."""
     return shapes_before(resolved, steps).weights.specs
 
 
 def shapes_before(resolved: Resolved, steps: int) -> Model:
-    """Return names, shapes and configuration after the first `steps` steps, from headers.
-
-    Args:
-        resolved: The recipe.
-        steps: Number of steps.
-    """
+    """Return names, shapes and configuration after the first `steps` steps, from headers."""
     model = resolved.base
     for step in resolved.recipe.steps[:steps]:
         model = kind_of(step).shapes(step, resolved, model)
@@ -315,12 +305,7 @@ def shapes_before(resolved: Resolved, steps: int) -> Model:
 
 
 def shapes_of_brick(resolved: Resolved, name: str) -> Model:
-    """Return names, shapes and configuration of a brick's whole model, from headers.
-
-    Args:
-        resolved: The recipe.
-        name: The brick.
-    """
+    """Return names, shapes and configuration of a brick's whole model, from headers."""
     if name in resolved.nested:
         nested = resolved.nested[name]
         return shapes_before(nested, len(nested.recipe.steps))

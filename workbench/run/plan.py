@@ -8,12 +8,21 @@ from workbench.bricks.header_folders import Download, space_problems
 from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
 from workbench.results import Number, Result, absent
-from workbench.run.costs import TRANSFORMERS, Needs, buffer_bytes, device_buffer_bytes, disk_problems, factor_bytes, tokens_bytes
+from workbench.run.costs import (
+    TRANSFORMERS,
+    Needs,
+    UnsolvedStep,
+    buffer_bytes,
+    device_buffer_bytes,
+    disk_problems,
+    factor_bytes,
+    tokens_bytes,
+)
 from workbench.run.device import runs_without_torch
 from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
-from workbench.run.record import StepVerb, UnsolvedStep
+from workbench.run.record import StepVerb
 from workbench.steps.step import Cost
 from workbench.weights.device import default_threads
 

@@ -11,7 +11,6 @@ from workbench.edit.places.knowledge import said_by
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts import Fact
-from workbench.facts.said import FactsSaid
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
@@ -22,6 +21,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
+from workbench.run.record import FactsSaid
 from workbench.steps import MethodContext
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
@@ -48,12 +48,6 @@ def check_efficacy(
 
     The model has the weights that would be written, rounded to the output's dtype, and computes in float32. Answers are cached
     under the key of the weights, so a cached edit gets the same count as when it was solved.
-
-    Args:
-        resolved: The recipe.
-        composition: The composed recipe.
-        device: Device that the model runs on.
-        events: Receives progress.
 
     Returns:
         Step id, or "BRICK/STEP" -> the counts.

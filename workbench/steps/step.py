@@ -199,11 +199,7 @@ class Step(Strict):
         return self.inputs()
 
     def completed(self, known: Sequence[str]) -> Self:
-        """Return the step with what it takes from the rest of the recipe, before references are checked.
-
-        Args:
-            known: The recipe's bricks.
-        """
+        """Return the step with what it takes from the rest of the recipe, before references are checked."""
         return self
 
     def neuron_set(self) -> tuple[tuple[str, ...], str] | None:

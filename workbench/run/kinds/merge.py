@@ -22,9 +22,8 @@ from workbench.models.skeleton import causal_skeleton
 from workbench.recipe.methods import method
 from workbench.resolve.keys import products
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Merged, Needs, cost_row, largest, merge_bytes, numel, seconds_of, set_row
+from workbench.run.costs import Needs, UnsolvedStep, cost_row, largest, merge_bytes, merged_ranks, numel, seconds_of, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
-from workbench.run.record import UnsolvedStep
 from workbench.steps import Measured, MergeContext, MergeMethod
 from workbench.weights.device import one_thread
 from workbench.weights.masks import TensorMask
@@ -82,12 +81,12 @@ class Merge(Kind[MergeMethod]):
         row: dict[str, object] = {"bricks": {n: b.kind for n, b in bricks.items()}, "passes": step.passes()}
         needs.read += sum(b.input_bytes * (1 if b.kind == "adapter" else step.passes()) for b in bricks.values())
         needs.width = max(needs.width, len(names))
-        merged = Merged.of(resolved, names)
-        sizes = merge_bytes(step, resolved, names, merged)
+        ranks = merged_ranks(resolved, names)
+        sizes = merge_bytes(step, resolved, names, ranks)
         needs.whole = max(needs.whole, largest(sizes.values(), needs.threads))
         for name, held in sizes.items():
             needs.tensors[name] = max(held, needs.tensors.get(name, 0))
-            rank = merged.ranks[name] if merged and step.keeps_rank() else None
+            rank = ranks[name] if ranks is not None and step.keeps_rank() else None
             before = needs.ranks.get(name, 0)
             needs.ranks[name] = None if rank is None or before is None else before + rank
         nested = [name for name in names if name in resolved.nested]
