@@ -13,9 +13,8 @@ from pydantic import BaseModel
 from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.project import find_project
-from workbench.recipe.fields import FactsEval, InlineEval
 from workbench.recipe.methods import MethodFinder, methods
-from workbench.recipe.schema import Output, RecipeFields, override, recipe_model, recipe_schema
+from workbench.recipe.schema import RecipeFields, override, recipe_model
 from workbench.steps import RouteMethod, Step
 from workbench.vocabulary.fields import TokenRow
 
@@ -314,19 +313,3 @@ def dump_step(step: BaseModel) -> dict[str, object]:
 def dump_steps(recipe: Recipe) -> list[dict[str, object]]:
     """Return all steps of a recipe as plain data."""
     return [dump_step(step) for step in recipe.steps]
-
-
-__all__ = [
-    "FactsEval",
-    "InlineEval",
-    "Output",
-    "Recipe",
-    "RecipeFields",
-    "dump_step",
-    "dump_steps",
-    "find_project",
-    "from_data",
-    "load_recipe",
-    "recipe_model",
-    "recipe_schema",
-]

@@ -57,12 +57,12 @@ class Composition:
     @property
     def edits(self) -> dict[str, Path]:
         """Step id -> directory of the edit's adapter in the cache."""
-        return {result.id: result.kept for result in self.results if result.kept and result.folder == "edits"}
+        return {result.id: result.place for result in self.results if result.place and result.folder == "edits"}
 
     @property
     def trained(self) -> dict[str, Path]:
         """Step id -> directory of the brick that the step trained, in the cache."""
-        return {result.id: result.kept for result in self.results if result.kept and result.folder == "bricks"}
+        return {result.id: result.place for result in self.results if result.place and result.folder == "bricks"}
 
     @property
     def grown(self) -> list[GrownStep]:

@@ -97,7 +97,7 @@ class StepContext:
         """The recipe's seed."""
         return self.recipe.fields.seed
 
-    def told(self, stage: str, text: str) -> None:
+    def say(self, stage: str, text: str) -> None:
         """Send an event of the step."""
         self.events({"stage": stage, "step": self.id, "text": text})
 
@@ -135,7 +135,7 @@ class StepResult:
         changed: Names, before the step, of the tensors that it changes.
         grown: Result of a grow step.
         report: Returns additional record entries once all tensors have been computed.
-        kept: Directory in the cache that is copied into the run directory.
+        place: Directory in the cache that is copied into the run directory.
         folder: Folder of the run directory for this copy.
         taught: Facts that the step has taught.
         memory: Memory that the step adds to the live model.
@@ -148,7 +148,7 @@ class StepResult:
     changed: Collection[str] = ()
     grown: GrownStep | None = None
     report: Callable[[], dict[str, object]] | None = None
-    kept: Path | None = None
+    place: Path | None = None
     folder: str = ""
     taught: Taught | None = None
     memory: MemoryAt | None = None
@@ -224,10 +224,10 @@ class Kind(ABC, Generic[S]):
             run: The run directory.
             said: Counts of the step's facts that the model says.
         """
-        if result.kept is not None:
+        if result.place is not None:
             place = run / result.folder / result.id
             shutil.rmtree(place, ignore_errors=True)  # of an interrupted run
-            shutil.copytree(result.kept, place)
+            shutil.copytree(result.place, place)
             seal(place)
 
 
@@ -263,19 +263,19 @@ class GrownStep:
         step: The step, after `GrowMethod.settled`.
         before: The model before growth.
         weights: The grown weights.
-        kept: Name of a tensor after the step -> its current name, for tensors that no later step has changed.
+        unchanged: Name of a tensor after the step -> its current name, for tensors that no later step has changed.
     """
 
     id: str
     step: GrowMethod
     before: Model
     weights: GrownWeights
-    kept: dict[str, str]
+    unchanged: dict[str, str]
 
     def changed(self, names: Iterable[str]) -> None:
         """Record that a later step changes tensors, given by their current names."""
         lost = set(names)
-        self.kept = {old: now for old, now in self.kept.items() if now not in lost}
+        self.unchanged = {old: now for old, now in self.unchanged.items() if now not in lost}
 
     def renamed(self, growth: Growth) -> None:
         """Record that a later grow step renames tensors that it copies unchanged."""
@@ -283,7 +283,7 @@ class GrownStep:
         for name, grown in growth.tensors.items():
             if grown.verbatim:
                 places.setdefault(grown.source, name)
-        self.kept = {old: places[now] for old, now in self.kept.items() if now in places}
+        self.unchanged = {old: places[now] for old, now in self.unchanged.items() if now in places}
 
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:

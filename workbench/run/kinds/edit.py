@@ -47,7 +47,7 @@ class EditKind(Kind[EditMethod]):
         model = Model(LowRankSum(current.weights, factors), current.config)
         record = {"tensors": len(factors), **(read_json(place / RECORD) or {})}
         taught = Taught(context.id, context.number, model, edit_facts(place))
-        return StepResult(model, record, factors, kept=place, folder="edits", taught=taught)
+        return StepResult(model, record, factors, place=place, folder="edits", taught=taught)
 
     def plan_row(
         self, step: EditMethod, resolved: Resolved, number: int, model: Model, needs: Needs
@@ -99,9 +99,9 @@ def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Seq
     resolved, place = context.resolved, context.place("edits")
     if reusable(place, RECORD):
         return place
-    context.told("edit", f"{step.name} on {context.device}")
+    context.say("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
-    edits = [result.kept for result in earlier if result.kept and result.folder == "edits"]
+    edits = [result.place for result in earlier if result.place and result.folder == "edits"]
     edit = step.solve(replace(session.context, earlier=edits))
     with context.made(place) as partial:
         write_edit(edit, step, partial, session)

@@ -46,7 +46,7 @@ class FuseKind(TrainKind[FuseMethod]):
             source,
             next((size for size in stated if isinstance(size, int)), _NO_LIMIT),
             context.device,
-            partial(context.told, "fuse"),
+            partial(context.say, "fuse"),
             context.progress("fuse"),
         )
         return lesson(step, settings, teachers, base, room)

@@ -149,8 +149,8 @@ def _grown(
     if step.train and trained:
         new, record["train"] = train_new(context, step, current, weights)
         weights = made(measured={**measured.value, **new})
-    kept = {name: name for name in growth.tensors}
-    return Model(weights, growth.config), GrownStep(context.id, step, current, weights, kept), record
+    unchanged = {name: name for name in growth.tensors}
+    return Model(weights, growth.config), GrownStep(context.id, step, current, weights, unchanged), record
 
 
 def _add_merges(growth: Growth, needs: Needs) -> None:
@@ -241,7 +241,7 @@ def train_new(
     live = live_model(config, compute(Model(weights, config), torch.float32, device), source, device)
     masks = _all_elements(live) if step.train.whole else new_elements(live, weights, config, names)
     settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
-    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, {_aim(step.train)}")
+    context.say("train", f"{settings.steps} steps of {settings.batch_size} rows, {_aim(step.train)}")
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
         record = train_parameters(
             settings,

@@ -53,7 +53,7 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
     resolved, place = context.resolved, context.place("memories", rounded=True)
     if reusable(place, RECORD):
         return place
-    context.told("edit", f"{step.name} on {context.device}")
+    context.say("edit", f"{step.name} on {context.device}")
     # Learn on the weights in the output dtype, because the memory will act on those.
     steps, progress = len(resolved.recipe.steps), context.progress("edit")
     session = live_session(resolved, steps, current, context.device, progress, rounded_to=resolved.dtype)

@@ -68,7 +68,7 @@ class Merge(Kind[MergeMethod]):
             text = (
                 f"space: core: {len(whole)} tensors without low-rank factors are merged as whole deltas: {', '.join(whole[:3])}"
             )
-            context.told("merge", text)
+            context.say("merge", text)
         report = partial(step.report, merged.notes)
         return StepResult(Model(merged, current.config), record, merged.merged, report=report)
 

@@ -127,13 +127,13 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
     if reusable(place, RECORD):
         return place
     prompts = step.prompts(resolved.recipe.project)
-    context.told("route", f"{step.name}: {sum(map(len, prompts.values()))} prompts of {len(adapters)} bricks on {context.device}")
+    context.say("route", f"{step.name}: {sum(map(len, prompts.values()))} prompts of {len(adapters)} bricks on {context.device}")
     tensors = compute(current, resolved.dtype, context.device)
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     solved_on = weights_digest(output_specs(current.weights.specs, resolved.dtype), digests, current.config)
     source = resolved.tokenizer_at(context.number)
-    told = partial(context.told, "route")
-    known = _known(step, resolved, solved_on, source, told)
+    say = partial(context.say, "route")
+    known = _known(step, resolved, solved_on, source, say)
     router = step.fit(
         RouteContext(
             live_model(current.config, tensors, source, context.device),
@@ -145,7 +145,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
             context.seed,
             context.progress("route"),
             known,
-            told,
+            say,
             step.own_negatives(resolved.recipe.project),
         )
     )
@@ -176,14 +176,14 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
 
 
 def _known(
-    step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, told: Callable[[str], None]
+    step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, say: Callable[[str], None]
 ) -> dict[str, BrickStates]:
     """Return brick -> states of its prompts on the current model, from the cards of the bricks."""
     if not isinstance(step, PooledRoute):
         return {}
     digest = tokenizer_digest(tokenizer)
     bricks = (resolved.on_disk[name] for name in resolved.recipe.used_bricks(step) if name in resolved.on_disk)
-    found = {brick.name: known_statistics(brick, solved_on, digest, told) for brick in bricks}
+    found = {brick.name: known_statistics(brick, solved_on, digest, say) for brick in bricks}
     return {name: states for name, states in found.items() if states is not None}
 
 

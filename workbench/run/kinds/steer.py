@@ -46,7 +46,7 @@ class SteerKind(Kind[Steer]):
             bias: Factors(shifts[module].reshape(-1, 1), torch.ones(1, 1)) for module, bias in record["biases"].items()
         }  # a bias is a matrix with one column
         model = Model(LowRankSum(current.weights, added), current.config)
-        return StepResult(model, {"tensors": len(added), **record}, added, kept=place, folder="edits")
+        return StepResult(model, {"tensors": len(added), **record}, added, place=place, folder="edits")
 
     def plan_row(
         self, step: Steer, resolved: Resolved, number: int, model: Model, needs: Needs
@@ -76,7 +76,7 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
     resolved, place = context.resolved, context.place("edits")
     if reusable(place, RECORD):
         return place
-    context.told("edit", f"{step.name} on {context.device}")
+    context.say("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
     steering = step.solve(session.context)
     base = BaseRecord(id=resolved.recipe.fields.base_name, digest=resolved.base_digest)

@@ -51,7 +51,7 @@ class TrainKind(Kind[T]):
         """Return the weights with the brick added. It is trained now, unless the cache has it."""
         place = self._trained(step, context, current)
         model, names, record = _with_brick(step, context, current, place)
-        return StepResult(model, {"tensors": len(names), "training": record}, names, kept=place, folder="bricks")
+        return StepResult(model, {"tensors": len(names), "training": record}, names, place=place, folder="bricks")
 
     def plan_row(self, step: T, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, object], Model]:
         """Add the memory of the live model and its optimizer, and the seconds of the training."""
@@ -93,7 +93,7 @@ class TrainKind(Kind[T]):
         parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
         live = live_model(current.config, tensors, source, device)
         live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens
-        context.told("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
+        context.say("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
         data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
         record = train(
             settings,
