@@ -61,10 +61,10 @@ def test_what_the_cache_has_costs_nothing(facts: Project) -> None:
     compose(facts.resolve(text), CPU)
     found = plan(facts.resolve(text), facts.path / "runs")
     assert found.cached == ["tune"]
-    assert "cost" not in found.steps[0]
+    assert found.steps[0].cost is None
     composition = compose(facts.resolve(text), CPU)
     counted = check_efficacy(facts.resolve(text), composition, CPU)
-    assert counted["tune"]["facts"] == len(composition.taught[0].facts) > 0
+    assert counted["tune"].facts == len(composition.taught[0].facts) > 0
     parameters = sum(spec.numel for spec in composition.model.weights.specs.values())
     after = plan(facts.resolve(text), facts.path / "runs").peak_bytes
     assert found.peak_bytes - after == 8 * parameters + TRANSFORMERS, "its facts are asked for once, on a live model"

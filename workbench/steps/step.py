@@ -40,6 +40,7 @@ class SweptLayers(Part):
     """Layers that an edit is tried in, to choose the best."""
 
     layers: int
+    """Number of layers."""
     facts: int
     """Number of facts that are tried in each."""
 
@@ -48,6 +49,7 @@ class ContinuedStream(Part):
     """The earlier run whose stream of facts an edit continues."""
 
     run: str
+    """Name of the run."""
     facts: int
     """Number of facts of that run."""
     kept: int
@@ -60,8 +62,11 @@ class Cost(Part):
     layers: tuple[int, ...] | str | None = absent()
     """Layers that are edited, or "auto"."""
     sweep: SweptLayers | None = absent()
+    """Layers that are tried first."""
     continues: ContinuedStream | None = absent()
+    """The earlier run whose facts are written again."""
     facts: int | None = absent()
+    """Number of facts of a trained edit."""
     steps: int | None = absent()
     """Number of optimizer steps of an edit, at most."""
     train_steps: int | None = absent()
