@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
 from workbench.run.record import RunRecord
-from workbench.tables import as_markdown, markdown_rows
+from workbench.tables import as_markdown, fence, markdown_rows
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {
@@ -93,10 +92,9 @@ def model_card(resolved: Resolved, record: RunRecord, recipe_text: str) -> str:
     lines += _routing(resolved, steps)
     if record.said:
         lines += ["", "## Facts", "", *(f"- `{name}`: the model says {_line(str(row))}" for name, row in record.said.items())]
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
     versions, output = record.versions or {}, record.output
     assert output is not None, "a card is written for a result"
-    lines += ["", "## Recipe", "", f"{fence}yaml", recipe_text.strip(), fence, "", "## Provenance", ""]
+    lines += ["", "## Recipe", "", fence(recipe_text.strip(), "yaml"), "", "## Provenance", ""]
     lines += [
         f"{'Adapter' if adapter else 'Configuration'} digest `{output.digest}`, recipe key `{resolved.key}`, made with brick-workbench "
         f"{versions['brick-workbench']} on torch {versions['torch']}.",
