@@ -20,38 +20,21 @@ _FACTORS = ("edit", "steer", "train")  # kinds of steps whose result is an updat
 
 
 class KeyInputs(Protocol):
-    """Inputs of keys besides the digests of bricks."""
+    """Inputs of keys besides the digests of bricks: the part of `resolved.Resolved` that keys depend on."""
 
     @property
-    def recipe(self) -> Recipe:
-        """The recipe."""
-
-    def input_digest(self, name: str) -> str:
-        """Return the digest of a file that a step reads."""
-
-    def tokens_at(self, steps: int) -> str | None:
-        """Return the digest of what turns text into tokens after the first `steps` steps."""
-
-    def tokenizer_at(self, steps: int) -> Path:
-        """Return the directory of the tokenizer after the first `steps` steps."""
-
-    def tokenizer_of(self, name: str) -> Path:
-        """Return the directory of the tokenizer of a brick's whole model."""
-
+    def recipe(self) -> Recipe: ...  # noqa: D102  described by `Resolved`
     @property
-    def watched(self) -> WatchedFiles:
-        """Record of the small input files that were read."""
-
-    def neurons(self, folder: str) -> NeuronSet:
-        """Return a set of neurons that a step names."""
-
+    def watched(self) -> WatchedFiles: ...  # noqa: D102
     @property
-    def bricks(self) -> Mapping[str, BrickSource]:
-        """The bricks by name."""
-
+    def bricks(self) -> Mapping[str, BrickSource]: ...  # noqa: D102
     @property
-    def base_adapter(self) -> Brick | None:
-        """The adapter on the base, if it has one."""
+    def base_adapter(self) -> Brick | None: ...  # noqa: D102
+    def input_digest(self, name: str) -> str: ...  # noqa: D102
+    def tokens_at(self, steps: int) -> str | None: ...  # noqa: D102
+    def tokenizer_at(self, steps: int) -> Path: ...  # noqa: D102
+    def tokenizer_of(self, name: str) -> Path: ...  # noqa: D102
+    def neurons(self, folder: str) -> NeuronSet: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -288,12 +288,7 @@ class GrownStep:
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     """Return the shapes and dtypes of the configuration as a checkpoint, from headers: only growth changes shapes."""
-    return output_specs(specs_before(resolved, len(resolved.recipe.steps)), resolved.dtype_name)
-
-
-def specs_before(resolved: Resolved, steps: int) -> Mapping[str, TensorSpec]:
-    """Return the shapes after the first `steps` steps, from headers."""
-    return shapes_before(resolved, steps).weights.specs
+    return output_specs(shapes_before(resolved, len(resolved.recipe.steps)).weights.specs, resolved.dtype_name)
 
 
 def shapes_before(resolved: Resolved, steps: int) -> Model:

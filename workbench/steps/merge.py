@@ -135,13 +135,7 @@ class MergeMethod(BrickStep):
         return {"bricks": {name: self.entry(name).model_dump(mode="json") for name in names}}
 
     def alters(self, name: str, names: Sequence[str], step_id: str) -> str | None:
-        """Return how the step changes a brick's delta before adding it, as a relative clause; None if it does not change it.
-
-        Args:
-            name: The brick.
-            names: All bricks that the step takes.
-            step_id: The step's id, for the text.
-        """
+        """Return what the merge does with a brick's delta besides adding it, as a relative clause; None if nothing."""
         if other_bricks := [n for n in names if n != name]:
             return f"which step '{step_id}' ({self.name}) merges with {', '.join(other_bricks)}"
         settings = {key: field for key, field in type(self).model_fields.items() if key not in ("id", "bricks", self.verb)}

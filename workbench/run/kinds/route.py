@@ -26,7 +26,7 @@ from workbench.route.mixing.kernel import check_places
 from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
-from workbench.run.kind import Kind, StepContext, StepResult, specs_before
+from workbench.run.kind import Kind, StepContext, StepResult, shapes_before
 from workbench.run.routers import (
     RECORD,
     TENSORS,
@@ -91,7 +91,7 @@ class RouteKind(Kind[RouteMethod]):
             WorkbenchError: If a step before the route step changes layers, or a brick updates something else than linear layers.
         """
         resolved, base = context.resolved, context.resolved.base
-        before = specs_before(resolved, context.number)
+        before = shapes_before(resolved, context.number).weights.specs
         if {n: s.shape for n, s in before.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
                 f"step '{context.id}': a step before it changes the layers of the base, but the bricks were trained on the base's own layers",
