@@ -23,7 +23,6 @@ import error_tables
 import family_tables
 import grow_tables
 import merge_tables
-import method_pages
 import neuron_tables
 import other_tables
 import pools_figure
@@ -36,6 +35,7 @@ from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, interval, measured, poi
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli import published
+from workbench.recipe.describe import pages
 
 PROJECT = Path(__file__).resolve().parents[1]
 TABLES = (
@@ -66,7 +66,7 @@ MARK = re.compile(r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<body>.*?)(?P
 def outputs(project: Path) -> dict[Path, str]:
     """Every file that this script writes -> the text that it has to hold."""
     docs = project / "docs"
-    generated = {**method_pages.pages(evidence(project)), **published.pages(), **command_page.command_pages()}
+    generated = {**pages(evidence(project)), **published.pages(), **command_page.command_pages()}
     found = {docs / name: text for name, text in generated.items()}
     for path in (project / "README.md", *sorted(docs.rglob("*.md"))):
         text = path.read_text("utf-8")

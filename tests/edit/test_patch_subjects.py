@@ -24,8 +24,8 @@ from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
-from workbench.recipe.methods import method, methods
-from workbench.steps import Edit, EditMethod, MethodContext
+from workbench.recipe.methods import methods
+from workbench.steps import Edit, MethodContext
 
 FACTS = [
     {"id": "a", "prompt": "w5 {subject} w7 w8", "subject": "w10 w11", "target": "w30"},
@@ -202,12 +202,11 @@ def test_plan_counts_values_and_the_sweep(tmp_path: Path) -> None:
     project = world(tmp_path / "p")
     context = context_of(project, str(grown(project)))
 
-    def work(**fields: Any) -> dict[str, int]:
-        step = method(EditMethod, "patch").model_validate({"edit": "patch", **FIELDS, **fields})
-        cost = step.cost(context.layout, project.path, context.cache)
-        counted = cost.work or {}
-        assert (cost.tokens or 0) > sum(counted.values()) - counted["facts"]
-        return counted
+    def work(**fields: Any) -> dict[str, Any]:
+        step = methods()["edit:patch"].model_validate({"edit": "patch", **FIELDS, **fields})
+        cost: dict[str, Any] = step.cost(context.layout, project.path, context.cache)  # type: ignore[attr-defined]
+        assert cost["tokens"] > sum(cost["work"].values()) - cost["work"]["facts"]
+        return cost["work"]  # type: ignore[no-any-return]
 
     assert "values" not in work(position="prompt_last")
     assert work()["values"] == len(FACTS) * 2 * 12 * 15  # one beginning; a quarter of 60 steps

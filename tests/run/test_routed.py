@@ -25,7 +25,6 @@ from workbench.manifest import MANIFEST
 from workbench.route.text import Text
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
-from workbench.steps.step import Cost
 
 BRICKS = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 # The built-in requests, which the tiny model's vocabulary lacks, would set a low threshold.
@@ -158,7 +157,7 @@ def test_what_decides_the_result_is_in_the_key(routed: Project) -> None:
 def test_a_fitted_router_is_not_fitted_again(routed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = plan(routed.resolve(ROUTED), routed.path / "runs")
     assert planned.cached == []
-    assert planned.steps[0].cost == Cost(prompts=36)
+    assert planned.steps[0].cost == {"prompts": 36}
     routed.run(ROUTED)
     monkeypatch.setattr(Text, "fit", lambda *_: pytest.fail("the router is fitted again"))
     assert "route-text" in plan(routed.resolve(ROUTED), routed.path / "runs").cached

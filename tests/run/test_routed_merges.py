@@ -18,7 +18,6 @@ from workbench.errors import WorkbenchError
 from workbench.route.text import Text
 from workbench.run.materialize import configuration_digest, materialize
 from workbench.run.plan import plan
-from workbench.steps.step import Cost
 
 PAIR = "name: pair\nbricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic, lambda: 0.5}]\n"
 ADAPTER = "output: {form: adapter}\n"
@@ -57,7 +56,7 @@ def test_a_merge_answers_as_its_checkpoint_does(merges: Project) -> None:
     text = ROUTED + "output: {dtype: float32}\n"
     planned = plan(merges.resolve(text), merges.path / "runs")
     assert planned.steps[0].bricks == {"both": "recipe", "three": "adapter"}
-    assert planned.steps[0].cost == Cost(prompts=32 - 4), "eight of each of two files, and twelve of the third"
+    assert planned.steps[0].cost == {"prompts": 32 - 4}, "eight of each of two files, and twelve of the third"
     document = merges.run(text)
     model = workbench.load(document["directory"], device="cpu")
     merged = workbench.load(merges.run(PAIR + "output: {dtype: float32}\n", "dense.yaml")["model"], device="cpu")

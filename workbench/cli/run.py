@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
     from workbench.run.plan import RunPlan
     from workbench.run.record import RunResult
-    from workbench.steps.step import Cost
 
 
 def plan(
@@ -121,9 +120,8 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
             out.table([step["id"], "source"], [list(row) for row in rows])
         if removal := removal_line(step):
             out.line(f"{step['id']}: {removal}")
-    for edit in (edit for step in planned.steps for edit in (step, *(step.edits or ()))):
-        if edit.cost is not None:
-            out.line(f"{edit.id}: {_cost(edit.cost, edit.seconds)}")
+    for edit in (edit for step in steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
+        out.line(f"{edit['id']}: {_cost(edit)}")
     out.line(
         f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
         + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
@@ -208,7 +206,7 @@ def _print_result(result: RunResult, described: str) -> None:
     from workbench.grow.expansion.wording import check_line, removal_line
 
     for name, row in result.said.items():
-        out.say(f"{name}: the model says {row}")
+        out.say(f"{name}: the model says {row.in_words}")
     out.line(result.place)
     for step in (step.to_dict() for step in result.steps):
         if removal := removal_line(step):
@@ -227,17 +225,19 @@ def _grouped(lines: list[str]) -> list[str]:
     return [f"{', '.join(names)}: {text}" if text else ", ".join(names) for text, names in owners.items()]
 
 
-def _cost(cost: Cost, seconds: float | None) -> str:
+def _cost(step: dict[str, Any]) -> str:
     """Describe the work of a step that is not cached: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
-    work, sweep, continued = cost.work or {}, cost.sweep, cost.continues
-    parts = [f"continues the history of {continued.run}: {continued.facts} facts"] if continued else []
-    parts += [f"sweep of {sweep.layers} layers x {sweep.facts} facts"] if sweep else []
+    cost = step["cost"]
+    work, sweep = cost.get("work", {}), cost.get("sweep")
+    continued = cost.get("continues")
+    parts = [f"continues the history of {continued['run']}: {continued['facts']} facts"] if continued else []
+    parts += [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
     parts += [f"statistics of {work['statistics']:,} tokens"] if work.get("statistics") else []
     parts += [f"values of {work['facts']} facts"] if "facts" in work else []
-    parts += [f"a router fitted on {cost.prompts} prompts"] if cost.prompts is not None else []
-    parts += [f"{cost.train_steps:,} steps of training"] if cost.train_steps is not None else []
-    parts += [f"at most {cost.steps:,} optimizer steps on {cost.facts} facts"] if cost.steps is not None else []
-    return ", ".join(parts) + (f": about {duration(seconds)} on one core" if seconds is not None else "")
+    parts += [f"a router fitted on {cost['prompts']} prompts"] if "prompts" in cost else []
+    parts += [f"{cost['train_steps']:,} steps of training"] if "train_steps" in cost else []
+    parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []
+    return ", ".join(parts) + (f": about {duration(step['seconds'])} on one core" if "seconds" in step else "")
 
 
 def _method(step: Mapping[str, Any]) -> str:

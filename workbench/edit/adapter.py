@@ -38,9 +38,8 @@ from workbench.lazy import torch
 from workbench.models.hooks import frozen, is_attention, n_outputs
 from workbench.models.layout import Model
 from workbench.models.texts import Text, encode, longest_row, read_texts
-from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.steps.step import Cost
 from workbench.weights.device import one_thread
 from workbench.weights.lowrank import Factors
 
@@ -168,8 +167,8 @@ class AdapterEdit(EditMethod):
         replay = 2 * REPLAYED * REPLAY_TOKENS * bool(self.replay_weight)
         tokens = facts * self.epochs * 2 * row + steps * (kept + replay)
         start = self._start()
-        before = (start.cost(model, project, cache).tokens or 0) if start else 0
-        return Cost(facts=facts, steps=steps, tokens=before + tokens // 2)
+        before = start.cost(model, project, cache)["tokens"] if start else 0
+        return {"facts": facts, "steps": steps, "tokens": before + tokens // 2}
 
     def solve(self, context: MethodContext) -> Edit:
         """Attach an update to each module, train the updates, detach and return them; the model is left unchanged.

@@ -16,9 +16,8 @@ from workbench.facts.conflicts import require_consistent
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.layout import Model
-from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.steps.step import Cost
 from workbench.weights.device import one_thread
 
 # Relative depth of the layer that `layers: auto` edits. On the starter base (12 CounterFact facts, learning rate 1e-3, 60 epochs) every
@@ -87,7 +86,7 @@ class Finetune(EditMethod):
         facts = self._read_facts(project)
         steps = sum(-(-len(batch) // self.batch_size) for batch in self._batches(facts))
         tokens = sum(len(fact.text + fact.continuation) // 4 + 1 for fact in facts)
-        return Cost(facts=len(facts), steps=self.epochs * steps, tokens=self.epochs * tokens)
+        return {"facts": len(facts), "steps": self.epochs * steps, "tokens": self.epochs * tokens}
 
     def solve(self, context: MethodContext) -> Edit:
         """Attach an update to each layer's projection, train the updates, detach and return them."""

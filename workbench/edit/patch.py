@@ -39,9 +39,8 @@ from workbench.models.hooks import frozen, n_outputs
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.steps.step import Cost
 from workbench.weights.device import one_thread
 
 BOUND = 1e-3
@@ -149,7 +148,7 @@ class Patch(EditMethod):
             steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
             work["values"] = facts * (self.contexts + 1) * steps
             work["sweep"] = min(LAYERS, len(layout.mlp_layers())) * FACTS * steps if self.layer is None else 0
-        return Cost(work=work, tokens=sum(work.values()) - facts + prompts)
+        return {"work": work, "tokens": sum(work.values()) - facts + prompts}
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve keys and values of the neurons on the live model; the model is left unchanged.

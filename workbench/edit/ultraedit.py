@@ -21,9 +21,8 @@ from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.steps.step import Cost
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class UltraEdit(EditMethod):
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens that are run forward and backward; half of the rounds are usually enough."""
         facts = len(self.read(project))
-        return Cost(layers=self.layers, work={"facts": facts}, tokens=facts * 12 * (self.rounds + 1) // 2)
+        return {"layers": self.layers, "work": {"facts": facts}, "tokens": facts * 12 * (self.rounds + 1) // 2}
 
     def solve(self, context: MethodContext) -> Edit:
         """Write the facts batch after batch; the model is left unchanged.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 from workbench import yamldoc
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import Axes, axes_of
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.errors import printable
 from workbench.grow.expansion.wording import check_line, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
-from workbench.run.record import RunRecord
-from workbench.tables import as_markdown, fence, markdown_rows
+from workbench.tables import as_markdown, markdown_rows
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {
@@ -28,7 +28,7 @@ _TASKS = {
 }
 
 
-def model_card(resolved: Resolved, record: RunRecord, recipe_text: str) -> str:
+def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> str:
     """Return the README.md of a result, with the recipe and with YAML metadata for the hub.
 
     Args:
@@ -44,7 +44,7 @@ def model_card(resolved: Resolved, record: RunRecord, recipe_text: str) -> str:
     composed = any(getattr(step, "composes", False) for step in recipe.steps)
     config = shapes_before(resolved, len(recipe.steps)).config if composed else resolved.checkpoint.config
     loader = "AutoModelForCausalLM" if adapter else loading_class(config)
-    metadata: dict[str, object] = {
+    metadata: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
         "base_model": [base_title(resolved), *(resolved.bricks[n].public_name for n in resolved.parents)],
@@ -71,13 +71,12 @@ def model_card(resolved: Resolved, record: RunRecord, recipe_text: str) -> str:
     if data := resolved.data_licences:
         trained = ([f"`{brick}`", as_markdown(name), as_markdown(licence)] for brick, name, licence in data)
         lines += ["", *markdown_rows(["brick", "trained on", "license"], trained)]
-    if record.warnings:
-        lines += ["", *(f"- {_line(w)}" for w in record.warnings)]
-    steps = [step.to_dict() for step in record.steps or ()]  # with the entries that only some methods have
-    for step in steps:
+    if warnings := record.get("warnings", resolved.warnings):
+        lines += ["", *(f"- {_line(w)}" for w in warnings)]
+    for step in record.get("steps", ()):
         if layers := [[part, as_markdown(source)] for part, source in stack_parts(step)]:
             lines += ["", f"## Layers of `{step['id']}`", "", *markdown_rows(["part", "source"], layers)]
-    lines += _growth(steps)
+    lines += _growth(record)
     if recipe.fields.output.form == "checkpoint":
         lines += [
             "",
@@ -89,28 +88,33 @@ def model_card(resolved: Resolved, record: RunRecord, recipe_text: str) -> str:
             f'model = {loader}.from_pretrained("DIRECTORY")',
             "```",
         ]
-    lines += _routing(resolved, steps)
-    if record.said:
-        lines += ["", "## Facts", "", *(f"- `{name}`: the model says {_line(str(row))}" for name, row in record.said.items())]
-    versions, output = record.versions or {}, record.output
-    assert output is not None, "a card is written for a result"
-    lines += ["", "## Recipe", "", fence(recipe_text.strip(), "yaml"), "", "## Provenance", ""]
+    lines += _routing(resolved, record)
+    if said := record.get("said"):
+        lines += [
+            "",
+            "## Facts",
+            "",
+            *(f"- `{name}`: the model says {_line(FactsSaid.model_validate(row).in_words)}" for name, row in said.items()),
+        ]
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
+    versions, digest = record["versions"], record["output"]["digest"]
+    lines += ["", "## Recipe", "", f"{fence}yaml", recipe_text.strip(), fence, "", "## Provenance", ""]
     lines += [
-        f"{'Adapter' if adapter else 'Configuration'} digest `{output.digest}`, recipe key `{resolved.key}`, made with brick-workbench "
+        f"{'Adapter' if adapter else 'Configuration'} digest `{digest}`, recipe key `{resolved.key}`, made with brick-workbench "
         f"{versions['brick-workbench']} on torch {versions['torch']}.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _growth(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+def _growth(record: dict[str, Any]) -> list[str]:
     """Return the section of grow steps: what they removed, and the results of their checks; empty if there are none."""
-    removed = [f"- `{step['id']}`: {text}" for step in steps if (text := removal_line(step))]
-    grown = [f"- `{step['id']}`: {check_line(step['check'])}" for step in steps if "check" in step]
+    removed = [f"- `{step['id']}`: {text}" for step in record.get("steps", ()) if (text := removal_line(step))]
+    grown = [f"- `{step['id']}`: {check_line(step['check'])}" for step in record.get("steps", ()) if "check" in step]
     return ["", "## Growth", "", *removed, *grown] if removed or grown else []
 
 
-def _routing(resolved: Resolved, steps: Sequence[Mapping[str, Any]]) -> list[str]:
+def _routing(resolved: Resolved, record: dict[str, Any]) -> list[str]:
     """Return how the result chooses among its bricks, and how it is loaded; empty without a router."""
     step = resolved.recipe.router
     if step is None:
@@ -118,7 +122,7 @@ def _routing(resolved: Resolved, steps: Sequence[Mapping[str, Any]]) -> list[str
     names = ", ".join(f"`{name}`" for name in resolved.recipe.used_bricks(step))
     rest = "" if step.name == "fixed" else ", and leaves prompts that are unlike all of their calibration prompts to the base"
     lines = ["", "## Routing", "", f"The router `{step.name}` chooses among {names} for each prompt{rest}."]
-    measured = steps[-1].get("router", {}) if steps else {}
+    measured = record["steps"][-1].get("router", {}) if record.get("steps") else {}
     accuracy = measured.get("accuracy", {}).get("held_out_templates", {}).get("plain")
     if isinstance(accuracy, (int, float)):
         lines[-1] += (

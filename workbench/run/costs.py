@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from workbench.activations.sets import NeuronSet
 from workbench.adapters.bind import BoundAdapter, bind
@@ -20,7 +21,6 @@ from workbench.results import Number, absent
 from workbench.run.directory import RunDirectory
 from workbench.run.record import StepVerb
 from workbench.steps import MergeMethod
-from workbench.steps.step import Cost
 from workbench.vocabulary.tokens import reading_bytes, same_file
 from workbench.weights.header import HeadersOnlyError
 from workbench.weights.lowrank import OVERSAMPLE
@@ -45,7 +45,7 @@ CHECKED, LEARNED = 84, 288
 class UnsolvedStep(StepVerb):
     """A step of a recipe used as a brick, whose result is not cached."""
 
-    cost: Cost | None = absent()
+    cost: Mapping[str, Any] | None = absent()
     """Its work."""
     seconds: Number | None = absent()
     """Estimated time of this work on one core, in seconds."""
@@ -104,7 +104,7 @@ def numel(model: Model) -> int:
     return sum(s.numel for s in model.weights.specs.values())
 
 
-def seconds_of(cost: Cost, parameters: int, passes: int) -> float:
+def seconds_of(cost: Mapping[str, object], parameters: int, passes: int) -> float:
     """Return the estimated time of a step's work; 0 if the number of its tokens is not known.
 
     Args:
@@ -112,12 +112,13 @@ def seconds_of(cost: Cost, parameters: int, passes: int) -> float:
         parameters: Number of parameters of the live model.
         passes: Computation per token in forward passes: 1, or 3 for forward and backward.
     """
-    return round(2 * passes * parameters * (cost.tokens or 0) / FLOPS_PER_SECOND, 1)
+    tokens = cost.get("tokens")
+    return round(2 * passes * parameters * (tokens if isinstance(tokens, int) else 0) / FLOPS_PER_SECOND, 1)
 
 
-def cost_row(cost: Cost, seconds: float) -> dict[str, object]:
+def cost_row(cost: Mapping[str, object], seconds: float) -> dict[str, object]:
     """Return the plan's entries for a step's work; a time only where the number of its tokens is known."""
-    return {"cost": cost, **({"seconds": seconds} if cost.tokens is not None else {})} if cost != Cost() else {}
+    return {"cost": cost, **({"seconds": seconds} if "tokens" in cost else {})} if cost else {}
 
 
 def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:

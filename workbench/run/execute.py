@@ -12,6 +12,7 @@ from pathlib import Path
 
 from workbench import yamldoc
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.errors import GateFailedError, WorkbenchError, shell
 from workbench.events import Event, Events, no_events
 from workbench.files import check_new, new_directory, publish, write_text
@@ -24,11 +25,11 @@ from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
 from workbench.run.costs import disk_problems
 from workbench.run.device import Work
-from workbench.run.directory import RECORD, UNSEALED, RunDirectory, hold, move_run, run_for, run_of
+from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_for, run_of
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
-from workbench.run.record import FactsSaid, RunOutput, RunRecord, RunResult
+from workbench.run.record import RunOutput, RunResult
 from workbench.run.teaching import EfficacyError, check_efficacy
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact, peak_bytes
@@ -115,7 +116,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
         for step_id, measured in _check_written(form, resolved, run, composition, device, log).items():
             checks[step_id] = {**checks.get(step_id, {}), **measured}
     except WorkbenchError as error:
-        counted = {"said": _plain(error.said)} if isinstance(error, EfficacyError) else {}
+        counted = {"said": _counts(error.said)} if isinstance(error, EfficacyError) else {}
         run.write({**record, "status": "failed", "error": error.message, **counted})
         raise
     try:
@@ -124,7 +125,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    record |= {"steps": _steps(resolved, composition, checks), "said": _plain(said), "output": output}
+    record |= {"steps": _steps(resolved, composition, checks), "said": _counts(said), "output": output}
     stated = RunOutput.model_validate(output)
     record["warnings"] = [*resolved.warnings, *form.warnings(stated)]
     if resolved.vocabulary is not None:
@@ -174,10 +175,6 @@ def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[
     ]
 
 
-def _plain(said: Mapping[str, FactsSaid]) -> dict[str, object]:
-    return {step: counts.to_dict() for step, counts in said.items()}
-
-
 def _inputs(resolved: Resolved, *, digests: bool) -> dict[str, object]:
     """Return base and bricks. With `digests`, tensors that the run has not read are read."""
     base = {"id": resolved.recipe.fields.base_name, "revision": resolved.base_revision}
@@ -215,14 +212,17 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
     return record
 
 
+def _counts(said: Mapping[str, FactsSaid]) -> dict[str, dict[str, object]]:
+    """Return the counts of facts as they stand in run.json."""
+    return {name: row.to_dict() for name, row in said.items()}
+
+
 def _finish(context: WriteContext, run: RunDirectory, record: dict[str, object], said: Mapping[str, FactsSaid]) -> None:
     """Write all other files, seal the result, then publish it by renaming its directory."""
     resolved = context.resolved
     for step, result in zip(resolved.recipe.steps, context.composition.results, strict=True):
         kind_of(step).keep(result, run.path, said.get(result.id))
-    write_text(
-        run.partial / "README.md", model_card(resolved, RunRecord.of(record, str(run.path / RECORD)), recipe_text(resolved))
-    )
+    write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
     seal(run.partial, known=context.sums)
     publish(run.partial, run.path / form_of(resolved).folder)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from workbench.adapters.read import Adapter
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.events import Events, progress
 from workbench.facts import Fact
 from workbench.files import json_digest
@@ -26,9 +27,7 @@ from workbench.recipe.recipe import Recipe
 from workbench.resolve.output import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
-from workbench.run.record import FactsSaid
 from workbench.steps import GrowMethod, Growth, Step
-from workbench.steps.step import Cost
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
 
@@ -212,7 +211,7 @@ class Kind(ABC, Generic[S]):
             return False
         return reusable(place_of(resolved, self.cached_in, number, rounded=self.rounded), self.record)
 
-    def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> Cost | None:
+    def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> Mapping[str, object] | None:
         """Return the cost of solving a step in a recipe used as a brick; None if the step solves nothing."""
         return None
 
@@ -288,7 +287,12 @@ class GrownStep:
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     """Return the shapes and dtypes of the configuration as a checkpoint, from headers: only growth changes shapes."""
-    return output_specs(shapes_before(resolved, len(resolved.recipe.steps)).weights.specs, resolved.dtype_name)
+    return output_specs(specs_before(resolved, len(resolved.recipe.steps)), resolved.dtype_name)
+
+
+def specs_before(resolved: Resolved, steps: int) -> Mapping[str, TensorSpec]:
+    """Return the shapes after the first `steps` steps, from headers."""
+    return shapes_before(resolved, steps).weights.specs
 
 
 def shapes_before(resolved: Resolved, steps: int) -> Model:

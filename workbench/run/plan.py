@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from workbench.bricks.header_folders import Download, space_problems
 from workbench.resolve.findings import licence_warnings
@@ -23,7 +25,6 @@ from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
 from workbench.run.record import StepVerb
-from workbench.steps.step import Cost
 from workbench.weights.device import default_threads
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
@@ -53,8 +54,8 @@ class PlannedStep(StepVerb):
     """Check of a grow step: "tensors" or "full"."""
     blocks: list[dict[str, object]] | None = absent()
     """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
-    cost: Cost | None = absent()
-    """Work of a step whose result is not cached."""
+    cost: Mapping[str, Any] | None = absent()
+    """Work of a step whose result is not cached: numbers of facts, tokens and optimizer steps."""
     seconds: Number | None = absent()
     """Estimated time of this work on one core, in seconds."""
 

@@ -343,14 +343,14 @@ def read_statistics(folder: Path, record: RoutingStatistics) -> BrickStates:
     return states
 
 
-def known_statistics(brick: Brick, base: str, tokenizer: str, say: Callable[[str], None]) -> BrickStates | None:
-    """Return the statistics of a brick for a model; None if its card has none, or if they do not fit, which the user is told.
+def known_statistics(brick: Brick, base: str, tokenizer: str, told: Callable[[str], None]) -> BrickStates | None:
+    """Return the statistics of a brick for a model; None if its card has none, or if they do not fit, which is told.
 
     Args:
         brick: The brick.
         base: Digest of the weights of the model that a router is fitted on.
         tokenizer: Digest of its tokenizer.
-        say: Receives a line for the user.
+        told: Receives a line for the user.
     """
     record = brick.card.routing if brick.card else None
     if record is None:
@@ -365,7 +365,7 @@ def known_statistics(brick: Brick, base: str, tokenizer: str, say: Callable[[str
             return read_statistics(card_folder(brick), record)
         except WorkbenchError as error:
             reason = f"cannot be read: {error.message}"
-    say(f"{brick.label}: the routing statistics on its card {reason}, so its prompts are measured again")
+    told(f"{brick.label}: the routing statistics on its card {reason}, so its prompts are measured again")
     return None
 
 

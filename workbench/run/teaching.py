@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.edit.places.knowledge import said_by
+from workbench.edit.places.knowledge import FactsSaid, said_by
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts import Fact
@@ -21,7 +21,6 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
-from workbench.run.record import FactsSaid
 from workbench.steps import MethodContext
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
@@ -50,7 +49,7 @@ def check_efficacy(
     under the key of the weights, so a cached edit gets the same count as when it was solved.
 
     Returns:
-        Step id, or "BRICK/STEP" -> the counts.
+        Step id, or "BRICK/STEP" -> its counts.
 
     Raises:
         EfficacyError: If the share of facts said is below a step's `min_efficacy`.
@@ -76,7 +75,7 @@ def refusal(
         what: The result that is not written.
     """
     return (
-        f"{name}: the edited model says {row}; `min_efficacy` asks for {100 * row.min_efficacy:g} %.{others} "
+        f"{name}: the edited model says {row.in_words}; `min_efficacy` asks for {100 * row.min_efficacy:g} %.{others} "
         f"No {what} was written",
         f"Choose other `layers:`, increase the strength of the edit, or correct the facts. {set_by} writes the {what} anyway.",
     )
@@ -93,7 +92,7 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
     for taught in (t for t in composition.taught if t.facts):
         step = resolved.recipe.steps[taught.number]
         said = _answers(resolved, composition, taught, device, events)
-        counts[taught.step] = FactsSaid.of(taught.facts, said, step.efficacy_gate or 0.0)
+        counts[taught.step] = FactsSaid.count(taught.facts, said, step.efficacy_gate or 0.0)
     return counts
 
 

@@ -311,10 +311,10 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
         run: A finished run.
         scores: Folder of the score store.
     """
-    record = run.read_record()
-    weights = run.digest
+    record = run.read_record().to_dict()
+    weights = record["output"]["digest"]
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration
-        weights = known_digest(cache_of(find_project(run.path / RECORD)), str(record.key))
+        weights = known_digest(cache_of(find_project(run.path / RECORD)), str(record.get("key")))
     if weights is None:
         return []
     found: dict[str, Scores] = {}
@@ -325,7 +325,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
             continue
         document = read_document(file)
         tokenizer, newest = document.configuration.tokenizer or "", found.get(document.suite)
-        contents = (weights, identity(weights, record.generation or {}, tokenizer))
+        contents = (weights, identity(weights, record.get("generation") or {}, tokenizer))
         same = document.key in {identity(content, {}, tokenizer) for content in contents} and own in (None, tokenizer)
         if same and not document.partial and (newest is None or newest.created < document.created):
             found[document.suite] = document

@@ -135,15 +135,15 @@ def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
     run.require_whole(hub.events)
     if run.configuration.is_dir():
         return of_configuration(run.configuration, hub)
-    record, project = run.read_record(), find_project(run.path / RUN)
+    record, project = run.read_record().to_dict(), find_project(run.path / RUN)
     # Requests and folders name the result, so the brackets of a point's name cannot stay.
-    name = re.sub(r"[^\w.-]+", "-", record.name or run.name).strip("-")
-    base = record.inputs.base
+    name = re.sub(r"[^\w.-]+", "-", str(record.get("name", run.name))).strip("-")
+    base = record["inputs"]["base"]
     if not run.adapter.is_dir():
         return replace(of_model(run.model, project, hub), name=name)
     require_whole(run.adapter, digests=True)
-    adapters = {name: Adapter(run.adapter, f"adapter '{name}'")}
-    return Subject(name, _bare(base.reference, project, hub), adapters, None, base.id)
+    at = base["id"] if not base.get("revision") or "@" in base["id"] else f"{base['id']}@{base['revision']}"
+    return Subject(name, _bare(at, project, hub), {name: Adapter(run.adapter, f"adapter '{name}'")}, None, base["id"])
 
 
 def of_model(path: Path, project: Path, hub: Hub = FETCH) -> Subject:

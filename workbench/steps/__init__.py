@@ -13,7 +13,7 @@ with `@register`.
 
 from __future__ import annotations
 
-from workbench.steps.edit import Edit, EditMethod, Kept, Memory, MemoryMethod, MethodContext, Remembered
+from workbench.steps.edit import Cost, Edit, EditMethod, Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves, Sources
 from workbench.steps.merge import (
     Block,
@@ -46,6 +46,7 @@ __all__ = [
     "BrickStep",
     "CalibratedRoute",
     "Combination",
+    "Cost",
     "Decisions",
     "Edit",
     "EditMethod",

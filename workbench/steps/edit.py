@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from workbench.files import json_digest
 from workbench.models.identity import computed_on, loaded_tokens_digest
 from workbench.models.layout import Model
 from workbench.steps.fields import Real
-from workbench.steps.step import Cost, KeyContext, Step
+from workbench.steps.step import KeyContext, Step
 from workbench.weights.digests import meaning_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,25 @@ if TYPE_CHECKING:
 
     from workbench.facts import Fact, Start
     from workbench.weights.lowrank import Factors
+
+
+class Cost(TypedDict, total=False):
+    """Work of solving an edit, which `plan` shows. It estimates seconds from `tokens`."""
+
+    layers: Literal["auto"] | tuple[int, ...]
+    """Layers that are edited."""
+    sweep: dict[str, int]
+    """Number of layers and of facts of the sweep that chooses a layer."""
+    continues: dict[str, str | int]
+    """The run whose stream is continued, its facts, and the number of values that are kept."""
+    work: dict[str, int]
+    """Part of the work -> number of facts or tokens."""
+    facts: int
+    """Number of facts."""
+    steps: int
+    """Largest number of optimizer steps."""
+    tokens: int
+    """Number of tokens that run through the model."""
 
 
 class EditMethod(Step):
@@ -83,7 +102,7 @@ class EditMethod(Step):
             project: Folder that the step's files are relative to.
             cache: The project's cache.
         """
-        return Cost()
+        return {}
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve the edit on the live current model. The model must be unchanged afterwards."""

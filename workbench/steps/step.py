@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from workbench.errors import nearest
-from workbench.results import Part, absent
 from workbench.steps.fields import NAME, BrickEntry, Strict
 from workbench.trust import Plugin
 
@@ -34,49 +33,6 @@ class Problem(NamedTuple):
     path: tuple[str | int, ...]
     message: str
     hint: str | None = None
-
-
-class SweptLayers(Part):
-    """Layers that an edit is tried in, to choose the best."""
-
-    layers: int
-    """Number of layers."""
-    facts: int
-    """Number of facts that are tried in each."""
-
-
-class ContinuedStream(Part):
-    """The earlier run whose stream of facts an edit continues."""
-
-    run: str
-    """Name of the run."""
-    facts: int
-    """Number of facts of that run."""
-    kept: int
-    """Number of statements whose values are taken from it."""
-
-
-class Cost(Part):
-    """Work of a step whose result is not cached. Steps have those fields that apply to them."""
-
-    layers: tuple[int, ...] | str | None = absent()
-    """Layers that are edited, or "auto"."""
-    sweep: SweptLayers | None = absent()
-    """Layers that are tried first."""
-    continues: ContinuedStream | None = absent()
-    """The earlier run whose facts are written again."""
-    facts: int | None = absent()
-    """Number of facts of a trained edit."""
-    steps: int | None = absent()
-    """Number of optimizer steps of an edit, at most."""
-    train_steps: int | None = absent()
-    """Number of optimizer steps of a training."""
-    prompts: int | None = absent()
-    """Number of calibration prompts of a router."""
-    work: dict[str, int] | None = absent()
-    """Part of an edit's work -> its tokens; for `facts`, their number."""
-    tokens: int | None = absent()
-    """Number of tokens that run through the model, from which `plan` estimates seconds."""
 
 
 class KeyContext(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from workbench.steps.fields import Real, Strict, Whole
-from workbench.steps.step import BrickStep, Cost, KeyContext, Problem
+from workbench.steps.step import BrickStep, KeyContext, Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,8 +166,8 @@ class TrainMethod(BrickStep):
         """
         raise NotImplementedError
 
-    def cost(self, project: Path) -> Cost:
-        """Return the cost of the training, for `plan`."""
+    def cost(self, project: Path) -> Mapping[str, int]:
+        """Return the work of the training, for `plan`: optimizer steps, and trained tokens under `tokens`."""
         raise NotImplementedError
 
 

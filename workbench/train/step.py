@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, field_validator
 
 from workbench.steps import TrainMethod
-from workbench.steps.step import Cost
 from workbench.train.rows import read_replay
 from workbench.train.spec import HubData, TrainSpec
 from workbench.train.texts import training_cost, training_texts
@@ -73,6 +72,6 @@ class RowTraining(TrainMethod, TrainSpec):
         fields = {name: getattr(self, name) for name in TrainSpec.model_fields}
         return TrainSpec.model_validate({**fields, "seed": seed})
 
-    def cost(self, project: Path) -> Cost:
+    def cost(self, project: Path) -> dict[str, Any]:
         """Return the number of training steps and an estimate of the tokens in the forward and backward passes."""
         return training_cost(self.settings(0), project)

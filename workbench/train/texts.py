@@ -13,7 +13,6 @@ from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import file_digest, json_digest
 from workbench.models.prompts import plain
 from workbench.models.texts import Text, conversation, read_texts
-from workbench.steps.step import Cost
 from workbench.train.rows import encode_row, read_replay, replay
 from workbench.train.spec import HubData, TrainSpec
 
@@ -67,7 +66,7 @@ def training_texts(spec: TrainSpec, data: Path, folder: Path, *, chat: bool = Tr
     return Texts(training, held_out, digests)
 
 
-def training_cost(spec: TrainSpec, folder: Path) -> Cost:
+def training_cost(spec: TrainSpec, folder: Path) -> dict[str, int]:
     """Estimate the cost of a training: optimizer steps, and trained tokens at four characters per token.
 
     A data set is not read for the estimate, so its tokens are left out.
@@ -77,10 +76,10 @@ def training_cost(spec: TrainSpec, folder: Path) -> Cost:
         folder: Directory that file names in the spec start from.
     """
     if isinstance(spec.data, HubData):
-        return Cost(train_steps=spec.steps)
+        return {"train_steps": spec.steps}
     texts = training_texts(spec, folder / spec.data, folder).trained
     mean = sum(len(text.prompt) + len(text.answer) for text in texts) / (4 * len(texts))
-    return Cost(train_steps=spec.steps, tokens=round(mean * spec.steps * spec.batch_size))
+    return {"train_steps": spec.steps, "tokens": round(mean * spec.steps * spec.batch_size)}
 
 
 def rows_digest(texts: list[Text]) -> str:

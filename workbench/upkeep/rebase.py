@@ -15,7 +15,7 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import brick_name, resolve_brick
-from workbench.edit.places.knowledge import said_by
+from workbench.edit.places.knowledge import FactsSaid, said_by
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
@@ -31,9 +31,8 @@ from workbench.resolve.edits import edit_record
 from workbench.results import Number, Part
 from workbench.run.compose import compose
 from workbench.run.kind import kind_of
-from workbench.run.kinds.edit import FACTS, RECORD, RebasedCard, write_edit
+from workbench.run.kinds.edit import FACTS, RECORD, write_edit
 from workbench.run.opened import NamedModel
-from workbench.run.record import FactsSaid
 from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal
 from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
@@ -195,7 +194,7 @@ def rebase(
         edit = _solve(step, session.context)
         with added(session.context.model, edit.factors):
             correct["after"] = _correct(session.context, old.facts)
-    efficacy = FactsSaid.of(old.facts, correct["after"] or [], step.min_efficacy)
+    efficacy = FactsSaid.count(old.facts, correct["after"] or [], step.min_efficacy)
     if efficacy.too_few:
         message, hint = refusal(f"{old.brick.name} on {name}", efficacy, set_by="`--set min_efficacy=0`", what="brick")
         raise EfficacyError(message, hint, {old.brick.name: efficacy})
@@ -208,7 +207,7 @@ def rebase(
     }
     edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy.to_dict()})
     with new_directory(out) as partial:
-        _write(edit, old, partial, session, RebasedCard(brick_name(out), onto.base, old.brick.card))
+        _write(edit, old, partial, session, {"name": brick_name(out), **({"base": {"id": onto.base}} if onto.base else {})})
     recipe = session.resolved.recipe
     return Rebased(
         brick=str(out),
@@ -352,9 +351,11 @@ def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
-def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: RebasedCard) -> None:
+def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: dict[str, Any]) -> None:
     """Write the new brick. Its record keeps the original step with `auto`, so that a later rebase can measure again."""
-    write_edit(edit, old.step, out, session, card)
+    if old.brick.card:
+        card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}
+    write_edit(edit, old.step, out, session, card, "workbench edit rebase")
     if (out / FACTS).is_file():
         return
     (out / FACTS).write_bytes(old.place.read_bytes())

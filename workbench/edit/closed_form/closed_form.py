@@ -25,8 +25,8 @@ from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, MethodContext
-from workbench.steps.step import REGISTERED, ContinuedStream, Cost, SweptLayers
+from workbench.steps import Cost, Edit, MethodContext
+from workbench.steps.step import REGISTERED
 
 if TYPE_CHECKING:
     from workbench.edit.closed_form.preset import Preset
@@ -223,13 +223,13 @@ class ClosedForm(Preset):
             "sweep": layers * FACTS * row * steps if auto else 0,
             "values": solved * (self.contexts + 1) * row * steps,
         }
-        return Cost(
-            layers=self.layers,
-            sweep=SweptLayers(layers=layers, facts=FACTS) if auto else None,
-            continues=ContinuedStream(run=earlier.name, facts=len(latest(before)), kept=kept) if earlier else None,
-            work=work,
-            tokens=sum(work.values()) - work["facts"],
-        )
+        cost: Cost = {"layers": self.layers}
+        if auto:
+            cost["sweep"] = {"layers": layers, "facts": FACTS}
+        if earlier:
+            cost["continues"] = {"run": earlier.name, "facts": len(latest(before)), "kept": kept}
+        cost |= {"work": work, "tokens": sum(work.values()) - work["facts"]}
+        return cost
 
     def solve(self, context: MethodContext) -> Edit:
         """Optimize values and solve for the factors; the model is left unchanged."""

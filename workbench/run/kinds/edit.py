@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.facts import Fact, read_facts, write_facts
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.lazy import torch
@@ -21,10 +23,8 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, cost_row, numel, seconds_of
 from workbench.run.kind import Kind, StepContext, StepResult, Taught
-from workbench.run.record import FactsSaid
 from workbench.run.teaching import LiveSession, is_counted, live_session
-from workbench.steps import Edit, EditMethod
-from workbench.steps.step import Cost
+from workbench.steps import Cost, Edit, EditMethod
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -108,22 +108,14 @@ def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Seq
     return place
 
 
-@dataclass(frozen=True)
-class RebasedCard:
-    """What the card of a rebased edit takes from the command and from the old brick.
-
-    Attributes:
-        name: Name of the brick.
-        base: Id of the base; None is the recipe's.
-        old: The old brick's card, whose licenses it keeps.
-    """
-
-    name: str
-    base: str | None
-    old: BrickCard | None
-
-
-def write_edit(edit: Edit, step: EditMethod, out: Path, on: LiveSession, rebased: RebasedCard | None = None) -> None:
+def write_edit(
+    edit: Edit,
+    step: EditMethod,
+    out: Path,
+    on: LiveSession,
+    card: Mapping[str, Any] | None = None,
+    made_by: str = "workbench run",
+) -> None:
     """Write an edit as a brick: PEFT adapter, card, facts, keys and values, and the record of how it was solved.
 
     Args:
@@ -131,11 +123,11 @@ def write_edit(edit: Edit, step: EditMethod, out: Path, on: LiveSession, rebased
         step: The step, whose fields go into the record.
         out: A new directory.
         on: The live model that it was solved on.
-        rebased: What a card that `workbench edit rebase` writes states otherwise than that of a run.
+        card: Fields of the card that replace the defaults, such as the name, the base's id and the license.
+        made_by: The command that writes it, for the card.
     """
     resolved = on.resolved
-    known = rebased.base if rebased else None
-    base = BaseRecord(id=known or resolved.recipe.fields.base_name, digest=resolved.base_digest)
+    base = BaseRecord(**{"id": resolved.recipe.fields.base_name, "digest": resolved.base_digest, **(card or {}).get("base", {})})
     write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out)
     made = {
         "method": step.name,
@@ -154,20 +146,11 @@ def write_edit(edit: Edit, step: EditMethod, out: Path, on: LiveSession, rebased
         write_facts(out / FACTS, list(edit.facts))
     if edit.tensors:
         save_tensors(dict(sorted(edit.tensors.items())), out / KEYS)
-    name = rebased.name if rebased else (step.id or f"edit-{step.name}").replace("_", "-")
-    adapter = Adapter(out, name)
-    card = BrickCard(
-        version=1,
-        name=name,
-        kind="edit",
-        skill=f"{len(edit.facts)} facts, {step.name}",
-        digest=json_digest([tensor_digests(adapter.entries, None), adapter.meaning]),
-        base=base,
-        training={"method": step.name, "solved_on": on.solved_on, "facts": FACTS, "record": RECORD},
-    )
-    if rebased and rebased.old:
-        card = card.model_copy(update={"licence": rebased.old.licence, "data_licences": rebased.old.data_licences})
-    write_card(out, card, made_by="workbench edit rebase" if rebased else "workbench run", record=RECORD)
+    name = (step.id or f"edit-{step.name}").replace("_", "-")
+    digest = json_digest([tensor_digests(Adapter(out, name).entries, None), Adapter(out, name).meaning])
+    fields = {"name": name, "skill": f"{len(edit.facts)} facts, {step.name}", **(card or {}), "base": base}
+    training = {"method": step.name, "solved_on": on.solved_on, "facts": FACTS, "record": RECORD}
+    write_card(out, BrickCard(version=1, kind="edit", digest=digest, training=training, **fields), made_by=made_by, record=RECORD)
 
 
 def _write_history(edit: Edit, out: Path) -> dict[str, object]:

@@ -26,7 +26,7 @@ from workbench.route.mixing.kernel import check_places
 from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
-from workbench.run.kind import Kind, StepContext, StepResult, shapes_before
+from workbench.run.kind import Kind, StepContext, StepResult, specs_before
 from workbench.run.routers import (
     RECORD,
     TENSORS,
@@ -37,7 +37,6 @@ from workbench.run.routers import (
     known_statistics,
 )
 from workbench.steps import RouteContext, RouteMethod
-from workbench.steps.step import Cost
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.header import save_tensors
 from workbench.weights.writer import output_specs
@@ -80,7 +79,7 @@ class RouteKind(Kind[RouteMethod]):
             prompts = sum(map(len, step.prompts(resolved.recipe.project).values()))
             # Half of the blocks run.
             seconds = round(numel(model) * (prompts * _COPIES + NEGATIVES) * _TOKENS / FLOPS_PER_SECOND, 1)
-            row |= {"cost": Cost(prompts=prompts), "seconds": seconds}
+            row |= {"cost": {"prompts": prompts}, "seconds": seconds}
             needs.seconds += seconds
         return row, model
 
@@ -91,7 +90,7 @@ class RouteKind(Kind[RouteMethod]):
             WorkbenchError: If a step before the route step changes layers, or a brick updates something else than linear layers.
         """
         resolved, base = context.resolved, context.resolved.base
-        before = shapes_before(resolved, context.number).weights.specs
+        before = specs_before(resolved, context.number)
         if {n: s.shape for n, s in before.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
                 f"step '{context.id}': a step before it changes the layers of the base, but the bricks were trained on the base's own layers",
