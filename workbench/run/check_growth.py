@@ -98,7 +98,7 @@ def check_written(
             measured[step.id] = {"kept": {"trained": len(step.weights.growth.tensors)}}
             continue
         with one_thread():
-            measured[step.id] = {"kept": old_elements(step.weights.growth, step.before.weights, saved, step.unchanged, step.id)}
+            measured[step.id] = {"kept": old_elements(step.weights.growth, step.before.weights, saved, step.kept, step.id)}
     if full := [g for g in checked if g.step.check == "full"]:
         events({"stage": "check", "step": full[-1].id, "text": "loading the files with transformers"})
         if any(g.step.composes for g in grown):
@@ -122,7 +122,7 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
     expected, dtype = answers(live), live.dtype
     del live
     gc.collect()
-    added = {s.unchanged.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
+    added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
     loaded = _loaded(AutoModelForCausalLM, place, dtype, step, added, _REPORT)
     reloaded = answers(loaded.to(device))
     if not all(torch.equal(one, other) for one, other in zip(expected, reloaded, strict=True)):

@@ -262,19 +262,19 @@ class GrownStep:
         step: The step, after `GrowMethod.settled`.
         before: The model before growth.
         weights: The grown weights.
-        unchanged: Name of a tensor after the step -> its current name, for tensors that no later step has changed.
+        kept: Name of a tensor after the step -> its current name, for tensors that no later step has changed.
     """
 
     id: str
     step: GrowMethod
     before: Model
     weights: GrownWeights
-    unchanged: dict[str, str]
+    kept: dict[str, str]
 
     def changed(self, names: Iterable[str]) -> None:
         """Record that a later step changes tensors, given by their current names."""
         lost = set(names)
-        self.unchanged = {old: now for old, now in self.unchanged.items() if now not in lost}
+        self.kept = {old: now for old, now in self.kept.items() if now not in lost}
 
     def renamed(self, growth: Growth) -> None:
         """Record that a later grow step renames tensors that it copies unchanged."""
@@ -282,7 +282,7 @@ class GrownStep:
         for name, grown in growth.tensors.items():
             if grown.verbatim:
                 places.setdefault(grown.source, name)
-        self.unchanged = {old: places[now] for old, now in self.unchanged.items() if now in places}
+        self.kept = {old: places[now] for old, now in self.kept.items() if now in places}
 
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:

@@ -172,7 +172,7 @@ class MergeMethod(BrickStep):
         """Estimate the bytes of memory that one tensor needs in addition to the block buffers, for `plan`."""
         return 4 * model.weights.specs[tensor].numel * (bricks + 4) if self.laws.memory == "tensor" else 0
 
-    def report(self, notes: Mapping[str, object]) -> dict[str, object]:
+    def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Summarize the notes that `prepare` has made for the step's record. Called after all tensors are written."""
         return {}
 
@@ -310,8 +310,8 @@ class Group(Protocol):
     """Shape and dtype of the blocks; in the core space those of the small matrices."""
     survey: Any
     """Result of the method's `survey` or `measure`."""
-    notes: dict[str, object]
-    """Tensor name -> plain data that the method stores for its `report`."""
+    notes: dict[str, Mapping[str, float]]
+    """Tensor name -> name -> number that the method stores for its `report`."""
     device: torch.device
     model: Model
     """The base, whose layers define the depth for schedules."""

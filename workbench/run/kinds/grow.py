@@ -149,8 +149,8 @@ def _grown(
     if step.train and trained:
         new, record["train"] = train_new(context, step, current, weights)
         weights = made(measured={**measured.value, **new})
-    unchanged = {name: name for name in growth.tensors}
-    return Model(weights, growth.config), GrownStep(context.id, step, current, weights, unchanged), record
+    kept = {name: name for name in growth.tensors}
+    return Model(weights, growth.config), GrownStep(context.id, step, current, weights, kept), record
 
 
 def _add_merges(growth: Growth, needs: Needs) -> None:
