@@ -241,11 +241,7 @@ def _size(path: Path) -> str:
 
 
 def require_whole(folder: Path, *, digests: bool = False) -> None:
-    """Check a folder against its manifest; a folder that was never sealed passes.
-
-    Args:
-        folder: The folder.
-        digests: Compare the contents too, which reads every file.
+    """Check a folder against its manifest, with the contents if `digests`; a folder that was never sealed passes.
 
     Raises:
         GateFailedError: If a file is missing, changed or was added. The message names it, and what was expected and found.

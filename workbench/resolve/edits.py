@@ -20,11 +20,6 @@ from workbench.steps import EditMethod
 def check_streams(resolved: Resolved, hub: Hub, findings: Findings) -> None:
     """Check that each stream that is continued was solved on the weights that its step meets.
 
-    Args:
-        resolved: The recipe, with its steps bound.
-        hub: Access to the hub.
-        findings: Receives the checks that are left to `run`, and warnings.
-
     Raises:
         InvalidRecipeError: If a stream was solved on another base, with another tokenizer, or after other steps.
     """
@@ -111,13 +106,7 @@ def check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
 
 
 def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
-    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on.
-
-    Args:
-        resolved: The recipe.
-        hub: Access to the hub.
-        findings: Receives the checks that are left to `run`.
-    """
+    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on."""
     warnings: list[str] = []
     recipe = resolved.recipe
     for name, brick in resolved.on_disk.items():

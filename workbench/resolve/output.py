@@ -45,13 +45,7 @@ ACCEPTED = 0.5
 
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
-    """Convert a recipe's result to the adapter that its `output: {form: adapter}` describes.
-
-    Args:
-        result: The model after the last step.
-        base: The recipe's base.
-        output: The recipe's `output`.
-    """
+    """Convert a recipe's result to the adapter that its `output: {form: adapter}` describes."""
     if isinstance(result.weights, AdaptedWeights):
         return result.weights
     dtype: torch.dtype = getattr(torch, output.dtype or "float32")

@@ -19,11 +19,7 @@ from workbench.vocabulary.tokens import check_same_vocabulary, has_tokenizer
 
 
 def check_teacher(name: str, resolved: Resolved) -> None:
-    """Check that a brick can teach: it has a tokenizer of its own and is another model than the base.
-
-    Args:
-        name: The brick, a checkpoint or a recipe.
-        resolved: The recipe.
+    """Check that a brick, a checkpoint or a recipe, can teach: it has a tokenizer of its own and is another model than the base.
 
     Raises:
         WorkbenchError: If it has no tokenizer, or is the base itself.

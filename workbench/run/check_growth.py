@@ -36,12 +36,6 @@ def compare(context: StepContext, grown: GrownStep, current: Model, model: Model
     config.json is compared with the tensors. Then `check: full` compares live models in float32, and `check: tensors` compares
     logits of two short prompts with the weights streamed from the files.
 
-    Args:
-        context: The step in its recipe.
-        grown: The result of the step.
-        current: The model before the step.
-        model: The model after the step.
-
     Returns:
         The measurements, as plain data.
 
@@ -68,14 +62,6 @@ def check_written(
 
     Every old tensor must have the same bits as before, unless the step trains the whole model. With `check: full`, transformers must also load the files and compute the
     same logits as the composed tensors.
-
-    Args:
-        resolved: The recipe.
-        grown: The composition's grow steps.
-        model: The composition's result.
-        place: Directory of the files, with config.json.
-        device: Device that the reloaded model runs on.
-        events: Receives progress.
 
     Returns:
         Step id -> `{"kept": {"identical": N, "with_additions": N, "rescaled": N, "new": N, "changed_later": N}, "reloaded":
@@ -199,12 +185,6 @@ def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, 
 
     A difference means that config.json of the brick gives the text decoder other settings than the base has, such as another base of
     the rotary positions.
-
-    Args:
-        resolved: The recipe.
-        grown: The composition's grow steps.
-        place: Directory of the files, with config.json.
-        device: Device that the models run on.
 
     Returns:
         `{"max_logit_difference": float}`, in float32.

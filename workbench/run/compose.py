@@ -124,14 +124,7 @@ def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, event
 
 
 def brick_model(name: str, resolved: Resolved, device: torch.device, events: Events = no_events) -> Model:
-    """Return the model of a brick in its own shapes: a checkpoint, the base with an adapter, or a recipe's result.
-
-    Args:
-        name: The brick.
-        resolved: The recipe that uses it.
-        device: Device that the edits and trainings of a recipe run on.
-        events: Receives progress.
-    """
+    """Return the model of a brick in its own shapes: a checkpoint, the base with an adapter, or a recipe's result."""
     if name in resolved.nested:
         return compose(resolved.nested[name], device, events).model
     brick, base = resolved.on_disk[name], resolved.base
@@ -208,13 +201,7 @@ def cached_adapter(resolved: Resolved, name: str, device: torch.device | None = 
 
 
 def written_adapter(resolved: Resolved, name: str, composed: Model, device: torch.device) -> Adapter:
-    """Write the adapter of a recipe into the cache, and return it.
-
-    Args:
-        resolved: The recipe, whose output is an adapter.
-        name: Name of the brick in the recipe that uses it, for messages.
-        composed: Weights and configuration of the recipe's result.
-        device: Device that computes the factors.
+    """Write the adapter of a recipe, which is the brick `name` of another one, into the cache, and return it.
 
     Raises:
         WorkbenchError: If the result is no low-rank update of linear layers, or an input has changed.

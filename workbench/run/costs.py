@@ -83,12 +83,7 @@ class Needs:
 
 
 def set_row(folder: str, neurons: NeuronSet) -> dict[str, object]:
-    """Return a set of neurons that a step uses as plain data, for the plan and the step's record.
-
-    Args:
-        folder: Directory of the set, as in the recipe.
-        neurons: The set.
-    """
+    """Return a set of neurons that a step uses, by its folder, as plain data for the plan and the step's record."""
     return {
         "set": folder,
         "kind": neurons.kind,
@@ -122,13 +117,7 @@ def cost_row(cost: Mapping[str, object], seconds: float) -> dict[str, object]:
 
 
 def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
-    """Return the memory for writing an adapter: the largest tensors while their rank is reduced, and all updates, in bytes.
-
-    Args:
-        resolved: The recipe.
-        needs: The needs of its steps.
-        dense: Whether updates have full rank.
-    """
+    """Return the memory for writing an adapter: the largest tensors while their rank is reduced, and all updates, in bytes."""
     base, rank = resolved.base, resolved.recipe.fields.output.rank
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     reached = {n: s for n, s in (linear if dense else base.weights.specs).items() if n in needs.ranks and len(s.shape) == 2}
@@ -140,10 +129,6 @@ def factor_bytes(adapter: Adapter, base: Model) -> int:
     """Return the memory for an adapter's largest update while it is merged, in bytes.
 
     These are the factors as read, in float32 and stacked; for kinds that PEFT computes, also the whole delta of the largest module.
-
-    Args:
-        adapter: The adapter.
-        base: The base that it is merged into.
     """
     factors = 24 * max((entry.spec.numel for entry in adapter.entries.values()), default=0)
     if adapter.config["peft_type"] not in KINDS:
@@ -165,13 +150,7 @@ def tokens_bytes(resolved: Resolved) -> int:
 
 
 def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
-    """Return an error message if the disk is too full for a run.
-
-    Args:
-        runs: Folder of run directories.
-        needed: Bytes that the run writes.
-        run: The run's directory, whose present files will be replaced.
-    """
+    """Return an error message if the disk is too full for a run, whose present files will be replaced."""
     place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
     if not (run.done and not run.harm()) and needed * 1.05 > free:
@@ -242,14 +221,7 @@ def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: in
 def merge_bytes(
     step: MergeMethod, resolved: Resolved, names: list[str], ranks: Mapping[str, int | None] | None
 ) -> dict[str, int]:
-    """Return tensor -> bytes that a merge step needs for it in addition to the block buffers.
-
-    Args:
-        step: The merge step.
-        resolved: The recipe.
-        names: The bricks that the step uses.
-        ranks: The ranks of its tensors, if all bricks are adapters.
-    """
+    """Return tensor -> bytes that a merge step needs for it in addition to the block buffers."""
     specs = resolved.base.weights.specs
     in_core = step.in_core_space() or (step.laws.rotation_invariant and step.laws.memory == "tensor")
     sizes = {}

@@ -126,11 +126,7 @@ class RunDirectory:
         return is_sealed(self.path) or bool(self.record and self.record.manifest)
 
     def harm(self, *, digests: bool = False) -> list[Harm]:
-        """Return what differs between a finished run and its manifest.
-
-        Args:
-            digests: Compare the contents too, which reads every file.
-        """
+        """Return what differs between a finished run and its manifest; with `digests`, every file is read and compared."""
         if self.sealed and not is_sealed(self.path):
             return [Harm(MANIFEST, "the manifest of the run", "nothing")]
         missing = [] if self.result.is_dir() else [Harm("model", "a folder", "nothing")]
@@ -286,10 +282,6 @@ def list_runs(runs: Path) -> list[RunDirectory]:
 def find_run(runs: Path, name: str) -> RunDirectory:
     """Find a run by its directory, its name, or the start of its name.
 
-    Args:
-        runs: Folder of run directories.
-        name: A directory, a name, or the start of a name.
-
     Raises:
         WorkbenchError: If no run or several runs match.
     """
@@ -312,10 +304,6 @@ def find_run(runs: Path, name: str) -> RunDirectory:
 
 def removable(runs: Path, name: str) -> RunDirectory:
     """Find a run by name, start of a name, or directory, and check that it can be deleted.
-
-    Args:
-        runs: Folder of run directories.
-        name: A directory, a name, or the start of a name.
 
     Raises:
         WorkbenchError: If there is no such run, the directory is a link or not directly in `runs`, or `workbench run` has not

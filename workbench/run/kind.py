@@ -211,10 +211,6 @@ class Kind(ABC, Generic[S]):
             return False
         return reusable(place_of(resolved, self.cached_in, number, rounded=self.rounded), self.record)
 
-    def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> Mapping[str, object] | None:
-        """Return the cost of solving a step in a recipe used as a brick; None if the step solves nothing."""
-        return None
-
     def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:
         """Copy cached files of a step's result into the run directory, and seal the copy.
 

@@ -118,11 +118,6 @@ class SavedMemory:
     def add(self, facts: Sequence[Fact], context: MethodContext, time: str) -> int:
         """Add facts in a new version.
 
-        Args:
-            facts: The facts.
-            context: The live model and tokenizer.
-            time: Time of the change, for the log.
-
         Returns:
             The number of the new version.
 
@@ -181,17 +176,7 @@ class SavedMemory:
 
 
 def attach_memory(model: PreTrainedModel, path: Path, tokenizer_path: Path, version: int | None = None) -> PreTrainedModel:
-    """Attach a saved memory to a live model.
-
-    Args:
-        model: The live model.
-        path: Directory of the memory.
-        tokenizer_path: Directory of the model's tokenizer.
-        version: Version of the memory; the newest if omitted.
-
-    Returns:
-        The model.
-    """
+    """Attach a saved memory, by default its newest version, to a live model, and return the model."""
     saved = SavedMemory(path)
     tokenizer = load_tokenizer(tokenizer_path)
     saved.step.attach(model, tokenizer, saved.kept(version))

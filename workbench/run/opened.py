@@ -179,13 +179,7 @@ def refers_to_base(resolved: Resolved) -> bool:
 
 
 def write_record(out: Path, resolved: Resolved, digest: str) -> None:
-    """Write configuration.json.
-
-    Args:
-        out: The configuration directory.
-        resolved: The recipe.
-        digest: Digest of the configuration.
-    """
+    """Write configuration.json of a recipe into a configuration directory; the digest is that of the configuration."""
     base = ConfigurationBase(
         id=resolved.recipe.fields.base_name,
         revision=resolved.base_revision,

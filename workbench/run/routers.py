@@ -284,11 +284,6 @@ def factors_of(adapters: Mapping[str, Path]) -> dict[str, dict[str, tuple[Tensor
 def attach_router(model: PreTrainedModel, at: RouterAt, tokenizer_path: Path) -> PreTrainedModel:
     """Make a live model choose among bricks for each prompt.
 
-    Args:
-        model: The live model.
-        at: The router and its bricks.
-        tokenizer_path: Directory of the model's tokenizer.
-
     Returns:
         The model, with the routing as `model.routing`.
     """

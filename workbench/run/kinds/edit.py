@@ -24,7 +24,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, cost_row, numel, seconds_of
 from workbench.run.kind import Kind, StepContext, StepResult, Taught
 from workbench.run.teaching import LiveSession, is_counted, live_session
-from workbench.steps import Cost, Edit, EditMethod
+from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -59,17 +59,13 @@ class EditKind(Kind[EditMethod]):
         if cached:
             needs.cached.append(resolved.recipe.step_ids[number])
         else:
-            cost = self.solving(step, resolved, number, model)
+            cost = step.cost(model, resolved.recipe.project, resolved.cache)
             seconds = seconds_of(cost, numel(model), passes=1)
             row |= cost_row(cost, seconds)
             needs.seconds += seconds
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.hold(8 * numel(model))
         return row, model
-
-    def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> Cost:
-        """Return the method's cost."""
-        return step.cost(model, resolved.recipe.project, resolved.cache)
 
     def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:
         """Copy the edit, a PEFT adapter directory, into the run directory, and add the counts of its facts to its record."""

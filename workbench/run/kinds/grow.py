@@ -215,12 +215,6 @@ def train_new(
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Train the parameters that a grow step adds, in float32. Old elements get no gradient, unless the step trains the whole model.
 
-    Args:
-        context: The context of the step.
-        step: The step, after `GrowMethod.settled`.
-        before: The model before the step.
-        weights: The grown model's weights.
-
     Returns:
         Tensor -> values after training, for the tensors of `check_training`; and the record of the training.
 
@@ -266,10 +260,6 @@ def train_new(
 
 def check_training(step: GrowMethod, weights: GrownWeights) -> list[str]:
     """Return the tensors that a grow step trains: those with added elements, or all.
-
-    Args:
-        step: The grow step.
-        weights: The grown model's weights.
 
     Raises:
         WorkbenchError: If the step adds no parameters, or trains routers or uses a routing loss but adds no routers.

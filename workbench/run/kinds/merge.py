@@ -24,7 +24,7 @@ from workbench.resolve.keys import products
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, UnsolvedStep, cost_row, largest, merge_bytes, merged_ranks, numel, seconds_of, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
-from workbench.steps import Measured, MergeContext, MergeMethod
+from workbench.steps import EditMethod, Measured, MergeContext, MergeMethod
 from workbench.weights.device import one_thread
 from workbench.weights.masks import TensorMask
 from workbench.weights.specs import Weights
@@ -146,9 +146,8 @@ def _unsolved(resolved: Resolved, name: str) -> list[UnsolvedStep]:
     """Return the unsolved steps in a recipe used as a brick, including those of recipes that it uses as bricks."""
     steps = [step for inner_name, inner in resolved.nested.items() for step in _unsolved(inner, f"{name}.{inner_name}")]
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
-        kind = kind_of(step)
-        cost = None if kind.is_cached(resolved, number) else kind.solving(step, resolved, number, resolved.base)
-        if cost is not None:
+        if isinstance(step, EditMethod) and not kind_of(step).is_cached(resolved, number):
+            cost = step.cost(resolved.base, resolved.recipe.project, resolved.cache)
             work = cost_row(cost, seconds_of(cost, numel(resolved.base), passes=1))
             steps.append(UnsolvedStep.model_validate({"id": f"{name}.{step_id}", step.verb: step.name, **work}))
     return steps

@@ -37,14 +37,7 @@ class TrainKind(Kind[T]):
     cached_in, record = "bricks", CARD
 
     def objective(self, step: T, context: StepContext, current: Model, settings: TrainSpec) -> Objective:
-        """Return what the training minimizes. It is called before the model that is trained is loaded.
-
-        Args:
-            step: The step.
-            context: The context of the step.
-            current: The model before the step.
-            settings: Settings of the training.
-        """
+        """Return what the training minimizes. It is called before the model that is trained is loaded."""
         return CROSS_ENTROPY
 
     def apply(self, step: T, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
