@@ -163,10 +163,6 @@ def changing(folder: Path, names: Iterable[str]) -> Iterator[None]:
 def accept(folder: Path, name: str) -> None:
     """Seal a file of a folder again as it is now, because the user changed or added it on purpose.
 
-    Args:
-        folder: A sealed folder.
-        name: The file, relative to the folder.
-
     Raises:
         UsageError: If there is no such file, or its folder has no manifest.
     """

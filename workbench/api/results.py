@@ -232,12 +232,7 @@ class StoredScores:
         return compare(self.store, self.scores, baseline=self.baseline, project=self.project, command=command, sweeps=self.sweeps)
 
     def paired(self, whole: Comparison, command: str) -> Comparison:
-        """Compare the second one of the pair with the first one; without a pair, return the comparison of all.
-
-        Args:
-            whole: The comparison of all configurations.
-            command: Command line that makes the comparison again.
-        """
+        """Compare the second one of the pair with the first one; without a pair, return the comparison of all."""
         from workbench.compare.compare import compare
 
         if self.pair is None or self.pair[0] == whole.baseline:

@@ -112,13 +112,7 @@ class Recipe:
         return [name for name in self.parents if name not in others]
 
     def error(self, path: yamldoc.KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
-        """Return an error that points to a field of the recipe.
-
-        Args:
-            path: Path of keys to the field.
-            message: Description of the error.
-            hint: Command or edit that fixes it.
-        """
+        """Return an error that points to a field of the recipe, by its path of keys."""
         if self.document:
             return self.document.error(path, message, hint)
         return InvalidRecipeError(f"recipe {self.name}: {message}", hint)
@@ -144,13 +138,7 @@ class Recipe:
         return replace(_from_document(place, self.project, self.path, (*self.settings, *settings)), point=point)
 
     def derive(self, name: str, steps: Iterable[Mapping[str, object]], bricks: Iterable[str] = ()) -> Recipe:
-        """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average.
-
-        Args:
-            name: Name of the new recipe.
-            steps: Its steps, as plain data.
-            bricks: The bricks that it uses.
-        """
+        """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average."""
         block, output = self.fields.tokenizer, self.fields.output
         # A union vocabulary depends on all bricks: if one were left out, rows would belong to other tokens.
         keep = set(self.fields.bricks) if block else set(bricks)

@@ -187,11 +187,6 @@ def override(document: yamldoc.Document, settings: Sequence[str], project: Path)
 
     Methods are set first, so that their fields can be set in any order. A field that the recipe's `sweep` varies is no longer varied.
 
-    Args:
-        document: The recipe, which is changed.
-        settings: The overrides.
-        project: Project whose methods are known.
-
     Returns:
         One sentence for each method that dropped fields.
 

@@ -104,12 +104,7 @@ def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
 
 
 def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:
-    """Return an error for each part of the recipe whose result `output: {form: adapter}` cannot hold.
-
-    Args:
-        recipe: The recipe.
-        kinds: Brick name -> adapter, checkpoint or recipe.
-    """
+    """Return an error for each part of the recipe whose result `output: {form: adapter}` cannot hold."""
     if recipe.fields.output.form != "adapter":
         return []
     problems = []

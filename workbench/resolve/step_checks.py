@@ -126,11 +126,6 @@ def check_neurons(resolved: Resolved, hub: Hub, findings: Findings) -> None:
     """Record an error for each step whose set of neurons is missing, damaged or chosen on another model.
 
     The digest of the base is compared at `run` if its tensors are not local.
-
-    Args:
-        resolved: The recipe with its inputs.
-        hub: Access to the hub.
-        findings: Receives warnings, deferred checks and problems.
     """
     for number, step in enumerate(resolved.recipe.steps):
         if not (named := step.neuron_set()):

@@ -82,11 +82,6 @@ class Composition:
 def deltas(brick: Brick, base: Model, vocabulary: AlignedVocabulary | None = None) -> Deltas:
     """Return the deltas of a brick on disk, in the output's vocabulary.
 
-    Args:
-        brick: The brick.
-        base: The recipe's base.
-        vocabulary: The vocabulary of the `tokenizer` block; None for the base's.
-
     Raises:
         WorkbenchError: If the brick does not fit the base.
     """
@@ -100,12 +95,6 @@ def deltas(brick: Brick, base: Model, vocabulary: AlignedVocabulary | None = Non
 
 def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:
     """Return the deltas of a recipe used as a brick, in the output's vocabulary. The recipe is composed now.
-
-    Args:
-        nested: The recipe that is the brick.
-        outer: The recipe that uses it.
-        device: Device that the recipe's edits and trainings run on.
-        events: Receives progress.
 
     Raises:
         WorkbenchError: If the recipe grows the base, so that its tensors have other shapes or tokens.

@@ -113,11 +113,7 @@ class OutputForm(ABC):
         """Write the result, and return `output` of the run's record, which `RunOutput` reads."""
 
     def checkpoint(self, result: Path) -> Path | None:
-        """Return the directory of the checkpoint in a result, which later checks load; None if the form has none.
-
-        Args:
-            result: Directory of the result.
-        """
+        """Return the directory of the checkpoint in a result, which later checks load; None if the form has none."""
         return None
 
     def configuration(self, output: RunOutput) -> str | None:
@@ -125,30 +121,16 @@ class OutputForm(ABC):
         return output.digest
 
     def describe(self, output: RunOutput) -> str:
-        """Describe the result in one line.
-
-        Args:
-            output: `output` of the run's record.
-        """
+        """Describe the result in one line."""
         return f"configuration {(output.digest or '')[:12]}"
 
     def warnings(self, output: RunOutput) -> list[str]:
-        """Return what the user should know of the result.
-
-        Args:
-            output: `output` of the run's record.
-        """
+        """Return what the user should know of the result."""
         return []
 
     @abstractmethod
     def hints(self, place: str, output: RunOutput, resolved: Resolved) -> list[str]:
-        """Return lines with commands that load and serve the result.
-
-        Args:
-            place: Directory of the result.
-            output: `output` of the run's record.
-            resolved: The recipe.
-        """
+        """Return lines with commands that load and serve the result."""
 
 
 class CheckpointForm(OutputForm):
@@ -344,13 +326,7 @@ def _parents(resolved: Resolved) -> tuple[list[Adapter], bool]:
 
 
 def write_config(config: dict[str, object], resolved: Resolved, out: Path) -> None:
-    """Write config.json, generation_config.json, tokenizer, chat template and processor, so that transformers loads the directory.
-
-    Args:
-        config: The model's configuration.
-        resolved: The recipe, whose tokenizer is copied.
-        out: Directory of the checkpoint.
-    """
+    """Write config.json, generation_config.json, tokenizer, chat template and processor, so that transformers loads the directory."""
     written = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype")}
     if resolved.dtype_name:
         written["dtype"] = resolved.dtype_name

@@ -137,11 +137,6 @@ def stack_step(config: Config, slices: Sequence[SliceSources], places: Places) -
     """Return the `grow: stack` step with the same numbers. Problems and notes go to the configuration's report.
 
     mergekit merges the embeddings as the first slice and the final norm and head as the last one, with the first value of gradients.
-
-    Args:
-        config: The configuration.
-        slices: Its slices.
-        places: Locations and names of the models; `root` is the recipe's base.
     """
     for part in slices:
         _check(config, part)

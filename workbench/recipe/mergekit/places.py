@@ -192,10 +192,6 @@ def in_order(documents: list[yamldoc.Document], to: Path | None) -> list[tuple[s
 
     The result is the document without a name; if all have one, it is the last of the file.
 
-    Args:
-        documents: The documents of the file.
-        to: The recipe file of the result.
-
     Raises:
         WorkbenchError: If there is no output file, names repeat, two documents have no name, or documents use each other in a circle.
     """
