@@ -351,8 +351,9 @@ def _record(entry: LineupEntry) -> dict[str, Any]:
     (record,) = compose(entry.resolved, CPU).records()
     facts = record.get("facts")
     result: dict[str, Any] = {"layers": record.get("layers", record.get("layer")), "positions": record.get("positions")}
-    if "position" in record:
-        result["positions"] = {str(layer): record["position"] for layer in record["layers"]}
+    layers = record.get("layers")
+    if "position" in record and isinstance(layers, list | tuple):
+        result["positions"] = {str(layer): record["position"] for layer in layers}
     if isinstance(facts, list):
         result["skipped"] = sum(bool(fact.get("skipped")) for fact in facts)
     result["updates"] = [asdict(size) for size in sizes(entry.resolved)]

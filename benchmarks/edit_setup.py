@@ -17,6 +17,7 @@ import yaml
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.edit.places.parts import Parts
+from workbench.events import Event
 from workbench.facts import Fact, write_facts
 from workbench.facts.conflicts import import_facts
 from workbench.models.live import compute, live_model
@@ -84,7 +85,7 @@ class Clock:
     def __post_init__(self) -> None:
         self.seconds = dict(clocked(self.file).get(self.key, {}))
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Receive an event: the seconds since the last event belong to the part that ran until now."""
         if event.get("stage") == "edit" and "done" in event:
             self.note(part_of(event))
@@ -113,7 +114,7 @@ def clocked(file: Path) -> dict[str, dict[str, float]]:
     return seconds
 
 
-def part_of(event: Mapping[str, Any]) -> str:
+def part_of(event: Event) -> str:
     """Return the part that runs after an event, such as "values at layer 14", "statistics", "sweep", "trace" or "solve"."""
     text = str(event.get("text", ""))
     if text.startswith(("values", "refining")):
@@ -131,7 +132,7 @@ def part_of(event: Mapping[str, Any]) -> str:
     return "solve"
 
 
-def show(event: Mapping[str, Any], clock: Clock | None = None) -> None:
+def show(event: Event, clock: Clock | None = None) -> None:
     """Print an event; of a series of counted ones about LINES."""
     text = str(event.get("text", ""))
     done, total = event.get("done"), event.get("total")

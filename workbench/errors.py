@@ -162,12 +162,6 @@ def refuse_misspelt(
 ) -> None:
     """Raise an error if an ignored field of a row looks like a misspelling of a known field that the row lacks.
 
-    Args:
-        row: The row; it may have other fields.
-        known: The fields that are read.
-        place: file:line, for the message.
-        error: Class of the error to raise.
-
     Raises:
         WorkbenchError: If a field of the row is similar to a missing known field.
     """

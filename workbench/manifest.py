@@ -163,10 +163,6 @@ def changing(folder: Path, names: Iterable[str]) -> Iterator[None]:
 def accept(folder: Path, name: str) -> None:
     """Seal a file of a folder again as it is now, because the user changed or added it on purpose.
 
-    Args:
-        folder: A sealed folder.
-        name: The file, relative to the folder.
-
     Raises:
         UsageError: If there is no such file, or its folder has no manifest.
     """
@@ -241,11 +237,7 @@ def _size(path: Path) -> str:
 
 
 def require_whole(folder: Path, *, digests: bool = False) -> None:
-    """Check a folder against its manifest; a folder that was never sealed passes.
-
-    Args:
-        folder: The folder.
-        digests: Compare the contents too, which reads every file.
+    """Check a folder against its manifest, with the contents if `digests`; a folder that was never sealed passes.
 
     Raises:
         GateFailedError: If a file is missing, changed or was added. The message names it, and what was expected and found.

@@ -109,7 +109,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
-def csv_records(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_records(rows: Sequence[Mapping[str, object]]) -> str:
     """Return rows of equal keys, at least one, as CSV."""
     return csv_text(list(rows[0]), ([row[key] for key in rows[0]] for row in rows))
 
@@ -167,7 +167,7 @@ def _line(text: str) -> str:
     return re.sub(r"\s+", " ", printable(text))
 
 
-def data_frame(tables: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Any:
+def data_frame(tables: Mapping[str, Sequence[Mapping[str, object]]], name: str) -> Any:
     """Return one of some flat tables as a pandas data frame.
 
     Args:

@@ -61,7 +61,7 @@ def test_what_the_cache_has_costs_nothing(facts: Project) -> None:
     compose(facts.resolve(text), CPU)
     found = plan(facts.resolve(text), facts.path / "runs")
     assert found.cached == ["tune"]
-    assert "cost" not in found.steps[0]
+    assert found.steps[0].cost is None
     composition = compose(facts.resolve(text), CPU)
     counted = check_efficacy(facts.resolve(text), composition, CPU)
     assert counted["tune"].facts == len(composition.taught[0].facts) > 0

@@ -1,4 +1,4 @@
-"""A kind of step that the workbench does not have: one file in steps/, one in run/kinds/, one method, and no other file."""
+"""A kind of step that the workbench does not have: a file in steps/, one in run/kinds/, the first method, and no other file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Scale(Kind[ScaleMethod]):
 
 KIND = Scale()
 """,
-    "scale/norms.py": '''
+    "scale/__init__.py": '''
 from typing import Literal
 from workbench.steps import register
 from workbench.steps.scale import ScaleMethod
@@ -82,7 +82,6 @@ class Norms(ScaleMethod):
     def factor(self, tensor: str) -> float:
         return self.by if "norm" in tensor else 1.0
 ''',
-    "scale/__init__.py": "",
 }
 
 
@@ -104,7 +103,7 @@ def scale_kind(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     del VERBS["scale"]
     REGISTERED.clear()
     REGISTERED.update(known)
-    for name in ("workbench.steps.scale", "workbench.run.kinds.scale", "workbench.scale", "workbench.scale.norms"):
+    for name in ("workbench.steps.scale", "workbench.run.kinds.scale", "workbench.scale"):
         sys.modules.pop(name, None)
     for package in (workbench, workbench.steps, workbench.run.kinds):
         vars(package).pop("scale", None)

@@ -68,7 +68,7 @@ class ItemsBeside:
 
         return Items(first=self.first, second=self.second, shown=list(self.rows), **self.counts)
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return one flat table, `items`: the question, the change, and score and answer of both configurations."""
         plain = ("task", "id", "cluster", "metric", "change", "prompt")
         rows = []

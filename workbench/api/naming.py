@@ -233,11 +233,7 @@ def open_named(
 
 
 def run_named(name: str, runs: Path | None = None) -> RunDirectory:
-    """Return the finished or unfinished run that a name means; for a recipe, the run of the recipe as it is now.
-
-    Args:
-        name: A name; see `find`.
-        runs: Directory of runs; default: runs/ in the project.
+    """Return the run that a name means (see `find`), finished or not; for a recipe, the run of the recipe as it is now.
 
     Raises:
         WorkbenchError: If the name means no run, or a recipe that has not been run as it is now.

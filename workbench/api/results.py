@@ -39,7 +39,7 @@ class Result:
         """The content of the page's JSON file."""
         return self._shown().to_dict()
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return flat tables by name; a table is one mapping per row."""
         raise NotImplementedError
 
@@ -109,7 +109,7 @@ class ComparedScores(Result):
         """The configuration to ship and the reasons; None if no configuration is compared."""
         return self.comparison.recommendation
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return flat tables: `rows` as above; `scores`, one row per configuration, task and metric; `configurations`."""
         scores = [
             {
@@ -170,7 +170,7 @@ class FoundValues(Result):
         """The written recipes by candidate."""
         return {name: self.project / path for name, path in self.found.recipes.items()}
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return flat tables: `trials`, one row per candidate with its values and scores, and `test`, the scores on test items."""
         names = [objective.name for objective in self.found.objectives]
         trials = []
@@ -235,12 +235,7 @@ class StoredScores:
         return compare(self.store, self.scores, baseline=self.baseline, project=self.project, command=command, sweeps=self.sweeps)
 
     def paired(self, whole: Comparison, command: str) -> Comparison:
-        """Compare the second one of the pair with the first one; without a pair, return the comparison of all.
-
-        Args:
-            whole: The comparison of all configurations.
-            command: Command line that makes the comparison again.
-        """
+        """Compare the second one of the pair with the first one; without a pair, return the comparison of all."""
         from workbench.compare.compare import compare
 
         if self.pair is None or self.pair[0] == whole.baseline:

@@ -109,13 +109,7 @@ class Opened:
         return None if any(entry.role == "base" for entry in self.entries) else self.entries[0].name
 
     def scored(self, device: str, server: str | None, events: Events = no_events) -> list[Scores]:
-        """Score all configurations in this process.
-
-        Args:
-            device: Value of `--device`.
-            server: Value of `--server`.
-            events: Receives progress.
-        """
+        """Score all configurations in this process; `device` and `server` are the values of the options."""
         from workbench.evaluate.scoring import score_all
         from workbench.models.identity import pick_device
 
@@ -125,26 +119,13 @@ class Opened:
     def scored_on_cluster(
         self, request: Request, device: str, server: str | None, workers: int | None, events: Events = no_events
     ) -> list[Scores]:
-        """Score all configurations on a Ray cluster.
-
-        Args:
-            request: Opens the same subjects on a worker.
-            device: Value of `--device`, on each worker.
-            server: Value of `--server`.
-            workers: Value of `--workers`.
-            events: Receives progress.
-        """
+        """Score all configurations on a Ray cluster, whose workers open the same request."""
         from workbench.evaluate.cluster import score_on_cluster
 
         return score_on_cluster(partial(_on_worker, request, device, server), self.on(device, server), workers, events)
 
     def on(self, device: str, server: str | None) -> Subjects:
-        """Return what a worker of a cluster needs.
-
-        Args:
-            device: Value of `--device`.
-            server: Value of `--server`.
-        """
+        """Return what a worker of a cluster needs, with the values of `--device` and `--server`."""
         from workbench.evaluate.cluster import Subjects
 
         return Subjects(self.entries, self.plans, self.store, self.runs, device, server)

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from workbench.errors import WorkbenchError, duration, printable, shortened
 
 if TYPE_CHECKING:
+    from workbench.events import Event, Whole
     from workbench.results import Part
 
 # json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
@@ -129,7 +130,7 @@ class Terminal:
 
         self.data.print(Text.assemble(*((printable(text), style) for text, style in parts)))
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Show a progress event: one line per stage, or a bar on a terminal if the event has counts.
 
         Events that tell of the whole work have one bar together on a terminal, and elsewhere the time left at the end of their lines.
@@ -177,7 +178,7 @@ class Terminal:
             self.stop()
             self.say(text)
 
-    def _advance_whole(self, event: dict[str, Any], whole: dict[str, Any]) -> None:
+    def _advance_whole(self, event: Event, whole: Whole) -> None:
         """Show the line of the whole work: what is in progress, the share that is done, and the time left."""
         text = printable(f"{event['stage']:<8}{event['number']}/{event['of']} {event['configuration']}  {event.get('text', '')}")
         if not self._whole:
@@ -207,14 +208,14 @@ class Terminal:
             bar.stop()
 
 
-def _whole_text(whole: dict[str, Any] | None) -> str:
+def _whole_text(whole: Whole | None) -> str:
     """Return how much of the whole work is done, for the end of a line; "" where it is the only part of the work."""
     if whole is None or whole["of"] == 1:
         return ""
     return f"  ({100 * whole['share']:.0f} % of {whole['of']} configurations{time_left(whole)})"
 
 
-def time_left(whole: dict[str, Any]) -> str:
+def time_left(whole: Whole) -> str:
     """Return the time left of the whole work for the end of a text; "" where it is not known or nothing is left."""
     return f", about {duration(whole['left'])} left" if whole["left"] and whole["left"] >= 0.5 else ""
 

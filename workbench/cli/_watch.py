@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from workbench.api.subjects import Opened
 from workbench.cli._output import out, time_left
 from workbench.cli._recipes import compare_scores
 from workbench.errors import UsageError, WorkbenchError
-from workbench.events import Events
+from workbench.events import Event, Events
 
 if TYPE_CHECKING:
     from workbench.report.watch import Watched
@@ -109,7 +109,7 @@ class _Page(ABC):
         self._watched = watched
         self._next = 0.0
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Take a progress event."""
         out.event(event)
         if self._watched is not None and self.tell(event, self._watched) and time.monotonic() >= self._next:
@@ -119,7 +119,7 @@ class _Page(ABC):
             self._next = ended + max(_PAUSE, (ended - started) / _SHARE)
 
     @abstractmethod
-    def tell(self, event: dict[str, Any], watched: Watched) -> bool:
+    def tell(self, event: Event, watched: Watched) -> bool:
         """Tell open pages how far the work is, and return True if the event can mean new scores."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ class _Comparison(_Page):
         super().__init__(watched)
         self.opened, self.against = opened, against
 
-    def tell(self, event: dict[str, Any], watched: Watched) -> bool:
+    def tell(self, event: Event, watched: Watched) -> bool:
         """Tell open pages how far the evaluation is."""
         whole = event.get("overall")
         if whole:
@@ -179,7 +179,7 @@ class WatchedSearch(_Page):
         if self._watched is not None:
             self._watched.show(found)
 
-    def tell(self, event: dict[str, Any], watched: Watched) -> bool:
+    def tell(self, event: Event, watched: Watched) -> bool:
         """Tell open pages how far the search is."""
         text = str(event.get("text", ""))
         if "done" in event:

@@ -48,7 +48,7 @@ def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, j
         )
         for r in memory.kept(version).facts
     ]
-    shown = MemoryFacts(version=version or memory.log.version, method=memory.record["method"], facts=rows)
+    shown = MemoryFacts(version=version or memory.log.version, method=memory.record.method, facts=rows)
 
     def text() -> None:
         cells = [

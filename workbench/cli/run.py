@@ -191,14 +191,14 @@ def run(
 
     form = form_of(resolved)
     written = run_for(runs, resolved.recipe.name, resolved.run_key).read_record().output
-    output = written.to_dict() if written else {}
-    for warning in form.warnings(output):
+    assert written is not None, "a run that has finished has a result"
+    for warning in form.warnings(written):
         out.warn(warning)
 
     def text() -> None:
-        _print_result(result, form.describe(output))
+        _print_result(result, form.describe(written))
         checkpoint = Path(result.place) if form is CHECKPOINT else None
-        for line in (*form.hints(result.place, output, resolved), *score_lines(resolved, recipe, settings, checkpoint)):
+        for line in (*form.hints(result.place, written, resolved), *score_lines(resolved, recipe, settings, checkpoint)):
             out.say(line)
 
     out.result(lambda: result, text, json=json)

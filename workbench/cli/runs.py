@@ -80,7 +80,7 @@ def _print(run: RunDirectory, record: RunRecord) -> None:
     out.line(f"base   {base.id}  {(base.digest or '')[:12]}")
     for brick, found in (record.inputs.bricks or {}).items():
         out.line(f"brick  {brick} ({found.kind})  {(found.digest or '')[:12]}")
-    for step in record.to_dict().get("steps", ()):  # as written, because methods add entries
+    for step in (step.to_dict() for step in record.steps or ()):  # with the entries that only some methods have
         shown = {k: v for k, v in step.items() if k not in ("id", "key", "router")}
         out.line(f"step   {step['id']}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
         _print_router(step.get("router"))

@@ -95,7 +95,8 @@ class TextMemory(MemoryMethod):
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, object]:
         """Attach the memory to the model, with a threshold that is chosen again from the facts in it."""
-        encoder = _encoder(kept.settings["encoder"], model, tokenizer)
+        folder = kept.settings["encoder"]
+        encoder = _encoder(None if folder is None else str(folder), model, tokenizer)
         limit, record = self._choose_threshold(encoder, [(r.fact, dict(r.tensors)) for r in kept.facts])
         used = [r for r in kept.facts if r.credibility.kept]
         attach(model, tokenizer, FactStore(used, encoder, limit, self.most, self.template))

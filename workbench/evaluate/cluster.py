@@ -19,7 +19,7 @@ from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.progress import SideBySide
 from workbench.evaluate.scoring import check_calibration, refuse_stateful, score_all
-from workbench.events import Events, no_events
+from workbench.events import Event, Events, no_events
 from workbench.lazy import torch
 from workbench.models.identity import pick_device
 from workbench.scores.plan import ScorePlan
@@ -312,10 +312,10 @@ class _Line:
             self._events({**self._head(unit), "scored": unit.suite, "overall": self._whole.told()})
 
     def _tell(self, unit: Unit, done: int) -> None:
-        count = {"done": done, "total": unit.items, "text": f"{unit.suite}: {unit.items} items"}
-        self._events({**self._head(unit), **count, "overall": self._whole.told()})
+        text, whole = f"{unit.suite}: {unit.items} items", self._whole.told()
+        self._events({**self._head(unit), "done": done, "total": unit.items, "text": text, "overall": whole})
 
-    def _head(self, unit: Unit) -> dict[str, Any]:
+    def _head(self, unit: Unit) -> Event:
         number = self._names.index(unit.name) + 1
         return {"stage": "score", "configuration": unit.name, "number": number, "of": len(self._names)}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from workbench.evaluate.lineup import LineupEntry
+from workbench.events import Whole
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import ScoreStore
 
@@ -48,7 +48,7 @@ class Overall:
         """Finish the work in progress."""
         self._close()
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> Whole:
         """Return `share` (from 0 to 1), `left` (seconds, None if it cannot be told yet), `finished` and `of` (configurations)."""
         scored = self._total - sum(sum(plans.values()) for plans in self._left.values())
         current = self._current() * self._part
@@ -126,7 +126,7 @@ class SideBySide:
         self._spent[plan] = self._spent.get(plan, 0.0) + self._clock() - self._started.pop(part)
         self._done[plan] = self._done.get(plan, 0) + self._open.pop(part)
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> Whole:
         """Return `share`, `left`, `finished` and `of`, as `Overall.told` does; `share` counts finished parts only."""
         share = 1.0 - sum(self._open.values()) / self._total if self._total else 1.0
         unfinished = {name for name, _ in self._open}

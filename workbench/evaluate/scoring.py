@@ -12,7 +12,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.progress import Overall, overall
-from workbench.events import Events, no_events
+from workbench.events import Event, Events, no_events
 from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Scores, ScoreStore
 
@@ -111,7 +111,7 @@ def _score(
     scores: list[Scores] = []
     whole = overall(entries, plans, store)
     for number, entry in enumerate(entries, 1):
-        head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
+        head: Event = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
         is_stored = all((key := entry.key(plan)) and store.has(plan, key) for plan in plans)
         whole.begin(entry.name)
         events({**head, "text": "scores are stored" if is_stored else "composing", "overall": whole.told()})
@@ -221,7 +221,7 @@ def _keys(entries: Sequence[LineupEntry], plan: ScorePlan, store: ScoreStore) ->
     return {name: key for name, key in keys.items() if key and store.has(plan, key)}
 
 
-def _progress(events: Events, head: dict[str, Any], plan: ScorePlan, whole: Overall) -> Callable[[str, int, int], None]:
+def _progress(events: Events, head: Event, plan: ScorePlan, whole: Overall) -> Callable[[str, int, int], None]:
     def report(task: str, done: int, total: int) -> None:
         whole.at(done / total if total else 1.0)
         items = sum(len(task_items) for task_items in plan.items.values())

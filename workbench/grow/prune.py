@@ -200,7 +200,7 @@ class Prune(TextMethod):
                 )
                 plan.keep_channels(self.hidden, kept, scales)
             resized = plan.growth("narrowed")
-            tensors, config, record = dict(resized.tensors), resized.config, resized.record
+            tensors, config, record = dict(resized.tensors), resized.config, dict(resized.record)
             check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")
         if gone:
             record = {"layers": [depth, len(order)], **record}

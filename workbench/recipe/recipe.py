@@ -7,16 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
 from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.project import find_project
-from workbench.recipe.fields import FactsEval, InlineEval
 from workbench.recipe.methods import MethodFinder, methods
-from workbench.recipe.schema import Output, RecipeFields, override, recipe_model, recipe_schema
+from workbench.recipe.schema import RecipeFields, override, recipe_model
 from workbench.steps import RouteMethod, Step
 from workbench.vocabulary.fields import TokenRow
 
@@ -114,13 +112,7 @@ class Recipe:
         return [name for name in self.parents if name not in others]
 
     def error(self, path: yamldoc.KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
-        """Return an error that points to a field of the recipe.
-
-        Args:
-            path: Path of keys to the field.
-            message: Description of the error.
-            hint: Command or edit that fixes it.
-        """
+        """Return an error that points to a field of the recipe, by its path of keys."""
         if self.document:
             return self.document.error(path, message, hint)
         return InvalidRecipeError(f"recipe {self.name}: {message}", hint)
@@ -129,7 +121,7 @@ class Recipe:
         """Return the same recipe without its `search`."""
         return replace(self, fields=self.fields.model_copy(update={"search": None}))
 
-    def varied(self, data: dict[str, Any], point: str, settings: Iterable[str]) -> Recipe:
+    def varied(self, data: dict[str, object], point: str, settings: Iterable[str]) -> Recipe:
         """Return a point of a sweep: the same recipe with other data, whose errors still point into the file.
 
         Args:
@@ -145,14 +137,8 @@ class Recipe:
         )
         return replace(_from_document(place, self.project, self.path, (*self.settings, *settings)), point=point)
 
-    def derive(self, name: str, steps: Iterable[Mapping[str, Any]], bricks: Iterable[str] = ()) -> Recipe:
-        """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average.
-
-        Args:
-            name: Name of the new recipe.
-            steps: Its steps, as plain data.
-            bricks: The bricks that it uses.
-        """
+    def derive(self, name: str, steps: Iterable[Mapping[str, object]], bricks: Iterable[str] = ()) -> Recipe:
+        """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average."""
         block, output = self.fields.tokenizer, self.fields.output
         # A union vocabulary depends on all bricks: if one were left out, rows would belong to other tokens.
         keep = set(self.fields.bricks) if block else set(bricks)
@@ -191,7 +177,7 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     return replace(_from_document(document, project, path, settings), notes=notes)
 
 
-def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
+def from_data(data: Mapping[str, object], project: Path) -> Recipe:
     """Validate plain data as a recipe of a project."""
     return _from_document(yamldoc.Document(json.loads(json.dumps(data)), {}, f"recipe {data.get('name', '')}"), project, None)
 
@@ -304,7 +290,7 @@ def _check_tokenizer(recipe: Recipe) -> None:
         )
 
 
-def dump_step(step: BaseModel) -> dict[str, Any]:
+def dump_step(step: BaseModel) -> dict[str, object]:
     """Return the fields that determine a step's result as plain data, defaults and constants included, for keys and records."""
     fields = type(step).model_fields
     unset = {name for name in getattr(step, "keyed_if_set", ()) if getattr(step, name) == fields[name].default}
@@ -312,22 +298,6 @@ def dump_step(step: BaseModel) -> dict[str, Any]:
     return {**dumped, **getattr(step, "constants", {})}
 
 
-def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
+def dump_steps(recipe: Recipe) -> list[dict[str, object]]:
     """Return all steps of a recipe as plain data."""
     return [dump_step(step) for step in recipe.steps]
-
-
-__all__ = [
-    "FactsEval",
-    "InlineEval",
-    "Output",
-    "Recipe",
-    "RecipeFields",
-    "dump_step",
-    "dump_steps",
-    "find_project",
-    "from_data",
-    "load_recipe",
-    "recipe_model",
-    "recipe_schema",
-]

@@ -36,7 +36,7 @@ class Output(Strict):
     shard_size: str = "4GB"
     """Maximum size of each file of a checkpoint."""
 
-    def of_adapter(self) -> dict[str, Any]:
+    def of_adapter(self) -> dict[str, object]:
         """Return the fields that an adapter's run depends on, for its key."""
         return self.model_dump(exclude={"shard_size"} if self.accept_error is not None else {"shard_size", "accept_error"})
 
@@ -187,11 +187,6 @@ def override(document: yamldoc.Document, settings: Sequence[str], project: Path)
 
     Methods are set first, so that their fields can be set in any order. A field that the recipe's `sweep` varies is no longer varied.
 
-    Args:
-        document: The recipe, which is changed.
-        settings: The overrides.
-        project: Project whose methods are known.
-
     Returns:
         One sentence for each method that dropped fields.
 
@@ -230,7 +225,7 @@ def _set_method(document: yamldoc.Document, setting: str, ids: Mapping[str, int]
     return f"--set {setting} drops {', '.join(dropped)}: {method} has no such field" if dropped else ""
 
 
-def choose_method(step: dict[str, Any], verb: str, method: str, project: Path) -> list[str]:
+def choose_method(step: dict[str, object], verb: str, method: str, project: Path) -> list[str]:
     """Set the method of a step in plain data, and return the fields that it drops because the method does not have them.
 
     An unknown method drops nothing. A field that the old method lacks too is an error of the recipe, and stays.

@@ -43,10 +43,6 @@ def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchErro
     """Return an error for each brick that is no plain low-rank update, in steps that need one (`Step.low_rank_bricks`).
 
     The result of a recipe is checked when it has been computed, except that it must be an adapter.
-
-    Args:
-        resolved: The recipe.
-        findings: Receives the checks that are left to `run`.
     """
     recipe, problems = resolved.recipe, []
     for i, step in enumerate(recipe.steps):
@@ -97,11 +93,6 @@ def small_tensors(step: Step, resolved: Resolved) -> list[str]:
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
     """Check that a recipe used as a brick has the same vocabulary as the recipe that uses it.
 
-    Args:
-        name: The brick's name.
-        inner: The recipe that is the brick.
-        resolved: The recipe that uses it.
-
     Returns:
         Warnings.
 
@@ -120,12 +111,6 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
 
 def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
     """Check that an adapter or a checkpoint fits the base, and return warnings.
-
-    Args:
-        brick: The brick.
-        resolved: The recipe.
-        hub: Access to the hub.
-        findings: Receives the checks that are left to `run`.
 
     Raises:
         WorkbenchError: If its tensors, vocabulary or recorded base do not fit.
@@ -187,7 +172,7 @@ def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     return [text] if changed else []
 
 
-def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, Any]:
+def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, object]:
     """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
     config = {key: value for part in text_parts(config) for key, value in part.items()}
     fields = {key: config[key] for key in _SHARED if key in config}

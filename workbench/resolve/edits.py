@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
@@ -20,11 +19,6 @@ from workbench.steps import EditMethod
 
 def check_streams(resolved: Resolved, hub: Hub, findings: Findings) -> None:
     """Check that each stream that is continued was solved on the weights that its step meets.
-
-    Args:
-        resolved: The recipe, with its steps bound.
-        hub: Access to the hub.
-        findings: Receives the checks that are left to `run`, and warnings.
 
     Raises:
         InvalidRecipeError: If a stream was solved on another base, with another tokenizer, or after other steps.
@@ -94,7 +88,7 @@ def _starts_anew(resolved: Resolved) -> Iterator[str]:
         )
 
 
-def edit_record(brick: Brick) -> dict[str, Any] | None:
+def edit_record(brick: Brick) -> dict[str, object] | None:
     """Return the record of an edit brick, with the weights that it was solved on; None for other bricks."""
     record = read_json(brick.path / "edit.json")
     return record if isinstance(record, dict) and "solved_on" in record else None
@@ -112,13 +106,7 @@ def check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
 
 
 def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
-    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on.
-
-    Args:
-        resolved: The recipe.
-        hub: Access to the hub.
-        findings: Receives the checks that are left to `run`.
-    """
+    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on."""
     warnings: list[str] = []
     recipe = resolved.recipe
     for name, brick in resolved.on_disk.items():
@@ -135,7 +123,7 @@ def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]
     return warnings
 
 
-def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
+def _inexact(record: Mapping[str, object], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
     """Return why a merge step may lose facts of an edit, as a clause; None if it adds the edit as it was solved."""
     step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
     if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):

@@ -45,13 +45,7 @@ ACCEPTED = 0.5
 
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
-    """Convert a recipe's result to the adapter that its `output: {form: adapter}` describes.
-
-    Args:
-        result: The model after the last step.
-        base: The recipe's base.
-        output: The recipe's `output`.
-    """
+    """Convert a recipe's result to the adapter that its `output: {form: adapter}` describes."""
     if isinstance(result.weights, AdaptedWeights):
         return result.weights
     dtype: torch.dtype = getattr(torch, output.dtype or "float32")
@@ -110,12 +104,7 @@ def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
 
 
 def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:
-    """Return an error for each part of the recipe whose result `output: {form: adapter}` cannot hold.
-
-    Args:
-        recipe: The recipe.
-        kinds: Brick name -> adapter, checkpoint or recipe.
-    """
+    """Return an error for each part of the recipe whose result `output: {form: adapter}` cannot hold."""
     if recipe.fields.output.form != "adapter":
         return []
     problems = []

@@ -251,7 +251,7 @@ class Resolved:
         return json_digest([*plain, *beside])
 
     @cached_property
-    def generation(self) -> Mapping[str, Any]:
+    def generation(self) -> Mapping[str, object]:
         """Settings of the output's generation_config.json that change generated text; usually empty."""
         return generation_settings(self.tokenizer_path, self.base.config)
 
@@ -304,7 +304,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class RecipeBrick:
-    """A recipe used as a brick of another recipe. Implements `bricks.source.BrickSource`.
+    """A recipe used as a brick of another recipe. Implements `bricks.brick.BrickSource`.
 
     Attributes:
         name: Name of the brick in the outer recipe.
@@ -315,8 +315,7 @@ class RecipeBrick:
     resolved: Resolved
 
     @property
-    def kind(self) -> str:
-        """The kind of brick."""
+    def kind(self) -> str:  # noqa: D102  described by `BrickSource`
         return "recipe"
 
     @property
@@ -325,23 +324,19 @@ class RecipeBrick:
         return f"recipe {self.resolved.recipe.name}"
 
     @property
-    def revision(self) -> str | None:
-        """None: a recipe has no commit on the hub."""
+    def revision(self) -> str | None:  # noqa: D102
         return None
 
     @property
-    def headers_only(self) -> bool:
-        """True if tensors of an input of the recipe are not local."""
+    def headers_only(self) -> bool:  # noqa: D102
         return self.resolved.headers_only
 
     @property
-    def downloads(self) -> tuple[Download, ...]:
-        """Downloads of the recipe's inputs."""
+    def downloads(self) -> tuple[Download, ...]:  # noqa: D102
         return self.resolved.downloads
 
     @property
-    def deferred(self) -> tuple[str, ...]:
-        """Checks of the recipe's inputs that are left to `run`."""
+    def deferred(self) -> tuple[str, ...]:  # noqa: D102
         return self.resolved.deferred
 
     @property
@@ -355,24 +350,19 @@ class RecipeBrick:
         base = sum(spec.nbytes for spec in self.resolved.base.weights.specs.values())
         return base + sum(brick.input_bytes for brick in self.resolved.bricks.values())
 
-    def digest(self, cache: Path) -> str:
-        """Return the recipe's key."""
+    def digest(self, cache: Path) -> str:  # noqa: D102
         return self.resolved.key
 
-    def fingerprint(self, cache: Path) -> str:
-        """Return the recipe's sort key."""
+    def fingerprint(self, cache: Path) -> str:  # noqa: D102
         return self.resolved.fingerprint
 
-    def known(self, cache: Path) -> bool:
-        """Return whether the digests of all inputs of the recipe are cached."""
+    def known(self, cache: Path) -> bool:  # noqa: D102
         return self.resolved.known
 
-    def stamp(self, cache: Path) -> str:
-        """Return the substitute for the recipe's key."""
+    def stamp(self, cache: Path) -> str:  # noqa: D102
         return self.resolved.stamp
 
-    def check_inputs(self) -> None:
-        """Raise InputChangedError if an input of the recipe has changed."""
+    def check_inputs(self) -> None:  # noqa: D102
         self.resolved.check_inputs()
 
     def unties(self, base: Model) -> str | None:

@@ -18,11 +18,7 @@ from workbench.vocabulary.tokens import check_same_vocabulary, has_tokenizer
 
 
 def check_teacher(name: str, resolved: Resolved) -> None:
-    """Check that a brick can teach: it has a tokenizer of its own and is another model than the base.
-
-    Args:
-        name: The brick, a checkpoint or a recipe.
-        resolved: The recipe.
+    """Check that a brick, a checkpoint or a recipe, can teach: it has a tokenizer of its own and is another model than the base.
 
     Raises:
         WorkbenchError: If it has no tokenizer, or is the base itself.
@@ -43,10 +39,6 @@ def check_teacher(name: str, resolved: Resolved) -> None:
 
 def check_whole_model(name: str, resolved: Resolved) -> list[str]:
     """Check the vocabulary of a brick that steps use as a whole model. The step itself compares shapes.
-
-    Args:
-        name: The brick.
-        resolved: The recipe.
 
     Returns:
         Warnings about tokens and settings that differ from the base's.
@@ -83,10 +75,6 @@ def check_whole_model(name: str, resolved: Resolved) -> list[str]:
 def tokenizer_of(resolved: Resolved, name: str) -> Path:
     """Return the directory of a brick's tokenizer.
 
-    Args:
-        resolved: The recipe.
-        name: The brick.
-
     Raises:
         WorkbenchError: If the brick has none, or the recipe has a `tokenizer` block, which says the same.
     """
@@ -104,11 +92,7 @@ def tokenizer_of(resolved: Resolved, name: str) -> Path:
 
 
 def check_parts(resolved: Resolved) -> list[WorkbenchError]:
-    """Return an error for each multimodal brick of `grow: components` that lacks `part: language`, or whose tokens the result lacks.
-
-    Args:
-        resolved: The recipe.
-    """
+    """Return an error for each multimodal brick of `grow: components` that lacks `part: language`, or whose tokens the result lacks."""
     recipe, problems = resolved.recipe, []
     for i, step in enumerate(recipe.steps):
         if not (isinstance(step, GrowMethod) and step.composes):
@@ -141,11 +125,6 @@ def check_neurons(resolved: Resolved, hub: Hub, findings: Findings) -> None:
     """Record an error for each step whose set of neurons is missing, damaged or chosen on another model.
 
     The digest of the base is compared at `run` if its tensors are not local.
-
-    Args:
-        resolved: The recipe with its inputs.
-        hub: Access to the hub.
-        findings: Receives warnings, deferred checks and problems.
     """
     for number, step in enumerate(resolved.recipe.steps):
         if not (named := step.neuron_set()):

@@ -30,17 +30,11 @@ if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
 
 
-def compare(context: StepContext, grown: GrownStep, current: Model, model: Model) -> dict[str, Any]:
+def compare(context: StepContext, grown: GrownStep, current: Model, model: Model) -> dict[str, object]:
     """Compare a grown model with the model before growth, before anything is written.
 
     config.json is compared with the tensors. Then `check: full` compares live models in float32, and `check: tensors` compares
     logits of two short prompts with the weights streamed from the files.
-
-    Args:
-        context: The step in its recipe.
-        grown: The result of the step.
-        current: The model before the step.
-        model: The model after the step.
 
     Returns:
         The measurements, as plain data.
@@ -53,9 +47,9 @@ def compare(context: StepContext, grown: GrownStep, current: Model, model: Model
     if grown.step.composes:
         return {"fits": True}  # `check_written` compares texts, with the class that transformers has for the result
     if not grown.step.is_checked():
-        context.told("check", "logits of two short prompts, layer by layer")
+        context.say("check", "logits of two short prompts, layer by layer")
         return _check_logits(resolved, current, model, grown, device)
-    context.told("check", "logits, cached generation and gradients, before and after")
+    context.say("check", "logits, cached generation and gradients, before and after")
     with _runs(context.id, "the grown model or the one before it"):
         before, after = (_live(resolved, m, device) for m in (current, model))
         return check_growth_on(before, after, grown.step, grown.weights, context.id)
@@ -63,19 +57,11 @@ def compare(context: StepContext, grown: GrownStep, current: Model, model: Model
 
 def check_written(
     resolved: Resolved, grown: Sequence[GrownStep], model: Model, place: Path, device: torch.device, events: Events = no_events
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """Check the written files of a grown model.
 
     Every old tensor must have the same bits as before, unless the step trains the whole model. With `check: full`, transformers must also load the files and compute the
     same logits as the composed tensors.
-
-    Args:
-        resolved: The recipe.
-        grown: The composition's grow steps.
-        model: The composition's result.
-        place: Directory of the files, with config.json.
-        device: Device that the reloaded model runs on.
-        events: Receives progress.
 
     Returns:
         Step id -> `{"kept": {"identical": N, "with_additions": N, "rescaled": N, "new": N, "changed_later": N}, "reloaded":
@@ -84,7 +70,7 @@ def check_written(
     Raises:
         WorkbenchError: If an old tensor has changed, transformers cannot load the files, or logits differ (exit code 3).
     """
-    measured: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, object]] = {}
     checked = [g for g in grown if g.step.check != "off"]
     if not checked:
         return measured
@@ -129,7 +115,7 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
         raise GateFailedError(f"step {step}: the reloaded model gives other outputs than the composed tensors", _REPORT)
 
 
-def _check_logits(resolved: Resolved, current: Model, model: Model, grown: GrownStep, device: torch.device) -> dict[str, Any]:
+def _check_logits(resolved: Resolved, current: Model, model: Model, grown: GrownStep, device: torch.device) -> dict[str, object]:
     """Compare logits of two short prompts before and after growth, or check that they are finite if the method promises nothing.
 
     Returns:
@@ -160,7 +146,7 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
     after = logits(model, tokens)
     finite_logits(after, grown.id)
     if promise == "no":
-        record: dict[str, Any] = {"finite_logits": True}
+        record: dict[str, object] = {"finite_logits": True}
     else:
         record = same_logits(logits(current, tokens), after, TOLERANCES[promise], grown.id, tokens_added)
     return {**record, **({"loaded_whole": True} if whole else {})}
@@ -194,17 +180,11 @@ def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedM
 _OFF_COMPOSED = "If the models were made for different settings, set `base` to the text model of this architecture. `check: off` skips this check."
 
 
-def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, device: torch.device) -> dict[str, Any]:
+def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, device: torch.device) -> dict[str, object]:
     """Load the written model and compare its answers to texts with those of the text model that was put into it.
 
     A difference means that config.json of the brick gives the text decoder other settings than the base has, such as another base of
     the rotary positions.
-
-    Args:
-        resolved: The recipe.
-        grown: The composition's grow steps.
-        place: Directory of the files, with config.json.
-        device: Device that the models run on.
 
     Returns:
         `{"max_logit_difference": float}`, in float32.
@@ -235,10 +215,10 @@ def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, 
         ) from None
 
 
-def _placeholders(config: Mapping[str, Any]) -> list[int]:
+def _placeholders(config: Mapping[str, object]) -> list[int]:
     """Return the tokens that stand for images, video or audio, by config.json."""
     names = [key for key in config if key.endswith(("_token_id", "_token_index")) and not key.startswith(("bos", "eos", "pad"))]
-    return [config[key] for key in names if isinstance(config[key], int)]
+    return [token for key in names if isinstance(token := config[key], int)]
 
 
 def _loaded(kind: Any, place: Path, dtype: torch.dtype, step: str, added: Set[str | None] | None, hint: str) -> Any:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
@@ -57,12 +57,12 @@ class Composition:
     @property
     def edits(self) -> dict[str, Path]:
         """Step id -> directory of the edit's adapter in the cache."""
-        return {result.id: result.kept for result in self.results if result.kept and result.folder == "edits"}
+        return {result.id: result.place for result in self.results if result.place and result.folder == "edits"}
 
     @property
     def trained(self) -> dict[str, Path]:
         """Step id -> directory of the brick that the step trained, in the cache."""
-        return {result.id: result.kept for result in self.results if result.kept and result.folder == "bricks"}
+        return {result.id: result.place for result in self.results if result.place and result.folder == "bricks"}
 
     @property
     def grown(self) -> list[GrownStep]:
@@ -74,18 +74,13 @@ class Composition:
         """Facts that steps have taught, in order."""
         return [result.taught for result in self.results if result.taught]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, object]]:
         """Return the steps' records with the methods' reports. Call this after the weights have been written."""
         return [{**result.record, **(result.report() if result.report else {})} for result in self.results]
 
 
 def deltas(brick: Brick, base: Model, vocabulary: AlignedVocabulary | None = None) -> Deltas:
     """Return the deltas of a brick on disk, in the output's vocabulary.
-
-    Args:
-        brick: The brick.
-        base: The recipe's base.
-        vocabulary: The vocabulary of the `tokenizer` block; None for the base's.
 
     Raises:
         WorkbenchError: If the brick does not fit the base.
@@ -100,12 +95,6 @@ def deltas(brick: Brick, base: Model, vocabulary: AlignedVocabulary | None = Non
 
 def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:
     """Return the deltas of a recipe used as a brick, in the output's vocabulary. The recipe is composed now.
-
-    Args:
-        nested: The recipe that is the brick.
-        outer: The recipe that uses it.
-        device: Device that the recipe's edits and trainings run on.
-        events: Receives progress.
 
     Raises:
         WorkbenchError: If the recipe grows the base, so that its tensors have other shapes or tokens.
@@ -124,14 +113,7 @@ def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, event
 
 
 def brick_model(name: str, resolved: Resolved, device: torch.device, events: Events = no_events) -> Model:
-    """Return the model of a brick in its own shapes: a checkpoint, the base with an adapter, or a recipe's result.
-
-    Args:
-        name: The brick.
-        resolved: The recipe that uses it.
-        device: Device that the edits and trainings of a recipe run on.
-        events: Receives progress.
-    """
+    """Return the model of a brick in its own shapes: a checkpoint, the base with an adapter, or a recipe's result."""
     if name in resolved.nested:
         return compose(resolved.nested[name], device, events).model
     brick, base = resolved.on_disk[name], resolved.base
@@ -145,13 +127,7 @@ def brick_model(name: str, resolved: Resolved, device: torch.device, events: Eve
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
-    """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them.
-
-    Args:
-        resolved: The recipe.
-        device: Device to compute on.
-        events: Receives progress.
-    """
+    """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them."""
     current, results = resolved.base, list[StepResult]()
     memory, router = resolved.memory, resolved.router
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
@@ -214,13 +190,7 @@ def cached_adapter(resolved: Resolved, name: str, device: torch.device | None = 
 
 
 def written_adapter(resolved: Resolved, name: str, composed: Model, device: torch.device) -> Adapter:
-    """Write the adapter of a recipe into the cache, and return it.
-
-    Args:
-        resolved: The recipe, whose output is an adapter.
-        name: Name of the brick in the recipe that uses it, for messages.
-        composed: Weights and configuration of the recipe's result.
-        device: Device that computes the factors.
+    """Write the adapter of a recipe, which is the brick `name` of another one, into the cache, and return it.
 
     Raises:
         WorkbenchError: If the result is no low-rank update of linear layers, or an input has changed.

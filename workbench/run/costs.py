@@ -17,7 +17,9 @@ from workbench.errors import size
 from workbench.merge.measuring.matrices import overlap_bytes
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
+from workbench.results import Number, absent
 from workbench.run.directory import RunDirectory
+from workbench.run.record import StepVerb
 from workbench.steps import MergeMethod
 from workbench.vocabulary.tokens import reading_bytes, same_file
 from workbench.weights.header import HeadersOnlyError
@@ -38,6 +40,15 @@ FLOPS_PER_SECOND = 5e10
 # Tokens that the check of a growth runs through a model. CHECKED: two rows of logits and one row of generation. LEARNED: two
 # steps of gradients with three passes each.
 CHECKED, LEARNED = 84, 288
+
+
+class UnsolvedStep(StepVerb):
+    """A step of a recipe used as a brick, whose result is not cached."""
+
+    cost: Mapping[str, Any] | None = absent()
+    """Its work."""
+    seconds: Number | None = absent()
+    """Estimated time of this work on one core, in seconds."""
 
 
 @dataclass
@@ -71,13 +82,8 @@ class Needs:
         self.live = max(self.live or 0, live)
 
 
-def set_row(folder: str, neurons: NeuronSet) -> dict[str, Any]:
-    """Return a set of neurons that a step uses as plain data, for the plan and the step's record.
-
-    Args:
-        folder: Directory of the set, as in the recipe.
-        neurons: The set.
-    """
+def set_row(folder: str, neurons: NeuronSet) -> dict[str, object]:
+    """Return a set of neurons that a step uses, by its folder, as plain data for the plan and the step's record."""
     return {
         "set": folder,
         "kind": neurons.kind,
@@ -93,27 +99,25 @@ def numel(model: Model) -> int:
     return sum(s.numel for s in model.weights.specs.values())
 
 
-def with_seconds(cost: Mapping[str, Any], parameters: int, passes: int) -> dict[str, Any]:
-    """Return the plan's entries for a cost, with an estimate of seconds if the number of tokens is known.
+def seconds_of(cost: Mapping[str, object], parameters: int, passes: int) -> float:
+    """Return the estimated time of a step's work; 0 if the number of its tokens is not known.
 
     Args:
-        cost: Cost of a method, as plain data.
+        cost: The work.
         parameters: Number of parameters of the live model.
         passes: Computation per token in forward passes: 1, or 3 for forward and backward.
     """
-    if "tokens" not in cost:
-        return {"cost": cost} if cost else {}
-    return {"cost": cost, "seconds": round(2 * passes * parameters * cost["tokens"] / FLOPS_PER_SECOND, 1)}
+    tokens = cost.get("tokens")
+    return round(2 * passes * parameters * (tokens if isinstance(tokens, int) else 0) / FLOPS_PER_SECOND, 1)
+
+
+def cost_row(cost: Mapping[str, object], seconds: float) -> dict[str, object]:
+    """Return the plan's entries for a step's work; a time only where the number of its tokens is known."""
+    return {"cost": cost, **({"seconds": seconds} if "tokens" in cost else {})} if cost else {}
 
 
 def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
-    """Return the memory for writing an adapter: the largest tensors while their rank is reduced, and all updates, in bytes.
-
-    Args:
-        resolved: The recipe.
-        needs: The needs of its steps.
-        dense: Whether updates have full rank.
-    """
+    """Return the memory for writing an adapter: the largest tensors while their rank is reduced, and all updates, in bytes."""
     base, rank = resolved.base, resolved.recipe.fields.output.rank
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     reached = {n: s for n, s in (linear if dense else base.weights.specs).items() if n in needs.ranks and len(s.shape) == 2}
@@ -125,10 +129,6 @@ def factor_bytes(adapter: Adapter, base: Model) -> int:
     """Return the memory for an adapter's largest update while it is merged, in bytes.
 
     These are the factors as read, in float32 and stacked; for kinds that PEFT computes, also the whole delta of the largest module.
-
-    Args:
-        adapter: The adapter.
-        base: The base that it is merged into.
     """
     factors = 24 * max((entry.spec.numel for entry in adapter.entries.values()), default=0)
     if adapter.config["peft_type"] not in KINDS:
@@ -141,11 +141,7 @@ def factor_bytes(adapter: Adapter, base: Model) -> int:
 
 
 def tokens_bytes(resolved: Resolved) -> int:
-    """Return the memory for reading vocabularies, in bytes: of the base and the bricks with another one, which are compared.
-
-    Args:
-        resolved: The recipe.
-    """
+    """Return the memory for reading vocabularies, in bytes: of the base and the bricks with another one, which are compared."""
     base = resolved.base_path
     others = [reading_bytes(brick.path) for brick in resolved.on_disk.values() if not same_file(brick.path, base)]
     if resolved.vocabulary:
@@ -154,13 +150,7 @@ def tokens_bytes(resolved: Resolved) -> int:
 
 
 def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
-    """Return an error message if the disk is too full for a run.
-
-    Args:
-        runs: Folder of run directories.
-        needed: Bytes that the run writes.
-        run: The run's directory, whose present files will be replaced.
-    """
+    """Return an error message if the disk is too full for a run, whose present files will be replaced."""
     place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
     if not (run.done and not run.harm()) and needed * 1.05 > free:
@@ -172,27 +162,20 @@ def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
 _RESIDUAL = 24 * (1 << 20)
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The tensors of a merge step whose bricks are all adapters.
+def merged_ranks(resolved: Resolved, names: list[str]) -> dict[str, int | None] | None:
+    """Return tensor -> rank of all updates of a merge step together, or None if an update is not a product of factors.
 
-    Attributes:
-        ranks: Tensor that the step computes -> rank of all updates together; None if an update is not a product of factors.
+    Returns:
+        None if a brick is no adapter, or an adapter needs tensors that are not local.
     """
-
-    ranks: Mapping[str, int | None]
-
-    @classmethod
-    def of(cls, resolved: Resolved, names: list[str]) -> Merged | None:
-        """Bind the adapters to the base. Return None if a brick is not an adapter or needs tensors that are not local."""
-        adapters, base = resolved.adapters, resolved.base
-        if not adapters.keys() >= set(names):
-            return None
-        try:
-            bound = [bind(adapters[name], base.weights.specs, base) for name in names]
-        except HeadersOnlyError:
-            return None
-        return cls({n: _rank(bound, n, s) for n, s in base.weights.specs.items() if any(b.touches(n) for b in bound)})
+    adapters, base = resolved.adapters, resolved.base
+    if not adapters.keys() >= set(names):
+        return None
+    try:
+        bound = [bind(adapters[name], base.weights.specs, base) for name in names]
+    except HeadersOnlyError:
+        return None
+    return {n: _rank(bound, n, s) for n, s in base.weights.specs.items() if any(b.touches(n) for b in bound)}
 
 
 def _rank(bound: Iterable[BoundAdapter], name: str, spec: TensorSpec) -> int | None:
@@ -235,24 +218,19 @@ def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: in
     return threads * ((width + 6) * 4 * block + inputs), threads * (inputs + stored)
 
 
-def merge_bytes(step: MergeMethod, resolved: Resolved, names: list[str], merged: Merged | None) -> dict[str, int]:
-    """Return tensor -> bytes that a merge step needs for it in addition to the block buffers.
-
-    Args:
-        step: The merge step.
-        resolved: The recipe.
-        names: The bricks that the step uses.
-        merged: The ranks of its tensors, if all bricks are adapters.
-    """
+def merge_bytes(
+    step: MergeMethod, resolved: Resolved, names: list[str], ranks: Mapping[str, int | None] | None
+) -> dict[str, int]:
+    """Return tensor -> bytes that a merge step needs for it in addition to the block buffers."""
     specs = resolved.base.weights.specs
     in_core = step.in_core_space() or (step.laws.rotation_invariant and step.laws.memory == "tensor")
     sizes = {}
-    for name in merged.ranks if merged else specs:
-        rank = merged.ranks[name] if merged and in_core else None
+    for name in specs if ranks is None else ranks:
+        rank = ranks[name] if ranks is not None and in_core else None
         sizes[name] = (
             step.tensor_bytes(resolved.base, name, len(names)) if rank is None else core_bytes(specs[name], rank, len(names))
         )
-        if step.weighs_overlap() and merged is None:
+        if step.weighs_overlap() and ranks is None:
             sizes[name] = max(sizes[name], overlap_bytes(name, specs[name].shape, len(names)))
     return sizes
 

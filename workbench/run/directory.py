@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from workbench.errors import GateFailedError, WorkbenchError, nearest, shell
-from workbench.events import Events
+from workbench.events import Event, Events
 from workbench.files import json_text, read_json, write_json, write_text
 from workbench.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
 from workbench.run.record import RunRecord
@@ -126,11 +126,7 @@ class RunDirectory:
         return is_sealed(self.path) or bool(self.record and self.record.manifest)
 
     def harm(self, *, digests: bool = False) -> list[Harm]:
-        """Return what differs between a finished run and its manifest.
-
-        Args:
-            digests: Compare the contents too, which reads every file.
-        """
+        """Return what differs between a finished run and its manifest; with `digests`, every file is read and compared."""
         if self.sealed and not is_sealed(self.path):
             return [Harm(MANIFEST, "the manifest of the run", "nothing")]
         missing = [] if self.result.is_dir() else [Harm("model", "a folder", "nothing")]
@@ -160,7 +156,7 @@ class RunDirectory:
         if not self.sealed:
             events({"stage": "run", "text": f"{self.name}: {UNSEALED}"})
 
-    def finish(self, record: dict[str, Any]) -> None:
+    def finish(self, record: dict[str, object]) -> None:
         """Seal all files of the run, then replace run.json."""
         text = json_text({**record, "manifest": MANIFEST}, indent=2)
         seal(self.path, coming={RECORD: text.encode()}, open=[LOG])
@@ -176,11 +172,11 @@ class RunDirectory:
             place = set_aside(self.path, last=RECORD)
             events({"stage": "run", "text": f"finished before, but {described(found)}: moved to {place}, and made again"})
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, object]) -> None:
         """Replace run.json."""
         write_json(self.path / RECORD, record, indent=2)
 
-    def log(self, event: dict[str, Any]) -> None:
+    def log(self, event: Event) -> None:
         """Append an event to log.jsonl."""
         with (self.path / LOG).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
@@ -232,7 +228,7 @@ class RunDirectory:
 
 
 @contextmanager
-def hold(find: Callable[[], RunDirectory], wait: bool, events: Callable[[dict[str, Any]], None]) -> Iterator[RunDirectory]:
+def hold(find: Callable[[], RunDirectory], wait: bool, events: Events) -> Iterator[RunDirectory]:
     """Lock a run directory for a `with` block.
 
     Args:
@@ -286,10 +282,6 @@ def list_runs(runs: Path) -> list[RunDirectory]:
 def find_run(runs: Path, name: str) -> RunDirectory:
     """Find a run by its directory, its name, or the start of its name.
 
-    Args:
-        runs: Folder of run directories.
-        name: A directory, a name, or the start of a name.
-
     Raises:
         WorkbenchError: If no run or several runs match.
     """
@@ -312,10 +304,6 @@ def find_run(runs: Path, name: str) -> RunDirectory:
 
 def removable(runs: Path, name: str) -> RunDirectory:
     """Find a run by name, start of a name, or directory, and check that it can be deleted.
-
-    Args:
-        runs: Folder of run directories.
-        name: A directory, a name, or the start of a name.
 
     Raises:
         WorkbenchError: If there is no such run, the directory is a link or not directly in `runs`, or `workbench run` has not

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from workbench import yamldoc
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.edit.places.knowledge import FactsSaid
 from workbench.errors import GateFailedError, WorkbenchError, shell
-from workbench.events import Events, no_events
+from workbench.events import Event, Events, no_events
 from workbench.files import check_new, new_directory, publish, write_text
 from workbench.identity import installed
 from workbench.lazy import torch
@@ -30,16 +29,13 @@ from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
-from workbench.run.record import RunResult
+from workbench.run.record import RunOutput, RunResult
 from workbench.run.teaching import EfficacyError, check_efficacy
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact, peak_bytes
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import read_header
 from workbench.weights.kernels import backend
-
-if TYPE_CHECKING:
-    from workbench.run.directory import RunDirectory
 
 
 def execute(
@@ -91,7 +87,7 @@ def execute(
         key=resolved.key,
         status="done",
         **{other.key: str(out or run.result) if other is form else None for other in FORMS.values()},
-        configuration=form.configuration(record.output.to_dict()),
+        configuration=form.configuration(record.output),
         steps=record.steps or [],
         said=record.said or {},
         seconds=round(time.time() - started, 2),
@@ -102,7 +98,7 @@ def execute(
 def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float) -> None:
     device, record = work.device, _start(resolved, run, work.device)
 
-    def log(event: dict[str, Any]) -> None:
+    def log(event: Event) -> None:
         if "done" not in event or event["done"] == event.get("total"):
             run.log(event)
         work.events(event)
@@ -125,24 +121,25 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
         raise
     try:
         resolved.check_inputs()
-        _record_inputs(resolved, record)
+        record |= {"inputs": _inputs(resolved, digests=True), "key": resolved.key}
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
     record |= {"steps": _steps(resolved, composition, checks), "said": _counts(said), "output": output}
-    record["warnings"] = [*resolved.warnings, *form.warnings(output)]
+    stated = RunOutput.model_validate(output)
+    record["warnings"] = [*resolved.warnings, *form.warnings(stated)]
     if resolved.vocabulary is not None:
         record["tokenizer"] = resolved.vocabulary.describe()  # again: rows are made when they are read
         if carried := resolved.vocabulary.carried():
             log({"stage": "rows", "text": carried})
-    _finish(context, run, record, run.path / form.folder)
-    if digest := form.configuration(output):
+    _finish(context, run, record, said)
+    if digest := form.configuration(stated):
         remember_digest(resolved, digest, device)
     run.finish({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
 
 
-def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> dict[str, dict[str, Any]]:
+def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> dict[str, dict[str, object]]:
     """Check the promises of the steps before anything is written; return step id -> measurements."""
     measured = {
         step_id: kind_of(step).check(step, step_context(resolved, number, device, events))
@@ -153,7 +150,7 @@ def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> di
 
 def _check_written(
     form: OutputForm, resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, events: Events
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """Check the promises of grow steps on the written files, before they are published. Remove the files if a check fails."""
     checkpoint = form.checkpoint(run.partial)
     if checkpoint is None:
@@ -165,7 +162,7 @@ def _check_written(
         raise
 
 
-def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, object]]) -> list[dict[str, object]]:
     """Return the steps' records with their keys, the origin of plug-in methods, and the checks of growth steps."""
     return [
         {
@@ -178,30 +175,29 @@ def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[
     ]
 
 
-def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
-    """Add the digests of the inputs to the record. Reads only tensors that the run has not read."""
-    record["key"] = resolved.key
-    record["inputs"]["base"]["digest"] = resolved.base_digest
-    for name, brick in record["inputs"]["bricks"].items():
-        brick["digest"] = resolved.digests[name]
+def _inputs(resolved: Resolved, *, digests: bool) -> dict[str, object]:
+    """Return base and bricks. With `digests`, tensors that the run has not read are read."""
+    base = {"id": resolved.recipe.fields.base_name, "revision": resolved.base_revision}
+    bricks = {n: {"kind": b.kind, "revision": b.revision} for n, b in resolved.bricks.items()}
+    if digests:
+        base["digest"] = resolved.base_digest
+        bricks = {name: {**brick, "digest": resolved.digests[name]} for name, brick in bricks.items()}
+    return {"base": base, "bricks": bricks}
 
 
-def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[str, Any]:
+def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[str, object]:
     recipe = resolved.recipe
     text = recipe_text(resolved)
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.path / "recipe.yaml", text)
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "version": 1,
         "status": "started",
         "name": recipe.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": recipe.fields.model_dump(mode="json", by_alias=True),
         "seed": recipe.fields.seed,
-        "inputs": {
-            "base": {"id": recipe.fields.base_name, "revision": resolved.base_revision},
-            "bricks": {n: {"kind": b.kind, "revision": b.revision} for n, b in resolved.bricks.items()},
-        },
+        "inputs": _inputs(resolved, digests=False),
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
         "generation": resolved.generation,
         "warnings": resolved.warnings,
@@ -221,14 +217,14 @@ def _counts(said: Mapping[str, FactsSaid]) -> dict[str, dict[str, object]]:
     return {name: row.to_dict() for name, row in said.items()}
 
 
-def _finish(context: WriteContext, run: RunDirectory, record: dict[str, Any], target: Path) -> None:
+def _finish(context: WriteContext, run: RunDirectory, record: dict[str, object], said: Mapping[str, FactsSaid]) -> None:
     """Write all other files, seal the result, then publish it by renaming its directory."""
     resolved = context.resolved
     for step, result in zip(resolved.recipe.steps, context.composition.results, strict=True):
-        kind_of(step).keep(result, run.path, record["said"].get(result.id))
+        kind_of(step).keep(result, run.path, said.get(result.id))
     write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
     seal(run.partial, known=context.sums)
-    publish(run.partial, target)
+    publish(run.partial, run.path / form_of(resolved).folder)
 
 
 def recipe_text(resolved: Resolved) -> str:

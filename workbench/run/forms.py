@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from workbench.adapters.approximate import LARGE
 from workbench.adapters.linear import RANKS, served_rank
@@ -28,6 +28,7 @@ from workbench.run.costs import Needs, adapter_whole
 from workbench.run.device import Work
 from workbench.run.kind import written_specs
 from workbench.run.opened import MEMORY, MODEL, refers_to_base, write_record
+from workbench.run.record import RunOutput
 from workbench.run.routers import write_router
 from workbench.steps.fields import parse_size
 from workbench.weights.checkpoint import Checkpoint, read_config
@@ -108,47 +109,28 @@ class OutputForm(ABC):
         return
 
     @abstractmethod
-    def write(self, context: WriteContext) -> dict[str, Any]:
-        """Write the result, and return `output` of the run's record: digest, tensors, number of parameters, bytes."""
+    def write(self, context: WriteContext) -> dict[str, object]:
+        """Write the result, and return `output` of the run's record, which `RunOutput` reads."""
 
     def checkpoint(self, result: Path) -> Path | None:
-        """Return the directory of the checkpoint in a result, which later checks load; None if the form has none.
-
-        Args:
-            result: Directory of the result.
-        """
+        """Return the directory of the checkpoint in a result, which later checks load; None if the form has none."""
         return None
 
-    def configuration(self, output: Mapping[str, Any]) -> str | None:
+    def configuration(self, output: RunOutput) -> str | None:
         """Return the configuration's digest from `output` of the run's record; None if only its files have a digest."""
-        digest: str = output["digest"]
-        return digest
+        return output.digest
 
-    def describe(self, output: Mapping[str, Any]) -> str:
-        """Describe the result in one line.
+    def describe(self, output: RunOutput) -> str:
+        """Describe the result in one line."""
+        return f"configuration {(output.digest or '')[:12]}"
 
-        Args:
-            output: `output` of the run's record.
-        """
-        return f"configuration {output['digest'][:12]}"
-
-    def warnings(self, output: Mapping[str, Any]) -> list[str]:
-        """Return what the user should know of the result.
-
-        Args:
-            output: `output` of the run's record.
-        """
+    def warnings(self, output: RunOutput) -> list[str]:
+        """Return what the user should know of the result."""
         return []
 
     @abstractmethod
-    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
-        """Return lines with commands that load and serve the result.
-
-        Args:
-            place: Directory of the result.
-            output: `output` of the run's record.
-            resolved: The recipe.
-        """
+    def hints(self, place: str, output: RunOutput, resolved: Resolved) -> list[str]:
+        """Return lines with commands that load and serve the result."""
 
 
 class CheckpointForm(OutputForm):
@@ -162,7 +144,7 @@ class CheckpointForm(OutputForm):
         """Return the bytes of all tensors."""
         return sum(spec.nbytes for spec in written_specs(resolved).values())
 
-    def write(self, context: WriteContext) -> dict[str, Any]:
+    def write(self, context: WriteContext) -> dict[str, object]:
         """Write all tensors, the configuration and the tokenizer."""
         resolved, model = context.resolved, context.composition.model
         written = write_checkpoint(
@@ -188,7 +170,7 @@ class CheckpointForm(OutputForm):
         """Return the result itself."""
         return result
 
-    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
+    def hints(self, place: str, output: RunOutput, resolved: Resolved) -> list[str]:
         """Return the commands for transformers and vLLM."""
         return [load_hint(place), f"serve:  vllm serve {shell(place)}"]
 
@@ -214,7 +196,7 @@ class AdapterForm(OutputForm):
         """Return True if the update of a tensor has full rank before it is truncated."""
         return _parents(resolved)[1] or not all(step.keeps_rank() for step in resolved.recipe.steps)
 
-    def write(self, context: WriteContext) -> dict[str, Any]:
+    def write(self, context: WriteContext) -> dict[str, object]:
         """Write the factors and adapter_config.json. A previous, interrupted write starts again."""
         from workbench.adapters.export import write_result
 
@@ -230,29 +212,29 @@ class AdapterForm(OutputForm):
             progress=context.progress,
         )
 
-    def warnings(self, output: Mapping[str, Any]) -> list[str]:
+    def warnings(self, output: RunOutput) -> list[str]:
         """Return a warning if the rank cuts off a large part of the result."""
-        error = output.get("error", 0.0)
+        error = output.error or 0.0
         if error <= LARGE:
             return []
         return [
-            f"the adapter of rank {output['rank']} lacks a part of the result: relative error {error:.2f}; a larger rank keeps more"
+            f"the adapter of rank {output.rank} lacks a part of the result: relative error {error:.2f}; a larger rank keeps more"
         ]
 
-    def configuration(self, output: Mapping[str, Any]) -> None:
+    def configuration(self, output: RunOutput) -> None:
         """Return None: the record has the digest of the adapter's files."""
         return
 
-    def describe(self, output: Mapping[str, Any]) -> str:
+    def describe(self, output: RunOutput) -> str:
         """Return rank, number of tensors, size and error."""
         return (
-            f"rank {output['rank']}, {len(output['tensors'])} tensors, {size(output['bytes'])}, "
-            f"relative error {output['error']:.1e}"
+            f"rank {output.rank}, {len(output.tensors or ())} tensors, {size(output.bytes or 0)}, "
+            f"relative error {output.error or 0.0:.1e}"
         )
 
-    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
+    def hints(self, place: str, output: RunOutput, resolved: Resolved) -> list[str]:
         """Return the commands for PEFT and vLLM, and a note on tensors that plain LoRA loaders do not read."""
-        base, whole = resolved.recipe.fields.base_name, output["whole"]
+        base, whole, rank = resolved.recipe.fields.base_name, output.whole, output.rank or 0
         lines = []
         if whole:
             more = " …" if len(whole) > _NAMED else ""
@@ -261,8 +243,8 @@ class AdapterForm(OutputForm):
                 f"{', '.join(whole[:_NAMED])}{more}"
             )
         lines += adapter_hints(base, place, str(resolved.base_path))
-        if output["plain"] and output["rank"] <= RANKS[-1] and not resolved.checkpoint.packed:
-            most = served_rank([output["rank"]])
+        if output.plain and rank <= RANKS[-1] and not resolved.checkpoint.packed:
+            most = served_rank([rank])
             module = shell(f"{resolved.recipe.name}={place}")
             lines.append(f"serve:  vllm serve {shell(base)} --enable-lora --max-lora-rank {most} --lora-modules {module}")
         return lines
@@ -283,7 +265,7 @@ class ConfigurationForm(OutputForm):
         adapters = sum(brick_bytes(resolved, name) for name in bricks)
         return adapters + (0 if refers_to_base(resolved) else CHECKPOINT.size(resolved))
 
-    def write(self, context: WriteContext) -> dict[str, Any]:
+    def write(self, context: WriteContext) -> dict[str, object]:
         """Write the memory or router, the record of the configuration, and the checkpoint unless it equals the base."""
         from workbench.run.materialize import whole_digest
 
@@ -291,32 +273,31 @@ class ConfigurationForm(OutputForm):
         if refers_to_base(resolved):
             specs = output_specs(composition.model.weights.specs, resolved.dtype)
             parameters = sum(s.numel for s in specs.values())
-            output: dict[str, Any] = {"digest": resolved.base_digest, "tensors": {}, "parameters": parameters, "bytes": 0}
+            weights = RunOutput(digest=resolved.base_digest, tensors={}, parameters=parameters, bytes=0)
         else:
-            output = CHECKPOINT.write(replace(context, out=out / MODEL))
-        output["digest"] = whole_digest(output["digest"], composition)
+            weights = RunOutput.model_validate(CHECKPOINT.write(replace(context, out=out / MODEL)))
+        digest = whole_digest(weights.digest or "", composition)
         out.mkdir(parents=True, exist_ok=True)
         if composition.memory is not None:
             shutil.rmtree(out / MEMORY, ignore_errors=True)
             shutil.copytree(composition.memory.path, out / MEMORY)
             seal(out / MEMORY)  # by itself, because its facts may change
-            output["memory"] = composition.memory.digest
+            beside: dict[str, object] = {"memory": composition.memory.digest}
         elif composition.router is not None:
-            output["bytes"] += write_router(composition.router, out)
-            output["router"] = composition.router.digest
+            beside = {"router": composition.router.digest, "bytes": (weights.bytes or 0) + write_router(composition.router, out)}
         else:
             raise AssertionError("`refuse` rejects a recipe without a memory or a router")
-        write_record(out, resolved, output["digest"])
-        return output
+        write_record(out, resolved, digest)
+        return {**weights.to_dict(), "digest": digest, **beside}
 
     def checkpoint(self, result: Path) -> Path:
         """Return the directory of the checkpoint, which does not exist if the memory or router acts on the unchanged base."""
         return result / MODEL
 
-    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
+    def hints(self, place: str, output: RunOutput, resolved: Resolved) -> list[str]:
         """Return the Python call that loads the model, and the command that lists the facts or explains a choice."""
         load = f'load:   workbench.load("{place}")'
-        if "router" in output:
+        if output.router is not None:
             return [load, f"ask:    workbench route explain {shell(place)} TEXT", f"chat:   workbench chat {shell(place)}"]
         return [load, f"facts:  workbench memory ls {shell(place)}"]
 
@@ -344,14 +325,8 @@ def _parents(resolved: Resolved) -> tuple[list[Adapter], bool]:
     return adapters, len(adapters) < len(used)
 
 
-def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
-    """Write config.json, generation_config.json, tokenizer, chat template and processor, so that transformers loads the directory.
-
-    Args:
-        config: The model's configuration.
-        resolved: The recipe, whose tokenizer is copied.
-        out: Directory of the checkpoint.
-    """
+def write_config(config: dict[str, object], resolved: Resolved, out: Path) -> None:
+    """Write config.json, generation_config.json, tokenizer, chat template and processor, so that transformers loads the directory."""
     written = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype")}
     if resolved.dtype_name:
         written["dtype"] = resolved.dtype_name

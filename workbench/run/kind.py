@@ -10,15 +10,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from workbench.adapters.read import Adapter
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.events import Events, progress
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
-from workbench.manifest import publish_sealed, seal
+from workbench.manifest import publish_sealed, reusable, seal
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
@@ -95,7 +96,7 @@ class StepContext:
         """The recipe's seed."""
         return self.recipe.fields.seed
 
-    def told(self, stage: str, text: str) -> None:
+    def say(self, stage: str, text: str) -> None:
         """Send an event of the step."""
         self.events({"stage": stage, "step": self.id, "text": text})
 
@@ -133,7 +134,7 @@ class StepResult:
         changed: Names, before the step, of the tensors that it changes.
         grown: Result of a grow step.
         report: Returns additional record entries once all tensors have been computed.
-        kept: Directory in the cache that is copied into the run directory.
+        place: Directory in the cache that is copied into the run directory.
         folder: Folder of the run directory for this copy.
         taught: Facts that the step has taught.
         memory: Memory that the step adds to the live model.
@@ -142,11 +143,11 @@ class StepResult:
     """
 
     model: Model
-    record: dict[str, Any]
+    record: Mapping[str, object]
     changed: Collection[str] = ()
     grown: GrownStep | None = None
-    report: Callable[[], dict[str, Any]] | None = None
-    kept: Path | None = None
+    report: Callable[[], dict[str, object]] | None = None
+    place: Path | None = None
     folder: str = ""
     taught: Taught | None = None
     memory: MemoryAt | None = None
@@ -157,8 +158,15 @@ class StepResult:
 class Kind(ABC, Generic[S]):
     """Plans, checks and applies the steps of one kind."""
 
+    cached_in: ClassVar[str] = ""
+    """Folder of the cache with what the steps solve, fit or train; empty if they compute nothing ahead."""
+    record: ClassVar[str] = ""
+    """File that such a result has."""
+    rounded: ClassVar[bool] = False
+    """True if it is computed on a model with the output's dtype."""
+
     @abstractmethod
-    def plan_row(self, step: S, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
+    def plan_row(self, step: S, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, object], Model]:
         """Predict the resources of a step from headers.
 
         Args:
@@ -193,19 +201,17 @@ class Kind(ABC, Generic[S]):
         """
         return model
 
-    def check(self, step: S, context: StepContext) -> dict[str, Any] | None:
+    def check(self, step: S, context: StepContext) -> dict[str, object] | None:
         """Check the step's promises before anything is written. Return the measurements, or None if there is no check."""
         return None
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the cache has the result that the step solves or trains."""
-        return False
+        if not self.cached_in or resolved.headers_only:
+            return False
+        return reusable(place_of(resolved, self.cached_in, number, rounded=self.rounded), self.record)
 
-    def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> dict[str, Any] | None:
-        """Return the cost of solving a step in a recipe used as a brick; None if the step solves nothing."""
-        return None
-
-    def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
+    def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:
         """Copy cached files of a step's result into the run directory, and seal the copy.
 
         Args:
@@ -213,10 +219,10 @@ class Kind(ABC, Generic[S]):
             run: The run directory.
             said: Counts of the step's facts that the model says.
         """
-        if result.kept is not None:
+        if result.place is not None:
             place = run / result.folder / result.id
             shutil.rmtree(place, ignore_errors=True)  # of an interrupted run
-            shutil.copytree(result.kept, place)
+            shutil.copytree(result.place, place)
             seal(place)
 
 
@@ -281,22 +287,12 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
 
 
 def specs_before(resolved: Resolved, steps: int) -> Mapping[str, TensorSpec]:
-    """Return the shapes after the first `steps` steps, from headers.
-
-    Args:
-        resolved: The recipe.
-        steps: Number of steps.
-    """
+    """Return the shapes after the first `steps` steps, from headers."""
     return shapes_before(resolved, steps).weights.specs
 
 
 def shapes_before(resolved: Resolved, steps: int) -> Model:
-    """Return names, shapes and configuration after the first `steps` steps, from headers.
-
-    Args:
-        resolved: The recipe.
-        steps: Number of steps.
-    """
+    """Return names, shapes and configuration after the first `steps` steps, from headers."""
     model = resolved.base
     for step in resolved.recipe.steps[:steps]:
         model = kind_of(step).shapes(step, resolved, model)
@@ -304,12 +300,7 @@ def shapes_before(resolved: Resolved, steps: int) -> Model:
 
 
 def shapes_of_brick(resolved: Resolved, name: str) -> Model:
-    """Return names, shapes and configuration of a brick's whole model, from headers.
-
-    Args:
-        resolved: The recipe.
-        name: The brick.
-    """
+    """Return names, shapes and configuration of a brick's whole model, from headers."""
     if name in resolved.nested:
         nested = resolved.nested[name]
         return shapes_before(nested, len(nested.recipe.steps))

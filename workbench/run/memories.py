@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +26,7 @@ from workbench.manifest import changing
 from workbench.models.prompts import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.methods import method
+from workbench.results import Result
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.weights.digests import tensor_digest
 from workbench.weights.header import save_tensors
@@ -37,6 +38,29 @@ if TYPE_CHECKING:
 RECORD, FACTS = "memory.json", "facts.jsonl"
 
 
+class MemoryRecord(Result):
+    """Content of memory.json."""
+
+    format: int = 1
+    """Version of the format."""
+    method: str
+    """Method of the memory."""
+    method_version: int
+    """Version of the method."""
+    step: dict[str, object]
+    """The step that made it."""
+    settings: dict[str, object]
+    """Choices of the method for the model."""
+    seed: int = 0
+    """The recipe's seed."""
+    base: str = ""
+    """Digest of the recipe's base."""
+    solved_on: str
+    """Digest of the weights of the model that the facts were learned on."""
+    record: dict[str, object] = {}
+    """Measurements of the method."""
+
+
 @dataclass(frozen=True)
 class SavedMemory:
     """A memory directory. Properties are cached, so create a new object after a change."""
@@ -44,15 +68,15 @@ class SavedMemory:
     path: Path
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """Content of memory.json. Raises WorkbenchError if there is none."""
+    def record(self) -> MemoryRecord:
+        """Content of memory.json. Raises WorkbenchError if there is none, or a field is missing."""
         content = read_json(self.path / RECORD)
-        if not isinstance(content, dict):
+        if content is None:
             raise WorkbenchError(
                 f"{self.path} is not a memory: it has no {RECORD}",
                 "`workbench run` writes a memory if the recipe ends in a memory step.",
             )
-        return content
+        return MemoryRecord.of(content, str(self.path / RECORD))
 
     @cached_property
     def log(self) -> Log:
@@ -62,8 +86,8 @@ class SavedMemory:
     @cached_property
     def step(self) -> MemoryMethod:
         """The step that made it. Raises an error if its method no longer exists or its fields have changed."""
-        kind = method(MemoryMethod, str(self.record["method"]), find_project(self.path.resolve() / RECORD), self.path / RECORD)
-        return kind.model_validate(self.record["step"])
+        kind = method(MemoryMethod, self.record.method, find_project(self.path.resolve() / RECORD), self.path / RECORD)
+        return kind.model_validate(self.record.step)
 
     def kept(self, version: int | None = None) -> Kept:
         """Return the settings and facts at a version; the newest if omitted."""
@@ -76,7 +100,7 @@ class SavedMemory:
                 number, alive.stated, alive.source == RECIPE, alive.uses, step.alpha, step.decay, step.floor
             )
             remembered.append(Remembered(alive.fact, stored[alive.stated][name], credibility))
-        return Kept(self.record["settings"], remembered)
+        return Kept(self.record.settings, remembered)
 
     def digest(self, version: int | None = None) -> str:
         """Return the digest of the memory at a version: step, settings, facts, their tensors, feedback and age."""
@@ -88,16 +112,11 @@ class SavedMemory:
             tensors = {name: tensor_digest(tensor) for name, tensor in remembered.tensors.items()}
             age = credibility.version - credibility.stated
             facts.append([remembered.fact.document(), tensors, [age, credibility.recipe, uses]])
-        step = {key: value for key, value in self.record["step"].items() if key != "facts"}
-        return json_digest([step, self.record["method_version"], kept.settings, facts])
+        step = {key: value for key, value in self.record.step.items() if key != "facts"}
+        return json_digest([step, self.record.method_version, kept.settings, facts])
 
     def add(self, facts: Sequence[Fact], context: MethodContext, time: str) -> int:
         """Add facts in a new version.
-
-        Args:
-            facts: The facts.
-            context: The live model and tokenizer.
-            time: Time of the change, for the log.
 
         Returns:
             The number of the new version.
@@ -130,14 +149,14 @@ class SavedMemory:
 
     def _state(self, action: str, facts: Sequence[Fact], context: MethodContext, time: str) -> int:
         """Learn facts, check them against the other facts, and write a new version."""
-        step, version = self.step.reopened(self.record["settings"]), self.log.version + 1
+        step, version = self.step.reopened(self.record.settings), self.log.version + 1
         memory = step.learn(context, facts)
         fresh = Credibility(version, version, False, (), step.alpha, step.decay, step.floor)
         others = [r for r in self.kept().facts if r.fact.id not in memory.tensors]
         step.check_together([*others, *(Remembered(fact, memory.tensors[fact.id], fresh) for fact in facts)])
         return self._change(lines_of(action, facts, ADDED, time), memory)
 
-    def _change(self, lines: Sequence[Mapping[str, Any]], memory: Memory | None = None) -> int:
+    def _change(self, lines: Sequence[Mapping[str, object]], memory: Memory | None = None) -> int:
         """Write tensors, then append lines to the log, so that no line refers to missing tensors. Then seal the memory again."""
         try:
             with FileLock(str(self.path / ".lock"), timeout=0):
@@ -157,17 +176,7 @@ class SavedMemory:
 
 
 def attach_memory(model: PreTrainedModel, path: Path, tokenizer_path: Path, version: int | None = None) -> PreTrainedModel:
-    """Attach a saved memory to a live model.
-
-    Args:
-        model: The live model.
-        path: Directory of the memory.
-        tokenizer_path: Directory of the model's tokenizer.
-        version: Version of the memory; the newest if omitted.
-
-    Returns:
-        The model.
-    """
+    """Attach a saved memory, by default its newest version, to a live model, and return the model."""
     saved = SavedMemory(path)
     tokenizer = load_tokenizer(tokenizer_path)
     saved.step.attach(model, tokenizer, saved.kept(version))

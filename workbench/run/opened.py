@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.hub import FETCH, Hub
@@ -27,6 +26,7 @@ from workbench.recipe.recipe import from_data
 from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
+from workbench.results import Part, Result
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.memories import SavedMemory
 from workbench.run.routers import RECORD as ROUTER
@@ -144,6 +144,34 @@ def _with_adapter(run: RunDirectory, hub: Hub) -> Resolved:
 CONFIGURATION, MODEL, MEMORY = "configuration.json", "model", "memory"
 
 
+class ConfigurationBase(Part):
+    """The base of a configuration."""
+
+    id: str
+    """The base as the recipe names it."""
+    revision: str | None
+    """Commit of a base from the hub."""
+    path: str
+    """Its directory when the configuration was written."""
+    digest: str
+    """Digest of its weights and config.json."""
+    tokenizer: str | None = None
+    """Digest of its tokenizer; records of 0.2 have none."""
+
+
+class ConfigurationRecord(Result):
+    """Content of configuration.json."""
+
+    version: int = 1
+    """Version of the format."""
+    name: str
+    """Name of the recipe."""
+    base: ConfigurationBase
+    """The base."""
+    digest: str = ""
+    """Digest of the configuration."""
+
+
 def refers_to_base(resolved: Resolved) -> bool:
     """Return True if a recipe's memory or router acts on the unchanged base, so that no weights are written."""
     alone = bool(resolved.recipe.memory or resolved.recipe.router) and len(resolved.recipe.steps) == 1
@@ -151,21 +179,16 @@ def refers_to_base(resolved: Resolved) -> bool:
 
 
 def write_record(out: Path, resolved: Resolved, digest: str) -> None:
-    """Write configuration.json.
-
-    Args:
-        out: The configuration directory.
-        resolved: The recipe.
-        digest: Digest of the configuration.
-    """
-    base = {
-        "id": resolved.recipe.fields.base_name,
-        "revision": resolved.base_revision,
-        "path": str(resolved.base_path.resolve()),
-        "digest": resolved.base_digest,
-        "tokenizer": resolved.tokens_at(0),
-    }
-    write_json(out / CONFIGURATION, {"version": 1, "name": resolved.recipe.name, "base": base, "digest": digest}, indent=2)
+    """Write configuration.json of a recipe into a configuration directory; the digest is that of the configuration."""
+    base = ConfigurationBase(
+        id=resolved.recipe.fields.base_name,
+        revision=resolved.base_revision,
+        path=str(resolved.base_path.resolve()),
+        digest=resolved.base_digest,
+        tokenizer=resolved.tokens_at(0),
+    )
+    record = ConfigurationRecord(name=resolved.recipe.name, base=base, digest=digest)
+    write_json(out / CONFIGURATION, record.to_dict(), indent=2)
 
 
 def is_configuration(path: Path) -> bool:
@@ -185,12 +208,13 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
         WorkbenchError: If it is not a configuration, its files are not as they were written, its base is missing or has changed, or its router's files do not belong together.
     """
     require_whole(path)
-    record = read_json(path / CONFIGURATION)
-    if not isinstance(record, dict):
+    content = read_json(path / CONFIGURATION)
+    if content is None:
         raise WorkbenchError(
             f"{path} is not a configuration: it has no {CONFIGURATION}",
             "`workbench run` writes one if the recipe ends in a memory or route step.",
         )
+    record = ConfigurationRecord.of(content, str(path / CONFIGURATION))
     if (path / ROUTER).is_file() and not (path / MEMORY).is_dir():
         if version is not None:
             raise UsageError(f"{path}: a router has no versions, so it has no version {version}", "Remove the version.")
@@ -201,27 +225,27 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
         memory = MemoryAt(saved.path, number, saved.digest(number))
         resolved = replace(_model(path, record, hub, "memory"), memory=memory)
     return replace(
-        resolved, recipe=replace(resolved.recipe, fields=resolved.recipe.fields.model_copy(update={"name": record["name"]}))
+        resolved, recipe=replace(resolved.recipe, fields=resolved.recipe.fields.model_copy(update={"name": record.name}))
     )
 
 
-def _model(path: Path, record: dict[str, Any], hub: Hub, beside: str) -> Resolved:
+def _model(path: Path, record: ConfigurationRecord, hub: Hub, part: str) -> Resolved:
     """Resolve the checkpoint in the configuration, or the base that its record names."""
-    project, base = find_project(path.resolve() / CONFIGURATION), record["base"]
+    project, base = find_project(path.resolve() / CONFIGURATION), record.base
     if (path / MODEL).is_dir():
         return _bare(str((path / MODEL).resolve()), project, hub)
-    recorded = Path(base["path"])
-    name = base["id"] if not base["revision"] or "@" in base["id"] else f"{base['id']}@{base['revision']}"
+    recorded = Path(base.path)
+    name = base.id if not base.revision or "@" in base.id else f"{base.id}@{base.revision}"
     resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else name, project, hub)
-    if resolved.base_digest != base["digest"]:
+    if resolved.base_digest != base.digest:
         raise WorkbenchError(
-            f"{path}: the weights or config.json of its base {base['id']} have changed (digest {resolved.base_digest[:10]}, the {beside} was made on "
-            f"{base['digest'][:10]})",
+            f"{path}: the weights or config.json of its base {base.id} have changed (digest {resolved.base_digest[:10]}, the {part} was made on "
+            f"{base.digest[:10]})",
             "Restore the old weights, or run the recipe again.",
         )
-    if base.get("tokenizer", tokens := resolved.tokens_at(0)) != tokens:  # records of 0.2 have no digest of the tokenizer
+    if "tokenizer" in base.model_fields_set and base.tokenizer != resolved.tokens_at(0):
         raise WorkbenchError(
-            f"{path}: the tokenizer of its base {base['id']} has changed since the {beside} was made",
+            f"{path}: the tokenizer of its base {base.id} has changed since the {part} was made",
             "Restore the old tokenizer, or run the recipe again.",
         )
     return resolved

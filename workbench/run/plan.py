@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ from workbench.bricks.header_folders import Download, space_problems
 from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
 from workbench.results import Number, Result, absent
-from workbench.run.costs import TRANSFORMERS, Needs, buffer_bytes, device_buffer_bytes, disk_problems, factor_bytes, tokens_bytes
+from workbench.run.costs import (
+    TRANSFORMERS,
+    Needs,
+    UnsolvedStep,
+    buffer_bytes,
+    device_buffer_bytes,
+    disk_problems,
+    factor_bytes,
+    tokens_bytes,
+)
 from workbench.run.device import runs_without_torch
 from workbench.run.directory import run_of
 from workbench.run.forms import form_of
@@ -32,7 +42,7 @@ class PlannedStep(StepVerb):
     """Brick name -> adapter, checkpoint or recipe."""
     passes: int | None = absent()
     """Number of times that a merge step reads every delta."""
-    edits: list[dict[str, Any]] | None = absent()
+    edits: list[UnsolvedStep] | None = absent()
     """Steps of recipes used as bricks that are not cached, with their cost."""
     needs: str | None = absent()
     """Inputs that a merge step reads besides tensors: "texts" or "model"."""
@@ -42,9 +52,9 @@ class PlannedStep(StepVerb):
     """File or data set that the step trains on."""
     check: str | None = absent()
     """Check of a grow step: "tensors" or "full"."""
-    blocks: list[dict[str, Any]] | None = absent()
+    blocks: list[dict[str, object]] | None = absent()
     """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
-    cost: dict[str, Any] | None = absent()
+    cost: Mapping[str, Any] | None = absent()
     """Work of a step whose result is not cached: numbers of facts, tokens and optimizer steps."""
     seconds: Number | None = absent()
     """Estimated time of this work on one core, in seconds."""
@@ -133,7 +143,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         seconds=round(needs.seconds + (needs.read + write) / _BYTES_PER_SECOND, 1),
         cached=needs.cached,
         problems=problems,
-        warnings=[*resolved.warnings, *licence_warnings(resolved), *(form.warnings(known.to_dict()) if known else ())],
+        warnings=[*resolved.warnings, *licence_warnings(resolved), *(form.warnings(known) if known else ())],
         download_bytes=sum(d.bytes for d in downloads),
         downloads=list(downloads),
         checked_at_run=list(resolved.deferred),

@@ -39,11 +39,11 @@ class StepRecord(StepVerb):
     """Origin of the method, if it is not built in."""
     key: str | None = absent()
     """Key of the weights after the step."""
-    check: dict[str, Any] | None = absent()
+    check: dict[str, object] | None = absent()
     """Measurements of the checks of a grow step."""
-    blocks: list[dict[str, Any]] | None = absent()
+    blocks: list[dict[str, object]] | None = absent()
     """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
-    router: dict[str, Any] | None = absent()
+    router: dict[str, object] | None = absent()
     """Measurements of a route step: accuracy on calibration prompts, ties, threshold, and others that depend on the method."""
 
 
@@ -138,11 +138,11 @@ class RunInputs(_Stored):
 
 
 class RunOutput(_Stored):
-    """The result of a run. An adapter has further entries: rank, errors, and tensors saved whole."""
+    """The result of a run. An adapter has further entries, such as its norm and what was left out."""
 
     digest: str | None = absent()
     """Digest of the configuration; of the files for an adapter."""
-    tensors: dict[str, Any] | None = absent()
+    tensors: dict[str, object] | None = absent()
     """Tensor name -> digest; for an adapter, rank and errors of the update."""
     parameters: int | None = absent()
     """Number of parameters."""
@@ -150,6 +150,14 @@ class RunOutput(_Stored):
     """Size of the tensors in bytes."""
     digests: dict[str, str] | None = absent()
     """Name of a tensor in an adapter's file -> digest."""
+    rank: int | None = absent()
+    """Rank of an adapter."""
+    error: Number | None = absent()
+    """Relative error of an adapter, of all updates together."""
+    whole: list[str] | None = absent()
+    """Tensors that an adapter saves whole."""
+    plain: bool | None = absent()
+    """True if plain LoRA loaders read all of an adapter."""
     memory: str | None = absent()
     """Digest of the memory of a configuration."""
     router: str | None = absent()
@@ -167,7 +175,7 @@ class RunRecord(_Stored, Result):
     """Name of the recipe."""
     created: str
     """Time at which the run started (ISO 8601, UTC)."""
-    recipe: dict[str, Any] | None = absent()
+    recipe: dict[str, object] | None = absent()
     """All fields of the recipe, with their defaults."""
     seed: int | None = absent()
     """The recipe's seed."""
@@ -175,9 +183,9 @@ class RunRecord(_Stored, Result):
     """Name of the file in the run directory that lists all files with their sizes and SHA-256; runs of earlier versions have none."""
     inputs: RunInputs
     """Base and bricks with their digests."""
-    tokenizer: dict[str, Any] | None = absent()
+    tokenizer: dict[str, object] | None = absent()
     """The vocabulary of the recipe's `tokenizer` block; null without one."""
-    generation: dict[str, Any] | None = absent()
+    generation: dict[str, object] | None = absent()
     """Settings of generation_config.json that change generated text."""
     warnings: list[str] | None = absent()
     """Warnings about the inputs."""
@@ -189,7 +197,7 @@ class RunRecord(_Stored, Result):
     """Device of the computation."""
     tf32: bool | None = absent()
     """Whether TF32 was used; always false."""
-    backend: dict[str, Any] | None = absent()
+    backend: dict[str, object] | None = absent()
     """Kernels and compiler that computed the merges."""
     versions: dict[str, str] | None = absent()
     """Library -> version."""
@@ -208,7 +216,7 @@ class RunRecord(_Stored, Result):
     peak_bytes: int | None = absent()
     """Peak resident memory of the process in bytes."""
 
-    _written: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _written: dict[str, object] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def of(cls, data: Any, label: str, hint: str | None = None) -> Self:

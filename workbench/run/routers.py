@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -100,7 +100,7 @@ class RouterRecord(Result):
     """Number of last tokens that are pooled."""
     threshold: Number | None = None
     """Smallest confidence with which a prompt goes to a brick; null if no prompt goes to the base."""
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """What the method restores the router from, beside the tensors."""
     tensors: dict[str, str]
     """Tensor of router.safetensors -> its digest."""
@@ -108,7 +108,7 @@ class RouterRecord(Result):
     """The bricks, in the router's order."""
     calibration: list[RouterPrompts]
     """Prompts of the bricks; empty for methods that read none."""
-    step: dict[str, Any] = {}
+    step: dict[str, object] = {}
     """The route step."""
     seed: int = 0
     """The recipe's seed."""
@@ -116,7 +116,7 @@ class RouterRecord(Result):
     """Digest of the recipe's base."""
     solved_on: str = ""
     """Digest of the weights of the model that the router was fitted on."""
-    record: dict[str, Any]
+    record: dict[str, object]
     """Measurements of the fit, which depend on the method."""
 
 
@@ -281,11 +281,6 @@ def factors_of(adapters: Mapping[str, Path]) -> dict[str, dict[str, tuple[Tensor
 
 def attach_router(model: PreTrainedModel, at: RouterAt, tokenizer_path: Path) -> PreTrainedModel:
     """Make a live model choose among bricks for each prompt.
-
-    Args:
-        model: The live model.
-        at: The router and its bricks.
-        tokenizer_path: Directory of the model's tokenizer.
 
     Returns:
         The model, with the routing as `model.routing`.

@@ -48,12 +48,6 @@ def check_efficacy(
     The model has the weights that would be written, rounded to the output's dtype, and computes in float32. Answers are cached
     under the key of the weights, so a cached edit gets the same count as when it was solved.
 
-    Args:
-        resolved: The recipe.
-        composition: The composed recipe.
-        device: Device that the model runs on.
-        events: Receives progress.
-
     Returns:
         Step id, or "BRICK/STEP" -> its counts.
 
@@ -142,13 +136,7 @@ def ask(
 ) -> list[bool]:
     """Prompt a configuration for facts, and return for each fact whether the model says its target.
 
-    Args:
-        model: Weights and configuration.
-        dtype: Dtype that floating-point weights are rounded to first; None keeps each tensor's dtype on disk.
-        tokenizer: Directory of the tokenizer.
-        facts: The facts.
-        device: Device that the model runs on.
-        memory: Directory of a memory that acts on the model.
+    With a dtype, floating-point weights are rounded to it first; None keeps each tensor's dtype on disk.
     """
     gc.collect()  # reference cycles keep the model that the edit was solved on alive
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in compute(model, dtype, device).items()}

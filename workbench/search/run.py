@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.models import GOLD
 from workbench.evaluate.plans import plans, suites_of
-from workbench.events import Events, no_events
+from workbench.events import Event, Events, no_events
 from workbench.files import json_digest
 from workbench.identity import installed
 from workbench.models.identity import computed_on, pick_device
@@ -372,8 +372,8 @@ def tell(search: Search, study: Study, clock: Clock) -> None:
     text = f"{last.name}: {scores}{marks}; best {_best(search, best)}"
     if left := clock.left(len(done), total):
         text += f"; {left} left"
-    counts = {"done": len(done), "total": total} if total else {}
-    search.events({"stage": "search", "text": text, **counts})
+    event: Event = {"stage": "search", "text": text}
+    search.events({**event, "done": len(done), "total": total} if total else event)
 
 
 def _best(search: Search, best: Sequence[Rival]) -> str:

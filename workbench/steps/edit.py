@@ -115,7 +115,7 @@ class Edit:
 
     factors: dict[str, Factors]
     """Tensor name -> low-rank update."""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)
     """Measurements of the method, as plain data."""
     fan_in_fan_out: bool = False
     """True if the base stores the updated weights as [in, out] (Conv1D)."""
@@ -220,14 +220,14 @@ class MemoryMethod(Step):
         """Return a memory of the given facts. Each fact's tensors must not depend on other facts, so that it can be removed."""
         raise NotImplementedError
 
-    def reopened(self, settings: Mapping[str, Any]) -> MemoryMethod:
+    def reopened(self, settings: Mapping[str, object]) -> MemoryMethod:
         """Return the step configured to add facts to a saved memory with these settings."""
         return self
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:
         """Raise WorkbenchError if one memory cannot hold all of these facts."""
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> Mapping[str, object]:
         """Attach a memory to a live model. Return the settings chosen over all facts (radii, thresholds) as plain data."""
         raise NotImplementedError
 
@@ -239,9 +239,9 @@ class Memory:
     facts: Sequence[Fact]
     tensors: Mapping[str, Mapping[str, Tensor]]
     """Fact id -> its tensors by name."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """Choices of the method for this model, such as the module and the layer, as plain data."""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)
     """Measurements of the method, as plain data."""
 
 
@@ -259,5 +259,5 @@ class Remembered:
 class Kept:
     """A memory at a given version: its settings, and its facts in the order of their ids."""
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     facts: Sequence[Remembered]

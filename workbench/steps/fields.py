@@ -20,16 +20,15 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model
+from workbench.results import absent
 from workbench.yamldoc import Written
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -119,16 +118,8 @@ class Where(Strict):
 class MergeWhere(Where):
     """The tensors that a merge step changes, and the neurons within them."""
 
-    neurons: str | None = None
+    neurons: str | None = absent()  # left out, so that keys of steps without it stay the same
     """Directory of a set of neurons (`neurons.json`). Of the feed-forward matrices, the step then changes only the rows and columns of these neurons; `include: ["*mlp*"]` limits the step to such tensors."""
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `neurons` if it is not set, so that keys of steps without it stay the same."""
-        fields: dict[str, Any] = handler(self)
-        if self.neurons is None:
-            fields.pop("neurons", None)
-        return fields
 
 
 class Ramp(Strict):
@@ -248,7 +239,7 @@ class _ListOfNames:
         """Return a schema that converts a list of names to a mapping, then validates the mapping."""
         return core_schema.no_info_before_validator_function(_weights_of_one, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, object]:
         """Return a JSON schema that accepts the mapping or a list of names."""
         return {"anyOf": [handler(schema), {"type": "array", "items": {"type": "string"}, "uniqueItems": True}]}
 
@@ -315,7 +306,7 @@ class BrickRef(Strict):
         """The directory, hub id or recipe file."""
         return next(iter(self._places().values()))
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, object]:
         """Return the reference in the form that a recipe file has."""
         options = {"any_base": True} if self.any_base else {}
         return {**self._places(), **options, **({"part": self.part} if self.part else {})}

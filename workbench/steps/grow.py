@@ -266,8 +266,8 @@ class Growth:
     """
 
     tensors: Mapping[str, Grown]
-    config: dict[str, Any]
-    record: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, object]
+    record: Mapping[str, object] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     routers: tuple[str, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict)

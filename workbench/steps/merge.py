@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
 from workbench.models.layout import Model
-from workbench.results import Part
+from workbench.results import Part, absent
 from workbench.steps.fields import MergeWhere
 from workbench.steps.step import BrickStep, KeyContext, Problem
 
@@ -132,18 +130,12 @@ class MergeMethod(BrickStep):
         """Return the field `where.neurons` and its value, if it is set."""
         return (("where", "neurons"), self.where.neurons) if self.where and self.where.neurons else None
 
-    def listed(self, names: Sequence[str]) -> dict[str, Any]:
+    def listed(self, names: Sequence[str]) -> dict[str, object]:
         """Return `bricks` with an entry for each brick."""
         return {"bricks": {name: self.entry(name).model_dump(mode="json") for name in names}}
 
     def alters(self, name: str, names: Sequence[str], step_id: str) -> str | None:
-        """Return how the step changes a brick's delta before adding it, as a relative clause; None if it does not change it.
-
-        Args:
-            name: The brick.
-            names: All bricks that the step takes.
-            step_id: The step's id, for the text.
-        """
+        """Return what the merge does with a brick's delta besides adding it, as a relative clause; None if nothing."""
         if other_bricks := [n for n in names if n != name]:
             return f"which step '{step_id}' ({self.name}) merges with {', '.join(other_bricks)}"
         settings = {key: field for key, field in type(self).model_fields.items() if key not in ("id", "bricks", self.verb)}
@@ -222,18 +214,10 @@ class MergeMethod(BrickStep):
 class OverlapWeighted(MergeMethod):
     """Base of methods that can weigh their bricks by how much they overlap."""
 
-    weights: Literal["auto"] | None = None
+    weights: Literal["auto"] | None = absent()  # left out, so that keys of steps without it stay the same
     """`auto` multiplies each brick's weight by 1 / Σⱼ RVᵢⱼ, so that bricks of the same skill share one weight and bricks of different
     skills keep theirs. RVᵢⱼ is the RV coefficient of two deltas, the mean over the layers' matrices. The step's record and
     `workbench brick advise` show both."""
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `weights` if it is not set, so that keys of steps without it stay the same."""
-        fields: dict[str, Any] = handler(self)
-        if self.weights is None:
-            fields.pop("weights", None)
-        return fields
 
     def weighs_overlap(self) -> bool:
         """Return True if `weights` is `auto`."""
@@ -246,7 +230,7 @@ class Measured:
 
     value: Any
     """The result; merge methods find it in `Group.survey`."""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
     """Entries for the step's record, as plain data."""
 
 

@@ -86,7 +86,7 @@ class Router(Protocol):
     @property
     def threshold(self) -> float | None: ...  # noqa: D102
     @property
-    def record(self) -> dict[str, Any]: ...  # noqa: D102
+    def record(self) -> dict[str, object]: ...  # noqa: D102
 
     def decide(self, prompts: Prompts) -> Decisions:
         """Choose bricks for each prompt."""
@@ -105,7 +105,7 @@ class Router(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of router.safetensors."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the entries of routing.json, as plain data."""
 
 
@@ -233,7 +233,7 @@ class RouteMethod(BrickStep):
         raise NotImplementedError
 
     @classmethod
-    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+    def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:
         """Return a router from its saved state; it decides exactly as the fitted one.
 
         Raises:
@@ -245,7 +245,7 @@ class RouteMethod(BrickStep):
 class CalibratedRoute(RouteMethod):
     """Base of route methods that learn from the bricks' calibration prompts."""
 
-    constants: ClassVar[Mapping[str, Any]] = {"mix": 1}
+    constants: ClassVar[Mapping[str, object]] = {"mix": 1}
 
     bricks: dict[str, RoutedBrick] | None = None
     """Brick name -> {calibration:, description:}, in the order in which tied bricks act. Omitted: all bricks of the recipe."""

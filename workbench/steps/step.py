@@ -99,7 +99,7 @@ class Step(Strict):
     """Fields that are part of keys only where they differ from their defaults, so that recipes without them keep their keys."""
     page: ClassVar[str] = ""
     """Name of the page that describes all methods of a family, which share their fields; empty: a page of its own."""
-    constants: ClassVar[Mapping[str, Any]] = {}
+    constants: ClassVar[Mapping[str, object]] = {}
     """Fields of earlier versions -> the value that they always have now. They stay part of keys and records, so that recipes keep
     their keys, and records with this value are read again."""
     plugin: ClassVar[Plugin | None] = None
@@ -160,11 +160,7 @@ class Step(Strict):
         return self.inputs()
 
     def completed(self, known: Sequence[str]) -> Self:
-        """Return the step with what it takes from the rest of the recipe, before references are checked.
-
-        Args:
-            known: The recipe's bricks.
-        """
+        """Return the step with what it takes from the rest of the recipe, before references are checked."""
         return self
 
     def neuron_set(self) -> tuple[tuple[str, ...], str] | None:
@@ -219,7 +215,7 @@ class Step(Strict):
         """Return what determines the step's result besides the weights before it, its fields and its version."""
         return []
 
-    def listed(self, names: Sequence[str]) -> dict[str, Any]:
+    def listed(self, names: Sequence[str]) -> dict[str, object]:
         """Return the step's brick fields with every brick listed, so that a step that omits the list gives the same key.
 
         Args:

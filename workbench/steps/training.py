@@ -83,7 +83,7 @@ class NewTraining(Strict):
         """True if the model learns the distributions of the model before the step, instead of the texts."""
         return False
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the fields of a `workbench.train.TrainSpec`, except the seed."""
         return {
             **self.model_dump(mode="json", exclude={"parameters", "balance", "concentration"}),
@@ -110,7 +110,7 @@ class Recovery(NewTraining):
         """True if the model before the step is the teacher."""
         return self.teacher == "before"
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the fields of a `workbench.train.TrainSpec`, except the seed."""
         return {name: value for name, value in super().settings().items() if name != "teacher"}
 
@@ -166,8 +166,8 @@ class TrainMethod(BrickStep):
         """
         raise NotImplementedError
 
-    def cost(self, project: Path) -> dict[str, Any]:
-        """Return the cost of the training as plain data for `plan`, with the number of trained tokens under `tokens`."""
+    def cost(self, project: Path) -> Mapping[str, int]:
+        """Return the work of the training, for `plan`: optimizer steps, and trained tokens under `tokens`."""
         raise NotImplementedError
 
 

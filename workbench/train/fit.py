@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
+from workbench.events import Events
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate
@@ -201,7 +202,7 @@ class Reports:
 SILENT = Reports()
 
 
-def reports(events: Callable[[dict[str, object]], None], step: str) -> Reports:
+def reports(events: Events, step: str) -> Reports:
     """Return callbacks that turn progress and notices into events of the stage "train".
 
     Args:

@@ -81,7 +81,7 @@ def _translated(document: yamldoc.Document, places: Places, origin: str) -> tupl
     Returns:
         The recipe, and what later documents need to know about it; its path is still empty.
     """
-    stack: dict[str, Any] | None = None
+    stack: dict[str, object] | None = None
     slices: list[SliceSources] | None = None
     make: Make | None = None
     if is_mixture(document.data):
@@ -118,7 +118,7 @@ def _translated(document: yamldoc.Document, places: Places, origin: str) -> tupl
     step = step_of(inputs) if inputs else make(places.name) if make else stack or {}
     config.report.stop()
     used = {name: places.brick(name, slices is not None) for name in _named(step)}
-    data: dict[str, Any] = {"version": 1, "base": places.base(), **({"bricks": used} if used else {})}
+    data: dict[str, object] = {"version": 1, "base": places.base(), **({"bricks": used} if used else {})}
     data |= {**tokenizer, "steps": [step], **({"output": {"dtype": dtype}} if dtype else {})}
     head = [f"# workbench run {shell(places.to or 'RECIPE.yaml')}", f"# Imported from {origin}, mergekit's {config.method}."]
     text = recipe_text(data, [*head, *map(comment, config.report.notes)])
@@ -127,10 +127,12 @@ def _translated(document: yamldoc.Document, places: Places, origin: str) -> tupl
     return ImportedRecipe(text, places.extra, config.report.notes), Stage("", places.root, _result(places, slices))
 
 
-def _named(step: Mapping[str, Any]) -> list[str]:
+def _named(step: Mapping[str, object]) -> list[str]:
     """Return all brick names in a step, in order, each once."""
     names: list[str] = []
-    for part in (step, *step.get("slices", ()), *(step.get(key) for key in ("embeddings", "norm", "head", "tokenizer"))):
+    slices = step.get("slices")
+    whole = (step.get(key) for key in ("embeddings", "norm", "head", "tokenizer"))
+    for part in (step, *(slices if isinstance(slices, list) else ()), *whole):
         if isinstance(part, str):
             names.append(part)
         elif isinstance(part, Mapping):
@@ -258,10 +260,10 @@ def _dtype(config: Config) -> str | None:
         )
     elif work == "float64":
         report.note(("dtype",), "mergekit computes in float64, the recipe in float32")
-    return out or work
+    return None if not (out or work) else str(out or work)
 
 
-Block = dict[str, Any]
+Block = dict[str, object]
 
 
 def carry_vocabulary(config: Config, places: Mapping[str, Path | None], names: Mapping[str, str], base: str) -> dict[str, Block]:
@@ -280,7 +282,8 @@ def carry_vocabulary(config: Config, places: Mapping[str, Path | None], names: M
     block: Block = {}
     key = next((key for key in ("tokenizer_source", "tokenizer") if data.get(key)), None)
     if key is not None:
-        tokenizer = data[key] if key == "tokenizer" and isinstance(data[key], dict) else {"source": data[key]}
+        stated = data[key]
+        tokenizer = stated if key == "tokenizer" and isinstance(stated, dict) else {"source": stated}
         key_path: yamldoc.KeyPath = (key,) if key == "tokenizer_source" else (key, "source")
         block = _Translation(config, names, base).block(tokenizer, key, key_path)
         if list(block) == ["source"] and _same_tokens(config, key, places):
@@ -309,12 +312,12 @@ class _Translation:
     def __init__(self, config: Config, names: Mapping[str, str], base: str) -> None:
         self.config, self.names, self.base = config, names, base
 
-    def block(self, tokenizer: Mapping[str, Any], key: str, key_path: yamldoc.KeyPath) -> Block:
+    def block(self, tokenizer: Mapping[str, object], key: str, key_path: yamldoc.KeyPath) -> Block:
         """Return the recipe's `tokenizer` block for mergekit's mapping, which is the value of `key`."""
         source = tokenizer.get("source", "union")
         block: Block = {"source": source if source in ("union", "base") else self._model(source, key_path)}
-        if tokenizer.get("tokens"):
-            block["tokens"] = {str(t): self._rule(rule, (key, "tokens", t)) for t, rule in tokenizer["tokens"].items()}
+        if isinstance(tokens := tokenizer.get("tokens"), dict):
+            block["tokens"] = {str(t): self._rule(rule, (key, "tokens", t)) for t, rule in tokens.items()}
         if tokenizer.get("pad_to_multiple_of"):
             block["pad_to_multiple_of"] = tokenizer["pad_to_multiple_of"]
         return block

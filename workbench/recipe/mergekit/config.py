@@ -23,7 +23,7 @@ TOP = (
     "tokenizer",
     "chat_template",
 )
-Scope = tuple[yamldoc.KeyPath, Mapping[str, Any]]
+Scope = tuple[yamldoc.KeyPath, Mapping[str, object]]
 """Path of a `parameters` mapping in the file, and the mapping."""
 
 
@@ -65,7 +65,7 @@ class Reference:
         return f"{self.model}+{self.lora}" if self.lora else self.model
 
 
-Body: TypeAlias = tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None]
+Body: TypeAlias = tuple[yamldoc.KeyPath, str, Mapping[str, object] | None]
 """Location of the inputs: the path above them, `models` or `slices`, and the module that contains them, if any."""
 
 
@@ -93,7 +93,7 @@ class Config:
         report: Collects problems and notes.
     """
 
-    data: Mapping[str, Any]
+    data: Mapping[str, object]
     method: str
     base: Reference | None
     sources: list[ModelSource]
@@ -131,7 +131,7 @@ def read_config(document: yamldoc.Document) -> Config:
     return Config(data, method, base, sources, scopes, layers, report)
 
 
-def read_top(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Reference | None, Body, list[Scope]]:
+def read_top(report: ImportReport, data: Mapping[str, object]) -> tuple[str, Reference | None, Body, list[Scope]]:
     """Return method, base, the location of the inputs, and the parameters for all inputs in the order of precedence.
 
     Raises:
@@ -146,7 +146,7 @@ def read_top(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Refere
     return method, base, body, [*([scope_of(report, module, above)] if module else []), scope_of(report, data, ())]
 
 
-def read_method(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Reference | None]:
+def read_method(report: ImportReport, data: Mapping[str, object]) -> tuple[str, Reference | None]:
     """Return `merge_method` and `base_model`; report an unknown method."""
     method = str(data["merge_method"])
     if method not in KNOWN:
@@ -154,7 +154,7 @@ def read_method(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Ref
     return method, read_reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
 
 
-def body_of(report: ImportReport, data: Mapping[str, Any]) -> Body | None:
+def body_of(report: ImportReport, data: Mapping[str, object]) -> Body | None:
     """Return the location of the inputs; None, with a problem in the report, if it is not one."""
     keys = [key for key in ("models", "slices", "modules") if data.get(key)]
     if len(keys) != 1:
@@ -167,9 +167,9 @@ def body_of(report: ImportReport, data: Mapping[str, Any]) -> Body | None:
     if names != ["default"]:
         report.refuse(("modules",), f"expected one module named `default`, found {', '.join(map(str, names)) or 'none'}")
         return None
-    module = modules["default"]
+    module = modules["default"] if isinstance(modules, dict) else None
     present = [key for key in ("models", "slices") if isinstance(module, dict) and module.get(key)]
-    if len(present) != 1:
+    if len(present) != 1 or not isinstance(module, dict):
         report.refuse(("modules", "default"), f"expected exactly one of models, slices; found {', '.join(present) or 'none'}")
         return None
     note_unknown(report, ("modules", "default"), module, ("models", "slices", "parameters"))
@@ -260,7 +260,7 @@ def _path(report: ImportReport, value: Any, key_path: yamldoc.KeyPath) -> str | 
     return None
 
 
-def scope_of(report: ImportReport, holder: Mapping[str, Any], key_path: yamldoc.KeyPath) -> Scope:
+def scope_of(report: ImportReport, holder: Mapping[str, object], key_path: yamldoc.KeyPath) -> Scope:
     """Return the parameters of one level with their path."""
     path = (*key_path, "parameters")
     parameters = holder.get("parameters")
@@ -269,7 +269,7 @@ def scope_of(report: ImportReport, holder: Mapping[str, Any], key_path: yamldoc.
     return path, parameters if isinstance(parameters, dict) else {}
 
 
-def note_unknown(report: ImportReport, key_path: yamldoc.KeyPath, mapping: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def note_unknown(report: ImportReport, key_path: yamldoc.KeyPath, mapping: Mapping[str, object], known: tuple[str, ...]) -> None:
     """Add a note for each key of a mapping that mergekit does not know."""
     for key in mapping:
         if key not in known:
@@ -281,7 +281,7 @@ _EXPERT = ("source_model", "positive_prompts", "negative_prompts", "noise_scale"
 _PROMPTS = ("hidden", "hidden_avg", "hidden_last", "cheap_embed")
 _RANDOM = ("random", "uniform_random")
 _ARCHITECTURES = {"auto": None, "mixtral": "mixtral", "qwen": "qwen2_moe", "qwen3": "qwen3_moe"}
-Make = Callable[[Callable[[Reference], str]], dict[str, Any]]
+Make = Callable[[Callable[[Reference], str]], dict[str, object]]
 
 
 def is_mixture(data: Any) -> bool:
@@ -343,7 +343,7 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
     }
     gate = "prompts" if mode in _PROMPTS else "random"
 
-    def make(name: Callable[[Reference], str]) -> dict[str, Any]:
+    def make(name: Callable[[Reference], str]) -> dict[str, object]:
         if copies:
             return {"grow": "experts", "experts": len(members), **top}
         bricks = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -25,7 +25,7 @@ from workbench.recipe.mergekit.config import (
 from workbench.recipe.mergekit.methods import MethodInputs, ParameterEntry, Part, entries_of, glob_of, step_of
 from workbench.recipe.mergekit.places import Named, Places
 
-Step = dict[str, Any]
+Step = dict[str, object]
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
 _OUTSIDE = ("embeddings", "norm", "head")
 
@@ -80,9 +80,10 @@ def read_slices(document: yamldoc.Document) -> tuple[Config, list[SliceSources]]
     """
     report, data = ImportReport(document), document.data
     method, base, (above, _, module), scopes = read_top(report, data)
+    listed = (module or data)["slices"]
     slices = [
         made
-        for i, entry in enumerate((module or data)["slices"])
+        for i, entry in enumerate(listed if isinstance(listed, list) else ())
         if (made := _slice(report, entry, (*above, "slices", i), base, scopes)) is not None
     ]
     report.stop()
@@ -136,11 +137,6 @@ def stack_step(config: Config, slices: Sequence[SliceSources], places: Places) -
     """Return the `grow: stack` step with the same numbers. Problems and notes go to the configuration's report.
 
     mergekit merges the embeddings as the first slice and the final norm and head as the last one, with the first value of gradients.
-
-    Args:
-        config: The configuration.
-        slices: Its slices.
-        places: Locations and names of the models; `root` is the recipe's base.
     """
     for part in slices:
         _check(config, part)
@@ -232,9 +228,12 @@ class _Translation:
         inputs = MethodInputs(own, {places.name(s.reference): s for s in merged}, places.name(anchor), view)
         spans = {places.name(s.reference): list(s.layers) for s in part.sources if s.layers}
         step = step_of(inputs)
+        bricks = step.get("bricks")
         layers = spans.get(places.name(anchor))
         base = {} if anchor == places.root else {"base": places.name(anchor)}
-        ranges = {name: span for name, span in spans.items() if span != layers and name in step.get("bricks", ())}
+        ranges = {
+            name: span for name, span in spans.items() if span != layers and isinstance(bricks, Collection) and name in bricks
+        }
         return {**({"layers": layers} if layers else {}), **step, **base, **({"ranges": ranges} if ranges else {})}
 
     def _names(self, reference: Reference, group: str) -> list[str] | None:

@@ -12,7 +12,7 @@ from workbench.merge.mergekit.table import KNOWN, Parameter, base_policy, parame
 from workbench.models.layout import Layout
 from workbench.recipe.mergekit.config import Config, ImportReport, ModelSource, Scope
 
-Step = dict[str, Any]
+Step = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _bridge(inputs: MethodInputs) -> Step:
     return step
 
 
-def _weights_and_densities(inputs: MethodInputs) -> dict[str, Any]:
+def _weights_and_densities(inputs: MethodInputs) -> dict[str, object]:
     weights = inputs.each("weight")
     densities = {brick: _clamped(inputs, "density", value) for brick, value in inputs.each("density").items()}
     first = next(iter(densities.values()))
@@ -191,7 +191,7 @@ def _weights_and_densities(inputs: MethodInputs) -> dict[str, Any]:
     return {"bricks": {brick: {"weight": weights[brick], "density": densities[brick]} for brick in weights}, "density": 1.0}
 
 
-def _lambda(inputs: MethodInputs) -> dict[str, Any]:
+def _lambda(inputs: MethodInputs) -> dict[str, object]:
     value = inputs.shared("lambda")
     return {} if is_default(value, 1.0) else {"lambda": value}
 
@@ -351,7 +351,7 @@ def _one_value(parameter: Parameter, entries: list[ParameterEntry], report: Impo
     return None
 
 
-def _rules(entry: ParameterEntry, model: Names | None) -> list[dict[str, Any]]:
+def _rules(entry: ParameterEntry, model: Names | None) -> list[dict[str, object]]:
     """Translate an entry to one rule, or to two rules for a gradient that also applies to tensors outside the layers."""
     where = {} if entry.filter is None else {"include": [glob_of(entry.filter)]}
     if not isinstance(entry.value, list):

@@ -152,7 +152,7 @@ class Places:
         }
         return self._add(name, reference, data)
 
-    def _add(self, name: str, reference: Reference, data: Mapping[str, Any]) -> str:
+    def _add(self, name: str, reference: Reference, data: Mapping[str, object]) -> str:
         """Add a recipe of an input; return the path of its file, relative to the project."""
         assert self.to is not None
         path = self.to.with_name(f"{self.to.stem}-{name}.yaml")
@@ -191,10 +191,6 @@ def in_order(documents: list[yamldoc.Document], to: Path | None) -> list[tuple[s
     """Return the documents with their names, each after those that it uses; the result comes last.
 
     The result is the document without a name; if all have one, it is the last of the file.
-
-    Args:
-        documents: The documents of the file.
-        to: The recipe file of the result.
 
     Raises:
         WorkbenchError: If there is no output file, names repeat, two documents have no name, or documents use each other in a circle.
@@ -256,7 +252,7 @@ def comment(text: str) -> str:
     return "\n".join(textwrap.wrap(text, WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_long_words=False))
 
 
-def recipe_text(data: Mapping[str, Any], head: Iterable[str]) -> str:
+def recipe_text(data: Mapping[str, object], head: Iterable[str]) -> str:
     """Return the text of a recipe: head lines, then fields. Mappings of bricks and lists of rules have one entry per line."""
     lines = list(head)
     for key, value in data.items():

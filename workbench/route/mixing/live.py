@@ -103,7 +103,8 @@ class Routing:
     @property
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """Groups of bricks that count as one, because prompts do not tell them apart."""
-        return tuple(tuple(group) for group in self.router.settings().get("ties", ()))
+        ties = self.router.settings().get("ties")
+        return tuple(tuple(group) for group in ties) if isinstance(ties, Sequence) else ()
 
     @property
     def by_token(self) -> bool:

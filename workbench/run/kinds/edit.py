@@ -12,6 +12,7 @@ from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
+from workbench.edit.places.knowledge import FactsSaid
 from workbench.facts import Fact, read_facts, write_facts
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.lazy import torch
@@ -20,8 +21,8 @@ from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, numel, with_seconds
-from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
+from workbench.run.costs import Needs, cost_row, numel, seconds_of
+from workbench.run.kind import Kind, StepContext, StepResult, Taught
 from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests
@@ -35,6 +36,8 @@ RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
 class EditKind(Kind[EditMethod]):
     """Steps that teach facts by a low-rank update of the current weights."""
 
+    cached_in, record = "edits", RECORD
+
     def apply(self, step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the edit. It is solved on a live model now, unless the cache has it."""
         step.check_model(current)
@@ -44,39 +47,33 @@ class EditKind(Kind[EditMethod]):
         model = Model(LowRankSum(current.weights, factors), current.config)
         record = {"tensors": len(factors), **(read_json(place / RECORD) or {})}
         taught = Taught(context.id, context.number, model, edit_facts(place))
-        return StepResult(model, record, factors, kept=place, folder="edits", taught=taught)
+        return StepResult(model, record, factors, place=place, folder="edits", taught=taught)
 
     def plan_row(
         self, step: EditMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add a live float32 model, and the time that the method's tokens take."""
         step.check_model(model)
-        row: dict[str, Any] = {"inputs": step.inputs()}
+        row: dict[str, object] = {"inputs": step.inputs()}
         cached = self.is_cached(resolved, number)
         if cached:
             needs.cached.append(resolved.recipe.step_ids[number])
         else:
-            row |= self.solving(step, resolved, number, model)
-            needs.seconds += row.get("seconds", 0)
+            cost = step.cost(model, resolved.recipe.project, resolved.cache)
+            seconds = seconds_of(cost, numel(model), passes=1)
+            row |= cost_row(cost, seconds)
+            needs.seconds += seconds
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.hold(8 * numel(model))
         return row, model
 
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the edit is in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "edits", number), RECORD)
-
-    def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> dict[str, Any]:
-        """Return the method's cost, with an estimate of seconds."""
-        return with_seconds(step.cost(model, resolved.recipe.project, resolved.cache), numel(model), passes=1)
-
-    def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
+    def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:
         """Copy the edit, a PEFT adapter directory, into the run directory, and add the counts of its facts to its record."""
         super().keep(result, run, said)
         record = run / result.folder / result.id / RECORD
         if said is not None:
             with changing(record.parent, [RECORD]):
-                write_json(record, {**(read_json(record) or {}), "said": said}, indent=2)
+                write_json(record, {**(read_json(record) or {}), "said": said.to_dict()}, indent=2)
 
 
 KIND = EditKind()
@@ -98,9 +95,9 @@ def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Seq
     resolved, place = context.resolved, context.place("edits")
     if reusable(place, RECORD):
         return place
-    context.told("edit", f"{step.name} on {context.device}")
+    context.say("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
-    edits = [result.kept for result in earlier if result.kept and result.folder == "edits"]
+    edits = [result.place for result in earlier if result.place and result.folder == "edits"]
     edit = step.solve(replace(session.context, earlier=edits))
     with context.made(place) as partial:
         write_edit(edit, step, partial, session)
@@ -152,14 +149,16 @@ def write_edit(
     write_card(out, BrickCard(version=1, kind="edit", digest=digest, training=training, **fields), made_by=made_by, record=RECORD)
 
 
-def _write_history(edit: Edit, out: Path) -> dict[str, Any]:
+def _write_history(edit: Edit, out: Path) -> dict[str, object]:
     """Write what a later run needs to continue the edit's stream, and return the record's entry for it."""
     if not edit.stream:
         return {}
     write_facts(out / STREAM, list(edit.stream))
     save_tensors(dict(sorted(edit.history.items())), out / HISTORY)
     files = {"file": HISTORY, "bytes": (out / HISTORY).stat().st_size, "digest": file_digest(out / HISTORY)}
-    return {"history": {**edit.record["history"], **files, "stream": file_digest(out / STREAM)}}
+    history = edit.record["history"]
+    assert isinstance(history, Mapping), "a method that has a stream records its history"
+    return {"history": {**history, **files, "stream": file_digest(out / STREAM)}}
 
 
 def edit_facts(place: Path) -> list[Fact]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
@@ -15,7 +15,7 @@ from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import check_decoder
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, numel, with_seconds
+from workbench.run.costs import Needs, numel, seconds_of
 from workbench.run.kind import StepContext, shapes_of_brick
 from workbench.run.kinds.train import TrainKind
 from workbench.steps import FuseMethod
@@ -46,14 +46,14 @@ class FuseKind(TrainKind[FuseMethod]):
             source,
             next((size for size in stated if isinstance(size, int)), _NO_LIMIT),
             context.device,
-            partial(context.told, "fuse"),
+            partial(context.say, "fuse"),
             context.progress("fuse"),
         )
         return lesson(step, settings, teachers, base, room)
 
     def plan_row(
         self, step: FuseMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add the bytes and passes of the teachers to what the training needs."""
         row, after = super().plan_row(step, resolved, number, model, needs)
         settings = step.settings(0)
@@ -66,7 +66,7 @@ class FuseKind(TrainKind[FuseMethod]):
             size = numel(shapes_of_brick(resolved, name))
             needs.read += resolved.bricks[name].input_bytes
             needs.hold(8 * size)
-            needs.seconds += with_seconds(step.cost(resolved.recipe.project), size, passes=1).get("seconds", 0)
+            needs.seconds += seconds_of(step.cost(resolved.recipe.project), size, passes=1)
         return row, after
 
 

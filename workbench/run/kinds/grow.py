@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
@@ -24,7 +24,7 @@ from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare
-from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, Needs, largest, numel, with_seconds
+from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, Needs, cost_row, largest, numel, seconds_of
 from workbench.run.kind import GrownStep, Kind, StepContext, StepResult, place_of, shapes_of_brick
 from workbench.steps import GrowContext, GrowMethod, Grown, Growth, Measured, MergeMethod, NewTraining, Sources
 from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters, training_cost
@@ -57,11 +57,11 @@ class Grow(Kind[GrowMethod]):
 
     def plan_row(
         self, step: GrowMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add the bytes of bricks and checks, and the memory of live models."""
         step = _with_shapes(step, resolved)
         growth, before = step.expand(model), numel(model)
-        row = dict(growth.record)
+        row: dict[str, object] = dict(growth.record)
         if names := step.names():
             row["bricks"] = {name: resolved.bricks[name].kind for name in names}
             needs.read += sum(resolved.bricks[name].input_bytes for name in names)
@@ -81,11 +81,10 @@ class Grow(Kind[GrowMethod]):
             row["trains_on"] = step.train.data
             if not self.is_cached(resolved, number):
                 cost = training_cost(TrainSpec(**step.train.settings()), resolved.recipe.project)
-                row |= with_seconds(cost, after, passes=3)
                 teacher = before if step.train.is_taught else 0
-                if teacher and "seconds" in row:
-                    row["seconds"] = round(row["seconds"] + with_seconds(cost, teacher, passes=1)["seconds"], 1)
-                needs.seconds += row.get("seconds", 0)
+                seconds = round(seconds_of(cost, after, passes=3) + seconds_of(cost, teacher, passes=1), 1)
+                row |= cost_row(cost, seconds)
+                needs.seconds += seconds
                 # Weights, gradients, Adam's two moments, and a copy while it is loaded; the weights of the teacher.
                 needs.hold(20 * after + 4 * teacher)
         needs.whole = max(needs.whole, weights.held_bytes)
@@ -95,7 +94,7 @@ class Grow(Kind[GrowMethod]):
         """Return True if the trained parameters are in the cache."""
         return not resolved.headers_only and place_of(resolved, "grown", number, suffix=".safetensors").is_file()
 
-    def check(self, step: GrowMethod, context: StepContext) -> dict[str, Any] | None:
+    def check(self, step: GrowMethod, context: StepContext) -> dict[str, object] | None:
         """Compare the grown model with the model before the step, as its `check` requests; return None for `check: off`."""
         if step.check == "off":
             return None
@@ -134,7 +133,7 @@ def _add_check(step: GrowMethod, resolved: Resolved, model: Model, grown: Model,
 
 def _grown(
     step: GrowMethod, context: StepContext, current: Model, trained: bool = True
-) -> tuple[Model, GrownStep, dict[str, Any]]:
+) -> tuple[Model, GrownStep, dict[str, object]]:
     """Return the grown model, the result of the step, and its record."""
     resolved = context.resolved
     step = _with_models(step, context)
@@ -213,14 +212,8 @@ def _measured(context: StepContext, step: GrowMethod, current: Model, bricks: Ma
 
 def train_new(
     context: StepContext, step: GrowMethod, before: Model, weights: GrownWeights
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Train the parameters that a grow step adds, in float32. Old elements get no gradient, unless the step trains the whole model.
-
-    Args:
-        context: The context of the step.
-        step: The step, after `GrowMethod.settled`.
-        before: The model before the step.
-        weights: The grown model's weights.
 
     Returns:
         Tensor -> values after training, for the tensors of `check_training`; and the record of the training.
@@ -242,7 +235,7 @@ def train_new(
     live = live_model(config, compute(Model(weights, config), torch.float32, device), source, device)
     masks = _all_elements(live) if step.train.whole else new_elements(live, weights, config, names)
     settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
-    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, {_aim(step.train)}")
+    context.say("train", f"{settings.steps} steps of {settings.batch_size} rows, {_aim(step.train)}")
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
         record = train_parameters(
             settings,
@@ -267,10 +260,6 @@ def train_new(
 
 def check_training(step: GrowMethod, weights: GrownWeights) -> list[str]:
     """Return the tensors that a grow step trains: those with added elements, or all.
-
-    Args:
-        step: The grow step.
-        weights: The grown model's weights.
 
     Raises:
         WorkbenchError: If the step adds no parameters, or trains routers or uses a routing loss but adds no routers.

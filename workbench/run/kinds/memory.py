@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from workbench.facts import write_facts
 from workbench.facts.log import ADD, RECIPE, Credibility, append, lines_of
@@ -15,8 +14,8 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
-from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
-from workbench.run.memories import FACTS, RECORD, SavedMemory, save_tensors_of
+from workbench.run.kind import Kind, StepContext, StepResult, Taught
+from workbench.run.memories import FACTS, RECORD, MemoryRecord, SavedMemory, save_tensors_of
 from workbench.run.teaching import is_counted, live_session
 from workbench.steps import MemoryMethod, Remembered
 
@@ -24,17 +23,19 @@ from workbench.steps import MemoryMethod, Remembered
 class MemoryKind(Kind[MemoryMethod]):
     """Steps that store facts in a memory, which acts on the live model."""
 
+    cached_in, record, rounded = "memories", RECORD, True
+
     def apply(self, step: MemoryMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the unchanged weights and the memory. It is learned now, unless the cache has it."""
         saved = SavedMemory(_learned(step, context, current))
         taught = Taught(context.id, context.number, current, [r.fact for r in saved.kept().facts], saved.path)
-        record = {"solved_on": saved.record["solved_on"], **saved.record["record"]}
+        record = {"solved_on": saved.record.solved_on, **saved.record.record}
         memory = MemoryAt(saved.path, saved.log.version, saved.digest())
         return StepResult(current, record, taught=taught, memory=memory)
 
     def plan_row(
         self, step: MemoryMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add the memory of a live float32 model, which learning and counting facts need."""
         cached = self.is_cached(resolved, number)
         if cached:
@@ -42,10 +43,6 @@ class MemoryKind(Kind[MemoryMethod]):
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.hold(8 * numel(model))
         return {"inputs": step.inputs()}, model
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the memory is in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "memories", number, rounded=True), RECORD)
 
 
 KIND = MemoryKind()
@@ -56,7 +53,7 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
     resolved, place = context.resolved, context.place("memories", rounded=True)
     if reusable(place, RECORD):
         return place
-    context.told("edit", f"{step.name} on {context.device}")
+    context.say("edit", f"{step.name} on {context.device}")
     # Learn on the weights in the output dtype, because the memory will act on those.
     steps, progress = len(resolved.recipe.steps), context.progress("edit")
     session = live_session(resolved, steps, current, context.device, progress, rounded_to=resolved.dtype)
@@ -68,16 +65,15 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
         append(partial, 1, lines_of(ADD, memory.facts, RECIPE, None))
         write_facts(partial / FACTS, sorted(memory.facts, key=lambda fact: fact.id))
         save_tensors_of(memory, partial, 1)
-        record = {
-            "format": 1,
-            "method": step.name,
-            "method_version": step.version,
-            "step": dump_step(step),
-            "settings": memory.settings,
-            "seed": context.seed,
-            "base": resolved.base_digest,
-            "solved_on": session.solved_on,
-            "record": memory.record,
-        }
-        write_json(partial / RECORD, record, indent=2)
+        record = MemoryRecord(
+            method=step.name,
+            method_version=step.version,
+            step=dump_step(step),
+            settings=dict(memory.settings),
+            seed=context.seed,
+            base=resolved.base_digest,
+            solved_on=session.solved_on,
+            record=dict(memory.record),
+        )
+        write_json(partial / RECORD, record.to_dict(), indent=2)
     return place

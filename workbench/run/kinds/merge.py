@@ -6,7 +6,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.activations.sets import NeuronSet, set_masks
 from workbench.files import json_digest
@@ -21,9 +21,9 @@ from workbench.models.skeleton import causal_skeleton
 from workbench.recipe.methods import method
 from workbench.resolve.keys import products
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Merged, Needs, largest, merge_bytes, numel, set_row
+from workbench.run.costs import Needs, UnsolvedStep, cost_row, largest, merge_bytes, merged_ranks, numel, seconds_of, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
-from workbench.steps import Measured, MergeContext, MergeMethod
+from workbench.steps import EditMethod, Measured, MergeContext, MergeMethod
 from workbench.weights.device import one_thread
 from workbench.weights.masks import TensorMask
 from workbench.weights.specs import Weights
@@ -67,31 +67,31 @@ class Merge(Kind[MergeMethod]):
             text = (
                 f"space: core: {len(whole)} tensors without low-rank factors are merged as whole deltas: {', '.join(whole[:3])}"
             )
-            context.told("merge", text)
+            context.say("merge", text)
         report = partial(step.report, merged.notes)
         return StepResult(Model(merged, current.config), record, merged.merged, report=report)
 
     def plan_row(
         self, step: MergeMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add the bytes of the bricks, the memory for the largest tensors, and the cost of unsolved edits in brick recipes."""
         names = resolved.recipe.used_bricks(step)
         bricks = {name: resolved.bricks[name] for name in names}
-        row: dict[str, Any] = {"bricks": {n: b.kind for n, b in bricks.items()}, "passes": step.passes()}
+        row: dict[str, object] = {"bricks": {n: b.kind for n, b in bricks.items()}, "passes": step.passes()}
         needs.read += sum(b.input_bytes * (1 if b.kind == "adapter" else step.passes()) for b in bricks.values())
         needs.width = max(needs.width, len(names))
-        merged = Merged.of(resolved, names)
-        sizes = merge_bytes(step, resolved, names, merged)
+        ranks = merged_ranks(resolved, names)
+        sizes = merge_bytes(step, resolved, names, ranks)
         needs.whole = max(needs.whole, largest(sizes.values(), needs.threads))
         for name, held in sizes.items():
             needs.tensors[name] = max(held, needs.tensors.get(name, 0))
-            rank = merged.ranks[name] if merged and step.keeps_rank() else None
+            rank = ranks[name] if ranks is not None and step.keeps_rank() else None
             before = needs.ranks.get(name, 0)
             needs.ranks[name] = None if rank is None or before is None else before + rank
         nested = [name for name in names if name in resolved.nested]
-        if unsolved := [cost for name in nested for cost in _unsolved(resolved.nested[name], name)]:
+        if unsolved := [inner for name in nested for inner in _unsolved(resolved.nested[name], name)]:
             row["edits"] = unsolved
-            needs.seconds += sum(cost.get("seconds", 0) for cost in unsolved)
+            needs.seconds += sum(step.seconds or 0 for step in unsolved)
             needs.hold(8 * numel(resolved.base))
         if chosen := _Neurons.of(step, resolved):
             row["neurons"] = chosen.row()
@@ -136,20 +136,20 @@ class _Neurons:
         """Return brick -> digest of its content on these neurons."""
         return {name: json_digest([digest, self.neurons.digest()]) for name, digest in resolved.digests.items()}
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """Return the set as plain data, for the plan and the step's record."""
         return set_row(self.folder, self.neurons)
 
 
-def _unsolved(resolved: Resolved, name: str) -> list[dict[str, Any]]:
-    """Return the cost of each unsolved step in a recipe used as a brick, including recipes that it uses as bricks."""
-    costs = [cost for inner_name, inner in resolved.nested.items() for cost in _unsolved(inner, f"{name}.{inner_name}")]
+def _unsolved(resolved: Resolved, name: str) -> list[UnsolvedStep]:
+    """Return the unsolved steps in a recipe used as a brick, including those of recipes that it uses as bricks."""
+    steps = [step for inner_name, inner in resolved.nested.items() for step in _unsolved(inner, f"{name}.{inner_name}")]
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
-        kind = kind_of(step)
-        cost = None if kind.is_cached(resolved, number) else kind.solving(step, resolved, number, resolved.base)
-        if cost is not None:
-            costs.append({"id": f"{name}.{step_id}", step.verb: step.name, **cost})
-    return costs
+        if isinstance(step, EditMethod) and not kind_of(step).is_cached(resolved, number):
+            cost = step.cost(resolved.base, resolved.recipe.project, resolved.cache)
+            work = cost_row(cost, seconds_of(cost, numel(resolved.base), passes=1))
+            steps.append(UnsolvedStep.model_validate({"id": f"{name}.{step_id}", step.verb: step.name, **work}))
+    return steps
 
 
 def _check_reach(

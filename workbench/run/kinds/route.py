@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.linear import linear_bytes, linear_factors
 from workbench.errors import WorkbenchError
@@ -26,7 +26,7 @@ from workbench.route.mixing.kernel import check_places
 from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
-from workbench.run.kind import Kind, StepContext, StepResult, place_of, specs_before
+from workbench.run.kind import Kind, StepContext, StepResult, specs_before
 from workbench.run.route_statistics import known_statistics
 from workbench.run.routers import (
     RECORD,
@@ -52,6 +52,8 @@ _COPIES, _TOKENS = 5, 64
 class RouteKind(Kind[RouteMethod]):
     """Steps whose router chooses among bricks for the live model."""
 
+    cached_in, record, rounded = "routers", RECORD, True
+
     def apply(self, step: RouteMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the unchanged weights and the router. It is fitted now, unless the cache has it."""
         adapters = {name: context.adapter(name) for name in context.recipe.used_bricks(step)}
@@ -62,10 +64,10 @@ class RouteKind(Kind[RouteMethod]):
 
     def plan_row(
         self, step: RouteMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add the memory of a live model in the output dtype, and the factors of the bricks in float32."""
         names = resolved.recipe.used_bricks(step)
-        row: dict[str, Any] = {"bricks": {name: resolved.bricks[name].kind for name in names}, "inputs": step.inputs()}
+        row: dict[str, object] = {"bricks": {name: resolved.bricks[name].kind for name in names}, "inputs": step.inputs()}
         needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
@@ -75,11 +77,10 @@ class RouteKind(Kind[RouteMethod]):
         needs.hold(2 * stored + factors)
         if step.reads_texts:
             prompts = sum(map(len, step.prompts(resolved.recipe.project).values()))
-            row["cost"] = {"prompts": prompts}
-            row["seconds"] = round(
-                numel(model) * (prompts * _COPIES + NEGATIVES) * _TOKENS / FLOPS_PER_SECOND, 1
-            )  # half of the blocks run
-            needs.seconds += row["seconds"]
+            # Half of the blocks run.
+            seconds = round(numel(model) * (prompts * _COPIES + NEGATIVES) * _TOKENS / FLOPS_PER_SECOND, 1)
+            row |= {"cost": {"prompts": prompts}, "seconds": seconds}
+            needs.seconds += seconds
         return row, model
 
     def check(self, step: RouteMethod, context: StepContext) -> None:
@@ -99,10 +100,6 @@ class RouteKind(Kind[RouteMethod]):
             skeleton = causal_skeleton(base.config, torch.device("cpu"))
             adapters = {name: _known_adapter(resolved, name) for name in resolved.recipe.used_bricks(step)}
             check_places(skeleton, {name: linear_factors(adapter) for name, adapter in adapters.items() if adapter})
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the router is in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "routers", number, rounded=True), RECORD)
 
 
 KIND = RouteKind()
@@ -129,13 +126,13 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
     if reusable(place, RECORD):
         return place
     prompts = step.prompts(resolved.recipe.project)
-    context.told("route", f"{step.name}: {sum(map(len, prompts.values()))} prompts of {len(adapters)} bricks on {context.device}")
+    context.say("route", f"{step.name}: {sum(map(len, prompts.values()))} prompts of {len(adapters)} bricks on {context.device}")
     tensors = compute(current, resolved.dtype, context.device)
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     solved_on = weights_digest(output_specs(current.weights.specs, resolved.dtype), digests, current.config)
     source = resolved.tokenizer_at(context.number)
-    told = partial(context.told, "route")
-    known = _known(step, resolved, solved_on, source, told)
+    say = partial(context.say, "route")
+    known = _known(step, resolved, solved_on, source, say)
     router = step.fit(
         RouteContext(
             live_model(current.config, tensors, source, context.device),
@@ -147,7 +144,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
             context.seed,
             context.progress("route"),
             known,
-            told,
+            say,
             step.own_negatives(resolved.recipe.project),
         )
     )
@@ -178,18 +175,18 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
 
 
 def _known(
-    step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, told: Callable[[str], None]
+    step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, say: Callable[[str], None]
 ) -> dict[str, BrickStates]:
     """Return brick -> states of its prompts on the current model, from the cards of the bricks."""
     if not isinstance(step, PooledRoute):
         return {}
     digest = tokenizer_digest(tokenizer)
     bricks = (resolved.on_disk[name] for name in resolved.recipe.used_bricks(step) if name in resolved.on_disk)
-    found = {brick.name: known_statistics(brick, solved_on, digest, told) for brick in bricks}
+    found = {brick.name: known_statistics(brick, solved_on, digest, say) for brick in bricks}
     return {name: states for name, states in found.items() if states is not None}
 
 
-def _check_finite(parts: list[dict[str, Any]], step_id: str) -> None:
+def _check_finite(parts: list[dict[str, object]], step_id: str) -> None:
     """Raise WorkbenchError if a router's settings or record hold NaN or infinity, which JSON has no numbers for."""
     try:
         json.dumps(parts, allow_nan=False)

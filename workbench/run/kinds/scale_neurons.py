@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from workbench.activations.sets import set_masks
 from workbench.edit.scale_neurons import ScaleNeurons
@@ -31,7 +30,7 @@ class ScaleKind(Kind[ScaleNeurons]):
 
     def plan_row(
         self, step: ScaleNeurons, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    ) -> tuple[dict[str, object], Model]:
         """Add nothing but the row: the step streams, and reads no file besides the set."""
         return {"factor": step.factor, "neurons": set_row(step.neurons, resolved.neurons(step.neurons))}, model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.export import SHIFT, write_shifts
 from workbench.adapters.read import WEIGHTS, Adapter
@@ -18,7 +18,7 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
-from workbench.run.kind import Kind, StepContext, StepResult, place_of
+from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.run.teaching import live_session
 from workbench.weights.digests import tensor_digests
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -32,6 +32,8 @@ RECORD = "steer.json"
 class SteerKind(Kind[Steer]):
     """Steps that add a direction to the bias of feed-forward output projections."""
 
+    cached_in, record = "edits", RECORD
+
     def apply(self, step: Steer, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the directions added; the current ones themselves if the strength is 0."""
         step.check_model(current)
@@ -44,9 +46,11 @@ class SteerKind(Kind[Steer]):
             bias: Factors(shifts[module].reshape(-1, 1), torch.ones(1, 1)) for module, bias in record["biases"].items()
         }  # a bias is a matrix with one column
         model = Model(LowRankSum(current.weights, added), current.config)
-        return StepResult(model, {"tensors": len(added), **record}, added, kept=place, folder="edits")
+        return StepResult(model, {"tensors": len(added), **record}, added, place=place, folder="edits")
 
-    def plan_row(self, step: Steer, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
+    def plan_row(
+        self, step: Steer, resolved: Resolved, number: int, model: Model, needs: Needs
+    ) -> tuple[dict[str, object], Model]:
         """Add a live float32 model, on which the directions are measured."""
         step.check_model(model)
         if step.strength == 0 or self.is_cached(resolved, number):
@@ -54,10 +58,6 @@ class SteerKind(Kind[Steer]):
         else:
             needs.hold(8 * numel(model))
         return {"inputs": step.inputs(), "layers": list(step.layers), "strength": step.strength}, model
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the directions are in the cache."""
-        return not resolved.headers_only and reusable(place_of(resolved, "edits", number), RECORD)
 
 
 KIND = SteerKind()
@@ -76,7 +76,7 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
     resolved, place = context.resolved, context.place("edits")
     if reusable(place, RECORD):
         return place
-    context.told("edit", f"{step.name} on {context.device}")
+    context.say("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
     steering = step.solve(session.context)
     base = BaseRecord(id=resolved.recipe.fields.base_name, digest=resolved.base_digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
@@ -15,8 +15,8 @@ from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import Aligned, compute, live_model
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, numel, with_seconds
-from workbench.run.kind import Kind, StepContext, StepResult, place_of
+from workbench.run.costs import Needs, cost_row, numel, seconds_of
+from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.steps import TrainMethod
 from workbench.train import CROSS_ENTROPY, Objective, TrainFiles, TrainSpec, reports, train, training_texts
 from workbench.weights.checkpoint import Checkpoint
@@ -34,40 +34,33 @@ T = TypeVar("T", bound=TrainMethod)
 class TrainKind(Kind[T]):
     """Steps that train a brick on the frozen current model and add it."""
 
-    def objective(self, step: T, context: StepContext, current: Model, settings: TrainSpec) -> Objective:
-        """Return what the training minimizes. It is called before the model that is trained is loaded.
+    cached_in, record = "bricks", CARD
 
-        Args:
-            step: The step.
-            context: The context of the step.
-            current: The model before the step.
-            settings: Settings of the training.
-        """
+    def objective(self, step: T, context: StepContext, current: Model, settings: TrainSpec) -> Objective:
+        """Return what the training minimizes. It is called before the model that is trained is loaded."""
         return CROSS_ENTROPY
 
     def apply(self, step: T, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the brick added. It is trained now, unless the cache has it."""
         place = self._trained(step, context, current)
         model, names, record = _with_brick(step, context, current, place)
-        return StepResult(model, {"tensors": len(names), "training": record}, names, kept=place, folder="bricks")
+        return StepResult(model, {"tensors": len(names), "training": record}, names, place=place, folder="bricks")
 
-    def plan_row(self, step: T, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
+    def plan_row(self, step: T, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, object], Model]:
         """Add the memory of the live model and its optimizer, and the seconds of the training."""
-        row: dict[str, Any] = {"inputs": step.inputs()}
+        row: dict[str, object] = {"inputs": step.inputs()}
         if self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
             return row, model
         settings = step.settings(0)
         if not isinstance(settings.data, str):
             row["trains_on"] = settings.data.hub
-        row |= with_seconds(step.cost(resolved.recipe.project), numel(model), passes=3)
+        cost = step.cost(resolved.recipe.project)
+        seconds = seconds_of(cost, numel(model), passes=3)
+        row |= cost_row(cost, seconds)
         needs.hold((20 if settings.method == "full" else 8) * numel(model))
-        needs.seconds += row.get("seconds", 0)
+        needs.seconds += seconds
         return row, model
-
-    def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the trained brick is in the cache."""
-        return not resolved.headers_only and (place_of(resolved, "bricks", number) / CARD).is_file()
 
     def _trained(self, step: T, context: StepContext, current: Model) -> Path:
         """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
@@ -93,7 +86,7 @@ class TrainKind(Kind[T]):
         parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
         live = live_model(current.config, tensors, source, device)
         live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens
-        context.told("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
+        context.say("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
         data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
         record = train(
             settings,
@@ -130,7 +123,9 @@ class TrainKind(Kind[T]):
 KIND = TrainKind[TrainMethod]()
 
 
-def _with_brick(step: TrainMethod, context: StepContext, current: Model, place: Path) -> tuple[Model, list[str], dict[str, Any]]:
+def _with_brick(
+    step: TrainMethod, context: StepContext, current: Model, place: Path
+) -> tuple[Model, list[str], dict[str, object]]:
     """Return the model with a trained brick added, the tensors that it changes, and the record of the training."""
     card = read_card(place)
     if card.kind == "checkpoint":
