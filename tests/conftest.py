@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two workers share two cores. Threads of theirs and of the processes that they start would wait for each other in loops: three notebooks took
 # 295 seconds with two threads each, and 78 with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where the shell forbids bytecode files, each of the processes that tests start would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.set_threshold(20_000, 10, 10)  # as in `workbench.__main__`
 
 import torch
 
@@ -74,10 +79,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+IMPORTED = 0
+"""Number of modules when objects were last exempted from garbage collection."""
+
+
 def pytest_collection_finish() -> None:
+    exempt_imports()
+
+
+def pytest_runtest_logfinish() -> None:
+    if len(sys.modules) > IMPORTED + 100:
+        exempt_imports()
+
+
+def exempt_imports() -> None:
     """Exempt what is imported by now from garbage collection, which would scan it again and again."""
+    global IMPORTED
     gc.collect()
     gc.freeze()
+    IMPORTED = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
 from workbench.steps import MethodContext
+from workbench.weights.device import free_models
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
 
@@ -151,7 +151,7 @@ def ask(
         device: Device that the model runs on.
         memory: Directory of a memory that acts on the model.
     """
-    gc.collect()  # reference cycles keep the model that the edit was solved on alive
+    free_models(model.weights)  # the edit was solved on one
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in compute(model, dtype, device).items()}
     live = live_model(model.config, tensors, tokenizer, device)
     if memory is not None:
