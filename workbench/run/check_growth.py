@@ -137,10 +137,10 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
     promise, tokens_added = grown.step.promises(), grown.weights.growth.tokens
     whole = False
 
-    def logits(of: Model, tokens: torch.Tensor) -> torch.Tensor:
+    def logits(of: Model, tokens: torch.Tensor, skeleton: PreTrainedModel | None = None) -> torch.Tensor:
         nonlocal whole
         with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
-            streamed = Streamed.of(of, causal_skeleton(of.config, device), device)
+            streamed = Streamed.of(of, skeleton or causal_skeleton(of.config, device), device)
             if streamed is not None:
                 try:
                     return streamed.logits(tokens.to(device))
@@ -155,13 +155,14 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
             return output
 
     with _runs(grown.id, "the model before growth"):
-        tokens = prompts(causal_skeleton(current.config, device), without=tokens_added)
+        skeleton = causal_skeleton(current.config, device)
+        tokens = prompts(skeleton, without=tokens_added)
     after = logits(model, tokens)
     finite_logits(after, grown.id)
     if promise == "no":
         record: dict[str, Any] = {"finite_logits": True}
     else:
-        record = same_logits(logits(current, tokens), after, TOLERANCES[promise], grown.id, tokens_added)
+        record = same_logits(logits(current, tokens, skeleton), after, TOLERANCES[promise], grown.id, tokens_added)
     return {**record, **({"loaded_whole": True} if whole else {})}
 
 
