@@ -6,7 +6,9 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two workers share two cores. Threads of theirs and of the processes that they start would wait for each other in loops: three notebooks took
 # 295 seconds with two threads each, and 78 with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where the shell forbids bytecode files, each of the processes that tests start would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import torch
 
@@ -29,10 +33,17 @@ from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
+from workbench import identity
+
+sys.dont_write_bytecode = False
+gc.set_threshold(20_000, 10, 10)  # as in `workbench.__main__`
 torch.set_num_threads(1)
 # Flushing protects files from a power failure, which no test causes, and takes about 10 ms a file here: minutes of the suite. Tests of what is
 # flushed record the calls; processes that tests start flush as usual.
 os.fsync = lambda descriptor: None
+if sys.platform == "linux":
+    # Two ticks of the kernel's clock, here 8 ms. The package waits 20 ms behind each new file, for file systems of other machines.
+    identity._TICKS_NS = int(2e9 * time.clock_getres(5))  # CLOCK_REALTIME_COARSE, which Python does not name
 
 
 LIMIT = pytest.StashKey[Any]()
@@ -74,10 +85,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+IMPORTED = 0
+"""Number of modules when objects were last exempted from garbage collection."""
+
+
 def pytest_collection_finish() -> None:
+    exempt_imports()
+
+
+def pytest_runtest_logfinish() -> None:
+    if len(sys.modules) > IMPORTED + 100:
+        exempt_imports()
+
+
+def exempt_imports() -> None:
     """Exempt what is imported by now from garbage collection, which would scan it again and again."""
+    global IMPORTED
     gc.collect()
     gc.freeze()
+    IMPORTED = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

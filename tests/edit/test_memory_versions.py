@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,21 @@ ONE = "steps: [{{edit: {}, facts: facts.jsonl{}}}]\n"
 EXTRA = {"id": "extra", "prompt": "w4 of {subject} is", "subject": "w19", "target": "w29"}
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the codebook of `GRACE`, from the first test."""
+    return tmp_path_factory.mktemp("learned") / "cache"
+
+
 @pytest.fixture
-def taught(taught: Project) -> Project:
+def taught(taught: Project, learned: Path) -> Project:
     write_jsonl(taught.path / "extra.jsonl", [EXTRA])
+    if learned.exists():
+        shutil.copytree(learned, taught.path / ".workbench")
+    else:
+        taught.run(GRACE)
+        shutil.copytree(taught.path / ".workbench", learned)
+        shutil.rmtree(taught.path / "runs")
     return taught
 
 

@@ -23,8 +23,9 @@ from workbench.run.compose import compose
 from workbench.steps import NEW, Axis, Grown
 from workbench.weights.specs import TensorSpec
 
-FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
-MORE = ["mistral", "qwen3", "gemma3", "olmo2", "phi", "granite", "smollm3", "glm4", "phi3", "cohere", "starcoder2"]
+FAMILIES = ["llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
+# Families with a layout of their own; `test_growth_table.py` grows the others.
+MORE = ["qwen3", "gemma3", "olmo2", "phi", "granite", "smollm3", "phi3", "cohere", "gpt_neox sequential"]
 
 
 def grown(project: Project, base: Path, step: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def grown(project: Project, base: Path, step: str) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("family", [*MORE, "gpt_neox", "gpt_neox sequential"])
+@pytest.mark.parametrize("family", MORE)
 def test_depth_of_more_families(family: str, project: Project, dense_of: Callable[[str], Path]) -> None:
     document = grown(project, dense_of(family), "{grow: depth, blocks: 2}")
     check = document["steps"][0]["check"]
@@ -50,8 +51,7 @@ def test_depth_of_more_families(family: str, project: Project, dense_of: Callabl
     assert check["gradient"]["now"] < check["gradient"]["after_one_step"] == document["steps"][0]["tensors"]
 
 
-@pytest.mark.parametrize("place", ["blocks: 2", "after: [0, -1]"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "place"), [("llama", "after: [0, -1]"), *((family, "blocks: 2") for family in FAMILIES)])
 def test_depth_preserves(family: str, place: str, project: Project, model_of: Callable[..., Path]) -> None:
     """In float32: equal logits and cached generation, checked by `run` itself and once more on what it wrote."""
     from transformers import AutoModelForCausalLM
@@ -279,10 +279,10 @@ def test_bricks_after_a_stack(project: Project) -> None:
 @pytest.mark.parametrize(
     ("step", "families"),
     [
-        ("neurons: 150", [*MORE, "llama", "qwen2", "gemma2", "gpt_neox", "gpt2", "opt", "gpt_neo"]),
-        ("neurons: 150, how: copy", ["llama", "gpt2", "gpt_neox", "phi3", "opt"]),
-        ("key_value_heads: 4", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "granite", "smollm3", "glm4"]),
-        ("hidden: 48", ["llama", "qwen2", "qwen3", "mistral", "granite", "smollm3", "olmo2", "phi3", "glm4"]),
+        ("neurons: 150", ["llama", "gpt2", "gpt_neox", "gpt_neo", "opt", "gemma2", "phi3", "granite"]),
+        ("neurons: 150, how: copy", ["llama", "gpt2", "phi3", "opt"]),
+        ("key_value_heads: 4", ["qwen2", "qwen3", "gemma2", "granite"]),
+        ("hidden: 48", ["qwen2", "qwen3", "granite", "olmo2", "phi3"]),
         ("neurons: 96, key_value_heads: 8, hidden: 64", ["llama", "qwen3"]),
     ],
 )

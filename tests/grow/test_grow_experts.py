@@ -18,8 +18,8 @@ from worlds.tiny import WORDS, tensors_of
 from workbench.errors import WorkbenchError
 from workbench.run.compose import compose
 
-PAIRS = [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"),
-         ("granite", "granitemoe"), ("llama", "granitemoe"), ("ernie4_5", "ernie4_5_moe")]  # fmt: skip
+PAIRS = [("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"), ("llama", "granitemoe"),
+         ("ernie4_5", "ernie4_5_moe")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "target"), PAIRS)
@@ -34,7 +34,9 @@ def test_copies_compute_the_same(family: str, target: str, project: Project, den
     with torch.no_grad():
         before = live(dense_of(family))(tokens).logits
         assert float((before - grown(tokens).logits).abs().max()) <= 1e-5 * max(1.0, float(before.abs().max()))
-        drawn = project.run(f"{head}steps: [{{grow: experts, experts: 4, into: {target}, redraw: 0.5}}]\n", "drawn.yaml")
+        drawn = project.run(
+            f"{head}steps: [{{grow: experts, experts: 4, into: {target}, redraw: 0.5, check: off}}]\n", "drawn.yaml"
+        )
         assert float((before - live(drawn["model"])(tokens).logits).abs().max()) > 1e-3
 
 

@@ -35,13 +35,10 @@ def rows(project: Project) -> Project:
 TRAIN = "train: {data: rows.jsonl, steps: 8, warmup: 0, learning_rate: 0.01, batch_size: 4, held_out: 0.25, evaluate_every: 4}"
 NEW_ONLY = [
     ("llama", "{grow: depth, blocks: 1, TRAIN}"),
-    ("gpt2", "{grow: depth, after: [0], TRAIN}"),
-    ("llama", "{grow: width, neurons: 60, TRAIN}"),
     ("gpt2", "{grow: width, neurons: 160, TRAIN}"),
     ("mistral", "{grow: width, key_value_heads: 3, TRAIN}"),
     ("llama", '{grow: vocabulary, tokens: ["<a>"], TRAIN}'),
     ("llama", "{grow: experts, experts: 2, TRAIN}"),
-    ("granite", "{grow: experts, experts: 2, TRAIN}"),
 ]
 
 
@@ -51,7 +48,7 @@ def test_old_tensors_stay_the_same_bits(family: str, step: str, rows: Project, d
     base = dense_of(family)
     text = f"base: {base}\nsteps: [{step}]\n"
     document = rows.run(text.replace("TRAIN", TRAIN))
-    untrained = tensors_of(Path(rows.run(text.replace(", TRAIN", ""), "untrained.yaml")["model"]))
+    untrained = tensors_of(Path(rows.run(text.replace("TRAIN", "check: off"), "untrained.yaml")["model"]))
     trained, old = tensors_of(Path(document["model"])), tensors_of(base)
     record = document["steps"][0]
     assert record["train"]["held_out_loss"]["after"] < record["train"]["held_out_loss"]["before"]
@@ -105,7 +102,7 @@ def test_losses_on_routers_move_routers_alone(into: str, rows: Project, dense_of
     from transformers import AutoModelForCausalLM
 
     def routed(losses: str) -> tuple[float, set[str]]:
-        train = TRAIN.replace("}", f", parameters: routers, {losses}}}").replace("0.01", "0.1").replace("steps: 8", "steps: 60")
+        train = TRAIN.replace("}", f", parameters: routers, {losses}}}").replace("0.01", "0.1").replace("steps: 8", "steps: 40")
         text = f"base: {dense_of('llama')}\nsteps: [{{grow: experts, experts: 4, top_k: 4, into: {into}, check: off, {train}}}]\n"
         place = Path(rows.run(text, f"{losses[:3]}.yaml")["model"])
         live = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
@@ -179,7 +176,7 @@ def test_what_a_brick_starts_from_is_part_of_its_key(rows: Project) -> None:
     other = rows.resolve(f"steps: [{BRICK.replace('seven', 'eight')}}}]\n")
     assert one.keys != other.keys
     seeds = {read_card(compose(r, CPU).trained[i]).training["seed"] for r, i in ((one, "seven"), (other, "eight"))}
-    plain = BRICK.replace("id: seven, ", "") + "}"
+    plain = BRICK.replace("id: seven, ", "").replace("steps: 8", "steps: 1") + "}"
     twice = compose(rows.resolve(f"steps: [{plain}, {plain}]\n"), CPU).trained
     seeds |= {read_card(place).training["seed"] for place in twice.values()}
     assert len(seeds) == 4

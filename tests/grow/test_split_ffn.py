@@ -23,14 +23,10 @@ from workbench.errors import WorkbenchError
 from workbench.run.compose import compose
 
 WHOLE = [
-    ("llama", "mixtral"),
-    ("llama", "granitemoe"),
-    ("llama", "glm4_moe"),
     ("mistral", "mixtral"),
     ("qwen2", "qwen2_moe"),
     ("qwen2 whole", "glm4_moe"),
     ("qwen3", "qwen3_moe"),
-    ("qwen3", "glm4_moe"),
     ("olmo2", "flex_olmo"),
     ("granite", "granitemoe"),
     ("ernie4_5", "ernie4_5_moe"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,14 @@ MIX = "{id: mix, merge: task_arithmetic, bricks: {one: 0.5, two: 0.5}}"
 HEAD = "bricks: {one: bricks/one, two: bricks/two}\n"
 
 
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of the first test, with which the others do not solve the edit of `edited` again."""
+    return tmp_path_factory.mktemp("solved") / "cache"
+
+
 @pytest.fixture
-def edited(project: Project) -> Project:
+def edited(project: Project, solved: Path) -> Project:
     """A project with 6 facts, text for statistics, and `bricks/facts` solved on its base."""
     words = random.Random(0)
     rows = [{"id": f"f{i}", "prompt": "{subject} is", "subject": f"w{i} of w{i + 10}", "target": f"w{i + 30}"} for i in range(6)]
@@ -46,7 +53,11 @@ def edited(project: Project) -> Project:
     linked.mkdir()
     for brick in target.iterdir():
         (linked / brick.name).symlink_to(brick)
+    if solved.exists():
+        shutil.copytree(solved, project.path / ".workbench")
     document = project.run(f"steps: [{MEMIT}]\n", "edit.yaml")
+    if not solved.exists():
+        shutil.copytree(project.path / ".workbench", solved)
     (linked / "facts").symlink_to(Path(document["run"]) / "edits" / "facts")
     return project
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from workbench.models.layout import Model
 from workbench.models.texts import TextRow, log_likelihood
 from workbench.steps import Block, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Real
+from workbench.weights.device import free_models
 from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Fisher(Calibrated):
             rows, key = self.rows(context, brick)
             file = context.cache / "fisher" / f"{key}.safetensors"
             if not file.is_file():
-                _save(information(context, brick, rows), file)
+                found = information(context, brick, rows)
+                free_models(context.base.weights)  # the file is assembled in memory
+                _save(found, file)
             diagonals[brick] = Diagonal.of(file)
             record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(diagonals[brick].names)}
         return Measured(diagonals, {"calibration": record})
@@ -162,7 +164,6 @@ def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str,
 
 def _save(values: Mapping[str, Tensor], file: Path) -> None:
     """Write values to a file; tensors that share storage are copied, because safetensors refuses them."""
-    gc.collect()  # free the live model, which is in reference cycles: the file is assembled in memory
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in values.items():

@@ -32,17 +32,23 @@ def parse_config(config: Mapping[str, object]) -> PretrainedConfig:
     Raises:
         WorkbenchError: If the installed transformers does not know the architecture or refuses a field.
     """
+    return copy.deepcopy(_parsed(json.dumps(config)))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> PretrainedConfig:
+    """Parse the text of config.json: transformers takes only files, and a run reads the same text several times."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
+        (Path(folder) / "config.json").write_text(text, "utf-8")
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())
             raise WorkbenchError(
-                f"config.json: transformers cannot read model_type {config.get('model_type')} ({reason[:200]})",
+                f"config.json: transformers cannot read model_type {json.loads(text).get('model_type')} ({reason[:200]})",
                 "A newer version of transformers may support it.",
             ) from None
 

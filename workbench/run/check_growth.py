@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +20,7 @@ from workbench.models.skeleton import causal_skeleton, loading_class
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import GrownStep, StepContext
 from workbench.weights.checkpoint import Checkpoint, read_config
-from workbench.weights.device import one_thread
+from workbench.weights.device import free_models, one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +106,7 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
     live = live_model(model.config, compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
     expected, dtype = answers(live), live.dtype
     del live
-    gc.collect()
+    free_models(model.weights)
     added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
     loaded = _loaded(AutoModelForCausalLM, place, dtype, step, added, _REPORT)
     reloaded = answers(loaded.to(device))
@@ -124,10 +123,10 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
     promise, tokens_added = grown.step.promises(), grown.weights.growth.tokens
     whole = False
 
-    def logits(of: Model, tokens: torch.Tensor) -> torch.Tensor:
+    def logits(of: Model, tokens: torch.Tensor, skeleton: PreTrainedModel | None = None) -> torch.Tensor:
         nonlocal whole
         with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
-            streamed = Streamed.of(of, causal_skeleton(of.config, device), device)
+            streamed = Streamed.of(of, skeleton or causal_skeleton(of.config, device), device)
             if streamed is not None:
                 try:
                     return streamed.logits(tokens.to(device))
@@ -142,13 +141,14 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
             return output
 
     with _runs(grown.id, "the model before growth"):
-        tokens = prompts(causal_skeleton(current.config, device), without=tokens_added)
+        skeleton = causal_skeleton(current.config, device)
+        tokens = prompts(skeleton, without=tokens_added)
     after = logits(model, tokens)
     finite_logits(after, grown.id)
     if promise == "no":
         record: dict[str, object] = {"finite_logits": True}
     else:
-        record = same_logits(logits(current, tokens), after, TOLERANCES[promise], grown.id, tokens_added)
+        record = same_logits(logits(current, tokens, skeleton), after, TOLERANCES[promise], grown.id, tokens_added)
     return {**record, **({"loaded_whole": True} if whole else {})}
 
 
@@ -203,7 +203,7 @@ def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, 
     tokens = prompts(text, without=_placeholders(composed.weights.growth.config))
     expected = _logits_of(text, tokens, composed.id)
     del text, written
-    gc.collect()
+    free_models(before.weights)
     kind = getattr(transformers, loading_class(read_config(place, "result")))
     reloaded = _loaded(kind, place, torch.float32, composed.id, None, _OFF_COMPOSED)
     found = _logits_of(reloaded.to(device), tokens, composed.id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
 from workbench.steps import MethodContext
+from workbench.weights.device import free_models
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
 
@@ -138,7 +138,7 @@ def ask(
 
     With a dtype, floating-point weights are rounded to it first; None keeps each tensor's dtype on disk.
     """
-    gc.collect()  # reference cycles keep the model that the edit was solved on alive
+    free_models(model.weights)  # the edit was solved on one
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in compute(model, dtype, device).items()}
     live = live_model(model.config, tensors, tokenizer, device)
     if memory is not None:

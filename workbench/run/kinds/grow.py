@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from workbench.steps import GrowContext, GrowMethod, Grown, Growth, Measured, Me
 from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters, training_cost
 from workbench.train.penalties import Routing
 from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.device import free_models
 from workbench.weights.header import save_tensors
 from workbench.weights.specs import Weights, load
 from workbench.weights.writer import output_specs
@@ -198,7 +198,7 @@ def _measured(context: StepContext, step: GrowMethod, current: Model, bricks: Ma
     source = resolved.tokenizer_at(context.number)
 
     def live(changes: Mapping[str, Grown]) -> PreTrainedModel:
-        gc.collect()  # reference cycles keep the previous model alive
+        free_models(current.weights)
         plan = Growth({name: changes.get(name, Grown(name)) for name in current.weights.specs}, current.config)
         model = Model(GrownWeights(current.weights, plan, bricks=bricks), current.config)
         return live_model(model.config, compute(model, torch.float32, device), source, device)

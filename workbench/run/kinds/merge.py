@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, UnsolvedStep, cost_row, largest, merge_bytes, merged_ranks, numel, seconds_of, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.steps import EditMethod, Measured, MergeContext, MergeMethod
-from workbench.weights.device import one_thread
+from workbench.weights.device import free_models, one_thread
 from workbench.weights.masks import TensorMask
 from workbench.weights.specs import Weights
 
@@ -199,7 +198,7 @@ def measuring_context(context: StepContext, bricks: StepBricks) -> MergeContext:
         return MergedWeights(base, base, alone, StepBricks({brick: bricks.deltas[brick]})) if brick else base.weights
 
     def live(brick: str) -> PreTrainedModel:
-        gc.collect()  # reference cycles keep the previous model alive
+        free_models(base.weights)
         return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
 
     known = bricks.contents()
