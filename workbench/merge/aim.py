@@ -29,6 +29,7 @@ class MagnitudeIndex(Result):
     """Index of magnitudes in the cache."""
 
     record: TextsRead
+    """How the texts were read."""
 
 
 @register

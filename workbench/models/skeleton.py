@@ -247,9 +247,11 @@ def native(config: dict[str, object], label: str) -> dict[str, object]:
     Raises:
         WorkbenchError: If transformers does not support the architecture natively.
     """
+    if "auto_map" not in config:
+        return dict(config)
     from transformers import CONFIG_MAPPING
 
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+    if config.get("model_type") not in CONFIG_MAPPING:
         raise WorkbenchError(
             f"{label} requires custom code (auto_map), which is never executed",
             f"transformers does not support model_type {config.get('model_type')} natively: use a revision of the model for a type that it supports.",

@@ -34,7 +34,9 @@ class DeltaIndex(Result):
     """Index of merged deltas in the cache."""
 
     files: dict[str, str]
+    """Tensor name -> file name."""
     norm_ratios: dict[str, Number]
+    """Tensor name -> norm of its delta over the bricks' mean norm."""
 
 
 @dataclass(frozen=True)

@@ -308,7 +308,9 @@ class GramIndex(Result):
     """Index of one brick's Grams in the cache."""
 
     files: dict[str, str]
+    """Tensor name of a linear layer's weight -> file name."""
     record: TextsRead
+    """How the texts were read."""
 
 
 def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str) -> Grams:

@@ -127,14 +127,21 @@ class Settings(Part):
     """Entries of routing.json that all methods have."""
 
     method: str
+    """Method of the router."""
     bricks: tuple[str, ...]
+    """The bricks, in the order of columns."""
     layer: int | None
+    """Number of decoder blocks whose output is pooled; null for routers that read no hidden states."""
     window: int
+    """Number of last tokens that are pooled."""
     threshold: Number | None
+    """Smallest confidence with which a prompt goes to a brick; null if no prompt goes to the base."""
     ties: tuple[tuple[str, ...], ...]
+    """Groups of bricks that prompts do not tell apart."""
     mix: int = 1
     """Number of bricks that act together. Earlier versions wrote others."""
     joined: Joined
+    """How the scores of a group become one."""
 
 
 class FittedFields(TypedDict):

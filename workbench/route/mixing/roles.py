@@ -130,7 +130,9 @@ class SavedRole(Part):
     """A role in routing.json; its ids are in the table."""
 
     brick: str
+    """The brick."""
     between: tuple[int, int] | None
+    """Ids of the tokens that begin and end its spans."""
 
 
 def restore_roles(settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> RolesRouter:
