@@ -240,4 +240,4 @@ def test_facts_that_come_change_and_go(build: ModuleType, tmp_path: Path) -> Non
         ["`memory`", "new answer", "20 [10, 30]", "80 [70, 90]", "30 [20, 40]", "20 [10, 30]"],
         ["`memory`", "true answer", "40 [30, 50]", "10 [0, 20]", "70 [60, 80]", "40 [30, 50]"],
     ]
-    assert "20 texts and 19 vectors of logits of `memory` (of 20 each) are bit for bit those from before" in text
+    assert "bit for bit those from before, of 20 each: 20 texts and 19 vectors of logits with `memory`." in text

@@ -72,8 +72,7 @@ def test_scores_are_those_of_single_texts(tmp_path: Path, model: Any, part: Text
     firing = [torch.zeros(2, site.units) for site in sites]
     for i, row in enumerate(rows):
         for n, activations in enumerate(alone(model, sites, row, part)):
-            expected = activations[1:].abs().mean(0)
-            assert np.abs(found.of_site(n)[i] - expected.numpy()).max() < 1e-6
+            assert found.of_site(n)[i] == pytest.approx(activations[1:].abs().mean(0).numpy(), rel=1e-5, abs=5e-6)
             firing[n][i % 2] += (activations[1:] > 0).sum(0)
     for n in range(len(sites)):
         assert torch.equal(found.summed("firing")[n], firing[n])
@@ -124,5 +123,6 @@ def test_a_full_disk_is_an_error(tmp_path: Path, model: Any, monkeypatch: pytest
 
 
 def test_the_head_is_not_computed(model: Any) -> None:
+    sites = sites_of(model)
     model.lm_head.register_forward_hook(lambda *_: pytest.fail("the head was computed"))
-    stream(model, sites_of(model), rows_of(3), lambda *_: None)
+    stream(model, sites, rows_of(3), lambda *_: None)
