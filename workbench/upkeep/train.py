@@ -148,7 +148,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         ),
         device=str(device),
         model=_unpacked(checkpoint, spec, device) if checkpoint.packed else None,
-        told=told,
+        callbacks=told,
     )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(

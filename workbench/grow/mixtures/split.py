@@ -57,14 +57,11 @@ class MeasuredSplit(Measured):
 
 
 class SplitRecord(Part):
-    """Measurements of a division of neurons."""
+    """Number of shared experts by layer; with texts also numbers of tokens, and shares of activations that chosen experts have."""
 
     shared: list[int]
-    """By layer, number of experts that serve every token."""
     tokens: dict[str, int] | None = absent()
-    """Number of tokens that the division was fitted on, and of held-out tokens; absent if no texts were read."""
     captured: dict[str, Number] | None = absent()
-    """Share of the activations on held-out tokens that the chosen experts have, for the router and for an oracle."""
 
 
 class _Saved(Part):
