@@ -52,25 +52,37 @@ _NOT_SWEPT = (
 
 
 class Candidate(Part):
-    """An edit of the pilot facts at one layer: shares of what holds, their harmonic mean, and the mean log-probability of the targets."""
+    """An edit of the pilot facts at one layer."""
 
     position: Position
+    """Token at which the facts were looked up."""
     efficacy: Number
+    """Share of the facts that the edited model says."""
     converged: Number
+    """Share of the facts with a value that makes the model say them."""
     paraphrase: Number | None = absent()
+    """Share of paraphrases that it answers with the target."""
     unchanged: Number | None = absent()
+    """Share of neighbors whose next token stays."""
     score: Number
+    """Harmonic mean of these shares."""
     margin: Number
+    """Mean log-probability of the targets."""
 
 
 class Sweep(Part):
-    """Layers and tokens that an edit writes to, and why: shares of answers that restored layers recover, and edits of the pilot facts."""
+    """Layers and tokens that an edit writes to, and the measurements behind the choice."""
 
     layers: list[int]
+    """The layers."""
     positions: dict[int, Position]
+    """Layer -> token at which facts are looked up."""
     pilot: list[str]
+    """Ids of the facts that were traced and edited."""
     trace: dict[int, dict[str, Number]] | None = absent()
+    """Layer -> place -> share of the answers that restoring it recovers."""
     candidates: dict[int, Candidate] | None = absent()
+    """Layer -> the edit there, if layers were compared."""
 
 
 def candidates(editable: Sequence[int]) -> list[int]:

@@ -46,7 +46,7 @@ class _Digests(Part):
     digest: str
 
 
-class Written(Part):
+class _Written(Part):
     """Entries of edit.json that the continuation of a stream reads; `positions` are measured, `position` is named by the step."""
 
     method: str = ""
@@ -77,7 +77,7 @@ class Earlier:
     name: str
     path: Path
     record: Mapping[str, object]
-    written: Written
+    written: _Written
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -257,7 +257,7 @@ def read_earlier(continues: str, project: Path) -> Earlier:
             "recipe again with `mode: {sequential: {batch: N}}` and a closed-form method (`workbench methods`).",
         )
     try:
-        return Earlier(name, path, record, Written.model_validate(record))
+        return Earlier(name, path, record, _Written.model_validate(record))
     except ValidationError:
         raise InvalidRecipeError(
             f"continues: {name}/{RECORD} is damaged: it is no record of a closed-form edit", _AGAIN

@@ -12,19 +12,22 @@ from workbench.results import Number, Part
 
 
 class GrowthCheck(Part):
-    """Result of the checks of a growth step, with the fields of the checks that were made.
-
-    `kept` counts the tensors in the files by kind, such as `identical` or `new`; `at_first_without` lists added tensors that have no
-    gradient before the first step.
-    """
+    """Result of the checks of a growth step, with the fields of the checks that were made."""
 
     kept: dict[str, int] = {}
+    """Kind of tensor in the files, such as `identical` or `new` -> number of tensors."""
     max_logit_difference: Number | None = None
+    """Largest difference of two logits before and after growth."""
     same_generation: bool = False
+    """Whether both models generate the same tokens with a cache."""
     finite_logits: bool = False
+    """Whether the logits are finite, for methods that promise no more."""
     at_first_without: list[str] = []
+    """Added tensors that have no gradient before the first step."""
     new_token_probability: Number | None = None
+    """Mean probability of new tokens."""
     reloaded: bool = False
+    """Whether transformers loads the files."""
 
     def line(self) -> str:
         """Return the result in one line.
@@ -60,11 +63,14 @@ _Origin = Annotated[str, Field(serialization_alias="from", validation_alias=Alia
 
 
 class TakenLayers(Part):
-    """Numbers of layers of a stack, such as 0-15; the brick that they come from, or "the configuration so far"; their numbers there."""
+    """Layers of a stack from one model."""
 
     layers: str
+    """Numbers of the layers in the result, such as 0-15."""
     source: str
+    """The brick, or the configuration so far."""
     origin: _Origin
+    """Numbers of the layers there."""
 
     def said(self) -> str:
         """Return the source in words."""
@@ -72,13 +78,18 @@ class TakenLayers(Part):
 
 
 class MergedLayers(Part):
-    """Numbers of layers of a stack that are a merge of some bricks' layers; the base, null for the configuration so far; its layers."""
+    """Layers of a stack that are a merge."""
 
     layers: str
+    """Numbers of the layers in the result."""
     merge: str
+    """Merge method."""
     bricks: dict[str, str]
+    """Brick -> numbers of its layers."""
     base: str | None
+    """Brick that deltas are taken from; null for the configuration so far."""
     origin: _Origin
+    """Numbers of its layers."""
 
     def said(self) -> str:
         """Return the sources in words."""
@@ -87,11 +98,14 @@ class MergedLayers(Part):
 
 
 class MergedPart(Part):
-    """Merge of a part of a stack outside the layers; the base is null for the configuration so far."""
+    """A part of a stack outside the layers that is a merge."""
 
     merge: str
+    """Merge method."""
     bricks: list[str]
+    """The merged bricks."""
     base: str | None
+    """Brick that deltas are taken from; null for the configuration so far."""
 
 
 class _Stack(Part):

@@ -57,11 +57,14 @@ class MeasuredSplit(Measured):
 
 
 class SplitRecord(Part):
-    """Number of shared experts by layer; with texts also numbers of tokens, and shares of activations that chosen experts have."""
+    """Measurements of a division of neurons."""
 
     shared: list[int]
+    """By layer, number of experts that serve every token."""
     tokens: dict[str, int] | None = absent()
+    """Numbers of fitted and of held-out tokens, with texts."""
     captured: dict[str, Number] | None = absent()
+    """Router and oracle -> share of held-out activations that the chosen experts have."""
 
 
 class _Saved(Part):
