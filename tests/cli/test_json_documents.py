@@ -33,7 +33,7 @@ def commands_with_json(command: Any, name: str = "") -> Iterator[str]:
 
 def classes(cls: type[Part] = Part) -> Iterator[type[Part]]:
     for inner in cls.__subclasses__():
-        if inner.__module__.startswith("workbench."):
+        if inner.__module__.startswith("workbench.") and not inner.__name__.startswith("_"):
             yield inner
         yield from classes(inner)
 

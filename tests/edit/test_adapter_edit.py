@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import live, tensors_of
 
-from workbench.edit.gradient.learning import END_WEIGHT, Drawn, Wordings, continued, kept_loss, lessons_of, row_losses, text_rows
+from workbench.edit.gradient.learning import (
+    END_WEIGHT,
+    Wordings,
+    continued,
+    drawn,
+    lessons_of,
+    preserved_loss,
+    row_losses,
+    text_rows,
+)
 from workbench.edit.gradient.tuning import LowRankUpdate
 from workbench.edit.places.parts import Parts, row_of
 from workbench.errors import WorkbenchError
@@ -149,7 +159,7 @@ def test_losses_are_those_written_out(two_words: Project) -> None:
     try:
         update.left.data.normal_(generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
-            found = float(kept_loss(parts, rows, [update]))
+            found = float(preserved_loss(parts, rows, [update]))
             moved = [
                 context.model(torch.tensor([row])).logits[0].double().log_softmax(-1) for row in ([5, 6, 7, 8, 9], [10, 11, 12])
             ]
@@ -316,10 +326,9 @@ def test_the_base_continues_prompts_greedily(project: Project) -> None:
 
 def test_rows_are_drawn_once_before_they_return() -> None:
     rows = text_rows([TextRow([i, i + 1], 1) for i in range(5)])
-    drawn = Drawn(rows, torch.Generator().manual_seed(0))
-    first = [row for _ in range(5) for row in drawn.take(2)]
-    assert sorted(row.tokens for row in first[:5]) == sorted(row.tokens for row in rows)
-    assert len(drawn.take(9)) == 5
+    first = list(islice(drawn(rows, torch.Generator().manual_seed(0)), 10))
+    for part in (first[:5], first[5:]):
+        assert sorted(row.tokens for row in part) == sorted(row.tokens for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def test_dominating_sinks_are_summed_apart() -> None:
     torch.testing.assert_close(sums.rest.trace(), norms[~long].sum(), rtol=1e-6, atol=0)
     found = sums.left_out(30)
     assert found is not None
-    assert (found["vectors"], found["first"]) == (31, 30)
-    assert found["share"] == pytest.approx(float(norms[long].sum() / norms.sum()), rel=1e-6)
+    assert found[:2] == (31, 30)
+    assert found[2] == pytest.approx(float(norms[long].sum() / norms.sum()), rel=1e-6)
 
 
 def test_other_vectors_are_not_lost_beside_a_sink() -> None:

@@ -245,9 +245,6 @@ def test_yaml_facts_have_lines(tmp_path: Path) -> None:
         "# two\n- prompt: The capital of {subject} is\n  subject: Larn\n  target: Ostby\n\n- {prompt: a is, target: b}\n"
     )
     assert [fact.place for fact in read_facts(tmp_path / "f.yaml", "f.yaml")] == ["f.yaml:2", "f.yaml:6"]
-    (tmp_path / "f.yaml").write_text("- prompt: a was built in\n  target: 1950\n")
-    with pytest.raises(WorkbenchError, match=r"f\.yaml:1: expected a text in 'target', found 1950"):
-        read_facts(tmp_path / "f.yaml", "f.yaml")
 
 
 @pytest.mark.parametrize(
@@ -261,6 +258,7 @@ def test_yaml_facts_have_lines(tmp_path: Path) -> None:
         ("f.json", '{"a": 1}', "f.json:1: expected a text in 'prompt', found a"),
         ("f.jsonl", b"\xff\xfe", "f.jsonl: not UTF-8 text (byte 0)"),
         ("f.yaml", "a: b\n", "f.yaml: expected a list of facts, found dict"),
+        ("f.yaml", "- {prompt: The year is, target: 1950}\n", "f.yaml:1: expected a text in 'target', found 1950"),
         ("f.json", json.dumps([{**FLAT, "subject": "x"}] * 2), "f.json: no facts; 2 rows skipped, first f.json, row 1: the subject 'x' is not in the prompt"),
     ],
 )  # fmt: skip
@@ -324,9 +322,6 @@ def test_texts_that_look_like_numbers_or_dates_in_yaml(tmp_path: Path) -> None:
     )
     assert next((fact.id, fact.target) for fact in read_facts(tmp_path / "f.yaml", "f.yaml")) == ("1e3", "2026-01-01")
     assert read_facts(tmp_path / "f.yaml", "f.yaml")[1].target == "1e-3"
-    (tmp_path / "f.yaml").write_text("- {prompt: The year is, target: 1950}\n", "utf-8")
-    with pytest.raises(WorkbenchError, match=r"f.yaml:1: expected a text in 'target', found 1950"):
-        read_facts(tmp_path / "f.yaml", "f.yaml")
 
 
 def test_aliases_of_targets(tmp_path: Path) -> None:

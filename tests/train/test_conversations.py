@@ -104,13 +104,17 @@ def test_a_brick_is_trained_on_conversations(base: Path, tmp_path: Path) -> None
     assert losses["after"] < losses["before"]
 
 
-def test_an_interrupted_training_does_not_go_on_with_another_template(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The key of saves has the tokens of conversations; it does not depend on the template where rows are prompts."""
-    keys: list[str | None] = []
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The keys of the saves of trainings, in order."""
+    found: list[str | None] = []
     real = run.open_saves
-    monkeypatch.setattr(run, "open_saves", lambda out, key, notice: (keys.append(key), real(out, key, notice))[1])
+    monkeypatch.setattr(run, "open_saves", lambda out, key, notice: (found.append(key), real(out, key, notice))[1])
+    return found
+
+
+def test_an_interrupted_training_does_not_go_on_with_another_template(base: Path, tmp_path: Path, keys: list[str | None]) -> None:
+    """The key of saves has the tokens of conversations; it does not depend on the template where rows are prompts."""
     rows = {"talks": {"messages": TALK[1:3]}, "rows": {"prompt": "say a is", "completion": "a"}}
     for name, row in rows.items():
         write_jsonl(tmp_path / f"{name}.jsonl", [row])
@@ -125,13 +129,8 @@ def test_an_interrupted_training_does_not_go_on_with_another_template(
     assert keys[2] == keys[3]
 
 
-def test_an_interrupted_training_does_not_go_on_with_another_model(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_training_does_not_go_on_with_another_model(base: Path, tmp_path: Path, keys: list[str | None]) -> None:
     """The key of saves covers config.json and the tokenizer, as well as the tensors."""
-    keys: list[str | None] = []
-    real = run.open_saves
-    monkeypatch.setattr(run, "open_saves", lambda out, key, notice: (keys.append(key), real(out, key, notice))[1])
     write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "say a is", "completion": "a"}])
     for name in ("first", "again", "config", "tokens"):
         own = shutil.copytree(base, tmp_path / name)

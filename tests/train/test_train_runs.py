@@ -62,7 +62,7 @@ def test_a_share_is_the_same_rows_in_any_order(data: Path) -> None:
 def test_held_out_loss_is_measured_and_never_trained_on(base: Path, data: Path, tmp_path: Path) -> None:
     seen: list[Any] = []
     spec = lora(steps=12, batch_size=4, held_out=0.25, evaluate_every=5)
-    record = train(spec, TrainFiles(base, data, tmp_path / "watched"), told=Reports(progress=lambda *a: seen.append(a)))
+    record = train(spec, TrainFiles(base, data, tmp_path / "watched"), callbacks=Reports(progress=lambda *a: seen.append(a)))
     held = record["held_out_loss"]
     assert record["rows"] + held["rows"] == 16
     assert record["steps_taken"] == 12
@@ -93,7 +93,7 @@ def test_patience_keeps_the_best_weights(base: Path, data: Path, tmp_path: Path,
     rows = tmp_path / "train.jsonl"
     rows.write_text("".join(line for line in data.read_text("utf-8").splitlines(True) if '"a a"' not in line), "utf-8")
     spec = lora(steps=60, held_out=str(held), patience=3, **changes)
-    record = train(spec, TrainFiles(base, rows, tmp_path / "stopped"), told=Reports(notice=said.append))
+    record = train(spec, TrainFiles(base, rows, tmp_path / "stopped"), callbacks=Reports(notice=said.append))
     best, taken = record["held_out_loss"]["best_step"], record["steps_taken"]
     assert 0 < best < taken == best + 6 < 60
     assert record["held_out_loss"]["after"] == record["held_out_loss"]["best"]
@@ -147,11 +147,11 @@ def test_interrupted_training_gives_the_same_bytes(base: Path, data: Path, tmp_p
     whole = train(spec, TrainFiles(base, data, tmp_path / "whole"))
     out, said, stop = tmp_path / "brick", [], Stop(at=6)
     with pytest.raises(KeyboardInterrupt):
-        train(spec, TrainFiles(base, data, out), told=Reports(progress=stop))
+        train(spec, TrainFiles(base, data, out), callbacks=Reports(progress=stop))
     assert [path.name for path in (out / ".training").glob("checkpoint-*")] == ["checkpoint-4"]
     (out / ".training" / "checkpoint-6").mkdir()  # a save that was cut short
     again = Stop(at=-1)
-    record = train(spec, TrainFiles(base, data, out), told=Reports(progress=again, notice=said.append))
+    record = train(spec, TrainFiles(base, data, out), callbacks=Reports(progress=again, notice=said.append))
     assert said[0] == "resuming an interrupted training after step 4"
     assert again.steps[0] == 5
     assert weights(out) == weights(tmp_path / "whole")
@@ -168,7 +168,7 @@ def test_saves_of_other_settings_or_rows_are_discarded(base: Path, data: Path, t
         out = tmp_path / change
         shutil.copy(data, rows)
         with pytest.raises(KeyboardInterrupt):
-            train(spec, TrainFiles(base, rows, out), told=Reports(progress=Stop(at=5)))
+            train(spec, TrainFiles(base, rows, out), callbacks=Reports(progress=Stop(at=5)))
         changed, on = spec, base
         if change == "seed":
             changed = spec.model_copy(update={"seed": 1})
@@ -184,7 +184,7 @@ def test_saves_of_other_settings_or_rows_are_discarded(base: Path, data: Path, t
             model.save_pretrained(on)
         said: list[str] = []
         stop = Stop(at=-1)
-        train(changed, TrainFiles(on, rows, out), told=Reports(progress=stop, notice=said.append))
+        train(changed, TrainFiles(on, rows, out), callbacks=Reports(progress=stop, notice=said.append))
         assert stop.steps[0] == (4 if change == "none" else 1), change
         assert ("discarded" in said[0]) == (change != "none"), change
         assert not (out / ".training").exists()
@@ -193,7 +193,7 @@ def test_saves_of_other_settings_or_rows_are_discarded(base: Path, data: Path, t
 def test_nothing_is_saved_where_it_is_switched_off(base: Path, data: Path, tmp_path: Path) -> None:
     spec = lora(steps=8, batch_size=4, save_every=0)
     with pytest.raises(KeyboardInterrupt):
-        train(spec, TrainFiles(base, data, tmp_path / "brick"), told=Reports(progress=Stop(at=5)))
+        train(spec, TrainFiles(base, data, tmp_path / "brick"), callbacks=Reports(progress=Stop(at=5)))
     assert not (tmp_path / "brick").exists()
 
 
@@ -273,7 +273,7 @@ def test_a_model_in_memory_is_given_back_as_it_was(base: Path, data: Path, tmp_p
     train(lora(steps=3), TrainFiles(base, data, tmp_path / "memory"), model=model)
     assert weights(tmp_path / "memory") == weights(tmp_path / "disk")
     with pytest.raises(KeyboardInterrupt):
-        train(lora(steps=3), TrainFiles(base, data, tmp_path / "cut"), model=model, told=Reports(progress=Stop(at=2)))
+        train(lora(steps=3), TrainFiles(base, data, tmp_path / "cut"), model=model, callbacks=Reports(progress=Stop(at=2)))
     assert torch.equal(logits(model), before)
     assert logits(model).dtype == torch.bfloat16
     assert [n for n, _ in model.named_parameters()] == names

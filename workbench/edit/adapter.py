@@ -19,7 +19,7 @@ from workbench.edit.gradient.learning import (
     REPLAY_TOKENS,
     REPLAYED,
     Course,
-    Kept,
+    Preserved,
     Wordings,
     continued,
     lessons_of,
@@ -161,9 +161,11 @@ class AdapterEdit(EditMethod):
         """Estimate the tokens of half of the epochs, and those of the edit to start from."""
         facts, row = len(self._read(project)), 12
         steps = -(-facts // self.batch_size) * self.epochs
-        kept = 2 * self.batch_size * (row + CONTINUED) * bool(self.preserve_weight and (self.preserve or self.preserve_generated))
+        preserved = (
+            2 * self.batch_size * (row + CONTINUED) * bool(self.preserve_weight and (self.preserve or self.preserve_generated))
+        )
         replay = 2 * REPLAYED * REPLAY_TOKENS * bool(self.replay_weight)
-        tokens = facts * self.epochs * 2 * row + steps * (kept + replay)
+        tokens = facts * self.epochs * 2 * row + steps * (preserved + replay)
         start = self._start()
         before = start.cost(model, project, cache)["tokens"] if start else 0
         return {"facts": facts, "steps": steps, "tokens": before + tokens // 2}
@@ -189,12 +191,12 @@ class AdapterEdit(EditMethod):
         generator = torch.Generator().manual_seed(context.seed % 2**63)
         updates: dict[str, LowRankUpdate] = {}
         with frozen(context.model), one_thread():
-            kept = self._kept(context, parts, facts, longest) if self.epochs else []
+            preserved = self._preserved(context, parts, facts, longest) if self.epochs else []
             try:
                 for name in modules:
                     updates[name] = self._attach(parts, name, begun.get(name), generator)
                 course = Course(self.epochs, self.batch_size, self.learning_rate, self.stop)
-                trained = train(parts, lessons, kept, list(updates.values()), course, generator, context.progress)
+                trained = train(parts, lessons, preserved, list(updates.values()), course, generator, context.progress)
                 losses = target_losses(parts, lessons, self.batch_size)
             finally:
                 for update in updates.values():
@@ -266,15 +268,15 @@ class AdapterEdit(EditMethod):
             update.start_from(begun)
         return update
 
-    def _kept(self, context: MethodContext, parts: Parts, facts: Sequence[Fact], longest: int) -> list[Kept]:
+    def _preserved(self, context: MethodContext, parts: Parts, facts: Sequence[Fact], longest: int) -> list[Preserved]:
         """Return the prompts and texts whose distributions stay."""
-        tokenizer, kept = context.tokenizer, []
+        tokenizer, preserved = context.tokenizer, []
         if self.preserve_weight:
             listed = read_prompts(context.project / self.preserve, self.preserve) if self.preserve else []
             prompts = [*listed, *generated_prompts(facts, self.preserve_generated)]
             rows = prompt_rows(prompts, tokenizer, longest)
             answers = continued(parts, rows, CONTINUED, tokenizer.eos_token_id)
-            kept.append(Kept("neighbours", answers, self.preserve_weight, self.batch_size))
+            preserved.append(Preserved("neighbours", answers, self.preserve_weight, self.batch_size))
         if self.replay_weight:
             if self.replay:
                 texts = read_texts(context.project / self.replay, self.replay, REPLAY_TEXTS)
@@ -282,5 +284,5 @@ class AdapterEdit(EditMethod):
                 own = statistics_texts()[:REPLAY_TEXTS]
                 texts = [Text("", text, f"built-in text {number}") for number, text in enumerate(own, 1)]
             rows = text_rows(encode(texts, tokenizer, min(REPLAY_TOKENS, longest)))
-            kept.append(Kept("replay", rows, self.replay_weight, REPLAYED))
-        return kept
+            preserved.append(Preserved("replay", rows, self.replay_weight, REPLAYED))
+        return preserved

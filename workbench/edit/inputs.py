@@ -35,10 +35,7 @@ def _kind(value: Any) -> str:
     return "sequential" if isinstance(value, (Mapping, Sequential)) else "joint"
 
 
-Mode = Annotated[
-    Annotated[Literal["joint"], Tag("joint")] | Annotated[Sequential, Tag("sequential")],
-    Discriminator(_kind),
-]
+Mode = Annotated[Annotated[Literal["joint"], Tag("joint")] | Annotated[Sequential, Tag("sequential")], Discriminator(_kind)]
 """`joint`: all facts at once. `{sequential: {batch: N}}`: N facts at a time."""
 
 

@@ -226,13 +226,6 @@ class Patch(EditMethod):
         encoded = [list(encode_text(context.tokenizer, text)) for text in dict.fromkeys(texts)]
         return [list(row.tokens) for wordings in rows for row in wordings] + [row for row in encoded if row]
 
-    def _unit(self) -> str:
-        return (
-            "subject with a fact that the model does not say"
-            if self.position == "subject_last"
-            else "token that the model does not say"
-        )
-
     def _check_count(self, block: Block, needed: int) -> None:
         """Raise WorkbenchError if there is nothing to write, or there are too few neurons."""
         if not needed:
@@ -242,8 +235,9 @@ class Patch(EditMethod):
             )
         if needed > len(block.free):
             total = block.parts.width(block.layer) + needed - len(block.free)
+            unit = "subject with a fact" if self.position == "subject_last" else "token"
             raise WorkbenchError(
-                f"edit patch: the facts need {needed} neurons, one for each {self._unit()}; layer {block.layer} has "
+                f"edit patch: the facts need {needed} neurons, one for each {unit} that the model does not say; layer {block.layer} has "
                 f"{len(block.free)} that write nothing yet",
                 f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
                 "write nothing, so that the model stays the same.",

@@ -137,7 +137,7 @@ class AddExpert(TextMethod):
             chosen = [*range(mixture.count), self.copy_of]
             if self.copy_of >= mixture.count:
                 raise InvalidRecipeError(
-                    f"grow add_expert: `copy: {self.copy_of}`: the model has experts 0..{mixture.count - 1} in each layer",
+                    f"grow add_expert: `copy: {self.copy_of}`: the model has experts 0..{mixture.count - 1} in each layer"
                 )
             tensors, added = mixture.regrown(lambda _: chosen), [f"copy of {self.copy_of}"]
         else:

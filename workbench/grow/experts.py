@@ -214,7 +214,7 @@ class _ExpertsPlan:
         prefix, dense, target = f"{self.model.layout.prefix}{layer}.", self.dense(layer), self.target
         if missing := [n for n in dense.values() if n not in self.model.weights.specs]:
             raise InvalidRecipeError(
-                f"grow experts: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj",
+                f"grow experts: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj"
             )
         experts = [{part: self._expert(name, part, layer, e) for part, name in dense.items()} for e in range(self.count)]
         tensors = {

@@ -161,10 +161,7 @@ class Prune(TextMethod):
                 if self.heads is not None:
                     plan.keep("heads", self.heads, None)
                 kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
-                    self.hidden,
-                    live,
-                    rows,
-                    lambda done, total: context.progress(done, total, "channels"),
+                    self.hidden, live, rows, lambda done, total: context.progress(done, total, "channels")
                 )
         save_measured(context, kept, {"gone": list(gone), "record": {"importance": record}})
         return MeasuredPrune({}, {"importance": record}, gone, kept)

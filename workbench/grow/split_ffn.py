@@ -120,8 +120,7 @@ class SplitFfn(TextMethod):
         texts = self.rows(self.calibration, model, context) if self.calibration else None
         measured = measure_split(SplitPlan(division, self.top_k, self.router), texts, model.layout.depth, context)
         return replace(
-            measured,
-            value={f"{model.layout.prefix}{n}.{target.router}": rows[shared:] for n, rows in measured.rows.items()},
+            measured, value={f"{model.layout.prefix}{n}.{target.router}": rows[shared:] for n, rows in measured.rows.items()}
         )
 
     def settled(self, measured: Measured) -> SplitFfn:
@@ -279,11 +278,7 @@ class _SplitLayers:
 def _zeros(source: str, rows: int, cols: int | None = None) -> Grown:
     """Return a new tensor of zeros, which a measurement may replace."""
     return Grown(
-        source,
-        new=True,
-        zero=True,
-        rows=Axis(np.full(rows, NEW)),
-        cols=None if cols is None else Axis(np.full(cols, NEW)),
+        source, new=True, zero=True, rows=Axis(np.full(rows, NEW)), cols=None if cols is None else Axis(np.full(cols, NEW))
     )
 
 

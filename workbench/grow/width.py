@@ -131,6 +131,5 @@ def _check_larger(field: str, before: int, count: int) -> None:
     """Raise WorkbenchError unless the new size exceeds the current one."""
     if count <= before:
         raise InvalidRecipeError(
-            f"grow width: `{field}: {count}`: the model has {before}, expected more",
-            f"Set for example `{field}: {2 * before}`.",
+            f"grow width: `{field}: {count}`: the model has {before}, expected more", f"Set for example `{field}: {2 * before}`."
         )

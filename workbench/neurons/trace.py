@@ -188,8 +188,8 @@ def run_traces(
         resolved = model.resolved
         current = compose(resolved, device, events).model
         chosen = layers_of(layers, current.layout.depth)
-        steps, told = len(resolved.recipe.steps), progress(events, "edit", model.name)
-        context = live_session(resolved, steps, current, device, told, rounded_to=torch.float32).context
+        steps, report = len(resolved.recipe.steps), progress(events, "edit", model.name)
+        context = live_session(resolved, steps, current, device, report, rounded_to=torch.float32).context
         check_rows(facts, context.tokenizer, longest_row(current.config, LONGEST))
         parts = Parts.of(context)
         if layers is None:

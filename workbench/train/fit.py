@@ -103,10 +103,6 @@ class HeldOut:
         """Pairs (step, loss); the first one is measured before training."""
         self._best: dict[str, Tensor] = {}
 
-    def due(self, step: int, last: bool) -> bool:
-        """Return whether the loss is measured after a step."""
-        return last or step % self.every == 0
-
     def measure(self, model: Any, step: int) -> float:
         """Measure and record the mean loss per learned token; with patience, keep the weights if it is the lowest so far.
 
@@ -188,7 +184,7 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Reports:
-    """Who hears of a training.
+    """Callbacks of a training.
 
     Attributes:
         progress: Callback after each step.
@@ -225,14 +221,14 @@ class Watch:
         held_out: Held-out rows.
         penalty: Function whose value is added to the loss of every step.
         saves: Directory for saves, and the save to resume from.
-        told: Who hears of it.
+        callbacks: Receive progress and notices.
         objective: What the training minimizes.
     """
 
     held_out: HeldOut | None = None
     penalty: Callable[[], Tensor] | None = None
     saves: Saves = field(default_factory=Saves)
-    told: Reports = SILENT
+    callbacks: Reports = SILENT
     objective: Objective = CROSS_ENTROPY
 
 
@@ -333,14 +329,14 @@ def _watcher(watch: Watch, steps: int) -> Any:
     class Watcher(TrainerCallback):  # type: ignore[misc]  # untyped library
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             if held_out and not held_out.losses:
-                watch.told.notice(f"held-out loss {held_out.measure(model, 0):.3f} before training")
+                watch.callbacks.notice(f"held-out loss {held_out.measure(model, 0):.3f} before training")
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             step = state.global_step
-            if held_out and held_out.due(step, step >= steps):
+            if held_out and (step >= steps or step % held_out.every == 0):
                 held_out.measure(model, step)
                 if held_out.exhausted and step < steps:
-                    watch.told.notice(
+                    watch.callbacks.notice(
                         f"stopped after step {step}: the held-out loss has not improved since step {held_out.best_step}"
                     )
                     control.should_training_stop = True
@@ -349,6 +345,8 @@ def _watcher(watch: Watch, steps: int) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
-                watch.told.progress(state.global_step, steps, float(logs["loss"]), held_out.losses[-1][1] if held_out else None)
+                watch.callbacks.progress(
+                    state.global_step, steps, float(logs["loss"]), held_out.losses[-1][1] if held_out else None
+                )
 
     return Watcher()

@@ -194,11 +194,7 @@ def learned_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
 
 
 def replay(
-    spec: TrainSpec,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[tuple[str, str | None]],
-    count: int,
+    spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[tuple[str, str | None]], count: int
 ) -> list[tuple[list[int], int]]:
     """Return tokenized rows of replayed prompts, with their completion or a continuation sampled from the untrained model.
 

@@ -119,7 +119,7 @@ def train(
     *,
     device: str = "cpu",
     model: PreTrainedModel | None = None,
-    told: Reports = SILENT,
+    callbacks: Reports = SILENT,
     objective: Objective = CROSS_ENTROPY,
 ) -> dict[str, object]:
     """Train one brick, write it, and return the training record.
@@ -133,7 +133,7 @@ def train(
         device: "cpu" or a cuda device.
         model: Live model to train instead of the base, which then provides only the tokenizer. LoRA leaves the model
             unchanged; `full` trains it in float32 and leaves it in bfloat16.
-        told: Who hears of it.
+        callbacks: Receive progress and notices.
         objective: What the training minimizes.
 
     Raises:
@@ -158,9 +158,9 @@ def train(
             data_key += [inputs.skill] if any(text.messages for text in inputs.texts.trained) else []  # the template may change
             key = json_digest([TrainMethod.version, spec.record(), parent, *data_key, device, installed(*LIBRARIES)])
             held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
-            saves = open_saves(files.out, key if parent else None, told.notice)
+            saves = open_saves(files.out, key if parent else None, callbacks.notice)
             penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
-            losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, told, objective))
+            losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, callbacks, objective))
             measured = _measured(held_out, len(inputs.held_out), len(losses), before, orthogonal)
             files.out.mkdir(parents=True, exist_ok=True)
             _save(spec, trained, tokenizer, files)
@@ -228,11 +228,7 @@ def _adapted(spec: TrainSpec, model: PreTrainedModel, *, lent: bool) -> Iterator
 
     targets = spec.target_modules if isinstance(spec.target_modules, str) else list(spec.target_modules)
     config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
+        r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
     adapted = get_peft_model(model, config)
     try:
@@ -290,7 +286,7 @@ def train_parameters(
     tokenizer: Path,
     folder: Path,
     penalty: Callable[[], Tensor] | None = None,
-    told: Reports = SILENT,
+    callbacks: Reports = SILENT,
     objective: Objective = CROSS_ENTROPY,
 ) -> dict[str, object]:
     """Train a live float32 model in place, leave it in eval mode, and return the training record.
@@ -301,7 +297,7 @@ def train_parameters(
         tokenizer: Directory of the tokenizer.
         folder: Directory that file names in the spec start from.
         penalty: Function whose value is added to the loss of every step.
-        told: Who hears of it.
+        callbacks: Receive progress and notices.
         objective: What the training minimizes. Held-out losses are cross-entropies in any case.
     """
     words = load_tokenizer(tokenizer)
@@ -310,7 +306,7 @@ def train_parameters(
     with quiet(), reproducible(spec.seed):
         rows, _ = scheduled(spec, model, words, inputs)
         held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
-        losses = fit(spec, model, rows, str(model.device), Watch(held_out, penalty, told=told, objective=objective))
+        losses = fit(spec, model, rows, str(model.device), Watch(held_out, penalty, callbacks=callbacks, objective=objective))
     model.eval()
     model.config.use_cache = cache
     return {

@@ -181,7 +181,7 @@ def _load(source: HubData, folder: Path) -> Any:
     if local.is_file():
         if local.suffix not in _FORMATS:
             raise InvalidRecipeError(
-                f"data: {source.hub}: expected a file name that ends in {', '.join(_FORMATS)}; found {local.suffix or 'no ending'}",
+                f"data: {source.hub}: expected a file name that ends in {', '.join(_FORMATS)}; found {local.suffix or 'no ending'}"
             )
         name, arguments = _FORMATS[local.suffix], {"data_files": str(local), "split": source.split}
     else:

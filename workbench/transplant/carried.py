@@ -87,14 +87,6 @@ class Carried:
     match: Match | None = None
 
 
-@dataclass
-class _Fitted:
-    """Maps of a group of layers, and their matches on held-out texts, each fitted once."""
-
-    maps: dict[tuple[str, str, str], Tensor | None] = field(default_factory=dict)
-    values: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
-
-
 def carry(
     plan: Plan,
     updates: Mapping[str, Factors],
@@ -203,7 +195,8 @@ def _fit_group(
     names = list(dict.fromkeys(move.source.module for move in group))
     taught = record(source, names, [r.source for r in readings], [[i for i, _ in r.pairs] for r in readings])
     held = torch.tensor([r.held_out for r in readings for _ in r.pairs])
-    fitted = _Fitted()
+    fitted: dict[tuple[str, str, str], Tensor | None] = {}  # modules that read the same tensor have one map
+    matches: dict[tuple[str, str, str], Tensor] = {}
     maps: dict[str, Maps] = {}
     values: dict[int, dict[tuple[str, str, str], Tensor]] = {}
     for move in group:
@@ -214,13 +207,13 @@ def _fit_group(
         )
         found = []
         for kind, start, goal, starts, goals in sides:
-            key = (kind, start, goal)  # modules that read the same tensor have one map
-            if key not in fitted.values:
-                fitted.maps[key] = _fit(by, starts[start][~held], goals[goal][~held], kind == "outputs")
-                fitted.values[key] = matched(fitted.maps[key], starts[start][held], goals[goal][held])
-            found.append(fitted.maps[key])
+            key = (kind, start, goal)
+            if key not in fitted:
+                fitted[key] = _fit(by, starts[start][~held], goals[goal][~held], kind == "outputs")
+                matches[key] = matched(fitted[key], starts[start][held], goals[goal][held])
+            found.append(fitted[key])
             assert move.target.layer is not None
-            values.setdefault(move.target.layer, {})[key] = fitted.values[key]
+            values.setdefault(move.target.layer, {})[key] = matches[key]
         maps[move.target.name] = (found[0], found[1])
     return maps, {layer: torch.cat(list(those.values())) for layer, those in values.items()}
 

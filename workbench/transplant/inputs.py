@@ -196,8 +196,7 @@ def _way(wanted: Wanted, plan: Plan) -> By:
     shapes = f"{move.target.name} is {list(move.target.shape)}, {move.source.name} of its base is {list(move.source.shape)}"
     if wanted.by == "copy":
         raise WorkbenchError(
-            f"--by copy needs equal shapes: {shapes} [outputs, inputs]",
-            "Use --by ridge or --by assign with --texts FILE.",
+            f"--by copy needs equal shapes: {shapes} [outputs, inputs]", "Use --by ridge or --by assign with --texts FILE."
         )
     if wanted.by is None and wanted.texts is None:
         raise UsageError(

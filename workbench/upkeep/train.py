@@ -149,7 +149,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         ),
         device=str(device),
         model=_unpacked(checkpoint, spec, device) if checkpoint.packed else None,
-        told=reporter,
+        callbacks=reporter,
     )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(

@@ -71,7 +71,7 @@ class Candidate(Part):
 
 
 class Sweep(Part):
-    """Layers and tokens that a closed-form edit writes to, with the measurements behind the choice."""
+    """Layers and tokens that an edit writes to, and the measurements behind the choice."""
 
     layers: list[int]
     """The layers."""
@@ -82,7 +82,7 @@ class Sweep(Part):
     trace: dict[int, dict[str, Number]] | None = absent()
     """Layer -> place -> share of the answers that restoring it recovers."""
     candidates: dict[int, Candidate] | None = absent()
-    """Layer -> measurements of the edit there, if layers were compared."""
+    """Layer -> the edit there, if layers were compared."""
 
 
 def candidates(editable: Sequence[int]) -> list[int]:

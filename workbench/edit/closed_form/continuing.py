@@ -39,30 +39,22 @@ _FREE = frozenset({"id", "facts", "first", "continues", "min_efficacy", "layers"
 """Fields that may differ from those of the run; layers and positions are compared by their values in its record."""
 
 
-class HistoryDigests(Part):
-    """Digests of the files with which a later run continues a stream."""
+class _Digests(Part):
+    """Digests of the files of a stream's statements and values."""
 
     stream: str
-    """Digest of the statements."""
     digest: str
-    """Digest of the values."""
 
 
-class Written(Part):
-    """Entries of edit.json that the continuation of a stream reads."""
+class _Written(Part):
+    """Entries of edit.json that the continuation of a stream reads; `positions` are measured, `position` is named by the step."""
 
     method: str = ""
-    """Name of the method."""
     step: dict[str, object]
-    """Fields of the step."""
     layers: tuple[StrictInt, ...] = Field(min_length=1)
-    """The layers that it has edited."""
     position: Position | None = None
-    """Token at which facts are looked up, if the step names it."""
     positions: dict[int, Position] | None = None
-    """Layer -> token at which facts are looked up, if it was measured."""
-    history: HistoryDigests
-    """Digests of its files."""
+    history: _Digests
 
     @model_validator(mode="after")
     def _check_positions(self) -> Self:
@@ -85,7 +77,7 @@ class Earlier:
     name: str
     path: Path
     record: Mapping[str, object]
-    written: Written
+    written: _Written
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -265,7 +257,7 @@ def read_earlier(continues: str, project: Path) -> Earlier:
             "recipe again with `mode: {sequential: {batch: N}}` and a closed-form method (`workbench methods`).",
         )
     try:
-        return Earlier(name, path, record, Written.model_validate(record))
+        return Earlier(name, path, record, _Written.model_validate(record))
     except ValidationError:
         raise InvalidRecipeError(
             f"continues: {name}/{RECORD} is damaged: it is no record of a closed-form edit", _AGAIN

@@ -219,19 +219,19 @@ class MomentSums:
             self.counts[2] + int((is_outlier & first).sum()),
         ]
 
-    def left_out(self, rows: int) -> dict[str, object] | None:
-        """Describe the sinks that are excluded from the trace; None if there are none.
+    def left_out(self, rows: int) -> tuple[int, int, float] | None:
+        """Return the sinks that are excluded from the trace; None if there are none.
 
         Args:
             rows: Number of rows of text.
 
         Returns:
-            Number of sinks (`vectors`), those at the start of a row (`first`), and their share of tr(C) (`share`).
+            Number of sinks, number of those at the start of a row, and their share of tr(C).
         """
         ordinary, of_sinks = float(self.rest.trace()), float(self.outliers.trace())
         if not of_sinks or self.counts[1] > SINKS_A_ROW * rows or of_sinks <= DOMINATES * (ordinary + of_sinks):
             return None
-        return {"vectors": self.counts[1], "first": self.counts[2], "share": of_sinks / (ordinary + of_sinks)}
+        return self.counts[1], self.counts[2], of_sinks / (ordinary + of_sinks)
 
 
 def _add_batch(parts: Parts, sums: dict[int, MomentSums], rows: list[list[int]], device: torch.device) -> int:
@@ -324,7 +324,7 @@ def _save_factors(sums: MomentSums, rows: int, place: Path) -> None:
     values, vectors = torch.linalg.eigh(mean)
     tensors = {"vectors": vectors.contiguous().cpu(), "values": values.clamp(min=0).cpu(), "tokens": torch.tensor(tokens)}
     if left_out := sums.left_out(rows):
-        numbers = [left_out["vectors"], left_out["first"], left_out["share"], float(sums.rest.trace()) / (tokens - outliers)]
+        numbers = [*left_out, float(sums.rest.trace()) / (tokens - outliers)]
         tensors["left_out"] = torch.tensor(numbers, dtype=torch.float64)
     save_tensors(tensors, place.with_suffix(".factors.safetensors"))
     place.with_suffix(".sums.safetensors").unlink(missing_ok=True)

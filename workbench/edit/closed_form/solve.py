@@ -118,7 +118,7 @@ class ClosedFormSolve:
 
     def _edit_layer(self, at: Lookup, second_moments: Moments, facts: Sequence[Fact]) -> None:
         """Write facts at one layer on the model with the updates of lower layers."""
-        method, width = self.method, at.width
+        method, width = self.method, self.parts.width(at.layer)
         metric = method.metric(second_moments)
         if prompts := method.preserved(self.context.project):
             metric = metric.after_all([keys_of(at, [(prompt,) for prompt in prompts])[0].T], method.ridge)
@@ -150,7 +150,7 @@ class ClosedFormSolve:
         if metric.size == 0:
             raise WorkbenchError(
                 f"edit {self.method.name}: there are more independent prompts to preserve than the projection of layer {at.layer} has "
-                f"inputs ({at.width}), and no change leaves all of them exactly as they are. No weight was changed",
+                f"inputs ({self.parts.width(at.layer)}), and no change leaves all of them exactly as they are. No weight was changed",
                 "Preserve fewer prompts, or use `edit: memit`, which weighs them against the facts.",
             )
 

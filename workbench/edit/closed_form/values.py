@@ -9,10 +9,10 @@ optimization. Finished values are stored in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal
 
 from safetensors import safe_open
 
@@ -85,7 +85,7 @@ class Value:
     steps: int
 
 
-class Values(Sequence[Value]):
+class Values:
     """Values in the cache, read from disk when they are accessed, so that thousands of facts do not fill the memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -94,14 +94,11 @@ class Values(Sequence[Value]):
     def __len__(self) -> int:
         return len(self.files)
 
-    @overload
-    def __getitem__(self, index: int) -> Value: ...
+    def __getitem__(self, index: int) -> Value:
+        return _load(self.files[index])
 
-    @overload
-    def __getitem__(self, index: slice) -> Values: ...
-
-    def __getitem__(self, index: int | slice) -> Value | Values:
-        return Values(self.files[index]) if isinstance(index, slice) else _load(self.files[index])
+    def __iter__(self) -> Iterator[Value]:
+        return (self[i] for i in range(len(self.files)))
 
     def subset(self, chosen: Iterable[int]) -> Values:
         """Return the values with these numbers, in this order."""
@@ -132,11 +129,6 @@ class Lookup:
     layer: int
     position: Position
     contexts: Sequence[str] = ()
-
-    @property
-    def width(self) -> int:
-        """Number of inputs of the projection."""
-        return self.parts.width(self.layer)
 
 
 def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.gradient.tuning import LowRankUpdate, TrainedUpdate, chunks, token_losses
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 32
 """Number of prompts that are continued together."""
 CONTINUED = 4
-"""Number of the base's own tokens after a preserved prompt whose distributions are kept."""
+"""Number of the base's own tokens after a preserved prompt whose distributions are preserved too."""
 REPLAYED = 2
 """Number of texts in a step."""
 REPLAY_TOKENS = 64
@@ -119,7 +120,7 @@ def _row(prompt: Sequence[int], target: Sequence[int]) -> EditRow:
 
 
 def prompt_rows(prompts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[EditRow]:
-    """Tokenize prompts whose distributions are kept.
+    """Tokenize prompts whose distributions are preserved.
 
     Args:
         prompts: The prompts.
@@ -171,29 +172,10 @@ def text_rows(rows: Iterable[TextRow]) -> list[EditRow]:
     return [_row(row.tokens[: -row.learned], row.tokens[-row.learned :]) for row in rows]
 
 
-class Drawn:
-    """Rows in a random order that begins again when all have been drawn.
-
-    Args:
-        rows: At least one row.
-        generator: Random generator of the order.
-    """
-
-    def __init__(self, rows: Sequence[EditRow], generator: torch.Generator) -> None:
-        self._rows, self._generator = rows, generator
-        self._order: Iterator[int] = iter(())
-
-    def take(self, count: int) -> list[EditRow]:
-        """Return the next rows: `count` of them, or all rows if there are fewer."""
-        return [self._rows[self._next()] for _ in range(min(count, len(self._rows)))]
-
-    def _next(self) -> int:
-        """Return the next index."""
-        number = next(self._order, None)
-        if number is None:
-            self._order = iter(torch.randperm(len(self._rows), generator=self._generator).tolist())
-            number = next(self._order)
-        return number
+def drawn(rows: Sequence[EditRow], generator: torch.Generator) -> Iterator[EditRow]:
+    """Yield rows in a random order that begins again when all have been drawn."""
+    while True:
+        yield from (rows[i] for i in torch.randperm(len(rows), generator=generator).tolist())
 
 
 END_WEIGHT = 0.1
@@ -218,7 +200,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Preserved:
     """Rows on which the model keeps the distributions that it had without the updates.
 
     Attributes:
@@ -237,7 +219,7 @@ class Kept:
 def train(
     parts: Parts,
     lessons: Sequence[Lesson],
-    kept: Sequence[Kept],
+    preserved: Sequence[Preserved],
     updates: Sequence[LowRankUpdate],
     course: Course,
     generator: torch.Generator,
@@ -251,7 +233,7 @@ def train(
     Args:
         parts: Parts of a frozen model, with the updates attached.
         lessons: The facts.
-        kept: Rows whose distributions are kept.
+        preserved: Rows whose distributions are preserved.
         updates: The updates.
         course: Settings of the training.
         generator: Random generator of all draws.
@@ -264,7 +246,7 @@ def train(
         WorkbenchError: If the loss is not finite.
     """
     optimizer = torch.optim.Adam([p for update in updates for p in update.parameters], lr=course.learning_rate)
-    pools = [(one, Drawn(one.rows, generator)) for one in kept if one.rows and one.weight]
+    pools = [(one, drawn(one.rows, generator)) for one in preserved if one.rows and one.weight]
     steps, epoch, means = 0, 0, dict[str, float]()
     for epoch in range(1, course.epochs + 1):
         worst, terms = 0.0, list[dict[str, float]]()
@@ -278,7 +260,7 @@ def train(
             worst = max(worst, float(losses.detach().max()))
             terms.append({"facts": float(loss.detach())})
             for one, pool in pools:
-                divergence = kept_loss(parts, pool.take(one.batch), updates)
+                divergence = preserved_loss(parts, list(islice(pool, min(one.batch, len(one.rows)))), updates)
                 (one.weight * divergence).backward()  # type: ignore[no-untyped-call]
                 terms[-1][one.name] = float(divergence.detach())
             if not all(math.isfinite(value) for value in terms[-1].values()):
@@ -322,7 +304,7 @@ def row_losses(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends
     return (targets + end_weight * losses[~mask] if ends else targets), targets
 
 
-def kept_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[TrainedUpdate]) -> Tensor:
+def preserved_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[TrainedUpdate]) -> Tensor:
     """Return the mean over targets of KL(without the updates ‖ with them), in nats."""
     batch = padded(rows, parts.model.device)
     with logits_at(parts, batch.places):

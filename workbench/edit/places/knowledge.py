@@ -91,7 +91,7 @@ def trace(
         The shares recovered; None if no fact can be traced.
     """
     chosen = [f for f in facts if f.subject is not None]
-    rows = [_prompt(row_of(f, context.tokenizer, "subject_last")) for f in chosen]
+    rows = [row_of(f, context.tokenizer, "subject_last").prompt for f in chosen]
     # Each row's subject is replaced by that of the next row.
     donors = rows[1:] + rows[:1] if len(rows) > 1 else [row_of(known_facts()[0], context.tokenizer, "subject_last")] * len(rows)
     triples = [(fact, row, _with_subject_of(row, donor)) for fact, row, donor in zip(chosen, rows, donors, strict=True)]
@@ -133,11 +133,6 @@ def trace(
         for i, fact in enumerate(traced)
     )
     return Trace(len(traced), float(clean_probability.mean()), float(corrupted_probability.mean()), recovered, fact_rows)
-
-
-def _prompt(row: EditRow) -> EditRow:
-    """Return the prompt alone; its `target` marks the position after it."""
-    return replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1])
 
 
 def _with_subject_of(row: EditRow, donor: EditRow) -> EditRow:

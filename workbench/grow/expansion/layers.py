@@ -69,10 +69,7 @@ def removable(config: Mapping[str, object], depth: int, ranking: Iterable[int], 
 
 
 def in_order(
-    layout: Layout,
-    order: Sequence[int],
-    make: Callable[[str, int], Grown],
-    names: Callable[[int], Sequence[str]] | None = None,
+    layout: Layout, order: Sequence[int], make: Callable[[str, int], Grown], names: Callable[[int], Sequence[str]] | None = None
 ) -> dict[str, Grown]:
     """Return the tensors, in file order, of a model with its layers in a new order.
 

@@ -24,11 +24,7 @@ _STEP = 0.05
 
 
 def check_growth_on(
-    before: PreTrainedModel,
-    after: PreTrainedModel,
-    method: GrowMethod,
-    weights: GrownWeights,
-    step: str,
+    before: PreTrainedModel, after: PreTrainedModel, method: GrowMethod, weights: GrownWeights, step: str
 ) -> dict[str, object]:
     """Check that a growth method keeps its promises.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
@@ -11,7 +12,7 @@ from workbench.results import Number, Part
 
 
 class GrowthCheck(Part):
-    """Result of the checks of a growth step. It has the fields of the checks that were made."""
+    """Result of the checks of a growth step, with the fields of the checks that were made."""
 
     kept: dict[str, int] = {}
     """Kind of tensor in the files, such as `identical` or `new` -> number of tensors."""
@@ -58,15 +59,18 @@ class GrowthCheck(Part):
         return "; ".join(filter(None, parts))
 
 
+_Origin = Annotated[str, Field(serialization_alias="from", validation_alias=AliasChoices("from", "origin"))]
+
+
 class TakenLayers(Part):
     """Layers of a stack from one model."""
 
     layers: str
     """Numbers of the layers in the result, such as 0-15."""
     source: str
-    """The brick, or "the configuration so far"."""
-    origin: str = Field(serialization_alias="from", validation_alias=AliasChoices("from", "origin"))
-    """Numbers of the layers in the source."""
+    """The brick, or the configuration so far."""
+    origin: _Origin
+    """Numbers of the layers there."""
 
     def said(self) -> str:
         """Return the source in words."""
@@ -74,7 +78,7 @@ class TakenLayers(Part):
 
 
 class MergedLayers(Part):
-    """Layers of a stack that are a merge of layers of several models."""
+    """Layers of a stack that are a merge."""
 
     layers: str
     """Numbers of the layers in the result."""
@@ -84,7 +88,7 @@ class MergedLayers(Part):
     """Brick -> numbers of its layers."""
     base: str | None
     """Brick that deltas are taken from; null for the configuration so far."""
-    origin: str = Field(serialization_alias="from", validation_alias=AliasChoices("from", "origin"))
+    origin: _Origin
     """Numbers of its layers."""
 
     def said(self) -> str:
@@ -138,29 +142,19 @@ def stack_parts(record: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield part, _named(source)
 
 
-class Importance(Part):
-    """Importance of the parts of a model on texts, as far as it was measured."""
+class _Importance(Part):
+    """Importance of the parts of a model on texts, as far as it was measured: of layers `by` influence or perplexity, and of other units."""
 
     by: str | None = None
-    """How layers were compared: influence or perplexity; null if layers were not measured."""
     influence: list[Number] = []
-    """Influence of every layer."""
     last_attention: list[int] = []
-    """Layers that stay although they are among the least, because no other layer has attention."""
     removed: list[int] = []
-    """Removed layers, in the order in which they were chosen by perplexity."""
     losses: list[Number] = []
-    """Loss of the whole model, and after the removal of each of these layers."""
     neurons_kept_strength: list[Number] = []
-    """Share of each layer's importance that the remaining neurons have."""
     heads_kept_strength: list[Number] = []
-    """The same for heads."""
     channels_kept_strength: Number | None = None
-    """Share of the importance that the remaining channels have."""
-    norm_scales: dict[str, Number] = {}
-    """Live name of a norm -> factor of its weight."""
 
-    def _why(self, gone: Sequence[int]) -> str:
+    def why(self, gone: Sequence[int]) -> str:
         """Return the importance of removed layers in brackets, or an empty text for a list of layers."""
         if self.by == "influence":
             removed = [value for layer, value in enumerate(self.influence) if layer in gone]
@@ -185,7 +179,7 @@ class _Pruned(Part):
     hidden: tuple[int, int] | None = None
     parameters: tuple[int, int]
     bytes: tuple[int, int]
-    importance: Importance = Importance()
+    importance: _Importance = _Importance()
 
 
 def removal_line(record: Mapping[str, object]) -> str | None:
@@ -202,7 +196,7 @@ def removal_line(record: Mapping[str, object]) -> str | None:
     pruned, parts = _Pruned.model_validate(record), []
     measured = pruned.importance
     if pruned.layers:
-        gone = f", removed {_spans(pruned.gone_layers)}{measured._why(pruned.gone_layers)}" if pruned.gone_layers else ""
+        gone = f", removed {_spans(pruned.gone_layers)}{measured.why(pruned.gone_layers)}" if pruned.gone_layers else ""
         parts.append("{} -> {} layers".format(*pruned.layers) + gone)
     for sizes, unit, shares in (
         (pruned.neurons, "neurons a layer", measured.neurons_kept_strength),

@@ -77,7 +77,7 @@ class Resize:
         sizes = {parts.sizes(out)[1] for _, out in layers}
         if len(sizes) > 1:
             raise InvalidRecipeError(
-                f"grow {parts.step}: layers have {' and '.join(map(str, sorted(sizes)))} neurons; `neurons` needs equal numbers",
+                f"grow {parts.step}: layers have {' and '.join(map(str, sorted(sizes)))} neurons; `neurons` needs equal numbers"
             )
         key = next((k for k in NEURONS if k in parts.text or getattr(parts.parsed, k, None) is not None), None)
         if key is None:

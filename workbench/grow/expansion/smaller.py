@@ -81,12 +81,7 @@ class Smaller(Resize):
             self.attention(layer, heads, partial(_channels, numbers))
         self.resize_heads(heads, count)
 
-    def keep_channels(
-        self,
-        share: float,
-        kept: NDArray[np.int64] | None,
-        scales: Mapping[str, float] | None,
-    ) -> None:
+    def keep_channels(self, share: float, kept: NDArray[np.int64] | None, scales: Mapping[str, float] | None) -> None:
         """Remove channels from the residual stream. Heads that are removed in the same step are removed before.
 
         Args:
@@ -127,11 +122,7 @@ class Smaller(Resize):
         return count, stream_norms(self.parts, {"hidden_size": count, "head_dim": heads.size, **sizes}, instead, means=True)
 
     def strongest_channels(
-        self,
-        share: float,
-        live: PreTrainedModel,
-        rows: Sequence[TextRow],
-        progress: Callable[[int, int], None],
+        self, share: float, live: PreTrainedModel, rows: Sequence[TextRow], progress: Callable[[int, int], None]
     ) -> tuple[Tensor, float, dict[str, float]]:
         """Return the channels that remain, their share of the total importance, and the factor of every norm's weight.
 
@@ -189,8 +180,7 @@ def count_removed(name: str, wanted: float, total: int, units: str) -> int:
     count = wanted if isinstance(wanted, int) else int(wanted * total + 0.5)
     if count < 1:
         raise InvalidRecipeError(
-            f"grow prune: `{name}: {wanted:g}` removes none of {total} {units}",
-            f"A share of {1 / total:.2g} removes one.",
+            f"grow prune: `{name}: {wanted:g}` removes none of {total} {units}", f"A share of {1 / total:.2g} removes one."
         )
     if count >= total:
         raise InvalidRecipeError(

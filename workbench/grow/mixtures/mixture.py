@@ -177,8 +177,7 @@ class Mixture:
 
     def _unknown_tensor(self, name: str, reason: str) -> WorkbenchError:
         return InvalidRecipeError(
-            f"grow {self.step}: cannot tell which part of {name} belongs to which expert: {reason}",
-            "Report this architecture.",
+            f"grow {self.step}: cannot tell which part of {name} belongs to which expert: {reason}", "Report this architecture."
         )
 
     def regrown(self, experts: Callable[[int], Sequence[int]]) -> dict[str, Grown]:

@@ -62,9 +62,9 @@ class SplitRecord(Part):
     shared: list[int]
     """By layer, number of experts that serve every token."""
     tokens: dict[str, int] | None = absent()
-    """Number of tokens that the division was fitted on, and of held-out tokens; absent if no texts were read."""
+    """Numbers of fitted and of held-out tokens, with texts."""
     captured: dict[str, Number] | None = absent()
-    """Share of the activations on held-out tokens that the chosen experts have, for the router and for an oracle."""
+    """Router and oracle -> share of held-out activations that the chosen experts have."""
 
 
 class _Saved(Part):

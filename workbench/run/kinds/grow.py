@@ -243,7 +243,7 @@ def train_new(
             tokenizer=source,
             folder=resolved.recipe.project,
             penalty=penalty,
-            told=reports(context.events, context.id),
+            callbacks=reports(context.events, context.id),
             objective=_objective(step.train, context, before),
         )
     record = {"trained": trained, **record}

@@ -100,7 +100,7 @@ class TrainKind(Kind[T]):
             ),
             device=str(device),
             model=live,
-            told=reports(context.events, step_id),
+            callbacks=reports(context.events, step_id),
             objective=objective,
         )
         kind = "checkpoint" if whole else "adapter"
