@@ -196,7 +196,7 @@ def paths_of(value: Any, at: str = "") -> set[str]:
 def problems(value: Any, part: dict[str, Any], root: dict[str, Any], at: str = "") -> list[str]:
     """Return where a value differs from a JSON schema. Knows the keywords that pydantic writes, and fails on others."""
     known = {"$schema", "$defs", "title", "description", "type", "properties", "required", "additionalProperties", "items", "prefixItems",
-             "minItems", "maxItems", "minimum", "anyOf", "enum", "const", "$ref"}  # fmt: skip
+             "minItems", "maxItems", "minimum", "exclusiveMinimum", "anyOf", "enum", "const", "$ref"}  # fmt: skip
     assert part.keys() <= known, part.keys() - known
     if "$ref" in part:
         return problems(value, root["$defs"][part["$ref"].removeprefix("#/$defs/")], root, at)
@@ -220,6 +220,8 @@ def problems(value: Any, part: dict[str, Any], root: dict[str, Any], at: str = "
         return [f"{at}: expected {kind}, found {value!r:.60}"]
     if "minimum" in part and value < part["minimum"]:
         return [f"{at}: {value!r} is below {part['minimum']}"]
+    if "exclusiveMinimum" in part and value <= part["exclusiveMinimum"]:
+        return [f"{at}: {value!r} is not above {part['exclusiveMinimum']}"]
     if kind == "object":
         return _of_object(value, part, root, at)
     if kind == "array":

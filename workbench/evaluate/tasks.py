@@ -15,8 +15,8 @@ from workbench.evaluate.gate import functions_checked, sandbox_templates, score_
 from workbench.evaluate.measured import quiet
 from workbench.files import bytes_digest
 from workbench.scores.groups import local_groups
-from workbench.scores.plan import GENERATED, Aggregate, ScorePlan, TaskGroup
-from workbench.scores.suite import Suite
+from workbench.scores.plan import GENERATED, ScorePlan
+from workbench.scores.suite import Aggregate, Suite, TaskGroup
 from workbench.scores.task_code import code_of, content, recall, remember
 from workbench.scores.tasks import MEANS, TaskFile, TaskSource, listed_metrics, metric_name, ordered
 

@@ -9,8 +9,8 @@ from typing import Any
 from workbench.errors import WorkbenchError, nearest
 from workbench.results import Measured, Number, OpenPart, Part, absent
 from workbench.scores.documents import Scores, Skipped
-from workbench.scores.plan import Aggregate, PlanRecord, TaskGroup
-from workbench.scores.suite import NOT_BY_TASK, Suite
+from workbench.scores.plan import PlanRecord
+from workbench.scores.suite import NOT_BY_TASK, Aggregate, Suite, TaskGroup
 from workbench.scores.tasks import TaskFile, group_files, metric_name
 
 

@@ -21,11 +21,11 @@ from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
 from workbench.scores.groups import expanded
-from workbench.scores.plan import Item, PlanRecord, ScorePlan, TaskGroup
+from workbench.scores.plan import Item, PlanRecord, ScorePlan
 from workbench.scores.samples import Reported, TaskSamples, read_samples
 from workbench.scores.statistics import Compute, codes
 from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, outdated, plan_record, stored_in
-from workbench.scores.suite import SUITE_NAME, Suite, load_suite
+from workbench.scores.suite import SUITE_NAME, Suite, TaskGroup, load_suite
 
 _FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 _FORMAT = "imported-2"

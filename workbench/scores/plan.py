@@ -21,37 +21,13 @@ from workbench.files import bytes_digest
 from workbench.identity import installed
 from workbench.models.identity import tokenizer_digest
 from workbench.results import Part, Result, absent
-from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
+from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite, TaskGroup
 from workbench.scores.tasks import TaskSource
 
 GENERATED = "generate_until"
 """lm-eval's output type of tasks that generate text."""
 PLAN_FORMAT = "plan-4 softmax-float32 seed-1234"
 """What a plan's digest covers, and how scores are computed; part of the digest. Scores under another format are outdated."""
-
-
-class Aggregate(Part):
-    """One entry of a group's `aggregate_metric_list`."""
-
-    metric: str
-    """Name without its filter: `acc`."""
-    filters: tuple[str, ...] | None = None
-    """Filters whose metrics are aggregated, one aggregate per filter; null: all filters that a task has."""
-    weighted: bool = True
-    """Whether each task is weighted by its number of items (`weight_by_size`)."""
-
-
-class TaskGroup(Part):
-    """A group with all tasks of its subgroups, in the order of the file."""
-
-    name: str
-    """Name of the group."""
-    alias: str
-    """Name of the group in tables."""
-    tasks: tuple[str, ...]
-    """Names of its tasks."""
-    aggregates: tuple[Aggregate, ...] = ()
-    """What is aggregated over its tasks."""
 
 
 class PlannedTask(Part):
@@ -79,19 +55,29 @@ class PlanRecord(Result):
     """The content of a plan.json. Imported plans know no tokenizer, dtype and batch size."""
 
     version: int = 1
+    """Version of the file."""
     suite: dict[str, object]
     """The suite as it was when the plan was written."""
     plan: str
     """Digest of the plan."""
     tokenizer: str | None = None
+    """Digest of the tokenizer whose chat template writes the prompts; null if the suite does not use it."""
     scorer: str
+    """Scorer of log-likelihoods."""
     dtype: str | None
+    """Dtype of the scored models."""
     batch_size: int | None
+    """Requests per forward pass."""
     partial: bool
+    """Whether a limit that is not in the suite cuts the items."""
     versions: dict[str, str]
+    """Library -> version."""
     tasks: dict[str, PlannedTask]
+    """Name -> task."""
     groups: list[TaskGroup] = []
+    """The suite's groups and their subgroups."""
     imported: bool | None = absent()
+    """True for scores that were imported from lm-eval's files."""
     import_format: str | None = absent()
     """What the digest of an imported plan covers."""
     format: str | None = absent()

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts.facts import WRITTEN, FactKind
+from workbench.results import Part
 from workbench.yamldoc import Written, load
 
 # Versions of the scorers; raise one when the last bits of its log-likelihoods change.
@@ -229,6 +230,30 @@ class Suite(Written):
     def default_effect(self) -> float:
         """Smallest difference of interest for tasks without their own."""
         return MIN_EFFECT if isinstance(self.min_effect, dict) else self.min_effect
+
+
+class Aggregate(Part):
+    """One entry of a group's `aggregate_metric_list`."""
+
+    metric: str
+    """Name without its filter: `acc`."""
+    filters: tuple[str, ...] | None = None
+    """Filters whose metrics are aggregated, one aggregate per filter; null: all filters that a task has."""
+    weighted: bool = True
+    """Whether each task is weighted by its number of items (`weight_by_size`)."""
+
+
+class TaskGroup(Part):
+    """A group with all tasks of its subgroups, in the order of the file."""
+
+    name: str
+    """Name of the group."""
+    alias: str
+    """Name of the group in tables."""
+    tasks: tuple[str, ...]
+    """Names of its tasks."""
+    aggregates: tuple[Aggregate, ...] = ()
+    """What is aggregated over its tasks."""
 
 
 def load_suite(name: str | Path, project: Path) -> Suite:
