@@ -28,22 +28,15 @@ if TYPE_CHECKING:
 
 
 class Cost(TypedDict, total=False):
-    """Work of solving an edit, which `plan` shows. It estimates seconds from `tokens`."""
+    """Work of solving an edit, which `plan` shows. It estimates seconds from `tokens`, those that run through the model."""
 
     layers: Literal["auto"] | tuple[int, ...]
-    """Layers that are edited."""
     sweep: dict[str, int]
-    """Number of layers and of facts of the sweep that chooses a layer."""
     continues: dict[str, str | int]
-    """The run whose stream is continued, its facts, and the number of values that are kept."""
     work: dict[str, int]
-    """Part of the work -> number of facts or tokens."""
     facts: int
-    """Number of facts."""
     steps: int
-    """Largest number of optimizer steps."""
     tokens: int
-    """Number of tokens that run through the model."""
 
 
 class EditMethod(Step):
