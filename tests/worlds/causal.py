@@ -12,6 +12,7 @@ _MORE_SIZES: dict[str, Any] = {
     **SIZES,
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers", "num_encoder_layers"), LAYERS),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "num_decoder_attention_heads"), HEADS),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8), "linear_num_key_heads": 2, "linear_num_value_heads": HEADS,
     "num_encoder_attention_heads": HEADS, **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "dim_ff"), 48), "emb_dim": WIDTH,
     **dict.fromkeys(("max_target_positions", "max_source_positions", "max_seq_len", "context_length"), POSITIONS),
 }  # fmt: skip
@@ -20,6 +21,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "cwm": {"bos_token_id": 0},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": HEADS},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 32},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_text": {"pad_token_id": 0},
     "gemma4_unified_text": {"pad_token_id": 0},
@@ -28,8 +30,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"] * 2},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 16, "chunk_size": 32},
     "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 0},
+    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 8, "chunk_size": 32},
     "qwen4_exp_text": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"] * 2, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
 }  # fmt: skip
