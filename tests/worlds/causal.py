@@ -12,7 +12,6 @@ _MORE_SIZES: dict[str, Any] = {
     **SIZES,
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers", "num_encoder_layers"), LAYERS),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "num_decoder_attention_heads"), HEADS),
-    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8), "linear_num_key_heads": 2, "linear_num_value_heads": HEADS,
     "num_encoder_attention_heads": HEADS, **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "dim_ff"), 48), "emb_dim": WIDTH,
     **dict.fromkeys(("max_target_positions", "max_source_positions", "max_seq_len", "context_length"), POSITIONS),
 }  # fmt: skip
