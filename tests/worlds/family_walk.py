@@ -276,7 +276,7 @@ def route(family: Family) -> str:
     module, changes = _save_adapters(family, decoder)
     for brick in DOMAIN:
         write_jsonl(calibration / f"{brick}.jsonl", [{"prompt": text} for text in _prompts(brick, 0)])
-    # The reference code of state-space layers pads each text to 256 tokens: all 700 negatives take 10 minutes, a twentieth half of one.
+    # The reference code of state-space layers is slow: all 700 negatives would take longer than the rest of the walk.
     with patch.object(samples, "built_in", return_value=samples.built_in()[::20]):
         written = family.project.run(ROUTE, "route.yaml")["run"]
     routed = workbench.load(written, device="cpu")
