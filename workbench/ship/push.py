@@ -211,7 +211,11 @@ def _relations(record: RunRecord, base: str | None) -> dict[str, object]:
     known = record.inputs.base
     refs = (record.recipe or {}).get("bricks")
     ids = [known.id if known.revision else base]
-    ids += [_target(refs.get(name) if isinstance(refs, Mapping) else None) for name, brick in (record.inputs.bricks or {}).items() if brick.revision]
+    ids += [
+        _target(refs.get(name) if isinstance(refs, Mapping) else None)
+        for name, brick in (record.inputs.bricks or {}).items()
+        if brick.revision
+    ]
     hub = [name.partition("@")[0] for name in ids if name]
     return {"base_model": list(dict.fromkeys(hub)) or None, **({} if hub else {"base_model_relation": None})}
 
