@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="workbench-settings-")  # the user's own settings decide no test
 os.environ["WORKBENCH_TRUST_PROJECT_CODE"] = "1"  # tests write code beside their tasks; tests of trust unset it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Compiled files are kept: commands in processes of their own would compile the package each time, and a session rewrite every assertion.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 # Two workers share two cores. Threads of theirs and of the processes that they start would wait for each other in loops: three notebooks took
 # 295 seconds with two threads each, and 78 with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+import torch.utils.collect_env
 
 from worlds.dense import save_dense
 from worlds.mergekit_runs import save_models
@@ -29,10 +33,13 @@ from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 # Flushing protects files from a power failure, which no test causes, and takes about 10 ms a file here: minutes of the suite. Tests of what is
 # flushed record the calls; processes that tests start flush as usual.
 os.fsync = lambda descriptor: None
+# lm-eval's front end asks several programs about the machine each time, which takes a second.
+torch.utils.collect_env.get_pretty_env_info = lambda: "not asked in tests"
 
 
 LIMIT = pytest.StashKey[Any]()

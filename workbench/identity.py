@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -137,10 +138,13 @@ class WatchedFiles:
 
 def installed(*packages: str) -> dict[str, str]:
     """Map each package to its installed version, or to "not installed"; nothing is imported."""
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    return {package: _version(package) for package in packages}
+
+
+@cache
+def _version(package: str) -> str:
+    """Return a package's installed version, or "not installed"; the package's metadata takes milliseconds to parse."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

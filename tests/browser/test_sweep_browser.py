@@ -17,8 +17,8 @@ skip_without_browser()
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
-        "methods": swept(tmp_path_factory.mktemp("methods"), LAMBDA, METHOD).to_dict(),
-        "seeds": swept(tmp_path_factory.mktemp("seeds"), LAMBDA, METHOD, SEED).to_dict(),
+        "methods": swept(LAMBDA, METHOD).to_dict(),
+        "seeds": swept(LAMBDA, METHOD, SEED).to_dict(),
     }
 
 
