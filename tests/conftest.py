@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.utils.collect_env
+import typer.testing
 
 from worlds.dense import save_dense
 from worlds.mergekit_runs import save_models
@@ -40,6 +42,8 @@ torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
 # lm-eval's front end asks several programs about the machine each time, which takes a second.
 torch.utils.collect_env.get_pretty_env_info = lambda: "not asked in tests"
+# Typer makes all commands anew for each call, which takes 30 ms.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 
 LIMIT = pytest.StashKey[Any]()
