@@ -6,7 +6,6 @@ import gc
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -19,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="workbench-settings-")  # the user's own settings decide no test
 os.environ["WORKBENCH_TRUST_PROJECT_CODE"] = "1"  # tests write code beside their tasks; tests of trust unset it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Compiled files are kept: commands in processes of their own would compile the package each time, and a session rewrite every assertion.
+# Commands in processes of their own would compile the package each time.
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 # Two workers share two cores. Threads of theirs and of the processes that they start would wait for each other in loops: three notebooks took
 # 295 seconds with two threads each, and 78 with one.
@@ -35,7 +34,6 @@ from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
-sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 # Flushing protects files from a power failure, which no test causes, and takes about 10 ms a file here: minutes of the suite. Tests of what is
 # flushed record the calls; processes that tests start flush as usual.
@@ -212,14 +210,14 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(file): (info.st_size, info.st_mtime_ns) for file in files if (info := file.stat())}
 
 
-@pytest.fixture(autouse=True)
-def _shared_folders_stay() -> Iterator[None]:
-    """Fail the test that changes a model or a brick which other tests use."""
+@pytest.fixture(autouse=True, scope="module")
+def _shared_folders_stay(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail after a file of tests one of which changes a model or a brick that other tests use."""
     yield
     for folder, state in SHARED.items():
         if (now := state_of(folder)) != state:
             SHARED[folder] = now
-            pytest.fail(f"the test has changed {folder}, which other tests use")
+            pytest.fail(f"a test of {request.path.name} has changed {folder}, which other tests use")
 
 
 @pytest.fixture(autouse=True)
