@@ -170,7 +170,7 @@ def test_wandb_keeps_the_stored_scores_offline_without_the_key(world: Project) -
     installed("wandb")
     done, imported = workbench(*EVAL, "--no-controls", "--log", "wandb", cwd=world.path, watched=["wandb", "mlflow"])
     assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("logged 1 run to wandb: project workbench (offline)")
+    assert done.stderr.endswith("logged 1 run to wandb: project workbench (offline)\n")
     assert imported == {"wandb"}
     (file,) = (world.path / "wandb").glob("offline-run-*/run-*.wandb")
     run, config, (row,) = read_run(file)
