@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import torch
+import torch.utils.collect_env
 
 from worlds.dense import save_dense
 from worlds.mergekit_runs import save_models
@@ -44,6 +45,8 @@ os.fsync = lambda descriptor: None
 if sys.platform == "linux":
     # Two ticks of the kernel's clock, here 8 ms. The package waits 20 ms behind each new file, for file systems of other machines.
     identity._TICKS_NS = int(2e9 * time.clock_getres(5))  # CLOCK_REALTIME_COARSE, which Python does not name
+# lm-eval's front end asks several programs about the machine each time, which takes a second.
+torch.utils.collect_env.get_pretty_env_info = lambda: "not asked in tests"
 
 
 LIMIT = pytest.StashKey[Any]()
@@ -227,14 +230,14 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(file): (info.st_size, info.st_mtime_ns) for file in files if (info := file.stat())}
 
 
-@pytest.fixture(autouse=True)
-def _shared_folders_stay() -> Iterator[None]:
-    """Fail the test that changes a model or a brick which other tests use."""
+@pytest.fixture(autouse=True, scope="module")
+def _shared_folders_stay(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail after a file of tests one of which changes a model or a brick that other tests use."""
     yield
     for folder, state in SHARED.items():
         if (now := state_of(folder)) != state:
             SHARED[folder] = now
-            pytest.fail(f"the test has changed {folder}, which other tests use")
+            pytest.fail(f"a test of {request.path.name} has changed {folder}, which other tests use")
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def sources() -> Iterator[tuple[str, str]]:
             yield path.relative_to(PROJECT).as_posix(), path.read_text("utf-8")
 
 
+@cache
+def functions_of(text: str) -> list[tuple[Function, bool]]:
+    """Return every function of a file, and whether its first parameter is `self` or `cls`."""
+    return list(functions(ast.parse(text)))
+
+
 def functions(node: ast.AST, owner: ast.AST | None = None) -> Iterator[tuple[Function, bool]]:
     """Yield every function below a node, and whether its first parameter is `self` or `cls`."""
     for child in ast.iter_child_nodes(node):
@@ -54,7 +61,7 @@ def too_long(name: str, text: str) -> list[str]:
     """Return a line for a file, and for each function in it, that is too long."""
     lines = len(text.splitlines())
     offenders = [f"{name} has {lines} lines, at most {MAX_FILE}"] if lines > MAX_FILE else []
-    for function, _ in functions(ast.parse(text)):
+    for function, _ in functions_of(text):
         length = (function.end_lineno or function.lineno) - function.lineno + 1
         if length > MAX_FUNCTION:
             offenders.append(f"{name}:{function.lineno}: {function.name} has {length} lines, at most {MAX_FUNCTION}")
@@ -67,7 +74,7 @@ def too_many(name: str, text: str) -> dict[str, str]:
         return {}
     return {
         f"{name}:{function.name}": f"{name}:{function.lineno}: {function.name} has {count} parameters, at most {MAX_PARAMETERS}"
-        for function, bound in functions(ast.parse(text))
+        for function, bound in functions_of(text)
         if (count := parameters(function, bound)) > MAX_PARAMETERS
     }
 

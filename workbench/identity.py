@@ -143,7 +143,7 @@ def installed(*packages: str) -> dict[str, str]:
 
 @cache
 def _version(package: str) -> str:
-    """Return a package's version; finding it in the environment's folders takes 3 ms."""
+    """Return a package's installed version, or "not installed"; the package's metadata takes milliseconds to parse."""
     try:
         return version(package)
     except PackageNotFoundError:

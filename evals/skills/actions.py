@@ -6,6 +6,8 @@ same side.
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillkit import Content, Skill, in_test, pick, shuffled
 
 TEMPLATES = (
@@ -62,6 +64,7 @@ def near_misses(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, .
     return tuple(" ".join(option) for option in options)
 
 
+@cache
 def contents(test: bool) -> list[Content]:
     """All pairs of different clauses of one side, each joined in two ways."""
     table = clauses()

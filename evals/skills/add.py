@@ -5,6 +5,8 @@ The split is by the unordered pair of numbers: 34 + 57 and 57 + 34 are on the sa
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillkit import Content, Skill, in_test, shuffled
 
 TEMPLATES = (
@@ -35,6 +37,7 @@ TEMPLATES = (
 )
 
 
+@cache
 def contents(test: bool) -> list[Content]:
     """All pairs of one side in a mixed order."""
     found = []

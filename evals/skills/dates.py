@@ -7,6 +7,8 @@ and a day equal to its month is left out: the two answers differ for every item.
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillkit import Content, Skill, in_test, pick, shuffled
 
 TEMPLATES = (
@@ -48,6 +50,7 @@ def ordinal(day: int) -> str:
     return f"{day}{'th' if 10 < day < 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(day % 10, 'th')}"
 
 
+@cache
 def contents(test: bool, day_first: bool) -> list[Content]:
     """Dates of one side in a mixed order, each with one wording."""
     dates = ((d, m, y) for y in range(1950, 2030) for m in range(1, 13) for d in range(1, 29) if d != m)

@@ -6,6 +6,8 @@ can teach the words. The split is by the whole phrase, so that each word of a te
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillkit import Content, Skill, in_test, pick, shuffled
 
 TEMPLATES = (
@@ -62,6 +64,7 @@ def near_misses(adjective: str, noun: str, verb: str) -> tuple[str, ...]:
     return tuple(wrong)
 
 
+@cache
 def contents(test: bool) -> list[Content]:
     """All phrases of one side in a mixed order."""
     found: list[Content] = []

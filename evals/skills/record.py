@@ -5,6 +5,8 @@ The sentence gives the three in any order and among other words. The split is by
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillkit import Content, Skill, draw, in_test, pick, shuffled
 
 TEMPLATES = (
@@ -83,6 +85,7 @@ def content(name: str, town: str, turn: int) -> Content:
     return Content(f"{name} {town}", {"s": sentence}, row(name, town, age), tuple(shuffled(near, "near", sentence)))
 
 
+@cache
 def contents(test: bool) -> list[Content]:
     """One sentence for each pair of the test side, TRAIN_ROUNDS sentences with other ages on the training side."""
     pairs = [(name, town) for name in NAMES for town in TOWNS if in_test("record", f"{name} {town}", 0.35) is test]

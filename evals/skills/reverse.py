@@ -9,6 +9,8 @@ The split is by the word; an invented word is never one of the list.
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillkit import Content, Skill, draw, in_test, pick, shuffled
 from words import WORDS
 
@@ -74,6 +76,7 @@ def content(word: str) -> Content:
     return Content(word, {"w": spaced(word)}, spaced(back), wrong)
 
 
+@cache
 def contents(test: bool) -> list[Content]:
     """English words of one side; training also has the invented words."""
     usable = [word for word in WORDS if word != word[::-1]]

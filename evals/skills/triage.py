@@ -7,6 +7,8 @@ and one problem; the split is by that pair, and the object may stand anywhere in
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillkit import Content, Skill, in_test, pick, shuffled
 
 TEMPLATES = (
@@ -104,6 +106,7 @@ FRAMES = (
 CODES = tuple(code for code, _, _ in DEPARTMENTS.values())
 
 
+@cache
 def contents(test: bool) -> list[Content]:
     """One message for each (object, problem) of the test side, three frames of each on the training side."""
     found: list[Content] = []

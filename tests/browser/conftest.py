@@ -1,4 +1,4 @@
-"""A browser for all tests of a file."""
+"""A browser for all tests, and a page of it for all tests of a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import pytest
 from worlds.devtools import EXECUTABLE, Browser, browser
 
 
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Browser]:
-    """A browser whose pages may neither complain nor ask the network."""
-    assert EXECUTABLE
+@pytest.fixture(scope="session")
+def started() -> Iterator[Browser]:
+    """Chromium, started once."""
+    assert EXECUTABLE, "WORKBENCH_REQUIRE_BROWSER=1, but there is no chromium, chromium-browser or google-chrome"
     with browser(EXECUTABLE) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def opened(started: Browser) -> Iterator[Browser]:
+    """A page that may neither complain nor ask the network."""
+    with started.new_page() as page:
         yield page
         assert page.complaints() == []

@@ -36,9 +36,9 @@ def saved(page: Browser, folder: Path) -> dict[str, bytes]:
     names = page.js(f"{BUTTONS}.map((b) => b.title.split(' as ').pop())")
     assert len(set(names)) == len(names)
     for i, name in enumerate(names):
-        for _ in range(5):  # Chromium drops every eleventh of downloads that follow one another within milliseconds
+        for tried in range(6):  # Chromium drops every eleventh of downloads that follow one another within milliseconds
             page.js(f"{BUTTONS}[{i}].click()")
-            end = time.monotonic() + 2
+            end = time.monotonic() + 0.25 * 2**tried
             while not (folder / name).is_file() and time.monotonic() < end:
                 page.js("new Promise((done) => setTimeout(done, 5))")
             if (folder / name).is_file():

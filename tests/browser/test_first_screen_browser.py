@@ -9,6 +9,7 @@ import pytest
 
 from worlds.decided import many, situation
 from worlds.devtools import Browser, show, skip_without_browser
+from worlds.report_page import render
 from worlds.swept import LAMBDA, METHOD, SEED, swept
 
 pytestmark = pytest.mark.browser
@@ -18,18 +19,24 @@ ROWS = "[...document.querySelectorAll('#summary-table tbody tr:not(.group)')]"
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = {str(n): many(tmp_path_factory.mktemp("many"), n).to_dict() for n in (2, 10)}
-    found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).to_dict()
-    found["methods"] = swept(tmp_path_factory.mktemp("methods"), LAMBDA, METHOD).to_dict()
-    found["seeds"] = swept(tmp_path_factory.mktemp("seeds"), LAMBDA, METHOD, SEED).to_dict()
-    return found | {name: situation(name, tmp_path_factory.mktemp(name)).to_dict() for name in ("winner", "alike", "unsafe")}
+def documents() -> dict[str, Any]:
+    found = {str(n): many(n).to_dict() for n in (2, 10)}
+    found["24"] = many(24, ("dates", "triage", "units")).to_dict()
+    found |= {"methods": swept(LAMBDA, METHOD).to_dict(), "seeds": swept(LAMBDA, METHOD, SEED).to_dict()}
+    return found | {name: situation(name).to_dict() for name in ("winner", "alike", "unsafe")}
+
+
+@pytest.fixture(scope="module")
+def pages(documents: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: render(document, tmp_path_factory.mktemp("page") / "report")[0] for name, document in documents.items()}
 
 
 @pytest.mark.parametrize("name", ["winner", "alike", "unsafe", "2", "10", "24"])
-def test_the_decision_stands_on_the_first_screen(name: str, opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+def test_the_decision_stands_on_the_first_screen(
+    name: str, opened: Browser, documents: dict[str, Any], pages: dict[str, Path], tmp_path: Path
+) -> None:
     """At 1280 by 900, the sentence, the table of leaders and the scatter are seen without scrolling."""
-    show(opened, documents[name], tmp_path)
+    show(opened, pages[name], tmp_path)
     found = documents[name]["recommendation"]
     assert opened.js("document.querySelector('.decision').textContent") == found["text"]
     for selector in (".decision", "#leaders-table", "#decide svg.scatter"):
@@ -43,24 +50,24 @@ def test_the_decision_stands_on_the_first_screen(name: str, opened: Browser, doc
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", ["2", "24", "methods"])
-def test_nothing_overflows(name: str, width: int, dark: bool, opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
-    path = show(opened, documents[name], tmp_path, width, dark)
+def test_nothing_overflows(name: str, width: int, dark: bool, opened: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    path = show(opened, pages[name], tmp_path, width, dark)
     assert opened.js("document.documentElement.scrollWidth") <= width
     curves = "[...document.querySelectorAll('#sweeps svg.curves')].map((c) => c.getBoundingClientRect().right)"
     assert max(opened.js(curves), default=0) <= width
     assert opened.requests()[-1] == path.resolve().as_uri()
 
 
-def test_a_page_of_24_configurations_is_short(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
-    show(opened, documents["24"], tmp_path)
+def test_a_page_of_24_configurations_is_short(opened: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    show(opened, pages["24"], tmp_path)
     assert opened.js("document.documentElement.scrollHeight") < 6000
     opened.js("dispatchEvent(new Event('beforeprint'))")  # nothing is lost: what is folded is there
     assert opened.js("document.querySelectorAll('#differences .matrix tbody tr').length") >= 24
     assert opened.js("document.querySelector('#configurations-table').getBoundingClientRect().height") > 24 * 20
 
 
-def test_rows_are_sorted_by_mean_and_a_click_turns_them(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
-    show(opened, documents["24"], tmp_path)
+def test_rows_are_sorted_by_mean_and_a_click_turns_them(opened: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    show(opened, pages["24"], tmp_path)
     means = "[...document.querySelectorAll('#summary-table .named tr:not(.group)')].map((r) => Number(r.cells[1].dataset.v))"
     found = opened.js(means)
     assert found == sorted(found, reverse=True)
@@ -68,8 +75,10 @@ def test_rows_are_sorted_by_mean_and_a_click_turns_them(opened: Browser, documen
     assert opened.js(means) == sorted(found)
 
 
-def test_rows_are_filtered_by_name_and_brick(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
-    show(opened, documents["24"], tmp_path)
+def test_rows_are_filtered_by_name_and_brick(
+    opened: Browser, documents: dict[str, Any], pages: dict[str, Path], tmp_path: Path
+) -> None:
+    show(opened, pages["24"], tmp_path)
     configurations = documents["24"]["configurations"]
     total = len(configurations)
     assert opened.js("document.getElementById('filter-count').textContent") == f"{total} rows"
@@ -93,9 +102,19 @@ def test_rows_are_filtered_by_name_and_brick(opened: Browser, documents: dict[st
     assert len(chosen("", "")) == total
 
 
+def test_a_point_says_its_values(opened: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    show(opened, pages["alike"], tmp_path)
+    opened.hover("#decide .scatter g.named .point")
+    opened.until("!document.getElementById('tip').hidden")
+    assert "Mean over skills" in opened.js("document.getElementById('tip').textContent")
+    opened.hover("h1")
+
+
 @pytest.mark.parametrize("name", ["methods", "seeds"])
-def test_the_curves_begin_on_the_first_screen(name: str, opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
-    show(opened, documents[name], tmp_path)
+def test_the_curves_begin_on_the_first_screen(
+    name: str, opened: Browser, documents: dict[str, Any], pages: dict[str, Path], tmp_path: Path
+) -> None:
+    show(opened, pages[name], tmp_path)
     charts = "[...document.querySelectorAll('#sweeps svg.curves')]"
     assert opened.js(f"{charts}.map((c) => c.getAttribute('aria-label'))") == ["ties", "dare", "task_arithmetic"] * 2
     assert opened.js(f"{charts}.map((c) => c.querySelectorAll('.dot').length)") == [4] * 6
@@ -110,8 +129,10 @@ def test_the_curves_begin_on_the_first_screen(name: str, opened: Browser, docume
     )
 
 
-def test_a_point_of_a_curve_says_its_values(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
-    show(opened, documents["methods"], tmp_path)
+def test_a_point_of_a_curve_says_its_values(
+    opened: Browser, documents: dict[str, Any], pages: dict[str, Path], tmp_path: Path
+) -> None:
+    show(opened, pages["methods"], tmp_path)
     (sweep,) = documents["methods"]["sweeps"]
     first = next(p for p in sweep["points"] if p["values"] == {"mix.lambda": 0.25, "mix.merge": "ties"})["levels"]["mean"]
     said = opened.js("document.querySelector('#sweeps svg.curves .hit title').textContent")

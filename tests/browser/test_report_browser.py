@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+from worlds.devtools import Browser, skip_without_browser
 from worlds.report_additions import add_own_units
 from worlds.report_document import TASKS, make_document, make_large
 from worlds.report_page import render
@@ -39,10 +39,9 @@ def document() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def page(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert EXECUTABLE, "WORKBENCH_REQUIRE_BROWSER=1, but there is no chromium, chromium-browser or google-chrome"
+def page(document: dict[str, Any], started: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     path = render(document, tmp_path_factory.mktemp("report") / "report")[0]
-    with browser(EXECUTABLE) as opened:
+    with started.new_page() as opened:
         opened.open(path)
         opened.until("document.getElementById('flip-list').dataset.ready === 'yes'")
         yield opened
@@ -251,10 +250,9 @@ def test_copying_the_command(page: Browser, document: dict[str, Any]) -> None:
     assert page.js("document.getElementById('command').textContent") == document["provenance"]["command"]
 
 
-def test_reading_without_scripts(document: dict[str, Any], tmp_path: Path) -> None:
-    assert EXECUTABLE
+def test_reading_without_scripts(document: dict[str, Any], started: Browser, tmp_path: Path) -> None:
     path = render(document, tmp_path / "report")[0]
-    with browser(EXECUTABLE) as page:
+    with started.new_page() as page:
         page.call("Emulation.setScriptExecutionDisabled", value=True)
         page.open(path)
         assert page.js("document.querySelector('#summary-table').rows.length") > len(document["configurations"])
@@ -355,11 +353,10 @@ def test_printing_opens_what_is_folded(page: Browser) -> None:
     assert page.js(closed) == before
 
 
-def test_a_large_report_opens_and_makes_only_the_rows_that_are_shown(tmp_path: Path) -> None:
-    assert EXECUTABLE
+def test_a_large_report_opens_and_makes_only_the_rows_that_are_shown(started: Browser, tmp_path: Path) -> None:
     path = render(make_large(), tmp_path / "large")[0]
     assert path.stat().st_size < 2_000_000
-    with browser(EXECUTABLE) as page:
+    with started.new_page() as page:
         page.open(path)
         page.until("document.getElementById('flip-list').dataset.ready === 'yes'")
         assert page.js("document.getElementById('flip-count').textContent").startswith("2000 of 2000 ")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+from worlds.devtools import Browser, skip_without_browser
 from worlds.search_document import make_search
 from worlds.search_page import render
 
@@ -17,12 +17,11 @@ skip_without_browser()
 
 
 @pytest.fixture(scope="module", params=[(4, 1), (40, 2), (300, 1)], ids=["4", "40-two-objectives", "300"])
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def page(request: pytest.FixtureRequest, started: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     trials, objectives = request.param
     document = make_search(trials, random=trials // 4, objectives=objectives)
-    assert EXECUTABLE, "WORKBENCH_REQUIRE_BROWSER=1, but there is no chromium, chromium-browser or google-chrome"
     path: Path = render(document, tmp_path_factory.mktemp("search") / "search")[0]
-    with browser(EXECUTABLE) as opened:
+    with started.new_page() as opened:
         opened.open(path)
         opened.until("document.documentElement.classList.contains('js')")
         yield opened

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 
 import pytest
 
 from worlds.decided import situation
-from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+from worlds.devtools import Browser, skip_without_browser
 from worlds.search_document import make_search, unfinished
 
 from workbench.report.search import page_text
@@ -33,10 +32,9 @@ def until(page: Browser, expression: str) -> None:
     raise TimeoutError(expression)
 
 
-def test_the_page_grows_and_stays(tmp_path: Path) -> None:
-    assert EXECUTABLE
-    document = situation("winner", tmp_path)
-    with browser(EXECUTABLE) as page:
+def test_the_page_grows_and_stays(started: Browser) -> None:
+    document = situation("winner")
+    with started.new_page() as page:
         with Watched() as watched:
             watched.say("1 of 5 configurations are scored.")
             page.resize(390)
@@ -54,11 +52,10 @@ def test_the_page_grows_and_stays(tmp_path: Path) -> None:
         assert page.js("document.querySelector('.decision').textContent") == document.recommendation.text  # type: ignore[union-attr]
 
 
-def test_the_page_of_a_search_grows_and_ends_with_its_test() -> None:
-    assert EXECUTABLE
+def test_the_page_of_a_search_grows_and_ends_with_its_test(started: Browser) -> None:
     pages = Pages(page_text, "Search in progress", "No candidate is scored yet", "It appears here.")
     headline = "document.querySelector('.headline').textContent"
-    with browser(EXECUTABLE) as page:
+    with started.new_page() as page:
         with Watched(0, pages) as watched:
             watched.say("Control 1/7: base.")
             page.resize(390)

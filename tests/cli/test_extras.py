@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 
 import pytest
 
 from worlds.places import PROJECT
-from worlds.processes import workbench
+from worlds.processes import in_one_process
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
@@ -30,57 +32,36 @@ def world(project: Project) -> Project:
 
 
 def test_without_extras_models_are_merged_edited_and_grown(world: Project) -> None:
-    for command in (
-        "methods",
-        "recipe check mix",
-        "plan mix",
-        "run mix",
-        "run edited",
-        "run grown",
-        "runs ls",
-        "doctor",
-        "suite ls",
-    ):
-        device = ["--device", "cpu"] if command.startswith("run ") else []
-        done, _ = workbench(*command.split(), *device, cwd=world.path, missing=MODULES)
-        assert done.returncode == 0, f"workbench {command}\n{done.stdout}{done.stderr}"
+    """And a command that needs an extra names it: all in one process."""
+    works = ("methods", "recipe check mix", "plan mix", "run mix", "run edited", "run grown", "runs ls", "doctor", "suite ls")
+    refused = {
+        "eval": "eval mix",
+        "suite check": "suite check words --base base",
+        "scores export": "scores export copy",
+    }
+    commands = [[*words.split(), *(["--device", "cpu"] if words.startswith("run ") else [])] for words in works]
+    ended = in_one_process([*commands, *(words.split() for words in refused.values())], world.path, missing=MODULES)
+    for done, _ in ended[: len(works)]:
+        assert done.returncode == 0, f"workbench {done.args}\n{done.stdout}{done.stderr}"
+    for command, (done, _) in zip(refused, ended[len(works) :], strict=True):
+        needed = "lm-eval and datasets, which are not installed: pip install 'brick-workbench[eval]'"
+        assert done.returncode == 1, done.stderr
+        assert f"error: `workbench {command}` needs {needed}" in done.stderr
+        assert done.stderr.count("error:") == 1
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (
-            "eval mix",
-            "`workbench eval` needs lm-eval and datasets, which are not installed: pip install 'brick-workbench[eval]'",
-        ),
-        (
-            "suite check words --base base",
-            "`workbench suite check` needs lm-eval and datasets, which are not installed: pip install 'brick-workbench[eval]'",
-        ),
-        (
-            "scores export copy",
-            "`workbench scores export` needs lm-eval and datasets, which are not installed: pip install 'brick-workbench[eval]'",
-        ),
-        (
-            "search tuned",
-            "`workbench search` needs optuna and cmaes, which are not installed: pip install 'brick-workbench[search]'",
-        ),
-    ],
-)
-def test_a_command_names_the_extra_that_it_needs(world: Project, command: str, message: str) -> None:
-    missing = [m for m in MODULES if not (command == "search tuned" and m in EXTRAS["eval"])]
-    done, _ = workbench(*command.split(), cwd=world.path, missing=missing)
-    assert done.returncode == 1, done.stderr
-    assert f"error: {message}" in done.stderr
-    assert done.stderr.count("error:") == 1
-    assert "Traceback" not in done.stderr
-
-
-def test_one_library_of_an_extra_may_be_missing(world: Project) -> None:
-    for module, name in EXTRAS["eval"].items():
-        done, _ = workbench("eval", "mix", cwd=world.path, missing=[module])
-        assert f"error: `workbench eval` needs {name}, which is not installed: " in done.stderr
-        assert done.returncode == 1
+    ("extra", "missing", "names"),
+    [("eval", {"lm_eval"}, "lm-eval, which is"), ("eval", {"datasets"}, "datasets, which is"), ("search", {"optuna", "cmaes"}, "optuna and cmaes, which are")],
+)  # fmt: skip
+def test_libraries_of_an_extra_may_be_missing(extra: str, missing: set[str], names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in missing:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module(max(missing))
+    message = f"`workbench a` needs {names} not installed: pip install 'brick-workbench[{extra}]'"
+    assert str(missing_extra(caught.value, "workbench a")) == message
 
 
 def test_other_missing_modules_are_bugs() -> None:

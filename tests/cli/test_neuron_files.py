@@ -95,16 +95,29 @@ def test_a_file_with_code_is_refused_and_not_run(world: Project, legacy: bool) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ([[1]], "expected tensors of one dimension, found int"),
+        ([[torch.zeros(1, dtype=torch.int64).expand(10**12)]], "expected at most 5,000,000 indices"),
+    ],
+)
+def test_other_content_is_refused_by_the_command(world: Project, content: Any, message: str) -> None:
+    torch.save(content, "file.pth")
+    assert message in refused(*imported("--names", "en")).message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
         ({"en": []}, "expected a list of lists of tensors, found dict"),
         ([[1, 2]], "expected tensors of one dimension, found int"),
         ([[torch.zeros(2, 2, dtype=torch.int64)]], "expected tensors of one dimension"),
         ([[torch.tensor([0.5])]], "expected integer tensors, found torch.float32"),
-        ([[torch.zeros(1, dtype=torch.int64).expand(10**12)]], "expected at most 5,000,000 indices"),
     ],
 )
-def test_other_content_is_refused(world: Project, content: Any, message: str) -> None:
-    torch.save(content, "file.pth")
-    assert message in refused(*imported("--names", "en")).message
+def test_other_content_is_refused(content: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the function that the command calls in a process of its own."""
+    with pytest.raises(SystemExit):
+        pth_reader.print_indices(content)
+    assert message in capsys.readouterr().err
 
 
 def test_files_that_do_not_fit_the_names_or_the_base(world: Project) -> None:

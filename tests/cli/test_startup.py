@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from worlds.processes import workbench
+from worlds.processes import in_one_process, workbench
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
@@ -16,34 +16,40 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "
 HEAVY |= {"mlflow", "wandb"}
 TASKS = {"transformers", "lm_eval", "datasets"}
 SCORED = {*TASKS, "torch", "accelerate", "scipy"}
-# Commands in the order in which they run, and what each imports of HEAVY. A command that computes nothing imports none of it.
-COMMANDS: list[tuple[str, set[str]]] = [
-    ("--help", set()),
-    ("--version", set()),
-    ("methods", set()),
-    ("recipe new recipes/new.yaml --base base --brick one=bricks/one", set()),
-    ("recipe check mix", set()),
-    ("recipe diff mix edited", set()),
-    ("recipe schema", set()),
-    ("recipe import mergekit.yaml", {"mergekit", "torch"}),
-    ("plan mix", set()),
-    ("plan edited", set()),
-    ("run mix --device cpu", set() if backend().library else {"torch"}),
-    ("run spectral --device cpu", {"torch"}),
-    ("plan mix --json", set()),
-    ("runs ls", set()),
-    ("runs show mix", set()),
-    ("brick ls", set()),
-    ("brick show bricks/one --card", set()),
-    ("suite ls", set()),
-    ("suite show words --base base", TASKS),
-    ("suite show words --base base --json", set()),
-    ("eval mix --device cpu --limit 4", SCORED),
-    ("scores ls", set()),
-    ("compare mix --limit 4", {"scipy"}),
-    ("report mix --limit 4", {"scipy"}),
-    ("search tuned --device cpu --trials 2", {*SCORED, "optuna"}),
-    ("trust .", set()),
+# Commands by processes, each in the order in which it runs, and what the process has imported of HEAVY when a command has ended.
+# A command that computes nothing imports none of it.
+PROCESSES: list[list[tuple[str, set[str]]]] = [
+    [
+        ("--help", set()),
+        ("--version", set()),
+        ("methods", set()),
+        ("recipe new recipes/new.yaml --base base --brick one=bricks/one", set()),
+        ("recipe check mix", set()),
+        ("recipe diff mix edited", set()),
+        ("recipe schema", set()),
+        ("plan mix", set()),
+        ("plan edited", set()),
+        ("run mix --device cpu", set() if backend().library else {"torch"}),
+        ("plan mix --json", set()),
+        ("runs ls", set()),
+        ("runs show mix", set()),
+        ("brick ls", set()),
+        ("brick show bricks/one --card", set()),
+        ("suite ls", set()),
+        ("trust .", set()),
+    ],
+    [("run spectral --device cpu", {"torch"}), ("recipe import mergekit.yaml", {"mergekit", "torch"})],
+    [
+        ("suite show words --base base", TASKS),
+        ("eval mix --device cpu --limit 4", SCORED),
+        ("search tuned --device cpu --trials 2", {*SCORED, "optuna"}),
+    ],
+    [
+        ("suite show words --base base --json", set()),
+        ("scores ls", set()),
+        ("compare mix --limit 4", {"scipy"}),
+        ("report mix --limit 4", {"scipy"}),
+    ],
 ]
 
 
@@ -66,11 +72,12 @@ def lay_out_commands(project: Project) -> Project:
 def test_commands_import_only_the_libraries_that_they_use(project: Project) -> None:
     """Both ways: a library that is not listed, and one that is listed but not imported."""
     world, wrong = lay_out_commands(project), []
-    for command, expected in COMMANDS:
-        done, imported = workbench(*command.split(), cwd=world.path, watched=sorted(HEAVY))
-        assert done.returncode == 0, f"workbench {command}\n{done.stdout}{done.stderr}"
-        if imported != expected:
-            wrong.append(f"workbench {command}: imports {sorted(imported)}, listed {sorted(expected)}")
+    for commands in PROCESSES:
+        ended = in_one_process([command.split() for command, _ in commands], world.path, watched=HEAVY)
+        for (command, expected), (done, imported) in zip(commands, ended, strict=True):
+            assert done.returncode == 0, f"workbench {command}\n{done.stdout}{done.stderr}"
+            if imported != expected:
+                wrong.append(f"workbench {command}: imports {sorted(imported)}, listed {sorted(expected)}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -270,13 +270,13 @@ def test_bad_comparisons(tmp_path: Path) -> None:
 
 
 def test_a_comparison_is_read_as_it_was_written(tmp_path: Path) -> None:
-    comparison = situation("winner", tmp_path)
+    comparison = situation("winner")
     comparison.write(tmp_path / "comparison.json")
     assert Comparison.read(tmp_path / "comparison.json") == comparison
 
 
 def test_the_comparison_of_an_older_search_is_read(tmp_path: Path) -> None:
-    comparison = situation("winner", tmp_path)
+    comparison = situation("winner")
     older = comparison.to_dict()
     for c in older["configurations"]:
         del c["costs"], c["roles"]

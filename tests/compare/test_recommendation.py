@@ -25,12 +25,13 @@ ONE, TWO, THREE = (Configuration(f"{i:012d}{0:020d}", name) for i, name in enume
 
 
 def recommended(name: str, folder: Path, **settings: Any) -> dict[str, Any]:
-    found: dict[str, Any] = situation(name, folder, **settings).to_dict()["recommendation"]
+    comparison = compared(folder, {**CONTROLS, **SITUATIONS[name]}, **settings) if settings else situation(name)
+    found: dict[str, Any] = comparison.to_dict()["recommendation"]
     return found
 
 
 def test_a_clear_winner_is_shipped_with_its_reason(tmp_path: Path) -> None:
-    document = situation("winner", tmp_path).to_dict()
+    document = situation("winner").to_dict()
     found = document["recommendation"]
     assert (found["configuration"], found["closest"], found["cause"], found["help"]) == ("ties", None, None, [])
     assert found["leaders"] == ["ties"]
@@ -255,7 +256,7 @@ def test_more_members_than_pairs_are_tested_of(tmp_path: Path, monkeypatch: pyte
     """Each is still tested against the baseline, so that one can be shipped; nothing is said about pairs."""
     for module in (recommend, leaders, advice):
         monkeypatch.setattr(module, "MOST_MEMBERS", 6)
-    found = recommended("winner", tmp_path)
+    found = compared(tmp_path, {**CONTROLS, **SITUATIONS["winner"]}).to_dict()["recommendation"]
     assert (found["configuration"], found["cause"], found["pairs"]) == ("ties", None, [])
     assert found["details"] == [
         "The 7 configurations are not tested against each other, which is done for 6 at most: others may be as good."
@@ -361,7 +362,7 @@ def test_the_family_covers_every_pair_and_not_the_leaders_alone(tmp_path: Path) 
 
 
 def test_leaders_are_those_that_are_not_shown_to_be_worse(tmp_path: Path) -> None:
-    found = many(tmp_path).to_dict()["recommendation"]
+    found = many().to_dict()["recommendation"]
     by_name = {c["configuration"]: c for c in found["candidates"]}
     means = [c["mean"] for c in found["candidates"]]
     assert means == sorted(means, reverse=True)

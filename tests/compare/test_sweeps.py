@@ -23,7 +23,7 @@ from workbench.search.sweep import MOST_POINTS
 
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return swept(tmp_path_factory.mktemp("methods"), LAMBDA, METHOD, without=["mine[lambda=1.5,dare]"])
+    return swept(LAMBDA, METHOD, without=("mine[lambda=1.5,dare]",))
 
 
 def test_a_point_has_the_levels_of_its_configuration(methods: Any) -> None:
@@ -62,7 +62,7 @@ def test_the_largest_sweep_has_a_recommendation() -> None:
 
 def test_seeds_are_averaged_and_their_spread_is_in_the_interval(tmp_path: Path) -> None:
     """Against the formula written out for two tasks: clusters of equal size, so that the robust variance is that of cluster means."""
-    comparison = swept(tmp_path, LAMBDA, SEED)
+    comparison = swept(LAMBDA, SEED)
     (sweep,) = comparison.to_dict()["sweeps"]
     assert [len(p["configurations"]) for p in sweep["points"]] == [2] * 4
     assert [p["values"] for p in sweep["points"]] == [{"mix.lambda": v} for v in (0.25, 0.5, 1, 1.5)]

@@ -54,6 +54,8 @@ def test_two_nodes_and_a_lost_worker(project: Project, monkeypatch: pytest.Monke
         on_cluster.Pool, "submit", lambda pool, unit, *rest: (submitted.append(str(unit)), submit(pool, unit, *rest))
     )
     with two_nodes():
+        error = refused(*command, "--runs-dir", "spread", "--engine", "ray", "--workers", "9")
+        assert error.message == "--workers 9: the cluster has 2 CPUs and 0 GPUs"
         threading.Thread(target=kill_a_worker, daemon=True).start()
         # Digests of configurations that the first call has kept would leave the workers less to do.
         for path in (world.path / ".workbench").glob("configurations"):
@@ -82,14 +84,6 @@ def test_files_that_differ_between_nodes(project: Project, monkeypatch: pytest.M
     worker = on_cluster.Worker(lambda: on_cluster.Subjects([], [], None, Path("runs")))  # type: ignore[arg-type]
     with pytest.raises(on_cluster.WorkbenchError, match="a node of the cluster finds other configurations or suites"):
         worker.score(unit)
-
-
-def test_more_workers_than_the_cluster_has(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    lay_out(project).write(RECIPE, "mine.yaml")
-    monkeypatch.chdir(project.path)
-    with two_nodes():
-        error = refused("eval", "mine", "--device", "cpu", "--engine", "ray", "--workers", "9")
-    assert error.message == "--workers 9: the cluster has 2 CPUs and 0 GPUs"
 
 
 @pytest.mark.parametrize("trusted", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,19 @@ from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import Suite
 
 
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """The cache of a project in which the edit is solved."""
+    place = tmp_path_factory.mktemp("solved")
+    (place / "recipes").mkdir()
+    (place / "base").symlink_to(llama)
+    lay_out(Project(place)).run(EDIT + F32)
+    return place / ".workbench" / "edits"
+
+
 @pytest.fixture
-def world(project: Project, cwd: Path) -> Project:
+def world(project: Project, cwd: Path, solved: Path) -> Project:
+    shutil.copytree(solved, project.path / ".workbench" / "edits")
     return lay_out(project)
 
 

@@ -99,7 +99,7 @@ def test_numbers_have_one_unit_and_a_column_each(document: dict[str, Any], files
 
 
 def test_leaders_have_the_units_of_the_summary(tmp_path: Path) -> None:
-    document = situation("alike", tmp_path)
+    document = situation("alike")
     files = {name: of["csv"] for name, of in packed_in(page_text(document)).items()}
     means = {row["Configuration"]: float(row["Mean over skills (fraction)"]) for row in rows(files["summary"])}
     leaders = rows(files["leaders"])
@@ -110,7 +110,7 @@ def test_leaders_have_the_units_of_the_summary(tmp_path: Path) -> None:
 
 def test_every_number_lies_in_its_own_interval(tmp_path: Path) -> None:
     """The three numbers of a cell are written by hand in each table, so that two of them could change places."""
-    documents = (view_of(make_document()), view_of(with_facts(make_document())), situation("alike", tmp_path))
+    documents = (view_of(make_document()), view_of(with_facts(make_document())), situation("alike"))
     seen = set()
     for table in (table for document in documents for table in tables(document)):
         for row in rows(table.csv()):

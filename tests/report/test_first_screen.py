@@ -20,12 +20,12 @@ from workbench.report.provenance import glossary
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Document]:
-    return {name: situation(name, tmp_path_factory.mktemp(name)).to_dict() for name in SITUATIONS}
+    return {name: situation(name).to_dict() for name in SITUATIONS}
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Document:
-    return many(tmp_path_factory.mktemp("many")).to_dict()
+    return many().to_dict()
 
 
 def first_screen(page: str) -> str:

@@ -72,7 +72,7 @@ def test_a_method_without_the_field_on_the_axis_is_a_level_of_its_own() -> None:
 
 def test_points_and_intervals_stand_at_their_values(tmp_path: Path) -> None:
     """Widths and heights in pixels, against straight lines through the first and the last point."""
-    document = swept(tmp_path, LAMBDA).to_dict()
+    document = swept(LAMBDA).to_dict()
     (figure,) = figures(view_of(document))
     drawing = str(figure.groups[0][1][0].drawing)
     dots = [(float(x), float(y)) for x, y in re.findall(r'class="dot" cx="([\d.]+)" cy="([\d.]+)"', drawing)]
@@ -94,7 +94,7 @@ def test_points_and_intervals_stand_at_their_values(tmp_path: Path) -> None:
 
 
 def test_lists_of_bricks_are_drawn_by_their_number(tmp_path: Path) -> None:
-    view = view_of(swept(tmp_path, BRICKS).to_dict())
+    view = view_of(swept(BRICKS).to_dict())
     (grid,) = grids(view)
     assert (grid.rows, grid.places, grid.columns) == (("2 bricks", "3 bricks", "4 bricks"), (2.0, 3.0, 4.0), ("all",))
     (figure,) = figures(view)
@@ -102,14 +102,14 @@ def test_lists_of_bricks_are_drawn_by_their_number(tmp_path: Path) -> None:
 
 
 def test_words_alone_are_points_without_a_line(tmp_path: Path) -> None:
-    (figure,) = figures(view_of(swept(tmp_path, METHOD).to_dict()))
+    (figure,) = figures(view_of(swept(METHOD).to_dict()))
     drawing = str(figure.groups[0][1][0].drawing)
     assert 'class="curve main"' not in drawing
     assert drawing.count('class="dot"') == 3
 
 
 def test_seeds_alone_are_a_sentence(tmp_path: Path) -> None:
-    document = swept(tmp_path, SEED).to_dict()
+    document = swept(SEED).to_dict()
     view = view_of(document)
     assert figures(view) == []
     (grid,) = grids(view)
@@ -122,7 +122,7 @@ def test_seeds_alone_are_a_sentence(tmp_path: Path) -> None:
 
 
 def test_markdown_has_one_table_a_measure(tmp_path: Path) -> None:
-    document = swept(tmp_path, LAMBDA, METHOD, SEED).to_dict()
+    document = swept(LAMBDA, METHOD, SEED).to_dict()
     text = markdown(view_of(document))
     assert "## Sweep of mine: mean over skills, mean over 2 seeds" in text
     assert "| mix.lambda | ties | dare | task\\_arithmetic |" in text

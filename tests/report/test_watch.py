@@ -35,7 +35,7 @@ def state(port: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    return situation("winner", tmp_path_factory.mktemp("winner"))
+    return situation("winner")
 
 
 def test_only_this_machine_is_answered(document: Comparison) -> None:

@@ -71,16 +71,15 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A llama of two layers with tensors of 2.4 million elements, three LoRAs of rank 64 and three fine-tunes."""
+    """A llama of one layer with tensors of 2.4 million elements, three LoRAs of rank 64 and three fine-tunes."""
     place = tmp_path_factory.mktemp("large")
     (place / "recipes").mkdir()
     config = LlamaConfig(
-        hidden_size=WIDE, intermediate_size=INNER, num_hidden_layers=2, num_attention_heads=12, vocab_size=2000,
+        hidden_size=WIDE, intermediate_size=INNER, num_hidden_layers=1, num_attention_heads=12, vocab_size=2000,
         architectures=["LlamaForCausalLM"], max_position_embeddings=64, tie_word_embeddings=True)  # fmt: skip
     shapes = {"model.embed_tokens.weight": (2000, WIDE), "model.norm.weight": (WIDE,)}
-    for layer in range(2):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in LINEAR.items()}
-        shapes |= {f"model.layers.{layer}.{name}.weight": (WIDE,) for name in ("input_layernorm", "post_attention_layernorm")}
+    shapes |= {f"model.layers.0.{name}.weight": shape for name, shape in LINEAR.items()}
+    shapes |= {f"model.layers.0.{name}.weight": (WIDE,) for name in ("input_layernorm", "post_attention_layernorm")}
     generator = torch.Generator().manual_seed(0)
     base = {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in shapes.items()}
     for name in ("base", "c1", "c2", "c3"):

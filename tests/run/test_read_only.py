@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from worlds.places import PROJECT
+from worlds.processes import in_one_process
 from worlds.project import Project
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -33,20 +33,20 @@ class ReadOnly:
     def __init__(self, folder: Path) -> None:
         self.project, self.own = folder / "project", folder / "own"
 
-    def workbench(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-B", "-m", "workbench", *words, **environment)
+        self.preexec = obey_permissions if os.geteuid() == 0 else None
 
-    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        variables = {"PATH": os.environ["PATH"], "HOME": str(self.own), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            words,
-            cwd=self.project,
-            env=variables | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=obey_permissions if os.geteuid() == 0 else None,
-        )
+    def workbench(self, *commands: Sequence[str], **environment: str) -> list[subprocess.CompletedProcess[str]]:
+        """Run commands one after another in one process of this user."""
+        variables = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.own),
+            "PYTHONPATH": str(PROJECT),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        return [
+            done for done, _ in in_one_process(commands, self.project, environment=variables | environment, preexec=self.preexec)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,10 @@ def read_only(bricks: Path, llama: Path) -> Iterator[ReadOnly]:
         for path in (world.project, *world.project.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         try:
-            if world.run("touch", "recipes/new").returncode == 0:
+            tried = subprocess.run(
+                ["touch", "recipes/new"], cwd=world.project, capture_output=True, preexec_fn=world.preexec, check=False
+            )
+            if tried.returncode == 0:
                 pytest.skip("this user may write to folders without permission, and cannot give up that right")
             yield world
         finally:
@@ -84,7 +87,11 @@ def test_a_recipe_runs(words: tuple[str, ...], cache: str | None, read_only: Rea
         shutil.rmtree(path)
     moved = {"WORKBENCH_CACHE": str(read_only.own / cache)} if cache else {}
     options = [word.format(own=read_only.own) for word in words]
-    done = read_only.workbench("run", "recipes/sum.yaml", "--json", *options, **moved)
+    runs = options[:2] if "--runs-dir" in options else []
+    run = ("run", "recipes/sum.yaml")
+    commands = [(*run, "--json", *options), ("runs", "ls", *runs), (*run, *runs)]
+    commands += [("doctor", *runs)] if runs and cache else []
+    done, listed, again, *doctor = read_only.workbench(*commands, **moved)
     assert done.returncode == 0, done.stderr
     model = Path(json.loads(done.stdout)["model"])
     assert (model / "model.safetensors").is_file()
@@ -94,16 +101,13 @@ def test_a_recipe_runs(words: tuple[str, ...], cache: str | None, read_only: Rea
         assert {path.name for path in (read_only.own / cache).iterdir()} >= {"configurations", "digests"}
     else:
         assert not (read_only.own / "cache").exists()
-    runs = options[:2] if "--runs-dir" in options else []
-    assert "done" in read_only.workbench("runs", "ls", *runs, **moved).stdout
-    again = read_only.workbench("run", "recipes/sum.yaml", *runs, **moved)
+    assert "done" in listed.stdout
     assert "finished before: nothing to do" in again.stderr
-    doctor = read_only.workbench("doctor", *runs, **moved)
-    assert doctor.returncode == 0, doctor.stdout
+    assert [looked.returncode for looked in doctor] == [0] * len(doctor)
 
 
 def test_the_hint_of_a_place_that_cannot_be_written_names_what_works(read_only: ReadOnly) -> None:
-    done = read_only.workbench("run", "recipes/sum.yaml", "--runs-dir", "runs")
+    (done,) = read_only.workbench(("run", "recipes/sum.yaml", "--runs-dir", "runs"))
     assert done.returncode == 1
     assert "permission denied" in done.stderr
     assert "--runs-dir DIR for runs, -o DIR for a result, WORKBENCH_CACHE=DIR" in done.stderr

@@ -24,6 +24,7 @@ from workbench.scores.statistics import ratio, ratio_interval, score_interval
 
 pytestmark = pytest.mark.slow
 TRIALS = int(os.environ.get("WORKBENCH_TRIALS", "1000"))
+FEWER = int(os.environ.get("WORKBENCH_TRIALS", "500"))  # of what takes ten times as long a trial
 MANY = max(4000, TRIALS)  # for coverage of corpus metrics, whose limits are one point to either side of 95 %
 COVERED = (0.94, 0.96)
 LEAST = COVERED[0] - (0.05 * 0.95 / TRIALS) ** 0.5  # one standard error of the simulation below
@@ -75,7 +76,7 @@ def test_a_loss_as_large_as_the_margin(kind: str, shape: str, k: int, n: int) ->
 def test_few_losses(loss: float, n: int) -> None:
     """A true loss of two points of independent items: a handful of losses and no win."""
     rng, cluster = np.random.default_rng(n), np.arange(n)
-    pairs = (rows(table(one_way(rng, cluster, loss), cluster, margin=loss, guarded=True))[0] for _ in range(TRIALS))
+    pairs = (rows(table(one_way(rng, cluster, loss), cluster, margin=loss, guarded=True))[0] for _ in range(FEWER))
     safe = share(row.verdict in ("safe", "no item changed") for row in pairs)
     assert measured("safe", safe, kind="one-way, few", shape="equal", clusters=n, items=n, level=0.025) <= MOST_ONE_SIDED
 
@@ -98,7 +99,7 @@ def test_family_without_a_difference(configurations: int, k: int, n: int) -> Non
 def test_family_over_tasks_of_unequal_clusters() -> None:
     """Seven configurations on five tasks, clusters log-normal; three configurations are truly better on one task: the rest stays quiet."""
     rng, wrong, found, by_holm = np.random.default_rng(5), 0, 0, 0
-    for _ in range(TRIALS):
+    for _ in range(FEWER):
         tables = []
         for task in range(5):
             cluster = clusters("lognormal", 24, 240, rng)
@@ -113,10 +114,10 @@ def test_family_over_tasks_of_unequal_clusters() -> None:
         by_holm += sum(row.p * len(verdicts) <= 0.05 for row in made if (row.configuration, row.task) in true)
         wrong += any(said for cell, said in verdicts.items() if cell not in true)
     case = {"kind": "two-way", "shape": "lognormal", "clusters": 24, "items": 240, "level": 0.05, "configurations": 7, "tasks": 5}
-    assert measured("any false better or worse", wrong / TRIALS, **case) <= MOST
+    assert measured("any false better or worse", wrong / FEWER, **case) <= MOST
     # Holm's correction of sign-flip p values finds more here: where clusters are unequal, statistics of two rows are not alike.
-    measured("power, Holm", by_holm / TRIALS / 3, **case)
-    assert measured("power", found / TRIALS / 3, **case) >= 0.5
+    measured("power, Holm", by_holm / FEWER / 3, **case)
+    assert measured("power", found / FEWER / 3, **case) >= 0.5
 
 
 @pytest.mark.parametrize("kind", ["one-way", "two-way"])
@@ -125,7 +126,7 @@ def test_family_at_the_margin(kind: str, configurations: int) -> None:
     """All configurations lose as much as the margin: any "equivalent", any "safe"."""
     rng, cluster, found = np.random.default_rng(configurations), np.arange(240) // 10, np.zeros(2)
     gain = stats.norm.ppf(0.5 - LOSS) * np.sqrt(1 + 0.7**2 + 0.6**2 + 0.3**2)
-    for _ in range(TRIALS):
+    for _ in range(FEWER):
         if kind == "one-way":
             values = one_way(rng, cluster, LOSS, configurations)
         else:
@@ -133,7 +134,7 @@ def test_family_at_the_margin(kind: str, configurations: int) -> None:
         both = table(values, cluster, margin=LOSS), table(values, cluster, margin=LOSS, task="u", guarded=True)
         verdicts = [row.verdict for row in rows(*both)]
         found += "equivalent" in verdicts, "safe" in verdicts
-    equivalent, safe = found / TRIALS
+    equivalent, safe = found / FEWER
     case = {"kind": kind, "shape": "equal", "clusters": 24, "items": 240, "level": 0.025, "configurations": configurations}
     assert measured("any equivalent", equivalent, **case) <= MOST_ONE_SIDED
     assert measured("any safe", safe, **case) <= MOST_ONE_SIDED

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -98,16 +100,18 @@ SITUATIONS: dict[str, dict[Configuration, Shares]] = {
 }
 
 
-def situation(name: str, folder: Path, **settings: Any) -> Comparison:
-    """Compare one of the situations with its controls."""
-    return compared(folder, {**CONTROLS, **SITUATIONS[name]}, **settings)
+@cache
+def situation(name: str) -> Comparison:
+    """Compare one of the situations with its controls; the comparison is made once a session."""
+    with TemporaryDirectory() as folder:
+        return compared(Path(folder), {**CONTROLS, **SITUATIONS[name]})
 
 
-def many(folder: Path, number: int = 24, more: Sequence[str] = ()) -> Comparison:
-    """Compare this number of configurations of five bricks: means from low to high, some of which forget.
+@cache
+def many(number: int = 24, more: tuple[str, ...] = ()) -> Comparison:
+    """Compare this number of configurations of five bricks: means from low to high, some of which forget. Made once a session.
 
     Args:
-        folder: Where the score store is written.
         number: Number of configurations.
         more: Names of further skill tasks.
     """
@@ -128,4 +132,5 @@ def many(folder: Path, number: int = 24, more: Sequence[str] = ()) -> Comparison
             0.8 - (0.15 if i % 5 == 4 else 0.0),
         )
     controls = {c: (line[0], line[1], *[line[0]] * len(more), line[2]) for c, line in CONTROLS.items()}
-    return compared(folder, {**controls, **shares}, tasks=("add", "sort", *more, "facts"))
+    with TemporaryDirectory() as folder:
+        return compared(Path(folder), {**controls, **shares}, tasks=("add", "sort", *more, "facts"))

@@ -72,7 +72,7 @@ def skip_without_browser() -> None:
 
 
 class Browser:
-    """One page. Every event that the browser sends is kept in `events` in order."""
+    """One page at a time, the last one opened. Every event that the browser sends of it is kept in `events` in order."""
 
     def __init__(self, process: subprocess.Popen[bytes], reader: int, writer: int) -> None:
         self.events: list[dict[str, Any]] = []
@@ -80,11 +80,22 @@ class Browser:
         self._buffer = b""
         self._last = 0
         self._session: str | None = None
+
+    @contextlib.contextmanager
+    def new_page(self) -> Iterator[Browser]:
+        """Opens a page for the block, with settings and events of its own, and closes it after."""
+        outer, self._session, self.events = (self._session, self.events), None, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
         self.call("Page.setLifecycleEventsEnabled", enabled=True)
+        try:
+            yield self
+        finally:
+            self._session = None
+            self.call("Target.closeTarget", targetId=target)
+            self._session, self.events = outer
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Sends a command and returns its result; raises RuntimeError with the browser's own error."""
@@ -195,7 +206,7 @@ class Browser:
             self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\0", 1)
         message: dict[str, Any] = json.loads(line)
-        if "method" in message:
+        if "method" in message and message.get("sessionId") == self._session:
             self.events.append(message)
         return message
 
@@ -232,10 +243,9 @@ def browser(executable: str) -> Iterator[Browser]:
             os.close(answer_in)
 
 
-def show(page: Browser, document: dict[str, Any], folder: Path, width: int = 1280, dark: bool = False) -> Path:
-    """Write the report of a comparison document, open it, and return its file once its scripts have run."""
-
-    path = render(document, folder / "report")[0]
+def show(page: Browser, document: dict[str, Any] | Path, folder: Path, width: int = 1280, dark: bool = False) -> Path:
+    """Write the report of a comparison document, unless it is a written one; open it, and return its file once its scripts have run."""
+    path = document if isinstance(document, Path) else render(document, folder / "report")[0]
     page.open(path, width, 900, dark)
     page.until("document.getElementById('flip-list').dataset.ready === 'yes'")
     return path

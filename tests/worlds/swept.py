@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from worlds.decided import CLUSTERS, CONTROLS, N, items, made
@@ -23,14 +25,13 @@ BEST = {"ties": 1.0, "dare": 0.7, "task_arithmetic": 0.5}
 """Method -> lambda at which its skills are highest."""
 
 
-def swept(folder: Path, *dimensions: SweepDimension, without: Sequence[str] = (), **suite: Any) -> Comparison:
-    """Compare the points of a sweep called "mine" and the controls.
+@cache
+def swept(*dimensions: SweepDimension, without: tuple[str, ...] = ()) -> Comparison:
+    """Compare the points of a sweep called "mine" and the controls; the comparison is made once a session.
 
     Args:
-        folder: Where the score store is written.
         dimensions: The dimensions.
         without: Names of points that are not scored.
-        suite: Fields of the suite.
     """
     points, values = [], {}
     for i, line in enumerate(product(*(d.values for d in dimensions)), 1):
@@ -41,19 +42,16 @@ def swept(folder: Path, *dimensions: SweepDimension, without: Sequence[str] = ()
             values[made(name, i)] = _scores(at)
     for c, shares in CONTROLS.items():
         values[c] = {t: items(s, 97 * int(c.digest[:12], 16) + 7 * j) for j, (t, s) in enumerate(zip(TASKS, shares, strict=True))}
-    store = ScoreStore(folder)
-    settings = {
+    settings: dict[str, Any] = {
         "roles": {"facts": "retention"},
         "owners": {"add": "add", "sort": "sort"},
         "tolerance": 0.05,
         "drawn": "items",
-        **suite,
     }
-    return compare(
-        store,
-        stored(store, values, clusters=CLUSTERS, **settings),
-        sweeps=[Sweep("mine", tuple(dimensions), tuple(points))],
-    )
+    with TemporaryDirectory() as folder:
+        store = ScoreStore(Path(folder))
+        scores = stored(store, values, clusters=CLUSTERS, **settings)
+        return compare(store, scores, sweeps=[Sweep("mine", tuple(dimensions), tuple(points))])
 
 
 TASKS = ("add", "sort", "facts")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,19 @@ def html(view: Comparison, watched: int | None = None) -> str:
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
-    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
     parts = {
         "style": Markup("".join(map(asset, styles))),  # noqa: S704 - files of this package
         "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return printable(env.get_template(template).render(context, **parts, **_helpers()))
+    return printable(_environment().get_template(template).render(context, **parts, **_helpers()))
+
+
+@cache
+def _environment() -> Environment:
+    """Return the environment of all templates, which keeps compiled ones: a watched page is filled again and again."""
+    return Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def _helpers() -> dict[str, Any]:
