@@ -41,7 +41,7 @@ from workbench.edit.closed_form.solver import solve as solve_keys
 from workbench.edit.closed_form.values import Lookup, grouped, values
 from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts
-from workbench.facts import Fact, write_facts
+from workbench.facts.facts import Fact, write_facts
 from workbench.files import json_digest
 from workbench.recipe.methods import method
 from workbench.steps import MethodContext

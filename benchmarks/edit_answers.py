@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.edit.places.parts import EditRow, Parts, padded
 from workbench.edit.places.passes import score
-from workbench.facts import Fact, joined
+from workbench.facts.facts import Fact, joined
 from workbench.models.prompts import encode_pair
 from workbench.scores.statistics import score_interval
 from workbench.steps import MethodContext

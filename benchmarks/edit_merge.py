@@ -32,7 +32,7 @@ from workbench.compare.compare import compare
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose

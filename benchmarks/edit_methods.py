@@ -49,8 +49,8 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
-from workbench.facts import Fact
 from workbench.facts.conflicts import import_facts
+from workbench.facts.facts import Fact
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose

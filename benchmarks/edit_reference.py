@@ -17,7 +17,7 @@ from torch.nn.functional import kl_div
 
 from workbench.edit.closed_form.values import Settings
 from workbench.edit.places.parts import EditRow, Padded, Parts, padded, row_of
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.models.hooks import hooked
 from workbench.steps import MethodContext
 

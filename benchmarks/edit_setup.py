@@ -18,8 +18,8 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.edit.places.parts import Parts
 from workbench.events import Event
-from workbench.facts import Fact, write_facts
 from workbench.facts.conflicts import import_facts
+from workbench.facts.facts import Fact, write_facts
 from workbench.models.live import compute, live_model
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve

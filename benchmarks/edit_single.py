@@ -12,7 +12,7 @@ from edit_answers import Questions, share
 from edit_setup import edited, live_context
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, write_facts
+from workbench.facts.facts import Fact, write_facts
 from workbench.files import json_digest, read_json, write_json
 from workbench.recipe.methods import method
 from workbench.steps import Edit, EditMethod, MethodContext

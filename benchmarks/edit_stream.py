@@ -40,7 +40,8 @@ from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.closed_form.values import values as optimized
 from workbench.edit.places.parts import Parts
 from workbench.evaluate.facts.definitions import bundled_text
-from workbench.facts import Fact, Stream, latest, write_facts
+from workbench.facts.facts import Fact, write_facts
+from workbench.facts.stream import Stream, latest
 from workbench.recipe.methods import method
 from workbench.steps import EditMethod, MethodContext
 

@@ -22,7 +22,8 @@ from record import parser_of, write_results
 
 from workbench.advice import fact_wordings
 from workbench.advice.fact_wordings import WordingCheck
-from workbench.facts import SLOT, Fact, fact_of, read_facts
+from workbench.facts.facts import SLOT, Fact, fact_of
+from workbench.facts.published import read_facts
 from workbench.facts.questions import single_keys_of
 
 Pairs = list[tuple[str, str]]

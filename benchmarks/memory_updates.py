@@ -26,7 +26,7 @@ from record import parser_of, write_results
 
 import workbench
 from workbench.evaluate.facts.factscores import generated
-from workbench.facts import Fact, write_facts
+from workbench.facts.facts import Fact, write_facts
 from workbench.scores.statistics import score_interval
 
 TOKENS = 12

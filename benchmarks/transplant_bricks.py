@@ -52,7 +52,7 @@ from workbench.run.execute import execute
 from workbench.scores.paired import paired
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
-from workbench.train import batch_loss, collate
+from workbench.train.rows import batch_loss, collate
 from workbench.transplant.carried import acting
 from workbench.transplant.inputs import Wanted
 from workbench.transplant.transplant import transplant

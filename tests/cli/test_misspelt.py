@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from workbench.errors import WorkbenchError
-from workbench.facts import read_facts
-from workbench.facts.published import read_all
+from workbench.facts.published import read_all, read_facts
 from workbench.models.texts import read_texts
-from workbench.train import read_replay
+from workbench.train.rows import read_replay
 
 
 def lay(path: Path, rows: list[Any]) -> Path:

@@ -33,7 +33,8 @@ from workbench.edit.gradient.learning import (
 from workbench.edit.gradient.tuning import LowRankUpdate
 from workbench.edit.places.parts import Parts, row_of
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, read_facts
+from workbench.facts.facts import Fact
+from workbench.facts.published import read_facts
 from workbench.models.texts import TextRow
 from workbench.recipe.methods import methods
 from workbench.steps import Edit, EditMethod, MethodContext

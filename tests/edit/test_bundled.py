@@ -9,7 +9,7 @@ import pytest
 from worlds.places import STARTER
 
 from workbench.edit.inputs import generated_prompts, known_facts, statistics_texts
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from worlds.project import Project
 from worlds.tiny import live
 
 from workbench.errors import WorkbenchError
-from workbench.facts import read_facts
+from workbench.facts.published import read_facts
 from workbench.recipe.methods import methods
 
 

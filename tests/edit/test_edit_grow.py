@@ -16,7 +16,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import live, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.facts import read_facts
+from workbench.facts.published import read_facts
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 

@@ -16,7 +16,7 @@ from worlds.project import CPU, Project
 from workbench.edit.closed_form import moments
 from workbench.edit.closed_form.moments import DOMINATES, OUTLIER, SINKS_A_ROW, Moments, MomentSums
 from workbench.edit.places.parts import Parts
-from workbench.facts import read_facts
+from workbench.facts.published import read_facts
 from workbench.steps import MethodContext
 
 WIDTH = 24

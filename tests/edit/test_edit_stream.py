@@ -30,7 +30,8 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.facts import Wanted
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
-from workbench.facts import Fact, read_stream
+from workbench.facts.facts import Fact
+from workbench.facts.stream import read_stream
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext

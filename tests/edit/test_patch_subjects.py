@@ -23,7 +23,7 @@ from workbench.edit.inputs import contexts
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
-from workbench.facts import read_facts
+from workbench.facts.published import read_facts
 from workbench.recipe.methods import methods
 from workbench.steps import Edit, MethodContext
 

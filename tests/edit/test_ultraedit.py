@@ -21,7 +21,7 @@ from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import score
 from workbench.edit.ultraedit import PRIOR, Running, UltraEdit, upper_middle
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext
 

@@ -11,8 +11,8 @@ import pytest
 from worlds.places import PUBLIC
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, Probe, contradictions, fact_of
-from workbench.facts.conflicts import conflicts, consistent, require_consistent
+from workbench.facts.conflicts import conflicts, consistent, contradictions, require_consistent
+from workbench.facts.facts import Fact, Probe, fact_of
 from workbench.facts.published import read_all
 from workbench.facts.questions import Conflict
 

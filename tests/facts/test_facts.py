@@ -12,10 +12,9 @@ import pytest
 from worlds.places import PUBLIC
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, Probe, Published, contradictions, fact_of, read_facts, write_facts
-from workbench.facts.conflicts import conflicts, import_facts, rebuild_neighbours
-from workbench.facts.facts import read_rows
-from workbench.facts.published import convert, format_of
+from workbench.facts.conflicts import conflicts, contradictions, import_facts, rebuild_neighbours
+from workbench.facts.facts import Fact, Probe, fact_of, read_rows, write_facts
+from workbench.facts.published import Published, convert, format_of, read_facts
 
 # Rows as published, with invented content.
 COUNTERFACT: dict[str, Any] = {

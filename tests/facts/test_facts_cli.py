@@ -16,7 +16,7 @@ from worlds.project import Project
 
 from workbench.advice.facts import greedy_answers, says
 from workbench.errors import WorkbenchError
-from workbench.facts import read_facts
+from workbench.facts.published import read_facts
 from workbench.manifest import MANIFEST
 
 EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"

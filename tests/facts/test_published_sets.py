@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from workbench.facts import Probe, Published, read_facts
 from workbench.facts.conflicts import conflicts, import_facts
-from workbench.facts.facts import read_rows
-from workbench.facts.published import convert, format_of
+from workbench.facts.facts import Probe, read_rows
+from workbench.facts.published import Published, convert, format_of, read_facts
 
 # Rows as published, with invented content.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.facts import Fact, contradictions, fact_of
-from workbench.facts.conflicts import conflicts
+from workbench.facts.conflicts import conflicts, contradictions
+from workbench.facts.facts import Fact, fact_of
 from workbench.facts.questions import question_of
 
 

@@ -17,7 +17,7 @@ from workbench.edit.memories.textmemory import FactStore
 from workbench.edit.places.parts import fact_pair
 from workbench.evaluate.facts.definitions import documents
 from workbench.evaluate.suitenew import new_suite
-from workbench.facts import fact_of, joined
+from workbench.facts.facts import fact_of, joined
 from workbench.models.texts import encode, read_texts
 from workbench.train.rows import encode as encode_row
 

@@ -12,8 +12,8 @@ from worlds.jsonl import write_jsonl
 from worlds.places import PUBLIC
 
 from workbench.errors import WorkbenchError
-from workbench.facts import read_facts, read_stream
-from workbench.facts.published import read_all
+from workbench.facts.published import read_all, read_facts
+from workbench.facts.stream import read_stream
 
 
 def fact(subject: str, target: str, **fields: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from workbench.fuse.teaching.distributions import NONE, Pass, Reading, Shards, V
 from workbench.fuse.teaching.lesson import Room, Teacher, fused_loss, lesson, taught_loss
 from workbench.fuse.teaching.targets import Fusion, Source, new_tally
 from workbench.models.texts import Text
-from workbench.train import collate, encode
+from workbench.train.rows import collate, encode
 
 CPU = torch.device("cpu")
 MINCE = MinCE.model_validate({"fuse": "mince", "teachers": ["a"], "data": "t.jsonl"})

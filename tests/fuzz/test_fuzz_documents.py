@@ -31,8 +31,8 @@ from workbench.run.directory import RunDirectory
 from workbench.scores.suite import load_suite
 from workbench.search.space import Space
 from workbench.search.study import ARMS, JOURNAL, Study
-from workbench.train import TrainSpec
 from workbench.train.rows import read_replay
+from workbench.train.spec import TrainSpec
 from workbench.weights.digests import tensor_digests
 
 FULL = {

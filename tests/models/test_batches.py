@@ -14,8 +14,8 @@ from workbench.evaluate.answers import _greedy
 from workbench.grow.mixtures.gates import read_inputs
 from workbench.models.texts import TextRow as Text
 from workbench.models.texts import side_by_side
-from workbench.train import batch_loss, collate
 from workbench.train.fit import HeldOut
+from workbench.train.rows import batch_loss, collate
 
 CPU = torch.device("cpu")
 ROWS = [([5, 9, 3, 7, 20, 33, 2, 8, 41, 12, 4, 6], 3), ([11, 7, 3], 2), ([8, 2, 40, 41, 42, 9, 60], 4)]

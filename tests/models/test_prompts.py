@@ -19,11 +19,11 @@ from workbench.edit.memories.retrieval import TokenMatch
 from workbench.edit.memories.textmemory import in_front
 from workbench.edit.places.parts import row_of
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, fact_of
+from workbench.facts.facts import Fact, fact_of
 from workbench.models.prompts import encode_inside, encode_pair, encode_text
 from workbench.models.texts import Text
 from workbench.models.texts import encode as encode_texts
-from workbench.train import encode
+from workbench.train.rows import encode
 
 
 def pieces(tokenizer: Any, ids: Any) -> list[str]:

@@ -17,7 +17,7 @@ from worlds.tiny import live
 
 from workbench.activations.sites import find_sites, visiting
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.neurons.attribution import (
     Attribution,
     FactPrompt,

@@ -20,7 +20,7 @@ from workbench.edit.finetune import Finetune
 from workbench.edit.places import knowledge
 from workbench.edit.places.knowledge import said_by
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.run import teaching
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel

@@ -15,8 +15,11 @@ from worlds.train_world import lora
 
 from workbench.errors import WorkbenchError
 from workbench.models.texts import read_texts
-from workbench.train import HubData, TrainFiles, TrainSpec, run, train, training_texts
+from workbench.train import run
 from workbench.train.rows import encode_row
+from workbench.train.run import TrainFiles, train
+from workbench.train.spec import HubData, TrainSpec
+from workbench.train.texts import training_texts
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}say a then "

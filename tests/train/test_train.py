@@ -13,19 +13,11 @@ from worlds.train_world import lora
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError
-from workbench.train import (
-    HubData,
-    Reports,
-    TrainFiles,
-    TrainSpec,
-    batch_loss,
-    collate,
-    encode,
-    read_replay,
-    train,
-    training_texts,
-)
-from workbench.train.rows import replay
+from workbench.train.fit import Reports
+from workbench.train.rows import batch_loss, collate, encode, read_replay, replay
+from workbench.train.run import TrainFiles, train
+from workbench.train.spec import HubData, TrainSpec
+from workbench.train.texts import training_texts
 
 torch = pytest.importorskip("torch")
 

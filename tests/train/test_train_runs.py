@@ -18,8 +18,9 @@ from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.models.texts import read_texts
-from workbench.train import Reports, TrainFiles, encode, train
-from workbench.train.fit import HeldOut
+from workbench.train.fit import HeldOut, Reports
+from workbench.train.rows import encode
+from workbench.train.run import TrainFiles, train
 from workbench.train.texts import split, training_texts
 
 

@@ -12,7 +12,7 @@ from worlds.project import CPU
 
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values, score
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.recipe.methods import methods
 from workbench.steps import MethodContext
 

@@ -113,7 +113,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 def facts(count: int) -> list[Any]:
     """`rows` as workbench facts."""
-    from workbench.facts import fact_of
+    from workbench.facts.facts import fact_of
 
     return [fact_of(row, f"{FACTS.name}:{number}") for number, row in enumerate(rows(count), 1)]
 

@@ -11,7 +11,7 @@ import torch
 
 from worlds.jsonl import write_jsonl
 
-from workbench.train import TrainSpec
+from workbench.train.spec import TrainSpec
 
 WORDS = "a b c d say back is then".split()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.files import file_digest, json_digest
 from workbench.identity import open_unchanged
 from workbench.models.prompts import encode_pair, encode_text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from workbench.edit.places.knowledge import said_by
-from workbench.facts import SLOT, Fact
+from workbench.facts.facts import SLOT, Fact
 from workbench.lazy import torch
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer

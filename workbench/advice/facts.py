@@ -13,11 +13,11 @@ from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.facts import Fact, Published, Start, read_stream
 from workbench.facts.conflicts import conflicts, contradictions, duplicates
-from workbench.facts.facts import folded
-from workbench.facts.published import read_all
+from workbench.facts.facts import Fact, folded
+from workbench.facts.published import Published, read_all
 from workbench.facts.questions import Conflict, Status
+from workbench.facts.stream import Start, read_stream
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_pair, encode_text, load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe

@@ -176,8 +176,8 @@ def import_(
     json: JsonOpt = False,
 ) -> None:
     """Convert a published facts dataset to JSONL, and list skipped rows."""
-    from workbench.facts import write_facts
     from workbench.facts.conflicts import ImportedFacts, import_facts
+    from workbench.facts.facts import write_facts
 
     out.quiet = json
     if to is not None and to.exists():

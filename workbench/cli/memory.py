@@ -71,7 +71,7 @@ def add(
     quiet: QuietOpt = False,
 ) -> None:
     """Add the facts of a file, as a new version."""
-    from workbench.facts import read_facts
+    from workbench.facts.published import read_facts
 
     out.quiet = quiet
     new_facts = read_facts(facts, str(facts))

@@ -21,8 +21,10 @@ from workbench.edit.gradient.tuning import (
 )
 from workbench.edit.inputs import Layers, Mode, read_for
 from workbench.edit.places.parts import Parts
-from workbench.facts import Fact, latest, read_facts
 from workbench.facts.conflicts import require_consistent
+from workbench.facts.facts import Fact
+from workbench.facts.published import read_facts
+from workbench.facts.stream import latest
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.layout import Model

@@ -12,7 +12,7 @@ from pydantic import Field
 from workbench.edit.memories.codebook import Codebook, radii, reading, writing
 from workbench.edit.places.parts import fact_pair
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.models.architecture import live_module

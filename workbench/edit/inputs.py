@@ -13,7 +13,9 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
-from workbench.facts import Fact, Start, read_facts, read_stream
+from workbench.facts.facts import Fact
+from workbench.facts.published import read_facts
+from workbench.facts.stream import Start, read_stream
 from workbench.lazy import torch
 from workbench.steps.fields import Strict, Whole
 

@@ -15,8 +15,9 @@ from workbench.edit.inputs import DistinctLayers, Mode, read_for
 from workbench.edit.places.parts import EditRow, Padded, Parts, check_rows, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, latest
 from workbench.facts.conflicts import require_consistent
+from workbench.facts.facts import Fact
+from workbench.facts.stream import latest
 from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.models.layout import Model

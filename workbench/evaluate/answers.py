@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.measured import quiet, seeded
 from workbench.evaluate.packed import Pair
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.models.prompts import load_tokenizer
 
 STOPS = ("\n", ".")

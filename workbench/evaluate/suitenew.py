@@ -12,7 +12,7 @@ from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.evaluate.gate import LOCALDATA
 from workbench.evaluate.suitecheck import SuiteReport
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.files import write_bytes
 from workbench.results import Number, Part
 from workbench.scores.suite import SUITE_NAME

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import Message, encode_pair, plain, turns

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from workbench.activations.losses import cross_entropies
 from workbench.activations.sites import Site, Visitor, visiting
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, joined
+from workbench.facts.facts import Fact, joined
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import cache_name, first_of, frozen, head_sees, hooked, shaped
 from workbench.models.prompts import encode_pair

@@ -16,7 +16,7 @@ from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
-from workbench.facts import read_facts
+from workbench.facts.published import read_facts
 from workbench.files import file_digest
 from workbench.lazy import torch
 from workbench.models.hooks import has_experts

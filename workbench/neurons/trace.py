@@ -11,7 +11,7 @@ from workbench.edit.places.knowledge import PLACES, Trace, What, trace
 from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events, progress
-from workbench.facts import read_facts
+from workbench.facts.published import read_facts
 from workbench.lazy import torch
 from workbench.models.texts import longest_row
 from workbench.results import Number, Part, Result

@@ -21,7 +21,8 @@ from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
 from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
-from workbench.train import TrainSpec, training_texts
+from workbench.train.spec import TrainSpec
+from workbench.train.texts import training_texts
 from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.header import HeadersOnlyError, has_headers_only

@@ -8,13 +8,13 @@ from typing import Any
 from workbench import yamldoc
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import Axes, axes_of
-from workbench.edit.places.knowledge import FactsSaid
 from workbench.errors import printable
 from workbench.grow.expansion.records import GrowthCheck, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
+from workbench.run.record import FactsSaid
 from workbench.tables import as_markdown, markdown_rows
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.

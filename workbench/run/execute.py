@@ -12,7 +12,6 @@ from pathlib import Path
 
 from workbench import yamldoc
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
-from workbench.edit.places.knowledge import FactsSaid
 from workbench.errors import GateFailedError, WorkbenchError, shell
 from workbench.events import Event, Events, no_events
 from workbench.files import check_new, new_directory, publish, write_text
@@ -29,7 +28,7 @@ from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
-from workbench.run.record import RunOutput, RunResult
+from workbench.run.record import FactsSaid, RunOutput, RunResult
 from workbench.run.teaching import EfficacyError, check_efficacy
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact, peak_bytes

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from workbench.adapters.read import Adapter
-from workbench.edit.places.knowledge import FactsSaid
 from workbench.events import Events, progress
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.files import json_digest
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
@@ -27,6 +26,7 @@ from workbench.recipe.recipe import Recipe
 from workbench.resolve.output import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
+from workbench.run.record import FactsSaid
 from workbench.steps import GrowMethod, Growth, Step
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs

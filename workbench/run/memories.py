@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, write_facts
+from workbench.facts.facts import Fact, write_facts
 from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Credibility, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json
 from workbench.manifest import changing

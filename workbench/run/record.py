@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, PrivateAttr
 
-from workbench.edit.places.knowledge import FactsSaid
 from workbench.results import Number, OpenPart, Part, Result, absent
 from workbench.trust import Plugin
+
+if TYPE_CHECKING:
+    from workbench.facts.facts import Fact
+
+SHOWN = 5
+"""Number of facts that a line names."""
+
+class FactsSaid(Part):
+    """Counts of the facts that a model says after an edit step."""
+
+    facts: int
+    """Number of facts that the step teaches."""
+    said: int
+    """Number of facts whose target the model says, by greedy decoding."""
+    min_efficacy: Number
+    """Smallest share of facts that the model must say, from 0 to 1."""
+    not_said: list[str]
+    """Ids of the facts that the model does not say."""
+
+    @classmethod
+    def count(cls, facts: Sequence[Fact], says_target: Sequence[bool], min_efficacy: float) -> Self:
+        """Count the facts whose target a model says."""
+        missing = [fact.id for fact, says in zip(facts, says_target, strict=True) if not says]
+        return cls(facts=len(facts), said=sum(says_target), min_efficacy=min_efficacy, not_said=missing)
+
+    @property
+    def too_few(self) -> bool:
+        """True if the model says fewer facts than the step requires."""
+        return self.said < self.min_efficacy * self.facts
+
+    @property
+    def in_words(self) -> str:
+        """The counts as text: "46 of 48 facts (96 %); not said: a, b"."""
+        missing = self.not_said
+        names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
+        share = f"{self.said} of {self.facts} facts ({100 * self.said / max(1, self.facts):.0f} %)"
+        return share + (f"; not said: {names}" if missing else "")
 
 
 class StepVerb(OpenPart):

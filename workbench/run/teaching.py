@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.edit.places.knowledge import FactsSaid, said_by
+from workbench.edit.places.knowledge import said_by
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
@@ -20,6 +20,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
+from workbench.run.record import FactsSaid
 from workbench.steps import MethodContext
 from workbench.weights.device import free_models
 from workbench.weights.digests import tensor_digest, weights_digest

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from workbench.facts import Fact, Start
+    from workbench.facts.facts import Fact
+    from workbench.facts.stream import Start
     from workbench.weights.lowrank import Factors
 
 
@@ -199,13 +200,13 @@ class MemoryMethod(Step):
 
     def check_inputs(self, project: Path) -> None:
         """Read the facts file once. Raises WorkbenchError if it is not a valid file of facts."""
-        from workbench.facts import read_facts
+        from workbench.facts.published import read_facts
 
         read_facts(project / self.facts, self.facts)
 
     def solve(self, context: MethodContext) -> Memory:
         """Return a memory of the step's facts."""
-        from workbench.facts import read_facts
+        from workbench.facts.published import read_facts
 
         return self.learn(context, read_facts(context.project / self.facts, self.facts))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.lazy import torch
 from workbench.models.hooks import mean_divergence
 from workbench.models.prompts import encode_pair, encode_text, encode_turn

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import head_sees, hooked, shaped
 from workbench.models.texts import Text, batch_limit, by_length, side_by_side

@@ -15,10 +15,11 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import brick_name, resolve_brick
-from workbench.edit.places.knowledge import FactsSaid, said_by
+from workbench.edit.places.knowledge import said_by
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
-from workbench.facts import Fact, read_facts
+from workbench.facts.facts import Fact
+from workbench.facts.published import read_facts
 from workbench.files import check_new, new_directory
 from workbench.lazy import torch
 from workbench.models.architecture import live_module
@@ -33,6 +34,7 @@ from workbench.run.compose import compose
 from workbench.run.kind import kind_of
 from workbench.run.kinds.edit import FACTS, RECORD, write_edit
 from workbench.run.opened import NamedModel
+from workbench.run.record import FactsSaid
 from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal
 from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef

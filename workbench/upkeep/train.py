@@ -26,7 +26,10 @@ from workbench.run.route_statistics import measured, trained_on
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
 from workbench.steps.fields import NAME, BrickRef
-from workbench.train import TrainFiles, TrainSpec, reports, train, training_texts
+from workbench.train.fit import reports
+from workbench.train.run import TrainFiles, train
+from workbench.train.spec import TrainSpec
+from workbench.train.texts import training_texts
 from workbench.weights.digests import tensor_digests, weights_digest
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from workbench.edit.places.knowledge import Trace, trace
 from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import run, score
 from workbench.errors import InvalidRecipeError
-from workbench.facts import Fact, latest
+from workbench.facts.facts import Fact
+from workbench.facts.stream import latest
 from workbench.files import json_digest, write_json
 from workbench.lazy import torch
 from workbench.models.layout import Model

@@ -20,8 +20,9 @@ from pydantic import Field, StrictInt, ValidationError, model_validator
 from workbench.edit.closed_form.values import PARTS
 from workbench.edit.places.parts import Position
 from workbench.errors import InvalidRecipeError
-from workbench.facts import Fact, Start, fact_of, latest, read_facts
-from workbench.facts.facts import EXPECTED, read_rows
+from workbench.facts.facts import EXPECTED, Fact, fact_of, read_rows
+from workbench.facts.published import read_facts
+from workbench.facts.stream import Start, latest
 from workbench.files import file_digest, read_json
 from workbench.manifest import require_whole
 from workbench.results import Part

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric
 from workbench.edit.closed_form.values import Group, Values
 from workbench.edit.places.parts import Position
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.lazy import torch
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from workbench.edit.inputs import statistics_texts
 from workbench.edit.places.parts import Padded, Parts
 from workbench.edit.places.passes import run
 from workbench.errors import WorkbenchError
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.models.hooks import Stopped, hooked

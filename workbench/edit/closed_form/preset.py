@@ -17,8 +17,9 @@ from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.solver import KeyMetric
 from workbench.edit.closed_form.values import KL, Settings
 from workbench.edit.inputs import DistinctLayers, Mode, read_for, read_prompts
-from workbench.facts import Fact, Start, latest
 from workbench.facts.conflicts import require_consistent
+from workbench.facts.facts import Fact
+from workbench.facts.stream import Start, latest
 from workbench.models.layout import Model
 from workbench.steps import EditMethod
 from workbench.steps.fields import Real, Whole

@@ -17,7 +17,8 @@ from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, Position, padded, row_of
 from workbench.edit.places.passes import score, self_test
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, latest
+from workbench.facts.facts import Fact
+from workbench.facts.stream import latest
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.steps import Edit, MethodContext

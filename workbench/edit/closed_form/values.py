@@ -19,7 +19,7 @@ from safetensors import safe_open
 from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities, upper
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.steps import MethodContext

@@ -13,7 +13,7 @@ from workbench.edit.gradient.tuning import LowRankUpdate, TrainedUpdate, chunks,
 from workbench.edit.places.parts import EditRow, Parts, padded, row_of
 from workbench.edit.places.passes import logits_at, run
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import mean_divergence
 from workbench.models.prompts import encode_rendered

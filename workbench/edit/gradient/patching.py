@@ -18,7 +18,7 @@ from workbench.edit.gradient.tuning import chunks
 from workbench.edit.places.parts import EditRow, Parts, padded
 from workbench.edit.places.passes import logits_at, run, upper
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import hooked, n_outputs
 

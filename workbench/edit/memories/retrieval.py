@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_inside, load_tokenizer
 

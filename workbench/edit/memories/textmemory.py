@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.edit.memories.retrieval import Encoder
 from workbench.errors import WorkbenchError
-from workbench.facts import joined
-from workbench.facts.facts import UNSPACED
+from workbench.facts.facts import UNSPACED, joined
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.hooks import CACHES

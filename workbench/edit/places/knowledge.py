@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.edit.inputs import known_facts
 from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import Stopped, first_of, head_sees, hooked, shaped, with_first
-from workbench.results import Number, Part
 from workbench.steps import MethodContext
 
 if TYPE_CHECKING:
@@ -199,39 +198,6 @@ def _restorer(state: Tensor, mask: Tensor, batch: Padded) -> Any:
 
 TOKENS, PREDICTIONS = 4096, 256
 """Limits of a batch: tokens including padding, and positions with logits. They keep memory independent of the number of facts."""
-SHOWN = 5
-
-
-class FactsSaid(Part):
-    """Counts of the facts that a model says after an edit step."""
-
-    facts: int
-    """Number of facts that the step teaches."""
-    said: int
-    """Number of facts whose target the model says, by greedy decoding."""
-    min_efficacy: Number
-    """Smallest share of facts that the model must say, from 0 to 1."""
-    not_said: list[str]
-    """Ids of the facts that the model does not say."""
-
-    @classmethod
-    def count(cls, facts: Sequence[Fact], says_target: Sequence[bool], min_efficacy: float) -> Self:
-        """Count the facts whose target a model says."""
-        missing = [fact.id for fact, says in zip(facts, says_target, strict=True) if not says]
-        return cls(facts=len(facts), said=sum(says_target), min_efficacy=min_efficacy, not_said=missing)
-
-    @property
-    def too_few(self) -> bool:
-        """True if the model says fewer facts than the step requires."""
-        return self.said < self.min_efficacy * self.facts
-
-    @property
-    def in_words(self) -> str:
-        """The counts as text: "46 of 48 facts (96 %); not said: a, b"."""
-        missing = self.not_said
-        names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
-        share = f"{self.said} of {self.facts} facts ({100 * self.said / max(1, self.facts):.0f} %)"
-        return share + (f"; not said: {names}" if missing else "")
 
 
 @no_grad

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.adapters.lora import Places
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.facts import Fact
+from workbench.facts.facts import Fact
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.hooks import feed_forward_mixers, hidden_width, is_attention, output_projections

@@ -9,8 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from workbench.evaluate.gate import LOCALDATA
-from workbench.facts import Fact, joined
-from workbench.facts.facts import FACT_KINDS, FactKind
+from workbench.facts.facts import FACT_KINDS, Fact, FactKind, joined
 
 # Kind -> metrics, the headline metric first, and whether lower is better. They are shares unless the name says otherwise.
 METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {

@@ -11,7 +11,9 @@ from pathlib import Path
 import xxhash
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.facts import Fact, Start, Stream, read_facts, read_stream
+from workbench.facts.facts import Fact
+from workbench.facts.published import read_facts
+from workbench.facts.stream import Start, Stream, read_stream
 from workbench.files import json_digest
 from workbench.recipe.fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import Recipe, dump_step, load_recipe

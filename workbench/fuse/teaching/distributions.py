@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import WorkbenchError
-from workbench.facts import joined
+from workbench.facts.facts import joined
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import head_sees
 from workbench.models.prompts import encode_pair

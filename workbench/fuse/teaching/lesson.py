@@ -28,8 +28,8 @@ from workbench.lazy import torch
 from workbench.models.identity import computed_on, tokens_digest
 from workbench.models.texts import Text
 from workbench.steps import FuseMethod
-from workbench.train import Objective, TrainSpec, collate
-from workbench.train.rows import learned_logits
+from workbench.train.rows import Objective, collate, learned_logits
+from workbench.train.spec import TrainSpec
 from workbench.train.texts import read_inputs, rows_digest
 
 if TYPE_CHECKING:

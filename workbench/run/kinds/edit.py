@@ -12,8 +12,8 @@ from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
-from workbench.edit.places.knowledge import FactsSaid
-from workbench.facts import Fact, read_facts, write_facts
+from workbench.facts.facts import Fact, write_facts
+from workbench.facts.published import read_facts
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.manifest import changing, reusable
@@ -23,6 +23,7 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, cost_row, numel, seconds_of
 from workbench.run.kind import Kind, StepContext, StepResult, Taught
+from workbench.run.record import FactsSaid
 from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests

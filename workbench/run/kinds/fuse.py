@@ -19,7 +19,8 @@ from workbench.run.costs import Needs, numel, seconds_of
 from workbench.run.kind import StepContext, shapes_of_brick
 from workbench.run.kinds.train import TrainKind
 from workbench.steps import FuseMethod
-from workbench.train import CROSS_ENTROPY, Objective, TrainSpec
+from workbench.train.rows import CROSS_ENTROPY, Objective
+from workbench.train.spec import TrainSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -26,8 +26,12 @@ from workbench.run.check_growth import compare
 from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, Needs, cost_row, largest, numel, seconds_of
 from workbench.run.kind import GrownStep, Kind, StepContext, StepResult, place_of, shapes_of_brick
 from workbench.steps import GrowContext, GrowMethod, Grown, Growth, Measured, MergeMethod, NewTraining, Sources
-from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters, training_cost
+from workbench.train.fit import reports
 from workbench.train.penalties import Routing
+from workbench.train.rows import CROSS_ENTROPY, Objective, distillation
+from workbench.train.run import train_parameters
+from workbench.train.spec import TrainSpec
+from workbench.train.texts import training_cost
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import free_models
 from workbench.weights.header import save_tensors

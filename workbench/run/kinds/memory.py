@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.facts import write_facts
+from workbench.facts.facts import write_facts
 from workbench.facts.log import ADD, RECIPE, Credibility, append, lines_of
 from workbench.files import write_json
 from workbench.manifest import reusable

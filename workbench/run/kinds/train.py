@@ -18,7 +18,11 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, cost_row, numel, seconds_of
 from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.steps import TrainMethod
-from workbench.train import CROSS_ENTROPY, Objective, TrainFiles, TrainSpec, reports, train, training_texts
+from workbench.train.fit import reports
+from workbench.train.rows import CROSS_ENTROPY, Objective
+from workbench.train.run import TrainFiles, train
+from workbench.train.spec import TrainSpec
+from workbench.train.texts import training_texts
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.lowrank import Factors, LowRankSum
