@@ -122,14 +122,14 @@ def test_a_long_file_and_a_long_function_are_named() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 103_950,
-    "files of the package": 486,
-    "lines of the tests": 66_900,
-    "words of the documentation": 90_000,
+    "lines of the package": 101_700,
+    "files of the package": 471,
+    "lines of the tests": 66_150,
+    "words of the documentation": 89_900,
     "fields of methods": 698,
-    "options of commands": 403,
+    "options of commands": 402,
     "commands with --json": 46,
-    "[str, Any] in the package": 591,
+    "[str, Any] in the package": 104,
 }
 
 

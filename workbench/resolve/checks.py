@@ -21,8 +21,6 @@ from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
 from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
-from workbench.train.spec import TrainSpec
-from workbench.train.texts import training_texts
 from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.header import HeadersOnlyError, has_headers_only
@@ -255,6 +253,9 @@ def _check_files(recipe: Recipe) -> list[WorkbenchError]:
         try:
             step.check_inputs(recipe.project)
             if isinstance(step, GrowMethod) and step.train:
+                from workbench.train.spec import TrainSpec
+                from workbench.train.texts import training_texts
+
                 training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
         except WorkbenchError as error:
             problems.append(error)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
-from workbench.edit.closed_form.continuing import RECORD, Earlier, edits_of, without_history
-from workbench.edit.closed_form.preset import Preset
 from workbench.errors import InvalidRecipeError, WorkbenchError, shell
 from workbench.files import read_json
 from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.resolve.findings import Findings, read_digest, read_state
 from workbench.resolve.resolved import Resolved
 from workbench.steps import EditMethod
+
+if TYPE_CHECKING:
+    from workbench.edit.closed_form.continuing import Earlier
 
 
 def check_streams(resolved: Resolved, hub: Hub, findings: Findings) -> None:
@@ -24,6 +26,10 @@ def check_streams(resolved: Resolved, hub: Hub, findings: Findings) -> None:
         InvalidRecipeError: If a stream was solved on another base, with another tokenizer, or after other steps.
     """
     recipe = resolved.recipe
+    if not any(isinstance(step, EditMethod) for step in recipe.steps):
+        return  # before the editors are imported, which takes longer than most plans
+    from workbench.edit.closed_form.preset import Preset
+
     for number, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         if not isinstance(step, Preset):
             continue
@@ -78,6 +84,8 @@ def _check_weights(earlier: Earlier, resolved: Resolved, number: int, hub: Hub) 
 
 def _starts_anew(resolved: Resolved) -> Iterator[str]:
     """Yield a sentence for a stream that starts on the result of a run with edits."""
+    from workbench.edit.closed_form.continuing import RECORD, edits_of, without_history
+
     run = resolved.base_path.parent
     for place in edits_of(run) if (run / "run.json").is_file() else ():
         record = read_json(place / RECORD) or {}

@@ -14,7 +14,6 @@ from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.computed import KINDS, Computed
 from workbench.adapters.read import Adapter
 from workbench.errors import size
-from workbench.merge.measuring.matrices import overlap_bytes
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.results import Number, absent
@@ -231,6 +230,8 @@ def merge_bytes(
             step.tensor_bytes(resolved.base, name, len(names)) if rank is None else core_bytes(specs[name], rank, len(names))
         )
         if step.weighs_overlap() and ranks is None:
+            from workbench.merge.measuring.matrices import overlap_bytes
+
             sizes[name] = max(sizes[name], overlap_bytes(name, specs[name].shape, len(names)))
     return sizes
 

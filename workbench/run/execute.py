@@ -20,7 +20,6 @@ from workbench.lazy import torch
 from workbench.manifest import manifest_of, seal
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
-from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
 from workbench.run.costs import disk_problems
 from workbench.run.device import Work
@@ -152,8 +151,10 @@ def _check_written(
 ) -> dict[str, dict[str, object]]:
     """Check the promises of grow steps on the written files, before they are published. Remove the files if a check fails."""
     checkpoint = form.checkpoint(run.partial)
-    if checkpoint is None:
+    if checkpoint is None or not composition.grown:
         return {}
+    from workbench.run.check_growth import check_written
+
     try:
         return check_written(resolved, composition.grown, composition.model, checkpoint, device, events)
     except WorkbenchError:

@@ -10,16 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
 from workbench.facts.facts import Fact
 from workbench.files import json_digest
-from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
 from workbench.manifest import publish_sealed, reusable, seal
-from workbench.merge.streaming.deltas import Deltas
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
@@ -30,6 +28,10 @@ from workbench.run.record import FactsSaid
 from workbench.steps import GrowMethod, Growth, Step
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
+
+if TYPE_CHECKING:
+    from workbench.grow.expansion.remap import GrownWeights
+    from workbench.merge.streaming.deltas import Deltas
 
 S = TypeVar("S", bound=Step)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SHOWN = 5
 """Number of facts that a line names."""
 
+
 class FactsSaid(Part):
     """Counts of the facts that a model says after an edit step."""
 

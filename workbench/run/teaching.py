@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.edit.places.knowledge import said_by
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts.facts import Fact
@@ -144,6 +143,8 @@ def ask(
     live = live_model(model.config, tensors, tokenizer, device)
     if memory is not None:
         live = attach_memory(live, memory, tokenizer)
+    from workbench.edit.places.knowledge import said_by
+
     return said_by(live, load_tokenizer(tokenizer), facts, device)
 
 
