@@ -30,7 +30,7 @@ COMMANDS = {
     "brick ls": "--json",
     "brick show": "--base --card --device --html --json --metric --quiet",
     "brick train": "--base --data --device --held-out --no-score --orthogonal-to --rank --score --steps",
-    "brick transplant": "--by --device --force --json --layers --map --on --out --quiet --texts --to",
+    "brick transplant": "--by --device --force --json --map --on --out --quiet --texts --to",
     "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir --trust-project-code",
     "compare": "--baseline --batch-size --json --limit --max-points --require-safe --runs-dir --set --suite --sweep --trust-project-code",

@@ -21,7 +21,6 @@ from workbench.edit.places import knowledge
 from workbench.edit.places.knowledge import said_by
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
-from workbench.run import teaching
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import EfficacyError
@@ -95,7 +94,7 @@ def test_what_is_said_is_in_record_card_and_last_lines(half: Project) -> None:
 
 def test_too_few_facts_fail_the_run(half: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 3, the failing facts listed, no model under its name; the same from the cache, and nothing is asked or solved twice."""
-    solved, asked = counting(monkeypatch, Finetune, "solve"), counting(monkeypatch, teaching, "said_by")
+    solved, asked = counting(monkeypatch, Finetune, "solve"), counting(monkeypatch, knowledge, "said_by")
     recipe = half.write(step(", min_efficacy: 0.51"))
     for _ in range(2):
         monkeypatch.setattr("sys.argv", ["workbench", "run", str(recipe), "--device", "cpu"])
