@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -219,9 +218,8 @@ def dying(world: Project, path: Path, last: int, when: str) -> None:
 def test_a_killed_search_goes_on(world: Project) -> None:
     """Kills at three writes, the first ones of a search among them: in the end the candidates are those of an uninterrupted search, each once."""
     path = world.write(searched(SPACE, ", trials: 12, sampler: tpe, controls: false"))
-    draw = random.Random(3)
-    for last in (2, 9, draw.randrange(4, 56)):
-        dying(world, path, last, draw.choice(["before", "after"]))
+    for last, when in ((2, "before"), (9, "after"), (80, "before")):
+        dying(world, path, last, when)
     recipe = load_recipe(path)
     search = prepare(recipe, world.path / "runs", Scoring("cpu"))
     assert 2 <= len(trials_of(search)) < 12, "the kills fall into the search"
