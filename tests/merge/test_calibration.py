@@ -374,3 +374,26 @@ def test_texts_that_are_missing_and_plans(project: Project) -> None:
         assert (found.steps[0].needs, found.steps[0].inputs) == (needs, ["all.jsonl"])
         assert found.peak_bytes > average.peak_bytes
         assert found.run != planned(STEPS[name], seed=1).run, "other texts, another run"
+
+
+UNREACHED = {
+    "model.embed_tokens.weight": 1,
+    "model.norm.weight": 1,
+    "model.layers.*.input_layernorm.weight": 4,
+    "model.layers.*.post_attention_layernorm.weight": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "noted"),
+    [
+        ("merge: fisher, bricks: {one: {calibration: one.jsonl}, two: {calibration: two.jsonl}}", {"averaged": {}}),
+        ("merge: aim, calibration: one.jsonl", {"damped": 28, "summed": UNREACHED}),
+    ],
+)
+def test_the_record_counts_tensors_that_the_texts_do_not_reach(
+    step: str, noted: dict[str, Any], family_project: Callable[[str], Project]
+) -> None:
+    text = f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{{{step}}}]\n"
+    (record,) = family_project("llama").run(text)["steps"]
+    assert {key: record[key] for key in noted} == noted
