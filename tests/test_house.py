@@ -124,7 +124,7 @@ def test_a_long_file_and_a_long_function_are_named() -> None:
 BUDGET = {
     "lines of the package": 101_700,
     "files of the package": 471,
-    "lines of the tests": 66_150,
+    "lines of the tests": 66_200,
     "words of the documentation": 89_900,
     "fields of methods": 698,
     "options of commands": 402,

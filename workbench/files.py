@@ -5,12 +5,15 @@ Every operating system error raised here names its file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import gzip
 import io
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +29,7 @@ from workbench.identity import open_unchanged
 MAX_UNPACKED = 2 << 30
 """Largest content of a compressed file, in bytes."""
 _SURELY_SMALL = 64 << 10
+_SCRATCH = ".making-"
 
 
 def json_digest(value: Any) -> str:
@@ -185,6 +189,38 @@ def new_directory(out: Path) -> Iterator[Path]:
         publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def scratch_beside(place: Path) -> Iterator[Path]:
+    """Yield an empty folder on the file system of a place, in which its content is made before it is moved there; it is removed afterwards.
+
+    Folders that killed processes have left are removed first. A folder is locked while it is in use; it gets its name when it is locked.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # file systems without locks
+            held.enter_context(_locked(folder))
+            folder = folder.rename(folder.with_name(_SCRATCH + folder.name.removeprefix(".new-")))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder; BlockingIOError if another process has locked it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def publish_once(partial: Path, target: Path) -> None:

@@ -173,3 +173,14 @@ def test_the_task_of_the_documentation_is_the_one_that_is_written(tmp_path: Path
     new_suite("capitals", tmp_path / "capitals.jsonl", "choice", tmp_path)
     assert (tmp_path / "evals/suites/capitals.yaml").read_text("utf-8") in page
     assert (tmp_path / "evals/tasks/capitals.yaml").read_text("utf-8") in page
+
+
+def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
+    """Files with the content that they would get are no other suite's."""
+    first = made(tmp_path, CHOICE)
+    (tmp_path / "evals/suites/mine.yaml").unlink()
+    assert made(tmp_path, CHOICE).files == [path for path in first.files if not path.endswith("localdata.py")]
+    assert (tmp_path / "evals/suites/mine.yaml").is_file()
+    (tmp_path / "evals/tasks/mine.yaml").write_text("edited: by hand\n", "utf-8")
+    with pytest.raises(WorkbenchError, match=r"^evals/tasks/mine\.yaml: already exists$"):
+        made(tmp_path, CHOICE)

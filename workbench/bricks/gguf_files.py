@@ -11,14 +11,13 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
-from workbench.files import file_digest, json_digest, publish_once, write_json
+from workbench.files import file_digest, json_digest, publish_once, scratch_beside, write_json
 from workbench.identity import installed, settled
 from workbench.models.architecture import model_depth
 from workbench.models.skeleton import skeleton
@@ -202,9 +201,8 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
     if (place / RECORD).is_file() and (place / LINK).is_symlink():
         return place
     shutil.rmtree(place, ignore_errors=True)  # it is damaged
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
-        partial = Path(folder) / "model"
+    with scratch_beside(place) as folder:
+        partial = folder / "model"
         partial.mkdir()
         (partial / LINK).symlink_to(file)
         _fill(partial, file, identity.storable, f"{what}: {file}")

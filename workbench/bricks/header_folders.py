@@ -8,14 +8,13 @@ have no offset (`weights.header.Entry.offset`), so an attempt to read one raises
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from workbench.errors import size
-from workbench.files import publish_once, read_json, write_json
+from workbench.files import publish_once, read_json, scratch_beside, write_json
 from workbench.project import cache_of
 from workbench.results import Part
 from workbench.weights.header import HEADERS_ONLY, MAX_HEADER
@@ -68,9 +67,8 @@ def header_folder(
             write_json(place / HEADERS_ONLY, {**record, "revisions": [*record["revisions"], label]})
         return place
     shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
-        partial = Path(folder) / "repository"
+    with scratch_beside(place) as folder:
+        partial = folder / "repository"
         for file in (*small, *weights):
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:

@@ -146,10 +146,6 @@ def new_suite(
     folder = project / "evals"
     task_file, data_file = folder / "tasks" / f"{name}.yaml", folder / "tasks" / "data" / f"{name}.jsonl"
     suite_file, reader = folder / "suites" / f"{name}.yaml", folder / "tasks" / "localdata.py"
-    taken = [path for path in (task_file, data_file, suite_file) if path.exists()]
-    if taken and not force:
-        shown = ", ".join(str(path.relative_to(project)) for path in taken)
-        raise UsageError(f"{shown}: already exists", "Choose another name, or replace these files with --force.")
     rows, field = _rows(data, kind, cluster)
     chance = sum(1 / len(row["choices"]) for row in rows) / len(rows) if kind == "choice" else 0.0 if kind == "exact" else None
     described = f"{len(rows)} item{'s' if len(rows) > 1 else ''}"
@@ -171,6 +167,11 @@ def new_suite(
             role=role,
         ),
     }
+    # A file with this content is what an interrupted call has written.
+    taken = [p for p, text in texts.items() if p.exists() and not (p.is_file() and p.read_bytes() == text.encode())]
+    if taken and not force:
+        shown = ", ".join(str(path.relative_to(project)) for path in taken)
+        raise UsageError(f"{shown}: already exists", "Choose another name, or replace these files with --force.")
     if not reader.exists():
         texts[reader] = LOCALDATA
     for path, text in texts.items():

@@ -5,7 +5,6 @@ A recipe whose output is an adapter and that acts beside the weights of another 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from workbench.adapters.read import CONFIG, Adapter
 from workbench.bricks.brick import Brick, fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.files import json_digest
+from workbench.files import json_digest, scratch_beside
 from workbench.lazy import torch
 from workbench.manifest import publish_sealed, reusable
 from workbench.merge.streaming.deltas import AlignedDeltas, Deltas, StepBricks, WeightsDelta
@@ -198,9 +197,8 @@ def written_adapter(resolved: Resolved, name: str, composed: Model, device: torc
     from workbench.adapters.export import write_result
 
     place, output = _place(resolved, device), resolved.recipe.fields.output
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".writing-") as folder:
-        partial = Path(folder) / "adapter"
+    with scratch_beside(place) as folder:
+        partial = folder / "adapter"
         write_result(
             adapt(composed, resolved.base, output),
             partial,

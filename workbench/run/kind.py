@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
 from workbench.facts.facts import Fact
-from workbench.files import json_digest
+from workbench.files import json_digest, scratch_beside
 from workbench.lazy import torch
 from workbench.manifest import publish_sealed, reusable, seal
 from workbench.models.identity import computed_on
@@ -86,9 +85,8 @@ class StepContext:
         Raises:
             InputChangedError: If an input has changed since the step's key was made; nothing is stored then.
         """
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
-            partial = Path(folder) / "made"
+        with scratch_beside(place) as folder:
+            partial = folder / "made"
             yield partial
             self.resolved.check_inputs()
             publish_sealed(partial, place)

@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from workbench.bricks.brick import STARTER
 from workbench.errors import WorkbenchError, size
 from workbench.events import Events, no_events
-from workbench.files import MAX_UNPACKED, publish
+from workbench.files import MAX_UNPACKED, publish, scratch_beside
 from workbench.manifest import sha256_of
 from workbench.models.prompts import load_tokenizer
 from workbench.weights.checkpoint import Checkpoint
@@ -59,14 +58,13 @@ def fetch_starter(project: Path, *, hub: bool = False, source: Path | None = Non
         events({"stage": "fetch", "text": f"{STARTER} exists already"})
         check_starter(place, hub)
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as folder:
-        partial = Path(folder) / "base"
+    with scratch_beside(place) as folder:
+        partial = folder / "base"
         partial.mkdir()
         if hub:
             _from_hub(partial, events)
         else:
-            _dequantize(_gguf(Path(folder), source, events), partial, events)
+            _dequantize(_gguf(folder, source, events), partial, events)
         check_starter(partial, hub)
         if place.is_symlink() or place.exists():
             raise WorkbenchError(f"{STARTER}: exists, but has no config.json", f"Run `rm -r {STARTER}`, then repeat the command.")

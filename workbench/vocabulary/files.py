@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.files import file_digest, publish, write_json
+from workbench.files import file_digest, publish, scratch_beside, write_json
 from workbench.models.identity import GENERATION, tokenizer_files
 from workbench.vocabulary.tokens import Tokens, checked_tokenizer
 from workbench.weights.header import TEXT_CONFIGS
@@ -63,9 +62,8 @@ def write_tokenizer(
     Raises:
         WorkbenchError: If the tokenizer cannot have the tokens at these ids.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as folder:
-        partial = Path(folder) / "tokenizer"
+    with scratch_beside(out) as folder:
+        partial = folder / "tokenizer"
         partial.mkdir()
         if additions and not (chosen / "tokenizer.json").is_file():
             checked_tokenizer(chosen, "tokenizer").save_pretrained(partial)

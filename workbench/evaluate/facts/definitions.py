@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from workbench.evaluate.gate import LOCALDATA
 from workbench.facts.facts import FACT_KINDS, Fact, FactKind, joined
+from workbench.files import scratch_beside
 
 # Kind -> metrics, the headline metric first, and whether lower is better. They are shares unless the name says otherwise.
 METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {
@@ -100,11 +100,10 @@ def write_tasks(folder: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]],
 
 def write_whole_folder(place: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Settings) -> None:
     """Write the tasks to a folder that appears complete or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".writing-") as scratch:
-        write_tasks(Path(scratch) / "tasks", stem, docs, settings)
+    with scratch_beside(place) as scratch:
+        write_tasks(scratch / "tasks", stem, docs, settings)
         if not place.exists():
-            (Path(scratch) / "tasks").rename(place)
+            (scratch / "tasks").rename(place)
 
 
 def code() -> str:

@@ -8,7 +8,6 @@ A Gram matrix is the second moment of a linear layer's inputs.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
-from workbench.files import publish, write_json
+from workbench.files import publish, scratch_beside, write_json
 from workbench.lazy import torch
 from workbench.models.architecture import counterpart, is_conv1d, is_head
 from workbench.models.hooks import hooked
@@ -338,9 +337,8 @@ def in_cache(place: Path, measure: Callable[[Path], Index], kind: type[Index]) -
     try:
         return kind.read(place / INDEX)
     except (OSError, WorkbenchError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".measuring-") as name, torch.no_grad():
-            made = Path(name) / "made"
+        with scratch_beside(place) as name, torch.no_grad():
+            made = name / "made"
             made.mkdir()
             index = measure(made)
             write_json(made / INDEX, index.to_dict())

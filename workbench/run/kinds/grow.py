@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import InvalidRecipeError
-from workbench.files import read_json, write_json
+from workbench.files import read_json, scratch_beside, write_json
 from workbench.grow.expansion.preserve import TOKENS
 from workbench.grow.expansion.remap import GrownWeights, new_elements
 from workbench.grow.expansion.streamed import streamed_bytes
@@ -251,10 +249,9 @@ def train_new(
             objective=_objective(step.train, context, before),
         )
     record = {"trained": trained, **record}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".training-") as folder:
+    with scratch_beside(place) as folder:
         live.save_pretrained(folder)
-        saved = Aligned(Checkpoint(Path(folder), "trained"), weights.specs, config)
+        saved = Aligned(Checkpoint(folder, "trained"), weights.specs, config)
         tensors = {n: load(saved, n, torch.float32).reshape(weights.specs[n].shape) for n in names}
     resolved.check_inputs()
     save_tensors(tensors, place)
