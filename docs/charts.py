@@ -1,4 +1,4 @@
-"""What the figures in docs/ are drawn with, as SVG: panels of rows with a common horizontal axis, dots, words, and the document."""
+"""Draw the figures in docs/ as SVG: panels of rows with a common horizontal axis, dots and words."""
 
 from __future__ import annotations
 

@@ -93,6 +93,13 @@ def check(value: Any, raw: bytes, label: str, hint: str | None = None) -> None:
 def read(path: Path, label: str | None = None, hint: str | None = None, *, infinite: bool = False, unique: bool = False) -> Any:
     """Read a JSON file; for the arguments see `parse`. `label` is by default the path.
 
+    Args:
+        path: The file.
+        label: The file's name in messages; None takes the path.
+        hint: The hint for a damaged file.
+        infinite: Accept Infinity and NaN.
+        unique: Refuse an object with duplicate keys.
+
     Raises:
         WorkbenchError: If the file's content is invalid; see `parse`.
         FileNotFoundError: If there is no such file.
@@ -134,6 +141,11 @@ def as_object(value: Any, label: str, hint: str | None = None) -> dict[str, Any]
 
 def lines(path: Path, label: str | None = None, hint: str | None = None) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) for every line of a jsonl file that is not blank; for the arguments see `read`.
+
+    Args:
+        path: The file.
+        label: The file's name in messages; None takes the path.
+        hint: The hint for a damaged line.
 
     Raises:
         WorkbenchError: If a line is invalid; see `parse`. The message names the line.

@@ -221,6 +221,10 @@ def parse(text: str, label: str = "<text>") -> Document:
 def load_all(path: Path, label: str | None = None) -> list[Document]:
     """Read a YAML file with one or several documents, separated by lines that start with `---`, without empty ones; see `load`.
 
+    Args:
+        path: The file.
+        label: The file's name in messages; None takes its path.
+
     Raises:
         WorkbenchError: If the file or a document in it cannot be read; see `load`.
     """

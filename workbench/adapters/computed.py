@@ -215,7 +215,15 @@ class Computed(Dense):
 
 
 def computed(part: Part, disk: str, spec: TensorSpec, conv1d: bool, shared: Shared) -> Computed:
-    """Build the update of one module from the adapter's headers."""
+    """Build the update of one module from the adapter's headers.
+
+    Args:
+        part: The adapter's tensors for the module.
+        disk: Name of the weight in the base.
+        spec: Shape and dtype of the weight.
+        conv1d: Whether the weight is stored as [in, out].
+        shared: The tensors that all modules share.
+    """
     if len(spec.shape) != 2:
         raise WorkbenchError(f"{shared.label}: {disk} is {list(spec.shape)} in the base; expected a matrix", _OTHER)
     outputs, inputs = spec.shape[::-1] if conv1d else spec.shape

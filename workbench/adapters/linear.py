@@ -223,6 +223,11 @@ def family_of(config: Mapping[str, object]) -> Family | None:
 def gguf_places(bound: BoundAdapter, base: Model, label: str) -> dict[str, Place]:
     """Return where llama.cpp finds the tensors that an adapter updates.
 
+    Args:
+        bound: An adapter on its base, for which `linear.not_linear` returns None.
+        base: The base.
+        label: The adapter in messages, such as "adapter 'math'".
+
     Returns:
         Tensor of the original base -> its place in the converted one.
 

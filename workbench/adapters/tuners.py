@@ -29,7 +29,15 @@ _OTHER = "The adapter was trained on another base or vocabulary: set the recipe'
 
 
 def ia3(part: Part, disk: str, spec: TensorSpec, conv1d: bool, label: str) -> Ia3:
-    """Build the (IA)³ update of a layer."""
+    """Build the (IA)³ update of a layer.
+
+    Args:
+        part: The adapter's tensors for the layer.
+        disk: Name of the weight in the base.
+        spec: Shape and dtype of the weight.
+        conv1d: Whether the weight is stored as [in, out].
+        label: Name of the adapter in error messages.
+    """
     vector = part.fields["ia3_l"]
     forward = vector.shape[0] == 1  # [1, in] of a feed-forward module, else [out, 1]
     along_rows = forward == conv1d
@@ -164,7 +172,15 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 
 
 def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, adapter: Adapter) -> Boft | Hra:
-    """Build the BOFT or HRA update of a linear layer."""
+    """Build the BOFT or HRA update of a linear layer.
+
+    Args:
+        part: The adapter's tensors for the layer.
+        disk: Name of the weight in the base.
+        spec: Shape and dtype of the weight.
+        conv1d: Whether the weight is stored as [in, out].
+        adapter: The adapter.
+    """
     config, label = adapter.config, adapter.label
     if conv1d or len(spec.shape) != 2:
         raise WorkbenchError(

@@ -172,6 +172,15 @@ def advise(
 ) -> Advice:
     """Measure bricks on their base and recommend how to merge them.
 
+    Args:
+        bricks: Name -> directory or hub id.
+        base: Directory or hub id of the base.
+        files: Brick -> jsonl file of its own prompts and answers, where its card names none.
+        project: Folder that relative paths start from.
+        work: Where to compute.
+        measured: Run the bricks alone and a few merges on some of the bricks' prompts.
+        store: Scores of earlier recipes; None leaves `scored_before` empty.
+
     Raises:
         WorkbenchError: If a brick does not fit the base, a file of texts is invalid, or texts that a measurement needs are missing.
     """

@@ -195,7 +195,13 @@ class Runner:
         self.items = count
 
     def run(self, name: str, step: Mapping[str, object] | None, asked: Sequence[str] = ()) -> Candidate:
-        """Run one model."""
+        """Run one model.
+
+        Args:
+            name: Name of the candidate.
+            step: The step; None for the base.
+            asked: Bricks whose prompts are asked; default: all.
+        """
         self._work.events({"stage": "measure", "text": f"running {name}"})
         resolved = resolve(from_data({**self._recipe, "steps": [dict(step)] if step else []}, self._project))
         with exact(self._work.device):
@@ -271,6 +277,10 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
 
     A configuration counts if its bricks have the same names and the same sizes on disk. Plans with a limit on items, imported plans and
     metrics of which less is better do not count. Only the newest plan of a suite is read.
+
+    Args:
+        store: The score store.
+        sizes: Brick -> bytes on disk.
 
     Raises:
         WorkbenchError: If a stored document is damaged.

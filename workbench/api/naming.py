@@ -235,6 +235,10 @@ def open_named(
 def run_named(name: str, runs: Path | None = None) -> RunDirectory:
     """Return the run that a name means (see `find`), finished or not; for a recipe, the run of the recipe as it is now.
 
+    Args:
+        name: A name; see `find`.
+        runs: Directory of runs; default: runs/ in the project.
+
     Raises:
         WorkbenchError: If the name means no run, or a recipe that has not been run as it is now.
     """

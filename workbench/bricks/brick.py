@@ -193,7 +193,11 @@ class Brick:
         return self.stored_bytes
 
     def digest(self, cache: Path | None) -> str:
-        """Return a digest of the content: the tensors, and settings that change what they mean."""
+        """Return a digest of the content: the tensors, and settings that change what they mean.
+
+        Args:
+            cache: Directory that caches digests of tensors; None reads all tensors.
+        """
         if self.kind == "checkpoint":
             digest = checkpoint_digest(self.whole, cache)
             return json_digest([digest, self.part]) if self.part else digest
@@ -243,7 +247,12 @@ class Brick:
 
 
 def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
-    """Return the digest of a checkpoint's weights and configuration, reusing cached digests of tensors."""
+    """Return the digest of a checkpoint's weights and configuration, reusing cached digests of tensors.
+
+    Args:
+        checkpoint: The checkpoint.
+        cache: Directory that caches digests of tensors; None reads all tensors.
+    """
     digests = tensor_digests(checkpoint.entries, cache, checkpoint.streamed)
     return weights_digest(checkpoint.specs, digests, checkpoint.config)
 
@@ -256,6 +265,11 @@ def check_files(entries: Mapping[str, Entry]) -> None:
 
 def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
     """Return a checkpoint brick's weights under the base's tensor names, converted from another layout if necessary.
+
+    Args:
+        brick: The brick.
+        base: The base, with the output's vocabulary.
+        weights: The brick's weights aligned to that vocabulary; None uses the checkpoint's own.
 
     Raises:
         WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.

@@ -88,7 +88,15 @@ _POSSIBLE["edit"] = _POSSIBLE["adapter"]
 def axes_of(
     kind: str, stated: Axes, training: Mapping[str, object] | None = None, *, tuner: str | None = None, experts: bool = False
 ) -> dict[str, str]:
-    """Return axis -> value of a brick: what its card states, and what follows from its kind and files."""
+    """Return axis -> value of a brick: what its card states, and what follows from its kind and files.
+
+    Args:
+        kind: Kind of the brick.
+        stated: The axes on its card.
+        training: Settings of its training.
+        tuner: `peft_type` of an adapter; None if unknown.
+        experts: True if a set of neurons consists of experts.
+    """
     values = {axis: possible[0] for axis, possible in _POSSIBLE[kind].items()}
     if tuner is not None and tuner.upper() not in ("LORA", "ADALORA"):
         values["computation"] = "structured_update"

@@ -58,7 +58,15 @@ def known_header_folder(name: str, revision: str | None, project: Path) -> Path 
 def header_folder(
     repository: Repository, revision: str | None, small: Sequence[str], weights: Sequence[str], project: Path
 ) -> Path:
-    """Return the header folder of a repository, creating it atomically if it does not exist."""
+    """Return the header folder of a repository, creating it atomically if it does not exist.
+
+    Args:
+        repository: The repository at a commit.
+        revision: Revision to record for the commit; None is the default branch.
+        small: Files to download whole.
+        weights: Safetensors files, of which only the headers are downloaded.
+        project: Project whose cache holds the header folder.
+    """
     place = cache_of(project) / "hub" / f"{repository.name}@{repository.commit}"
     record = read_json(place / HEADERS_ONLY, files=dict, revisions=list)
     label = revision or "main"

@@ -51,6 +51,12 @@ class Hub:
 
         A snapshot in the hub's cache is reused if it has every file or, when the hub cannot be reached, if it has the weights.
 
+        Args:
+            name: Repository id, "org/name".
+            revision: Branch, tag or commit; None is the default branch.
+            what: Name of the model in error messages, such as "base" or "brick 'math'".
+            project: Project whose cache holds header folders.
+
         Raises:
             WorkbenchError: If the repository is gated or missing, has no such revision or no safetensors files, or if the hub
                 cannot be reached and the repository is not cached.

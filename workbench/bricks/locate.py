@@ -54,7 +54,12 @@ def base_adapter(checkpoint: Checkpoint) -> Brick | None:
 
 
 def base_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
-    """Return the digest of a base, including its adapter."""
+    """Return the digest of a base, including its adapter.
+
+    Args:
+        checkpoint: The base.
+        cache: Directory that caches digests of tensors; None reads all tensors.
+    """
     digest, adapter = checkpoint_digest(checkpoint, cache), base_adapter(checkpoint)
     return digest if adapter is None else json_digest([digest, adapter.digest(cache)])
 

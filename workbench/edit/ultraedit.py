@@ -156,7 +156,7 @@ class Recorded:
 
 
 class Outcome(TypedDict):
-    """What the step did to a fact: its loss per token after and before, the steps of its batch, and whether the model gives its target."""
+    """Record of a fact: its loss per token after and before the step, the steps of its batch, and whether the model gives its target."""
 
     id: str
     loss: float

@@ -1,4 +1,4 @@
-"""What prompts ask for: known relations with their wordings and inverses, forms of questions, and conflicts between facts and test prompts."""
+"""Classify what prompts ask for: known relations with their wordings and inverses, forms of questions, and conflicts between facts and test prompts."""
 
 from __future__ import annotations
 

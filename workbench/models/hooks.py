@@ -225,6 +225,10 @@ def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
     """Return the mean of KL(wanted ‖ model) over tokens in nats, differentiable in `logits`.
 
     Rows beyond the vocabulary that both models have are padding and do not count.
+
+    Args:
+        wanted: Logits of the teacher [tokens, vocabulary].
+        logits: Logits of the model [tokens, vocabulary].
     """
     count = min(logits.shape[-1], wanted.shape[-1])
     aim = wanted[..., :count].float().log_softmax(-1)
@@ -278,6 +282,10 @@ def first_of(output: Any) -> Tensor:
 
 def states_of(output: Any, tokens: Tensor) -> Tensor:
     """Return the hidden states [row, token, width] from a block's output.
+
+    Args:
+        output: The block's output.
+        tokens: Tokens [row, token] of the batch.
 
     Raises:
         WorkbenchError: If the block does not return one state for each token: some architectures carry several states of a token from

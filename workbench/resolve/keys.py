@@ -20,21 +20,38 @@ _FACTORS = ("edit", "steer", "train")  # kinds of steps whose result is an updat
 
 
 class KeyInputs(Protocol):
-    """Inputs of keys besides the digests of bricks: the part of `resolved.Resolved` that keys depend on."""
+    """Inputs of keys besides the digests of bricks."""
 
     @property
-    def recipe(self) -> Recipe: ...  # noqa: D102  described by `Resolved`
+    def recipe(self) -> Recipe:
+        """The recipe."""
+
+    def input_digest(self, name: str) -> str:
+        """Return the digest of a file that a step reads."""
+
+    def tokens_at(self, steps: int) -> str | None:
+        """Return the digest of what turns text into tokens after the first `steps` steps."""
+
+    def tokenizer_at(self, steps: int) -> Path:
+        """Return the directory of the tokenizer after the first `steps` steps."""
+
+    def tokenizer_of(self, name: str) -> Path:
+        """Return the directory of the tokenizer of a brick's whole model."""
+
     @property
-    def watched(self) -> WatchedFiles: ...  # noqa: D102
+    def watched(self) -> WatchedFiles:
+        """Record of the small input files that were read."""
+
+    def neurons(self, folder: str) -> NeuronSet:
+        """Return a set of neurons that a step names."""
+
     @property
-    def bricks(self) -> Mapping[str, BrickSource]: ...  # noqa: D102
+    def bricks(self) -> Mapping[str, BrickSource]:
+        """The bricks by name."""
+
     @property
-    def base_adapter(self) -> Brick | None: ...  # noqa: D102
-    def input_digest(self, name: str) -> str: ...  # noqa: D102
-    def tokens_at(self, steps: int) -> str | None: ...  # noqa: D102
-    def tokenizer_at(self, steps: int) -> Path: ...  # noqa: D102
-    def tokenizer_of(self, name: str) -> Path: ...  # noqa: D102
-    def neurons(self, folder: str) -> NeuronSet: ...  # noqa: D102
+    def base_adapter(self) -> Brick | None:
+        """The adapter on the base, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +69,16 @@ class StepKey:
     number: int
 
     @property
-    def seed(self) -> int:  # noqa: D102  described by `KeyContext`
+    def seed(self) -> int:
+        """The recipe's seed."""
         return self.inputs.recipe.fields.seed
 
-    def bricks(self, names: Sequence[str] | None) -> list[list[str]]:  # noqa: D102
+    def bricks(self, names: Sequence[str] | None) -> list[list[str]]:
+        """Return [name, digest] of each named brick; None stands for all bricks of the recipe."""
         return [[name, self.digests[name]] for name in (self.inputs.recipe.fields.bricks if names is None else names)]
 
-    def files(self, names: Sequence[str]) -> list[str]:  # noqa: D102
+    def files(self, names: Sequence[str]) -> list[str]:
+        """Return the digest of each input file."""
         return [self.inputs.input_digest(name) for name in names]
 
     def wording(self, names: Sequence[str] | None, steps: int) -> list[str]:
@@ -67,13 +87,16 @@ class StepKey:
         may_have = names is None or any(b'"messages"' in content for content in files)
         return [str(template_digest(self.inputs.tokenizer_at(steps), self.inputs.watched))] if may_have else []
 
-    def tokens(self, steps: int) -> str | None:  # noqa: D102
+    def tokens(self, steps: int) -> str | None:
+        """Return the digest of what turns text into tokens after the first `steps` steps."""
         return self.inputs.tokens_at(steps)
 
-    def brick_tokens(self, names: Sequence[str]) -> list[str | None]:  # noqa: D102
+    def brick_tokens(self, names: Sequence[str]) -> list[str | None]:
+        """Return the same digest for each named brick's whole model."""
         return [tokens_digest(self.inputs.tokenizer_of(name), self.inputs.watched) for name in names]
 
-    def neurons(self, folder: str) -> str:  # noqa: D102
+    def neurons(self, folder: str) -> str:
+        """Return the digest of a set of neurons."""
         return self.inputs.neurons(folder).digest()
 
 

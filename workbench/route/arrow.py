@@ -100,7 +100,11 @@ class ArrowRouter(Fitted):
 
 
 def prototypes(factors: Sequence[Mapping[str, Pair]]) -> dict[str, Tensor]:
-    """Return live module -> first right singular vectors of all bricks' updates [brick, in], float32, of arbitrary sign."""
+    """Return live module -> first right singular vectors of all bricks' updates [brick, in], float32, of arbitrary sign.
+
+    Args:
+        factors: For each brick, live module -> (A [rank, in], B [out, rank]).
+    """
     found: dict[str, Tensor] = {}
     for number, parts in enumerate(factors):
         for name, (a, b) in parts.items():
@@ -117,6 +121,11 @@ def pooled_alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows:
 @no_grad
 def alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return |x·v| of each token, averaged over modules.
+
+    Args:
+        model: The live base.
+        found: Live module -> directions [brick, in].
+        rows: Tokens, without padding.
 
     Returns:
         [token, brick] per row, float32, on the CPU.

@@ -96,7 +96,13 @@ class TextRouter(Fitted):
 
 
 def fit_texts(bricks: tuple[str, ...], texts: Sequence[str], labels: Tensor) -> TextRouter:
-    """Return a text router without ties and threshold."""
+    """Return a text router without ties and threshold.
+
+    Args:
+        bricks: The bricks.
+        texts: Prompts and descriptions.
+        labels: [text], the number of the brick.
+    """
     vocabulary = Vocabulary.of(texts)
     rows = vocabulary.rows(texts)
     weights, biases = fit_logistic(rows, labels, len(bricks), STRENGTH)

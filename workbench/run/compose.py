@@ -81,6 +81,11 @@ class Composition:
 def deltas(brick: Brick, base: Model, vocabulary: AlignedVocabulary | None = None) -> Deltas:
     """Return the deltas of a brick on disk, in the output's vocabulary.
 
+    Args:
+        brick: The brick.
+        base: The recipe's base.
+        vocabulary: The vocabulary of the `tokenizer` block; None for the base's.
+
     Raises:
         WorkbenchError: If the brick does not fit the base.
     """

@@ -137,6 +137,14 @@ def ask(
     """Prompt a configuration for facts, and return for each fact whether the model says its target.
 
     With a dtype, floating-point weights are rounded to it first; None keeps each tensor's dtype on disk.
+
+    Args:
+        model: Weights and configuration.
+        dtype: Dtype that floating-point weights are rounded to first; None keeps each tensor's dtype on disk.
+        tokenizer: Directory of the tokenizer.
+        facts: The facts.
+        device: Device that the model runs on.
+        memory: Directory of a memory that acts on the model.
     """
     free_models(model.weights)  # the edit was solved on one
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in compute(model, dtype, device).items()}

@@ -178,7 +178,7 @@ class TaskScores(_Document):
 
 
 class TaskResult(TypedDict):
-    """What scoring a task gives. An evaluation keeps it until the configuration is complete; earlier versions kept no lengths of answers."""
+    """Result of scoring a task. An evaluation keeps it until the configuration is complete; earlier versions kept no lengths of answers."""
 
     rows: list[Row]
     items: list[Row]

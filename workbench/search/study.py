@@ -32,7 +32,7 @@ _KEY, _OWNER, _VALUES, _RESULT = "key", "owner", "values", "result"
 
 
 class TrialResult(TypedDict, total=False):
-    """What the journal holds on a finished candidate besides its scores; `TrialRow` describes the fields."""
+    """Entry of the journal on a finished candidate, without its scores; `TrialRow` describes the fields."""
 
     digest: str
     stage: int

@@ -200,7 +200,7 @@ def alike(rows: Sequence[Expected], tolerance: float) -> list[tuple[str, str]]:
 
 
 def compare(expected: Expected, answer: Answer, tolerance: float) -> Compared:
-    """Compare a server's answer with the expected one. White space at the ends of the texts does not count."""
+    """Compare a server's answer with the expected one; log-probabilities may differ by `tolerance` nats. White space at the ends of the texts does not count."""
     own, other = expected.logprobs, answer.logprobs
     ends = [0, *expected.ends]
     counts = {len(own), len(own) - (ends[-1] == ends[-2])}  # some servers leave out the token that ends the text

@@ -176,6 +176,12 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int, device
 
     Torch itself computes on one thread meanwhile: its threads gain nothing on blocks that fit a core's cache (on a busy machine
     they wait for each other thirty times longer than they work), and a matrix product's last bits may depend on their number.
+
+    Args:
+        work: Called with a tensor's name.
+        names: Names of the tensors.
+        threads: Number of threads.
+        device: The device that `work` computes on; None is the CPU. On the device of arrays, torch is not used.
     """
     device = device or torch.device("cpu")
     _keep_freed_memory()

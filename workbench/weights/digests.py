@@ -178,7 +178,13 @@ def _identity(group: Mapping[str, Entry]) -> list[Any]:
 
 
 def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, object]) -> str:
-    """Return the digest of a model: of all tensors' names, dtypes, shapes and bytes, and of its configuration."""
+    """Return the digest of a model: of all tensors' names, dtypes, shapes and bytes, and of its configuration.
+
+    Args:
+        specs: Shape and dtype of every tensor.
+        digests: Digest of every tensor's bytes.
+        config: The content of config.json. Fields that do not change what the model computes are ignored.
+    """
     tensors = sorted((n, s.stored, list(s.shape), digests[n]) for n, s in specs.items())
     return json_digest({"tensors": tensors, "config": meaning_of(config)})
 

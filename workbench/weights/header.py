@@ -93,6 +93,11 @@ def check_config(config: Mapping[str, object], label: str) -> None:
 def check_fields(content: Mapping[str, object], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
     """Check the fields of an untrusted JSON object; null is always valid.
 
+    Args:
+        content: The object. Fields without an entry in `fields` are ignored.
+        fields: Field -> (test, description of the expected value).
+        label: The object's name in messages.
+
     Raises:
         WorkbenchError: If a field is invalid.
     """
@@ -208,7 +213,12 @@ def _saved_class(path: Path) -> str:
 
 
 def dequantise(method: str | None, path: Path) -> str:
-    """Return the hint for an error about a quantized checkpoint."""
+    """Return the hint for an error about a quantized checkpoint.
+
+    Args:
+        method: `quant_method` of config.json; None if unknown.
+        path: The checkpoint's directory.
+    """
     if method in _UNDONE_ON_LOAD:
         kind = _UNDONE_ON_LOAD[method]
         options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"

@@ -260,6 +260,12 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Non
 
     On the CPU, each element is a sum from 0 in the order of the rank, and every multiplication and addition rounds. A BLAS library
     chooses its own order by the shape, the processor and the number of threads. Accelerators use theirs.
+
+    Args:
+        left: [rows, rank], float32.
+        right: [rank, cols], float32.
+        out: [rows, cols], float32.
+        add: Whether to add the product to `out`.
     """
     rank, cols = right.shape
     if library := library_for(left, right, out):
@@ -283,7 +289,12 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Non
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Return left @ right in float32, computed by `multiply`."""
+    """Return left @ right in float32, computed by `multiply`.
+
+    Args:
+        left: [rows, rank].
+        right: [rank, cols].
+    """
     left, right = left.float().contiguous(), right.float().contiguous()
     out = torch.empty(len(left), right.shape[1], dtype=torch.float32, device=left.device)
     multiply(left, right, out)

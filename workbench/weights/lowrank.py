@@ -42,7 +42,11 @@ class Factors:
 
     @classmethod
     def of_dense(cls, delta: Tensor) -> Factors:
-        """Return a dense matrix as a bit-exact product of itself and an identity matrix on its smaller side."""
+        """Return a dense matrix as a bit-exact product of itself and an identity matrix on its smaller side.
+
+        Args:
+            delta: [rows, cols]. The product has rank min(rows, cols).
+        """
         rows, cols = delta.shape
         delta = delta.float().contiguous()
         if rows <= cols:

@@ -1,4 +1,4 @@
-"""What teachers say of texts: the alignment of their tokens with those of the trained model, and the most probable next tokens at every place.
+"""Read texts with teachers: align their tokens with those of the trained model, and keep the most probable next tokens at every place.
 
 Distributions stand in files of bounded size, which an interrupted pass continues.
 """

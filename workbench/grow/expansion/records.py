@@ -19,15 +19,15 @@ class GrowthCheck(Part):
     max_logit_difference: Number | None = None
     """Largest difference of two logits before and after growth."""
     same_generation: bool = False
-    """Whether both models generate the same tokens with a cache."""
+    """True if both models generate the same tokens with a cache."""
     finite_logits: bool = False
-    """Whether the logits are finite, for methods that promise no more."""
+    """True if the logits are finite, for methods that promise no more."""
     at_first_without: list[str] = []
     """Added tensors that have no gradient before the first step."""
     new_token_probability: Number | None = None
     """Mean probability of new tokens."""
     reloaded: bool = False
-    """Whether transformers loads the files."""
+    """True if transformers loads the files."""
 
     def line(self) -> str:
         """Return the result in one line.

@@ -84,6 +84,13 @@ def merge_linear(
 ) -> Prepared:
     """Solve the weight of one linear layer, and note the norm of the result relative to the bricks' norms (`norm_report`).
 
+    Args:
+        group: The tensor.
+        deltas: Deltas [out, in] from `linear_deltas`.
+        grams: Functions that return the Grams, see `solve`.
+        ridge: Ridge, see `solve`.
+        method: Name of the method, for errors.
+
     Returns:
         Function from a block to its rows of the result.
     """

@@ -112,7 +112,13 @@ def fitted(
 
 
 def held_out(samples: Samples, fold_of: Tensor, make: Callable[[Tensor], Fitted]) -> HeldOut:
-    """Return the scores of each sample by a router of the other folds. A brick that lies in one fold is never left out whole."""
+    """Return the scores of each sample by a router of the other folds. A brick that lies in one fold is never left out whole.
+
+    Args:
+        samples: The samples, of bricks and of others.
+        fold_of: [sample], the fold.
+        make: Fits a router to some samples.
+    """
     scores = torch.zeros(len(samples.texts), len(samples.bricks))
     confidence = torch.zeros(len(samples.texts))
     for fold in sorted(set(fold_of.tolist())):
@@ -154,7 +160,13 @@ def tied(bricks: tuple[str, ...], confusion: Tensor) -> tuple[tuple[str, ...], .
 
 
 def quantile(confidence: Tensor, labels: Tensor, share: float) -> float:
-    """Return the threshold below which `share` of the samples lie, where every brick counts alike."""
+    """Return the threshold below which `share` of the samples lie, where every brick counts alike.
+
+    Args:
+        confidence: [sample].
+        labels: [sample], numbers of bricks.
+        share: From 0 to below 1. 0 gives the smallest confidence.
+    """
     order = confidence.argsort()
     weights = (1.0 / torch.bincount(labels).double())[labels][order]
     below = weights.cumsum(0) - weights  # weight of the samples before each one

@@ -1,4 +1,4 @@
-"""What a router reads: the last message of a chat, and hidden states of the base at one depth, pooled over the last tokens of each prompt.
+"""Read prompts for routers: the last message of a chat, and hidden states of the base at one depth, pooled over the last tokens of each prompt.
 
 The mean over the last tokens follows the request wherever it stands in the text; a mean over the whole prompt changes with a greeting
 in front of it. Models give the first token of a text, and sometimes one or two early ones, a state of very large norm that has nothing

@@ -123,7 +123,13 @@ def solve(scatter: Scatter, strength: float) -> Tensor:
 
 
 def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:
-    """Return the statistics of each brick's vectors."""
+    """Return the statistics of each brick's vectors.
+
+    Args:
+        vectors: [n, d].
+        labels: [n], the brick of each vector.
+        bricks: Number of bricks.
+    """
     return [Statistics.of(vectors[labels == brick]) for brick in range(bricks)]
 
 
@@ -240,6 +246,9 @@ class PooledRouter(Fitted):
         Source:
             The second term has the distances of Ren et al. 2021, A simple fix to Mahalanobis distance for improving near-OOD
             detection, arXiv 2106.09022, which subtracts their squares, and takes all prompts in the place of the negatives.
+
+        Args:
+            states: [n, hidden size].
         """
         within, around = self._roots
         states = states.double()

@@ -219,6 +219,12 @@ def attach(
 ) -> Routing:
     """Make a live model a routed one: its `forward` and `generate` ask the router.
 
+    Args:
+        model: The live model.
+        tokenizer: Its tokenizer.
+        router: The router.
+        factors: Brick -> live module -> factors (A [rank, in], B [out, rank]), for the router's bricks.
+
     Returns:
         The routing, which is also set as `model.routing`.
     """
