@@ -24,6 +24,7 @@ from workbench.models.architecture import tied_embeddings, untied_config
 from workbench.models.identity import generation_settings
 from workbench.models.layout import Layout, Model
 from workbench.models.prompts import load_tokenizer
+from workbench.models.skeleton import parse_config
 from workbench.models.texts import longest_row
 from workbench.resolve.checks import _meaning
 from workbench.vocabulary.aligned import vocabulary_tensors
@@ -223,3 +224,12 @@ def test_every_fact_has_one_home() -> None:
                 line = getattr(node, "lineno", 0)
                 offenders.append(f"{name}:{line}: '{fact}' belongs into {' or '.join(sorted(ONLY_IN[fact]))}")
     assert not offenders, "\n".join(offenders)
+
+
+def test_a_parsed_config_is_the_callers_own() -> None:
+    """The text of config.json is parsed once; what a caller changes is not seen by the next."""
+    given = {"model_type": "llama", "num_hidden_layers": 3, "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
+    first = parse_config(given)
+    first.num_hidden_layers, first.rope_parameters["rope_theta"] = 7, 9.0
+    again = parse_config(given)
+    assert (again.num_hidden_layers, again.rope_parameters["rope_theta"]) == (3, 5.0)
