@@ -208,7 +208,7 @@ def _generation(
         exact, known = written.values[c.digest][numbers], forced.values[c.digest][partners]
         starts = [written.rows[c.digest][i]["metrics"].get("starts_with") for i in numbers]
         begins = None if None in starts else np.array(starts, np.float64)
-        difference = paired(known, exact, cluster.tolist())
+        difference = paired(known, exact, cluster)
         low, high = difference.interval(0.05)
         yield WrittenAnswers(
             configuration=c.name,
@@ -221,7 +221,7 @@ def _generation(
 
 
 def _share(values: Floats, cluster: NDArray[np.intp]) -> Share:
-    low, high = score_interval(values, codes(cluster.tolist()))
+    low, high = score_interval(values, codes(cluster))
     return Share(value=float(values.mean()), low=low, high=high)
 
 

@@ -128,7 +128,7 @@ class Table:
 
     def paired(self, base: str, digest: str, *, drawn: bool = False) -> Paired | Ratio:
         """Compare a configuration with the baseline item by item; with `drawn`, by what the suite says was drawn: clusters or items."""
-        cluster = None if drawn and self.suite.draws_items(self.task) else self.cluster.tolist()
+        cluster = None if drawn and self.suite.draws_items(self.task) else self.cluster
         span = 2.0 if self.contrast and self.share else None
         worst = self.suite.worst_of(self.task, share=self.share)
         return paired_scores(self.ratio, self.values[base], self.values[digest], cluster, self.weights, span=span, worst=worst)

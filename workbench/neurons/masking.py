@@ -212,7 +212,7 @@ def mask_curves(masked: MaskedLosses, items: Sequence[Item], tolerance: float = 
         for name, member in members:
             own = member & (tokens > 0)
             if own.any():
-                cluster = codes(groups.cluster[own].tolist())
+                cluster = codes(groups.cluster[own])
                 curves.append(_curve(name, indicator, masked.percents, sums.numpy()[:, own], tokens[own], cluster, tolerance))
     return curves
 

@@ -208,7 +208,7 @@ def _point(
     """Return a point with the interval of the rise over tasks."""
     tokens = dense.tokens.numpy().astype(np.float64)
     counted = tokens > 0
-    cluster = codes(ItemGroups.of(items).cluster[counted].tolist())
+    cluster = codes(ItemGroups.of(items).cluster[counted])
     rise, low, high = loss_rise(selected.sums.numpy()[counted], dense.sums.numpy()[counted], tokens[counted], cluster)
     return SelectorPoint(
         experts=count, used=100 * count / experts, captured=mass, loss=selected.mean, rise=rise, low=low, high=high

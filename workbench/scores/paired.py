@@ -122,7 +122,7 @@ class Paired(Pair):
 def paired(
     a: Sequence[float] | Floats,
     b: Sequence[float] | Floats,
-    cluster: Sequence[Any] | None = None,
+    cluster: Sequence[Any] | NDArray[Any] | None = None,
     *,
     span: float | None = None,
     worst: float | None = None,
@@ -137,7 +137,7 @@ def paired(
         worst: Largest change of a cluster's mean; default: `span`.
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
+    label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(cluster)
     if not x.size or x.shape != y.shape or label.shape != x.shape:
         raise ValueError(f"expected paired items, got {x.size} and {y.size} scores with {label.size} cluster labels")
     d, k = y - x, int(label.max()) + 1
@@ -169,7 +169,7 @@ def paired_scores(
     kind: str | None,
     a: Floats,
     b: Floats,
-    cluster: Sequence[Any] | None = None,
+    cluster: Sequence[Any] | NDArray[Any] | None = None,
     weights: Floats | None = None,
     *,
     span: float | None = None,
@@ -222,7 +222,7 @@ def paired_ratio(
     a: Sequence[float] | Floats,
     b: Sequence[float] | Floats,
     weights: Sequence[float] | Floats,
-    cluster: Sequence[Any] | None = None,
+    cluster: Sequence[Any] | NDArray[Any] | None = None,
     *,
     worst: float | None = None,
 ) -> Ratio:
@@ -237,7 +237,7 @@ def paired_ratio(
         worst: Largest change of a cluster's metric; default: not known.
     """
     x, y, w = (np.asarray(v, np.float64) for v in (a, b, weights))
-    label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
+    label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(cluster)
     if not x.size or not x.shape == y.shape == w.shape == label.shape:
         raise ValueError(
             f"expected paired items, got {x.size} and {y.size} numerators with {w.size} weights, {label.size} cluster labels"

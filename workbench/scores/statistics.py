@@ -45,8 +45,11 @@ def brier_score(right: int, probabilities: Sequence[float]) -> float:
     return float(sum((p - (i == right)) ** 2 for i, p in enumerate(probabilities)))
 
 
-def codes(labels: Sequence[Any]) -> NDArray[np.intp]:
+def codes(labels: Sequence[Any] | NDArray[Any]) -> NDArray[np.intp]:
     """Return cluster labels as numbers 0..k-1, in order of first appearance."""
+    if isinstance(labels, np.ndarray):  # in half the time of the loop below
+        _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+        return first.argsort().argsort()[inverse]
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.intp)
 
