@@ -23,9 +23,10 @@ help:  ## print this list
 
 setup: $(READY)  ## make .venv and install the workbench with all extras and its development tools
 
+# Modules are compiled when they are first imported: most never are, and compiling all takes as long as installing them.
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "setup   .venv (once)" && $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 bricks/starter/base/config.json: | $(READY)
