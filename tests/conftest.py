@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="workbench-settings-")  # the user's own settings decide no test
+# The user's own settings and caches decide no test, and HOME may be read-only.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="workbench-settings-")
+os.environ["HF_HOME"] = f"{os.environ['XDG_CONFIG_HOME']}/huggingface"
 os.environ["WORKBENCH_TRUST_PROJECT_CODE"] = "1"  # tests write code beside their tasks; tests of trust unset it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two workers share two cores. Threads of theirs and of the processes that they start would wait for each other in loops: three notebooks took

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -214,3 +215,22 @@ def test_expected_answers_with_a_huge_number(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "expected.jsonl", [{**ROW, "logprobs": [-(10**400), -0.5, -0.25]}])
     result = CliRunner().invoke(app, ["export", "check", "http://127.0.0.1:1", "--expected", str(tmp_path)])
     assert "not a row that `export` writes" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("place", "variable"),
+    [("home/.cache", "HF_HOME"), ("home/.cache/hf/hub/x", "HF_HOME"), ("data/json", "HF_DATASETS_CACHE"), ("tasks", None)],
+)
+def test_a_cache_that_cannot_be_written_is_told_from_a_file_of_the_user(
+    place: str, variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home" / ".cache" / "hf"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "data"))
+    file = str(tmp_path / place)
+    told = http.refused_cache(PermissionError(errno.EACCES, "Permission denied", file), "task 'x'")
+    assert (told is None) == (variable is None)
+    if told is not None and variable:
+        assert told.message == f"task 'x': the cache {file} cannot be written: Permission denied"
+        assert f"Set {variable} to a folder" in str(told.hint)
+    assert http.refused_cache(FileNotFoundError(errno.ENOENT, "none", file), "x") is None
+    assert http.refused_cache(ValueError("x"), "x") is None

@@ -1,9 +1,15 @@
-"""The one HTTP client: JSON from servers that nobody vouches for, with limits of size, time and depth, and without redirects."""
+"""The one HTTP client: JSON from servers that nobody vouches for, with limits of size, time and depth, and without redirects.
+
+With it the error for a cache of downloads that cannot be written.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
@@ -14,6 +20,8 @@ if TYPE_CHECKING:
 
 LARGEST = 16 << 20
 """Largest answer, in bytes."""
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Error numbers of a disk or a folder that takes no file."""
 
 
 class StatusError(WorkbenchError):
@@ -116,3 +124,20 @@ def _exchange(request: httpx.Request, seconds: float, place: str, hint: str) -> 
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise WorkbenchError(f"{place}: the answer is compressed, which was not asked for", hint)
     return bytes(data)
+
+
+def refused_cache(error: BaseException, what: str) -> WorkbenchError | None:
+    """Return the error for a cache of Hugging Face's libraries that cannot be written; None if `error` has another cause."""
+    from huggingface_hub.constants import HF_HOME
+
+    if not isinstance(error, OSError) or error.errno not in DISK or error.filename is None:
+        return None
+    place = Path(os.fsdecode(error.filename))
+    for variable, folder in {"HF_HOME": HF_HOME, "HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE", HF_HOME)}.items():
+        cache = Path(folder).expanduser()
+        if place.is_relative_to(cache) or cache.is_relative_to(place):
+            return WorkbenchError(
+                f"{what}: the cache {place} cannot be written: {error.strerror}",
+                f"Set {variable} to a folder that you may write to, on a disk with free space.",
+            )
+    return None

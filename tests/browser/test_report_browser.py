@@ -39,8 +39,12 @@ def document() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def page(document: dict[str, Any], started: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    path = render(document, tmp_path_factory.mktemp("report") / "report")[0]
+def path(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(document, tmp_path_factory.mktemp("report") / "report")[0]
+
+
+@pytest.fixture
+def page(path: Path, started: Browser) -> Iterator[Browser]:
     with started.new_page() as opened:
         opened.open(path)
         opened.until("document.getElementById('flip-list').dataset.ready === 'yes'")

@@ -17,10 +17,14 @@ skip_without_browser()
 
 
 @pytest.fixture(scope="module", params=[(4, 1), (40, 2), (300, 1)], ids=["4", "40-two-objectives", "300"])
-def page(request: pytest.FixtureRequest, started: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trials, objectives = request.param
     document = make_search(trials, random=trials // 4, objectives=objectives)
-    path: Path = render(document, tmp_path_factory.mktemp("search") / "search")[0]
+    return render(document, tmp_path_factory.mktemp("search") / "search")[0]
+
+
+@pytest.fixture
+def page(path: Path, started: Browser) -> Iterator[Browser]:
     with started.new_page() as opened:
         opened.open(path)
         opened.until("document.documentElement.classList.contains('js')")

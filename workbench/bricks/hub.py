@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from workbench.bricks.header_folders import (
 from workbench.errors import WorkbenchError, size
 from workbench.events import Events, no_events
 from workbench.files import read_json
+from workbench.http import DISK
 from workbench.weights.checkpoint import INDEX, SINGLE
 from workbench.weights.header import convert_command
 
@@ -36,7 +36,6 @@ _SMALL = (
 )  # fmt: skip
 _SMALL_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".model", ".jinja"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[Non
     except errors.RemoteEntryNotFoundError:
         raise WorkbenchError(f"{what}: {shown} lacks a file that it lists", "Use another revision: NAME@REVISION.") from None
     except transport() as error:
-        if isinstance(error, OSError) and error.errno in _DISK:
+        if isinstance(error, OSError) and error.errno in DISK:
             raise WorkbenchError(
                 f"{what}: {shown} cannot be stored: {error.strerror}", "Set HF_HOME to a folder on another disk."
             ) from None

@@ -115,7 +115,7 @@ def _version(show: bool) -> None:
 def _main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    pass
+    out.begin()
 
 
 def main() -> None:

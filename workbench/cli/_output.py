@@ -49,6 +49,10 @@ class Terminal:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._whole = False  # the bar is that of the whole work
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last line of the command before, where several run in one process."""
         self._last: tuple[Any, ...] = ()
 
     def result(self, document: Callable[[], Part | Sequence[Part]], text: Callable[[], None], *, json: bool) -> None:

@@ -14,6 +14,7 @@ from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.gate import functions_checked, sandbox_templates, score_first, watched, yielded
 from workbench.evaluate.measured import quiet
 from workbench.files import bytes_digest
+from workbench.http import refused_cache
 from workbench.scores.groups import local_groups
 from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.suite import Aggregate, Suite, TaskGroup
@@ -172,6 +173,8 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in ("lm_eval", "datasets"):
             raise  # the task is not to blame: lm-eval itself is not installed
+        if refused := refused_cache(error, f"task '{name}'"):
+            raise refused from error
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
             f"The hub is offline: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"

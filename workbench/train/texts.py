@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import file_digest, json_digest
+from workbench.http import refused_cache
 from workbench.models.prompts import plain
 from workbench.models.texts import Text, conversation, read_texts
 from workbench.train.rows import encode_row, read_replay, replay
@@ -191,7 +192,7 @@ def _load(source: HubData, folder: Path) -> Any:
     try:
         return datasets.load_dataset(name, **arguments)
     except (OSError, ValueError, DatasetsError) as error:
-        raise _missing_data_error(source, folder, error) from None
+        raise (refused_cache(error, f"data: {source.hub}") or _missing_data_error(source, folder, error)) from None
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
