@@ -1,4 +1,4 @@
-"""Tasks of every kind of request and metric on items that are hard to lay out, and small models of thirteen architectures."""
+"""Tasks of every kind of request and metric on items that are hard to lay out, and small models of fourteen architectures."""
 
 from __future__ import annotations
 
@@ -73,6 +73,8 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "falcon_h1": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16,
                   "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16},
+    "recurrent_gemma": {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2, "lru_width": 32,
+                        "attention_window_size": 24},
 }  # fmt: skip
 """Architectures that pass a state from token to token, which hflm alone scores."""
 FAMILIES: dict[str, dict[str, Any]] = {
