@@ -22,7 +22,7 @@ from workbench.report.watch import Watched
 
 
 def ask(port: int, path: str = "/", method: str = "GET", host: str | None = None) -> tuple[int, dict[str, str], str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request(method, path, headers={"Host": host} if host is not None else {})
     answer = connection.getresponse()
     return answer.status, dict(answer.getheaders()), answer.read().decode()

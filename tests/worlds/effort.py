@@ -17,15 +17,12 @@ def _work() -> float:
     return time.process_time() - begun
 
 
-def in_limit(spent: float, limit: float) -> bool:
-    """True if CPU seconds are within a limit; if they are not, the limit is that of a machine as slow as this one is now."""
-    return spent < limit or spent < limit * max(_work() for _ in range(3)) / REFERENCE
-
-
 @contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
-    """Fail if the block takes more CPU time than on a machine of the reference's speed."""
+    """Fail if the block takes more CPU seconds; if it does, the limit is that of a machine as slow as this one is now."""
     begun = time.process_time()
     yield
     spent = time.process_time() - begun
-    assert in_limit(spent, seconds), f"{spent:.1f} s of CPU time, at most {seconds:g} s"
+    if spent >= seconds:
+        slower = max(1.0, max(_work() for _ in range(3)) / REFERENCE)
+        assert spent < seconds * slower, f"{spent:.1f} s of CPU time, at most {seconds:g} s times {slower:.1f} for a slow machine"
