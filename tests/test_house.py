@@ -120,6 +120,33 @@ def test_a_long_file_and_a_long_function_are_named() -> None:
     assert too_long("a.py", "x = 1\n" * MAX_FILE) == []
 
 
+# What a test may not ask: how long something took, or whether it is done within a time. `worlds/effort.py` limits CPU time.
+CLOCKS = (
+    "perf_counter",
+    "monotonic",
+    "time.time()",
+    "process_time",
+    ".join(1",
+    "timeout=1",
+    "timeout=5",
+    "datetime.now",
+    "date.today",
+)
+# A browser answers or is stuck; the builder of the people prints how long it worked; a server closes what a client leaves open.
+WITH_CLOCKS = ("tests/worlds/devtools.py", "tests/browser/", "tests/fixtures/", "tests/worlds/effort.py")
+
+
+def test_tests_have_no_wall_clock() -> None:
+    found = {
+        f"{name}: {line.strip()}"
+        for name, text in sources()
+        if name.startswith("tests/") and not name.startswith((*WITH_CLOCKS, "tests/test_house.py"))
+        for line in text.splitlines()
+        if any(clock in line for clock in CLOCKS) and "monkeypatch" not in line
+    }
+    assert not found, "\n".join(sorted(found))
+
+
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
     "lines of the package": 101_900,

@@ -46,7 +46,7 @@ def raw(send: Callable[[socket.socket], None] | bytes) -> Iterator[tuple[str, li
             except OSError:
                 return
             with peer:
-                peer.settimeout(5)
+                peer.settimeout(300)
                 head = b""
                 while b"\r\n\r\n" not in head and (data := peer.recv(65536)):
                     head += data
@@ -85,7 +85,7 @@ def flood(peer: socket.socket) -> None:
 
 def drip(peer: socket.socket) -> None:
     peer.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-    for _ in range(100):
+    while True:  # until the client hangs up
         peer.sendall(b"x")
         time.sleep(0.05)
 

@@ -36,7 +36,7 @@ def saved(page: Browser, folder: Path) -> dict[str, bytes]:
     names = page.js(f"{BUTTONS}.map((b) => b.title.split(' as ').pop())")
     assert len(set(names)) == len(names)
     for i, name in enumerate(names):
-        for tried in range(6):  # Chromium drops every eleventh of downloads that follow one another within milliseconds
+        for tried in range(10):  # Chromium drops every eleventh of downloads that follow one another within milliseconds
             page.js(f"{BUTTONS}[{i}].click()")
             end = time.monotonic() + 0.25 * 2**tried
             while not (folder / name).is_file() and time.monotonic() < end:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from worlds.decided import situation
-from worlds.devtools import Browser, skip_without_browser
+from worlds.devtools import LIMIT, Browser, skip_without_browser
 from worlds.search_document import make_search, unfinished
 
 from workbench.report.search import page_text
@@ -23,7 +23,7 @@ TEXT = "document.getElementById('watch-text').textContent"
 
 def until(page: Browser, expression: str) -> None:
     """Wait until an expression is true, also over a reload, which ends what is evaluated."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         with contextlib.suppress(RuntimeError):
             if page.js(expression):

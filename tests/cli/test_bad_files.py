@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from worlds.effort import cpu_limit
 from worlds.project import Project
 from worlds.tiny import edit_json
 
@@ -162,18 +162,16 @@ def test_a_catastrophic_pattern_does_not_hang(project: Project, cwd: Path) -> No
     patterns = {"(([a-z_]+)*)*x": 1, "((.*)*)*y": 2, "(.|.)*z": 3}
     file.write_text(json.dumps({**json.loads(file.read_text()), "alpha_pattern": patterns, "rank_pattern": patterns}))
     project.write(RECIPE)
-    begun = time.process_time()
-    result = CliRunner().invoke(app, ["plan", "recipes/test.yaml"])
+    with cpu_limit(30):  # more than the imports of a first command; the pattern takes years
+        result = CliRunner().invoke(app, ["plan", "recipes/test.yaml"])
     assert result.exit_code == 0, result.exception
-    assert time.process_time() - begun < 5
 
 
 def test_many_patterns_take_linear_time() -> None:
     modules = [f"model.layers.{i}.{name}" for i in range(1_000) for name in "abcdefg"]
-    begun = time.process_time()
-    found = Patterns({module: float(i) for i, module in enumerate(modules)}, "x")
-    assert [found.value(f"base_model.{module}", -1.0) for module in modules] == [float(i) for i in range(len(modules))]
-    assert time.process_time() - begun < 3
+    with cpu_limit(3):
+        found = Patterns({module: float(i) for i, module in enumerate(modules)}, "x")
+        assert [found.value(f"base_model.{module}", -1.0) for module in modules] == [float(i) for i in range(len(modules))]
     with pytest.raises(WorkbenchError, match="more than 256 patterns that are not names of modules"):
         Patterns({f"(a|b){i}": 1.0 for i in range(300)}, "x")
 
@@ -191,9 +189,8 @@ def test_a_header_of_many_tensors(tmp_path: Path) -> None:
     entries = {f"model.layers.{i}.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
     text = json.dumps(entries).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-    begun = time.process_time()
-    assert len(read_header(tmp_path / "x.safetensors")) == 100_000
-    assert time.process_time() - begun < 2 * len(text) / 1e6
+    with cpu_limit(2 * len(text) / 1e6):
+        assert len(read_header(tmp_path / "x.safetensors")) == 100_000
 
 
 def test_duplicate_tensors_in_a_header(tmp_path: Path) -> None:
@@ -253,18 +250,15 @@ def test_what_a_terminal_gets() -> None:
 
 
 def test_names_that_are_suggested_among_many() -> None:
-    begun = time.process_time()
-    assert nearest("x" * 100_000, (f"n{i}" for i in range(100_000))).startswith("Known: n0, ")
+    with cpu_limit(2):
+        assert nearest("x" * 100_000, (f"n{i}" for i in range(100_000))).startswith("Known: n0, ")
     assert nearest("densty", ["density", "lambda"]) == "Did you mean 'density'?"
-    assert time.process_time() - begun < 2
 
 
 def test_many_problems_of_a_recipe(project: Project) -> None:
     file = project.write("bricks: {}\nsteps: []\n" + "".join(f"field{i}: 1\n" for i in range(20_000)))
-    begun = time.process_time()
-    with pytest.raises(WorkbenchError, match="19950 more problems"):
+    with cpu_limit(2), pytest.raises(WorkbenchError, match="19950 more problems"):
         load_recipe(file)
-    assert time.process_time() - begun < 2
 
 
 RECORDS: list[Any] = [
@@ -360,10 +354,8 @@ TASKS = {
 def test_task_files(name: str, tmp_path: Path) -> None:
     raw, message = TASKS[name]
     (tmp_path / "x.yaml").write_bytes(raw)
-    begun = time.process_time()
-    with pytest.raises(WorkbenchError, match=re.escape(message)):
+    with cpu_limit(3), pytest.raises(WorkbenchError, match=re.escape(message)):
         task_index(tmp_path)
-    assert time.process_time() - begun < 3
 
 
 def test_empty_fields_in_the_record_of_a_run(tmp_path: Path, cwd: Path) -> None:

@@ -268,7 +268,7 @@ def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:
             with contextlib.suppress(OSError):  # the end of a terminal
                 while more := os.read(terminal, 1000):
                     said += more
-            process.wait(60)
+            process.wait()
         finally:
             process.kill()  # it waits for the lock that this process holds
     os.close(terminal)

@@ -34,7 +34,7 @@ def executed(file: Path, checkout: Path) -> list[Any]:
 
     notebook = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]
     folder = checkout / "docs" / "notebooks"
-    NotebookClient(notebook, timeout=550, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 

@@ -56,11 +56,15 @@ def test_two_nodes_and_a_lost_worker(project: Project, monkeypatch: pytest.Monke
     with two_nodes():
         error = refused(*command, "--runs-dir", "spread", "--engine", "ray", "--workers", "9")
         assert error.message == "--workers 9: the cluster has 2 CPUs and 0 GPUs"
-        threading.Thread(target=kill_a_worker, daemon=True).start()
+        ended = threading.Event()
+        threading.Thread(target=kill_a_worker, args=(ended,), daemon=True).start()
         # Digests of configurations that the first call has kept would leave the workers less to do.
         for path in (world.path / ".workbench").glob("configurations"):
             path.rename(world.path / "elsewhere")
-        spread = call(*command, "--runs-dir", "spread", "--engine", "ray", "--workers", "2")
+        try:
+            spread = call(*command, "--runs-dir", "spread", "--engine", "ray", "--workers", "2")
+        finally:
+            ended.set()
     assert "its worker was lost, scoring again" in spread.output
     assert spread.output.count("  (100 % of 6 configurations)\n") == 1
     assert stored(world.path / "spread") == stored(world.path / "alone") != {}

@@ -25,30 +25,6 @@ from workbench.scores.store import Configuration, ScoreStore
 # Parity
 
 
-def test_scores_equal_lm_eval_on_the_written_checkpoint(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    model = tiny()
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    scores, rows = score(plan_of(tasks_dir, tmp_path / "model"), A, model)
-
-    lm = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
-    manager = TaskManager(include_path=str(tasks_dir), include_defaults=False)
-    expected = lm_eval.simple_evaluate(lm, tasks=["copy", "pick"], task_manager=manager, bootstrap_iters=0, log_samples=True)
-
-    for task, metric in (("copy", "exact_match,strip"), ("pick", "acc,none"), ("pick", "acc_norm,none")):
-        assert scores.tasks[task].metrics[metric.split(",")[0]].value == pytest.approx(
-            expected["results"][task][metric], abs=1e-12
-        )
-    for row, sample in zip(rows["pick"], expected["samples"]["pick"], strict=True):
-        assert row["id"] == sample["doc"]["id"]
-        assert row["loglikelihoods"] == pytest.approx([r[0][0] for r in sample["resps"]], abs=1e-5)
-    assert [r["response"] for r in rows["copy"]] == [s["resps"][0][0] for s in expected["samples"]["copy"]]
-
-
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 

@@ -1,4 +1,4 @@
-"""Scorers against lm-eval's own: every request type, several architectures, windows, cuts, fallbacks, and lm-eval's Python API."""
+"""Scorers against single forward passes and lm-eval's own: windows, cuts, fallbacks, kills, and lm-eval's Python API."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from worlds.jsonl import write_jsonl
 from worlds.local_tasks import A, documents, suite, tiny
+from worlds.request_kinds import SMALL, TASKS, write_tasks
 
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.check import RefusedError
@@ -21,104 +21,15 @@ from workbench.evaluate.scorer import KeptRows, Scorer
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Journal, ScoreStore
 
-HEAD = "custom_dataset: !function localdata.jsonl\ntest_split: test\nmetadata: {version: 1.0}\n"
-# Long contexts and several choices of several tokens; letters after five examples; one continuation; running text; text to write.
-TASKS = {
-    "long": HEAD + "task: long\ndataset_kwargs: {data_files: {test: data/copy.jsonl}}\noutput_type: multiple_choice\n"
-    "doc_to_text: prompt\ndoc_to_choice: choices\ndoc_to_target: gold\n",
-    "letters": HEAD + "task: letters\ndataset_kwargs: {data_files: {test: data/copy.jsonl, shots: data/shots.jsonl}}\n"
-    "output_type: multiple_choice\nfewshot_split: shots\nnum_fewshot: 5\nfewshot_config: {sampler: first_n}\n"
-    "doc_to_text: 'Question: {{prompt}} A, B or C?'\ndoc_to_choice: [A, B, C]\ndoc_to_target: gold\n",
-    "single": HEAD + "task: single\ndataset_kwargs: {data_files: {test: data/copy.jsonl}}\noutput_type: loglikelihood\n"
-    "doc_to_text: prompt\ndoc_to_target: answer\n",
-    "rolling": HEAD + "task: rolling\ndataset_kwargs: {data_files: {test: data/copy.jsonl}}\noutput_type: loglikelihood_rolling\n"
-    "doc_to_text: ''\ndoc_to_target: '{{prompt}} {{choices}} {{prompt}} {{choices}}'\n",
-}
-METRICS = {
-    "long": ["acc,none", "acc_norm,none"],
-    "letters": ["acc,none", "acc_norm,none"],
-    "single": ["perplexity,none", "acc,none"],
-    "rolling": ["word_perplexity,none", "byte_perplexity,none", "bits_per_byte,none"],
-    "copy": ["exact_match,strip"],
-}
-SMALL = {"vocab_size": 264, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-WIDE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 96,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {**WIDE, "num_key_value_heads": 1},
-    "qwen2": {**WIDE, "num_key_value_heads": 2},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96},
-    "gpt_neox": {**WIDE, "rotary_pct": 0.5},
-    "gemma2": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 16},
-    "gemma3_text": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
-    "mistral": {**WIDE, "num_key_value_heads": 1, "sliding_window": 32},
-    "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 96,
-            "word_embed_proj_dim": 32},
-    "granite": {**WIDE, "num_key_value_heads": 1, "logits_scaling": 4.0},
-    "mixtral": {**WIDE, "num_key_value_heads": 1, "num_local_experts": 4, "sliding_window": None},
-}  # fmt: skip
-
-
-def model_of(family: str) -> Any:
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(family, **SMALL, **FAMILIES[family])
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0)  # away from uniform predictions, so that a wrong mask shows
-    return model
-
 
 @pytest.fixture
 def task_files(tasks_dir: Path) -> Path:
     """Five kinds of task on the same documents; few-shot examples are others."""
-    for name, text in TASKS.items():
-        (tasks_dir / f"{name}.yaml").write_text(text)
-    shots = [{**doc, "id": f"shot-{i}", "prompt": f"Shot {i} of five"} for i, doc in enumerate(documents()[:5])]
-    write_jsonl(tasks_dir / "data" / "shots.jsonl", shots)
-    return tasks_dir
+    return write_tasks(tasks_dir, documents(), TASKS)
 
 
 def plan_for(tasks: Path, tokenizer: Any, names: list[str], dtype: str = "float32", **fields: Any) -> ScorePlan:
     return build_plan(suite(tasks=names, chance={}, **fields), tokenizer, tasks_dir=tasks, dtype=dtype, batch_size=4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_request_type_equals_lm_eval(family: str, task_files: Path, tokenizer: Any, tmp_path: Path) -> None:
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    model = model_of(family)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    names = [*TASKS, "copy"]
-    plan = plan_for(task_files, tmp_path / "model", names)
-    scores, rows = score(plan, A, model)
-    assert scores.plan == plan.digest, "the packed scorer was refused"
-    assert scores.check is not None
-    assert scores.check.max_difference < 2e-4
-
-    lm = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
-    manager = TaskManager(include_path=str(task_files), include_defaults=False)
-    expected = lm_eval.simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
-    for task in names:
-        for metric in METRICS[task]:
-            assert scores.tasks[task].metrics[metric.split(",")[0]].value == pytest.approx(
-                expected["results"][task][metric], rel=1e-5
-            )
-        for row, sample in zip(rows[task], expected["samples"][task], strict=True):
-            assert row["id"] == sample["doc"]["id"]
-            if task == "copy":
-                assert row["response"] == sample["resps"][0][0]
-            else:
-                values = [r[0][0] if isinstance(r[0], tuple) else r[0] for r in sample["resps"]]
-                assert row["loglikelihoods"] == pytest.approx(values, abs=1e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize("scorer", ["packed", "prefix"])

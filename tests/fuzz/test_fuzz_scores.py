@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worlds.effort import cpu_limit
 from worlds.fuzzing import fuzz_reader
 
 from workbench.compare.compare import compare
@@ -157,12 +157,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def ends_well(call: Callable[[], Any], *files: Path) -> Any:
     """The call's result, or None after an error that names one of the files; nothing else is raised, nothing takes long."""
-    started, found, failed = time.process_time(), None, None
-    try:
-        found = call()
-    except WorkbenchError as error:
-        failed = error
-    assert time.process_time() - started < SECONDS
+    found, failed = None, None
+    with cpu_limit(SECONDS):
+        try:
+            found = call()
+        except WorkbenchError as error:
+            failed = error
     if failed:
         assert any(str(file) in failed.message for file in files), failed.message
         assert failed.hint

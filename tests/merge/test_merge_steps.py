@@ -109,7 +109,6 @@ def test_merges_and_bricks_that_grow(project: Project) -> None:
         project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 
-@pytest.mark.timeout(120)
 def test_recipes_inside_recipes_on_several_threads(project: Project) -> None:
     """Tensors of the inner and the outer recipe are opened at once, in every order, and no thread waits for another."""
     inner = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties, density: 0.5}]\n"

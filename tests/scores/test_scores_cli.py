@@ -13,12 +13,15 @@ import pytest
 from worlds.commands import call, refused, run
 from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.local_tasks import documents, tiny
+from worlds.stored_scores import right, stored
+from worlds.tiny import edit_json
 
+from workbench.advice.evidence import scored_before
 from workbench.errors import WorkbenchError
 from workbench.scores.imported import find_imported, import_samples
 from workbench.scores.paired import paired
 from workbench.scores.samples import read_samples
-from workbench.scores.store import ScoreStore, stored_plans
+from workbench.scores.store import Configuration, ScoreStore, stored_in, stored_plans
 
 TASKS = ("copy", "pick", "roll", "last")
 
@@ -241,3 +244,25 @@ def test_ls(outside: Path, project: Path) -> None:
     (folder / "abc.partial").mkdir()
     assert "imported, 1 unfinished" in run("scores", "ls").stdout
     assert stored_plans(ScoreStore(project / "nowhere")) == []
+
+
+def test_the_order_of_a_folder_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems list files in any order: scores of the same second and value are in the order of their names."""
+    store, sizes = ScoreStore(tmp_path), {"x": 1, "y": 2}
+    made = [Configuration(c * 32, f"of-{c}" if c > "2" else "twin", "configuration", ("x", "y"), bricks=sizes) for c in "12345"]
+    stored(store, {c: {"t": right(0.5)} for c in made})
+    (folder,) = tmp_path.iterdir()
+    for file in {*folder.glob("*.json")} - {folder / "plan.json"}:
+        edit_json(file, tasks={"t": {"n": 240, "metrics": {"em": {"value": 0.5, "low": 0.4, "high": 0.6}}}})
+    for file in shutil.copytree(folder, tmp_path / f"toy-{'q' * 12}").glob("*.json"):
+        edit_json(file, plan="q" * 32)
+    glob, found = Path.glob, list[Any]()
+    for turned in (False, True):
+        monkeypatch.setattr(Path, "glob", lambda path, pattern, turned=turned: iter(sorted(glob(path, pattern), reverse=turned)))
+        read = [stored_in(folder) for folder in sorted(tmp_path.iterdir())]
+        found.append((stored_plans(store), read, scored_before(store, sizes)))
+    assert found[0] == found[1]
+    assert [[s.configuration.digest[0] for s in scores if s.configuration.name == "twin"] for scores in found[0][1]] == [
+        ["1", "2"]
+    ] * 2
+    assert len(found[0][2]) == 3

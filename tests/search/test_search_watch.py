@@ -23,7 +23,7 @@ from workbench.search.winner import growing
 
 
 def get(port: int, path: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", path)
     return connection.getresponse().read().decode()
 

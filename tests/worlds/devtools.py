@@ -36,7 +36,7 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
-LIMIT = 60.0
+LIMIT = 300.0
 """Seconds after which a browser that says nothing has failed. Nothing else waits for time."""
 # Every scroller that moves sends `scrollend` after its last `scroll`; one that does not move sends neither.
 SCROLLED_BOX = """async (element) => {

@@ -157,7 +157,7 @@ class CommandLine:
         self._process.stdin.write(json.dumps({"cwd": str(cwd), "args": args}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        assert answer, f"the process ended with {self._process.wait(60)}"
+        assert answer, f"the process ended with {self._process.wait()}"
         assert TOKEN not in answer
         code, out, err = json.loads(answer)
         return code, out, err
@@ -168,7 +168,7 @@ class CommandLine:
         self._process.stdin.write(json.dumps({"cwd": str(cwd), "args": args}) + "\n")
         self._process.stdin.flush()
         try:
-            assert until.wait(60)
+            until.wait()
         finally:
             self.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,12 +26,10 @@ def two_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def kill_a_worker() -> None:
-    """Kill the process of a worker once it is at work."""
-    end = time.monotonic() + 400
-    while time.monotonic() < end:
+def kill_a_worker(ended: threading.Event) -> None:
+    """Kill the process of a worker once it is at work; do nothing once the event is set."""
+    while not ended.wait(0.02):
         for process in psutil.process_iter(["cmdline"]):
             if (process.info["cmdline"] or [""])[0].startswith("ray::_Hosted.score"):
                 process.kill()
                 return
-        time.sleep(0.02)

@@ -286,7 +286,7 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
         WorkbenchError: If a stored document is damaged.
     """
     newest: dict[str, tuple[str, list[ScoredBefore]]] = {}
-    for path in store.root.glob("*/plan.json"):
+    for path in sorted(store.root.glob("*/plan.json")):
         plan = plan_record(path.parent)
         if plan.partial or plan.imported:
             continue

@@ -10,6 +10,21 @@ from workbench.report.numbers import MINUS, PERCENT, POINTS, count, listed, plur
 from workbench.report.wording import chance_correction
 from workbench.scores.documents import Check
 
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+
 
 def created(view: Comparison) -> str:
     """Return the date of the comparison in words, or the document's text if it is not an ISO time."""
@@ -18,7 +33,10 @@ def created(view: Comparison) -> str:
         when = datetime.fromisoformat(text)
     except ValueError:
         return text
-    return f"{when.day} {when:%B %Y}, {when:%H:%M}" + (" UTC" if when.utcoffset() is not None and not when.utcoffset() else "")
+    month = _MONTHS[when.month - 1]  # `%B` is a word of the locale that the program around us has set
+    return f"{when.day} {month} {when.year}, {when:%H:%M}" + (
+        " UTC" if when.utcoffset() is not None and not when.utcoffset() else ""
+    )
 
 
 def facts(view: Comparison) -> list[tuple[str, str]]:

@@ -275,7 +275,7 @@ def move_run(run: RunDirectory, to: RunDirectory, events: Events) -> RunDirector
 
 def list_runs(runs: Path) -> list[RunDirectory]:
     """Return all run directories, newest first."""
-    every = [RunDirectory(p.parent) for p in runs.glob(f"*/{RECORD}")]
+    every = [RunDirectory(p.parent) for p in sorted(runs.glob(f"*/{RECORD}"))]
     return sorted(every, key=lambda run: run.record.created if run.record else "", reverse=True)
 
 

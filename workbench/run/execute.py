@@ -59,7 +59,7 @@ def execute(
     Raises:
         WorkbenchError: If the disk is too full, an input has changed, or a check of the result fails.
     """
-    started = time.time()
+    started = time.monotonic()
     form = form_of(resolved)
     form.refuse(resolved)
     if out is not None:
@@ -88,7 +88,7 @@ def execute(
         configuration=form.configuration(record.output),
         steps=record.steps or [],
         said=record.said or {},
-        seconds=round(time.time() - started, 2),
+        seconds=round(time.monotonic() - started, 2),
         peak_bytes=peak_bytes(),
     )
 
@@ -133,7 +133,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
     _finish(context, run, record, said)
     if digest := form.configuration(stated):
         remember_digest(resolved, digest, device)
-    run.finish({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
+    run.finish({**record, "status": "done", "seconds": round(time.monotonic() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
 
 

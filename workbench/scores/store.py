@@ -110,7 +110,7 @@ class ScoreStore:
         """
         texts = []
         for plan in plans:
-            for path in self.root.glob(f"{plan.suite.suite}-*/plan.json"):
+            for path in sorted(self.root.glob(f"{plan.suite.suite}-*/plan.json")):
                 record, scores = plan_record(path.parent), stored_in(path.parent)
                 found = sorted({s.configuration.name for s in scores} & {*names})
                 if not found or record.name != plan.suite.suite or record.imported:
@@ -318,7 +318,7 @@ class StoredPlan(Part):
 
 def stored_plans(store: ScoreStore) -> list[StoredPlan]:
     """Return the plans in the store, by suite and the newest first."""
-    plans = [_stored_plan(path.parent) for path in store.root.glob("*/plan.json")]
+    plans = [_stored_plan(path.parent) for path in sorted(store.root.glob("*/plan.json"))]
     plans.sort(key=lambda plan: plan.created, reverse=True)
     return sorted(plans, key=lambda plan: plan.suite)
 
@@ -358,7 +358,7 @@ def stored_in(folder: Path) -> list[Scores]:
     Raises:
         WorkbenchError: If a document is damaged.
     """
-    documents = [read_document(p) for p in folder.glob("*.json") if p.name != "plan.json"]
+    documents = [read_document(p) for p in sorted(folder.glob("*.json")) if p.name != "plan.json"]
     return sorted(documents, key=lambda s: (s.created, s.configuration.name))
 
 

@@ -248,7 +248,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
         return []
     found: dict[str, Scores] = {}
     own = tokenizer_digest(run.model) if run.model.is_dir() else None  # other forms have the base's, which is not in the run
-    for file in scores.glob("*/*.json"):
+    for file in sorted(scores.glob("*/*.json")):
         configuration = (read_json(file, configuration=dict) or {}).get("configuration", {})
         if weights not in (configuration.get("weights"), configuration.get("digest")):
             continue
