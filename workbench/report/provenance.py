@@ -10,7 +10,7 @@ from workbench.report.numbers import MINUS, PERCENT, POINTS, count, listed, plur
 from workbench.report.wording import chance_correction
 from workbench.scores.documents import Check
 
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")  # fmt: skip
 
 
 def created(view: Comparison) -> str:
