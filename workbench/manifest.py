@@ -124,6 +124,12 @@ def reusable(folder: Path, record: str) -> bool:
     return (folder / record).is_file() and not harm(folder)
 
 
+def has_its_files(folder: Path) -> bool:
+    """Return True if a folder is sealed and has all files of its manifest, with their sizes. Others, such as compiled code, may be beside them."""
+    sealed = read_manifest(folder)
+    return sealed is not None and all(_size(folder / name) == f"{size} bytes" for name, (size, _) in sealed.files.items())
+
+
 def publish_sealed(partial: Path, target: Path) -> None:
     """Seal a finished result and publish it in a cache, unless another process was first. A broken one is moved aside."""
     seal(partial)

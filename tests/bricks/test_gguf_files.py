@@ -229,9 +229,11 @@ def test_a_changed_file_is_read_again(models: Callable[[str], Path], tmp_path: P
         resolve_base(str(before.path), tmp_path)
     after, _ = resolve_base(str(file), tmp_path)
     assert {spec.stored for spec in after.specs.values()} == {"F16"}
+    shutil.copy(after.path / "tokenizer.json", tmp_path)  # transformers may read it instead of the one in the file
+    assert resolve_base(str(file), tmp_path)[0].path != after.path
 
 
-@pytest.mark.parametrize("lost", [RECORD, LINK])
+@pytest.mark.parametrize("lost", [RECORD, LINK, "config.json", "tokenizer.json"])
 def test_a_damaged_directory_is_made_again(models: Callable[[str], Path], tmp_path: Path, lost: str) -> None:
     file = save_gguf(models("llama"), tmp_path / "model.gguf", "llama")
     place = resolve_base(str(file), tmp_path)[0].path

@@ -20,7 +20,7 @@ from workbench.edit.memories.textmemory import in_front
 from workbench.edit.places.parts import row_of
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact, fact_of
-from workbench.models.prompts import encode_inside, encode_pair, encode_text
+from workbench.models.prompts import encode_inside, encode_pair, encode_text, load_tokenizer
 from workbench.models.texts import Text
 from workbench.models.texts import encode as encode_texts
 from workbench.train.rows import encode
@@ -176,6 +176,12 @@ def test_special_tokens(kind: str) -> None:
         [*whole(tokenizer, "The capital"), 2],
         len(whole(tokenizer, "The capital")),
     )
+
+
+def test_a_tokenizer_that_cannot_be_built_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(WorkbenchError, match=rf"cannot build the tokenizer in {tmp_path} \(ValueError"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_blank_is_not_written_twice_in_training_rows() -> None:

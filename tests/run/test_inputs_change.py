@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from worlds.dense import write_facts_file, write_text
 from worlds.project import CPU, Project
-from worlds.tiny import save_finetuned, tensors_of
+from worlds.tiny import edit_json, save_finetuned, tensors_of
 
 from workbench.adapters.read import Adapter
 from workbench.files import file_digest
@@ -248,6 +248,25 @@ def test_a_digest_is_that_of_all_bytes_in_their_order(own: Project) -> None:
     assert read((0, 5), (6, rows)) is None
     assert read((0, 5), (4, 6), (5, rows)) == expected
     assert read((5, rows)) is None
+
+
+@pytest.mark.parametrize("name", ["base/config.json", "base/generation_config.json", "own/full/config.json"])
+def test_a_run_without_its_key_s_name_is_not_that_of_other_settings(own: Project, llama: Path, name: str) -> None:
+    """A run is stopped when its result is whole: its folder still has the name of the files' times, which settings do not change."""
+    (own.path / "base").unlink()
+    shutil.copytree(llama, own.path / "base")
+
+    def stop(event: dict[str, Any]) -> None:
+        if event.get("text") == "done":
+            raise KeyboardInterrupt
+
+    stamp = own.resolve(FULL).stamp
+    with pytest.raises(KeyboardInterrupt):
+        own.run(FULL, events=stop)
+    edit_json(own.path / name, temperature=0.9, rope_theta=77.0)
+    assert own.resolve(FULL).stamp != stamp
+    written = json.loads((Path(own.run(FULL)["model"]) / Path(name).name).read_bytes())
+    assert (written.get("temperature"), written.get("rope_theta")) == ((0.9, 77.0) if name.startswith("base") else (None, None))
 
 
 @pytest.mark.parametrize("file", ["own/full/model.safetensors", "bricks/one/adapter_model.safetensors", "base/model.safetensors"])

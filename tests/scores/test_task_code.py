@@ -277,6 +277,18 @@ def test_a_file_that_was_not_there_ends_a_memo(
         (place / "parts" / "later.txt").write_text("now")
 
 
+def test_a_link_that_leads_to_another_file_ends_a_memo(
+    place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code computes the name of the link, and the file that it led to stays as it was."""
+    link = (place / "at_import.json").rename(place / "first.json").with_name("at_import.json")
+    (place / "second.json").write_text('{"head": "Kindly "}')
+    link.symlink_to("first.json")
+    with remembered(place, tokenizer, tmp_path / "memo", monkeypatch):
+        link.unlink()
+        link.symlink_to("second.json")
+
+
 @pytest.mark.parametrize("field", ["format", "cwd", "versions"])
 def test_a_memo_of_another_place_or_version_is_not_used(
     field: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

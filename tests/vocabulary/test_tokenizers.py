@@ -188,6 +188,8 @@ def test_sentencepiece_only(tmp_path: Path, kind: str) -> None:
     first = max(tokens.ids.values()) + 1
     additions = [Addition("<x>", first, {"special": True}), Addition("▁piece", first + 1)]
     write_tokenizer(tmp_path / "out", path, additions, [], None, {}, None)
+    (tmp_path / "out" / "tokenizer.json").unlink()  # a file that was lost is written again
+    write_tokenizer(tmp_path / "out", path, additions, [], None, {}, None)
     union = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "another order, some words"
     assert union(text)["input_ids"] == plain(text)["input_ids"]

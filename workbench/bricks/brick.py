@@ -22,7 +22,7 @@ from workbench.models.layout import Model
 from workbench.models.live import Aligned
 from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint, read_config
-from workbench.weights.digests import digests_known, fingerprint, stamp, tensor_digests, weights_digest
+from workbench.weights.digests import digests_known, fingerprint, meaning_of, stamp, tensor_digests, weights_digest
 from workbench.weights.header import Entry, has_headers_only
 from workbench.weights.specs import TensorSpec, Weights
 
@@ -208,10 +208,10 @@ class Brick:
         return not self.headers_only if self.kind == "adapter" else digests_known(self.whole.entries, cache)
 
     def stamp(self, cache: Path) -> str:
-        """Return a key of the content that does not read the tensors of a checkpoint or of a header folder."""
+        """Return a key of the content that does not read the tensors of a checkpoint or of a header folder, but their settings."""
         if self.kind == "adapter":
-            return stamp(self.adapter.entries) if self.headers_only else self.digest(cache)
-        return stamp(self.whole.entries)
+            return json_digest([stamp(self.adapter.entries), self.adapter.meaning]) if self.headers_only else self.digest(cache)
+        return json_digest([stamp(self.whole.entries), meaning_of(self.whole.config), self.part])
 
     def fingerprint(self, cache: Path) -> str:
         """Return the key for sorting bricks. It samples the tensors of a checkpoint, so different checkpoints may share a key."""

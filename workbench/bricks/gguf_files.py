@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest, publish_once, scratch_beside, write_json
 from workbench.identity import installed, settled
+from workbench.manifest import has_its_files, seal
 from workbench.models.architecture import model_depth
+from workbench.models.identity import tokenizer_files
 from workbench.models.skeleton import skeleton
 from workbench.project import cache_of
 from workbench.weights.header import DEPTHS, MAX_SIZE, TOKENIZER_TOO, check_config, convert_command
@@ -196,9 +198,10 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
     file = file.resolve()
     identity = settled(file)
     content = identity.storable if identity.is_telling else file_digest(file)
-    key = json_digest([_VERSION, str(file), content, installed("transformers", "gguf")])[:12]
+    beside = {name: file_digest(path) for name, path in tokenizer_files(file.parent).items()}  # see `_save_tokenizer`
+    key = json_digest([_VERSION, str(file), content, beside, installed("transformers", "gguf")])[:12]
     place = cache_of(project) / "gguf" / f"{file.stem}-{key}"
-    if (place / RECORD).is_file() and (place / LINK).is_symlink():
+    if (place / LINK).is_symlink() and has_its_files(place):
         return place
     shutil.rmtree(place, ignore_errors=True)  # it is damaged
     with scratch_beside(place) as folder:
@@ -206,6 +209,7 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
         partial.mkdir()
         (partial / LINK).symlink_to(file)
         _fill(partial, file, identity.storable, f"{what}: {file}")
+        seal(partial, open=[LINK])  # of the file itself, header and tensors are checked where they are read
         publish_once(partial, place)
     return place
 

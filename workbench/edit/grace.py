@@ -20,7 +20,7 @@ from workbench.models.prompts import encode_pair
 from workbench.models.texts import side_by_side
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered, register
 from workbench.steps.fields import Real, Whole
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -109,7 +109,7 @@ class Grace(MemoryMethod):
         tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, foreign_rows, strict=True)]
         key = json_digest([context.model_key, self.code_key(), fields, tokens])
         file = context.cache / "grace" / f"{key}.safetensors"
-        if file.is_file():
+        if is_whole(file):
             from safetensors.torch import load_file
 
             return load_file(file)

@@ -219,12 +219,14 @@ def watched(code: Code) -> Iterator[list[Reads]]:
         events = watch.events.union({("open", file) for file in computed}, *(_imports.get(file, ()) for file in files))
         user_files = {path for path in (_source(Path(name)) for event, name in events if event == "open") if is_own(path)}
         listed = {_source(Path(name)) for event, name in events if event in _LISTING}
+        named = {Path(name) for event, name in events if name and (event == "open" or event in _LISTING)}
         reads.append(
             Reads(
                 frozenset(p for p in user_files if p.is_file()),
                 frozenset(p for p in user_files if not p.exists()),
                 frozenset(p for p in listed if is_own(p)),
                 frozenset(event for event, _ in events if event not in ("open", *_LISTING)),
+                frozenset(path for path in named if path.resolve() != path and is_own(path.resolve())),
             )
         )
 

@@ -135,8 +135,7 @@ class Vocabulary(GrowMethod):
         kind = base.config.get("model_type")
         files = json_digest([tokenizer_digests(tokenizer), [[a.token, a.id, a.flags] for a in additions], kind])
         path = cache / "tokenizers" / files
-        if not path.is_dir():
-            write_tokenizer(path, tokenizer, additions, [], None, generation, kind)
+        write_tokenizer(path, tokenizer, additions, [], None, generation, kind)
         return bound, path
 
     def binding(self) -> Any:

@@ -20,7 +20,7 @@ from workbench.models.texts import TextRow, log_likelihood
 from workbench.steps import Block, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Real
 from workbench.weights.device import free_models
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ class Fisher(Calibrated):
         for brick in context.bricks:
             rows, key = self.rows(context, brick)
             file = context.cache / "fisher" / f"{key}.safetensors"
-            if not file.is_file():
+            if not is_whole(file):
                 found = information(context, brick, rows)
                 free_models(context.base.weights)  # the file is assembled in memory
                 _save(found, file)

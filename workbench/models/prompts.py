@@ -21,14 +21,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(path: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a local directory, without running code from it and without the network."""
+def load_tokenizer(path: str | Path, gguf_file: str | None = None, label: str = "") -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a local directory, without running code from it and without the network.
+
+    Args:
+        path: The directory.
+        gguf_file: Name of the GGUF file in it that has the tokenizer.
+        label: Owner of the tokenizer, for messages.
+
+    Raises:
+        WorkbenchError: If transformers cannot build it.
+    """
     from transformers import AutoTokenizer
 
     source = {"gguf_file": gguf_file} if gguf_file else {}
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=False, **source
-    )
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False, **source
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        owner = f"{label}: " if label else ""
+        raise WorkbenchError(
+            f"{owner}transformers cannot build the tokenizer in {path} ({type(error).__name__}: {str(error)[:200]})",
+            "Save it again as tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+        ) from error
     return loaded
 
 

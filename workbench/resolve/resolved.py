@@ -28,7 +28,7 @@ from workbench.steps import Memo
 from workbench.steps.fields import parse_size
 from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import digests_known, stamp
+from workbench.weights.digests import digests_known, meaning_of, stamp
 from workbench.weights.header import has_headers_only
 
 
@@ -175,11 +175,12 @@ class Resolved:
 
     @cached_property
     def stamp(self) -> str:
-        """Substitute for `run_key` until the inputs have been read, from the paths, sizes and modification times of files."""
+        """Substitute for `run_key` until the tensors have been read: identities of their files, and the content of all small files."""
         bricks = {name: brick.stamp(self.cache) for name, brick in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
         adapter = [self.base_adapter.stamp(self.cache)] if self.base_adapter else []
-        return chain(self, [stamp(self.checkpoint.entries), *adapter, output, *self._rows(bricks), *gates], bricks)[-1]
+        base = [stamp(self.checkpoint.entries), meaning_of(self.checkpoint.config), *adapter, output, *self._rows(bricks), *gates]
+        return chain(self, [*base, *([] if self.recipe.fields.output.form == "adapter" else [self._copied])], bricks)[-1]
 
     def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return what determines the base's rows with a `tokenizer` block: vocabularies, and the bricks that rows come from."""
@@ -269,8 +270,12 @@ class Resolved:
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         if output.form == "adapter":
             return json_digest([self.key, output.of_adapter(), *gates])
-        shipped = {name: bytes_digest(self.watched.read(file)) for name, file in self.shipped.items()}
-        return json_digest([self.key, parse_size(output.shard_size), shipped, *gates])
+        return json_digest([self.key, parse_size(output.shard_size), self._copied, *gates])
+
+    @property
+    def _copied(self) -> dict[str, str]:
+        """Digests of the files that a checkpoint of the result gets as they are, which are watched for changes."""
+        return {name: bytes_digest(self.watched.read(file)) for name, file in self.shipped.items()}
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -19,7 +19,7 @@ from workbench.identity import identity_of, installed
 from workbench.jsondoc import read_object
 from workbench.scores.tasks import TaskSource
 
-FORMAT = "task-2"
+FORMAT = "task-3"
 # Modules that read files only through Python's `open`, where the reads are recorded, and whose results depend on nothing else.
 _RECORDED_MODULES = frozenset({
     "__future__", "abc", "array", "ast", "base64", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "decimal",
@@ -150,16 +150,22 @@ class Reads:
         absent: Paths that it tried to read and that do not exist.
         folders: Folders that it listed.
         unseen: Reasons why the record may be incomplete: network, other processes, native libraries.
+        links: Names of these files and folders that lead through symbolic links.
     """
 
     files: frozenset[Path] = frozenset()
     absent: frozenset[Path] = frozenset()
     folders: frozenset[Path] = frozenset()
     unseen: frozenset[str] = frozenset()
+    links: frozenset[Path] = frozenset()
 
     def __or__(self, other: Reads) -> Reads:
         return Reads(
-            self.files | other.files, self.absent | other.absent, self.folders | other.folders, self.unseen | other.unseen
+            self.files | other.files,
+            self.absent | other.absent,
+            self.folders | other.folders,
+            self.unseen | other.unseen,
+            self.links | other.links,
         )
 
 
@@ -185,6 +191,7 @@ def remember(path: Path, source: TaskSource, code: Code, reads: Reads, files: It
         "files": {str(f): _known(f) for f in sorted(input_files) if f.is_file()},
         "absent": sorted(map(str, reads.absent)),
         "folders": {str(f): _listing(f) for f in sorted(reads.folders)},
+        "links": {str(f): str(f.resolve()) for f in sorted(reads.links)},
         "source": source_data,
     }
     try:
@@ -207,6 +214,8 @@ def recall(path: Path, code: Code, files: Iterable[Path]) -> TaskSource | None:
         if not input_files <= memo["files"].keys() or not all(_same(Path(f), known) for f, known in memo["files"].items()):
             return None
         if any(Path(f).exists() for f in memo["absent"]) or any(_listing(Path(f)) != d for f, d in memo["folders"].items()):
+            return None
+        if any(str(Path(f).resolve()) != target for f, target in memo["links"].items()):
             return None
         source = memo["source"]
         return TaskSource(

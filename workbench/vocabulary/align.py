@@ -102,8 +102,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
         ]
     )
     path = cache / "tokenizers" / files
-    if not path.is_dir():
-        write_tokenizer(path, chosen.path, additions, donors, template, generation, kind)
+    write_tokenizer(path, chosen.path, additions, donors, template, generation, kind)
     words: list[Any] = [block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]]
     config = configured(base.config or {}, None if chosen is base else special, out_rows)
     donor = None

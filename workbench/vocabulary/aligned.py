@@ -21,7 +21,7 @@ from workbench.lazy import no_grad, torch
 from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 from workbench.weights.row_alignment import AlignedWeights, Combination, RowPlan, WholeTensors
 from workbench.weights.specs import TensorSpec, Weights, load
 
@@ -168,7 +168,7 @@ class MadeRows:
 
         words = [VERSION, self.k, computed_on(device), *(bytes_digest(part.tobytes()) for part in (self.rows, self.shared))]
         place = self.cache / "combinations" / f"{json_digest([*words, bytes_digest(rows.cpu().numpy().tobytes())])}.safetensors"
-        if not place.is_file():
+        if not is_whole(place):
             made, shared = (rows[torch.from_numpy(index).to(device)] for index in (self.rows, self.shared))
             found = pursue(made, shared, self.k)
             save_tensors({"atoms": found.atoms, "coefficients": found.coefficients, "residuals": found.residuals}, place)

@@ -11,7 +11,8 @@ from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.files import file_digest, publish, scratch_beside, write_json
+from workbench.files import file_digest, scratch_beside, write_json
+from workbench.manifest import has_its_files, publish_sealed
 from workbench.models.identity import GENERATION, tokenizer_files
 from workbench.vocabulary.tokens import Tokens, checked_tokenizer
 from workbench.weights.header import TEXT_CONFIGS
@@ -46,12 +47,12 @@ def write_tokenizer(
     generation: dict[str, object],
     kind: object,
 ) -> None:
-    """Write the tokenizer's files and generation_config.json atomically.
+    """Write the tokenizer's files and generation_config.json atomically, unless all of them are there.
 
     A config.json with the model's type is written too, so that transformers chooses the class that it chooses beside the weights.
 
     Args:
-        out: The directory to create.
+        out: The directory to create; one that lacks a file is moved aside.
         chosen: Directory of the tokenizer to copy.
         additions: Tokens to add, by id.
         donors: Directories of the tokenizers that the added tokens come from; their merges and scores are added too.
@@ -62,6 +63,8 @@ def write_tokenizer(
     Raises:
         WorkbenchError: If the tokenizer cannot have the tokens at these ids.
     """
+    if has_its_files(out):
+        return
     with scratch_beside(out) as folder:
         partial = folder / "tokenizer"
         partial.mkdir()
@@ -79,8 +82,7 @@ def write_tokenizer(
             write_json(partial / GENERATION, generation, indent=2)
         if kind:
             write_json(partial / "config.json", {"model_type": kind})
-        if not out.exists():
-            publish(partial, out)
+        publish_sealed(partial, out)
 
 
 def _add_tokens(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> None:

@@ -97,13 +97,7 @@ def checked_tokenizer(path: Path, label: str) -> Any:
         raise WorkbenchError(
             f"{label}: no tokenizer in {path}", "Copy the tokenizer's files there (tokenizer.json, tokenizer_config.json)."
         )
-    try:
-        return load_tokenizer(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise WorkbenchError(
-            f"{label}: transformers cannot build the tokenizer in {path} ({type(error).__name__}: {str(error)[:200]})",
-            "Save it again as tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
-        ) from None
+    return load_tokenizer(path, label=label)
 
 
 def same_file(first: Path, second: Path) -> bool:

@@ -239,6 +239,15 @@ def has_headers_only(path: Path) -> bool:
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
+def is_whole(file: Path) -> bool:
+    """Return True if a safetensors file of the cache is there and has the bytes that its header describes; else it is made again."""
+    try:
+        read_header(file, watched=False)
+    except (OSError, WorkbenchError):
+        return False
+    return True
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically and create its directory if necessary."""
     from safetensors import SafetensorError

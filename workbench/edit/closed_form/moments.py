@@ -29,7 +29,7 @@ from workbench.lazy import torch
 from workbench.models.hooks import Stopped, hooked
 from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts, side_by_side
 from workbench.steps import MethodContext
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def moments(
     """
     texts, digest = statistics_source(context, source)
     places = {layer: _cache_path(context, parts, layer, digest, per_input) for layer in layers}
-    missing = [layer for layer in layers if not places[layer].with_suffix(".factors.safetensors").is_file()]
+    missing = [layer for layer in layers if not is_whole(places[layer].with_suffix(".factors.safetensors"))]
     if missing:
         _collect(context, parts, {layer: places[layer] for layer in missing}, texts, per_input, source)
     return {layer: _load(places[layer], source) for layer in layers}
@@ -291,7 +291,7 @@ def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tupl
     saved: dict[int, tuple[MomentSums, int, int]] = {}
     for layer, place in places.items():
         file = place.with_suffix(".sums.safetensors")
-        if file.is_file():
+        if is_whole(file):
             with safe_open(file, "pt") as stored:
                 row, *counts = stored.get_tensor("progress").tolist()
                 rest, outliers = (stored.get_tensor(name).to(device) for name in ("rest", "outliers"))

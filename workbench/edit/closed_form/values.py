@@ -23,7 +23,7 @@ from workbench.facts.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.steps import MethodContext
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,7 +162,7 @@ def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: s
     ]  # keys from when there was a decay
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
-    order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(groups[i][0].text))
+    order = sorted((i for i, file in enumerate(files) if not is_whole(file)), key=lambda i: len(groups[i][0].text))
     done, start = len(groups) - len(order), 0
     while start < len(order):
         chunk = _next_chunk(groups, order[start:])

@@ -10,6 +10,7 @@ from pathlib import Path
 from workbench.evaluate.gate import LOCALDATA
 from workbench.facts.facts import FACT_KINDS, Fact, FactKind, joined
 from workbench.files import scratch_beside
+from workbench.manifest import publish_sealed
 
 # Kind -> metrics, the headline metric first, and whether lower is better. They are shares unless the name says otherwise.
 METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {
@@ -102,8 +103,7 @@ def write_whole_folder(place: Path, stem: str, docs: Mapping[FactKind, Sequence[
     """Write the tasks to a folder that appears complete or not at all."""
     with scratch_beside(place) as scratch:
         write_tasks(scratch / "tasks", stem, docs, settings)
-        if not place.exists():
-            (scratch / "tasks").rename(place)
+        publish_sealed(scratch / "tasks", place)
 
 
 def code() -> str:

@@ -28,6 +28,7 @@ from workbench.evaluate.facts.wanted import Wanted
 from workbench.events import Events, no_events
 from workbench.facts.facts import FactKind
 from workbench.files import json_digest, read_json, write_bytes
+from workbench.manifest import has_its_files
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest
 from workbench.models.prompts import load_tokenizer
@@ -53,7 +54,7 @@ def build(selection: Wanted, base: Resolved, device: Any = None, events: Events 
         WorkbenchError: If the base's answers are not stored, or the facts have no prompts for a requested task.
     """
     place = base.cache / "factsuites" / _key(selection, base) / "tasks"
-    if not place.is_dir():
+    if not has_its_files(place):
         write_whole_folder(place, selection.stem, *_content(selection, base, device, events))
     kinds = [kind for kind in METRICS if (place / f"{selection.stem}-{kind}.yaml").is_file()]
     return _suite(selection, kinds), place

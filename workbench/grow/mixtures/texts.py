@@ -14,7 +14,7 @@ from workbench.models.texts import TextRow, encode, longest_row, read_texts
 from workbench.results import Part
 from workbench.steps import GrowContext, GrowMethod
 from workbench.steps.fields import Whole
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def load_measured(context: GrowContext, kind: type[Data]) -> tuple[dict[str, Ten
     """Return the tensors and the data that an earlier call has cached; None without them, or if the data are not of this class."""
     from safetensors.torch import load_file
 
-    data = kind.read_cached(context.cache.with_suffix(".json")) if context.cache.is_file() else None
+    data = kind.read_cached(context.cache.with_suffix(".json")) if is_whole(context.cache) else None
     return None if data is None else (load_file(context.cache), data)
 
 

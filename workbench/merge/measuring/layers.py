@@ -9,7 +9,7 @@ A Gram matrix is the second moment of a linear layer's inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
-from workbench.files import publish, scratch_beside, write_json
+from workbench.files import scratch_beside, write_json
 from workbench.lazy import torch
+from workbench.manifest import publish_sealed, reusable
 from workbench.models.architecture import counterpart, is_conv1d, is_head
 from workbench.models.hooks import hooked
 from workbench.models.layout import stack_prefix
@@ -334,15 +335,15 @@ def in_cache(place: Path, measure: Callable[[Path], Index], kind: type[Index]) -
         measure: Function that writes the content into an empty directory and returns its index; it runs without gradients.
         kind: Class of the index.
     """
-    try:
-        return kind.read(place / INDEX)
-    except (OSError, WorkbenchError):
-        with scratch_beside(place) as name, torch.no_grad():
-            made = name / "made"
-            made.mkdir()
-            index = measure(made)
-            write_json(made / INDEX, index.to_dict())
-            publish(made, place)
+    if reusable(place, INDEX):
+        with suppress(OSError, WorkbenchError):
+            return kind.read(place / INDEX)
+    with scratch_beside(place) as name, torch.no_grad():
+        made = name / "made"
+        made.mkdir()
+        index = measure(made)
+        write_json(made / INDEX, index.to_dict())
+        publish_sealed(made, place)
     return index
 
 

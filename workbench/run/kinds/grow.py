@@ -32,7 +32,7 @@ from workbench.train.spec import TrainSpec
 from workbench.train.texts import training_cost
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import free_models
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 from workbench.weights.specs import Weights, load
 from workbench.weights.writer import output_specs
 
@@ -94,7 +94,7 @@ class Grow(Kind[GrowMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the trained parameters are in the cache."""
-        return not resolved.headers_only and place_of(resolved, "grown", number, suffix=".safetensors").is_file()
+        return not resolved.headers_only and is_whole(place_of(resolved, "grown", number, suffix=".safetensors"))
 
     def check(self, step: GrowMethod, context: StepContext) -> dict[str, object] | None:
         """Compare the grown model with the model before the step, as its `check` requests; return None for `check: off`."""
@@ -228,7 +228,7 @@ def train_new(
     assert step.train is not None
     resolved, device, at = context.resolved, context.device, context.number
     place = context.place("grown", suffix=".safetensors")
-    record = read_json(place.with_suffix(".json")) if place.is_file() else None
+    record = read_json(place.with_suffix(".json")) if is_whole(place) else None
     if record is not None:
         return load_file(place), record
     growth = weights.growth
