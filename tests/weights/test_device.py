@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from worlds.card import CUDA, card
 from worlds.commands import call, refused
 from worlds.project import CPU, Project
 
@@ -22,7 +25,6 @@ from workbench.weights.device import Landing, Staging, exact, prepare
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import Shard, layout_digest, write_checkpoint
 
-CUDA = torch.device("cuda")
 OPERATORS = {
     "cuda.matmul": torch.backends.cuda.matmul, "cudnn.conv": torch.backends.cudnn.conv, "cudnn.rnn": torch.backends.cudnn.rnn,
     "mkldnn.matmul": torch.backends.mkldnn.matmul, "mkldnn.conv": torch.backends.mkldnn.conv,
@@ -65,9 +67,11 @@ def test_exact_restores_and_asks_for_operators_that_repeat_on_cuda_alone() -> No
     with exact(CPU):
         assert not torch.are_deterministic_algorithms_enabled()
     with exact(CUDA):
+        assert not (torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled())
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.backends.cuda.flash_sdp_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
 
@@ -182,16 +186,20 @@ def test_staging_and_landing_on_the_cpu() -> None:
     assert bytes(landing.bytes_of(room)) == bytes(block.bfloat16().view(-1).view(torch.uint8).numpy().data)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_staged_blocks_are_not_overwritten_while_they_are_copied() -> None:
-    staging, size = Staging(CUDA), 1 << 26
-    sent = []
-    for value in range(8):
-        room = staging.room(size)
-        room.fill_(value)
-        sent.append(staging.send(room))
-    assert [int(block.max()) for block in sent] == [int(block.min()) for block in sent] == list(range(8))
+@pytest.mark.parametrize(
+    ("place", "size"),
+    [(card, 16), pytest.param(nullcontext, 1 << 26, marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")])],
+)  # fmt: skip
+def test_staged_blocks_are_not_overwritten_while_they_are_copied(place: Any, size: int) -> None:
+    """The card of host memory ends each copy as late as it may: when it is waited for, or when the block is read."""
+    with place():
+        staging = Staging(CUDA)
+        sent = []
+        for value in range(8):
+            room = staging.room(size)
+            room.fill_(value)
+            sent.append(staging.send(room))
+        assert [int(block.max()) for block in sent] == [int(block.min()) for block in sent] == list(range(8))
 
 
 @pytest.mark.gpu
