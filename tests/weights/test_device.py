@@ -67,7 +67,8 @@ def test_exact_restores_and_asks_for_operators_that_repeat_on_cuda_alone() -> No
     with exact(CPU):
         assert not torch.are_deterministic_algorithms_enabled()
     with exact(CUDA):
-        assert not (torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled())
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
