@@ -226,7 +226,7 @@ def _slug(heading: str) -> str:
 def test_tests_that_hold_a_promise_exist(page: str) -> None:
     text = (PROJECT / page).read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and "::" in line]
-    assert len(rows) >= 7
+    assert len(rows) >= 5
     for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", text):
         assert f"def {name}(" in (PROJECT / "tests" / file).read_text("utf-8"), f"{file}::{name}"
     promised = text.partition("| promise | test |\n")[2].partition("\n\n")[0].splitlines()[1:]
