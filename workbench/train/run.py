@@ -69,7 +69,7 @@ def reproducible(seed: int) -> Iterator[None]:
 
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     set_seed(seed)
     torch.set_num_threads(THREADS)
