@@ -127,7 +127,9 @@ def test_scores_and_answers(tasks_dir: Path, tokenizer: Any) -> None:
     assert others.keys() == rows.keys()
     for name, task in expected.tasks.items():
         assert found.tasks[name].metrics == task.metrics
-        assert found.tasks[name].measured.peak_of == CUDA_MEMORY
+        measured = found.tasks[name].measured
+        assert measured is not None
+        assert measured.peak_of == CUDA_MEMORY
 
 
 def test_weights_are_swapped_and_restored(project: Project) -> None:

@@ -74,11 +74,11 @@ def _mark(value: Any, card: bool) -> Any:
     return value
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses mixed devices, and marks results."""
 
     def __init__(self, card: Card) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.card = card
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -184,8 +184,9 @@ class _Functions(TorchFunctionMode):
         target = on_card(other) if other is not None else wanted.type == "cuda" if wanted else was
         if was and not target:
             self.card.arrive()
-        form = {key: kwargs[key] for key in ("copy", "memory_format") if key in kwargs}
-        out = torch.Tensor.to(tensor, dtype or tensor.dtype, **form, **({"copy": True} if flags[1:] == [True] else {}))
+        form: dict[str, Any] = {key: kwargs[key] for key in ("copy", "memory_format") if key in kwargs}
+        form |= {"copy": True} if flags[1:] == [True] else {}
+        out = torch.Tensor.to(tensor, dtype or tensor.dtype, **form)
         if target == was:
             return out
         if out.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
@@ -215,8 +216,8 @@ def card() -> Iterator[Card]:
 
     def begin(place: torch.device) -> None:
         begins(place)
-        _Functions(state).__enter__()
-        _Operators(state).__enter__()
+        _Functions(state).__enter__()  # type: ignore[no-untyped-call]
+        _Operators(state).__enter__()  # type: ignore[no-untyped-call]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "_begin", begin)
