@@ -2,6 +2,7 @@
 
     make gpu                       everything, under nine minutes on one card
     python benchmarks/gpu.py --seconds 200 --size XS
+    python benchmarks/gpu.py --dry-run                 without a device: are tests, inputs and command lines there?
 
 Without a CUDA device it prints one line and ends with exit code 0.
 
@@ -13,7 +14,7 @@ Without a CUDA device it prints one line and ends with exit code 0.
 4. eval    `workbench eval` of one recipe on the suite `three` against `lm_eval` on its written checkpoint, same items, whole processes.
 5. search  `workbench search` of a few candidates against `mergekit-yaml --cuda` and `lm_eval` for one of them.
 
-A part that would start after the time limit is left out and named. The results file is written after each part.
+A part that would start after the time limit is left out and named; a process ends after ten minutes. The results file is written after each part.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ RECIPE, SUITE = "recipes/starter-ties.yaml", "three"
 def tests() -> dict[str, Any]:
     """Run the tests that need a device."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
-    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=search.LONGEST)
     summary = process.stdout.strip().splitlines()[-1] if process.stdout.strip() else process.stderr[-500:]
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|error|errors)", summary)}
     failures = [line for line in process.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -156,6 +157,51 @@ def searches(folder: Path, candidates: int) -> dict[str, Any]:
     }
 
 
+def dry_parts(folder: Path) -> dict[str, Callable[[], Any]]:
+    """Return what can be checked of each part where there is no device: each raises an error if an input or an option is not there."""
+
+    def said(*command: str, place: Path = PROJECT) -> str:
+        process = subprocess.run(
+            [sys.executable, "-m", *command], cwd=place, capture_output=True, text=True, check=False, timeout=300
+        )
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: {process.stdout[-1000:]}{process.stderr[-1000:]}")
+        return process.stdout
+
+    def planned(recipe: str, place: Path = PROJECT) -> int:
+        return int(json.loads(said("workbench", "plan", recipe, "--device", "cuda", "--json", place=place))["device_bytes"])
+
+    def collected() -> int:
+        lines = said("pytest", "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "tests").splitlines()
+        return sum("::" in line for line in lines)
+
+    def merged() -> dict[str, int]:
+        from mergekit.config import MergeConfiguration
+        from yaml import safe_load
+
+        make_models(folder, "XS")
+        for method in METHODS:
+            MergeConfiguration.model_validate(safe_load(merge.peer(folder, method, "bfloat16").read_text("utf-8")))
+            merge.warm(folder, method)
+        return {method: planned(str(merge.recipe(folder, method)), folder) for method in METHODS}
+
+    def tools() -> list[str]:
+        return [
+            str(Path(tool).resolve(strict=True)) for tool in (search.LM_EVAL[0], Path(sys.executable).parent / "mergekit-yaml")
+        ]
+
+    return {
+        "tests": collected,
+        "merge": merged,
+        "swap": lambda: planned(RECIPE),
+        "eval": lambda: [
+            *tools(),
+            *(str((PROJECT / "evals" / "tasks" / f"{task}.yaml").resolve(strict=True)) for task in search.TASKS),
+        ],
+        "search": lambda: [str((PROJECT / "bricks" / name).resolve(strict=True)) for name in search.BRICKS],
+    }
+
+
 def main() -> int:
     """Run the parts for which there is time, and write the results file after each."""
     parser = parser_of(__doc__, "gpu")
@@ -164,14 +210,16 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=int, default=480, help="seconds after which no further part starts")
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--dry-run", action="store_true", help="check inputs and command lines; needs no device")
     parser.add_argument("--folder", type=Path, help="where models are made; default: a temporary folder")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not options.dry_run:
         print("make gpu: no CUDA device here, nothing was run")
         return 0
+    search.LONGEST = 600
     started = time.monotonic()
     document: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(),
+        "device": "none: a dry run" if options.dry_run else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "size": options.size,
         "left_out": [],
@@ -185,6 +233,8 @@ def main() -> int:
             "eval": lambda: evals(folder),
             "search": lambda: searches(folder, options.candidates),
         }
+        if options.dry_run:
+            parts = dry_parts(folder)
         for part, work in parts.items():
             if time.monotonic() - started > options.seconds:
                 document["left_out"].append(part)

@@ -33,6 +33,8 @@ from record import parser_of, write_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 TASKS = {"add": "exact_match", "reverse": "exact_match", "triage_mc": "acc"}
+LONGEST: float | None = None
+"""Seconds after which a process is ended; None: never."""
 LM_EVAL = (str(Path(sys.executable).parent / "lm_eval"), "run", "--model", "hf")
 BRICKS = ("add", "reverse", "triage")
 STEP = {"id": "mix", "merge": "ties", "density": 0.4, "weigh": "before", "divide": "weight"}  # mergekit's variant
@@ -200,7 +202,7 @@ def timed(command: Sequence[str], folder: Path) -> dict[str, float]:
     """Run a process and return its wall and CPU seconds, including its children; exit if it fails."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT), "TOKENIZERS_PARALLELISM": "false"}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: {process.stdout[-2000:]}{process.stderr[-4000:]}")

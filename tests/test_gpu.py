@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from worlds.fact_world import FACTS, TEXT
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -36,6 +38,52 @@ def test_run_agrees_within_one_ulp(project: Project) -> None:
     expected, found = (load_file(p / "model.safetensors") for p in (on_cpu, on_gpu))
     assert expected.keys() == found.keys()
     assert max(ulps(expected[name], found[name]) for name in expected) <= 1
+
+
+# A kind of computation each: products, counts and random masks, decompositions, texts through a live model, gradients, growth.
+KINDS = {
+    "combination": "{merge: task_arithmetic}", "counts": "{merge: ties, density: 0.3}", "masks": "{merge: dare, density: 0.5}",
+    "core": "{merge: tsv}", "texts": "{merge: regmean, calibration: rows.jsonl}",
+    "gradients": "{merge: fisher, calibration: rows.jsonl, samples: 4}",
+    "edit": "{edit: memit, facts: facts.jsonl, layers: [1], contexts: 1, statistics: text.txt, tokens_per_input: 4, min_efficacy: 0, unconverged: skip}",
+    "finetune": "{edit: finetune, facts: facts.jsonl, epochs: 4, min_efficacy: 0}",
+    "train": "{grow: brick, data: rows.jsonl, steps: 3, rank: 2}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("card", ["cuda", "cuda:1"])
+def test_each_kind_repeats_its_bytes_and_agrees_with_the_cpu(kind: str, card: str, project: Project) -> None:
+    """In two projects, so that nothing is cached; on four threads, whose copies overlap."""
+    if card == "cuda:1" and torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    write_jsonl(project.path / "facts.jsonl", FACTS)
+    (project.path / "text.txt").write_text(TEXT * 20)
+    write_jsonl(project.path / "rows.jsonl", [{"prompt": f"w{i} w{i + 1} is", "completion": f"w{i + 2}"} for i in range(8)])
+    text = f"bricks: {{one: bricks/one, full: bricks/full}}\nsteps: [{KINDS[kind]}]\noutput: {{dtype: float32}}\n"
+    results = []
+    for place in (card, card, "cpu"):
+        made = Path(project.run(text, device=torch.device(place), threads=4)["model"])
+        results.append({file.name: load_file(file) for file in made.glob("*.safetensors")})
+        for folder in ("runs", ".workbench"):
+            shutil.rmtree(project.path / folder)
+    first, again, expected = results
+    assert first.keys() == again.keys() == expected.keys()
+    for name, tensors in first.items():
+        assert all(torch.equal(tensors[key], again[name][key]) for key in tensors), name
+        if kind not in ("edit", "finetune", "train"):  # descents, in which last bits grow
+            torch.testing.assert_close(tensors, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_merge_stays_within_its_planned_memory(project: Project) -> None:
+    from workbench.run.plan import plan
+
+    text = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties, density: 0.3}]\n"
+    planned = plan(project.resolve(text), project.path / "runs", 4, cuda=True).device_bytes
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    project.run(text, device=torch.device("cuda"), threads=4)
+    assert torch.cuda.max_memory_allocated() - before <= planned + (64 << 20)  # cuBLAS's workspace
 
 
 def test_live_model_agrees(project: Project) -> None:

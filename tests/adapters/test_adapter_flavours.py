@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from worlds.card import CUDA, card
 from worlds.flavours import BOUND, Flavour, logits, reference, relative, resolved, save_base, save_flavour
 from worlds.project import CPU
 from worlds.tiny import edit_json, tensors_of
@@ -110,6 +111,11 @@ def test_flavour(name: str, base_of: Callable[[str], Path], tmp_path: Path) -> N
     recipe = resolved(base, adapter, tmp_path)
     model = compose(recipe, CPU).model
     tensors = compute(model, torch.float32, CPU)
+    with card() as seen:  # on a CUDA device too, as far as no hardware is needed
+        there = compute(compose(recipe, CUDA).model, torch.float32, CUDA)
+        there = {name: tensor.cpu() for name, tensor in there.items()}
+    assert (seen.mixed, seen.unsteady) == ([], set())
+    assert all(torch.allclose(there[name], tensors[name], rtol=1e-5, atol=1e-6) for name in tensors)
     peft = reference(base, adapter)
     merged = (
         {}

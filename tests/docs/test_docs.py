@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -219,6 +220,30 @@ def test_links_resolve(page: Path) -> None:
 def _slug(heading: str) -> str:
     """GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/bigger-models.md"])
+def test_tests_that_hold_a_promise_exist(page: str) -> None:
+    text = (PROJECT / page).read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "::" in line]
+    assert len(rows) >= 5
+    for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", text):
+        assert f"def {name}(" in (PROJECT / "tests" / file).read_text("utf-8"), f"{file}::{name}"
+    promised = text.partition("| promise | test |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    assert [row for row in promised if "::" not in row] == []
+
+
+@pytest.mark.slow
+@pytest.mark.starter
+def test_make_gpu_finds_its_inputs_and_command_lines(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--out", str(out), "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(out.read_text("utf-8"))
+    assert document["left_out"] == []
+    assert document["tests"] >= 20
+    assert all(size > 0 for size in document["merge"].values())
 
 
 def test_the_map_names_every_folder_in_an_order_that_imports_keep() -> None:

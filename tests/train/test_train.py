@@ -13,9 +13,9 @@ from worlds.train_world import lora
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError
-from workbench.train.fit import Reports
+from workbench.train.fit import Reports, _arguments
 from workbench.train.rows import batch_loss, collate, encode, read_replay, replay
-from workbench.train.run import TrainFiles, train
+from workbench.train.run import TrainFiles, reproducible, train
 from workbench.train.spec import HubData, TrainSpec
 from workbench.train.texts import training_texts
 
@@ -67,6 +67,11 @@ def test_lora_learns_and_is_saved_in_bfloat16(base: Path, data: Path, tmp_path: 
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as within a run on a CUDA device
+    with reproducible(0):
+        pass
+    assert torch.is_deterministic_algorithms_warn_only_enabled(), "operators without an implementation warn, as before"
+    torch.use_deterministic_algorithms(False)
     record = train(lora(), TrainFiles(base, data, tmp_path / "brick"), callbacks=Reports(progress=lambda *a: seen.append(a)))
     assert torch.equal(torch.rand(3), expected)
     assert not torch.are_deterministic_algorithms_enabled()
@@ -92,6 +97,17 @@ def test_lora_learns_and_is_saved_in_bfloat16(base: Path, data: Path, tmp_path: 
     before = model(torch.tensor([[2, 3]])).logits
     model = PeftModel.from_pretrained(model, str(tmp_path / "brick"))
     assert not torch.equal(before, model(torch.tensor([[2, 3]])).logits)
+
+
+def test_a_training_on_cuda_uses_the_named_device_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the Trainer takes the first device, and splits batches that are larger by the others' number over all."""
+    current: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    arguments = _arguments(lora(batch_size=4), tmp_path, "cuda:1", False)
+    assert (arguments.n_gpu, arguments.train_batch_size, arguments.device) == (1, 4, torch.device("cuda:1"))
+    assert current[-1] == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -150,7 +150,7 @@ class Dora(Dense):
 
         def compute(start: int, stop: int, base: Tensor) -> Tensor:
             changed = base + product(left[start:stop], right)
-            norms = changed.double().square().cumsum(1)[:, -1].sqrt().float()
+            norms = _summed(changed.double().square(), 1).sqrt().float()
             return changed * (magnitude[start:stop] / norms).unsqueeze(1) - base
 
         return Rows(compute)
@@ -163,8 +163,13 @@ class Dora(Dense):
             block = matrix(scratch, start, stop, self.spec.cols)
             source.read(start, stop, block)
             changed = block + product(left[start:stop], right)
-            squares = torch.cat([squares.unsqueeze(0), changed.double().square()]).cumsum(0)[-1]
+            squares = _summed(torch.cat([squares.unsqueeze(0), changed.double().square()]), 0)
         return squares.sqrt().float()
+
+
+def _summed(terms: Tensor, dim: int) -> Tensor:
+    """Return the sum over a dimension in a fixed order: on CUDA, which has none for `cumsum`, that of `sum`."""
+    return terms.sum(dim) if terms.device.type == "cuda" else terms.cumsum(dim).select(dim, -1)
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class Grace(MemoryMethod):
             token = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
             count = torch.bincount(batch.owner, minlength=facts)
             loss = torch.zeros(facts, device=token.device).index_add(0, batch.owner, token) / count
-            wrong = torch.bincount(batch.owner, (logits.argmax(1) != batch.targets).float(), minlength=facts)
+            wrong = torch.zeros_like(loss).index_add(0, batch.owner, (logits.argmax(1) != batch.targets).float())
             for i, (value, right) in enumerate(zip(loss.tolist(), (wrong == 0).tolist(), strict=True)):
                 if (right, -value) > (answered[i], -least[i]):
                     least[i], answered[i] = value, right

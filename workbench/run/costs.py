@@ -209,12 +209,14 @@ def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: in
 
     Returns:
         Bytes on the device (float32 buffers with scratch, and two blocks of each input in its stored dtype), and bytes of
-        page-locked host memory (two blocks of each input and one block of the result).
+        page-locked host memory (two blocks of each input and one block of the result). torch rounds page-locked buffers up to
+        powers of two, and keeps those of each size for the next tensor.
     """
-    block = max(min(spec.numel, max(spec.cols, DEVICE_BLOCK_ELEMENTS)) for spec in specs.values())
-    stored = max(spec.itemsize for spec in specs.values()) * block
-    inputs = 2 * (width + 1) * stored
-    return threads * ((width + 6) * 4 * block + inputs), threads * (inputs + stored)
+    blocks = [(min(spec.numel, max(spec.cols, DEVICE_BLOCK_ELEMENTS)), spec.itemsize) for spec in specs.values()]
+    block, stored = max(size for size, _ in blocks), max(size * number for size, number in blocks)
+    locked = sum({1 << (size * number - 1).bit_length() for size, number in blocks if size})
+    inputs = 2 * (width + 1)
+    return threads * ((width + 6) * 4 * block + inputs * stored), threads * (inputs + 1) * locked
 
 
 def merge_bytes(

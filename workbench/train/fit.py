@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate
 from workbench.train.spec import TrainSpec
+from workbench.weights.device import indexed
 from workbench.weights.digests import meaning_of, tensor_digest
 from workbench.weights.header import save_tensors
 
@@ -242,7 +244,8 @@ def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int
         device: "cpu" or a cuda device.
         watch: Hooks into the training.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    place = torch.device(device)
+    with tempfile.TemporaryDirectory() as scratch, torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
         trainer = _trainer(
             _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, watch
         )
@@ -261,7 +264,8 @@ def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int
 def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
     from transformers import TrainingArguments
 
-    return TrainingArguments(
+    place = indexed(torch.device(device))
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.steps,
         per_device_train_batch_size=spec.batch_size,
@@ -282,6 +286,13 @@ def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    if device != "cpu":
+        # By default the Trainer makes the first device the current one, to which accelerate moves the model, and adds a batch for each
+        # other device.
+        arguments._n_gpu = 1
+        arguments._setup_devices = place
+        torch.cuda.set_device(place)
+    return arguments
 
 
 def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watch: Watch) -> Any:

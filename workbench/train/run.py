@@ -68,6 +68,8 @@ def reproducible(seed: int) -> Iterator[None]:
     from transformers import set_seed
 
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     set_seed(seed)
     torch.set_num_threads(THREADS)
@@ -76,8 +78,9 @@ def reproducible(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn)
         torch.set_rng_state(torch_state)
+        torch.cuda.set_rng_state_all(on_devices)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
 

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,8 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
 
     Args:
         device: On a CUDA device, operators also use their deterministic implementation if they have one, so that results are reproducible.
-            On the device of arrays, torch computes nothing and is not imported.
+            Attention is computed by products: fused kernels use TF32, and sum gradients in no fixed order while missing implementations
+            only warn. On the device of arrays, torch computes nothing and is not imported.
     """
     if device is NUMPY:
         yield
@@ -60,19 +61,21 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
     filled = memory.fill_uninitialized_memory
     for operator in operators:
         operator.fp32_precision = "ieee"
-    if device is not None and device.type == "cuda":
-        prepare(device)
-        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
-        torch.use_deterministic_algorithms(True, warn_only=not deterministic or warn)
-        memory.fill_uninitialized_memory = False  # every buffer is written before it is read
-    try:
-        yield
-    finally:
-        for operator, value in zip(operators, before, strict=True):
-            operator.fp32_precision = value
+    with ExitStack() as stack:
         if device is not None and device.type == "cuda":
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn)
-            memory.fill_uninitialized_memory = filled
+            prepare(device)
+            stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
+            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+            torch.use_deterministic_algorithms(True, warn_only=not deterministic or warn)
+            memory.fill_uninitialized_memory = False  # every buffer is written before it is read
+        try:
+            yield
+        finally:
+            for operator, value in zip(operators, before, strict=True):
+                operator.fp32_precision = value
+            if device is not None and device.type == "cuda":
+                torch.use_deterministic_algorithms(deterministic, warn_only=warn)
+                memory.fill_uninitialized_memory = filled
 
 
 def _operators() -> list[Any]:
@@ -186,7 +189,7 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int, device
     device = device or torch.device("cpu")
     _keep_freed_memory()
     before = None if device is NUMPY else torch.get_num_threads()
-    pool = ThreadPoolExecutor(max(1, threads), initializer=_begin, initargs=(device,))
+    pool = ThreadPoolExecutor(max(1, threads), initializer=_begin, initargs=(indexed(device),))
     try:
         futures = [pool.submit(work, name) for name in names]
         finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -250,6 +253,13 @@ def free_models(weights: Weights) -> None:
     """
     if sum(spec.nbytes for spec in weights.specs.values()) > _SMALL:
         gc.collect()
+
+
+def indexed(device: torch.device) -> torch.device:
+    """Return a device by its number: "cuda" is the current device, of which each thread has its own."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _begin(device: torch.device) -> None:

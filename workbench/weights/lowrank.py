@@ -193,7 +193,7 @@ def approximate(matrix: Tensor, rank: int | None, error: float, seed: int) -> Fa
     width = min(32, limit) if error >= 1e-3 else limit
     while True:
         left, values, right = singular(matrix, width if error >= 1e-3 else min(matrix.shape), seed)
-        energy = values.double().square()
+        energy = values.double().square().cpu()  # CUDA adds the terms of cumsum in no fixed order
         tails = (total - energy.cumsum(0)) if error >= 1e-3 else energy.flip(0).cumsum(0).flip(0) - energy
         sufficient = (tails <= total * error**2).nonzero()
         if len(sufficient) or width >= limit:
