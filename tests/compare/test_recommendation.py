@@ -16,7 +16,7 @@ from worlds.stored_scores import BASE, stored
 from workbench.compare import advice, leaders, recommend
 from workbench.compare.advice import Candidate, Guarded
 from workbench.compare.compare import compare
-from workbench.compare.leaders import MeanPairs, pair_of
+from workbench.compare.leaders import MeanDifference, MeanPairs, MeanVerdict, pair_of
 from workbench.compare.tables import Table
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
@@ -295,10 +295,10 @@ def test_costs_are_compared_by_bytes_and_then_by_bricks() -> None:
     assert candidate("a", 0, "safe").cheaper(small) == ""
 
 
-def tables(values: list[list[Any]], clusters: list[Any], chance: float = 0.0) -> list[Table]:
+def tables(values: list[list[Any]], clusters: list[Any], chance: float = 0.0, **settings: Any) -> list[Table]:
     """Tables of skill tasks t0, t1, ...: values[task][configuration] are the items' scores."""
     names = tuple(f"t{i}" for i in range(len(values)))
-    suite = Suite(suite="s", tasks=names, chance=dict.fromkeys(names, chance))
+    suite = Suite(suite="s", tasks=names, chance=dict.fromkeys(names, chance), **settings)
     return [
         Table(
             name,
@@ -340,7 +340,21 @@ def test_the_largest_pair_is_held_against_all_pairs_under_all_sign_flips() -> No
     assert found.p == pytest.approx(max(expected, skewed), abs=1e-3)
     assert found.diff == pytest.approx(table.sum(1)[int(seen.argmax())], abs=1e-12)
     assert pairs.between(other.name, one.name) == found.mirrored()
-    assert (found.mirrored().low, found.mirrored().high) == (-found.high, -found.low)
+    margins = tables(values, clusters, chance, min_effect={"t0": 0.06, "t1": 0.15})
+    assert MeanPairs(margins, (ONE, TWO), 0.05).margin == pytest.approx((0.06 + 0.15) / 0.75 / 2)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "other"), [("better", "worse"), ("worse", "better"), ("equivalent", "equivalent"), ("cannot tell", "cannot tell")]
+)
+def test_a_difference_from_the_other_side(verdict: MeanVerdict, other: MeanVerdict) -> None:
+    own = {"configuration": "a", "against": "b", "diff": 0.25, "low": None, "high": 0.5, "p": 0.03, "needs": 7, "reason": "few"}
+    found = MeanDifference.model_validate({**own, "verdict": verdict}).mirrored()
+    turned = {"configuration": "b", "against": "a", "diff": -0.25, "low": -0.5, "high": None, "verdict": other}
+    assert found.to_dict() == {**own, **turned}
+    assert found.mirrored().to_dict() == {**own, "verdict": verdict}
+    none = found.model_copy(update={"diff": 0.0, "low": 0.0}).mirrored()
+    assert f"{none.diff} {none.high}" == "0.0 0.0", "no difference has no sign"
 
 
 def test_the_family_covers_every_pair_and_not_the_leaders_alone(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit, xlogy
 
 from workbench.scores.changes import pooled
 from workbench.scores.paired import paired, paired_ratio
+from workbench.scores.paired import tested_together as together_of
 from workbench.scores.signflips import PATTERNS
 from workbench.scores.statistics import (
+    clustered_rates,
     clustered_se,
     codes,
     effective_clusters,
@@ -73,6 +76,7 @@ def test_by_hand() -> None:
     assert pair.p > pair.changes.flipped  # two thirds of the p that is corrected for skewness
     low, high = pair.interval(0.05)
     assert 0 < low < 0.55 < high <= 1
+    assert pair.interval(pair.p)[0] > 0  # p is at most the level
     assert pair.interval(0.02)[0] <= 0  # p > 0.02: a stricter interval holds 0
 
 
@@ -167,6 +171,10 @@ def test_identical_and_constant_differences() -> None:
     assert same.unchanged
     assert same.interval() == (0.0, 0.0)
     assert same.mde() is None
+    noise = paired(
+        np.zeros(60), np.full(60, 9e-13), [i // 10 for i in range(60)]
+    )  # changes below all rounding, though not their sums
+    assert (noise.unchanged, noise.p, noise.interval()) == (True, 1.0, (0.0, 0.0))
     everything = paired([0] * 60, [1] * 60, [i // 3 for i in range(60)])
     assert everything.se == 0
     assert everything.p == pytest.approx(0.5 / PATTERNS)  # no random pattern but the first, and that counts half
@@ -174,8 +182,9 @@ def test_identical_and_constant_differences() -> None:
     t2 = t.ppf(0.975, 19) ** 2
     assert low == pytest.approx((60 - t2) / (60 + t2))  # Tango's for 60 of 60; not [1, 1]
     assert high == 1.0
-    with pytest.raises(ValueError, match=r"expected paired items, got 2 and 3"):
-        paired([0, 1], [0, 1, 1])
+    for wrong in (([0, 1], [0, 1, 1]), ([], []), ([0, 1], [1, 0], [0])):
+        with pytest.raises(ValueError, match=f"expected paired items, got {len(wrong[0])} and {len(wrong[1])} scores with"):
+            paired(*wrong)
 
 
 def test_score_intervals() -> None:
@@ -202,6 +211,28 @@ def test_mde_is_found_with_the_stated_power() -> None:
     found = np.mean([paired(np.zeros(200), rng.normal(mde, 0.5, 200)).p <= 0.05 for _ in range(400)])
     assert found == pytest.approx(0.8, abs=0.06)
     assert pair.needs(mde / 2) == pytest.approx(800, abs=2)
+    strict = pair.changes.critical(0.01)
+    for critical in (strict, pair.changes.critical(0.05)):
+        assert pair.mde(critical) == pytest.approx((pair.changes.as_t(critical) + stats.norm.ppf(0.8)) * pair.se, rel=1e-4)
+    assert pair.mde(pair.changes.critical(0.05)) == mde
+    assert (pair.mde(math.inf), pair.needs(mde, math.inf)) == (None, None)
+    assert (pair.needs(0.0), pair.needs(-1.0)) == (None, None)
+    assert pair.needs(mde / 3, strict) == math.ceil(200 * (3 * pair.mde(strict) / mde) ** 2)  # type: ignore[operator]
+    one = paired([0, 1, 0], [1, 1, 1], [0, 0, 0])
+    assert (one.se, one.mde(), one.mde(0.5)) == (math.inf, None, None)
+    few = paired(d[:14] * 0, d[:14], (np.arange(14) % 3).tolist())  # 14 * 20 / 3 items would have twenty clusters
+    assert (few.clusters, few.needs(1e6)) == (3, 94)
+
+
+def test_pairs_tested_together_have_their_own_p() -> None:
+    """Over the same clusters, in one pass over the patterns; the rest of each pair stays."""
+    rng = np.random.default_rng(9)
+    before, cluster = rng.random(60), (np.arange(60) // 5).tolist()
+    pairs = [paired(before, before + rng.normal(shift, 0.3, 60), cluster) for shift in (0.0, 0.1, 0.3)]
+    assert together_of([]) == []
+    for alone, together in zip(pairs, together_of(pairs), strict=True):
+        assert together.changes.tested == pytest.approx(alone.changes.flipped)
+        assert (together.diff, together.se, together.changes.sums is alone.changes.sums) == (alone.diff, alone.se, True)
 
 
 def test_resampling_is_seeded_and_paired() -> None:
@@ -302,6 +333,32 @@ def test_interval_of_perplexities_agrees_with_its_test() -> None:
                 assert low <= pair.diff <= high
                 found.add(pair.p <= level)
     assert found == {True, False}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_interval_of_perplexities_is_the_range_over_the_ellipse(seed: int) -> None:
+    """Every direction tried: with errors of both rates, with the same shift of all texts, and with one rate that has no error."""
+    a, b, words, cluster = texts(np.random.default_rng(seed), 60, 3, gain=0.1)
+    b = (b, a - 0.1 * words, -2.0 * words)[seed % 3]
+    pair = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist())
+    rates, covariance, _ = clustered_rates(np.stack([-a, -b]), words, cluster)
+    values, vectors = np.linalg.eigh(covariance)
+    angle, critical = np.linspace(0, 2 * np.pi, 40_001), pair.changes.critical(0.05)
+    radius = pair.changes.as_t(critical) * np.sqrt(values.clip(0))
+    starts, ends = rates[:, None] + vectors @ (radius[:, None] * [np.cos(angle), np.sin(angle)])
+    changes, shifts = np.exp(ends) - np.exp(starts), ends - starts
+    found = pair.within(critical, bool(shifts.min() > 0 or shifts.max() < 0))
+    assert found == pytest.approx((changes.min(), changes.max()), rel=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["weighted_perplexity", "bits_per_byte"])
+def test_a_critical_value_beyond_all_t_leaves_no_bound_but_the_verdict(kind: str) -> None:
+    """As with a few texts much longer than the others: the interval still excludes 0 exactly if the test rejected."""
+    a, b, words, cluster = texts(np.random.default_rng(6), 60, 3, gain=0.5)
+    for first, second, expected in ((a, b, (-math.inf, -1e-12)), (b, a, (1e-12, math.inf))):
+        pair = paired_ratio(kind, first, second, words, cluster.tolist())
+        assert pair.within(math.inf, rejected=False) == (-math.inf, math.inf)
+        assert pair.within(math.inf, rejected=True) == expected
 
 
 def test_interval_of_perplexities_is_near_a_bootstrap_where_clusters_are_many() -> None:

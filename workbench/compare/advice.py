@@ -238,9 +238,10 @@ def helped(decision: Decision) -> list[str]:
         return [_shown_by(row) for row in decision.unsafe[s.configuration]] or ["Score it on every guarded task."]
     if decision.cause == "unsafe":
         tasks = [row.task for row in decision.unsafe[s.configuration] if row.verdict == "worse"]
-        blamed = [f"{_listed(decision.harmful[t])} alone is worse on {t} too" for t in tasks if decision.harmful.get(t)]
-        if blamed:
-            return [f"{_capital(blamed[0])}: lower its weight or leave it out."]
+        if task := next((t for t in tasks if decision.harmful.get(t)), None):
+            bricks = decision.harmful[task]
+            verb, what, those = ("is", "its weight", "it") if len(bricks) == 1 else ("are", "their weights", "them")
+            return [f"{_capital(_listed(bricks))} alone {verb} worse on {task} too: lower {what} or leave {those} out."]
         return ["Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."]
     if decision.cause == "too few clusters":
         return ["Items from more templates or passages; more items of the same ones do not help."]
