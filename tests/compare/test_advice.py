@@ -64,12 +64,13 @@ def none(
     cause: Any, about: Candidate | None = None, *ranked: Candidate, rows: Mapping[str, Any] | None = None, **fields: Any
 ) -> Decision:
     unsafe = rows if rows is not None else {about.configuration: ()} if about else {}
-    lost: dict[str, tuple[str, ...]] = {c.configuration: () for c in [*ranked, *([about] if about else [])]}
+    lost: dict[str, Any] = {c.configuration: () for c in [*ranked, *([about] if about else [])]} | fields.pop("lost", {})
     return Decision(
         "base", closest=about, cause=cause, ranked=ranked or ((about,) if about else ()), unsafe=unsafe, lost=lost, **fields
     )
 
 
+SMALL = C.model_copy(update={"bricks": 1})
 GAP = "+10.0 points [+5.0, +15.0]"
 HEADS: list[tuple[Decision, str]] = [
     (chosen(A, guarded=("x",)), f"Ship a: mean over skills 50.0; {GAP} against base; safe on x."),
@@ -84,6 +85,11 @@ HEADS: list[tuple[Decision, str]] = [
         chosen(candidate("a", 0.5, diff=-0.0004, low=None, high=None), guarded=("x",)),
         f"Ship a: mean over skills 50.0; 0.0 points [{MINUS}inf, +inf] against base; safe on x.",
     ),
+    (
+        chosen(A, SMALL, of=1, equal_to="a", guarded=("x",)),
+        f"Ship c: equivalent to a, which has the highest mean, and made from fewer bricks (1 against 2); {GAP} against base; safe on x.",
+    ),
+    (none("unsafe", A, A, B, rows={"a": (row(verdict="worse"),)}), f"{NO}a has the highest mean, 50.0, but is worse than base on facts ({MINUS}2.0 points)."),
     (none("no mean"), f"{NO}the suite has no skill task whose scores can be averaged."),
     (none("not scored"), f"{NO}none has scores on all skill tasks."),
     (none("same weights"), f"{NO}all have the weights of base."),
@@ -172,7 +178,7 @@ NEAR = f"({MINUS}0.5 points [{MINUS}2.0, +1.0])"
 ELSE = "Every other configuration with a lower mean is shown to be worse than a."
 CONTROL = "name a recipe that makes the same weights to have it tested."
 UNSAFE, UNSURE = candidate("b", 0.49, "worse"), candidate("b", 0.51, reason="the changes are skewed: one could turn")
-SMALL = C.model_copy(update={"bricks": 1})
+UNSURE_IS = "is not shown to be better than base (the changes are skewed)"
 DETAILS: list[tuple[Decision, list[str]]] = [
     (none("no mean"), []),
     (chosen(A), []),
@@ -183,9 +189,12 @@ DETAILS: list[tuple[Decision, list[str]]] = [
     (none("unsafe", candidate("a", 0.5, role="brick")), []),
     (
         chosen(UNSURE, A, of=1),
-        ["b has a higher mean, 51.0, but is not shown to be better than base (the changes are skewed).", ELSE],
+        [f"b has a higher mean, 51.0, but {UNSURE_IS}.", ELSE],
     ),
     (chosen(UNSURE, A, of=1, equal_to="b", beside=()), [ELSE]),
+    (none("unsafe", B, UNSURE, B, rows={"b": ()}, lost={"b": ("x",)}, controls={"tuned": 0.9}), [f"b has a higher mean, 51.0, but {UNSURE_IS}."]),
+    (chosen(UNSURE, A, of=1, beside=(near("b"),)), [f"b has a higher mean, 51.0, but {UNSURE_IS}.", ELSE]),
+    (chosen(A, B, C, D, E, of=4), [f"{name} has a higher mean, {level}, but is not shown to be better than base." for name, level in (("a", "50.0"), ("b", "49.0"), ("c", "48.0"))] + [ELSE.replace("than a", "than e")]),
     (chosen(A, B, beside=(near("b", needs=1234),)), [f"b is not distinguishable from it ({MINUS}0.5 points [{MINUS}2.0, +1.0]; about 1,300 items would tell)."]),
     (chosen(A, B, beside=(near("b", "equivalent", needs=9),)), [f"b is equivalent to it {NEAR}."]),
     (chosen(A, B, beside=(near("b", "no item changed"),)), ["b answers every item alike."]),
@@ -222,6 +231,13 @@ def test_configurations_beside_it(decision: Decision, texts: list[str]) -> None:
     assert details(decision) == texts
 
 
+def test_who_can_be_recommended() -> None:
+    kinds: list[Guarded] = ["safe", "no guarded task", "baseline", "worse", "not shown safe"]
+    assert [candidate("a", 0.5, kind).recommendable for kind in kinds] == [True, True, True, False, False]
+    assert not candidate("a", 0.5, verdict="cannot tell").recommendable
+    assert A.model_copy(update={"bricks": 0}).cheaper(B) == "", "a result without bricks is not made from fewer"
+
+
 def test_what_was_looked_at_before_counts() -> None:
     assert counted(1, 2) == (
         "1 other configuration was scored on these items and counts in the tests, because the best of 3 looks better by chance "
@@ -231,10 +247,15 @@ def test_what_was_looked_at_before_counts() -> None:
 
 
 def test_a_merge_that_keeps_less_than_its_bricks() -> None:
-    (text,) = merge_loses("ties", "recipes/ties.yaml", Kept(value=0.804, low=0.7, high=0.9499))
+    (text,) = merge_loses("ties", "recipes/ties.yaml", Kept(value=0.81, low=0.71, high=0.9499))
     assert text == (
-        "ties keeps 80 % [70, 95] of what its bricks score alone: `workbench brick advise recipes/ties.yaml` tells whether they overlap or "
+        "ties keeps 81 % [71, 95] of what its bricks score alone: `workbench brick advise recipes/ties.yaml` tells whether they overlap or "
         "contradict each other."
     )
-    for kept in (Kept(value=0.8, low=0.7, high=0.95), Kept(value=None, low=None, high=None), Kept(value=0.8, low=0.7, high=None)):
+    for kept in (
+        Kept(value=0.8, low=0.7, high=0.95),
+        Kept(value=None, low=0.5, high=0.6),
+        Kept(value=0.8, low=None, high=0.9),
+        Kept(value=0.8, low=0.7, high=None),
+    ):
         assert merge_loses("ties", "recipes/ties.yaml", kept) == []

@@ -229,8 +229,6 @@ def merge_loses(name: str, recipe: str, kept: Kept) -> list[str]:
 
 def helped(decision: Decision) -> list[str]:
     """Return sentences on what would help; empty if a configuration is recommended."""
-    if decision.chosen is not None:
-        return []
     if decision.closest is None:
         return _helped_without(decision)
     s = decision.closest
@@ -335,7 +333,7 @@ def _beside(d: MeanDifference, other: Candidate, about: Candidate, decision: Dec
     if d.verdict == "cannot tell" and d.needs:
         facts.append(f"about {_about(d.needs)} items would tell")
     text = f"{d.configuration} {relation}" + (f" ({'; '.join(facts)})" if facts else "")
-    if not other.recommendable and other.guarded in ("worse", "not shown safe"):
+    if other.guarded in ("worse", "not shown safe"):
         return f"{text}, but {_failing(other, decision)}."
     if other.cheaper(about):
         return f"{text} and is {other.cheaper(about)}."
