@@ -12,16 +12,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit, xlogy
 
 from workbench.scores.changes import pooled
-from workbench.scores.paired import paired, paired_ratio
+from workbench.scores.paired import paired
 from workbench.scores.paired import tested_together as together_of
 from workbench.scores.signflips import PATTERNS
 from workbench.scores.statistics import (
-    clustered_rates,
     clustered_se,
     codes,
     effective_clusters,
-    ratio,
-    ratio_interval,
     resampled_means,
     score_interval,
 )
@@ -124,6 +121,34 @@ def test_a_design_effect_is_at_least_one() -> None:
     together, apart = paired(a, a + d, cluster), paired(a, a + d)
     assert together.changes.scale == pytest.approx(apart.changes.scale)
     assert together.within(2.0, rejected=False)[1] >= apart.within(2.0, rejected=False)[1] - 1e-9
+    sums = d.reshape(40, 2).sum(1)
+    assert together.changes.scale == pytest.approx(math.sqrt(d @ d))
+    for unit in (0.5, 3.0):  # graded scores, and scores without a range
+        assert paired(a * unit, (a + d) * unit, cluster).changes.scale == pytest.approx(unit * math.sqrt(sums @ sums))
+    graded = [paired(a / 2, (a + d) / 2, labels).within(2.0, rejected=False) for labels in (cluster, None)]
+    assert graded[0][1] < graded[1][1] - 0.01, "scores between 0 and 1 may cancel within clusters"
+
+
+RANGES: list[tuple[list[float], list[float], float | None, tuple[float, bool] | None]] = [
+    ([0, 1, 0], [1, 1, 0], None, (1.0, True)),
+    ([0, 0.5, 1], [1, 1, 0], None, (1.0, False)),
+    ([0, 1, 0], [1, 0.5, 0], None, (1.0, False)),
+    ([-0.1, 1, 0], [1, 1, 0], None, None),
+    ([0, 1, 0], [-0.1, 1, 0], None, None),
+    ([0, 1.1, 0], [1, 1, 0], None, None),
+    ([0, 1, 0], [1, 1.1, 0], None, None),
+    ([0, 1, 0], [1, 1, 0], 2.0, (2.0, True)),
+    ([0, 3, 0], [1, 1, 0], 4.0, (4.0, False)),
+    ([0, 1, 0], [1, 1, 0], math.inf, None),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "span", "expected"), RANGES)
+def test_range_of_scores(a: list[float], b: list[float], span: float | None, expected: tuple[float, bool] | None) -> None:
+    """Scores that all lie in [0, 1] change by at most 1; other scores have no range unless it is given."""
+    found = paired(a, b, span=span).changes
+    assert (found.bounded and (found.bounded.span, found.bounded.answers)) == expected
+    assert (found.worst, paired(a, b, span=span, worst=0.3).changes.worst) == (expected[0] if expected else None, 0.3)
 
 
 def test_mean_over_tasks() -> None:
@@ -263,124 +288,3 @@ def test_a_mean_over_tasks_by_hand() -> None:
     assert (found.squares, found.plain, found.units) == pytest.approx(((w**2 * d**2).sum(), (w**2 * d).sum(), (w**2).sum()))
     assert found.spread == pytest.approx(sum((v**2 * (x - x.mean()) ** 2).sum() for v, x in zip(weights, items, strict=True)))
     assert found.variance == pytest.approx(sum((120 / 2 * f * pair.se) ** 2 for f, pair in zip(factors, pairs, strict=True)))
-
-
-# Ratios of sums
-
-
-def texts(rng: np.random.Generator, n: int, per: int, gain: float = 0.0) -> tuple[Any, Any, Any, Any]:
-    """Log-likelihoods of the same texts under two models, words, clusters."""
-    words, cluster = rng.integers(5, 300, n).astype(float), np.arange(n) // per
-    rate = 2 + 0.3 * rng.normal(size=n) + 0.2 * rng.normal(size=n // per)[cluster]
-    other = rate - gain + 0.1 * rng.normal(size=n) + 0.05 * rng.normal(size=n // per)[cluster]
-    return -rate * words, -other * words, words, cluster
-
-
-def test_ratios_are_those_of_lm_eval() -> None:
-    from lm_eval.api.metrics import bits_per_byte, perplexity, weighted_perplexity
-
-    a, _, words, _ = texts(np.random.default_rng(0), 20, 1)
-    rows = list(zip(a.tolist(), words.tolist(), strict=True))
-    assert ratio("weighted_perplexity", a, words) == pytest.approx(weighted_perplexity(rows))
-    assert ratio("bits_per_byte", a, words) == pytest.approx(bits_per_byte(rows))
-    assert ratio("perplexity", a / 100, np.ones(20)) == pytest.approx(perplexity((a / 100).tolist()))
-    assert ratio("perplexity", [-1000.0], [1.0]) == pytest.approx(math.exp(700))  # still a number
-    with pytest.raises(ValueError, match="expected one of perplexity, weighted_perplexity, bits_per_byte"):
-        ratio("bleu", a, words)
-
-
-def test_error_of_a_ratio_is_the_jackknife() -> None:
-    from scipy.stats import t
-
-    a, b, words, cluster = texts(np.random.default_rng(1), 90, 3, gain=0.1)
-    left_out = np.array([[ratio("bits_per_byte", x[cluster != c], words[cluster != c]) for c in range(30)] for x in (a, b)])
-    effective = words.sum() ** 2 / (np.bincount(cluster, words) ** 2).sum()
-    q = t.ppf(0.975, effective - 1)
-    error = math.sqrt(29 / 30 * ((left_out[0] - ratio("bits_per_byte", a, words)) ** 2).sum())
-    value = ratio("bits_per_byte", a, words)
-    assert ratio_interval("bits_per_byte", a, words, cluster) == pytest.approx((value - q * error, value + q * error))
-    pair = paired_ratio("bits_per_byte", a, b, words, cluster.tolist())
-    gaps = left_out[1] - left_out[0] - pair.diff
-    assert pair.se == pytest.approx(math.sqrt(29 / 30 * (gaps**2).sum()))
-    assert pair.changes.critical(0.05) == pytest.approx(q * math.sqrt(effective / (effective - 1 + q * q)))
-    assert pair.interval() == pytest.approx((pair.diff - q * pair.se, pair.diff + q * pair.se))
-    assert pair.p == pytest.approx(2 * t.sf(abs(pair.diff) / pair.se, effective - 1), abs=0.01)
-
-
-@pytest.mark.parametrize(("n", "per"), [(60, 5), (120, 4)])
-def test_equal_weights_are_a_mean(n: int, per: int) -> None:
-    """One unit a text: bits are then a mean over items, and both classes say the same."""
-    a, b, _, cluster = texts(np.random.default_rng(2), n, per, gain=0.5)
-    one = paired_ratio("bits_per_byte", a, b, np.ones(n), cluster.tolist())
-    mean = paired(-a / math.log(2), -b / math.log(2), cluster.tolist())
-    for name in ("diff", "se", "p", "wins", "losses", "clusters"):
-        assert getattr(one, name) == pytest.approx(getattr(mean, name))
-    for level in (0.05, 0.01):
-        assert one.interval(level) == pytest.approx(mean.interval(level))
-    assert one.mde() == pytest.approx(mean.mde())
-    assert one.needs(0.01) == mean.needs(0.01)
-
-
-def test_interval_of_perplexities_agrees_with_its_test() -> None:
-    rng, found = np.random.default_rng(3), set()
-    for n, per in ((40, 4), (60, 4), (100, 5), (240, 4)):
-        for _ in range(40):
-            a, b, words, cluster = texts(rng, n, per, gain=rng.choice([0.0, 0.05, 0.1]))
-            pair = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist())
-            for level in (0.05, 0.01, 0.05 / 24):
-                low, high = pair.interval(level)
-                assert (pair.p <= level) == (low > 0 or high < 0)
-                assert low <= pair.diff <= high
-                found.add(pair.p <= level)
-    assert found == {True, False}
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_interval_of_perplexities_is_the_range_over_the_ellipse(seed: int) -> None:
-    """Every direction tried: with errors of both rates, with the same shift of all texts, and with one rate that has no error."""
-    a, b, words, cluster = texts(np.random.default_rng(seed), 60, 3, gain=0.1)
-    b = (b, a - 0.1 * words, -2.0 * words)[seed % 3]
-    pair = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist())
-    rates, covariance, _ = clustered_rates(np.stack([-a, -b]), words, cluster)
-    values, vectors = np.linalg.eigh(covariance)
-    angle, critical = np.linspace(0, 2 * np.pi, 40_001), pair.changes.critical(0.05)
-    radius = pair.changes.as_t(critical) * np.sqrt(values.clip(0))
-    starts, ends = rates[:, None] + vectors @ (radius[:, None] * [np.cos(angle), np.sin(angle)])
-    changes, shifts = np.exp(ends) - np.exp(starts), ends - starts
-    found = pair.within(critical, bool(shifts.min() > 0 or shifts.max() < 0))
-    assert found == pytest.approx((changes.min(), changes.max()), rel=2e-5)
-
-
-@pytest.mark.parametrize("kind", ["weighted_perplexity", "bits_per_byte"])
-def test_a_critical_value_beyond_all_t_leaves_no_bound_but_the_verdict(kind: str) -> None:
-    """As with a few texts much longer than the others: the interval still excludes 0 exactly if the test rejected."""
-    a, b, words, cluster = texts(np.random.default_rng(6), 60, 3, gain=0.5)
-    for first, second, expected in ((a, b, (-math.inf, -1e-12)), (b, a, (1e-12, math.inf))):
-        pair = paired_ratio(kind, first, second, words, cluster.tolist())
-        assert pair.within(math.inf, rejected=False) == (-math.inf, math.inf)
-        assert pair.within(math.inf, rejected=True) == expected
-
-
-def test_interval_of_perplexities_is_near_a_bootstrap_where_clusters_are_many() -> None:
-    rng = np.random.default_rng(4)
-    a, b, words, cluster = texts(rng, 1200, 3, gain=0.3)
-    draws = rng.multinomial(400, np.full(400, 1 / 400), 4000)
-    sums = [draws @ np.bincount(cluster, x) / (draws @ np.bincount(cluster, words)) for x in (a, b)]
-    expected = np.percentile(np.exp(-sums[1]) - np.exp(-sums[0]), (2.5, 97.5))
-    low, high = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist()).interval()
-    assert (low, high) == pytest.approx(tuple(expected), rel=0.02)
-
-
-def test_ratios_without_spread_or_clusters() -> None:
-    a, _, words, cluster = texts(np.random.default_rng(5), 60, 2)
-    same = paired_ratio("perplexity", a, a, words, cluster.tolist())
-    assert same.unchanged
-    assert (same.p, same.interval(), same.mde()) == (1.0, (0.0, 0.0), None)
-    alike = paired_ratio("perplexity", a, a - 0.1 * words, words, cluster.tolist())  # every cluster 0.1 nats a word worse
-    low, high = alike.interval()
-    assert alike.p == pytest.approx(0.5 / PATTERNS)
-    assert 0 < low < alike.diff < high
-    assert ratio_interval("perplexity", a, words, np.zeros(60, int)) == (1.0, math.inf)
-    assert paired_ratio("perplexity", a, a - 1, words, [0] * 60).interval() == (-math.inf, math.inf)
-    with pytest.raises(ValueError, match="expected paired items"):
-        paired_ratio("perplexity", a, a[:1], words)

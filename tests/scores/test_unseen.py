@@ -8,7 +8,7 @@ from scipy import stats
 
 from workbench.scores.changes import pooled, unseen_sum
 from workbench.scores.paired import paired, paired_ratio
-from workbench.scores.signflips import skew_p, times_needed, unseen_p
+from workbench.scores.signflips import skew_p, tails, times_needed, unseen_p
 
 
 @pytest.mark.parametrize(("up", "down"), [(8, 2), (60, 20), (3, 0), (5, 9), (200, 100), (1000, 900)])
@@ -116,6 +116,26 @@ def test_one_unseen_cluster_withholds_what_skewed_clusters_show() -> None:
     times = int(np.ceil(needed / (k * m)))
     more = paired(np.ones(times * k * m), np.tile(after, (times, 1)).ravel(), np.repeat(np.arange(times * k), m).tolist())
     assert more.p <= 0.05
+
+
+@pytest.mark.parametrize("has_range", [True, False])
+def test_p_is_the_largest_of_what_each_test_leaves(has_range: bool) -> None:
+    """Sign flips, half of one unseen cluster's p and 4/5 of that of skewness; without a range, flips and skewness in full."""
+    assert unseen_sum(2.0, 5) == pytest.approx(2 * 5 * (0.1 + 0.9 / 5) ** 0.5)
+    decided = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        d = 0.5 * rng.choice([-1.0, 1.0], 24) * rng.random(24) ** rng.choice([1, 8]) + rng.choice([0.0, 0.2])
+        d = d.clip(-0.5, 0.5)
+        before = np.full(24, 0.5 if has_range else 1.5)
+        pair = paired(before, before + d, (np.arange(24) // 2).tolist())
+        sums, sizes = d.reshape(12, 2).sum(1), np.full(12, 2.0)
+        parts = [float(tails(sums[:, None])[0]), skew_p(sums, sizes) * (0.8 if has_range else 1.0)]
+        if has_range:
+            parts.append(unseen_p(sums if d.sum() > 0 else -sums, unseen_sum(1.0, 2)) / 2)
+        assert pair.p == pytest.approx(max(parts))
+        decided.add(int(np.argmax(parts)))
+    assert decided == ({0, 1, 2} if has_range else {0, 1})
 
 
 def test_times_needed_is_the_smallest_multiple() -> None:
