@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,12 @@ def test_mde_is_found_with_the_stated_power() -> None:
     assert pair.needs(mde / 3, strict) == math.ceil(200 * (3 * pair.mde(strict) / mde) ** 2)  # type: ignore[operator]
     one = paired([0, 1, 0], [1, 1, 1], [0, 0, 0])
     assert (one.se, one.mde(), one.mde(0.5)) == (math.inf, None, None)
+    free = paired([0, 3, 0], [1, 1, 1], [0, 0, 0])
+    for critical in (0.5, one.changes.critical(0.05), math.inf):  # one cluster shows nothing
+        assert one.within(critical, rejected=False) == (-1.0, 1.0)
+        assert free.within(critical, rejected=False) == (-math.inf, math.inf)
+    gained = paired(np.zeros(30), np.r_[np.ones(20), np.zeros(10)])
+    assert gained.within(math.inf, rejected=True) == (pytest.approx(1e-12), 1.0)
     few = paired(d[:14] * 0, d[:14], (np.arange(14) % 3).tolist())  # 14 * 20 / 3 items would have twenty clusters
     assert (few.clusters, few.needs(1e6)) == (3, 94)
 
@@ -257,6 +264,7 @@ def test_pairs_tested_together_have_their_own_p() -> None:
     assert together_of([]) == []
     for alone, together in zip(pairs, together_of(pairs), strict=True):
         assert together.changes.tested == pytest.approx(alone.changes.flipped)
+        assert replace(alone.changes, tested=0.625).flipped == 0.625
         assert (together.diff, together.se, together.changes.sums is alone.changes.sums) == (alone.diff, alone.se, True)
 
 

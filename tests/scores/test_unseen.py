@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.scores.changes import pooled, unseen_sum
+from workbench.scores.changes import Changes, pooled, unseen_sum
 from workbench.scores.paired import paired, paired_ratio
 from workbench.scores.signflips import skew_p, tails, times_needed, unseen_p
 
@@ -98,6 +100,21 @@ def test_without_a_range_clusters_without_a_change_show_nothing() -> None:
     perplexity = paired_ratio("weighted_perplexity", values, values, words, worst=1.0).changes
     assert bits.worst == pytest.approx(np.log(2))
     assert perplexity.worst == pytest.approx(np.log(1 + 1 / before))
+
+
+def test_a_change_is_excluded_at_exactly_its_p() -> None:
+    """By Hall's corrected t without a largest change, by one unseen cluster of effective size with one, and never on the side of the mean."""
+    rng = np.random.default_rng(1)
+    sums, sizes = rng.normal(0.02, 0.1, 20), rng.integers(1, 9, 20).astype(float)
+    for side in (1, -1):
+        short = 0.1 * sizes - side * sums
+        unseen = unseen_p(short, 0.6 * float(sizes @ sizes) / sizes.sum())
+        for changes, p in ((Changes(sums, sizes), skew_p(short, sizes) / 2), (Changes(sums, sizes, worst=0.7), unseen)):
+            assert 0 < p < 0.5
+            assert changes.excludes(0.1, side, p)
+            assert not changes.excludes(0.1, side, 0.999 * p)
+    far = Changes(sums + 5 * sizes, sizes)
+    assert (far.excludes(1.0, -1, 1e-6), far.excludes(1.0, 1, 0.5), far.excludes(math.inf, 1, 1e-6)) == (True, False, True)
 
 
 def test_one_unseen_cluster_withholds_what_skewed_clusters_show() -> None:
