@@ -228,6 +228,56 @@ def test_score_intervals() -> None:
     assert 0.2 < low < 0.3 < high < 0.4
 
 
+def plain_interval(groups: list[list[float]]) -> tuple[float, float]:
+    """The interval of right/wrong items from its definition: products for the beta-binomial likelihood, Wilson's bounds as roots."""
+    sizes, n = [len(group) for group in groups], sum(map(len, groups))
+    right = [sum(group) for group in groups]
+    mean, effective_k = sum(right) / n, n**2 / sum(size**2 for size in sizes)
+    variance = sum((r - s * mean) ** 2 / (1 - s / n) for r, s in zip(right, sizes, strict=True)) / n**2
+    smooth, total, weighted = (sum(right) + 1) / (n + 2), 0.0, 0.0
+    for i in range(20):
+        rho = (i + 0.5) / 20
+        a, b, density = smooth * (1 / rho - 1), (1 - smooth) * (1 / rho - 1), rho
+        for r, s in zip(right, sizes, strict=True):
+            density *= math.prod(a + j for j in range(int(r))) * math.prod(b + j for j in range(int(s - r)))
+            density /= math.prod(a + b + j for j in range(s))
+        total, weighted = total + density, weighted + density * rho
+    rare = sum(r < s if smooth > 0.5 else r > 0 for r, s in zip(right, sizes, strict=True))
+    correlation = 0.0 if max(sizes) == 1 else weighted / total * min(1, 12 / max(rare, 1))
+    seen = variance * n / (mean * (1 - mean)) if 0 < mean < 1 else 1.0
+    items = n / max(seen, 1 + (n / effective_k - 1) * correlation)
+    q = float(stats.t.ppf(0.975, effective_k - 1)) ** 2 / items
+    low, high = sorted(np.roots([1 + q, -2 * mean - q, mean**2]).real)
+    return max(low, 0.0), min(high, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("level", [0.03, 0.5, 0.6, 0.97, 1.0])
+def test_interval_of_right_and_wrong_items(level: float, seed: int) -> None:
+    """Few and many clusters, of equal and of other sizes, of one item; answers alike within clusters or not."""
+    rng = np.random.default_rng(seed)
+    sizes = [1] * 40 if seed % 4 == 0 else rng.integers(1, 7, (9, 30)[seed % 2]).tolist() if seed % 4 < 3 else [5] * 18
+    alike = rng.random() < 0.5
+    groups = [[float(x < level) for x in (rng.random(s) if not alike else rng.random(1).repeat(s))] for s in sizes]
+    values, cluster = np.array([x for group in groups for x in group]), np.repeat(np.arange(len(sizes)), sizes)
+    assert score_interval(values, cluster) == pytest.approx(plain_interval(groups), abs=1e-9)
+
+
+def test_interval_of_other_scores() -> None:
+    """Mean +- t times the clustered error, clipped where all scores lie in [0, 1]; nothing from one cluster."""
+    cluster = np.arange(12) // 2
+    for values, clip in (
+        (np.r_[np.zeros(6), 0.2, np.zeros(5)], (0.0, 1.0)),
+        (np.r_[np.ones(6), 0.7, np.ones(5)], (0.0, 1.0)),
+        (np.r_[np.zeros(6), -0.2, np.zeros(5)], (-9.0, 9.0)),
+        (np.r_[np.zeros(6), 5.0, np.zeros(5)], (-9.0, 9.0)),
+    ):
+        half = stats.t.ppf(0.975, 5) * clustered_se(values, cluster)
+        expected = max(values.mean() - half, clip[0]), min(values.mean() + half, clip[1])
+        assert score_interval(values, cluster) == pytest.approx(expected)
+        assert score_interval(values, cluster * 0) == ((0.0, 1.0) if clip[0] == 0 else (-math.inf, math.inf))
+
+
 def test_mde_is_found_with_the_stated_power() -> None:
     rng = np.random.default_rng(6)
     d = rng.normal(0, 0.5, 200)
