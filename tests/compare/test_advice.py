@@ -238,6 +238,16 @@ def test_who_can_be_recommended() -> None:
     assert A.model_copy(update={"bricks": 0}).cheaper(B) == "", "a result without bricks is not made from fewer"
 
 
+def test_what_a_row_says_of_itself() -> None:
+    kinds = [(family, role) for family in ("compared", "guarded", "controls") for role in ("configuration", "brick")]
+    rows = [row(family=family, role=role) for family, role in kinds]
+    assert [r.guarded for r in rows] == [False, False, True, True, False, False]
+    assert [r.apart for r in rows] == [False, False, False, True, True, True]
+    assert [row(needs=needs).needed for needs in (None, 0, 99, 100, 101)] == [None, None, None, None, 101]
+    ends = [(-0.07, 0.03, False), (-0.07, 0.03, True), (0.01, 0.03, False), (None, 0.03, False), (-0.07, None, True)]
+    assert [row(low_adj=low, high_adj=high, lower=lower).worst for low, high, lower in ends] == [0.07, 0.03, -0.01, None, None]
+
+
 def test_what_was_looked_at_before_counts() -> None:
     assert counted(1, 2) == (
         "1 other configuration was scored on these items and counts in the tests, because the best of 3 looks better by chance "
