@@ -17,10 +17,14 @@ from workbench.scores.paired import paired
 from workbench.scores.paired import tested_together as together_of
 from workbench.scores.signflips import PATTERNS
 from workbench.scores.statistics import (
+    brier_score,
     clustered_se,
     codes,
     effective_clusters,
+    interval,
+    ratio_interval,
     resampled_means,
+    score,
     score_interval,
 )
 
@@ -278,6 +282,32 @@ def test_interval_of_other_scores() -> None:
         expected = max(values.mean() - half, clip[0]), min(values.mean() + half, clip[1])
         assert score_interval(values, cluster) == pytest.approx(expected)
         assert score_interval(values, cluster * 0) == ((0.0, 1.0) if clip[0] == 0 else (-math.inf, math.inf))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "same", "known"),
+    [(20, 10, True), (20, 11, True), (20, 12, True), (20, 13, False), (10, 5, True), (10, 6, False), (2, 2, False)],
+)
+def test_a_jackknife_over_clusters_of_equal_influence_has_no_ends(clusters: int, same: int, known: bool) -> None:
+    """With at most half of the clusters alike, or eight others, it has; a difference below nine digits is none."""
+    sizes = np.arange(clusters) % 3 + 1
+    cluster = np.arange(clusters).repeat(sizes)
+    for unit, noise in ((1.0, 1e-11), (1e6, 1e-5)):
+        shares = np.r_[np.full(same, 0.9) + noise / unit * np.arange(same), 0.9 + 0.01 * np.arange(1, clusters - same + 1)] * unit
+        values = shares[cluster]
+        half = stats.t.ppf(0.975, effective_clusters(sizes) - 1 if clusters > 2 else 1) * clustered_se(values, cluster)
+        low, high = (values.mean() - half, values.mean() + half) if known else (-math.inf, math.inf)
+        assert interval("bleu", values, cluster) == pytest.approx((low, high))
+        assert interval("f1", values, cluster) == pytest.approx((max(low, 0.0), min(high, 1.0)))
+
+
+def test_what_a_metric_is_over_items() -> None:
+    values, words, cluster = np.array([-1.0, -3, -2, -6]), np.array([1.0, 2, 1, 2]), np.array([0, 0, 1, 2])
+    assert score(None, values) == score("f1", values) == score(None, values, words) == -3
+    assert score("perplexity", values, words) == pytest.approx(math.exp(12 / 6))
+    assert interval(None, values, cluster) == score_interval(values, cluster)
+    assert interval("perplexity", values, cluster, words) == ratio_interval("perplexity", values, words, cluster)
+    assert brier_score(1, [0.2, 0.5, 0.3]) == pytest.approx(0.04 + 0.25 + 0.09)
 
 
 def test_mde_is_found_with_the_stated_power() -> None:
