@@ -57,6 +57,15 @@ def test_skewness_is_corrected_for_as_by_hand() -> None:
     assert skew_p(np.ones(10), sizes) == 0.0  # no spread
 
 
+def test_clusters_that_count_several_times_are_that_many_clusters() -> None:
+    rng = np.random.default_rng(2)
+    sums, sizes = rng.exponential(size=9) - 0.6, rng.integers(1, 5, 9).astype(float)
+    for times in (2, 5):
+        more = np.tile(sums, times), np.tile(sizes, times)
+        assert skew_p(sums, sizes, times) == pytest.approx(skew_p(*more))
+        assert unseen_p(sums, 1.5, times) == pytest.approx(unseen_p(more[0], 1.5), rel=1e-6)
+
+
 def test_a_symmetric_sample_is_students_t() -> None:
     sums = np.r_[-1.0, -0.5, 0.5, 1.0] + 0.3
     t = 0.3 / (sums.std(ddof=1) / 2)
