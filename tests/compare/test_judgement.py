@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.compare import differences
-from workbench.compare.families import Ruling, TestedCell, skewed
+from workbench.compare import differences, families
+from workbench.compare.families import Ruling, skewed
 from workbench.compare.tables import Table
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
@@ -28,7 +28,7 @@ def cell(
     cluster, values = np.arange(clusters).repeat(10), {BASE.digest: before.ravel() * unit, ONE.digest: after.ravel() * unit}
     found = Suite(suite="s", tasks=("t",), **suite)
     table = Table("t", "acc", found, "p", [{}] * cluster.size, cluster, values, {}, lower=lower)
-    return TestedCell(ONE, table, table.paired(BASE.digest, ONE.digest), BASE.digest)
+    return families.TestedCell(ONE, table, table.paired(BASE.digest, ONE.digest), BASE.digest)
 
 
 def ruling(p: float = 0.5, flipped: float = 0.5, least: float = 0.01) -> Ruling:
@@ -69,13 +69,16 @@ def test_equivalent_or_not_told() -> None:
     assert compared(near, (-0.5, 0.5), flipped=0.05) == ("cannot tell", skewed(20), near.pair.needs_symmetry(0.05))
     assert compared(near, (-0.049, 0.049), flipped=0.05)[0] == "equivalent"
     assert compared(near, flipped=0.0501)[1] == WIDE
-    rare = cell((0,), (1,), min_effect=0.05)
+    rare = cell((0, 1, 2), min_effect=0.05)
     sides = [rare.drawn.needs_to_exclude(0.05, side, ruling().level(rare.pair)) for side in (-1, 1)]
-    assert compared(rare, (-0.049, 0.049)) == ("cannot tell", HIDDEN, max(sides))
-    free = cell(MANY, unit=5.0)
-    assert compared(free) == ("cannot tell", NONE, free.pair.needs(abs(free.pair.diff), CRITICAL))
-    large = cell(MANY, min_effect=0.01)
-    assert compared(large)[2] == large.pair.needs(large.pair.diff, CRITICAL)
+    assert sides[0] < sides[1], "a rise is less far from what was seen"
+    assert compared(rare, (-0.049, 0.049)) == ("cannot tell", HIDDEN, sides[1])
+    tight = cell(range(10), min_effect=0.0501)  # a mean of 0.05
+    assert compared(tight, (0.0, 0.05)) == ("cannot tell", HIDDEN, None)
+    free = cell((0, 1), unit=5.0)
+    assert compared(free) == ("cannot tell", NONE, free.pair.needs(free.pair.diff, CRITICAL))
+    for large in (cell(MANY, min_effect=0.01), cell((), (0, 1, 2), min_effect=0.001)):
+        assert compared(large)[2] == large.pair.needs(abs(large.pair.diff), CRITICAL)
 
 
 def test_no_difference_can_be_significant() -> None:
@@ -121,5 +124,6 @@ def test_harm(lower: bool) -> None:
     few = change(0, clusters=7)
     needs = few.pair.needs(abs(few.pair.diff))
     assert guarded(few, ends(0.0, 0.01), p=0.01) == ("not shown safe", "too few clusters: 7, at least 8 needed", needs)
+    assert "too few" not in str(guarded(change(0, clusters=8), ends(0.0, 0.01))[1])
     same = change(clusters=7)
     assert guarded(same)[2] == 200, "twenty clusters of ten items"
