@@ -119,6 +119,11 @@ def test_harm(lower: bool) -> None:
     needs = rare.drawn.needs_to_exclude(0.05, 1 if lower else -1, ruling().level(rare.pair))
     said = "20 clusters do not exclude a large loss on a few clusters that were not drawn"
     assert guarded(rare, ends(0.0, 0.049)) == ("not shown safe", said, needs)
+    assert guarded(change(), ends(0.0, 0.049))[1] == f"no item changed, but {said}"
+    few_items = "80 items do not exclude a large loss on a few items that were not drawn"
+    assert guarded(change(0, clusters=8, drawn="items", tolerance=0.02), ends(0.0, 0.019))[1] == few_items
+    free = "the metric has no range: the suite's `worst` must give the largest loss of a cluster"
+    assert guarded(change(0, unit=5.0), ends(0.0, 0.01))[1] == free
     unknown = change(0, unit=5.0, tolerance=0.05)
     assert guarded(unknown) == ("not shown safe", "the suite gives no tolerance for this metric", None)
     few = change(0, clusters=7)
