@@ -133,7 +133,7 @@ def test_shared_experts_take_the_neurons_that_are_active_most_often() -> None:
 
 def test_shared_experts_of_cmoe_are_three_of_eight() -> None:
     layers, sample = opened(planted_llama(noise=0.0), 2, random_rows([12] * 30, words=24))
-    for experts, most, expected in ((8, None, 3), (16, None, 6), (8, 2, 2), (16, 99, 6), (4, 0, 0)):
+    for experts, most, expected in ((8, None, 3), (16, None, 6), (32, None, 12), (8, 2, 2), (16, 99, 6), (4, 0, 0)):
         assert divide(Division("cmoe", experts, most_shared=most), layers, sample).shared == (expected,) * 2
 
 
