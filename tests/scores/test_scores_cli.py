@@ -198,6 +198,7 @@ BAD_LINES: list[tuple[dict[str, Any], str]] = [
     ({"metrics": "acc"}, "expected a list of names under 'metrics', found \"acc\""),
     ({"metrics": ["acc", 1]}, "expected a list of names under 'metrics', found [\"acc\", 1]"),
     ({"arguments": [REQUEST]}, ARGS),
+    ({"arguments": ["gen_args_0"]}, ARGS),
     ({"arguments": {"gen_args_1": REQUEST}}, ARGS),
     ({"arguments": {"gen_args_1": REQUEST, "gen_args_0": REQUEST}}, ARGS),
     ({"arguments": {"gen_args_0": ["q", " a"]}}, PARTS),
