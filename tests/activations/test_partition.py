@@ -58,6 +58,7 @@ def test_all_experts_are_the_dense_layer(family: str, dense_of: Callable[[str], 
             assert of.experts.shape == (4, units // 4)
             assert of.experts.flatten().sort().values.tolist() == list(range(units))
             assert of.members()[of.experts[2]].tolist() == [2] * (units // 4)
+        assert partition.shared == ((1 if method == "cmoe" else 0),) * len(layers)
         assert dense_difference(sample, partition) <= 1e-5
         rows = random_rows([12] * 3)
         with selecting(model, layers, partition, oracle(layers, partition), 4):
@@ -128,6 +129,12 @@ def test_shared_experts_take_the_neurons_that_are_active_most_often() -> None:
             fixed = of.experts[:2].flatten()
             others = of.experts[2:].flatten()
             assert float(rates[fixed].min()) >= float(rates[others].max())
+
+
+def test_shared_experts_of_cmoe_are_three_of_eight() -> None:
+    layers, sample = opened(planted_llama(noise=0.0), 2, random_rows([12] * 30, words=24))
+    for experts, most, expected in ((8, None, 3), (16, None, 6), (32, None, 12), (8, 2, 2), (16, 99, 6), (4, 0, 0)):
+        assert divide(Division("cmoe", experts, most_shared=most), layers, sample).shared == (expected,) * 2
 
 
 def test_cmoe_against_a_direct_computation(dense_of: Callable[[str], Path]) -> None:

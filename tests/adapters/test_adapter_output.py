@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from worlds.peft_runs import TOKENS, config, peft_logits
 from worlds.project import CPU, Project
@@ -232,8 +234,13 @@ def test_bytes_do_not_depend_on_threads_or_an_interruption(project: Project) -> 
 
 def test_plan_predicts_the_file(project: Project) -> None:
     """To the byte where only adapters are merged; a dense result's whole tensors are a bound."""
-    for output in ("{form: adapter}", "{form: adapter, rank: 6}", "{form: adapter, rank: 6, dtype: bfloat16}"):
-        text = SUM + f"output: {output}\n"
+    file = save_adapter(project.path / "base", project.path / "saved", seed=5, modules_to_save=["norm"]) / WEIGHTS
+    save_file({name: t if t.dim() > 1 else t + 0.5 for name, t in load_file(file).items()}, file)  # vectors, which are no factors
+    saved = "bricks: {one: bricks/one, saved: saved}\nsteps: [{merge: task_arithmetic}]\n"
+    for head, output in product(
+        (SUM, saved), ("{form: adapter}", "{form: adapter, rank: 6}", "{form: adapter, rank: 6, dtype: bfloat16}")
+    ):
+        text = head + f"output: {output}\n"
         predicted = plan(project.resolve(text), project.path / "runs").write_bytes
         record = json.loads((Path(project.run(text)["run"]) / "run.json").read_text("utf-8"))["output"]
         assert record["bytes"] == predicted, output

@@ -40,6 +40,10 @@ JOINED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"target_modules": ["v_proj"], "target_parameters": ["experts.gate_up_proj"]},
         {"block_sparse_moe.input_linear.weight", "self_attn.v_proj.weight"},
     ),
+    "gpt2": (  # a square Conv1D as a parameter, which PEFT updates as it is stored
+        {"n_inner": 24}, {"target_modules": [], "target_parameters": ["attn.c_proj.weight"]},
+        {"transformer.h.1.attn.c_proj.weight"},
+    ),
     "sarvam_moe": (  # one projection on disk, three in the live model
         {"intermediate_size": 24, "moe_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 1, "head_dim": 8,
          "n_group": 1, "topk_group": 1},
@@ -88,6 +92,20 @@ def test_joined_weights(family: str, tmp_path: Path) -> None:
         bound.open_delta(name, CPU).read_delta(0, spec.rows, out, out)
         if factors is not None:
             torch.testing.assert_close(factors.left @ factors.right, out)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_update_of_a_parameter_in_the_other_orientation_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "gpt2")
+    settings: dict[str, Any] = {"target_modules": [], "target_parameters": ["mlp.c_proj.weight"]}
+    adapter = save_flavour(Flavour("gpt2", settings), base, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for name in [name for name in tensors if "mlp" in name and ".lora_A" in name]:
+        other = name.replace("lora_A", "lora_B")
+        tensors[name], tensors[other] = tensors[other].T.contiguous(), tensors[name].T.contiguous()
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorkbenchError, match=r"c_proj\.weight is .* in the base, the adapter's update is"):
+        compose(resolved(base, adapter, tmp_path), CPU)
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,12 @@ def test_float32(family: str, models: Callable[[str], Path], tmp_path: Path) -> 
     for name, tensor in want.items():
         shifted = family.startswith("gemma") and name.endswith("norm.weight")
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1.2e-7 if shifted else 0)
+    checkpoint, _ = resolve_base(str(file), file.parent)
+    for name in (name for name in want if "layers.1." in name and name.endswith(("q_proj.weight", "k_proj.weight"))):
+        for start, stop in ((0, 1), (5, 11), (9, len(found[name]))):  # rows of parts of heads
+            out = torch.empty(stop - start, found[name].shape[1])
+            checkpoint.open(name, torch.device("cpu")).read(start, stop, out)
+            assert torch.equal(out, found[name][start:stop])
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])

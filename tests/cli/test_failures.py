@@ -172,11 +172,20 @@ def test_a_full_standard_output(arguments: tuple[str, ...], tmp_path: Path) -> N
 
 
 def test_messages() -> None:
-    for number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EISDIR, errno.EMFILE, errno.EIO, errno.ENOENT, errno.EXDEV):
-        error = explained(OSError(number, os.strerror(number), "/some/file"))
-        assert error.message.startswith("/some/file: ")
-        assert error.hint
-        assert error.exit_code == 1
+    full, long = "no space is left on the disk (", "the name is too long (300 bytes in its longest part"
+    for names, text in {
+        "ENOSPC": full, "EDQUOT": "the disk quota is used up", "EROFS": "the file system is read-only", "EACCES EPERM": "permission denied",
+        "EISDIR": "expected a file, found a folder", "ENOTDIR EEXIST": "expected a folder, but", "EMFILE ENFILE": "too many open files",
+        "EFBIG": "the file is larger than this process", "EIO": "the disk reports an input/output error",
+        "ENOENT": "no such file or folder", "EXDEV": "invalid cross-device link", "ENAMETOOLONG": long,
+    }.items():  # fmt: skip
+        for number in (getattr(errno, name) for name in names.split()):
+            file = f"/some/{'x' * (300 if text == long else 4)}"
+            error = explained(OSError(number, os.strerror(number), file))
+            assert error.message.startswith(f"{file}: {text}")
+            assert (bool(error.hint), error.exit_code) == (True, 1)
+            assert explained(OSError(number, os.strerror(number))).message.startswith("a file: ")
+            assert explained(OSError(number, os.strerror(number), "/from", None, file)).message.startswith(f"{file}: {text}")
     copied = explained(shutil.Error([("/a", "/b", "[Errno 28] No space left on device: '/b'")]))
     assert copied.message.startswith("/b: cannot write the file: [Errno 28]")
     assert explained(OSError("Can't load the tokenizer\nmore")).message == "Can't load the tokenizer"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 
-from worlds.commands import call
+from worlds.commands import call, document
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
@@ -30,6 +33,33 @@ def test_facts_of_a_memory_and_their_changes(inside: Project) -> None:
     assert added == ["1", "add", "f0", "w4"]
     assert (rewarded[0], rewarded[2:]) == ("2", ["feedback", "f0", "1.0"])
     assert lines("memory", "ls", "known")[1][-1] == "0.85"
+    (row,) = document("memory", "ls", "known")["facts"]
+    assert (row["feedback"], row["credibility"], row["used"]) == (1, 0.854, True)  # 1/2 + 1/2/sqrt(2)
+
+
+SCORES = """
+scores:
+  - {task: sums, metric: acc, n: 40, value: 0.756, low: 0.6, high: 0.8, base_value: 0.25}
+  - {task: half, metric: acc, n: 8, value: 0, low: 0, high: 1}
+  - {task: text, metric: bits_per_byte, n: 9, value: 0.756, low: -.inf, high: .inf, base_value: 0.8125}
+  - {task: count, metric: words, n: 7, value: 12.5, low: 11, high: 14, base_value: 0.5}
+  - {task: drop, metric: words, n: 7, value: 0.5, low: 0, high: 14, base_value: 12.5}
+"""
+
+
+def test_scores_of_a_card_are_shares_in_percent_or_in_the_metrics_units(inside: Project) -> None:
+    own = inside.path / "mine" / "bricks" / "one"
+    shutil.copytree(inside.path / "bricks" / "one", own)
+    (own / "brick.yaml").write_text(f"version: 1\nname: one\nkind: adapter\nbase: {{id: base}}\n{SCORES}")
+    assert [line[9:] for line in call("brick", "show", str(own), "--card").stdout.splitlines() if line.startswith("score ")] == [
+        "sums acc 75.6 [60.0, 80.0], n = 40, base 25.0",
+        "half acc 0.0 [0.0, 100.0], n = 8",
+        "text bits_per_byte 0.756 [-inf, inf], n = 9, base 0.8125",
+        "count words 12.5 [11, 14], n = 7, base 0.5",
+        "drop words 0.5 [0, 14], n = 7, base 12.5",
+    ]
+    os.chdir(inside.path / "mine")
+    assert lines("brick", "ls")[1] == ["one", "adapter", "76", "25", "sums"]
 
 
 def test_one_metric_between_a_brick_and_others(inside: Project) -> None:

@@ -12,7 +12,9 @@ from worlds.metric_scores import BASE, SUITE, A, B, data, stored
 
 from workbench.compare.compare import compare
 from workbench.compare.differences import differences
+from workbench.compare.families import Ruling, excluded
 from workbench.compare.tables import Table
+from workbench.scores.paired import paired
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
@@ -229,3 +231,18 @@ def test_bricks_are_tested_apart_from_averages() -> None:
     values = {c.digest: np.where(rng.random(240) < 0.1, 1 - base, base) for c in (brick, *averages)} | {BASE.digest: base}
     made = Table("t", "acc", Suite(suite="s", tasks=("t",)), "p", [{}] * 240, cluster, values, {})
     assert differences([made], BASE, [brick, *averages], 0.05)[0] == differences([made], BASE, [brick], 0.05)[0]
+
+
+def test_a_margin_is_excluded_by_the_interval_and_by_what_few_clusters_may_hide() -> None:
+    many, few = (paired(np.ones(n), np.ones(n)) for n in (400, 20))
+    assert excluded(many, (-0.019, 0.019), 0.02, 0.025)
+    for ends in ((-0.02, 0.0), (0.0, 0.02), (-0.03, 0.0), (0.0, 0.03)):
+        assert not excluded(many, ends, 0.02, 0.025)
+    assert not excluded(few, (0.0, 0.0), 0.02, 0.025)
+    gained = paired(np.zeros(400), np.r_[np.ones(20), np.zeros(380)])
+    assert not excluded(gained, (-0.01, 0.01), 0.02, 0.025), "a rise as large as the margin is what was seen"
+
+
+def test_an_interval_excludes_0_by_its_own_p() -> None:
+    for p, interval_p, expected in ((0.05, None, True), (0.051, None, False), (0.01, 0.051, False), (0.2, 0.05, True)):
+        assert Ruling(p, 2.0, 2.0, 0.0, interval_p=interval_p).excludes_zero(0.05) is expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,7 @@ from worlds.stored_scores import BASE, stored
 from workbench.compare import advice, leaders, recommend
 from workbench.compare.advice import Candidate, Guarded
 from workbench.compare.compare import compare
-from workbench.compare.leaders import MeanPairs, pair_of
-from workbench.compare.tables import Table
 from workbench.scores.store import Configuration, ScoreStore
-from workbench.scores.suite import Suite
-
-ONE, TWO, THREE = (Configuration(f"{i:012d}{0:020d}", name) for i, name in enumerate(("one", "two", "three"), 1))
 
 
 def recommended(name: str, folder: Path, **settings: Any) -> dict[str, Any]:
@@ -293,72 +287,6 @@ def test_costs_are_compared_by_bytes_and_then_by_bricks() -> None:
     near, other = candidate("n", 0, "safe", bytes=100, bricks=2), candidate("o", 0, "safe", bytes=95, bricks=3)
     assert (near.cheaper(other), other.cheaper(near)) == ("made from fewer bricks (2 against 3)", "")
     assert candidate("a", 0, "safe").cheaper(small) == ""
-
-
-def tables(values: list[list[Any]], clusters: list[Any], chance: float = 0.0) -> list[Table]:
-    """Tables of skill tasks t0, t1, ...: values[task][configuration] are the items' scores."""
-    names = tuple(f"t{i}" for i in range(len(values)))
-    suite = Suite(suite="s", tasks=names, chance=dict.fromkeys(names, chance))
-    return [
-        Table(
-            name,
-            "acc",
-            suite,
-            "p",
-            [{}] * len(cluster),
-            np.asarray(cluster),
-            dict(zip((c.digest for c in (ONE, TWO, THREE)), rows, strict=True)),
-            {},
-        )
-        for name, rows, cluster in zip(names, values, clusters, strict=True)
-    ]
-
-
-def test_the_largest_pair_is_held_against_all_pairs_under_all_sign_flips() -> None:
-    """An independent count: 2^11 patterns over the clusters of two tasks, the largest statistic of three pairs, ties half."""
-    rng, chance = np.random.default_rng(3), 0.25
-    clusters = [np.arange(50) // 10, np.arange(36) // 6]
-    levels = (0.5, 0.56, 0.68)
-    values = [[(rng.random(len(cluster)) < level) * 1.0 for level in levels] for cluster in clusters]
-    pairs = MeanPairs(tables(values, clusters, chance), (ONE, TWO, THREE), 0.05)
-    sums = []
-    for a, b in combinations(range(3), 2):
-        parts = [np.bincount(c, v[a] - v[b]) / len(c) / 2 / (1 - chance) for v, c in zip(values, clusters, strict=True)]
-        sums.append(np.concatenate(parts))
-    table = np.array(sums)  # [pairs, clusters]
-    squares = [
-        sum(((v[a] - v[b]) ** 2).sum() / (2 * (1 - chance) * len(c)) ** 2 for v, c in zip(values, clusters, strict=True))
-        for a, b in combinations(range(3), 2)
-    ]
-    scale = np.sqrt(np.maximum((table**2).sum(1), squares))
-    seen = np.abs(table.sum(1)) / scale
-    largest = np.array([np.abs(table @ signs / scale).max() for signs in product((1, -1), repeat=11)])
-    expected = ((largest > seen.max() + 1e-4).mean() + (largest >= seen.max() - 1e-4).mean()) / 2
-    one, other = list(combinations((ONE, TWO, THREE), 2))[int(seen.argmax())]
-    found = pairs.between(one.name, other.name)
-    skewed = pair_of(tables(values, clusters, chance), one.digest, other.digest).changes.p
-    assert found.p == pytest.approx(max(expected, skewed), abs=1e-3)
-    assert found.diff == pytest.approx(table.sum(1)[int(seen.argmax())], abs=1e-12)
-    assert pairs.between(other.name, one.name) == found.mirrored()
-    assert (found.mirrored().low, found.mirrored().high) == (-found.high, -found.low)
-
-
-def test_the_family_covers_every_pair_and_not_the_leaders_alone(tmp_path: Path) -> None:
-    """The best and the worst of twenty equal configurations differ by chance: a test of these two rejects, that of all pairs does not."""
-    rng, cluster = np.random.default_rng(1), np.arange(240) // 10
-    members = [Configuration(f"{i:012d}{0:020d}", f"c{i}") for i in range(1, 21)]
-    suite = Suite(suite="s", tasks=("t",))
-    values: dict[str, Any] = {c.digest: (rng.random(240) < 0.5) * 1.0 for c in members}
-    made_table = Table("t", "acc", suite, "p", [{}] * 240, cluster, values, {})
-    pairs = MeanPairs([made_table], members, 0.05)
-    ranked = sorted(members, key=lambda c: -pairs.means[c.name])
-    naive = MeanPairs([made_table], [ranked[0], ranked[-1]], 0.05).between(ranked[0].name, ranked[-1].name)
-    honest = pairs.between(ranked[0].name, ranked[-1].name)
-    assert naive.verdict == "better"
-    assert honest.verdict == "cannot tell"
-    assert honest.p > 5 * naive.p
-    assert honest.low < naive.low < naive.high < honest.high
-    assert pairs.leaders([c.name for c in members]) == [c.name for c in ranked]
 
 
 def test_leaders_are_those_that_are_not_shown_to_be_worse(tmp_path: Path) -> None:

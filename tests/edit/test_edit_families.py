@@ -263,6 +263,10 @@ def test_tail_and_upper_layers_give_the_same_values(
     assert (small is not batch) == (family not in ("bloom", "gpt_neo"))
     if small is not batch:
         assert small.tokens.shape == (9, 3), "subject's last token, is, the target's first"
+    for text, before in (("{subject} is", 1), ("w3 {subject} is", 2)):  # a cache of one token saves nothing
+        one = padded([row_of(Fact("f", text, "w10 w20", "w30"), context.tokenizer, "subject_last", "")], CPU)
+        assert int(one.lookup.max()) == before
+        assert (passes._tail(parts, one) is not one) == (before == 2 and family != "bloom")
     assert layers_run(parts, batch) == list(range(LAYER, LAYERS))
 
     fast = optimise(context, parts, facts, tmp_path / "fast")

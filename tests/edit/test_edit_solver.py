@@ -81,14 +81,15 @@ def test_long_sequence(name: str) -> None:
     assert difference(found, product(keys, changes, metric, mu)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("count", [1, 12, 47])
+@pytest.mark.parametrize(("count", "unit"), [(1, 1.0), (12, 1.0), (47, 1.0), (12, 1e-9), (12, 1e9)])
 @pytest.mark.parametrize("name", RIDGES)
-def test_keys_that_are_taken_out_leave_no_trace(name: str, count: int) -> None:
-    """The metric without some of its keys is that of the others alone: few keys, and more than its groups may have columns."""
+def test_keys_that_are_taken_out_leave_no_trace(name: str, count: int, unit: float) -> None:
+    """The metric without some of its keys is that of the others alone: few keys, more than its groups may have columns, and in other units."""
     metric, mu = preset(name)
     kept, replaced = random(D_IN, 20, seed=4), random(D_IN, count, seed=5)
     keys, changes = random(D_IN, 12, seed=2), random(D_OUT, 12, seed=3)
-    expected = naive(name, keys, changes, kept)
+    expected = naive(name, keys, changes, kept) / unit
+    kept, replaced, keys, mu = kept * unit, replaced * unit, keys * unit, mu * unit**2
     written = metric.after(kept[:, :10], mu).after(replaced, mu).after(kept[:, 10:], mu)
     without = written.without_all(iter(replaced.split(5, 1)), mu)
     assert difference(product(keys, changes, without, mu), expected) <= TOLERANCE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from worlds.tiny import unseal
 
 import workbench
 from workbench.errors import WorkbenchError
-from workbench.facts.log import Credibility, Use
+from workbench.facts.log import Credibility, Log, MemoryChange, Use
 from workbench.manifest import harm
 from workbench.run.memories import SavedMemory
 
@@ -162,6 +163,43 @@ def test_credibility_is_discounted_linucb() -> None:
     theta = np.linalg.solve(a, b)
     assert found.score(0.8) == pytest.approx(theta @ now + 0.7 * np.sqrt(now @ np.linalg.solve(a, now)), rel=1e-12)
     assert Credibility(5, 5, False, [], 0.5, 0.98, 0.25).score(0.3) == pytest.approx(0.5)
+    least = replace(found, floor=found.score(1.0))
+    assert (least.kept, replace(least, floor=least.floor + 1e-9).kept) == (True, False)
+
+
+def test_a_log_has_the_facts_of_each_version() -> None:
+    def line(version: int, action: str, name: str = "f0", **fields: Any) -> MemoryChange:
+        return MemoryChange.model_validate({"version": version, "action": action, "id": name, **fields})
+
+    new, use = {**FACTS[0], "target": "w55"}, {"similarity": 0.9, "reward": 0.5}
+    lines = [
+        *(line(1, "add", f"f{i}", fact=FACTS[i], source="recipe") for i in (1, 0)),
+        *(line(2, "feedback", **use), line(3, "feedback", **use), line(4, "update", fact=new), line(5, "feedback", **use)),
+        *(line(6, "add", "a", fact={**EXTRA, "id": "a"}, source="added"), line(7, "rm")),
+    ]
+    log = Log(lines)
+    kept = {
+        v: {n: (f.fact.target, f.stated, f.source, [u.version for u in f.uses]) for n, f in log.at(v).items()}
+        for v in range(1, 8)
+    }
+    first, other = (FACTS[0]["target"], 1, "recipe"), (FACTS[1]["target"], 1, "recipe", [])
+    assert kept == {
+        1: {"f0": (*first, []), "f1": other},
+        2: {"f0": (*first, [2]), "f1": other},
+        3: {"f0": (*first, [2, 3]), "f1": other},
+        4: {"f0": ("w55", 4, "recipe", []), "f1": other},
+        5: {"f0": ("w55", 4, "recipe", [5]), "f1": other},
+        6: {"a": ("w29", 6, "added", []), "f0": ("w55", 4, "recipe", [5]), "f1": other},
+        7: {"a": ("w29", 6, "added", []), "f1": other},
+    }
+    assert list(log.at(6)) == sorted(log.at(6))
+    assert (log.version, log.at(), log.at(2)["f0"].uses) == (7, log.at(7), (Use(2, 0.9, 0.5),))
+    for short, version in ((log, 0), (log, 8), (log, -1), (Log([]), None), (Log([]), 1)):
+        with pytest.raises(WorkbenchError, match="no version"):
+            short.at(version)
+    for change in (line(2, "update", "b", fact=new), line(2, "rm", "b"), line(2, "feedback", "b", **use)):
+        with pytest.raises(WorkbenchError, match=r"log\.jsonl: version 2 changes fact 'b', which no line before adds"):
+            Log([*lines[:2], change]).at()
 
 
 def test_of_two_contradicting_facts_the_rewarded_one_leads(taught: Project) -> None:

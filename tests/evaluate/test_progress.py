@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from workbench.cli._output import Terminal
+from workbench.errors import WorkbenchError
 from workbench.evaluate import cluster
 from workbench.evaluate.cluster import Unit
 from workbench.evaluate.progress import Overall, SideBySide
@@ -188,6 +189,13 @@ def test_a_part_whose_worker_was_lost_starts_again(on_workers: Any) -> None:
     ]
     again = made[[event.get("text", "").endswith("scoring again") for event in made].index(True) + 1]
     assert (again["configuration"], again["overall"]["left"]) == ("b", pytest.approx(20))
+
+
+def test_a_part_that_loses_three_workers_fails(on_workers: Any) -> None:
+    """Three parts that lose one or two each do not."""
+    assert len([e for e in on_workers(UNITS[:2], lost=(*UNITS[:2], UNITS[1])) if "scored" in e]) == 2
+    with pytest.raises(WorkbenchError, match="b: words: 3 workers of the cluster were lost over it"):
+        on_workers(UNITS[:2], lost=(UNITS[1],) * 3)
 
 
 def test_the_time_left_on_workers_counts_the_running_parts(time: Time) -> None:

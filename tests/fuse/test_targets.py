@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,17 @@ def test_spans_are_taught_by_their_own_best_model() -> None:
     ids, values, _ = fused(MINCE, "span")
     assert ids.tolist() == [[1, 2, 0], [2, 3, 0], [8, 0, 0], [8, 0, 0]]
     assert values[:, 0].tolist() == [0.5, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("by", ["sequence", "span"])
+def test_models_that_share_one_place_or_none_teach_alike(by: str) -> None:
+    """No text lies between two shared places, so that no loss can be compared."""
+    for places in ([2], []):
+        few = replace(TWO, syncs=[(np.array(places, int), np.array([1] * len(places), int))])
+        tally = new_tally(2)
+        Fusion([ONE, few], AVGCE.shares, by, 3, tally).row(0, reading([1, 2, 3, 4]), range(0, 4))
+        assert tally.share == pytest.approx([4 - len(places) / 2, len(places) / 2])
+        assert (tally.compared, tally.nats) == (0, [0.0, 0.0])
 
 
 def test_the_weighted_mean_is_computed_over_models_that_have_a_distribution() -> None:

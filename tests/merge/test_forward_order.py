@@ -16,6 +16,7 @@ from worlds.texts import save_other, words_tokenizer, write_rows
 from worlds.tiny import save_finetuned, tensors_of
 
 from workbench.errors import WorkbenchError
+from workbench.merge.aim import kept_share
 from workbench.models.live import live_model
 from workbench.models.texts import encode, read_texts
 from workbench.run.compose import compose
@@ -173,6 +174,11 @@ def test_aim_beside_the_dense_formula(family: str, family_project: Callable[[str
         assert float(used.min() / used.max()) < 0.8  # else the damping would hardly differ between channels
         expected[name] = dense.base[name] + dense.flip(name, change)
     same_deltas(found, expected, dense.base, skip=["embed_out.weight"])  # gpt_neox's head, which has another name in a live model
+
+
+def test_aim_keeps_the_whole_sum_where_the_base_uses_no_channel() -> None:
+    assert kept_share(torch.tensor([0.0, 1.0, 4.0]), 0.2).tolist() == pytest.approx([1.0, 0.8, 0.2])
+    assert kept_share(torch.zeros(3), 0.2).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_aim_is_linear_in_the_weights_and_omega_1_is_the_sum(family_project: Callable[[str], Project]) -> None:

@@ -296,7 +296,12 @@ def test_axis_has_zero_and_round_ticks() -> None:
 
 def test_how_numbers_are_written() -> None:
     assert [signed(x, 1) for x in (0.04, -0.04, 1.25, -3.0)] == ["0.0", "0.0", "+1.2", MINUS + "3.0"]
-    assert [p_value(p) for p in (None, 0.0004, 0.05)] == [MISSING, "<0.001", "0.050"]
-    assert [about(n) for n in (7, 95, 712, 7154)] == ["7", "95", "720", "7\N{NARROW NO-BREAK SPACE}200"]
-    assert [seconds(s) for s in (0.84, 12, 65, 7860)] == ["0.8 s", "12 s", "1 min 05 s", "2 h 11 min"]
+    assert [p_value(p) for p in (None, 0.00099, 0.001, 0.05)] == [MISSING, "<0.001", "0.001", "0.050"]
+    thousands = "7\N{NARROW NO-BREAK SPACE}200"
+    assert [about(n) for n in (None, 7, 95, 99.6, 101, 712, 7154, 7200)] == [
+        MISSING, "7", "95", "100", "110", "720", thousands, thousands,
+    ]  # fmt: skip
+    assert [seconds(s) for s in (None, 0.84, 9.94, 10, 59.4, 59.6, 65, 3599.4, 3599.6, 7860)] == [
+        MISSING, "0.8 s", "9.9 s", "10 s", "59 s", "1 min 00 s", "1 min 05 s", "59 min 59 s", "1 h 00 min", "2 h 11 min",
+    ]  # fmt: skip
     assert fence("a ``` b").startswith("````\n")

@@ -201,5 +201,21 @@ def test_how_sizes_are_written() -> None:
     assert [amount(v) for v in (None, 0, 512, 999_600, 3_148_800, 12_340_000, 7_241_000_000)] == [
         MISSING, "0", "512", f"1.00{space}M", f"3.15{space}M", f"12.3{space}M", f"7.24{space}B",
     ]  # fmt: skip
+    bounds = (999.4, 999.5, 9_994, 9_995, 99_940, 99_950, 999_400, 1e12, 1e15)
+    assert [amount(v).replace(space, " ") for v in bounds] == [
+        "999", "1.00 K", "9.99 K", "10.0 K", "99.9 K", "100 K", "999 K", "1.00 T", "1000 T",
+    ]  # fmt: skip
     assert [size(v) for v in (96, 412_160, 16_100_000_000)] == [f"96{space}B", f"412{space}kB", f"16.1{space}GB"]
-    assert [raw(v).decimals for v in (0.0, 0.004, 0.25, 1.3, 12.0, 12_000.0)] == [3, 5, 3, 3, 2, 0]
+    assert [raw(v).decimals for v in (0.0, 1e-7, 0.004, 0.1, 0.25, 1.0, 1.3, 10.0, 12.0, 1e3, 12e3)] == [
+        3,
+        6,
+        5,
+        3,
+        3,
+        3,
+        3,
+        2,
+        2,
+        0,
+        0,
+    ]

@@ -66,6 +66,12 @@ def test_values_that_chance_explains_are_gray_with_their_reason(tmp_path: Path) 
     assert "rounding the weights" not in decided, "a legend explains only what the map shows"
 
 
+def test_cells_have_two_digits_of_a_percentage_or_all_from_100_up(tmp_path: Path) -> None:
+    norms = (0.0, 0.00421, 0.0426, 0.9949, 0.9951, 12.34)
+    page = render_heat_maps("a", "base", measures(*[(norm, 0.0) for norm in norms]), tmp_path / "p.html").read_text("utf-8")
+    assert re.findall(r"<title>layer \d, mlp: ([0-9.e+]+)[<;]", page)[:6] == ["0", "0.42", "4.3", "99", "100", "1234"]
+
+
 def test_narrow_cells_show_their_sign_without_color(tmp_path: Path) -> None:
     page = render_heat_maps("a", "base", measures(*[(0.5, -0.5)] * 30), tmp_path / "p.html").read_text("utf-8")
     assert page.count('class="below"') == 30

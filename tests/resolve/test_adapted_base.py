@@ -29,6 +29,7 @@ def several(tmp_path: Path, models: Path) -> Project:
     """A project with these models, and a recipe `mix` on base."""
     project = Project.of(tmp_path, models)
     project.write("bricks: {one: one}\nsteps: [{merge: task_arithmetic, lambda: 0.5}]\n", "mix.yaml")
+    project.write("base: {adapter: lora, on: base}\nbricks: {one: one}\nsteps: [{merge: average}]\n", "adapted.yaml")
     return project
 
 
@@ -71,6 +72,10 @@ def test_the_adapter_of_the_base_is_part_of_every_key(several: Project, models: 
         (
             "base: {adapter: lora, on: base}\nbricks: {mix: {recipe: recipes/mix.yaml}}\nsteps: [{merge: average}]\n",
             "recipes/mix.yaml has the base base, but this recipe has base+lora",
+        ),
+        (
+            "bricks: {mix: {recipe: recipes/adapted.yaml}}\nsteps: [{merge: average}]\n",
+            "recipes/adapted.yaml has the base base+lora, but this recipe has base",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from worlds.tiny import edit_json
 from workbench.bricks.brick import BrickSource
 from workbench.errors import WorkbenchError
 from workbench.identity import InputChangedError
+from workbench.resolve.keys import StepKey
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
 
@@ -108,6 +109,25 @@ def test_data_licences_name_the_brick_within_a_nested_recipe(project: Project) -
     project.write("bricks: {one: own/one}\nsteps: [{merge: average}]\n", "inner.yaml")
     outer = project.resolve("bricks: {inner: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n")
     assert outer.data_licences == [("inner/one", "rows", "cc0-1.0")]
+
+
+def test_the_chat_template_is_part_of_a_key_where_texts_may_be_conversations(project: Project) -> None:
+    (project.path / "rows.jsonl").write_text('{"prompt": "all messages", "completion": "a"}\n')
+    (project.path / "talks.jsonl").write_text('{"messages": []}\n')
+    resolved = project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: average}]\n")
+    step = StepKey(resolved, resolved.digests, 0)
+    files: list[list[str] | None] = [None, ["talks.jsonl"], ["rows.jsonl", "talks.jsonl"], ["rows.jsonl"], []]
+    assert [len(step.wording(names, 0)) for names in files] == [1, 1, 1, 0, 0]
+
+
+def test_a_brick_of_the_same_base_in_another_directory_is_a_delta_of_it(project: Project) -> None:
+    shutil.copytree(project.path / "base", project.path / "copy")
+    project.write("base: copy\nbricks: {two: bricks/two}\nsteps: [{merge: average}]\n", "inner.yaml")
+    outer = "bricks: {inner: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n"
+    assert project.resolve(outer).nested["inner"].base_path.name == "copy"
+    project.write("base: bricks/full\nbricks: {two: bricks/two}\nsteps: [{merge: average}]\n", "inner.yaml")
+    with pytest.raises(WorkbenchError, match="has the base bricks/full, but this recipe has base"):
+        project.resolve(outer)
 
 
 @pytest.mark.parametrize("name", ["one", "two"])

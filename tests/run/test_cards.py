@@ -132,20 +132,28 @@ def test_require_license_names_what_is_missing(project: Project, cwd: Path) -> N
     licensed(project, "free", "licence: MIT\ntraining: {data: train.jsonl}\ndata_licences: {org/corpus: cc-by-4.0}\n")
     licensed(project, "plain", None)
     licensed(project, "closed", None, "cc-by-nc-4.0")
-    licensed(project, "fed", "licence: MIT\ndata_licences: {org/forum: cc-by-nc-sa-4.0, org/web: unknown}\n")
+    licensed(project, "fed", "licence: MIT\ndata_licences: {org/forum: cc-by-nc-sa-4.0, org/web: unknown, org/free: cc0-1.0}\n")
+    licensed(
+        project, "words", "licence: noncommercial\ndata_licences: {a: non-commercial, b: cc-by-nd-4.0, c: x-research, d: other}\n"
+    )
 
     def recipe(*names: str, base: str = "licensed-base") -> str:
         bricks = ", ".join(f"{n}: mine/{n}" for n in names)
         return str(project.write(f"base: {base}\nbricks: {{{bricks}}}\nsteps: [{{merge: average}}]\n", "lic.yaml"))
 
-    error = refused("run", recipe("free", "plain", "closed", "fed", base="base"), "--require-license")
+    error = refused("run", recipe("free", "plain", "closed", "fed", "words", base="base"), "--require-license")
     assert error.exit_code == 1
     assert error.message.removeprefix("--require-license: ").split("; ") == [
         "base: unknown license (unknown)",
         "brick 'plain': unknown license (unknown)",
         "brick 'closed': restricted license (cc-by-nc-4.0)",
+        "brick 'words': restricted license (noncommercial)",
         "brick 'fed', data org/forum: restricted license (cc-by-nc-sa-4.0)",
         "brick 'fed', data org/web: unknown license (unknown)",
+        "brick 'words', data a: restricted license (non-commercial)",
+        "brick 'words', data b: restricted license (cc-by-nd-4.0)",
+        "brick 'words', data c: restricted license (x-research)",
+        "brick 'words', data d: unknown license (other)",
     ]
     assert not (project.path / "runs").exists()
     project.write("base: licensed-base\nbricks: {free: mine/free}\nsteps: [{merge: average}]\n", "inner.yaml")

@@ -191,6 +191,35 @@ def test_ids_and_clusters(outside: Path, project: Path) -> None:
         read_samples("pick", file, "answr")
 
 
+ARGS = "expected gen_args_0, gen_args_1, ... under 'arguments', found "
+PARTS = "expected a context and a continuation or settings in 'arguments', found "
+REQUEST = {"arg_0": "q", "arg_1": " a"}
+BAD_LINES: list[tuple[dict[str, Any], str]] = [
+    ({"doc_id": "0"}, "expected a number under 'doc_id', found \"0\""),
+    ({"doc_id": True}, "expected a number under 'doc_id', found true"),
+    ({"filter": 1}, "expected a string under 'filter', found 1"),
+    ({"metrics": "acc"}, "expected a list of names under 'metrics', found \"acc\""),
+    ({"metrics": ["acc", 1]}, "expected a list of names under 'metrics', found [\"acc\", 1]"),
+    ({"arguments": [REQUEST]}, ARGS),
+    ({"arguments": ["gen_args_0"]}, ARGS),
+    ({"arguments": {"gen_args_1": REQUEST}}, ARGS),
+    ({"arguments": {"gen_args_1": REQUEST, "gen_args_0": REQUEST}}, ARGS),
+    ({"arguments": {"gen_args_0": ["q", " a"]}}, PARTS),
+    ({"arguments": {"gen_args_0": {}}}, PARTS),
+    ({"arguments": {"gen_args_0": {"arg_0": 1, "arg_1": " a"}}}, PARTS),
+    ({"arguments": {"gen_args_0": {"arg_0": "q", "arg_1": 1}}}, PARTS),
+    ({"arguments": {"gen_args_0": REQUEST, "gen_args_1": {"arg_0": "q", "arg_1": {}}}}, "expected requests of one type in"),
+    ({"arguments": {}}, "'arguments' has no request with a context"),
+    ({"arguments": {key: {**REQUEST, "arg_0": ""} for key in ("gen_args_0", "gen_args_1")}}, "'arguments' has no request with"),
+    (
+        {"arguments": {"gen_args_0": {"arg_0": "q"}}},
+        "requests are of type loglikelihood_rolling, in earlier lines of type loglikelihood",
+    ),
+    ({"acc": 1.5}, "document 0: acc is 1.5, expected a number from 0 to 1"),
+    ({"acc": -0.25}, "document 0: acc is -0.25, expected a number from 0 to 1"),
+]
+
+
 def test_bad_samples(outside: Path, project: Path) -> None:
     file = project / "samples_pick_2026-01-01T00-00-00.000000.jsonl"
     good = next((outside / "a").glob("samples_pick_*.jsonl")).read_text("utf-8")
@@ -207,6 +236,8 @@ def test_bad_samples(outside: Path, project: Path) -> None:
     fails(good + "{", ":25: not JSON")
     fails('{"doc_id": 0}\n', ":1: missing keys: doc, target, arguments, resps, filter, metrics")
     fails(good + good.splitlines()[0] + "\n", "a document occurs twice")
+    for changes, message in BAD_LINES:
+        fails(good + "\n" + json.dumps({**json.loads(good.splitlines()[0]), **changes}), f":26: {message}")
     fails(
         good.replace('"acc": 0.0', '"acc": null').replace('"acc_norm": ', '"acc_nrm": '),
         "no metric can be compared: acc has no number for every item; acc_norm has no number for every item",

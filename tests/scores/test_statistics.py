@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit, xlogy
 
 from workbench.scores.changes import pooled
-from workbench.scores.paired import paired, paired_ratio
+from workbench.scores.paired import paired
+from workbench.scores.paired import tested_together as together_of
 from workbench.scores.signflips import PATTERNS
 from workbench.scores.statistics import (
+    brier_score,
     clustered_se,
     codes,
     effective_clusters,
-    ratio,
+    interval,
     ratio_interval,
     resampled_means,
+    score,
     score_interval,
 )
 
@@ -41,6 +46,7 @@ def test_unequal_clusters_count_as_fewer() -> None:
     shares, deviations = np.array([3, 1, 2]) / 6, np.array([6 - 9, 8 - 3, 4 - 6])
     assert clustered_se(values, cluster) == pytest.approx(math.sqrt((deviations**2 / (1 - shares)).sum()) / 6)
     assert effective_clusters(np.array([3, 1, 2])) == pytest.approx(36 / 14)
+    assert clustered_se(np.array([0, 1.0, 1, 1]), np.array([0, 0, 1, 1])) == pytest.approx(math.sqrt(2 * 0.5**2 / (1 - 0.5)) / 4)
     assert effective_clusters(np.full(9, 7)) == pytest.approx(9)
 
 
@@ -59,6 +65,7 @@ def test_by_hand() -> None:
     assert pair.p > pair.changes.flipped  # two thirds of the p that is corrected for skewness
     low, high = pair.interval(0.05)
     assert 0 < low < 0.55 < high <= 1
+    assert pair.interval(pair.p)[0] > 0  # p is at most the level
     assert pair.interval(0.02)[0] <= 0  # p > 0.02: a stricter interval holds 0
 
 
@@ -106,6 +113,34 @@ def test_a_design_effect_is_at_least_one() -> None:
     together, apart = paired(a, a + d, cluster), paired(a, a + d)
     assert together.changes.scale == pytest.approx(apart.changes.scale)
     assert together.within(2.0, rejected=False)[1] >= apart.within(2.0, rejected=False)[1] - 1e-9
+    sums = d.reshape(40, 2).sum(1)
+    assert together.changes.scale == pytest.approx(math.sqrt(d @ d))
+    for unit in (0.5, 3.0):  # graded scores, and scores without a range
+        assert paired(a * unit, (a + d) * unit, cluster).changes.scale == pytest.approx(unit * math.sqrt(sums @ sums))
+    graded = [paired(a / 2, (a + d) / 2, labels).within(2.0, rejected=False) for labels in (cluster, None)]
+    assert graded[0][1] < graded[1][1] - 0.01, "scores between 0 and 1 may cancel within clusters"
+
+
+RANGES: list[tuple[list[float], list[float], float | None, tuple[float, bool] | None]] = [
+    ([0, 1, 0], [1, 1, 0], None, (1.0, True)),
+    ([0, 0.5, 1], [1, 1, 0], None, (1.0, False)),
+    ([0, 1, 0], [1, 0.5, 0], None, (1.0, False)),
+    ([-0.1, 1, 0], [1, 1, 0], None, None),
+    ([0, 1, 0], [-0.1, 1, 0], None, None),
+    ([0, 1.1, 0], [1, 1, 0], None, None),
+    ([0, 1, 0], [1, 1.1, 0], None, None),
+    ([0, 1, 0], [1, 1, 0], 2.0, (2.0, True)),
+    ([0, 3, 0], [1, 1, 0], 4.0, (4.0, False)),
+    ([0, 1, 0], [1, 1, 0], math.inf, None),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "span", "expected"), RANGES)
+def test_range_of_scores(a: list[float], b: list[float], span: float | None, expected: tuple[float, bool] | None) -> None:
+    """Scores that all lie in [0, 1] change by at most 1; other scores have no range unless it is given."""
+    found = paired(a, b, span=span).changes
+    assert (found.bounded and (found.bounded.span, found.bounded.answers)) == expected
+    assert (found.worst, paired(a, b, span=span, worst=0.3).changes.worst) == (expected[0] if expected else None, 0.3)
 
 
 def test_mean_over_tasks() -> None:
@@ -153,6 +188,10 @@ def test_identical_and_constant_differences() -> None:
     assert same.unchanged
     assert same.interval() == (0.0, 0.0)
     assert same.mde() is None
+    noise = paired(
+        np.zeros(60), np.full(60, 9e-13), [i // 10 for i in range(60)]
+    )  # changes below all rounding, though not their sums
+    assert (noise.unchanged, noise.p, noise.interval()) == (True, 1.0, (0.0, 0.0))
     everything = paired([0] * 60, [1] * 60, [i // 3 for i in range(60)])
     assert everything.se == 0
     assert everything.p == pytest.approx(0.5 / PATTERNS)  # no random pattern but the first, and that counts half
@@ -160,8 +199,9 @@ def test_identical_and_constant_differences() -> None:
     t2 = t.ppf(0.975, 19) ** 2
     assert low == pytest.approx((60 - t2) / (60 + t2))  # Tango's for 60 of 60; not [1, 1]
     assert high == 1.0
-    with pytest.raises(ValueError, match=r"expected paired items, got 2 and 3"):
-        paired([0, 1], [0, 1, 1])
+    for wrong in (([0, 1], [0, 1, 1]), ([], []), ([0, 1], [1, 0], [0])):
+        with pytest.raises(ValueError, match=f"expected paired items, got {len(wrong[0])} and {len(wrong[1])} scores with"):
+            paired(*wrong)
 
 
 def test_score_intervals() -> None:
@@ -179,6 +219,83 @@ def test_score_intervals() -> None:
     assert 0.2 < low < 0.3 < high < 0.4
 
 
+def plain_interval(groups: list[list[float]]) -> tuple[float, float]:
+    """The interval of right/wrong items from its definition: products for the beta-binomial likelihood, Wilson's bounds as roots."""
+    sizes, n = [len(group) for group in groups], sum(map(len, groups))
+    right = [sum(group) for group in groups]
+    mean, effective_k = sum(right) / n, n**2 / sum(size**2 for size in sizes)
+    variance = sum((r - s * mean) ** 2 / (1 - s / n) for r, s in zip(right, sizes, strict=True)) / n**2
+    smooth, total, weighted = (sum(right) + 1) / (n + 2), 0.0, 0.0
+    for i in range(20):
+        rho = (i + 0.5) / 20
+        a, b, density = smooth * (1 / rho - 1), (1 - smooth) * (1 / rho - 1), rho
+        for r, s in zip(right, sizes, strict=True):
+            density *= math.prod(a + j for j in range(int(r))) * math.prod(b + j for j in range(int(s - r)))
+            density /= math.prod(a + b + j for j in range(s))
+        total, weighted = total + density, weighted + density * rho
+    rare = sum(r < s if smooth > 0.5 else r > 0 for r, s in zip(right, sizes, strict=True))
+    correlation = 0.0 if max(sizes) == 1 else weighted / total * min(1, 12 / max(rare, 1))
+    seen = variance * n / (mean * (1 - mean)) if 0 < mean < 1 else 1.0
+    items = n / max(seen, 1 + (n / effective_k - 1) * correlation)
+    q = float(stats.t.ppf(0.975, max(effective_k - 1, 1))) ** 2 / items
+    low, high = sorted(np.roots([1 + q, -2 * mean - q, mean**2]).real)
+    return max(low, 0.0), min(high, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(13))
+@pytest.mark.parametrize("level", [0.03, 0.5, 0.6, 0.97, 1.0])
+def test_interval_of_right_and_wrong_items(level: float, seed: int) -> None:
+    """Few and many clusters, two, of equal and of other sizes, of one item; answers alike within clusters or not."""
+    rng = np.random.default_rng(seed)
+    sizes = [1] * 40 if seed % 4 == 0 else rng.integers(1, 7, (9, 30)[seed % 2]).tolist() if seed % 4 < 3 else [5] * 18
+    sizes = [4, 3] if seed == 12 else sizes
+    alike = rng.random() < 0.5
+    groups = [[float(x < level) for x in (rng.random(s) if not alike else rng.random(1).repeat(s))] for s in sizes]
+    values, cluster = np.array([x for group in groups for x in group]), np.repeat(np.arange(len(sizes)), sizes)
+    assert score_interval(values, cluster) == pytest.approx(plain_interval(groups), abs=1e-9)
+
+
+def test_interval_of_other_scores() -> None:
+    """Mean +- t times the clustered error, clipped where all scores lie in [0, 1]; nothing from one cluster."""
+    cluster = np.arange(12) // 2
+    for values, clip in (
+        (np.r_[np.zeros(6), 0.2, np.zeros(5)], (0.0, 1.0)),
+        (np.r_[np.ones(6), 0.7, np.ones(5)], (0.0, 1.0)),
+        (np.r_[np.zeros(6), -0.2, np.zeros(5)], (-9.0, 9.0)),
+        (np.r_[np.zeros(6), 5.0, np.zeros(5)], (-9.0, 9.0)),
+    ):
+        half = stats.t.ppf(0.975, 5) * clustered_se(values, cluster)
+        expected = max(values.mean() - half, clip[0]), min(values.mean() + half, clip[1])
+        assert score_interval(values, cluster) == pytest.approx(expected)
+        assert score_interval(values, cluster * 0) == ((0.0, 1.0) if clip[0] == 0 else (-math.inf, math.inf))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "same", "known"),
+    [(20, 10, True), (20, 11, True), (20, 12, True), (20, 13, False), (10, 5, True), (10, 6, False), (2, 2, False)],
+)
+def test_a_jackknife_over_clusters_of_equal_influence_has_no_ends(clusters: int, same: int, known: bool) -> None:
+    """With at most half of the clusters alike, or eight others, it has; a difference below nine digits is none."""
+    sizes = np.arange(clusters) % 3 + 1
+    cluster = np.arange(clusters).repeat(sizes)
+    for unit, noise in ((1.0, 1e-11), (1e6, 1e-5)):
+        shares = np.r_[np.full(same, 0.9) + noise / unit * np.arange(same), 0.9 + 0.01 * np.arange(1, clusters - same + 1)] * unit
+        values = shares[cluster]
+        half = stats.t.ppf(0.975, effective_clusters(sizes) - 1 if clusters > 2 else 1) * clustered_se(values, cluster)
+        low, high = (values.mean() - half, values.mean() + half) if known else (-math.inf, math.inf)
+        assert interval("bleu", values, cluster) == pytest.approx((low, high))
+        assert interval("f1", values, cluster) == pytest.approx((max(low, 0.0), min(high, 1.0)))
+
+
+def test_what_a_metric_is_over_items() -> None:
+    values, words, cluster = np.array([-1.0, -3, -2, -6]), np.array([1.0, 2, 1, 2]), np.array([0, 0, 1, 2])
+    assert score(None, values) == score("f1", values) == score(None, values, words) == -3
+    assert score("perplexity", values, words) == pytest.approx(math.exp(12 / 6))
+    assert interval(None, values, cluster) == score_interval(values, cluster)
+    assert interval("perplexity", values, cluster, words) == ratio_interval("perplexity", values, words, cluster)
+    assert brier_score(1, [0.2, 0.5, 0.3]) == pytest.approx(0.04 + 0.25 + 0.09)
+
+
 def test_mde_is_found_with_the_stated_power() -> None:
     rng = np.random.default_rng(6)
     d = rng.normal(0, 0.5, 200)
@@ -188,6 +305,35 @@ def test_mde_is_found_with_the_stated_power() -> None:
     found = np.mean([paired(np.zeros(200), rng.normal(mde, 0.5, 200)).p <= 0.05 for _ in range(400)])
     assert found == pytest.approx(0.8, abs=0.06)
     assert pair.needs(mde / 2) == pytest.approx(800, abs=2)
+    strict = pair.changes.critical(0.01)
+    for critical in (strict, pair.changes.critical(0.05)):
+        assert pair.mde(critical) == pytest.approx((pair.changes.as_t(critical) + stats.norm.ppf(0.8)) * pair.se, rel=1e-4)
+    assert pair.mde(pair.changes.critical(0.05)) == mde
+    assert (pair.mde(math.inf), pair.needs(mde, math.inf)) == (None, None)
+    assert (pair.needs(0.0), pair.needs(-1.0)) == (None, None)
+    assert pair.needs(mde / 3, strict) == math.ceil(200 * (3 * pair.mde(strict) / mde) ** 2)  # type: ignore[operator]
+    one = paired([0, 1, 0], [1, 1, 1], [0, 0, 0])
+    assert (one.se, one.mde(), one.mde(0.5)) == (math.inf, None, None)
+    free = paired([0, 3, 0], [1, 1, 1], [0, 0, 0])
+    for critical in (0.5, one.changes.critical(0.05), math.inf):  # one cluster shows nothing
+        assert one.within(critical, rejected=False) == (-1.0, 1.0)
+        assert free.within(critical, rejected=False) == (-math.inf, math.inf)
+    gained = paired(np.zeros(30), np.r_[np.ones(20), np.zeros(10)])
+    assert gained.within(math.inf, rejected=True) == (pytest.approx(1e-12), 1.0)
+    few = paired(d[:14] * 0, d[:14], (np.arange(14) % 3).tolist())  # 14 * 20 / 3 items would have twenty clusters
+    assert (few.clusters, few.needs(1e6)) == (3, 94)
+
+
+def test_pairs_tested_together_have_their_own_p() -> None:
+    """Over the same clusters, in one pass over the patterns; the rest of each pair stays."""
+    rng = np.random.default_rng(9)
+    before, cluster = rng.random(60), (np.arange(60) // 5).tolist()
+    pairs = [paired(before, before + rng.normal(shift, 0.3, 60), cluster) for shift in (0.0, 0.1, 0.3)]
+    assert together_of([]) == []
+    for alone, together in zip(pairs, together_of(pairs), strict=True):
+        assert together.changes.tested == pytest.approx(alone.changes.flipped)
+        assert replace(alone.changes, tested=0.625).flipped == 0.625
+        assert (together.diff, together.se, together.changes.sums is alone.changes.sums) == (alone.diff, alone.se, True)
 
 
 def test_resampling_is_seeded_and_paired() -> None:
@@ -218,98 +364,3 @@ def test_a_mean_over_tasks_by_hand() -> None:
     assert (found.squares, found.plain, found.units) == pytest.approx(((w**2 * d**2).sum(), (w**2 * d).sum(), (w**2).sum()))
     assert found.spread == pytest.approx(sum((v**2 * (x - x.mean()) ** 2).sum() for v, x in zip(weights, items, strict=True)))
     assert found.variance == pytest.approx(sum((120 / 2 * f * pair.se) ** 2 for f, pair in zip(factors, pairs, strict=True)))
-
-
-# Ratios of sums
-
-
-def texts(rng: np.random.Generator, n: int, per: int, gain: float = 0.0) -> tuple[Any, Any, Any, Any]:
-    """Log-likelihoods of the same texts under two models, words, clusters."""
-    words, cluster = rng.integers(5, 300, n).astype(float), np.arange(n) // per
-    rate = 2 + 0.3 * rng.normal(size=n) + 0.2 * rng.normal(size=n // per)[cluster]
-    other = rate - gain + 0.1 * rng.normal(size=n) + 0.05 * rng.normal(size=n // per)[cluster]
-    return -rate * words, -other * words, words, cluster
-
-
-def test_ratios_are_those_of_lm_eval() -> None:
-    from lm_eval.api.metrics import bits_per_byte, perplexity, weighted_perplexity
-
-    a, _, words, _ = texts(np.random.default_rng(0), 20, 1)
-    rows = list(zip(a.tolist(), words.tolist(), strict=True))
-    assert ratio("weighted_perplexity", a, words) == pytest.approx(weighted_perplexity(rows))
-    assert ratio("bits_per_byte", a, words) == pytest.approx(bits_per_byte(rows))
-    assert ratio("perplexity", a / 100, np.ones(20)) == pytest.approx(perplexity((a / 100).tolist()))
-    assert ratio("perplexity", [-1000.0], [1.0]) == pytest.approx(math.exp(700))  # still a number
-    with pytest.raises(ValueError, match="expected one of perplexity, weighted_perplexity, bits_per_byte"):
-        ratio("bleu", a, words)
-
-
-def test_error_of_a_ratio_is_the_jackknife() -> None:
-    from scipy.stats import t
-
-    a, b, words, cluster = texts(np.random.default_rng(1), 90, 3, gain=0.1)
-    left_out = np.array([[ratio("bits_per_byte", x[cluster != c], words[cluster != c]) for c in range(30)] for x in (a, b)])
-    effective = words.sum() ** 2 / (np.bincount(cluster, words) ** 2).sum()
-    q = t.ppf(0.975, effective - 1)
-    error = math.sqrt(29 / 30 * ((left_out[0] - ratio("bits_per_byte", a, words)) ** 2).sum())
-    value = ratio("bits_per_byte", a, words)
-    assert ratio_interval("bits_per_byte", a, words, cluster) == pytest.approx((value - q * error, value + q * error))
-    pair = paired_ratio("bits_per_byte", a, b, words, cluster.tolist())
-    gaps = left_out[1] - left_out[0] - pair.diff
-    assert pair.se == pytest.approx(math.sqrt(29 / 30 * (gaps**2).sum()))
-    assert pair.changes.critical(0.05) == pytest.approx(q * math.sqrt(effective / (effective - 1 + q * q)))
-    assert pair.interval() == pytest.approx((pair.diff - q * pair.se, pair.diff + q * pair.se))
-    assert pair.p == pytest.approx(2 * t.sf(abs(pair.diff) / pair.se, effective - 1), abs=0.01)
-
-
-@pytest.mark.parametrize(("n", "per"), [(60, 5), (120, 4)])
-def test_equal_weights_are_a_mean(n: int, per: int) -> None:
-    """One unit a text: bits are then a mean over items, and both classes say the same."""
-    a, b, _, cluster = texts(np.random.default_rng(2), n, per, gain=0.5)
-    one = paired_ratio("bits_per_byte", a, b, np.ones(n), cluster.tolist())
-    mean = paired(-a / math.log(2), -b / math.log(2), cluster.tolist())
-    for name in ("diff", "se", "p", "wins", "losses", "clusters"):
-        assert getattr(one, name) == pytest.approx(getattr(mean, name))
-    for level in (0.05, 0.01):
-        assert one.interval(level) == pytest.approx(mean.interval(level))
-    assert one.mde() == pytest.approx(mean.mde())
-    assert one.needs(0.01) == mean.needs(0.01)
-
-
-def test_interval_of_perplexities_agrees_with_its_test() -> None:
-    rng, found = np.random.default_rng(3), set()
-    for n, per in ((40, 4), (60, 4), (100, 5), (240, 4)):
-        for _ in range(40):
-            a, b, words, cluster = texts(rng, n, per, gain=rng.choice([0.0, 0.05, 0.1]))
-            pair = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist())
-            for level in (0.05, 0.01, 0.05 / 24):
-                low, high = pair.interval(level)
-                assert (pair.p <= level) == (low > 0 or high < 0)
-                assert low <= pair.diff <= high
-                found.add(pair.p <= level)
-    assert found == {True, False}
-
-
-def test_interval_of_perplexities_is_near_a_bootstrap_where_clusters_are_many() -> None:
-    rng = np.random.default_rng(4)
-    a, b, words, cluster = texts(rng, 1200, 3, gain=0.3)
-    draws = rng.multinomial(400, np.full(400, 1 / 400), 4000)
-    sums = [draws @ np.bincount(cluster, x) / (draws @ np.bincount(cluster, words)) for x in (a, b)]
-    expected = np.percentile(np.exp(-sums[1]) - np.exp(-sums[0]), (2.5, 97.5))
-    low, high = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist()).interval()
-    assert (low, high) == pytest.approx(tuple(expected), rel=0.02)
-
-
-def test_ratios_without_spread_or_clusters() -> None:
-    a, _, words, cluster = texts(np.random.default_rng(5), 60, 2)
-    same = paired_ratio("perplexity", a, a, words, cluster.tolist())
-    assert same.unchanged
-    assert (same.p, same.interval(), same.mde()) == (1.0, (0.0, 0.0), None)
-    alike = paired_ratio("perplexity", a, a - 0.1 * words, words, cluster.tolist())  # every cluster 0.1 nats a word worse
-    low, high = alike.interval()
-    assert alike.p == pytest.approx(0.5 / PATTERNS)
-    assert 0 < low < alike.diff < high
-    assert ratio_interval("perplexity", a, words, np.zeros(60, int)) == (1.0, math.inf)
-    assert paired_ratio("perplexity", a, a - 1, words, [0] * 60).interval() == (-math.inf, math.inf)
-    with pytest.raises(ValueError, match="expected paired items"):
-        paired_ratio("perplexity", a, a[:1], words)

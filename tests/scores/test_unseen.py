@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.scores.changes import pooled, unseen_sum
+from workbench.scores.changes import Changes, pooled, unseen_sum
 from workbench.scores.paired import paired, paired_ratio
-from workbench.scores.signflips import skew_p, times_needed, unseen_p
+from workbench.scores.signflips import skew_p, tails, times_needed, unseen_p
 
 
 @pytest.mark.parametrize(("up", "down"), [(8, 2), (60, 20), (3, 0), (5, 9), (200, 100), (1000, 900)])
@@ -53,6 +55,15 @@ def test_skewness_is_corrected_for_as_by_hand() -> None:
     assert skew_p(high, sizes) == pytest.approx(2 * stats.t.sf(corrected, 9))
     assert skew_p(-high, sizes) == pytest.approx(skew_p(high, sizes))
     assert skew_p(np.ones(10), sizes) == 0.0  # no spread
+
+
+def test_clusters_that_count_several_times_are_that_many_clusters() -> None:
+    rng = np.random.default_rng(2)
+    sums, sizes = rng.exponential(size=9) - 0.6, rng.integers(1, 5, 9).astype(float)
+    for times in (2, 5):
+        more = np.tile(sums, times), np.tile(sizes, times)
+        assert skew_p(sums, sizes, times) == pytest.approx(skew_p(*more))
+        assert unseen_p(sums, 1.5, times) == pytest.approx(unseen_p(more[0], 1.5), rel=1e-6)
 
 
 def test_a_symmetric_sample_is_students_t() -> None:
@@ -100,6 +111,21 @@ def test_without_a_range_clusters_without_a_change_show_nothing() -> None:
     assert perplexity.worst == pytest.approx(np.log(1 + 1 / before))
 
 
+def test_a_change_is_excluded_at_exactly_its_p() -> None:
+    """By Hall's corrected t without a largest change, by one unseen cluster of effective size with one, and never on the side of the mean."""
+    rng = np.random.default_rng(1)
+    sums, sizes = rng.normal(0.02, 0.1, 20), rng.integers(1, 9, 20).astype(float)
+    for side in (1, -1):
+        short = 0.1 * sizes - side * sums
+        unseen = unseen_p(short, 0.6 * float(sizes @ sizes) / sizes.sum())
+        for changes, p in ((Changes(sums, sizes), skew_p(short, sizes) / 2), (Changes(sums, sizes, worst=0.7), unseen)):
+            assert 0 < p < 0.5
+            assert changes.excludes(0.1, side, p)
+            assert not changes.excludes(0.1, side, 0.999 * p)
+    far = Changes(sums + 5 * sizes, sizes)
+    assert (far.excludes(1.0, -1, 1e-6), far.excludes(1.0, 1, 0.5), far.excludes(math.inf, 1, 1e-6)) == (True, False, True)
+
+
 def test_one_unseen_cluster_withholds_what_skewed_clusters_show() -> None:
     """Twenty clusters of ten lose one item each in nine; sign flips call it worse, an unseen cluster could reverse it."""
     k, m = 20, 10
@@ -116,6 +142,26 @@ def test_one_unseen_cluster_withholds_what_skewed_clusters_show() -> None:
     times = int(np.ceil(needed / (k * m)))
     more = paired(np.ones(times * k * m), np.tile(after, (times, 1)).ravel(), np.repeat(np.arange(times * k), m).tolist())
     assert more.p <= 0.05
+
+
+@pytest.mark.parametrize("has_range", [True, False])
+def test_p_is_the_largest_of_what_each_test_leaves(has_range: bool) -> None:
+    """Sign flips, half of one unseen cluster's p and 4/5 of that of skewness; without a range, flips and skewness in full."""
+    assert unseen_sum(2.0, 5) == pytest.approx(2 * 5 * (0.1 + 0.9 / 5) ** 0.5)
+    decided = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        d = 0.5 * rng.choice([-1.0, 1.0], 24) * rng.random(24) ** rng.choice([1, 8]) + rng.choice([0.0, 0.2])
+        d = d.clip(-0.5, 0.5)
+        before = np.full(24, 0.5 if has_range else 1.5)
+        pair = paired(before, before + d, (np.arange(24) // 2).tolist())
+        sums, sizes = d.reshape(12, 2).sum(1), np.full(12, 2.0)
+        parts = [float(tails(sums[:, None])[0]), skew_p(sums, sizes) * (0.8 if has_range else 1.0)]
+        if has_range:
+            parts.append(unseen_p(sums if d.sum() > 0 else -sums, unseen_sum(1.0, 2)) / 2)
+        assert pair.p == pytest.approx(max(parts))
+        decided.add(int(np.argmax(parts)))
+    assert decided == ({0, 1, 2} if has_range else {0, 1})
 
 
 def test_times_needed_is_the_smallest_multiple() -> None:

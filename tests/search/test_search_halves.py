@@ -113,6 +113,24 @@ def test_what_the_test_cannot_tell() -> None:
     )
 
 
+def test_stages_have_the_items_of_their_suites_and_a_key_of_all_plans() -> None:
+    own, other, test, guard = [
+        SimpleNamespace(suite=SimpleNamespace(suite=suite), items={"t": items_of([number] * 2)}, digest=f"{suite}{number}")
+        for number, suite in ((1, "s"), (2, "u"), (3, "s"), (4, "s"))
+    ]
+    plans: list[Any] = [((own,), (own, other)), (test, other), (guard,)]
+    stages = Stages(*plans)
+    assert {half: len(items) for half, items in stages.halves("s", "t").items()} == {"search": 4, "test": 6}
+    assert (stages.items.search, stages.items.test) == (2 + 2 + 4, 6 + 4)
+    counts = stages.counts(
+        Objective("a", (Term(("s", "t"), "acc", 1.0), Term(("s", "t"), "f1", 1.0), Term(("u", "t"), "acc", 1.0)))
+    )
+    assert (counts["items"].search, counts["items"].test, counts["clusters"].search, counts["clusters"].test) == (8, 10, 4, 4)
+    keys = {Stages(*plans).key, Stages(*plans[:2]).key, Stages(plans[0], (test,)).key, Stages(plans[0][:1], plans[1]).key}
+    assert len(keys) == 4
+    assert Stages(*plans[:2], ()).key == Stages(*plans[:2]).key, "a search without guarded tasks has the key of before"
+
+
 def test_a_task_whose_items_are_used_up_is_left_out_of_later_stages(project: Project, cwd: Path) -> None:
     """60 items beside 200: the second stage has items of the larger task alone, and every candidate is scored on what the plans list."""
     lay_out(project, items=60, more=140)

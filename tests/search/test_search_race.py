@@ -56,6 +56,9 @@ def test_gap_of_several_tasks() -> None:
     found = gap(answers(a1, b1), answers(a2, b2), BOTH)
     assert found.diff == pytest.approx(np.mean([y.mean() - x.mean() for x, y in parts]))
     assert found.clusters == 40
+    assert answers(a1, b1).value(BOTH) == pytest.approx((a1.mean() + b1.mean()) / 2)
+    one = gap(answers(a1, b1), answers(a2, b1), BOTH)
+    assert (one.unchanged, one.diff) == (False, pytest.approx((a2.mean() - a1.mean()) / 2)), "one task of two has changed"
     shares = np.concatenate([(y - x) / len(x) / 2 for x, y in parts])
     flips = np.abs(np.random.default_rng(0).choice([-1, 1], (100_000, 100)) @ shares)
     p = ((flips > abs(found.diff) + 1e-9).mean() + (flips > abs(found.diff) - 1e-9).mean()) / 2
@@ -89,6 +92,9 @@ def test_nothing_changed_and_all_changed_alike() -> None:
     few = gap(answers([0, 0, 0, 0, 0, 0, 0]), answers([1, 1, 1, 1, 1, 1, 1]), ALONE)
     assert few.p < 0.05
     assert (few.verdict(), few.reason()) == ("cannot tell", "too few clusters: 7, at least 8 needed")
+    assert gap(answers([0] * 8), answers([1] * 8), ALONE).verdict() == "better"
+    noise = gap(answers([0.0] * 60), answers([9e-13] * 60), ALONE)
+    assert (noise.unchanged, noise.diff, noise.p) == (True, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("seed", range(20))

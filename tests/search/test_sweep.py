@@ -77,6 +77,11 @@ def test_bricks_seeds_knots_and_labels(project: Project) -> None:
     assert names(both)[-1] == "mine[a.lambda=0.001,b.lambda=2]"
     assert names(written(project, "{mix.lambda.knots.1: [0, 1]}"))[0] == "mine[knots.1=0]"
     assert names(written(project, "{output.dtype: [float32, bfloat16]}"))[0] == "mine[dtype=float32]"
+    assert names(written(project, "{base: [org/m, org-m, other]}", f"base: base\n{STEPS}")) == [
+        "mine[base=org-m.1]",
+        "mine[base=org-m.2]",
+        "mine[base=other]",
+    ]
 
 
 def test_options_add_replace_and_fix_dimensions(project: Project) -> None:

@@ -12,6 +12,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from worlds.local_tasks import lay_out_tasks
 from worlds.train_world import lora
 
 from workbench.bricks.card import read_card
@@ -307,7 +308,7 @@ def call(*args: str) -> Any:
     return CliRunner().invoke(app, ["brick", "train", *args, "--device", "cpu"])
 
 
-def test_flags_make_a_brick(project: Path) -> None:
+def test_flags_make_a_brick(project: Path, bundled_index: None) -> None:
     flags = ["--base", "models/base", "--data", "rows.jsonl", "--steps", "4", "--rank", "2"]
     first = call("one", *flags)
     assert first.exit_code == 0, first.output
@@ -327,7 +328,15 @@ def test_flags_make_a_brick(project: Path) -> None:
     config = json.loads((project / "bricks" / "two" / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == "models/base"
     assert call("two", *flags, "--held-out", "0.25", "--orthogonal-to", "one").exit_code == 0  # says the same
-    assert call("bricks/two").exit_code == 0
+    lay_out_tasks(project / "evals" / "tasks")
+    with (project / "bricks" / "two" / "train.yaml").open("a") as stream:
+        stream.write("task: pick\n")
+    again = call("bricks/two")
+    assert again.exit_code == 0, again.output
+    (score,) = read_card(project / "bricks" / "two").scores
+    assert (score.task, score.metric, score.n) == ("pick", "acc", 24)
+    assert f"two: pick acc {100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}], n = 24, base " in again.output
+    assert "pick acc" not in call("bricks/two", "--no-score").output
 
 
 def test_bad_flags_write_nothing(project: Path) -> None:

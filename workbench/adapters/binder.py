@@ -137,8 +137,8 @@ class Binder:
         update = (b.shape[0], a.shape[-1])
         flag = bool(self.config.get("fan_in_fan_out"))
         flip = self.places.stores_in_out(part.module, update, shape, flag)
-        if self._is_target_parameter(name) and update == shape:
-            flip = False
+        if self._is_target_parameter(name):  # PEFT updates a parameter as it is stored, also that of a Conv1D
+            flip = False if update == shape else None
         if flip is None or len(a.shape) != 2 or b.shape[1:] != (a.shape[0],):
             raise self._shape_error(name, b, a)
         place = name if self._is_target_parameter(name) else part.module

@@ -10,6 +10,7 @@ from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
+    from workbench.bricks.card import Score
     from workbench.merge.measuring.delta_sums import Measures
 
 
@@ -89,10 +90,26 @@ def say_card(brick: Brick) -> None:
             r = card.routing
             out.line(f"routing  statistics of {r.prompts} prompts of {r.source}, layer {r.layer}, last {r.window} tokens")
         for s in card.scores:
-            base = f", base {100 * s.base_value:.1f}" if s.base_value is not None else ""
-            out.line(f"score    {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}{base}")
+            out.line(f"score    {score_text(s)}")
         if card.training:
             out.line("training " + ", ".join(f"{k} {v}" for k, v in card.training.items() if not isinstance(v, dict)))
+
+
+def level(score: Score, value: float | None, decimals: int = 1) -> str:
+    """Return a value in the units of a score: a share in percent, any other metric as it is; empty if there is none."""
+    from workbench.scores.tasks import LOWER
+
+    if value is None:
+        return ""
+    share = score.metric not in LOWER and all(0 <= v <= 1 for v in (score.value, score.base_value or 0.0))
+    return f"{100 * value:.{decimals}f}" if share else f"{value:.4g}"
+
+
+def score_text(score: Score) -> str:
+    """Return a score of a card with its interval, the number of items, and the base's score if the card has one."""
+    ends = ", ".join(level(score, end) for end in (score.low, score.high))
+    base = "" if score.base_value is None else f", base {level(score, score.base_value)}"
+    return f"{score.task} {score.metric} {level(score, score.value)} [{ends}], n = {score.n}{base}"
 
 
 def axes_text(axes: dict[str, str]) -> str:

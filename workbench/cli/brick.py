@@ -15,8 +15,10 @@ from workbench.cli._bricks import (
     base_of_brick,
     brick_directory,
     find_brick,
+    level,
     say_card,
     say_measures,
+    score_text,
 )
 from workbench.cli._neurons import show_neurons, verify_neurons
 from workbench.cli._options import BrickArg, DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
@@ -52,9 +54,9 @@ def list_(json: JsonOpt = False) -> None:
                 card.kind,
                 card.skill,
                 *(
-                    [f"{100 * s.value:.0f}", f"{100 * s.base_value:.0f}" if s.base_value is not None else "", s.task]
+                    [level(s, s.value, 0), level(s, s.base_value, 0), s.task]
                     if (s := next(iter(card.scores), None))
-                    else ["", "", ""]
+                    else [""] * 3
                 ),
             ]
             for name, card in cards
@@ -193,9 +195,7 @@ def train(
             write_spec(folder, settings)
         card = train_brick(folder, pick_device(device), score=score, events=out.event)
         for s in card.scores:
-            out.line(
-                f"{card.name}: {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}, base {100 * (s.base_value or 0):.1f}"
-            )
+            out.line(f"{card.name}: {score_text(s)}")
 
 
 def _share(text: str | None) -> float | str | None:

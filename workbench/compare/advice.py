@@ -229,8 +229,6 @@ def merge_loses(name: str, recipe: str, kept: Kept) -> list[str]:
 
 def helped(decision: Decision) -> list[str]:
     """Return sentences on what would help; empty if a configuration is recommended."""
-    if decision.chosen is not None:
-        return []
     if decision.closest is None:
         return _helped_without(decision)
     s = decision.closest
@@ -238,9 +236,10 @@ def helped(decision: Decision) -> list[str]:
         return [_shown_by(row) for row in decision.unsafe[s.configuration]] or ["Score it on every guarded task."]
     if decision.cause == "unsafe":
         tasks = [row.task for row in decision.unsafe[s.configuration] if row.verdict == "worse"]
-        blamed = [f"{_listed(decision.harmful[t])} alone is worse on {t} too" for t in tasks if decision.harmful.get(t)]
-        if blamed:
-            return [f"{_capital(blamed[0])}: lower its weight or leave it out."]
+        if task := next((t for t in tasks if decision.harmful.get(t)), None):
+            bricks = decision.harmful[task]
+            verb, what, those = ("is", "its weight", "it") if len(bricks) == 1 else ("are", "their weights", "them")
+            return [f"{_capital(_listed(bricks))} alone {verb} worse on {task} too: lower {what} or leave {those} out."]
         return ["Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."]
     if decision.cause == "too few clusters":
         return ["Items from more templates or passages; more items of the same ones do not help."]
@@ -334,7 +333,7 @@ def _beside(d: MeanDifference, other: Candidate, about: Candidate, decision: Dec
     if d.verdict == "cannot tell" and d.needs:
         facts.append(f"about {_about(d.needs)} items would tell")
     text = f"{d.configuration} {relation}" + (f" ({'; '.join(facts)})" if facts else "")
-    if not other.recommendable and other.guarded in ("worse", "not shown safe"):
+    if other.guarded in ("worse", "not shown safe"):
         return f"{text}, but {_failing(other, decision)}."
     if other.cheaper(about):
         return f"{text} and is {other.cheaper(about)}."

@@ -303,7 +303,7 @@ def _guarded(cell: TestedCell, ruling: Ruling, ends: tuple[float, float], alpha:
         needs = cell.drawn.needs_to_exclude(tolerance, losing, ruling.level(pair))
         return "not shown safe", _rare("loss", cell), needs
     room = tolerance - max(losing * pair.diff, 0.0)  # from the observed loss to the tolerance
-    needs = pair.needs(room, ruling.critical) if room > 0 else None
+    needs = pair.needs(room, ruling.critical)
     return "not shown safe", "the adjusted interval includes a loss as large as the tolerance", needs
 
 

@@ -178,16 +178,21 @@ class Log:
             Id -> fact, sorted by id.
 
         Raises:
-            WorkbenchError: If there is no such version.
+            WorkbenchError: If there is no such version, or a line changes a fact that is not there.
         """
         requested = self.version if version is None else version
-        if not 0 < requested <= max(1, self.version):
+        if not 0 < requested <= self.version:
             raise UsageError(f"{self.label}: no version {requested}; there are 1..{self.version}")
         facts: dict[str, Alive] = {}
         for line in self.lines:
             name, number = line.id, line.version
             if number > requested:
                 break
+            if line.action != ADD and name not in facts:
+                raise WorkbenchError(
+                    f"{self.label}: version {number} changes fact '{name}', which no line before adds",
+                    "Restore the file, or run the recipe of the memory again.",
+                )
             if line.action == ADD:
                 facts[name] = Alive(fact_of(line.fact, self.label), number, line.source or ADDED)
             elif line.action == UPDATE:

@@ -276,7 +276,7 @@ class _Cells:
 
 def _number(value: float) -> str:
     percent = 100 * value
-    return f"{percent:.0f}" if percent >= 99.5 or percent == 0 else f"{percent:.2g}"
+    return f"{percent:.0f}" if percent >= 99.5 else f"{percent:.2g}"
 
 
 def _signed(value: float) -> str:

@@ -77,7 +77,9 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
     """
     size = TensorSpec.of((), output.dtype or "float32").itemsize
     if not dense:
-        return _joined(adapters, output.rank if isinstance(output.rank, int) else None) * size
+        factors, others = _joined(adapters, output.rank if isinstance(output.rank, int) else None)
+        kept = size if output.dtype else max(spec.itemsize for spec in base.weights.specs.values())  # as in the base
+        return factors * size + others * kept
     assert isinstance(output.rank, int), "check_form rejects an exact rank for a dense result"
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     cut = sum(output.rank * (s.rows + s.cols) for s in linear.values())
@@ -85,8 +87,8 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
     return cut * size + whole
 
 
-def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
-    """Count the elements of the adapters' concatenated factors, truncated to a rank and padded to one rank as `_Files` does."""
+def _joined(adapters: Sequence[Adapter], limit: int | None) -> tuple[int, int]:
+    """Count the elements of the adapters' concatenated factors, truncated to a rank and padded to one rank as `_Files` does, and of the rest."""
     ranks: dict[str, int] = {}
     lengths: dict[str, int] = {}
     others = 0
@@ -100,7 +102,7 @@ def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
             lengths[key] = entry.spec.numel // rank
     exact = sum(ranks[key] * lengths[key] for key in ranks)
     even = max(ranks.values(), default=0) * sum(lengths.values())
-    return others + (even if even <= 2 * exact else exact)
+    return even if even <= 2 * exact else exact, others
 
 
 def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:

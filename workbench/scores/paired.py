@@ -200,10 +200,10 @@ class Ratio(Pair):
     _covariance: Floats = field(repr=False)
 
     def _within(self, critical: float, rejected: bool) -> tuple[float, float]:
-        if not math.isfinite(self._covariance[0, 0]):
-            return -math.inf, math.inf
         a, b = (float(rate) for rate in self._rates)
         t = self.changes.as_t(critical)
+        if not math.isfinite(t) or not math.isfinite(self._covariance[0, 0]):
+            return decided(-math.inf, math.inf, b - a, rejected)
         half = t * _error_between(self._covariance)
         low, high = decided(b - a - half, b - a + half, b - a, rejected)
         if self._kind == "bits_per_byte":
@@ -263,8 +263,6 @@ def _error_between(covariance: Floats) -> float:
 
 def _image(a: float, shift: float, ends: tuple[float, float], t: float, covariance: Floats) -> tuple[float, float]:
     """Return the range of exp(a + shift) - exp(a) for (shift, a) on the ellipse of radius t whose shifts reach `ends`."""
-    if not all(map(math.isfinite, (*ends, t))):
-        return -math.inf, math.inf
     angle = np.linspace(-np.pi, np.pi, 1025)  # the grid includes 0 and +-pi, where the shifts reach their ends
     x, y = np.cos(angle), np.sin(angle)
     error = _error_between(covariance)

@@ -192,12 +192,12 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
 
 def _any_of(p: float, tasks: int) -> float:
     """Return the probability that at least one of some independent p values is at most `p`."""
-    return float(-math.expm1(tasks * math.log1p(-p))) if p < 1 else 1.0
+    return float(-math.expm1(tasks * math.log1p(-p)))
 
 
 def _one_of(alpha: float, tasks: int) -> float:
     """Return the level for each of some independent p values at which the probability of any rejection is alpha."""
-    return float(-math.expm1(math.log1p(-alpha) / tasks)) if alpha < 1 else 1.0
+    return float(-math.expm1(math.log1p(-alpha) / tasks))
 
 
 class _Ladder:

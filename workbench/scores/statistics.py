@@ -111,8 +111,6 @@ def _expected_correlation(right: Floats, sizes: NDArray[np.intp]) -> float:
     """
     from scipy.special import betaln
 
-    if sizes.max() == 1:
-        return 0.0
     mean, rho = (right.sum() + 1) / (sizes.sum() + 2), (np.arange(20) + 0.5) / 20
     a, b = mean * (1 - rho) / rho, (1 - mean) * (1 - rho) / rho
     fit = (betaln(right[:, None] + a, (sizes - right)[:, None] + b) - betaln(a, b)).sum(0)

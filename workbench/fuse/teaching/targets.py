@@ -168,10 +168,10 @@ class Fusion:
         common = pairs[0][0]
         for i, _ in pairs[1:]:
             common = np.intersect1d(common, i, assume_unique=True)
-        if self.by == "sequence":
-            common = common[[0, -1]] if len(common) > 1 else common
         if len(common) < 2:
             return np.zeros(1, dtype=np.int64), self.shares(np.zeros((1, len(pairs))))
+        if self.by == "sequence":
+            common = common[[0, -1]]
         lengths = np.diff(common)
         losses = np.empty((len(lengths), len(pairs)))
         for m, (source, (i, j)) in enumerate(zip(self.sources, pairs, strict=True)):
