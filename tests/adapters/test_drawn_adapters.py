@@ -101,6 +101,8 @@ KINDS: dict[str, tuple[tuple[str, ...], str, Fields]] = {
     **{f"lora with {extra}": (ALL, "LoraConfig", lora(extra)) for extra in ("dora", "saved", "tokens", "ends", "layers")},
     "lora with bias": (BIASES, "LoraConfig", lora("bias")),
     "lora with parameters": (("mixtral", "qwen3_moe"), "LoraConfig", lora("parameters")),
+    "tokens": (ALL, "TrainableTokensConfig", lambda draw, family, _: {
+        "target_modules": [FAMILIES[family][2]], "token_indices": draw(st.lists(st.integers(0, 63), min_size=1, max_size=5, unique=True))}),
     "adalora": (DENSE, "AdaLoraConfig", lambda draw, *_: {
         "init_r": draw(one_of(1, 3, 5)), "target_r": 1, "lora_alpha": draw(one_of(1, 7, 32)), "total_step": 9}),
     "loha": (LINEAR, "LoHaConfig", lycoris),
@@ -150,8 +152,10 @@ def test_drawn_adapter(kind: str, data: st.DataObject, base_of: Callable[[str, t
     family, dtype, stored = (data.draw(one_of(*values)) for values in (families, DTYPES, DTYPES))
     targets = data.draw(st.lists(one_of(*FAMILIES[family][0]), min_size=1, max_size=3, unique=True))
     made = {"target_modules": targets, **fields(data.draw, family, targets)}
-    if family == "gpt2" and config != "LoraConfig":
-        made["fan_in_fan_out"] = True
+    if family == "gpt2" and kind != "tokens":
+        made["fan_in_fan_out"] = config != "LoraConfig" or data.draw(st.booleans())  # PEFT corrects LoRA's
+    if kind != "tokens" and data.draw(st.integers(0, 3)) == 0:
+        made.setdefault("modules_to_save", [FAMILIES[family][3]])
     base, out = base_of(family, dtype), Path(tempfile.mkdtemp(dir=tmp_path))
     adapter = save_flavour(Flavour(family, made, peft=config), base, out / "adapter")
     if kind != "vblora":  # PEFT does not load its chosen weights in another dtype

@@ -19,9 +19,9 @@ SHAPES = ((), (1,), (7,), (0,), (1, 1), (5, 3), (13, 4), (1, 9), (9, 1), (0, 4),
           (12, 1, 4), (2, 30))  # fmt: skip
 NAMES = ("layers.0.up.weight", "layers.1.mlp.c_fc.weight", "layers.1.norm")
 TABLES = ("model.embed_tokens.weight", "wte.weight", "lm_head.weight")
-WEIGHTS = st.sampled_from((1.0, 0.5, -1.0, 0.0, 2.0, 0.25, -0.5))
+WEIGHTS = st.sampled_from((1.0, 0.5, -1.0, 0.0, 2.0, 0.25, 0.75))
 DENSITIES = st.sampled_from((0.5, 0.0, 1.0, 0.2, 0.01, 0.77))
-LAMBDAS = st.sampled_from((1.0, 0.5, -0.25, 0.0, 2.0))
+LAMBDAS = st.sampled_from((1.0, 0.5, 1.0, -0.25, 2.0, 0.0))
 Tensors = dict[str, Tensor]
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
