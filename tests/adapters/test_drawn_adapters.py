@@ -7,6 +7,7 @@ a wrong scale or a module left out changes it by more than 2⁻¹⁰.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -159,8 +160,9 @@ def test_drawn_adapter(kind: str, data: st.DataObject, base_of: Callable[[str, t
     base, out = base_of(family, dtype), Path(tempfile.mkdtemp(dir=tmp_path))
     adapter = save_flavour(Flavour(family, made, peft=config), base, out / "adapter")
     if kind != "vblora":  # PEFT does not load its chosen weights in another dtype
-        own = tensors_of(base)  # PEFT stores copies of the base's embeddings beside an adapter of them
-        tensors = {name: t if ".base_layer." in name or name.removeprefix("base_model.model.") in own else t.to(stored)
+        own = tensors_of(base)  # PEFT stores whole tensors beside an adapter of embeddings and of saved modules, some of them twice
+        whole = re.compile(r".*\.(base_layer|modules_to_save|original_module)\..*")
+        tensors = {name: t if whole.match(name) or name.removeprefix("base_model.model.") in own else t.to(stored)
                    for name, t in tensors_of(adapter).items()}  # fmt: skip
         save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     recipe = resolved(base, adapter, out)
