@@ -160,7 +160,8 @@ def test_drawn_adapter(kind: str, data: st.DataObject, base_of: Callable[[str, t
     base, out = base_of(family, dtype), Path(tempfile.mkdtemp(dir=tmp_path))
     adapter = save_flavour(Flavour(family, made, peft=config), base, out / "adapter")
     if kind != "vblora":  # PEFT does not load its chosen weights in another dtype
-        own = tensors_of(base)  # PEFT stores whole tensors beside an adapter of embeddings and of saved modules, some of them twice
+        # PEFT stores whole tensors beside an adapter of embeddings and of saved modules, some of them twice.
+        own = tensors_of(base)
         whole = re.compile(r".*\.(base_layer|modules_to_save|original_module)\..*")
         tensors = {name: t if whole.match(name) or name.removeprefix("base_model.model.") in own else t.to(stored)
                    for name, t in tensors_of(adapter).items()}  # fmt: skip

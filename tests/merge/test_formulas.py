@@ -38,7 +38,6 @@ from workbench.weights.specs import load
 
 ROUNDING = {torch.float32: (0.0, 0.0), torch.bfloat16: (2.0**-8, 0.0), torch.float16: (2.0**-11, 2.0**-25)}
 """Dtype of the result -> half a unit in the last place, relative to the number, and of the numbers near zero."""
-NONE = st.just({})
 NEEDS_WEIGHT = ("linear", "regmean", "fisher")
 AUTO = st.sampled_from((None, "auto"))
 VOTE = {
@@ -93,7 +92,7 @@ def opened(world: World, out: Path) -> tuple[Checkpoint, dict[str, Any]]:
     return base, deltas
 
 
-def measured(method: str, world: World, draw: st.DrawFn, out: Path) -> tuple[Any, Any]:
+def measured(method: str, world: World, draw: Any, out: Path) -> tuple[Any, Any]:
     """What a method would measure on texts: for the formula, and for the method."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     count, some = len(world.bricks), {n: t for n, t in world.base.items() if draw(st.booleans()) or t.dim() < 2}

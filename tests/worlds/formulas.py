@@ -296,10 +296,12 @@ def polar(columns: np.ndarray) -> tuple[np.ndarray, float]:
 def iso(matrices: list[np.ndarray], _lam: float) -> tuple[np.ndarray, float]:
     """σ̄ UVᵀ of UΣVᵀ = svd(Σ wᵢτᵢ) (Marczak et al. 2025)."""
     scale = sum(np.linalg.norm(m) for m in matrices)
-    total = sum(matrices)
+    total = np.sum(matrices, axis=0)
     assume(not 0 < np.linalg.norm(total) < 1e-3 * scale)
     u, s, v, condition = parts(total)
-    return u @ v * (s.mean() if len(s) else 0.0), condition * scale / max(float(np.linalg.norm(total)), 1e-3 * scale, 1e-30)
+    return u @ v * (s.mean() if len(s) else 0.0), float(
+        condition * scale / max(float(np.linalg.norm(total)), 1e-3 * scale, 1e-30)
+    )
 
 
 def tsv(matrices: list[np.ndarray], _lam: float) -> tuple[np.ndarray, float]:
@@ -313,7 +315,7 @@ def tsv(matrices: list[np.ndarray], _lam: float) -> tuple[np.ndarray, float]:
 def wudi(matrices: list[np.ndarray], _lam: float) -> tuple[np.ndarray, float]:
     """S + (D C⁻¹ − S) V_K V_Kᵀ (SWUDI)."""
     used = [m for m in matrices if m.any()]
-    total = sum(matrices)
+    total = np.sum(matrices, axis=0)
     if not used:
         return total, 1.0
     gram = sum(m.T @ m / (m**2).sum() for m in used)
@@ -385,11 +387,11 @@ def regmean(world: World, name: str, weights: list[float], fields: dict[str, Any
     shrunk = [g[name].double() for g in world.measured]
     shrunk = [fields["off_diagonal"] * g + (1 - fields["off_diagonal"]) * g.diagonal().diag() for g in shrunk]
     left = sum(w * g for w, g in zip(weights, shrunk, strict=True))
-    epsilon = fields["ridge"] * left.diagonal().mean() / sum(weights)  # type: ignore[union-attr]
+    epsilon = fields["ridge"] * left.diagonal().mean() / sum(weights)
     if float(epsilon) == 0:
         return linear(world, name, weights, {})
     shrunk = [g + epsilon * torch.eye(len(g)) for g in shrunk]
     stack = world.stack(name)
     right = sum(w * (tau.T if world.flipped(name) else tau) @ g for w, tau, g in zip(weights, stack, shrunk, strict=True))
-    solved = right @ torch.linalg.inv(sum(w * g for w, g in zip(weights, shrunk, strict=True)))  # type: ignore[operator, arg-type]
+    solved = right @ torch.linalg.inv(sum(w * g for w, g in zip(weights, shrunk, strict=True)))
     return Result(solved.T if world.flipped(name) else solved, torch.full(stack.shape[1:], float(stack.norm())).double())
