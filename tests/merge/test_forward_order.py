@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from worlds.fuzzing import EXAMPLES, fuzz
 from worlds.project import CPU, Project
 from worlds.texts import save_other, words_tokenizer, write_rows
 from worlds.tiny import save_finetuned, tensors_of
@@ -156,9 +159,20 @@ def same_deltas(found: dict[str, Tensor], expected: dict[str, Tensor], base: dic
 def test_featcal_beside_dense_equations(family: str, family_project: Callable[[str], Project]) -> None:
     """Biases, Conv1D, tuples as outputs, norms after the layer, an untied head."""
     project = family_project(family)
-    found = project.tensors(f"{BRICKS}steps: [{{merge: featcal, {EACH}, lambda: 0.4, anchor: 1.5, ridge: 0.1, blend: 0.3}}]\n")
     dense = Dense(project)
-    same_deltas(found, featcal(dense, 0.4, 1.5, 0.1, 0.3), dense.base)
+
+    @given(
+        st.tuples(
+            st.sampled_from((0.4, 1.0)), st.sampled_from((1.5, 0.0, 2.2)), st.floats(0.05, 1), st.sampled_from((0.3, 0.0, 1.0))
+        )
+    )
+    @settings(fuzz, max_examples=max(1, EXAMPLES // 4))
+    def check(fields: tuple[float, float, float, float]) -> None:
+        stated = ", ".join(f"{name}: {value}" for name, value in zip(("lambda", "anchor", "ridge", "blend"), fields, strict=True))
+        found = project.tensors(f"{BRICKS}steps: [{{merge: featcal, {EACH}, {stated}}}]\n")
+        same_deltas(found, featcal(dense, *fields), dense.base)
+
+    check()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,6 @@ from torch import Tensor
 from worlds.merging import BASE, ONE, TWO, close, merge, models, reference_trim
 from worlds.project import CPU
 
-import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
 from workbench.merge.streaming.trim import joint_trims, trims
 from workbench.recipe.methods import methods
@@ -195,27 +194,3 @@ def test_trim_keeps_exactly_the_first_largest(
         parts.append(torch.empty(stop - start, 7))
         assert select(group.rows(start, stop), selection, left, start * 7, False, parts[-1])
     assert torch.equal(torch.cat(parts), reference_trim(delta, density))
-
-
-def test_ties_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    base, bricks = models(3)
-    bricks = {
-        n: {k: base[k] + ((t - base[k]) * 20).round() / 20 for k, t in b.items()} for n, b in bricks.items()
-    }  # many equal magnitudes
-    results = []
-    for elements in (1, 13, 24, 1 << 18):
-        monkeypatch.setattr(specs_module, "BLOCK_ELEMENTS", elements)
-        results.append(merge("ties", base, bricks, density=0.3))
-    assert all(torch.equal(r[n], results[0][n]) for r in results for n in base)
-
-
-def test_one_threshold_over_the_model() -> None:
-    """`threshold: model` trims the joint delta: a brick whose change is all in one tensor keeps it there."""
-    base, _ = models(0)
-    brick = {n: t + (0.5 if n == "layers.0.w" else 1e-3) * torch.sign(t) for n, t in base.items()}
-    share = base["layers.0.w"].numel() / sum(t.numel() for t in base.values())
-    result = merge("ties", base, {"a": brick}, threshold="model", density=share)
-    for name in base:
-        assert torch.equal(result[name], brick[name] if name == "layers.0.w" else base[name])
-    per_tensor = merge("ties", base, {"a": brick}, density=share)
-    assert not torch.equal(per_tensor["layers.0.w"], brick["layers.0.w"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from worlds.mergekit_runs import difference, run_mergekit, save_models
 from worlds.merging import InMemory, merge, models
+from worlds.multimodal import save_multimodal
 from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
@@ -153,6 +155,53 @@ def test_a_scale_reaches_tensors_that_the_adapter_leaves_alone(name: str, parame
     assert difference(Project(folder).tensors(recipe(name, {"lora": entry}, parameters)), theirs) <= 1e-6
     own = "base: base\nbricks: {lora: lora}\nsteps: [{merge: linear, normalize: false, bricks: {lora: 0.5}}]\n"
     assert difference(Project(folder).tensors(own), theirs) <= 1e-6
+
+
+# -- where mergekit's numbers are others than ours; docs/merging-mergekit.md states them
+
+ROOT = math.sqrt(0.5)
+TIES = {"sign": "mass", "weigh": "before", "divide": "weight"}
+# What -> method, dtype, base and bricks, mergekit's parameters, our fields, mergekit's result, ours.
+DIFFERENCES: dict[str, tuple[str, torch.dtype, list[list[float]], dict[str, Any], dict[str, Any], list[float], list[float]]] = {
+    "of 17 equal magnitudes it keeps some, not the first": (
+        "ties", torch.float32, [[0] * 17, [1] * 17], {"weight": 1.0, "density": 0.5, "normalize": True}, {**TIES, "density": 0.5},
+        [*[0] * 8, 1, 0, *[1] * 7], [*[1] * 8, *[0] * 9]),
+    "a vote that cancels exactly counts as plus": (
+        "ties", torch.float32, [[1, 1], [1.5, 0.5], [0.5, 1.5]], {"weight": 1.0, "density": 1.0, "normalize": True}, {**TIES, "density": 1.0},
+        [1.5, 1.5], [1, 1]),
+    "a tensor of zeros counts as orthogonal": ("slerp", torch.float32, [[0, 0], [0, 0], [1, 2]], {"t": 0.5}, {}, [ROOT, 2 * ROOT], [0.5, 1]),
+    "a norm below 1e-8 counts as 1": (
+        "slerp", torch.float32, [[0, 0], [3e-9, 0], [4e-9, 0]], {"t": 0.5}, {}, [7e-9 * ROOT, 0], [3.5e-9, 0]),
+    "bfloat16 weights are multiplied in bfloat16": (
+        "task_arithmetic", torch.bfloat16, [[0], [1], [1], [1]], {"weight": 0.3}, {"bricks": {f"b{i}": 0.3 for i in range(3)}},
+        [0.90234375], [0.8984375]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_where_mergekit_differs(what: str) -> None:
+    from mergekit.merge_methods.api import merge_tensors
+
+    method, dtype, numbers, parameters, fields, theirs, ours = DIFFERENCES[what]
+    base, *bricks = (torch.tensor(values, dtype=dtype) for values in numbers)
+    found = merge_tensors(bricks if method == "slerp" else [base, *bricks], method, base_index=0, parameters=parameters)
+    torch.testing.assert_close(found, torch.tensor(theirs, dtype=dtype), rtol=1e-6, atol=0)
+    own = merge(method, {"w": base}, {f"b{i}": {"w": brick} for i, brick in enumerate(bricks)}, dtype, **fields)["w"]
+    torch.testing.assert_close(own, torch.tensor(ours, dtype=dtype), rtol=1e-6, atol=0)
+
+
+def test_mergekit_drops_the_language_model_of_a_llava(tmp_path: Path) -> None:
+    """It takes names from the live model, does not find those of the language part on disk, and says nothing."""
+    for seed, name in enumerate(("one", "two")):
+        save_multimodal("llava", tmp_path / name, seed=seed)
+    theirs = run_mergekit({"merge_method": "linear", "dtype": "float32", "parameters": {"weight": 0.5},
+                           "models": [{"model": str(tmp_path / name)} for name in ("one", "two")]}, tmp_path / "out")  # fmt: skip
+    one, two = (tensors_of(tmp_path / name) for name in ("one", "two"))
+    assert {name.removeprefix("model.") for name in theirs} == {name for name in one if not name.startswith("language_model.")}
+    (tmp_path / "recipes").mkdir()
+    ours = Project(tmp_path).tensors("base: one\nbricks: {one: one, two: two}\nsteps: [{merge: linear}]\n")
+    assert sum(name.startswith("language_model.") for name in ours) == 21
+    assert difference(ours, {name: (one[name] + two[name]) / 2 for name in one}) <= 1e-6
 
 
 # -- random methods

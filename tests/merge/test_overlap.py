@@ -115,18 +115,6 @@ def test_conv1d_is_measured_on_its_outputs(dense: bool) -> None:
     assert rv(one, two) != pytest.approx(rv(one.T, two.T), rel=1e-2)
 
 
-@pytest.mark.parametrize(("method", "also"), [("task_arithmetic", {}), ("ties", {"divide": "weight"}), ("dare", {})])
-def test_auto_multiplies_the_recipes_weights(method: str, also: dict[str, str]) -> None:
-    """The merge is that of the method with the products written out; TIES divides by them as well."""
-    deltas, weights = overlapping()
-    assert max(weights.values()) < 0.6
-    written = {"b0": 1.0, "b1": -2.0, "b2": 0.5}
-    found = delta(method, deltas, bricks=written, weights="auto")
-    expected = delta(method, deltas, bricks={n: w * weights[n] for n, w in written.items()}, **also)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    assert not torch.allclose(found, delta(method, deltas, bricks=written), atol=1e-3)
-
-
 def test_tsv_with_auto_is_its_formula() -> None:
     """Each brick's values are divided by the cosines of its vectors with the whitened ones, which the overlap has counted."""
     deltas, weights = overlapping()

@@ -47,38 +47,7 @@ def test_iso_c_and_tsv_by_hand() -> None:
     torch.testing.assert_close(delta("tsv", [same * 3, same * 4]), same * 3.5, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (30, 21), (21, 30), (16, 16)])
-@pytest.mark.parametrize(("method", "formula"), [("tsv", tsv_formula), ("iso_c", iso_formula)])
-def test_the_papers_formula_on_full_rank(method: str, formula: Any, shape: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(3)
-    deltas = [torch.randn(shape, generator=generator) for _ in range(2 if shape == (2, 3) else 3)]
-    assert relative(delta(method, deltas), formula([d.double().numpy() for d in deltas])) < 1e-6
-
-
 # -- what is decomposed
-
-
-@pytest.mark.parametrize("method", SPECTRAL)
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [("norm", (9,)), ("model.embed_tokens.weight", (12, 6)), ("wte.weight", (12, 6)), ("lm_head.weight", (12, 6)),
-     ("conv.weight", (12, 1, 4)), ("narrow", (2, 30))],
-)  # fmt: skip
-def test_the_rest_is_averaged(method: str, name: str, shape: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    one, two, three = (torch.randn(shape, generator=generator) for _ in range(3))
-    found = delta(method, [one, two, three], name, **{"lambda": 0.6, "bricks": {"b0": 1, "b1": 2, "b2": 3}})
-    torch.testing.assert_close(found, 0.6 * (one + 2 * two + 3 * three) / 3, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("method", SPECTRAL)
-def test_experts_are_merged_one_by_one(method: str) -> None:
-    generator = torch.Generator().manual_seed(2)
-    stacks = [torch.randn(3, 8, 6, generator=generator) for _ in range(2)]
-    found = delta(method, stacks, "experts.down_proj")
-    for i in range(3):
-        torch.testing.assert_close(found[i], delta(method, [s[i] for s in stacks]), atol=1e-6, rtol=0)
-    assert relative(found[0], np.asarray(delta(method, [s[1] for s in stacks]))) > 0.5
 
 
 @pytest.mark.parametrize("method", SPECTRAL)

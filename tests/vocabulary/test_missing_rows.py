@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from worlds.fuzzing import fuzz_reader
 from worlds.project import Project
 from worlds.tiny import config, tensors_of
 from worlds.token_words import BASE, EMBED, HEAD, save_llama, save_random, tensors_in_memory
@@ -172,32 +175,49 @@ def test_bad_input(text: str, message: str, project: Project) -> None:
         project.resolve(f"base: base\n{text}")
 
 
-def test_pursuit_is_scikit_learns_also_of_alike_and_empty_atoms() -> None:
+@given(data=st.data())
+@fuzz_reader
+def test_pursuit_is_scikit_learns(data: st.DataObject) -> None:
+    """Each round takes the atom with the largest cosine, and the sum is the least-squares one in float64; where no two atoms are about as
+    good, these are scikit-learn's atoms and coefficients. Float32 rounds by 2⁻²⁴, which alike atoms multiply by their condition."""
     linear_model = pytest.importorskip("sklearn.linear_model")
-    generator = torch.Generator().manual_seed(0)
-    atoms, targets = torch.randn(300, 48, generator=generator) * 3, torch.randn(40, 48, generator=generator)
-    found = pursue(targets, atoms, 12)
-    lengths = atoms.norm(dim=1).double().numpy()
-    wanted = linear_model.orthogonal_mp(
-        (atoms.double().numpy() / lengths[:, None]).T, targets.double().numpy().T, n_nonzero_coefs=12
-    )
-    ours = np.zeros_like(wanted)
-    for target in range(40):
-        np.add.at(ours[:, target], found.atoms[target].numpy(), found.coefficients[target].double().numpy())
-    assert np.abs(ours * lengths[:, None] - wanted).max() <= 1e-5
-    rest = targets.numpy() - ours.T @ atoms.numpy()
-    assert np.allclose(found.residuals, np.linalg.norm(rest, axis=1) / targets.norm(dim=1).numpy(), atol=1e-5)
-    # Combinations are least-squares solutions on the chosen atoms, computed in float64 beside them.
-    middle = torch.randn(1, 64, generator=generator)
-    atoms = middle + 3e-3 * torch.randn(80, 64, generator=generator)
-    targets = atoms[:20] + 3e-3 * torch.randn(20, 64, generator=generator)
-    found = pursue(targets, atoms, 48)
-    for target in range(20):
-        chosen = atoms[found.atoms[target].unique()].double().T
-        best = torch.linalg.lstsq(chosen, targets[target].double()[:, None]).solution
-        rest = float((targets[target].double() - (chosen @ best)[:, 0]).norm() / targets[target].double().norm())
-        assert abs(float(found.residuals[target]) - rest) <= 1e-3 * rest, target
-    # Atoms twice, of length 0, and fewer directions than rounds: coefficients stay finite and the sum is right.
+    width, count, k = (data.draw(st.integers(1, most)) for most in (24, 60, 16))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    alike = data.draw(st.sampled_from((0.0, 0.9, 0.9999)))
+    noise = (1 - alike**2) ** 0.5 * torch.randn(count, width, generator=generator)
+    atoms = (alike * torch.randn(1, width, generator=generator) + noise) * (0.1 + torch.rand(count, 1, generator=generator))
+    atoms[data.draw(st.lists(st.integers(0, count - 1), max_size=2))] = 0
+    targets = torch.randn(3, width, generator=generator) + alike * atoms[:1]
+    found = pursue(targets, atoms, k)
+    lengths = np.linalg.norm(atoms.double().numpy(), axis=1)
+    unit = atoms.double().numpy() / np.maximum(lengths, 1e-30)[:, None]
+    for row, target in enumerate(targets.double().numpy()):
+        rest, taken, clear = target, list[int](), True
+        for atom in found.atoms[row].tolist():
+            likeness = np.abs(unit @ rest)
+            best = np.sort(likeness)[::-1]
+            if best[0] <= 1e-4 * np.linalg.norm(target):
+                break
+            assert likeness[atom] >= best[0] - 1e-4 * np.linalg.norm(target)
+            clear &= len(best) < 2 or best[0] - best[1] > 1e-4 * np.linalg.norm(target)
+            taken.append(atom)
+            fitted, *_ = np.linalg.lstsq(unit[taken].T, target, rcond=None)
+            rest = target - fitted @ unit[taken]
+        if not taken:
+            continue
+        condition, ours = np.linalg.cond(unit[taken]), np.zeros(count)
+        same = pursue(targets[row : row + 1], atoms, len(taken))  # what follows fits what rounding has left
+        np.add.at(ours, same.atoms[0].numpy(), same.coefficients[0].double().numpy())
+        size = np.linalg.norm(target)
+        assert np.linalg.norm(ours @ atoms.double().numpy() - (target - rest)) <= 2.0**-20 * condition * size
+        assert abs(float(same.residuals[0]) - np.linalg.norm(rest) / size) <= 2.0**-18 * condition
+        if clear and condition < 1e3:
+            theirs = linear_model.orthogonal_mp(unit.T, target, n_nonzero_coefs=len(taken))
+            assert np.abs(ours * lengths - theirs).max() <= 2.0**-20 * condition**2 * size
+
+
+def test_pursuit_of_empty_and_equal_atoms() -> None:
+    """Atoms twice, of length 0, and fewer directions than rounds: coefficients stay finite and the sum is right."""
     atoms = torch.tensor([[0.0, 0, 0], [2, 0, 0], [2, 0, 0], [0, 5, 0]])
     found = pursue(torch.tensor([[3.0, 4, 0], [0, 0, 0], [0, 0, 7]]), atoms, 3)
     sums = torch.einsum("nk,nkd->nd", found.coefficients, atoms[found.atoms])

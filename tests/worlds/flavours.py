@@ -43,8 +43,8 @@ class Flavour:
     peft: str = field(default="LoraConfig")
 
 
-def save_base(out: Path, family: str) -> Path:
-    """A random float32 model of a family, norms and biases random too."""
+def save_base(out: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A random model of a family, norms and biases random too."""
     import transformers as t
 
     common = {
@@ -67,7 +67,7 @@ def save_base(out: Path, family: str) -> Path:
     torch.manual_seed(0)
     model = t.AutoModelForCausalLM.from_config(made[family]() if family in made else config(family, LAYERS))
     randomize_vectors(model)
-    model.float().save_pretrained(out)
+    model.to(dtype).save_pretrained(out)
     save_tokenizer(out)
     return out
 

@@ -204,13 +204,15 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
 
     Raises:
         WorkbenchError: If a tensor is not floating-point, a key belongs to another tuner, one half of a pair is missing, or
-            two keys name one tensor.
+            two keys with different values name one tensor.
     """
     parts: dict[str, Part] = {}
     saved: dict[str, Stored] = {}
     shared: dict[str, Stored] = {}
     for key, entry in entries.items():
         stored, name = Stored(entry, key, label), key.removeprefix(PREFIX)
+        if ".original_module." in name:  # `bias: all` also stores biases of the modules that `modules_to_save` replaces
+            continue
         if not entry.spec.is_float and not key.endswith("_topk_indices"):
             raise WorkbenchError(
                 f"{label}: adapter key {key} holds {entry.spec.kind} numbers ({entry.spec.stored}), expected floating-point ones",
@@ -230,7 +232,7 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
             part.fields[kind] = stored
         else:
             tensor_name = re.sub(r"\.(base_layer|modules_to_save)(?=\.)", "", name)
-            is_new = tensor_name not in saved
+            is_new = tensor_name not in saved or _same_tensor(saved[tensor_name], stored)  # `bias: all` stores it once more
             saved[tensor_name] = stored
         if not is_new:
             raise WorkbenchError(f"{label}: adapter key {key} names the same tensor as another key", "Save the adapter again.")

@@ -61,9 +61,8 @@ def solve(deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], weigh
     trace = float(left.trace())
     if trace == 0:  # all Grams are zero: weight all directions equally
         left.fill_diagonal_(total)
-        ridge, trace = 0.0, 1.0
         right = sum((tau.double() * w for tau, _, w in used), torch.zeros_like(right))
-    epsilon = ridge * trace / size / total
+    epsilon = ridge * trace / max(size, 1) / total
     left.diagonal().add_(epsilon * total)
     for tau, _, weight in used:
         right.add_(tau, alpha=epsilon * weight)
