@@ -17,7 +17,7 @@ SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite c
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test fuzz check run eval search report bricks data docs site bench gpu clean
+.PHONY: help setup demo test fuzz faults check run eval search report bricks data docs site bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -44,6 +44,9 @@ test: bricks/starter/base/config.json  ## run the tests (FULL=1: also those mark
 
 fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and ten times as many a reader, 258 x FUZZ in all
 	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) tests/fuzz $(ARGS)
+
+faults: $(READY)  ## fail each call of each command to the system in turn, which takes hours: WORKBENCH_FAULTS=N tries N a command; ARGS=--write
+	@$(BIN)python benchmarks/faults.py $(ARGS)
 
 check: $(READY)  ## lint, format, types, generated files
 	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)mypy && $(BIN)python docs/build.py --check && $(BIN)python evals/skills/build.py --check

@@ -21,6 +21,7 @@ import command_page
 import edit_tables
 import error_tables
 import family_tables
+import fault_tables
 import grow_tables
 import merge_tables
 import method_pages
@@ -42,6 +43,7 @@ TABLES = (
     edit_tables,
     error_tables,
     family_tables,
+    fault_tables,
     grow_tables,
     merge_tables,
     neuron_tables,

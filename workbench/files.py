@@ -12,8 +12,10 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ MAX_UNPACKED = 2 << 30
 """Largest content of a compressed file, in bytes."""
 _SURELY_SMALL = 64 << 10
 _SCRATCH = ".making-"
+# Names of files that are being written, by `atomic_write` and by safetensors.
+UNFINISHED = re.compile(r"\.(.+)\.\d+|\.tmp\w{6}")
+_ABANDONED = 3600  # seconds without a change after which nothing is being written any more
+_cleared: set[str] = set()  # folders in which this process has removed what killed ones left
 
 
 def json_digest(value: Any) -> str:
@@ -138,6 +144,7 @@ def sync(path: Path) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, the file there is flushed and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -150,6 +157,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove unfinished files that killed processes left in a folder, the first time that this process writes there."""
+    if str(folder) in _cleared:
+        return
+    _cleared.add(str(folder))
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if UNFINISHED.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,14 +27,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.errors import GateFailedError, UsageError
-from workbench.files import publish, read_json, write_json
+from workbench.files import UNFINISHED, publish, read_json, write_json
 
 MANIFEST = "workbench-manifest.json"
 CARD = "README.md"
 ASIDE = "broken"
 """Folder, beside a broken folder, that its files are moved to."""
 _LOCKS = (".lock", ".holder")
-_UNFINISHED = re.compile(r"\.(.+)\.\d+")  # the names of `files.atomic_write`
 _SHOWN = 5
 
 
@@ -316,10 +314,8 @@ def files_of(folder: Path, *, parts: bool = False) -> list[str]:
         inside = Path(place).relative_to(folder)
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         folders[:] = [name for name in folders if name not in links and (parts or not is_sealed(Path(place) / name))]
-        present = {*files}
         for name in (*files, *links):
-            unfinished = _UNFINISHED.fullmatch(name)
-            if name not in (MANIFEST, *_LOCKS) and not (unfinished and (unfinished[1] == MANIFEST or unfinished[1] in present)):
+            if name not in (MANIFEST, *_LOCKS) and not UNFINISHED.fullmatch(name):
                 names.append((inside / name).as_posix())
     return sorted(names)
 

@@ -106,8 +106,10 @@ def test_export_of_a_local_task_by_the_command_line(tasks: Path, project: Path) 
         assert requests_of(new) == requests_of(old)
         assert [f.name for f in new._filters] == [f.name for f in old._filters]
     assert [json.loads(x) for x in Path("kept/data/copy.jsonl").read_text("utf-8").splitlines()] == documents()
+    assert call("scores", "export", "copy", "-o", "kept", "--include-path", str(tasks)).exit_code == 0  # the same files again
+    Path("kept/copy.yaml").write_text("task: mine\n", "utf-8")
     error = refused("scores", "export", "copy", "-o", "kept", "--include-path", str(tasks))
-    assert "kept/copy.yaml already exists" in error.message
+    assert "kept/copy.yaml already exists, with other content" in error.message
     assert (TASKS / "localdata.py").read_text("utf-8") == WRITTEN
 
 

@@ -67,12 +67,11 @@ def write_neuron_brick(
     write_set(folder, replace(neurons, base=neurons.base or digest))
     card = BrickCard(
         version=1,
-        name=folder.name,
         kind="neurons",
         skill=skill or f"{neurons.size:,} {neurons.kind} for {neurons.name} ({100 * neurons.share:.3g} %)",
         base=base.model_copy(update={"digest": digest}),
         digest=neurons.digest(),
-        **{"functions": (neurons.name,), **fields},
+        **{"name": folder.name, "functions": (neurons.name,), **fields},
     )
     write_card(folder, card, made_by=made_by, record=RECORD)
     return card

@@ -55,6 +55,7 @@ def short_of_memory(error: BaseException) -> WorkbenchError | None:
             or mapped
             or getattr(cause, "errno", None) == errno.ENOMEM
             or "DefaultCPUAllocator" in text
+            or ("unable to mmap" in text and os.strerror(errno.ENOMEM) in text)  # torch, for a safetensors file
         ):
             return WorkbenchError(
                 "the system refuses more memory to this process",

@@ -62,13 +62,14 @@ def new(
 
     Existing files are not overwritten.
     """
+    from workbench.files import write_text
     from workbench.project import find_project
 
     if project is not None:
         for folder in ("recipes", "bricks", "evals/suites", "evals/tasks"):
             (project / folder).mkdir(parents=True, exist_ok=True)
         if not (project / ".gitignore").exists():
-            (project / ".gitignore").write_text(IGNORED, "utf-8")
+            write_text(project / ".gitignore", IGNORED)
     path = _file(name, project)
     root = project or find_project(path)
     has_starter = (root / "bricks" / "add").is_dir() and (root / "bricks" / "reverse").is_dir()
@@ -81,7 +82,6 @@ def new(
     if suite is None and not task and (root / "evals" / "suites" / "starter.yaml").is_file():
         suite = "starter"
     scored = [*([suite] if suite else []), *([f"{{tasks: [{', '.join(task)}]}}"] if task else [])]
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.format(
         path=shell(path),
         base=base,
@@ -89,7 +89,7 @@ def new(
         steps=STEPS if pairs else "",
         suite=f"eval: [{', '.join(scored)}]\n" if scored else "",
     )
-    path.write_text(text, "utf-8")
+    write_text(path, text)
     out.line(str(path))
     if project is None:
         out.say(f"check: workbench recipe check {shell(path)}")

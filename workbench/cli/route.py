@@ -47,10 +47,10 @@ def explain(
     routing, model, tokenizer = _open(target, runs_dir, device)
     found = explained(routing, model, tokenizer, prompt)
     if html is not None:
+        from workbench.files import write_text
         from workbench.report.routing import explain_page
 
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(explain_page(found, routing.bricks), "utf-8")
+        write_text(html, explain_page(found, routing.bricks))
     out.result(lambda: found, lambda: _say_explained(found, routing.bricks), json=json)
     if html is not None:
         out.say(f"written: {html}")

@@ -126,6 +126,7 @@ def evaluate(
         if not stored.knows(configuration):
             stored = stored.also(configuration)
             store.update(plan, stored)
+        store.forget_parts(plan, key)  # which stay if a call is killed after it has stored its scores
         return stored.called(configuration)
     if plan.scorer != "hflm" and (reason := store.refused(plan, key)):
         raise RefusedError(reason.partition(": ")[2])

@@ -19,6 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.gate import LOCALDATA, project_of
 from workbench.evaluate.measured import SEED, quiet
 from workbench.evaluate.tasks import load_task, manager_of
+from workbench.files import write_bytes
 from workbench.identity import installed
 from workbench.scores.plan import item_ids
 from workbench.trust import is_trusted, trusting
@@ -97,17 +98,9 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
 
     Raises:
         WorkbenchError: If the task is unknown, its data cannot be loaded or is not JSON, it uses functions that only its own
-            folder has, a file already exists, or the requests differ.
+            folder has, a file already exists with other content, or the requests differ.
     """
     stem = name.replace("/", "_")
-    existing = [
-        p for p in (to / f"{stem}.yaml", to / "data" / f"{stem}.jsonl", to / "data" / f"{stem}-fewshot.jsonl") if p.exists()
-    ]
-    if existing:
-        raise WorkbenchError(
-            f"{existing[0]} already exists",
-            "Remove the file, or export to another folder with -o: existing files are not overwritten.",
-        )
     with quiet():
         try:
             original = _load(name, include_path)
@@ -293,12 +286,17 @@ def _compare(original: Any, local: Any, name: str) -> int:
 
 
 def _move(folder: Path, to: Path) -> list[Path]:
-    """Move the files to their folder; an existing localdata.py is kept."""
-    (to / "data").mkdir(parents=True, exist_ok=True)
-    moved = []
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        target = to / file.relative_to(folder)
-        if not (file.name == "localdata.py" and target.exists()):
-            shutil.move(file, target)
-            moved.append(target)
-    return moved
+    """Write the files to their folder. Equal ones, of an interrupted export, and localdata.py may be there already; others are refused."""
+    sources = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    contents = {to / source.relative_to(folder): source.read_bytes() for source in sources}
+    if (to / "localdata.py").exists():
+        del contents[to / "localdata.py"]
+    for path, content in contents.items():
+        if path.exists() and path.read_bytes() != content:
+            raise WorkbenchError(
+                f"{path} already exists, with other content",
+                "Remove the file, or export to another folder with -o: existing files are not overwritten.",
+            )
+    for path, content in contents.items():
+        write_bytes(path, content)
+    return list(contents)

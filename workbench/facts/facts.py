@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -232,7 +232,12 @@ def _probe_document(probe: Probe) -> dict[str, str]:
 
 def write_facts(path: Path, facts: list[Fact]) -> None:
     """Write facts as a jsonl file that `read_facts` reads back unchanged."""
-    write_text(path, "".join(json.dumps(fact.document(), ensure_ascii=False) + "\n" for fact in facts))
+    write_text(path, facts_text(facts))
+
+
+def facts_text(facts: Iterable[Fact]) -> str:
+    """Return the text of a jsonl file of facts."""
+    return "".join(json.dumps(fact.document(), ensure_ascii=False) + "\n" for fact in facts)
 
 
 def fact_of(row: Any, place: str) -> Fact:

@@ -22,7 +22,6 @@ one use it is alpha / sqrt(1 + n), after n rewards of 1 it is n / (1 + n) + alph
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +35,7 @@ from pydantic import model_validator
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts.facts import Fact, fact_of
+from workbench.files import write_bytes
 from workbench.results import Number, OpenPart, Part, Result, absent
 
 Vector = NDArray[np.float64]
@@ -247,12 +247,10 @@ def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) 
 
 
 def append(folder: Path, version: int, lines: Sequence[Mapping[str, object]]) -> None:
-    """Append lines to a log in one write and flush it to disk."""
+    """Append lines to a log. The file is replaced as a whole, so that no reader and no later command meets half a line."""
     text = "".join(json.dumps({"version": version, **line}, ensure_ascii=False) + "\n" for line in lines)
-    with (folder / LOG).open("a", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    path = folder / LOG
+    write_bytes(path, (path.read_bytes() if path.is_file() else b"") + text.encode())
 
 
 class MemoryFact(Part):

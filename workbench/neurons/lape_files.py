@@ -6,6 +6,7 @@ function i in layer j. It names neither the functions nor the model.
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.activations.labelled import folder_name
-from workbench.activations.sets import NeuronSet, neuron_axes, unit_counts
+from workbench.activations.sets import NeuronSet, neuron_axes, read_set, unit_counts
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.card import BaseRecord, read_licence, read_title
 from workbench.bricks.locate import resolve_base
 from workbench.bricks.neuron_sets import neuron_brick, write_neuron_brick
 from workbench.errors import UsageError, WorkbenchError
-from workbench.files import atomic_write, file_digest
+from workbench.files import file_digest, new_directory, write_bytes
 from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.neurons import pth_reader
@@ -108,8 +109,6 @@ def import_sets(file: Path, shown: str, base: str, names: Sequence[str], out: Pa
         raise UsageError(
             f"--names {','.join(names)}: names differ only in case or signs", "Give them names that differ in letters."
         )
-    if taken := [folder for folder in folders.values() if folder.exists()]:
-        raise WorkbenchError(f"{taken[0]}: exists already", "Choose a new directory.")
     found = read_indices(file, shown)
     if len(found) != len(names):
         raise UsageError(
@@ -132,9 +131,16 @@ def import_sets(file: Path, shown: str, base: str, names: Sequence[str], out: Pa
     }
     record = BaseRecord(id=base, title=read_title(checkpoint.path), digest=digest)
     rows = []
+    written = {name for name, folder in folders.items() if folder.exists()}
+    for name in written:  # an interrupted import goes on
+        if {n for n in names if sets[n].size} <= written or read_set(folders[name]).digest() != sets[name].digest():
+            raise WorkbenchError(f"{folders[name]}: exists already", "Choose a new directory.")
     for name, neurons in sets.items():
         if neurons.size:
-            write_neuron_brick(folders[name], neurons, record, made_by=MADE_BY, licence=read_licence(checkpoint.path))
+            if name not in written:
+                with new_directory(folders[name]) as partial:
+                    licence = read_licence(checkpoint.path)
+                    write_neuron_brick(partial, neurons, record, name=folders[name].name, made_by=MADE_BY, licence=licence)
             rows.append(ImportedSet(function=name, set=str(folders[name]), size=neurons.size, share=neurons.share))
     return ImportedSets(base=base, digest=digest, sets=rows, empty=[name for name in names if not sets[name].size])
 
@@ -175,7 +181,7 @@ def export_sets(folders: Sequence[Path], out: Path) -> list[NeuronSet]:
             raise WorkbenchError(f"{folder} and {folders[0]} are sets of different models", "Export sets of one model.")
     none = torch.empty(0, dtype=torch.int64)
     content = [[neurons.indices.get(layer, none).clone() for layer in range(max(first.units) + 1)] for neurons in sets]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as partial:
-        torch.save(content, partial)
+    data = io.BytesIO()  # torch reports a full disk without saying so
+    torch.save(content, data)
+    write_bytes(out, data.getvalue())
     return sets

@@ -10,6 +10,7 @@ The log is authoritative: facts.jsonl can be regenerated from it, and every vers
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import Fact, write_facts
+from workbench.facts.facts import Fact, facts_text
 from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Credibility, Log, append, lines_of, read_log
-from workbench.files import json_digest, read_json
-from workbench.manifest import changing
+from workbench.files import json_digest, read_json, write_text
+from workbench.manifest import changing, read_manifest
 from workbench.models.prompts import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.methods import method
@@ -124,6 +125,7 @@ class SavedMemory:
         Raises:
             WorkbenchError: If the memory already has a fact with the same id, or facts contradict each other.
         """
+        self._finish()
         known = self.log.at()
         if taken := [fact.id for fact in facts if fact.id in known]:
             raise WorkbenchError(
@@ -134,16 +136,19 @@ class SavedMemory:
 
     def update(self, name: str, target: str, context: MethodContext, time: str) -> int:
         """Change the answer of a fact in a new version, and return its number. Feedback on the old answer no longer counts."""
+        self._finish()
         return self._state(UPDATE, [replace(self.log.one(name).fact, target=target)], context, time)
 
     def remove(self, names: Sequence[str], time: str) -> int:
         """Remove facts in a new version, and return its number. Older versions keep them."""
+        self._finish()
         for name in names:
             self.log.one(name)
         return self._change([{"action": REMOVE, "id": name, "time": time} for name in dict.fromkeys(names)])
 
     def feedback(self, name: str, reward: float, similarity: float, time: str) -> int:
         """Record in a new version whether a use of a fact was correct, and return its number."""
+        self._finish()
         self.log.one(name)
         return self._change([{"action": FEEDBACK, "id": name, "time": time, "reward": reward, "similarity": similarity}])
 
@@ -167,12 +172,23 @@ class SavedMemory:
                     if memory is not None:
                         save_tensors_of(memory, self.path, version)
                     append(self.path, version, lines)
-                    write_facts(self.path / FACTS, [alive.fact for alive in read_log(self.path).at().values()])
+                    write_text(self.path / FACTS, self._listed())
         except Timeout:
             raise WorkbenchError(
                 f"{self.path}: another process is changing this memory", "Wait for it, then try again."
             ) from None
         return version
+
+    def _listed(self) -> str:
+        """Return the content of facts.jsonl, by the log."""
+        return facts_text(alive.fact for alive in read_log(self.path).at().values())
+
+    def _finish(self) -> None:
+        """Finish an earlier change that was interrupted after its lines were in the log: the list of facts, and the seal."""
+        sealed, facts = read_manifest(self.path), self.path / FACTS
+        if (sealed and sealed.open) or not facts.is_file() or facts.read_bytes() != self._listed().encode():
+            with contextlib.suppress(Timeout), FileLock(str(self.path / ".lock"), timeout=0), changing(self.path, [FACTS]):
+                write_text(facts, self._listed())
 
 
 def attach_memory(model: PreTrainedModel, path: Path, tokenizer_path: Path, version: int | None = None) -> PreTrainedModel:

@@ -165,8 +165,12 @@ class ScoreStore:
             update={"key": scores.configuration.key(plan), "rows": bytes_digest(row_text), "items": bytes_digest(item_text)}
         )
         write_bytes(path, (stored.model_dump_json(indent=1) + "\n").encode())
-        shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
+        self.forget_parts(plan, stored.key)
         return stored
+
+    def forget_parts(self, plan: ScorePlan, key: str) -> None:
+        """Delete the intermediate results of tasks whose scores are stored."""
+        shutil.rmtree(self._path(plan.suite.suite, plan.digest, key).with_suffix(".partial"), ignore_errors=True)
 
     def update(self, plan: ScorePlan, scores: Scores) -> None:
         """Rewrite the scores document after a name was added."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.files import json_digest, write_text
+from workbench.files import json_digest, scratch_beside, write_text
 from workbench.identity import installed
 from workbench.models.identity import loaded_tokens_digest
 from workbench.models.prompts import load_tokenizer
@@ -258,13 +258,12 @@ def _save(spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     # A path of this machine would be meaningless elsewhere.
     config.base_model_name_or_path = files.declared
     config.inference_mode = True
-    readme = out / "README.md"
-    original = readme.read_bytes() if readme.is_file() else None
-    model.save_pretrained(str(out), save_embedding_layers=False)
-    readme.unlink(missing_ok=True)
-    if original is not None:
-        readme.write_bytes(original)
-    _sort_config(out / "adapter_config.json")
+    with scratch_beside(out / "adapter_model.safetensors") as folder:
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+        _sort_config(folder / "adapter_config.json")
+        for file in folder.iterdir():
+            file.replace(out / file.name)
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:

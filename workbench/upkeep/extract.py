@@ -170,6 +170,9 @@ def bake(adapter: str, base: str | None, out: Path, work: Work, *, project: Path
         problem = "is already a checkpoint" if kinds_of(files) else f"is not an adapter (it has no {ADAPTER_CONFIG})"
         raise WorkbenchError(f"{adapter} {problem}", f"`workbench brick show {shell(adapter)}` shows its content.")
     base = base or base_of(path, project, f"Set --base DIR to the model that {adapter} was trained on.")
+    runs = out.with_name(f".{out.name}.baking")
+    if out.exists():
+        shutil.rmtree(runs, ignore_errors=True)  # of a call that was interrupted after it had written `out`
     check_new(out)
     kind = "brick" if (path / CARD).is_file() else "adapter"
     data = {
@@ -180,10 +183,9 @@ def bake(adapter: str, base: str | None, out: Path, work: Work, *, project: Path
         "steps": [{"merge": "task_arithmetic"}],
         "output": {"dtype": dtype} if dtype else {},
     }
-    runs = out.with_name(f".{out.name}.baking")
     made = execute(resolve(from_data(data, project)), runs, work)
     if out.is_dir():
         out.rmdir()
     Path(made.place).rename(out)
-    shutil.rmtree(runs)
+    shutil.rmtree(runs, ignore_errors=True)
     return made.model_copy(update={"run": None, "model": str(out)})

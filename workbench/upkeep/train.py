@@ -18,6 +18,7 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
 from workbench.events import Events, no_events
+from workbench.files import write_text
 from workbench.models.texts import read_prompts
 from workbench.project import cache_of, find_project, runs_of
 from workbench.recipe.recipe import from_data
@@ -103,8 +104,7 @@ def write_spec(folder: Path, settings: Mapping[str, object]) -> None:
     _others(spec, folder, project)
     if "data" in rows:  # a file with a bad row leaves no train.yaml behind
         training_texts(spec.settings().model_copy(update=rows), Path(rows["data"]), folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"# workbench brick train {shell(folder.resolve().name)}\n{text}", "utf-8")
+    write_text(file, f"# workbench brick train {shell(folder.resolve().name)}\n{text}")
 
 
 def _from(folder: Path, name: str) -> str:

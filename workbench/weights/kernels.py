@@ -14,7 +14,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from workbench.files import sync
+from workbench.files import scratch_beside, sync
 from workbench.lazy import torch
 from workbench.project import user_caches
 from workbench.weights.specs import as_array, torch_dtype
@@ -123,9 +122,8 @@ def _cached(place: Path, key: str) -> tuple[Path | None, list[Path]]:
 
 def _build(place: Path, key: str, command: list[str]) -> Path:
     """Compile the library into a cache directory; its name contains the key and the digest of its bytes."""
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        built = Path(folder) / "kernels.so"
+    with scratch_beside(place / "kernels.so") as folder:
+        built = folder / "kernels.so"
         call = [*command, *_FLAGS, str(_SOURCE), "-o", str(built)]
         subprocess.run(call, check=True, capture_output=True, timeout=120)  # noqa: S603
         file = place / f"kernels-{key}-{xxhash.xxh3_128_hexdigest(built.read_bytes())}.so"

@@ -142,7 +142,10 @@ def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
 
 
 def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: str, label: str = "values") -> Values:
-    """Compute one key and value per group of facts at a layer; values in the cache are not optimized again.
+    """Compute one key and value per group of facts at a layer, and keep them in the cache.
+
+    Groups are optimized a few at once, and how many decides the last bits. So the division is that of all groups, whatever is in the
+    cache: a call that was interrupted between two values gives the bytes of one that was not.
 
     Args:
         at: Where facts are looked up.
@@ -162,14 +165,14 @@ def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: s
     ]  # keys from when there was a decay
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
-    order = sorted((i for i, file in enumerate(files) if not is_whole(file)), key=lambda i: len(groups[i][0].text))
-    done, start = len(groups) - len(order), 0
+    order, start = sorted(range(len(groups)), key=lambda i: len(groups[i][0].text)), 0
     while start < len(order):
         chunk = _next_chunk(groups, order[start:])
-        context.progress(done + start, len(groups), f"{label} at layer {at.layer}")
-        optimized = _optimize(at, [groups[i] for i in chunk], settings)
-        for i, value in zip(chunk, optimized, strict=True):
-            _save(value, files[i])
+        if missing := [i for i in chunk if not is_whole(files[i])]:
+            context.progress(start, len(groups), f"{label} at layer {at.layer}")
+            optimized = dict(zip(chunk, _optimize(at, [groups[i] for i in chunk], settings), strict=True))
+            for i in missing:
+                _save(optimized[i], files[i])
         start += len(chunk)
     context.progress(len(groups), len(groups), f"{label} at layer {at.layer}")
     return Values(files)

@@ -10,6 +10,7 @@ from typing import Any
 from workbench import jsondoc, yamldoc
 from workbench.bricks.locate import kinds_of
 from workbench.errors import WorkbenchError, shell
+from workbench.files import write_text
 from workbench.merge.mergekit.table import KNOWN, base_policy
 from workbench.models.layout import Layout, Model
 from workbench.project import find_project
@@ -211,8 +212,7 @@ def write_imported(imported: ImportedRecipe, to: Path) -> None:
         if path.exists():
             raise WorkbenchError(f"{path} already exists", "Choose another name. Existing files are not overwritten.")
     for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        write_text(path, text)
 
 
 def _all_references(config: Config) -> Iterable[Reference]:
