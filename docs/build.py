@@ -24,6 +24,7 @@ import family_tables
 import grow_tables
 import merge_tables
 import method_pages
+import mutant_tables
 import neuron_tables
 import other_tables
 import pools_figure
@@ -44,6 +45,7 @@ TABLES = (
     family_tables,
     grow_tables,
     merge_tables,
+    mutant_tables,
     neuron_tables,
     other_tables,
     route_tables,
