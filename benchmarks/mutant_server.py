@@ -8,6 +8,7 @@ so a child imports the files as they are then. With `measure`, the child also wr
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -126,7 +127,7 @@ def child(job: dict[str, Any], log: Path) -> None:
         plugins.append(Measure(job["measure"], job["rooms"]))
         plugins[0].coverage.start()
     stop = [] if plugins else ["-x"]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line", f"--basetemp={Path.cwd() / '.tmp'}"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line", f"--basetemp={Path.cwd()}-tests"]
     marks = ["-m", "not slow and not gpu and not browser and not starter"]
     code = int(pytest.main([*stop, *options, *marks, *job["tests"]], plugins=plugins))
     for plugin in plugins:
@@ -143,6 +144,8 @@ def serve() -> None:
     for name in [*FIRST, *json.loads(sys.stdin.readline())]:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections pass over the libraries
     for line in sys.stdin:
         job = json.loads(line)
         started = time.monotonic()

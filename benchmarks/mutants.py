@@ -30,6 +30,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,12 @@ class Worker:
         """Return what becomes of a mutant, and the test that killed it or the tests that did not."""
         file = self.folder / mutant.path
         original = file.read_text("utf-8")
+        bytecode = Path(cache_from_source(str(file)))
         asked: list[str] = []
         found: dict[str, Any] = {"status": "not reached"}
         try:
             file.write_text(mutant.source, "utf-8")
-            # Bytecode is taken for that of a file with the same size and second.
-            shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
+            bytecode.unlink(missing_ok=True)  # it is believed where the size and the second of the file are the same
             for tests in (reach.of_line(mutant), reach.of_file(mutant)):
                 if chosen := [test for test in reach.ordered(tests) if test not in asked]:
                     asked += chosen
@@ -181,7 +182,7 @@ class Worker:
                         break
         finally:
             file.write_text(original, "utf-8")
-            shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
+            bytecode.unlink(missing_ok=True)
         return {**found, "asked": len(asked)}
 
 
