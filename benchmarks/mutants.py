@@ -46,12 +46,12 @@ ROOMS = {
     "merge": "merge",
     "weights": "weights merge adapters",
     "adapters": "adapters run",
-    "edit/closed_form": "edit",
+    "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_preserve_steps.py edit/test_edit_sinks.py edit/test_edit_steps.py",
     "scores": "scores compare",
     "compare": "compare scores",
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
-    "resolve": "resolve run recipe adapters",
-    "run": "run resolve adapters",
+    "resolve": "resolve run recipe adapters upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
+    "run": "run resolve adapters edit/test_edit_steps.py grow/test_grow_training.py fuse/test_fuse.py route/test_roles.py edit/test_memories.py",
     "route": "route run/test_routed.py run/test_routed_merges.py",
 }
 
@@ -170,7 +170,8 @@ class Worker:
         try:
             file.write_text(mutant.source, "utf-8")
             bytecode.unlink(missing_ok=True)  # it is believed where the size and the second of the file are the same
-            for tests in (reach.of_line(mutant), reach.of_file(mutant)):
+            first = reach.of_line(mutant)
+            for tests in (first, reach.of_file(mutant)) if first else ():
                 if chosen := [test for test in reach.ordered(tests) if test not in asked]:
                     asked += chosen
                     limit = 3 * sum(reach.seconds[test] for test in chosen) + 20

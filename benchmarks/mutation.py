@@ -140,7 +140,7 @@ def _negated(node: Any) -> Iterable[Any]:
 
 
 def _returns_none(node: Any) -> Iterable[Any]:
-    if node.value is not None and not (isinstance(node.value, cst.Name) and node.value.value == "None"):
+    if node.value is not None and not (isinstance(node.value, cst.Name) and node.value.value in ("None", "False")):
         yield node.with_changes(value=cst.Name("None"), whitespace_after_return=cst.SimpleWhitespace(" "))
 
 
