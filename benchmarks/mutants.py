@@ -366,15 +366,21 @@ def main() -> None:
     rooms = given.room or list(ROOMS)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         workers = [Worker(Path(place) / str(i)) for i in range(given.jobs)]
-        rows = [tried(room, given, workers, before, given.minutes / len(rooms)) for room in rooms]
+        done: dict[str, dict[str, Any]] = {}
+        for room in rooms:
+            done[room] = tried(room, given, workers, before, given.minutes / len(rooms))
+            if not given.again and not given.since:
+                record(given.out, before, done)
         for worker in workers:
             worker.stop()
-    if given.again or given.since:
-        return
-    kept = {row["room"]: row for row in before.get("rows", ())} | {row["room"]: row for row in rows}
-    write_results(given.out, {"rows": [kept[room] for room in ROOMS if room in kept]})
-    if set(rooms) < set(kept):
-        keep_head(given.out, before, rooms)
+
+
+def record(path: Path, before: dict[str, Any], done: dict[str, dict[str, Any]]) -> None:
+    """Write the results file after each room, so that what is tried so far is kept."""
+    kept = {row["room"]: row for row in before.get("rows", ())} | done
+    write_results(path, {"rows": [kept[room] for room in ROOMS if room in kept]})
+    if set(done) < set(kept):
+        keep_head(path, before, list(done))
 
 
 if __name__ == "__main__":
