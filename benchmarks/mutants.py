@@ -46,12 +46,12 @@ ROOMS = {
     "merge": "merge",
     "weights": "weights merge adapters",
     "adapters": "adapters run",
-    "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_preserve_steps.py edit/test_edit_sinks.py edit/test_edit_steps.py",
+    "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_edit_sinks.py edit/test_edit_steps.py",
     "scores": "scores compare",
     "compare": "compare scores",
     "identity.py": "resolve run weights",
     "resolve": "resolve run recipe adapters upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
-    "run": "run resolve adapters edit/test_edit_steps.py grow/test_grow_training.py fuse/test_fuse.py route/test_roles.py edit/test_memories.py",
+    "run": "run resolve adapters recipe",
     "route": "route run/test_routed.py run/test_routed_merges.py",
 }
 
