@@ -41,7 +41,8 @@ from record import keep_head, parser_of, write_results
 PROJECT = Path(__file__).resolve().parents[1]
 KEPT = PROJECT / ".workbench" / "mutants"
 EQUIVALENT = PROJECT / "benchmarks" / "equivalent_mutants.yaml"
-# A room and the folders and files of tests that are asked. Another folder is asked where its subject is what the room does.
+# A room and the folders and files of tests that are asked: another folder, where its subject is what the room does. They are measured once, which
+# takes as long as they do, twice over; `run` serves every kind of step, and so asks most of the tests.
 ROOMS = {
     "merge": "merge",
     "weights": "weights merge adapters",
@@ -51,7 +52,7 @@ ROOMS = {
     "compare": "compare scores",
     "identity.py": "resolve run weights",
     "resolve": "resolve run recipe adapters upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
-    "run": "run resolve adapters recipe",
+    "run": "run resolve recipe adapters edit grow fuse route train upkeep",
     "route": "route run/test_routed.py run/test_routed_merges.py",
 }
 
@@ -297,6 +298,7 @@ class Trial:
         low, high = wilson(killed, len(self.rows))
         return {
             "room": self.room,
+            "tests": ROOMS[self.room].split(),
             "lines": lines,
             "possible": possible,
             "sampled": len(self.rows) + self.equivalent,
