@@ -4,7 +4,11 @@
     python benchmarks/mutants.py --room scores --since main
     python benchmarks/mutants.py --room resolve --again      the survivors of the results file once more
 
-The changes are mutmut's, and three of our own (`mutation.py`). Not changed: docstrings, annotations, what errors and logs say, `__repr__`,
+The changes are mutmut's, and three of our own (`mutation.py`). mutmut's runner makes none in decorated functions (one of seven here), in fields of
+classes or at the top of a module, draws no sample, and forks with the caches of an earlier run; cosmic-ray starts a process a mutant, which is 5 s
+of imports. So `mutant_server.py` forks a child a mutant from a process that has imported the libraries, and nothing of the package.
+
+Not changed: docstrings, annotations, what errors and logs say, `__repr__`,
 `assert`, and guards such as `strict=True`. A seeded sample takes each statement at most once before it takes one twice. A mutant is *killed*
 when a test fails or takes three times as long; it has *survived* the tests that reach its line, and then those that reach its file. A line
 that no test reaches counts as survived. Known equivalents, in `equivalent_mutants.yaml` with the reason, are left out of the score.

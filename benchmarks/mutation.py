@@ -1,8 +1,4 @@
-"""Mutants of a source file: mutmut's operators, and three of our own for what those leave alone.
-
-mutmut's own runner is not used: it makes no mutant in decorated functions (every `@property`, `@cached_property`, `@contextmanager`), in
-the bodies of pydantic classes or at the top of a module, since its trampolines replace functions only.
-"""
+"""Mutants of a source file: mutmut's operators, and three of our own for what those leave alone."""
 
 from __future__ import annotations
 
