@@ -19,30 +19,27 @@ Results go to benchmarks/results/mutants.json.
 from __future__ import annotations
 
 import argparse
-import difflib
 import hashlib
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
 import yaml
-from mutation import Change, Mutant, changes
+from mutant_tests import PROJECT, Reach, Worker
+from mutation import Change, changes
 from record import keep_head, parser_of, write_results
 
-PROJECT = Path(__file__).resolve().parents[1]
 KEPT = PROJECT / ".workbench" / "mutants"
 EQUIVALENT = PROJECT / "benchmarks" / "equivalent_mutants.yaml"
 # A room and the folders and files of tests that are asked: another folder, where its subject is what the room does. They are measured once, which
@@ -59,137 +56,6 @@ ROOMS = {
     "run": "run resolve recipe adapters edit grow fuse route train upkeep",
     "route": "route run/test_routed.py run/test_routed_merges.py",
 }
-
-
-@dataclass
-class Reach:
-    """Which tests of a room reach which line. One mutant is asked `longest` seconds of them at most, by their time without it."""
-
-    longest: float
-    lines: dict[str, dict[int, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
-    seconds: dict[str, float] = field(default_factory=dict)
-    libraries: dict[str, None] = field(default_factory=dict)
-
-    def add(self, found: dict[str, Any], now: dict[str, str]) -> None:
-        """Add what one folder's tests reach; lines of a file that has changed since are those with the same text."""
-        self.seconds |= found["seconds"]
-        self.libraries |= dict.fromkeys(found["libraries"])
-        for path, lines in found["reach"].items():
-            moved = moved_lines(found["texts"][path], now.get(path, ""))
-            for line, tests in lines.items():
-                if int(line) in moved:
-                    self.lines[path][moved[int(line)]].update(tests)
-
-    def of_line(self, mutant: Mutant) -> set[str]:
-        """Tests that reach a mutant's line; of a line that runs on import, those that reach its file."""
-        lines = self.lines[mutant.path]
-        first, last = mutant.lines
-        found = {test for line in range(first, last + 1) for test in lines.get(line, ())}
-        return found or (self.of_file(mutant) if mutant.once else set())
-
-    def of_file(self, mutant: Mutant) -> set[str]:
-        """Tests that reach any line of a mutant's file; all tests where none does, as with a file of classes."""
-        found = {test for tests in self.lines[mutant.path].values() for test in tests}
-        return found or (set(self.seconds) if mutant.once else set())
-
-    def ordered(self, tests: Iterable[str]) -> list[str]:
-        """The quickest tests first, as many as `longest` allows."""
-        chosen: list[str] = []
-        total = 0.0
-        for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
-            total += self.seconds[test]
-            if chosen and total > self.longest:
-                break
-            chosen.append(test)
-        return chosen
-
-
-def moved_lines(before: str, now: str) -> dict[int, int]:
-    """Line of a text -> line of a later text, for lines that are the same."""
-    if before == now:
-        return {line: line for line in range(1, len(now.splitlines()) + 1)}
-    blocks = difflib.SequenceMatcher(None, before.splitlines(), now.splitlines(), autojunk=False).get_matching_blocks()
-    return {a + i + 1: b + i + 1 for a, b, size in blocks for i in range(size)}
-
-
-class Worker:
-    """A copy of the checkout, and the process that runs tests in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, capture_output=True, text=True, check=True
-        )
-        for name in listed.stdout.splitlines():
-            if (PROJECT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(PROJECT / name, folder / name, follow_symlinks=False)
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self, libraries: Iterable[str] = ()) -> None:
-        """Start the process anew, with libraries to import once."""
-        self.stop()
-        paths = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {
-            **os.environ,
-            "PYTHONPATH": paths,
-            "PYTHONHASHSEED": "0",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        command = [sys.executable, str(PROJECT / "benchmarks" / "mutant_server.py")]
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdin is not None
-        print(json.dumps(list(libraries)), file=self.process.stdin, flush=True)
-
-    def stop(self) -> None:
-        """End the process."""
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-
-    def ask(self, **job: Any) -> dict[str, Any]:
-        """Run tests and return the answer."""
-        assert self.process is not None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-    def judge(self, mutant: Mutant, reach: Reach) -> dict[str, Any]:
-        """Return what becomes of a mutant, and the test that killed it or the tests that did not."""
-        file = self.folder / mutant.path
-        original = file.read_text("utf-8")
-        bytecode = Path(cache_from_source(str(file)))
-        asked: list[str] = []
-        found: dict[str, Any] = {"status": "not reached"}
-        try:
-            file.write_text(mutant.source, "utf-8")
-            bytecode.unlink(missing_ok=True)  # it is believed where the size and the second of the file are the same
-            first = reach.of_line(mutant)
-            for tests in (first, reach.of_file(mutant)) if first else ():
-                if chosen := [test for test in reach.ordered(tests) if test not in asked]:
-                    asked += chosen
-                    limit = 3 * sum(reach.seconds[test] for test in chosen) + 20
-                    answer = self.ask(tests=chosen, limit=limit)
-                    found = {"status": {"passed": "survived", "failed": "killed"}.get(answer["status"], answer["status"])}
-                    if found["status"] != "survived":
-                        failed = re.search(r"(?:FAILED|ERROR) (\S+)", answer["output"])
-                        found["by"] = failed[1] if failed else answer["output"][-300:]
-                        break
-        finally:
-            file.write_text(original, "utf-8")
-            bytecode.unlink(missing_ok=True)
-        return {**found, "asked": len(asked)}
 
 
 def sources() -> dict[str, str]:
@@ -298,26 +164,38 @@ class Trial:
     def result(self, lines: int, possible: int) -> dict[str, Any]:
         """Return the room's row of the results file."""
         states = Counter(row["status"] for row in self.rows)
-        killed = states["killed"] + states["timeout"]
-        low, high = wilson(killed, len(self.rows))
-        return {
-            "room": self.room,
-            "tests": ROOMS[self.room].split(),
-            "lines": lines,
-            "possible": possible,
-            "sampled": len(self.rows) + self.equivalent,
-            "killed": states["killed"],
-            "timeout": states["timeout"],
-            "survived": states["survived"],
-            "not_reached": states["not reached"],
-            "equivalent": self.equivalent,
-            "score": {"value": round(killed / max(len(self.rows), 1), 4), "low": round(low, 4), "high": round(high, 4)},
-            "survivors": [
-                {key: row[key] for key in ("file", "old", "new")}
-                for row in self.rows
-                if row["status"] in ("survived", "not reached")
-            ],
-        }
+        counts = {state.replace(" ", "_"): states[state] for state in ("killed", "timeout", "survived", "not reached")}
+        left = [{key: row[key] for key in ("file", "old", "new", "status")} for row in self.rows if row["status"] in LEFT]
+        sampled = len(self.rows) + self.equivalent
+        head = {"room": self.room, "tests": ROOMS[self.room].split(), "lines": lines, "possible": possible, "sampled": sampled}
+        return scored({**head, **counts, "equivalent": self.equivalent, "survivors": left})
+
+    def corrected(self, earlier: dict[str, Any]) -> dict[str, Any]:
+        """Return the row of a sample whose survivors were tried again; those whose line is gone leave the sample."""
+        now = {(row["file"], row["old"], row["new"]): row["status"] for row in self.rows}
+        new = {**earlier, "survivors": [], "again": True}
+        for one in earlier["survivors"]:
+            name = one["file"], one["old"], one["new"]
+            new[one["status"].replace(" ", "_")] -= 1
+            if name in self.known:
+                new["equivalent"] += 1
+            elif name in now:
+                new[now[name].replace(" ", "_")] += 1
+                new["survivors"] += [{**one, "status": now[name]}] if now[name] in LEFT else []
+            else:
+                new["sampled"] -= 1
+        return scored(new)
+
+
+LEFT = ("survived", "not reached")
+"""What becomes of a mutant that no test notices."""
+
+
+def scored(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the share of the noticed mutants, without equivalents, and its interval."""
+    total, killed = row["sampled"] - row["equivalent"], row["killed"] + row["timeout"]
+    low, high = wilson(killed, total)
+    return {**row, "score": {"value": round(killed / max(total, 1), 4), "low": round(low, 4), "high": round(high, 4)}}
 
 
 def tried(
@@ -327,14 +205,11 @@ def tried(
     reach = measured(room, workers[0], given.longest)
     queue = drawn(room, given.seed, given.since)
     known = {(one["file"], one["old"], one["new"]) for one in yaml.safe_load(EQUIVALENT.read_text("utf-8")) or ()}
+    earlier = next((row for row in before.get("rows", ()) if row["room"] == room), None) if given.again else None
     only = None
-    if given.again:
-        only = {
-            (one["file"], one["old"], one["new"])
-            for row in before.get("rows", ())
-            if row["room"] == room
-            for one in row["survivors"]
-        }
+    if earlier:
+        only = {(one["file"], one["old"], one["new"]) for one in earlier["survivors"]}
+        queue = [one for one in queue if any(one.holds(*name[:2]) for name in only)]
     trial = Trial(room, reach, list(queue), time.monotonic() + 60 * minutes, given.most, only, known)
     threads = [threading.Thread(target=trial.work, args=(worker,)) for worker in workers]
     for thread in threads:
@@ -346,7 +221,7 @@ def tried(
         (given.log / f"{room.replace('/', '-')}.json").write_text(json.dumps(trial.rows, indent=1), "utf-8")
     place = f"workbench/{room}"
     lines = sum(len(text.splitlines()) for path, text in sources().items() if path == place or path.startswith(place + "/"))
-    row = trial.result(lines, len(queue))
+    row = trial.corrected(earlier) if earlier else trial.result(lines, len(queue))
     score = row["score"]
     print(
         f"{room}: {row['sampled']} of {row['possible']} mutants, {row['killed']} killed, {row['timeout']} too slow, {row['survived']} survived, "
@@ -365,7 +240,7 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=30, help="seconds of tests for one mutant at most")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time")
-    parser.add_argument("--again", action="store_true", help="only the survivors of the results file; nothing is recorded")
+    parser.add_argument("--again", action="store_true", help="only the survivors of the results file")
     parser.add_argument("--log", type=Path, help="a folder for what became of each mutant")
     given = parser.parse_args()
     before = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
@@ -375,7 +250,7 @@ def main() -> None:
         done: dict[str, dict[str, Any]] = {}
         for room in rooms:
             done[room] = tried(room, given, workers, before, given.minutes / len(rooms))
-            if not given.again and not given.since:
+            if not given.since:
                 record(given.out, before, done)
         for worker in workers:
             worker.stop()

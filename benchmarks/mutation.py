@@ -72,6 +72,12 @@ class Change:
     lines: tuple[int, int]
     once: bool
 
+    def holds(self, path: str, old: str) -> bool:
+        """Return whether the change may be in the file and the lines of a mutant: a quick look before `make`."""
+        first, last = self.lines
+        text = self.module.code if path == self.path else ""
+        return any(line.strip() == old.partition("\n")[0] for line in text.splitlines()[first - 1 : last])
+
     def make(self) -> Mutant | None:
         """Return the mutant, or None where the text stays the same or is no Python."""
         before = self.module.code
