@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import cache_from_source
@@ -53,14 +53,19 @@ class Reach:
         return found or (set(self.seconds) if mutant.once else set())
 
     def ordered(self, tests: Iterable[str]) -> list[str]:
-        """The quickest tests first, as many as `longest` allows."""
+        """The quickest tests first, one of each function before another of its cases, as many as `longest` allows."""
+        cases: Counter[str] = Counter()
+        turns: list[tuple[int, float, str]] = []
+        for seconds, test in sorted((self.seconds[test], test) for test in tests):
+            function = test.partition("[")[0]
+            turns.append((cases[function], seconds, test))
+            cases[function] += 1
         chosen: list[str] = []
         total = 0.0
-        for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
-            total += self.seconds[test]
-            if chosen and total > self.longest:
-                break
-            chosen.append(test)
+        for _, seconds, test in sorted(turns):
+            if not chosen or total + seconds <= self.longest:
+                chosen.append(test)
+                total += seconds
         return chosen
 
 
