@@ -72,7 +72,7 @@ def measured(room: str, worker: Worker, longest: float) -> Reach:
     """Return what the tests of a room reach; folders whose tests are as they were are not run again."""
     reach, now = Reach(longest), sources()
     for place in ROOMS[room].split():
-        path = PROJECT / "tests" / place
+        path = worker.folder / "tests" / place  # which the checkout may have left behind by now
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
         kept = KEPT / f"{place.replace('/', '-')}-{digest}.json"
