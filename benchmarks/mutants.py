@@ -46,12 +46,12 @@ EQUIVALENT = PROJECT / "benchmarks" / "equivalent_mutants.yaml"
 # takes as long as they do, twice over; `run` serves every kind of step, and so asks most of the tests.
 ROOMS = {
     "merge": "merge",
-    "weights": "weights merge adapters",
+    "weights": "weights merge adapters vocabulary bricks",
     "adapters": "adapters run",
     "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_edit_sinks.py edit/test_edit_steps.py",
     "scores": "scores compare",
     "compare": "compare scores",
-    "identity.py": "resolve run weights",
+    "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
     "resolve": "resolve run recipe adapters upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
     "run": "run resolve recipe adapters edit grow fuse route train upkeep",
     "route": "route run/test_routed.py run/test_routed_merges.py",
@@ -69,29 +69,52 @@ def sources() -> dict[str, str]:
 
 
 def measured(room: str, worker: Worker, longest: float) -> Reach:
-    """Return what the tests of a room reach; folders whose tests are as they were are not run again."""
-    reach, now = Reach(longest), sources()
+    """Return what the tests of a room reach; files of tests that are as they were when they were measured do not run again."""
+    reach, now, files = Reach(longest), sources(), list[Path]()
     for place in ROOMS[room].split():
         path = worker.folder / "tests" / place  # which the checkout may have left behind by now
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-        digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
-        kept = KEPT / f"{place.replace('/', '-')}-{digest}.json"
-        if not kept.is_file():
-            print(f"{room}: measuring which lines tests/{place} reaches", flush=True)
-            worker.start()
-            part = kept.with_suffix(".part")
-            KEPT.mkdir(parents=True, exist_ok=True)
-            job = {"measure": str(part), "rooms": [f"workbench/{room}" for room in ROOMS]}
-            answer = worker.ask(tests=[f"tests/{place}"], limit=1800, **job)
-            if not part.is_file():
-                sys.exit(f"the tests of tests/{place} did not end: {answer}")
-            found = {**json.loads(part.read_text("utf-8")), "texts": now}
-            if found["failed"]:
-                print(f"left out, since they fail without a mutant: {' '.join(found['failed'])}", flush=True)
-            kept.write_text(json.dumps(found), "utf-8")
-            part.unlink()
-        reach.add(json.loads(kept.read_text("utf-8")), now)
+        files += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+    kept = {str(file.relative_to(worker.folder)): KEPT / f"{file.stem}-{digest_of(file.read_bytes())}.json" for file in files}
+    if new := [name for name, place in kept.items() if not place.is_file()]:
+        print(f"{room}: measuring which lines the tests of {len(new)} files reach", flush=True)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        worker.start()
+        part = KEPT / f"{os.getpid()}.part"
+        answer = worker.ask(tests=new, limit=3600, measure=str(part), rooms=[f"workbench/{name}" for name in ROOMS])
+        if not part.is_file():
+            sys.exit(f"the tests of {' '.join(new)} did not end: {answer}")
+        found = json.loads(part.read_text("utf-8"))
+        part.unlink()
+        if found["failed"]:
+            print(f"left out, since they fail without a mutant: {' '.join(found['failed'])}", flush=True)
+        keep(found, {name: kept[name] for name in new}, now)
+    shared: dict[str, dict[str, Any]] = {}
+    for place in kept.values():
+        found = json.loads(place.read_text("utf-8"))
+        name = found["session"]
+        shared[name] = shared.get(name) or json.loads((KEPT / name).read_text("utf-8"))
+        reach.add({**found, **shared[name]}, now)
     return reach
+
+
+def keep(found: dict[str, Any], kept: dict[str, Path], texts: dict[str, str]) -> None:
+    """Write what each file of tests reaches, and once what all have in common: the texts of the package's files, and the libraries."""
+    session = json.dumps({"texts": texts, "libraries": found["libraries"]})
+    name = f"session-{digest_of(session.encode())}.json"
+    (KEPT / name).write_text(session, "utf-8")
+    for file, place in kept.items():
+        mine = f"{file}::"
+        reach = {
+            path: {line: own for line, tests in lines.items() if (own := [test for test in tests if test.startswith(mine)])}
+            for path, lines in found["reach"].items()
+        }
+        seconds = {test: took for test, took in found["seconds"].items() if test.startswith(mine)}
+        place.write_text(json.dumps({"session": name, "reach": reach, "seconds": seconds}), "utf-8")
+
+
+def digest_of(content: bytes) -> str:
+    """Return a digest of a file's content, for its name."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def drawn(room: str, seed: int, since: str | None) -> list[Change]:
