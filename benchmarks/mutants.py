@@ -45,7 +45,7 @@ EQUIVALENT = PROJECT / "benchmarks" / "equivalent_mutants.yaml"
 # A room and the folders and files of tests that are asked: another folder, where its subject is what the room does. They are measured once, which
 # takes as long as they do, twice over; `run` serves every kind of step, and so asks most of the tests.
 ROOMS = {
-    "merge": "merge",
+    "merge": "merge upkeep/test_show.py advice/test_advise.py",
     "weights": "weights merge adapters vocabulary bricks",
     "adapters": "adapters run",
     "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_edit_sinks.py edit/test_edit_steps.py",

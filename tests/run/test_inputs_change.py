@@ -195,6 +195,7 @@ def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_text("a")
     before = identity_of(file)
+    assert identity.settled(file) == before
     file.write_text("bc")
     with pytest.raises(InputChangedError, match=f"{file}: the file changed"), open_unchanged(file, before):
         pytest.fail("read all the same")
