@@ -141,7 +141,7 @@ class Worker:
             file.write_text(mutant.source, "utf-8")
             bytecode.unlink(missing_ok=True)  # it is believed where the size and the second of the file are the same
             first = reach.of_line(mutant)
-            for tests in (first, reach.of_file(mutant)) if first else ():
+            for tests in (first, reach.of_file(mutant)):  # a line that only processes of tests reach is in the file's tests
                 if chosen := [test for test in reach.ordered(tests) if test not in asked]:
                     asked += chosen
                     limit = 3 * sum(reach.seconds[test] for test in chosen) + 20
@@ -154,4 +154,6 @@ class Worker:
         finally:
             file.write_text(original, "utf-8")
             bytecode.unlink(missing_ok=True)
+        if found["status"] == "survived" and not first:
+            found["status"] = "not reached"
         return {**found, "asked": len(asked)}
