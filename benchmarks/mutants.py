@@ -89,8 +89,8 @@ def measured(room: str, worker: Worker, longest: float) -> Reach:
             print(f"left out, since they fail without a mutant: {' '.join(found['failed'])}", flush=True)
         keep(found, {name: kept[name] for name in new}, now)
     shared: dict[str, dict[str, Any]] = {}
-    for place in kept.values():
-        found = json.loads(place.read_text("utf-8"))
+    for part in kept.values():
+        found = json.loads(part.read_text("utf-8"))
         name = found["session"]
         shared[name] = shared.get(name) or json.loads((KEPT / name).read_text("utf-8"))
         reach.add({**found, **shared[name]}, now)
