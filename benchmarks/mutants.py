@@ -196,7 +196,7 @@ class Trial:
     def corrected(self, earlier: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a sample whose survivors were tried again; those whose line is gone leave the sample."""
         now = {(row["file"], row["old"], row["new"]): row["status"] for row in self.rows}
-        new = {**earlier, "survivors": [], "again": True}
+        new = {**earlier, "tests": ROOMS[self.room].split(), "survivors": [], "again": True}
         for one in earlier["survivors"]:
             name = one["file"], one["old"], one["new"]
             new[one["status"].replace(" ", "_")] -= 1
