@@ -52,7 +52,7 @@ ROOMS = {
     "scores": "scores compare",
     "compare": "compare scores",
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
-    "resolve": "resolve run recipe adapters upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
+    "resolve": "resolve run recipe adapters vocabulary upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
     "run": "run resolve recipe adapters edit grow fuse route train upkeep",
     "route": "route run/test_routed.py run/test_routed_merges.py",
 }
