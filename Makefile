@@ -10,6 +10,7 @@ WB := $(BIN)workbench
 RECIPE ?= recipes/starter-ties.yaml
 FULL ?=
 FUZZ ?= 80
+MINUTES ?= 10
 PYTEST := python -m pytest -n 2 --dist worksteal --durations=30 --durations-min=8
 # The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
@@ -17,7 +18,7 @@ SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite c
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test fuzz faults check run eval search report bricks data docs site bench gpu clean
+.PHONY: help setup demo test fuzz faults mutants check run eval search report bricks data docs site bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -47,6 +48,10 @@ fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and ten 
 
 faults: $(READY)  ## fail each call of each command to the system in turn, which takes hours: WORKBENCH_FAULTS=N tries N a command; ARGS=--write
 	@$(BIN)python benchmarks/faults.py $(ARGS)
+
+mutants: $(READY)  ## mutation score of ten folders, or of ROOM (SINCE=commit: only changed lines; MINUTES=10)
+	@$(BIN)python -c "import coverage, libcst, mutmut" 2>/dev/null || $(BIN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt coverage libcst mutmut
+	@$(BIN)python benchmarks/mutants.py $(if $(ROOM),--room $(ROOM)) $(if $(SINCE),--since $(SINCE)) --minutes $(MINUTES) $(ARGS)
 
 check: $(READY)  ## lint, format, types, generated files
 	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)mypy && $(BIN)python docs/build.py --check && $(BIN)python evals/skills/build.py --check

@@ -25,6 +25,7 @@ import fault_tables
 import grow_tables
 import merge_tables
 import method_pages
+import mutant_tables
 import neuron_tables
 import other_tables
 import pools_figure
@@ -46,6 +47,7 @@ TABLES = (
     fault_tables,
     grow_tables,
     merge_tables,
+    mutant_tables,
     neuron_tables,
     other_tables,
     route_tables,

@@ -152,7 +152,8 @@ BUDGET = {
     "lines of the package": 101_900,
     "files of the package": 471,
     "lines of the tests": 66_200,
-    "words of the documentation": 89_900,
+    "words of the documentation": 90_150,
+    # 250 words for the table of mutation scores, docs/mutation.md.
     "fields of methods": 698,
     "options of commands": 402,
     "commands with --json": 46,

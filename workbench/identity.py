@@ -30,9 +30,9 @@ class FileIdentity(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
-    system: int = 0
+    system: int
     """The file system's id."""
-    read_only: bool = False
+    read_only: bool
     """Whether the file system is mounted read-only."""
 
     @property

@@ -165,6 +165,19 @@ def test_another_size_than_the_file_says(name: str, base_of: Callable[[str], Pat
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cut", [(slice(-1), slice(None)), (slice(None), slice(-1))], ids=["a block less", "no triangle"])
+def test_rotations_that_do_not_fit_the_inputs(cut: tuple[slice, slice], base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    base = base_of("llama")
+    adapter = save_flavour(FLAVOURS["oft"], base, tmp_path / "adapter")
+    tensors = {name: tensor[cut].contiguous() for name, tensor in tensors_of(adapter).items()}
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        WorkbenchError, match=r"oft_R\S* is \[\d+, \d\], which does not fit the \d+ inputs of model.layers.0.mlp.down_proj"
+    ):
+        resolved(base, adapter, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_pruned_ranks_of_adalora(base_of: Callable[[str], Path], tmp_path: Path) -> None:
     """AdaLoRA stores what its pruning has left, and scales it by the rank before."""
     base = base_of("gpt2")

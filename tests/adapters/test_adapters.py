@@ -173,6 +173,9 @@ def test_no_safetensors(lora: Path) -> None:
     (lora / CONFIG).write_text("{", "utf-8")
     with pytest.raises(WorkbenchError, match=r"adapter_config\.json: not JSON: Expecting property name"):
         Adapter(lora, "x")
+    (lora / CONFIG).write_text('{"peft_type": "LORA", "r": 4, "r": 8}', "utf-8")
+    with pytest.raises(WorkbenchError, match=r"adapter_config\.json: not JSON: duplicate key 'r'"):
+        Adapter(lora, "x")
     (lora / CONFIG).unlink()
     with pytest.raises(WorkbenchError, match=r"no adapter_config\.json"):
         Adapter(lora, "x")

@@ -116,6 +116,7 @@ def test_contradictions_name_the_field(place: Path, project: Project) -> None:
     card.write_text(CARD.format("routing: token"))
     with pytest.raises(WorkbenchError, match=r"its card says axes.routing: token, but step 'merge-average' adds its delta"):
         project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: average}]\n")
+    project.resolve("bricks: {one: bricks/one}\nsteps: [{route: fixed}]\n")
     card.write_text(CARD.format("training: joint"))
     project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: average}]\n")
 

@@ -15,6 +15,8 @@ from worlds.factored import METHODS, SPECTRAL, delta, iso_formula, relative, tsv
 from worlds.merging import InMemory
 from worlds.project import Project
 
+from workbench.merge.aim import Aim
+from workbench.merge.fisher import Fisher
 from workbench.models.layout import Model
 from workbench.run.plan import plan
 
@@ -122,3 +124,8 @@ def test_memory_of_a_tensor_for_plan() -> None:
         assert found == {"w": 4 * 4 * 80 + work, "norm": 0, "lm_head.weight": 0, "experts": 4 * 4 * 160 + work}
         core: Any = METHODS[method].model_validate({"merge": method, "space": "core"})
         assert core.tensor_bytes(model, "w", 3) == 0
+    fisher = Fisher.model_validate({"merge": "fisher", "calibration": "x.jsonl"})
+    assert fisher.tensor_bytes(model, "w", 3) == 4 * 4 * 80, "the information of each brick, and its sum"
+    aim = Aim.model_validate({"merge": "aim", "calibration": "x.jsonl"})
+    live = Model(InMemory({"model.experts.w": specs["experts"], "norm": specs["norm"]}), {})
+    assert aim.measure_bytes(live) == 8 * 168, "the whole model is live where experts are fused"

@@ -8,9 +8,11 @@ from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from worlds.project import CPU, Project
-from worlds.tiny import edit_json
+from worlds.tiny import edit_json, tensors_of
 
 from workbench.bricks.brick import BrickSource
 from workbench.errors import WorkbenchError
@@ -145,6 +147,15 @@ def test_a_copy_with_other_steps_keeps_base_and_digests(nested: Resolved) -> Non
     assert (first.base_digest, first.digests) == (nested.base_digest, nested.digests)
     assert first.keys == ()
     assert list(compose(first, CPU).model.weights.specs) == list(nested.base.weights.specs)
+
+
+def test_stored_buffers_of_a_checkpoint_are_named(project: Project) -> None:
+    shutil.copytree(project.path / "bricks" / "full", project.path / "own")
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    save_file({**tensors_of(project.path / "own"), **buffers}, project.path / "own" / "model.safetensors", {"format": "pt"})
+    assert project.resolve("bricks: {full: own}\nsteps: [{merge: average}]\n").warnings == (
+        f"brick 'full': skips 2 stored buffers ({next(iter(buffers))}, …), which transformers computes itself",
+    )
 
 
 def test_all_problems_are_reported_at_once(project: Project) -> None:

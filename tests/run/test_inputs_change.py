@@ -17,6 +17,7 @@ from worlds.dense import write_facts_file, write_text
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, save_finetuned, tensors_of
 
+from workbench import identity
 from workbench.adapters.read import Adapter
 from workbench.files import file_digest
 from workbench.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, open_unchanged, settled_identity
@@ -168,16 +169,19 @@ def test_an_identity_is_taken_when_a_later_write_would_change_it(tmp_path: Path,
     monkeypatch.setattr("workbench.identity.time.sleep", waited.append)
     with (tmp_path / "x").open("w") as file:
         now = identity_of(file.fileno()).ctime_ns
-        for age, waits in ((5_000_000, True), (25_000_000, False)):
+        ticks = identity._TICKS_NS
+        for age, waits in ((-1, False), (0, True), (5_000_000, True), (ticks - 1, True), (ticks, False), (25_000_000, False)):
             monkeypatch.setattr("workbench.identity.time.time_ns", lambda age=age: now + age)
             settled_identity(file.fileno())
             assert bool(waited) == waits
             waited.clear()
 
 
-def test_what_a_stored_key_takes_of_an_identity() -> None:
+def test_what_a_stored_key_takes_of_an_identity(tmp_path: Path) -> None:
     """All but the device, whose number may differ when the machine has started again."""
-    one = FileIdentity(1, 2, 3, 4, 5)
+    info = tmp_path.stat()
+    assert identity_of(tmp_path)[:5] == (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    one = FileIdentity(1, 2, 3, 4, 5, 6, read_only=False)
     assert one.storable == one._replace(device=9).storable
     assert all(
         one.storable != one._replace(**{field: 9}).storable for field in ("inode", "size", "mtime_ns", "ctime_ns", "system")
@@ -191,8 +195,9 @@ def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_text("a")
     before = identity_of(file)
+    assert identity.settled(file) == before
     file.write_text("bc")
-    with pytest.raises(InputChangedError, match="changed"), open_unchanged(file, before):
+    with pytest.raises(InputChangedError, match=f"{file}: the file changed"), open_unchanged(file, before):
         pytest.fail("read all the same")
 
     made = xxhash.xxh3_128
@@ -211,8 +216,12 @@ def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
     assert file_digest(file) == xxhash.xxh3_128_hexdigest(b"bc")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("workbench.weights.digests.xxhash.xxh3_128", Written)
-        with pytest.raises(InputChangedError, match="changed"):
+        with pytest.raises(InputChangedError, match=f"{file}: the file changed"):
             file_digest(file)
+
+
+def test_a_package_that_is_missing_has_no_version() -> None:
+    assert identity.installed("torch", "no-such-package") == {"torch": torch.__version__, "no-such-package": "not installed"}
 
 
 def test_watched_files(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ NOW = 1_700_000_000 * SECOND
 )
 def test_when_times_tell_of_another_content(times: dict[str, Any], tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.identity.time.time_ns", lambda: NOW)
-    assert FileIdentity(1, 2, 3, 4, 5)._replace(**times).is_telling == tells
+    assert FileIdentity(1, 2, 3, 4, 5, 6, read_only=False)._replace(**times).is_telling == tells
 
 
 @pytest.mark.parametrize("forgotten", ["coarse times", "--rehash"])

@@ -223,6 +223,7 @@ def test_plan_shards(sizes: list[int], shard_size: int) -> None:
     assert all(shard.nbytes <= shard_size or len(shard.specs) == 1 for shard in shards)
     assert all(a.nbytes + next(iter(b.specs.values())).nbytes > shard_size for a, b in pairwise(shards))
     assert len({shard.name for shard in shards}) == len(shards)
+    assert all(len(shard.header()) % 8 == 0 for shard in shards), "tensors start at multiples of eight bytes"
     assert (len(shards) == 1) == (shards[0].name == SINGLE)
 
 
