@@ -40,8 +40,8 @@ demo: bricks/starter/base/config.json $(if $(FULL),bricks/reverse-full/checkpoin
 	@$(WB) eval $(ITEMS) $(SUITES)
 	@$(WB) report $(ITEMS) $(SUITES) -o $(REPORT)
 
-test: bricks/starter/base/config.json  ## run the tests (FULL=1: also those marked slow, as many damaged files as `make fuzz`, 1,000 steps of changed files)
-	@$(if $(FULL),WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) WORKBENCH_STEPS=1000) $(BIN)$(PYTEST) $(if $(FULL),,-m "not slow") $(ARGS)
+test: bricks/starter/base/config.json  ## run the tests (FULL=1: also those marked slow, and as many damaged files as `make fuzz`)
+	@$(if $(FULL),WORKBENCH_FUZZ_EXAMPLES=$(FUZZ)) $(BIN)$(PYTEST) $(if $(FULL),,-m "not slow") $(ARGS)
 
 fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and ten times as many a reader, 258 x FUZZ in all
 	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) tests/fuzz $(ARGS)
