@@ -132,8 +132,8 @@ CLOCKS = (
     "datetime.now",
     "date.today",
 )
-# A browser answers or is stuck; the builder of the people prints how long it worked; a server closes what a client leaves open.
-WITH_CLOCKS = ("tests/worlds/devtools.py", "tests/browser/", "tests/fixtures/", "tests/worlds/effort.py")
+# A browser and a process under faults answer or are stuck; the builder of the people prints how long it worked; a server closes what a client leaves open.
+WITH_CLOCKS = ("tests/worlds/devtools.py", "tests/browser/", "tests/fixtures/", "tests/worlds/effort.py", "tests/worlds/faults.py")
 
 
 def test_tests_have_no_wall_clock() -> None:
@@ -149,11 +149,14 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 101_900,
+    "lines of the package": 102_100,
+    # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
     "files of the package": 471,
-    "lines of the tests": 66_200,
-    "words of the documentation": 90_150,
-    # 250 words for the table of mutation scores, docs/mutation.md.
+    "lines of the tests": 70_500,
+    # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
+    # every merge method, adapter kind, score and statistic, and what mutants found.
+    "words of the documentation": 90_950,
+    # 1,050 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
     "fields of methods": 698,
     "options of commands": 402,
     "commands with --json": 46,
