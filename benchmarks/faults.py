@@ -72,7 +72,7 @@ def one(name: str, folder: Path, models: Path, faults: Any, count: int | None) -
         return {
             "command": name,
             "cases": len(world.cases()),
-            "injected": len(chosen),
+            "injected": world.fired,
             "wrong": wrong,
             "kinds": dict(sorted(kinds.items())),
             "seconds": round(time.monotonic() - started),

@@ -76,6 +76,8 @@ class World:
         self.place.rename(self.start)
         self.before = files(self.start)
         self.counts: dict[str, int] = {}
+        self.fired = 0
+        """Faults that have happened: another order of threads may make fewer calls than were counted."""
         first, second = self._without_fault(), self._without_fault()
         assert not differences(first, second), f"two runs of {command.line} differ: {differences(first, second)}"
         self.right = first
@@ -140,6 +142,7 @@ class World:
         done = self._call(fault)
         if not done.fired:
             return
+        self.fired += 1
         left = self._files()
         yield from (f"{fault}: {text}" for text in self._after_fault(fault, done, left))
         for name in left:
