@@ -133,7 +133,13 @@ CLOCKS = (
     "date.today",
 )
 # A browser and a process under faults answer or are stuck; the builder of the people prints how long it worked; a server closes what a client leaves open.
-WITH_CLOCKS = ("tests/worlds/devtools.py", "tests/browser/", "tests/fixtures/", "tests/worlds/effort.py", "tests/worlds/faults.py")
+WITH_CLOCKS = (
+    "tests/worlds/devtools.py",
+    "tests/browser/",
+    "tests/fixtures/",
+    "tests/worlds/effort.py",
+    "tests/worlds/faults.py",
+)
 
 
 def test_tests_have_no_wall_clock() -> None:

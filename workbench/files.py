@@ -31,11 +31,12 @@ from workbench.identity import open_unchanged
 MAX_UNPACKED = 2 << 30
 """Largest content of a compressed file, in bytes."""
 _SURELY_SMALL = 64 << 10
-_SCRATCH = ".making-"
-# Names of files that are being written, by `atomic_write` and by safetensors.
-UNFINISHED = re.compile(r"\.(.+)\.\d+|\.tmp\w{6}")
+SCRATCH = ".making-"
+"""Prefix of the folders of `scratch_beside`."""
+UNFINISHED = re.compile(r"\.(.+)\.\d+")
+"""Names that `atomic_write` gives to files that it has not finished."""
 _ABANDONED = 3600  # seconds without a change after which nothing is being written any more
-_cleared: set[str] = set()  # folders in which this process has removed what killed ones left
+_abandoned: dict[str, dict[str, list[str]]] = {}  # folder -> file -> what killed processes have left of it there
 
 
 def json_digest(value: Any) -> str:
@@ -144,7 +145,7 @@ def sync(path: Path) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, the file there is flushed and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear(path.parent)
+    _clear(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -159,15 +160,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _clear(folder: Path) -> None:
-    """Remove unfinished files that killed processes left in a folder, the first time that this process writes there."""
-    if str(folder) in _cleared:
-        return
-    _cleared.add(str(folder))
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if UNFINISHED.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED:
-                Path(entry.path).unlink(missing_ok=True)
+def _clear(path: Path) -> None:
+    """Remove what killed processes have left of a file. Other names of this form may be the user's; a folder is listed once a process."""
+    folder = str(path.parent)
+    if folder not in _abandoned:
+        left = _abandoned[folder] = {}
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if (named := UNFINISHED.fullmatch(entry.name)) and time.time() - entry.stat().st_mtime > _ABANDONED:
+                    left.setdefault(named[1], []).append(entry.path)
+    for file in _abandoned[folder].pop(path.name, ()):
+        with contextlib.suppress(OSError):
+            Path(file).unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -216,14 +220,14 @@ def scratch_beside(place: Path) -> Iterator[Path]:
     Folders that killed processes have left are removed first. A folder is locked while it is in use; it gets its name when it is locked.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    for left in place.parent.glob(f"{_SCRATCH}*"):
+    for left in place.parent.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # file systems without locks
             held.enter_context(_locked(folder))
-            folder = folder.rename(folder.with_name(_SCRATCH + folder.name.removeprefix(".new-")))
+            folder = folder.rename(folder.with_name(SCRATCH + folder.name.removeprefix(".new-")))
         try:
             yield folder
         finally:

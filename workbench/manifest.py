@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.errors import GateFailedError, UsageError
-from workbench.files import UNFINISHED, publish, read_json, write_json
+from workbench.files import SCRATCH, UNFINISHED, publish, read_json, write_json
 
 MANIFEST = "workbench-manifest.json"
 CARD = "README.md"
@@ -313,7 +313,11 @@ def files_of(folder: Path, *, parts: bool = False) -> list[str]:
     for place, folders, files in os.walk(folder):
         inside = Path(place).relative_to(folder)
         links = [name for name in folders if (Path(place) / name).is_symlink()]
-        folders[:] = [name for name in folders if name not in links and (parts or not is_sealed(Path(place) / name))]
+        folders[:] = [
+            name
+            for name in folders
+            if name not in links and not name.startswith(SCRATCH) and (parts or not is_sealed(Path(place) / name))
+        ]
         for name in (*files, *links):
             if name not in (MANIFEST, *_LOCKS) and not UNFINISHED.fullmatch(name):
                 names.append((inside / name).as_posix())

@@ -21,9 +21,9 @@ from worlds.commands import call
 from worlds.project import Project
 from worlds.tiny import files_of
 
-from workbench.cli import app
+from workbench.cli import _fail, app
 from workbench.cli._failures import explained, short_of_memory
-from workbench.errors import WorkbenchError, size
+from workbench.errors import GateFailedError, WorkbenchError, size
 from workbench.files import atomic_write, write_text
 from workbench.manifest import MANIFEST
 from workbench.run.directory import RunDirectory
@@ -254,6 +254,15 @@ def test_memory_and_threads_that_are_refused() -> None:
         assert found is not None
         assert "ulimit -v unlimited" in str(found.hint)
     assert short_of_memory(RuntimeError("another")) is None
+
+
+def test_memory_that_a_library_was_refused_is_not_blamed_on_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    error = GateFailedError("transformers cannot load the written model", "Report this architecture.")
+    error.__context__ = RuntimeError(f"unable to mmap 86384 bytes from file <x>: {os.strerror(errno.ENOMEM)} (12)")
+    with pytest.raises(SystemExit) as ended:
+        _fail(error)
+    assert ended.value.code == 1
+    assert "the system refuses more memory to this process" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:

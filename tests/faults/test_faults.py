@@ -40,7 +40,7 @@ def test_a_fault_costs_nothing_but_the_command(name: str, faults: Faults, models
     with World(faults, tmp_path, models, COMMANDS[name]) as world:
         chosen = world.sample(SAMPLE[name])
         found = [text for fault in chosen for text in world.problems(fault)]
-        assert world.fired > 0.8 * len(chosen)
+        assert world.fired >= len(chosen) / 2
         assert not found, f"{len(found)} of {len(world.cases())} cases\n" + "\n".join(found)
 
 

@@ -170,7 +170,10 @@ class World:
             yield f"no named error: {done.err[-600:]}"
         if fault.mode == "short" and {*done.codes} != {0}:
             yield f"a short write, which is allowed, is an error: {done.err[-300:]}"
-        if {*done.codes} == {0} and (wrong := [text for text in differences(self.right, left) if not _CACHE.search(text)]):
+        wrong = [text for text in differences(self.right, left) if not _CACHE.search(text)]
+        if fault.kind == "remove":  # what could not be removed goes with the next command
+            wrong = [text for text in wrong if not text.endswith(" added")]
+        if {*done.codes} == {0} and wrong:
             yield f"succeeds and leaves {wrong[:4]}"
         if not killed and fault.kind != "remove" and (litter := [n for n in left if _SCRATCH.search(n) and n not in self.before]):
             yield f"leaves {litter[:3]}"

@@ -157,6 +157,7 @@ def _fail(error: WorkbenchError) -> NoReturn:
     """Print an error and exit with its exit code; with WORKBENCH_DEBUG=1, raise it again for its traceback."""
     if os.environ.get("WORKBENCH_DEBUG") == "1":
         raise
+    error = short_of_memory(error) or error  # a library's model or a task is not to blame for what it was refused
     out.error(error)
     sys.exit(error.exit_code)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.files import atomic_write
+from workbench.files import atomic_write, scratch_beside
 from workbench.identity import FileIdentity, settled_identity
 from workbench.weights.specs import DTYPES, TensorSpec
 
@@ -253,9 +253,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with atomic_write(path) as temporary:
+    with (
+        atomic_write(path) as temporary,
+        scratch_beside(path) as folder,
+    ):  # for a file with a random name that safetensors writes first
         try:
-            save_file(dict(tensors), temporary, metadata=metadata)
+            save_file(dict(tensors), folder / "tensors", metadata=metadata)
+            (folder / "tensors").rename(temporary)
         except SafetensorError as error:  # the library reports operating system errors only as text
             if match := _OS_ERROR.search(str(error)):
                 number = int(match[1])
