@@ -134,6 +134,17 @@ def test_a_line_that_was_cut_in_the_middle_is_dropped(project: Project) -> None:
     assert work(folder, space, "random", 1, 6)[:4] == whole
 
 
+def test_a_process_goes_on_behind_a_line_that_another_one_was_killed_in(project: Project) -> None:
+    space, folder = space_of(project, "numbers"), project.path / "study"
+    alive = study_in(folder, space, "random")
+    mine = alive.claim("random", 2)
+    assert mine is not None
+    with (folder / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code":5,"worker_id":"killed')
+    alive.finish(mine, [0.5], {})
+    assert [(t.number, t.scores) for t in study_in(folder, space, "random").finished("random")] == [(0, [0.5])]
+
+
 # -- whose journal it is
 
 

@@ -46,7 +46,8 @@ class Clock:
         self._done = 0
 
     def __enter__(self) -> Clock:
-        self._before = sum(self._ended(file) for file in self._folder.glob("*.json"))
+        ended = {file.with_suffix(".json") for file in self._folder.iterdir() if file.suffix in (".json", ".lock")}
+        self._before = sum(self._ended(file) for file in sorted(ended))
         self._lock.acquire()
         self._start = self._begun = time.monotonic()
         return self
@@ -90,6 +91,8 @@ class Clock:
         try:
             with FileLock(file.with_suffix(".lock")).acquire(timeout=0):
                 file.with_suffix(".lock").unlink(missing_ok=True)
+                for unfinished in file.parent.glob(f".{file.name}.*"):  # the call was killed while it wrote
+                    unfinished.unlink(missing_ok=True)
                 return float((read_json(file) or {}).get("seconds", 0.0))
         except Timeout:
             return 0.0

@@ -318,11 +318,18 @@ class _WriteLock(JournalFileOpenLock):
 
     def __init__(self, file: Path) -> None:
         super().__init__(os.fspath(file))
+        self._file = file
         self._lock = FileLock(f"{file}.write")
 
     def acquire(self) -> bool:
-        """Wait until no other process writes to the journal."""
+        """Wait until no other process writes to the journal, and remove half a line that one left which was killed while it wrote."""
         self._lock.acquire()
+        with self._file.open("r+b") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(end - 1, 0))
+            if stream.read() not in (b"", b"\n"):
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
