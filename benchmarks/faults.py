@@ -6,11 +6,12 @@
 
 A case is right if the command ends with the right files, or with a named error after which the same command gives them, and if nothing of
 the user's is lost (`tests/worlds/fault_cases.py`). What is wrong is printed, and the exit status is 1 then.
-With --write, results go to benchmarks/results/faults.json.
+With --write, results go to benchmarks/results/faults.json; with --only, rows of other commands stay there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -50,7 +51,9 @@ def main() -> int:
             print(f"{name:24} {row['cases']:6} {row['injected']:6} {row['wrong']:6} {row['seconds']:8}", flush=True)
         faults.close()
     if options.write:
-        write_results(options.out, {"sample": count, "rows": rows})
+        before = json.loads(options.out.read_text("utf-8"))["rows"] if options.only and options.out.is_file() else []
+        tried = {row["command"]: row for row in (*before, *rows)}
+        write_results(options.out, {"sample": count, "rows": [tried[name] for name in COMMANDS if name in tried]})
     return int(any(row["wrong"] for row in rows))
 
 
