@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -383,3 +384,17 @@ def test_the_tasks_of_this_repository_are_kept(tokenizer: Any, tmp_path: Path) -
     made = Suite(suite="all", tasks=tuple(names), cluster="id")
     build_plan(made, tokenizer, tasks_dir=tasks, memo=tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == len(names)
+
+
+def test_packages_in_a_folder_of_pythonpath_are_installed(tmp_path: Path) -> None:
+    """But not what lies in the working directory or above it: a project may not call its own code installed."""
+    for name in ("libraries", "project", "project/inside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.py").touch()
+        (tmp_path / name / "x-1.0.dist-info").mkdir()
+    program = "import sys; from pathlib import Path; from workbench.scores.task_code import is_own; print(*(is_own(Path(p)) for p in sys.argv[1:]))"
+    files = [tmp_path / name / "x.py" for name in ("libraries", "project", "project/inside")]
+    path = os.pathsep.join([*(str(file.parent) for file in files), *sys.path])
+    done = subprocess.run([sys.executable, "-c", program, *map(str, files)], cwd=tmp_path / "project", env={**os.environ, "PYTHONPATH": path},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.split() == ["False", "True", "True"]

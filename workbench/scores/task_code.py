@@ -40,6 +40,10 @@ def _installed() -> tuple[Path, ...]:
     """Return the folders of installed code, which versions identify."""
     places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     places += [sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    here = Path.cwd()
+    for folder in {Path(place).resolve() for place in sys.path}:  # also where a .pth file or PYTHONPATH names installed packages
+        around = folder.is_relative_to(here) or here.is_relative_to(folder)  # a project may not call its own code installed
+        places += [str(folder)] if not around and any(folder.glob("*.dist-info")) else []
     return tuple(dict.fromkeys(Path(place).resolve() for place in places if place))
 
 
