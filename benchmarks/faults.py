@@ -38,7 +38,8 @@ def main() -> int:
     from worlds.faults import Faults
 
     count = int(os.environ.get("WORKBENCH_FAULTS") or 0) or None
-    rows = []
+    before = json.loads(options.out.read_text("utf-8"))["rows"] if options.only and options.out.is_file() else []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["XDG_CONFIG_HOME"] = str(folder / "settings")
@@ -49,11 +50,10 @@ def main() -> int:
             rows.append(one(name, folder / name.replace(" ", "-"), models, faults, count))
             row = rows[-1]
             print(f"{name:24} {row['cases']:6} {row['injected']:6} {row['wrong']:6} {row['seconds']:8}", flush=True)
+            if options.write:
+                tried = {row["command"]: row for row in (*before, *rows)}
+                write_results(options.out, {"sample": count, "rows": [tried[name] for name in COMMANDS if name in tried]})
         faults.close()
-    if options.write:
-        before = json.loads(options.out.read_text("utf-8"))["rows"] if options.only and options.out.is_file() else []
-        tried = {row["command"]: row for row in (*before, *rows)}
-        write_results(options.out, {"sample": count, "rows": [tried[name] for name in COMMANDS if name in tried]})
     return int(any(row["wrong"] for row in rows))
 
 
