@@ -151,7 +151,9 @@ def test_interrupted_training_gives_the_same_bytes(base: Path, data: Path, tmp_p
     with pytest.raises(KeyboardInterrupt):
         train(spec, TrainFiles(base, data, out), callbacks=Reports(progress=stop))
     assert [path.name for path in (out / ".training").glob("checkpoint-*")] == ["checkpoint-4"]
-    (out / ".training" / "checkpoint-6").mkdir()  # a save that was cut short
+    lost = shutil.copytree(out / ".training" / "checkpoint-4", out / ".training" / "checkpoint-6")  # a save that has lost a file
+    sorted(lost.glob("*.safetensors"))[-1].unlink()
+    (out / ".training" / "checkpoint-7").mkdir()  # and one that was cut short
     again = Stop(at=-1)
     record = train(spec, TrainFiles(base, data, out), callbacks=Reports(progress=again, notice=said.append))
     assert said[0] == "resuming an interrupted training after step 4"

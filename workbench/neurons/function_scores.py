@@ -27,7 +27,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
 from workbench.lazy import torch
 from workbench.neurons.statistics import Bools, Floats, Ranked, TaskTest, task_test
-from workbench.weights.header import save_tensors
+from workbench.weights.header import is_whole, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,7 +167,7 @@ def _save(sums: dict[str, Tensor], folder: Path, done: int) -> None:
 def _saved(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     """Return (rows done, sums) of an interrupted pass; None if there is none."""
     progress = read_json(folder / "progress.json", done=int, sums=str)
-    if progress is None or not (folder / progress["sums"]).is_file():
+    if progress is None or not is_whole(folder / progress["sums"]):
         return None
     from safetensors.torch import load_file
 

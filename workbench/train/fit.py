@@ -15,6 +15,7 @@ from workbench import jsondoc
 from workbench.events import Events
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
+from workbench.manifest import has_its_files, seal
 from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate
 from workbench.train.spec import TrainSpec
 from workbench.weights.device import indexed
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 FOLDER = ".training"
 _KEY = "key.json"
-# transformers writes this file last, so a save without it is incomplete.
-_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def open_saves(out: Path, key: str | None, notice: Callable[[str], None]) -> Sav
     if key is None:
         return Saves()
     saves = {int(p.name.rpartition("-")[2]): p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()}
-    for step in [step for step, path in saves.items() if read_json(path / _STATE) is None]:
+    for step in [step for step, path in saves.items() if not has_its_files(path)]:
         shutil.rmtree(saves.pop(step))
     write_json(folder / _KEY, {"key": key})
     if not saves:
@@ -353,6 +352,9 @@ def _watcher(watch: Watch, steps: int) -> Any:
                     control.should_training_stop = True
             if control.should_training_stop:
                 control.should_save = False  # the brick itself is written next
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")  # of what is not sealed, anything may be missing
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
