@@ -123,6 +123,18 @@ def licensed(project: Project, name: str, card: str | None, readme: str | None =
     return f"mine/{name}"
 
 
+def test_a_run_that_is_done_says_that_licenses_have_changed(project: Project, cwd: Path) -> None:
+    licensed(project, "mine", "licence: MIT\ndata_licences: {org/web: cc0-1.0}\n")
+    project.write("bricks: {mine: mine/mine}\nsteps: [{merge: average}]\n", "one.yaml")
+    name = Path(document("run", "recipes/one.yaml")["run"]).name
+    assert call("run", "recipes/one.yaml").stderr.splitlines()[0].endswith("finished before: nothing to do")
+    licensed(project, "mine", "licence: cc-by-nc-4.0\ndata_licences: {org/web: cc0-1.0, org/news: unknown}\n")
+    said = call("run", "recipes/one.yaml").stderr
+    assert "nothing to do; licenses have changed (mine cc-by-nc-4.0, mine: org/news unknown)" in said
+    call("runs", "rm", name, "--yes")
+    assert "cc-by-nc-4.0" in card_of(document("run", "recipes/one.yaml")).read_text("utf-8")
+
+
 def test_require_license_names_what_is_missing(project: Project, cwd: Path) -> None:
     base = project.path / "licensed-base"
     base.mkdir()

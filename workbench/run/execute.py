@@ -73,7 +73,7 @@ def execute(
             _write_run(resolved, run, work, started)
         else:
             unknown = "" if run.sealed else f"; {UNSEALED}"
-            work.events({"stage": "run", "text": f"finished before: nothing to do{unknown}"})
+            work.events({"stage": "run", "text": f"finished before: nothing to do{unknown}{_relicensed(resolved, run)}"})
         run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key), work.events)
     if out is not None:  # files are not linked: changing the copy must not change the run
         with new_directory(out) as copy:
@@ -91,6 +91,17 @@ def execute(
         seconds=round(time.monotonic() - started, 2),
         peak_bytes=peak_bytes(),
     )
+
+
+def _relicensed(resolved: Resolved, run: RunDirectory) -> str:
+    """Return what to say if the inputs' licenses, which are in no key, are no longer those of a run's card; else ""."""
+    record = run.read_record()
+    before = {**(record.licences or {}), **{f"{brick}: {data}": licence for brick, data, licence in record.data_licences or ()}}
+    now = {**resolved.licences, **{f"{brick}: {data}": licence for brick, data, licence in resolved.data_licences}}
+    changed = [f"{name} {licence}" for name, licence in now.items() if before.get(name) != licence]
+    if not before or (not changed and before.keys() == now.keys()):
+        return ""
+    return f"; licenses have changed ({', '.join(changed)}): for a card that states them, `workbench runs rm {run.name}` and run again"
 
 
 def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float) -> None:
