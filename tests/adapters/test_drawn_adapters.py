@@ -147,7 +147,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, torch.dt
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(fuzz, max_examples=max(1, EXAMPLES // 2))
+@settings(fuzz, max_examples=max(2, EXAMPLES // 8))
 def test_drawn_adapter(kind: str, data: st.DataObject, base_of: Callable[[str, torch.dtype], Path], tmp_path: Path) -> None:
     families, config, fields = KINDS[kind]
     family, dtype, stored = (data.draw(one_of(*values)) for values in (families, DTYPES, DTYPES))

@@ -12,6 +12,8 @@ from workbench.steps import Combination, Group, Laws, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks
 from workbench.weights import kernels
 
+_OPPOSITE = 1e-5 - 1
+"""Cosine below which the sums, parts of which are float32, do not tell the angle's sine, which divides the result, from 0."""
 _SUM = "expected weights that add up to 1 (mergekit's t is the second one: 1 - t and t)"
 
 
@@ -54,7 +56,7 @@ class Slerp(MergeMethod):
             sums = kernels.dots(rows_a, rows_b, sums)
         lengths, dot = math.sqrt(sums[0]) * math.sqrt(sums[1]), sums[2]
         cosine = dot / lengths if lengths > 0 else 1.0
-        if not abs(cosine) <= self.parallel or abs(cosine) == 1:  # equal tensors have no angle, whatever `parallel` says
+        if not abs(cosine) <= self.parallel or not _OPPOSITE < cosine < 1:  # whatever `parallel` says
             return Combination([first, second])
         angle = math.acos(cosine)
         scales = [math.sin(first * angle) / math.sin(angle), math.sin(second * angle) / math.sin(angle)]
