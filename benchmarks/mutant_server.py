@@ -38,7 +38,7 @@ FIRST = (
     "hypothesis",
 )
 MOST_BYTES = 8 << 30
-"""What a child may allocate: a mutant may ask for a tensor of any size."""
+"""A child may allocate no more: a mutant may ask for a tensor of any size."""
 
 
 class Measure:

@@ -1,4 +1,4 @@
-"""Which tests reach which line, and a copy of the checkout in which tests run with one file changed."""
+"""Measure which tests reach which line, and run tests in a copy of the checkout with one file changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 @dataclass
 class Reach:
-    """Which tests of a room reach which line. One mutant is asked `longest` seconds of them at most, by their time without it."""
+    """Tell which tests of a room reach which line. One mutant is asked `longest` seconds of them at most, by their time without it."""
 
     longest: float
     lines: dict[str, dict[int, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))

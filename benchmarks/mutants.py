@@ -211,7 +211,7 @@ class Trial:
 
 
 LEFT = ("survived", "not reached")
-"""What becomes of a mutant that no test notices."""
+"""A mutant that no test notices ends in one of these."""
 
 
 def scored(row: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Mutant:
 
     @property
     def name(self) -> tuple[str, str, str]:
-        """What the mutant is called where line numbers do not matter."""
+        """Return the mutant's name where line numbers do not matter."""
         return self.path, self.old, self.new
 
 
@@ -167,7 +167,7 @@ def _called(node: Any) -> str:
 
 
 def _skipped(node: Any) -> bool:
-    """Whether neither a node nor what it holds is changed."""
+    """Return True if neither a node nor what it holds is changed."""
     if isinstance(node, SKIPPED):
         return True
     if isinstance(node, cst.FunctionDef):
@@ -189,7 +189,7 @@ def _skipped(node: Any) -> bool:
 
 
 def _is_alias(value: Any) -> bool:
-    """Whether a value is a type: `Literal[...]`, `Annotated[...]`, `A | B` of names with capitals."""
+    """Return True if a value is a type: `Literal[...]`, `Annotated[...]`, `A | B` of names with capitals."""
     if isinstance(value, cst.Subscript):
         return _is_alias(value.value) or getattr(value.value, "value", "") in {
             "tuple",
@@ -213,7 +213,7 @@ def _is_alias(value: Any) -> bool:
 
 
 def _words(node: Any) -> bool:
-    """Whether a text has more than one word: it is for people."""
+    """Return True if a text has more than one word: it is for people."""
     text = cst.Module([]).code_for_node(node)
     if isinstance(node, cst.FormattedString):
         text = "".join(part.value for part in node.parts if isinstance(part, cst.FormattedStringText))
@@ -221,7 +221,7 @@ def _words(node: Any) -> bool:
 
 
 def _only_guards(node: Any, other: Any) -> bool:
-    """Whether a mutated call lacks, or has another value of, an argument that only guards or says something."""
+    """Return True if a mutated call lacks, or has another value of, an argument that only guards or says something."""
     left = {id(argument) for argument in other.args} if isinstance(other, cst.Call) else set()
     gone = [argument for argument in node.args if id(argument) not in left]
     return bool(gone) and all(_skipped(argument) or _skipped(argument.value) for argument in gone)

@@ -20,7 +20,7 @@ from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate
 from workbench.train.spec import TrainSpec
 from workbench.weights.device import indexed
 from workbench.weights.digests import meaning_of, tensor_digest
-from workbench.weights.header import save_tensors
+from workbench.weights.header import disk_errors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -320,7 +320,8 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
             # PEFT would ask the hub whether the vocabulary was resized.
             extra = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
-            self.model.save_pretrained(output_dir, **extra)
+            with disk_errors(Path(str(output_dir))):
+                self.model.save_pretrained(output_dir, **extra)
             if watch.held_out:
                 watch.held_out.save(Path(str(output_dir)))
 

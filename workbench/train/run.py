@@ -26,6 +26,7 @@ from workbench.train.penalties import Orthogonal
 from workbench.train.rows import CROSS_ENTROPY, Objective
 from workbench.train.spec import TrainSpec
 from workbench.train.texts import lent, read_inputs, scheduled
+from workbench.weights.header import disk_errors
 
 if TYPE_CHECKING:
     import torch
@@ -248,7 +249,8 @@ def _save(spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     out = files.out
     if spec.method == "full":
         _cast(model, torch.bfloat16)
-        model.save_pretrained(str(out))
+        with disk_errors(out):
+            model.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
         return
     for name, parameter in model.named_parameters():
@@ -258,7 +260,7 @@ def _save(spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     # A path of this machine would be meaningless elsewhere.
     config.base_model_name_or_path = files.declared
     config.inference_mode = True
-    with scratch_beside(out / "adapter_model.safetensors") as folder:
+    with scratch_beside(out / "adapter_model.safetensors") as folder, disk_errors(out):
         model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         _sort_config(folder / "adapter_config.json")

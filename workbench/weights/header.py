@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,21 +251,26 @@ def is_whole(file: Path) -> bool:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically and create its directory if necessary."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with (
-        atomic_write(path) as temporary,
-        scratch_beside(path) as folder,
-    ):  # for a file with a random name that safetensors writes first
-        try:
-            save_file(dict(tensors), folder / "tensors", metadata=metadata)
-            (folder / "tensors").rename(temporary)
-        except SafetensorError as error:  # the library reports operating system errors only as text
-            if match := _OS_ERROR.search(str(error)):
-                number = int(match[1])
-                raise OSError(number, os.strerror(number), str(path)) from error
-            raise
+    # safetensors first writes a file with a random name, which would stay after a kill: in a folder of ours it goes with the next write.
+    with atomic_write(path) as temporary, scratch_beside(path) as folder, disk_errors(path):
+        save_file(dict(tensors), folder / "tensors", metadata=metadata)
+        (folder / "tensors").rename(temporary)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what the operating system refuses safetensors as OSError with the path: the library reports it only as text."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if match := _OS_ERROR.search(str(error)):
+            number = int(match[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 MAX_HEADER = 100_000_000
