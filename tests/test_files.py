@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from workbench.files import scratch_beside
+from workbench.files import scratch_beside, write_text
 
 
 def test_a_scratch_folder_goes_and_takes_what_killed_processes_left(tmp_path: Path) -> None:
@@ -25,3 +26,12 @@ def test_a_scratch_folder_goes_and_takes_what_killed_processes_left(tmp_path: Pa
     with pytest.raises(RuntimeError), scratch_beside(place) as failed:
         raise RuntimeError
     assert not failed.exists()
+
+
+def test_what_a_killed_write_left_goes_with_the_next_write_of_that_file(tmp_path: Path) -> None:
+    for name in (".x.123", ".x.124", ".notes.2024", ".tmpAbC123"):
+        (tmp_path / name).touch()
+        if name != ".x.124":  # which may be written now
+            os.utime(tmp_path / name, (1e9, 1e9))
+    write_text(tmp_path / "x", "text")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", ".x.124", ".notes.2024", ".tmpAbC123"}
