@@ -12,8 +12,8 @@ FULL ?=
 FUZZ ?= 80
 MINUTES ?= 10
 PYTEST := python -m pytest -n 2 --dist worksteal --durations=30 --durations-min=8
-# The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
-DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
+# The demo's recipes: three bricks of three skills, merged in two ways and routed. FULL=1 runs every recipe on all items.
+DEMO := recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml recipes/starter-route.yaml
 SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite conflict,--suite smoke)
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html

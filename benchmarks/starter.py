@@ -2,12 +2,13 @@
 
     python benchmarks/starter.py
     python benchmarks/starter.py --smoke
+    python benchmarks/starter.py --demo
     python benchmarks/starter.py --six
     python benchmarks/starter.py --grow
 
 Runs `workbench eval` and `workbench report` as `make demo FULL=1` does, and keeps the comparison, without the items, in
 benchmarks/results/starter.json. With --smoke: one untuned merge of the same three bricks a method, on the suite `smoke`
-(a quarter of the items), in benchmarks/results/starter-smoke.json. With --six: the merge of the six skills with its controls, on the
+(a quarter of the items), in benchmarks/results/starter-smoke.json. With --demo: what `make demo` scores, in starter-demo.json. With --six: the merge of the six skills with its controls, on the
 suites `six` (a quarter of the items) and `function-modelling`, in benchmarks/results/starter-six.json. With --grow: models that grow from two
 skills beside merges of the same bricks, on all items of the suites `grow` and `retention`, with differences against the average of the two and
 against their sum too, in benchmarks/results/starter-grow.json.
@@ -48,12 +49,14 @@ STARTER = (
 )
 GROW = ("starter-two", "starter-glossary", "grow-depth", "grow-vocabulary", "grow-experts", "grow-brick")
 SMOKE = ("average", "task-arithmetic", "ties", "dare", "tsv", "iso", "wudi", "fisher", "regmean", "cocktail")
+DEMO = ("task-arithmetic", "ties", "route")
 
 
 def main() -> None:
     """Score and compare the recipes, and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one merge per method on the suite smoke")
+    parser.add_argument("--demo", action="store_true", help="the recipes of make demo on the suite smoke")
     parser.add_argument("--six", action="store_true", help="the merge of six skills and its controls")
     parser.add_argument("--grow", action="store_true", help="grown models beside merges of the same bricks")
     options = parser.parse_args()
@@ -73,9 +76,12 @@ def main() -> None:
             "starter-grow",
         )
         baselines = ["average", "starter-two"]
-    elif options.smoke:
-        name = "starter-smoke"
-        recipes, suites = [f"recipes/starter-{method}.yaml" for method in SMOKE], ["--suite", "smoke"]
+    elif options.smoke or options.demo:
+        name = "starter-smoke" if options.smoke else "starter-demo"
+        recipes, suites = (
+            [f"recipes/starter-{method}.yaml" for method in (SMOKE if options.smoke else DEMO)],
+            ["--suite", "smoke"],
+        )
     workbench = [sys.executable, "-m", "workbench"]
     started = time.time()
     subprocess.run([*workbench, "eval", *recipes, *suites], cwd=project, check=True)

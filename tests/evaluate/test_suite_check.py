@@ -18,6 +18,7 @@ from worlds.suites import checks
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.suitecheck import check_suite, list_suites, show_suite
+from workbench.scores.paired import paired
 from workbench.scores.plan import Item, subset
 from workbench.scores.suite import load_suite
 
@@ -112,6 +113,36 @@ def test_clusters(place: Path, k: int, status: str) -> None:
     (place / "evals" / "suites" / "toy.yaml").write_text("suite: toy\ntasks: [copy, pick]\n")
     assert checks(place)["copy", "clusters"].status == status
     assert checks(place, limit=4)["copy", "clusters"].status == status, "a limit is for the other checks"
+
+
+@pytest.mark.parametrize(
+    ("settings", "n", "still", "status"),
+    [
+        # 24 items: log(.025) / log(1 - tolerance / worst) clusters or items without a change exclude a loss.
+        ("tolerance: 0.5\ndrawn: items", 24, 6, "ok"),
+        ("tolerance: 0.5", 24, 16, "ok"),  # 5.3 clusters of 3 items
+        ("tolerance: 0.02\ndrawn: items", 24, 183, "warning"),
+        ("tolerance: 0.02\nworst: 0.3\ndrawn: items", 24, 54, "warning"),
+        ("tolerance: 0.2\ndrawn: items", 24, 17, "ok"),
+    ],
+)
+def test_items_that_a_tolerance_needs(place: Path, settings: str, n: int, still: int, status: str) -> None:
+    (place / "evals" / "suites" / "toy.yaml").write_text(
+        f"suite: toy\ntasks: [copy, pick]\nroles: {{pick: retention}}\n{settings}\n"
+    )
+    found = checks(place)
+    assert ("copy", "tolerance") not in found, "a skill has no tolerance"
+    one = found["pick", "tolerance"]
+    assert (one.status, bool(one.hint)) == (status, status == "warning")
+    assert f"{n} items; a loss of" in one.found
+    assert f"from about {still} items on if none changes" in one.found
+    # The verdict is that of reports: this many items without a change are safe, one fewer are not.
+    suite = load_suite("toy", place)
+    tolerance, worst = suite.tolerance_of("pick", share=True), suite.worst_of("pick", share=True)
+    assert tolerance is not None
+    if suite.draws_items("pick"):
+        same = [paired([1.0] * items, [1.0] * items, worst=worst or 1.0) for items in (still - 1, still)]
+        assert [pair.excludes(tolerance, -1, 0.025) for pair in same] == [False, True]
 
 
 def test_examples_among_the_test_documents(place: Path) -> None:

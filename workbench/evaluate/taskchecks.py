@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import JsonValue
 
 from workbench.results import Part
+from workbench.scores.files import SHARES
+from workbench.scores.paired import paired
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
+from workbench.scores.suite import metric_of
 
 if TYPE_CHECKING:
     from workbench.evaluate.oracle import BuiltItem, BuiltTask
 
 Status = Literal["ok", "warning", "failed"]
+_LEVEL = 0.025  # one-sided, of the verdict "safe" on one guarded task
+_CHANGED = 0.04  # share of the items that a gentle merge changes
 
 
 class SuiteCheck(Part):
@@ -70,6 +77,7 @@ def checks_of(
     number = f"{len(items)} items" if plan is full_plan else f"{len(items)} of {len(full_plan.items[name])} items"
     yield checked(name, "data", "ok", f"{number}, ids unique, {plan.kinds[name]}, primary {plan.primary(name)}")
     yield _clusters(full_plan, name)
+    yield from _tolerance(full_plan, name)
     if items[0].choices is not None:
         yield _choices(name, items)
     yield _oracle(plan, name, task)
@@ -90,6 +98,29 @@ def _clusters(plan: ScorePlan, name: str) -> SuiteCheck:
             name, "clusters", "warning", f"{text}: with fewer than {MANY_CLUSTERS} only large differences are detected", hint
         )
     return checked(name, "clusters", "ok", text)
+
+
+def _tolerance(plan: ScorePlan, name: str) -> Iterator[SuiteCheck]:
+    """Check that a guarded task has enough items to show a configuration safe, by the test of reports for one configuration."""
+    suite = plan.suite
+    tolerance, worst = suite.tolerance_of(name, share=True), suite.worst_of(name, share=True) or 1.0
+    if not suite.guards(name) or metric_of(plan.primary(name)) not in SHARES or tolerance is None:
+        return
+    clusters = [item.cluster for item in plan.items[name]]
+    n, units = len(clusters), len(clusters if suite.draws_items(name) else set(clusters))
+    # k clusters without a change exclude 1 - level^(1/k) of the largest change (`Changes.excludes`).
+    still = math.ceil(n / units * math.log(_LEVEL) / math.log1p(-tolerance / worst)) if tolerance < worst else 1
+    before, after = np.ones(n), np.ones(n)
+    changed = np.linspace(0, n - 1, 2 * max(1, round(_CHANGED * n / 2))).round().astype(int)
+    before[changed[::2]], after[changed[1::2]] = 0.0, 0.0
+    moved = max(paired(before, after, clusters).needs(tolerance) or still, still)
+    text = f"{n} items; a loss of {100 * tolerance:g} points is excluded from about {still} items on if none changes, "
+    text += f"from {moved} on if {100 * _CHANGED:g} % change, as many for the better"
+    if n >= still:
+        yield checked(name, "tolerance", "ok", text)
+    else:
+        hint = f"Nothing can be shown safe: add items, or raise the suite's `tolerance` of {name}."
+        yield checked(name, "tolerance", "warning", text, hint)
 
 
 def _choices(name: str, items: Sequence[BuiltItem]) -> SuiteCheck:
