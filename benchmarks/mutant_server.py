@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import json
+import math
 import os
 import resource
 import signal
@@ -119,6 +120,7 @@ def child(job: dict[str, Any], log: Path) -> None:
     """Run tests and end the process with pytest's status."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(job["limit"]), resource.RLIM_INFINITY))
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -161,19 +163,22 @@ def serve() -> None:
 
 
 def wait(process: int, limit: float) -> str:
-    """Wait for a child, and end it and what it started after a time."""
-    end = time.monotonic() + limit
+    """Wait for a child that ends itself after its CPU time; end it and what it started after five times as long, for one that hangs."""
+    end = time.monotonic() + 5 * limit
     status = "timeout"
     while time.monotonic() < end:
         done, code = os.waitpid(process, os.WNOHANG)
         if done:
             status = "passed" if code == 0 else "failed"
+            if os.WIFSIGNALED(code) and os.WTERMSIG(code) == signal.SIGXCPU:
+                status = "timeout"
             break
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
     if status == "timeout":
-        os.waitpid(process, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, 0)
     return status
 
 

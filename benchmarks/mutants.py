@@ -10,7 +10,7 @@ of imports. So `mutant_server.py` forks a child a mutant from a process that has
 
 Not changed: docstrings, annotations, what errors and logs say, `__repr__`,
 `assert`, and guards such as `strict=True`. A seeded sample takes each statement at most once before it takes one twice. A mutant is *killed*
-when a test fails or takes three times as long; it has *survived* the tests that reach its line, and then those that reach its file. A line
+when a test fails or takes three times as long in CPU time; it has *survived* the tests that reach its line, and then those that reach its file. A line
 that no test reaches counts as survived. Known equivalents, in `equivalent_mutants.yaml` with the reason, are left out of the score.
 Which tests reach which line is measured once and kept in .workbench/mutants. Slow tests do not run.
 Results go to benchmarks/results/mutants.json.
