@@ -90,7 +90,8 @@ def main() -> None:
         out = Path(folder) / "report.html"
         subprocess.run([*workbench, "report", *recipes, *suites, "-o", str(out)], cwd=project, check=True)
         document = json.loads(out.with_suffix(".json").read_text("utf-8"))
-    document.pop("flips")
+    for items in ("flips", "side_by_side"):
+        document.pop(items, None)
     against = {}
     for baseline in baselines:
         command = [*workbench, "compare", *recipes, *suites, "--baseline", baseline, "--json"]

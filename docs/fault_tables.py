@@ -11,4 +11,5 @@ from cells import block, table
 def faults_block(found: dict[str, Any]) -> str:
     """The cases that there are, those tried, and those that ended wrong."""
     sums = (f"{sum(row[key] for row in found['rows']):,}" for key in ("cases", "injected", "wrong"))
-    return table(["commands", "cases", "tried", "wrong"], [[str(len(found["rows"])), *sums]], left=1)
+    told = "Cases: a call to the system that fails, is cut short, or ends the process. Wrong: another result than without the fault, or a file lost."
+    return "\n\n".join([table(["commands", "cases", "tried", "wrong"], [[str(len(found["rows"])), *sums]], left=1), told])
