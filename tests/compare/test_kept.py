@@ -64,7 +64,7 @@ def test_with_few_clusters_the_ends_solve_donner_and_zous_equation(merge: float)
             bottoms[:, 0] - bottoms[:, 1],
             bottoms[:, 2] - bottoms[:, 0],
         )
-        below = top**2 <= (down**2).sum()
+        below = bool(top <= 0 or top**2 <= (down**2).sum())
         assert (found.low < 0) == below
         for x, a, b in ((found.high, up, smaller), (found.low, down, smaller if below else larger)):
             right = (a**2).sum() - 2 * x * (a * b * correlations).sum() + x * x * (b**2).sum()
@@ -95,10 +95,10 @@ def test_the_best_parent_is_chosen_on_one_half_and_scored_on_the_other() -> None
     assert (kept["t"].low, kept["t"].high) == pytest.approx(tuple(ends), rel=1e-9)
     few = replace(t, cluster=t.cluster // 2)  # twelve clusters: the interval of the best one, moved to the honest score
     found = kept_of([few], MERGE, PARENTS)[0]["t"]
-    best = max((side(few, c) for c in BRICKS), key=lambda s: float(s[0]))
-    top = side(few, MERGE)
+    best = max(BRICKS, key=lambda c: few.value(c.digest))
+    top, own = side(few, MERGE), side(few, best)
     moved = top[0] / (found.value or 1.0)
-    a, b = top[2] - top[0], best[0] - best[1]
-    off = [np.bincount(few.cluster, few.values[c.digest] - few.values[c.digest].mean()) for c in (MERGE, BRICKS[1])]
+    a, b = top[2] - top[0], own[0] - own[1]
+    off = [np.bincount(few.cluster, few.values[c.digest] - few.values[c.digest].mean()) for c in (MERGE, best)]
     x = found.high or 0.0
     assert (top[0] - x * moved) ** 2 == pytest.approx(a * a - 2 * x * a * b * np.corrcoef(off)[0, 1] + x * x * b * b, rel=1e-6)

@@ -57,6 +57,8 @@ def test_names_that_reach_unrecorded_inputs_and_modules_that_reach_none(tmp_path
         (tmp_path / f"{name}.py").write_text(text)
         found[name] = code_of([tmp_path / f"{name}.py"], tmp_path)
     assert [found[name].foreign for name in texts] == [frozenset(UNSEEN.split())] * 3 + [frozenset()]
+    (tmp_path / "other.py").write_text("import os, subprocess, time, pandas.io")
+    assert code_of([tmp_path / "other.py"], tmp_path).foreign == {"os", "subprocess", "time", "pandas"}
     assert {path.name for path in found["harmless"].named} == {long}
 
 

@@ -55,9 +55,9 @@ def test_defaults_of_a_suite() -> None:
         "min_effect": 0.02, "drawn": "clusters", "chat_template": False, "scorer": "prefix", "backend": "hf", **{k: {} for k in nothing},
         **dict.fromkeys(("limit", "tolerance", "worst", "facts", "num_fewshot", "system_instruction")),
     }  # fmt: skip
-    for part in (OWN, OWN.contrasts["c"], OWN.facts):
+    for part, name in ((OWN, "suite"), (OWN.contrasts["c"], "of"), (OWN.facts, "source")):
         with pytest.raises(ValidationError, match="frozen"):
-            part.suite = part.of = part.source = "x"  # type: ignore[union-attr, misc]
+            setattr(part, name, "x")
     for name in ("contrasts", "facts"):
         wrong: Any = {"c": {"of": "a", "minus": "b", "metrc": "x"}} if name == "contrasts" else {"tasks": {}, "sorce": "x"}
         with pytest.raises(ValidationError, match="Extra inputs"):
