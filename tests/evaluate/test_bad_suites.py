@@ -139,7 +139,6 @@ def test_a_task_with_images_is_refused(tasks_dir: Path, tokenizer: Any) -> None:
         ("suite: x\ntasks: [add, add]\n", "tasks: 'add' is listed twice"),
         ("suite: x\ntasks: []\n", "tasks: expected"),
         ("suite: x\ntasks: [add]\nchance: {add: 1.0}\n", "chance: add: expected a number of at least 0"),
-        ("suite: x\ntasks: [add]\nsystem_instruction: ''\n", "x.yaml:3:1 system_instruction: expected a text that is not empty"),
         ("suite: x\ntasks: [add]\nlimit: 0\n", "limit: expected at least 1 item"),
         ("suite: x\ntasks: [add]\nprimry: {}\n", r"x.yaml:3:1 primry: unknown field. Did you mean 'primary'"),
         ("suite: x\ntasks: [add]\nmin_effect: {ad: 0.1}\n", "min_effect: 'ad' is not a task of this suite. Did you mean 'add'"),

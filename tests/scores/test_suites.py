@@ -48,7 +48,7 @@ def test_some_tasks_of_a_suite() -> None:
     assert first.gen_kwargs == second.gen_kwargs == {"a": 1}, "settings that are no tasks"
 
 
-def test_defaults_of_a_suite() -> None:
+def test_defaults_and_bounds_of_a_suite() -> None:
     nothing = ("primary", "chance", "contrasts", "roles", "owners", "gen_kwargs")
     assert Suite(suite="s", tasks=("t",)).model_dump() == {
         "suite": "s", "tasks": ("t",), "description": "", "cluster": "cluster", "baseline": "base", "alpha": 0.05, "correction": "max-t",
@@ -58,10 +58,18 @@ def test_defaults_of_a_suite() -> None:
     for part, name in ((OWN, "suite"), (OWN.contrasts["c"], "of"), (OWN.facts, "source")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(part, name, "x")
-    for name in ("contrasts", "facts"):
-        wrong: Any = {"c": {"of": "a", "minus": "b", "metrc": "x"}} if name == "contrasts" else {"tasks": {}, "sorce": "x"}
-        with pytest.raises(ValidationError, match="Extra inputs"):
-            Suite.model_validate({**OWN.model_dump(), name: wrong})
+    wrong: list[tuple[str, Any, str]] = [
+        ("contrasts", {"c": {"of": "a", "minus": "b", "metrc": "x"}}, "Extra inputs"),
+        ("facts", {"tasks": {}, "sorce": "x"}, "Extra inputs"),
+        ("system_instruction", "", "at least 1 character"),
+        ("num_fewshot", -1, "greater than or equal to 0"),
+        *(("alpha", alpha, "than [01]") for alpha in (0.0, 1.0)),
+        *((name, {"a": -1e-9}, "greater than or equal to 0") for name in ("min_effect", "tolerance")),
+        ("worst", {"a": 0.0}, "greater than 0"),
+    ]
+    for name, value, message in wrong:
+        with pytest.raises(ValidationError, match=message):
+            Suite.model_validate({**OWN.model_dump(), name: value})
 
 
 def test_scores_by_suite_as_eval_prints_them(tmp_path: Path) -> None:
