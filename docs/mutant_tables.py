@@ -15,7 +15,6 @@ def mutants_block(found: dict[str, Any]) -> str:
     rows = [
         [
             f"`{row['room']}`",
-            f"{row['lines']:,}",
             f"{row['possible']:,}",
             str(row["sampled"]),
             str(row["killed"] + row["timeout"]),
@@ -25,8 +24,8 @@ def mutants_block(found: dict[str, Any]) -> str:
         ]
         for row in found["rows"]
     ]
-    heads = ["folder", "lines", "possible", "tried", "noticed", "not noticed", "equivalent", "score"]
-    note = "Scores in percent, without equivalents, with 95 % intervals of the sample, which takes each statement once before it takes one twice."
+    heads = ["folder", "possible", "tried", "noticed", "not noticed", "equivalent", "score"]
+    note = "Scores in percent, without equivalents, with 95 % intervals of the sample."
     if any(row.get("again") for row in found["rows"]):
         note += " Survivors were tried again with more tests, some of them new: another sample may give less."
     return f"{table(heads, rows, left=1)}\n\n{note}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from worlds.decided import situation
 from worlds.toy_scores import ADD, BASE, MERGE, SHARES, SORT, SUITE, digest_of_plan, stored
 
 from workbench.compare.compare import Comparison, compare
+from workbench.compare.warnings import tokenizer_warnings
 from workbench.errors import WorkbenchError
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
@@ -213,6 +215,15 @@ def test_warnings(tmp_path: Path) -> None:
         "extra: no scores of merge.",
     ):
         assert expected in text
+    assert "devices" not in text
+    moved = [scores[0].model_copy(update={"device": "cuda:0"}), *scores[1:]]
+    assert "The scores come from different devices" in "\n".join(compare(store, moved, baseline="add").warnings)
+    texts = [
+        s.model_copy(update={"configuration": replace(s.configuration, name=name, tokenizer=tokenizer)})
+        for name, tokenizer, s in zip("abcd", ("x", "x", "y", None), [*scores, *scores], strict=False)
+    ]
+    assert [w[:31] for w in tokenizer_warnings(texts)] == ["a, c have different tokenizers,"]
+    assert not list(tokenizer_warnings([texts[0], texts[1], texts[3]]))
 
 
 def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
@@ -223,6 +234,8 @@ def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
     scores = stored(store, {BASE: [[1.0] * 240], MERGE: [[0.0] * 240]}, suite=one, clusters=label)
     said = "x: its 121 clusters of unequal size are worth only 4.0 clusters of equal size (the largest has 50% of the items); "
     assert [w for w in compare(store, scores).to_dict()["warnings"] if w.startswith(said)]
+    plain = compare(store, scores, suites={"one": one.model_copy(update={"correction": "none"})})
+    assert (plain.family.size, [w for w in plain.warnings if "without correction" in w]) == (1, []), "one comparison needs none"
     names = tuple(f"t{i}" for i in range(21))
     many = Suite(suite="many", tasks=names, primary=dict.fromkeys(names, "em"))
     store, values = ScoreStore(tmp_path / "many"), {BASE: [[1.0] * 120] * 21, MERGE: [[0.0, 1.0] * 60] * 21}
@@ -253,6 +266,8 @@ def test_bad_comparisons(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match=r"baseline 'bas' is not among") as error:
         compare(store, scores, baseline="bas")
     assert error.value.hint == "Did you mean 'base'?"
+    with pytest.raises(WorkbenchError, match=r"plan\.json: task 'more' of the suite is missing"):
+        compare(store, scores, suites={"toy": SUITE.model_copy(update={"tasks": (*SUITE.tasks, "more")})})
     twin = Configuration("9" * 32, "add", "configuration")
     with pytest.raises(WorkbenchError, match=r"two configurations are called 'add': 1{12} and 9{12}"):
         compare(store, [*scores, *stored(store, {twin: values[SORT]})])

@@ -85,7 +85,9 @@ def test_other_metrics_have_no_guessing_by_choices(
     assert document["tasks"][0]["chance"] == chance
     assert of(document, "ties")["mean"]["value"] == pytest.approx(0.7)
     assert of(document, "ties")["scores"]["pick"]["corrected"] == (None if chance is None else pytest.approx(0.7))
-    assert any(w.startswith("pick: not corrected for chance: ") for w in document["warnings"]) == (chance is None)
+    said = [w for w in document["warnings"] if w.startswith("pick: not corrected for chance: ")]
+    assert bool(said) == (chance is None)
+    assert ["no chance score is known for 'mass'" in w for w in said] == [metric == "mass"] * len(said)
 
 
 def test_an_accuracy_that_is_no_right_or_wrong_has_no_chance(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_contrast_pairs_two_tasks_by_id(tmp_path: Path) -> None:
         "primary metric of 4 tasks and 1 contrast x 1 configuration against base; 1 guarded task tested separately"
     )
     assert document["family"]["size"] == 5
+    assert not [w for w in document["warnings"] if "have a matching item" in w], "all have one"
 
 
 def test_margin_goes_beside_choices(tmp_path: Path) -> None:
@@ -216,6 +217,22 @@ def test_bad_contrasts(tmp_path: Path, contrast: dict[str, str], message: str) -
         compare(store, stored(store, {BASE: data(), A: data(1)}, suite))
 
 
+def test_scores_that_do_not_belong_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of other items, texts without a word, and a contrast of a metric of which an item has no score."""
+    store = ScoreStore(tmp_path / "ids")
+    before = stored(store, {BASE: data()})
+    with pytest.raises(WorkbenchError, match=r"items of 0{12} on 'facts' differ from the plan's items"):
+        compare(store, [*stored(store, {A: data(1)}, common=24), *before])
+    empty = {**data(), "text": [(numerator, 0) for numerator, _ in data()["text"]]}
+    with pytest.raises(WorkbenchError, match="all weights of 'word_perplexity' on 'text' are 0"):
+        made(tmp_path / "empty", empty, empty)
+    monkeypatch.setitem(TASKS, "facts", TASKS["text"])
+    suite = Suite.model_validate({**SUITE.model_dump(), "contrasts": {"c": {"of": "text", "minus": "facts"}}})
+    store, values = ScoreStore(tmp_path / "ratio"), {c: {**data(), "facts": data()["text"]} for c in (BASE, A)}
+    with pytest.raises(WorkbenchError, match="contrast 'c': 'word_perplexity' is computed from all items together"):
+        compare(store, stored(store, values, suite))
+
+
 def test_contrast_without_common_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "facts", ("generate_until", ("error",), (), {}))
     suite, store = (
@@ -227,6 +244,10 @@ def test_contrast_without_common_ids(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ) as error:
         compare(store, stored(store, {BASE: data(), A: data(1)}, suite))
     assert "the same ids" in str(error.value.hint)
+    other = ScoreStore(tmp_path / "some")
+    found = compare(other, stored(other, {BASE: data(), A: data(1)}, suite, common=24))
+    assert "c: 24 of 240 items have a matching item in the other task; the others are ignored." in found.warnings
+    assert {row.n for row in found.rows if row.task == "c"} == {24}
 
 
 def test_value_is_the_ratio_of_sums(tmp_path: Path) -> None:

@@ -113,6 +113,13 @@ def test_harm(lower: bool) -> None:
     lost = change(*MANY)  # a loss of 6 points
     assert guarded(lost, ends(0.0, 0.1), p=0.05) == ("worse", None, None)
     assert guarded(lost, ends(0.0, 0.1), p=0.0501) == ("not shown safe", wide, None)
+    for p, alarm in (
+        (0.05, True),
+        (0.0501, False),
+    ):  # the interval says what the verdict says, whatever the other rows leave of it
+        row = differences._difference(lost, Ruling(p, CRITICAL, CRITICAL, 0.01, p, interval_p=0.5), BASE, 0.05)
+        low, high = (row.low_adj, row.high_adj) if lower else (-(row.high_adj or 0.0), -(row.low_adj or 0.0))
+        assert (row.verdict, (low or 0.0) > 0, (high or 0.0) > 0.06) == ("worse" if alarm else "not shown safe", alarm, True)
     gained = cell(MANY, (), roles={"t": "guarded"}) if not lower else cell((), MANY, lower=True, roles={"t": "guarded"})
     assert guarded(gained, ends(0.1, 0.3), p=0.01)[0] == "not shown safe"
     rare = change(0)

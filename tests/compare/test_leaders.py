@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from workbench.compare import leaders
+from workbench.compare.families import Ruling, skewed
 from workbench.compare.leaders import MeanDifference, MeanPairs, MeanVerdict, pair_of
 from workbench.compare.tables import Table
 from workbench.scores.statistics import FEW_CLUSTERS
@@ -60,8 +61,8 @@ def test_the_largest_pair_is_held_against_all_pairs_under_all_sign_flips() -> No
     expected = ((largest > seen.max() + 1e-4).mean() + (largest >= seen.max() - 1e-4).mean()) / 2
     one, other = list(combinations((ONE, TWO, THREE), 2))[int(seen.argmax())]
     found = pairs.between(one.name, other.name)
-    skewed = pair_of(tables(values, clusters, chance), one.digest, other.digest).changes.p
-    assert found.p == pytest.approx(max(expected, skewed), abs=1e-3)
+    left = pair_of(tables(values, clusters, chance), one.digest, other.digest).changes.p
+    assert found.p == pytest.approx(max(expected, left), abs=1e-3)
     assert found.diff == pytest.approx(table.sum(1)[int(seen.argmax())], abs=1e-12)
     assert pairs.between(other.name, one.name) == found.mirrored()
     margins = tables(values, clusters, chance, min_effect={"t0": 0.06, "t1": 0.15})
@@ -120,6 +121,26 @@ def test_verdicts_on_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert judged(0.7, 0.5, FEW_CLUSTERS - 1).reason == few
     assert judged(0.7, 0.5, FEW_CLUSTERS).verdict == "better"
+
+
+def test_verdicts_at_their_bounds() -> None:
+    """From the family's ruling: at alpha it counts, at the margin it does not; more items are named where more are needed."""
+    marks = [(np.arange(400) * 7 % 400 < level * 400) * 1.0 for level in (0.51, 0.5, 0.5)]
+    skills = tables([marks], [np.arange(400) // 10], drawn="items", min_effect=0.06)
+    pairs, pair = MeanPairs(skills, (ONE, TWO), 0.05), pair_of(skills, ONE.digest, TWO.digest)
+
+    def judged(ends: tuple[float, float] = (-0.5, 0.5), critical: float = 2.0, **p: float) -> tuple[Any, ...]:
+        ruling = Ruling(**{"p": 0.5, "least": 0.01, "flipped": 0.5, **p}, critical=critical, first=critical)
+        return pairs._judged(("one", "two"), ends, pair, ruling)
+
+    assert (judged(p=0.05), judged(p=0.0501)[0]) == (("better", None, None), "cannot tell")
+    assert judged((-0.049, 0.059)) == ("equivalent", None, None)
+    assert [judged(ends)[0] for ends in ((-0.06, 0.059), (-0.049, 0.06))] == ["cannot tell"] * 2
+    assert judged(flipped=0.05) == ("cannot tell", skewed(40), pair.needs_symmetry(0.05))
+    assert str(judged(least=0.0501)[1]).startswith("no difference can be significant")
+    assert judged(flipped=0.0501, least=0.05) == judged() == ("cannot tell", None, None), "400 items are more than are needed"
+    assert judged(critical=6.0) == ("cannot tell", None, pair.needs(0.06, 6.0))
+    assert (pair.needs(0.06, 2.0) or 0) < 400 < (pair.needs(0.06, 6.0) or 0)
 
 
 def test_pairs_are_tested_up_to_a_number_of_members(monkeypatch: pytest.MonkeyPatch) -> None:

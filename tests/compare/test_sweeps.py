@@ -122,6 +122,9 @@ def test_equal_seeds_have_the_spread_of_the_items_alone() -> None:
     perfect = _Measure("mean", "", (table({s: np.ones(100) for s in ("0", "1")}, 50),), True).estimate(["0", "1"])
     assert perfect is not None
     assert perfect.low < 0.99, "100 of 100 right is not a proof"
+    graded = _Measure("mean", "", (table({s: np.full(100, 0.5) for s in ("0", "1")}, 50),), True).estimate(["0", "1"])
+    assert graded is not None
+    assert (graded.value, graded.low, graded.high, graded.between) == (0.5, 0.5, 0.5, 0.0), "nothing varies"
 
 
 def test_a_list_of_bricks_is_a_number() -> None:

@@ -27,9 +27,9 @@ METRICS = "\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n  - {
 INNER = """
 group: choices
 group_alias: All choices
-task: [picks, pick_small]
+task: [picks, {task: pick_small}]
 aggregate_metric_list:
-  - {metric: acc, weight_by_size: true}
+  - {metric: acc}
   - {metric: brier_score, weight_by_size: false, filter_list: none}
 """
 OUTER = """

@@ -22,7 +22,7 @@ from worlds.report_page import Page, render
 from workbench.compare.survival import facts_of as edited_facts_of
 from workbench.compare.tables import Table
 from workbench.scores.paired import paired
-from workbench.scores.statistics import codes
+from workbench.scores.statistics import codes, score_interval
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import FactTasks, Suite
 
@@ -133,6 +133,36 @@ def test_which_edit_is_alone_and_what_is_held_against_it(monkeypatch: pytest.Mon
         found = left(*(entry(one) for one in LINEUP))
         assert (found["alone"], found["rows"]) == ("towns", ["base", "add", "merged", "other"]), name
         monkeypatch.delitem(LINEUP, name)
+    unknown = entry("merged", parents=("add",))
+    assert left(entry("base"), entry("towns"), unknown)["rows"] == ["base", "merged"], "its edit can be that one alone"
+    monkeypatch.setitem(LINEUP, "second", ("brick", ("second",), (FACTS,), "1110000000", "000000"))
+    two = [entry(name) for name in ("base", "towns", "second")]
+    assert left(*two, entry("merged")) == {"alone": "towns", "rows": ["base", "merged"], "without": ["base"]}
+    (found,) = facts_of([table("towns-efficacy", 3, 1)], {"towns-facts": SUITE}, [*two, unknown])
+    assert found["survival"] == [], "which of two edits it has is not known"
+
+
+def test_scores_after_the_first_facts() -> None:
+    """The base and what has the edit, after a number of facts that the suite names; another way to teach them is left out."""
+    kinds = ["efficacy", "paraphrase", "generated", "neighbours", "portability"]
+    cohorts = {5: {"first": ("0", "1"), "last": ("3", "4")}, 10: {"first": ("0", "1"), "last": ("7", "8", "9")}}
+    facts = FactTasks.model_validate(
+        {"tasks": {kind: f"towns-{kind}" for kind in [*kinds, "generated-paraphrase"]}, "digest": FACTS, "cohorts": cohorts}
+    )
+    suite = SUITE.model_copy(update={"tasks": tuple(facts.tasks.values()), "facts": facts})
+    tables = [replace(table(task, 3, 1), suite=suite) for task in suite.tasks]
+    others = [entry("add"), entry("add", edits=(FACTS,), first=7), entry("other", edits=(FACTS,), role="memory")]
+    entries = [entry("base"), entry("towns", first=5), entry("merged"), *others]
+    (found,) = facts_of(tables, {"towns-facts": suite}, entries)
+    steps = {(step["configuration"], step["facts"]): step["cohorts"] for step in found["sequence"]}
+    assert list(steps) == [("base", 0), ("towns", 5), ("merged", 10)]
+    assert [list(shares) for step in steps.values() for shares in step.values()] == [kinds] * 6
+    values = {key: [(step[c]["efficacy"]["value"], step[c]["efficacy"]["n"]) for c in step] for key, step in steps.items()}
+    assert values["base", 0] == [(0.5, 2), (0.0, 3)]
+    assert values["towns", 5] == [(1.0, 2), (1.0, 2)]
+    assert values["merged", 10] == [(1.0, 2), (pytest.approx(2 / 3), 3)]
+    last = steps["merged", 10]["last"]["portability"]
+    assert (last["low"], last["high"]) == score_interval(np.array([0.0, 1.0, 1.0]), np.arange(3))
 
 
 def test_report(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from workbench.evaluate import build_plan
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
+from workbench.scores.tasks import TaskFile
 
 TASK = """\
 task: questions
@@ -69,6 +70,30 @@ def test_another_working_directory_has_other_files(planned: Any, cwd: Path, monk
     other, built = planned()
     assert built
     assert other.digest != first.digest
+
+
+FILES = {"data_files": {"test": "a.jsonl"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, True),
+        ({"dataset_path": "text", "dataset_kwargs": {"data_files": "a.jsonl"}}, True),
+        ({"custom_dataset": "own.docs"}, False),  # a function of the task decides what is read
+        ({"dataset_path": "someone/data"}, False),
+        ({"dataset_kwargs": {**FILES, "field": "rows"}}, False),
+        ({"dataset_kwargs": None}, False),
+        *[
+            ({"dataset_kwargs": {"data_files": files}}, False)
+            for files in ({"test": "b.jsonl"}, {"test": ["a.jsonl"]}, {}, ["a.jsonl"])
+        ],
+    ],
+)
+def test_which_files_a_reader_takes(changes: dict[str, Any], known: bool, cwd: Path) -> None:
+    (cwd / "a.jsonl").touch()
+    config = {"dataset_path": "json", "dataset_kwargs": FILES, **changes}
+    assert TaskFile(cwd / "tasks" / "a.yaml", config, ()).local_data == ((cwd / "a.jsonl",) if known else None)
 
 
 def test_tasks_that_read_elsewhere_are_built_each_time(planned: Any, cwd: Path) -> None:

@@ -103,7 +103,9 @@ def test_names_of_equal_scores_are_added(here: ScoreStore, tmp_path: Path) -> No
     path.write_text(json.dumps(data))
     (one,) = pull_scores(there.root, here).documents
     assert one.status == "named"
-    kept = json.loads((only_folder(here) / path.name).read_text("utf-8"))
+    text = (only_folder(here) / path.name).read_text("utf-8")
+    kept = json.loads(text)
+    assert text.startswith('{\n "version": 2,\n "')
     assert kept["configuration"]["name"] == "base"
     assert [a["name"] for a in kept["aliases"]] == ["the-base-there"]
 

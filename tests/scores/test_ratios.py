@@ -148,6 +148,11 @@ def test_ratios_without_spread_or_clusters() -> None:
     same = paired_ratio("perplexity", a, a, words, cluster.tolist())
     assert same.unchanged
     assert (same.p, same.interval(), same.mde()) == (1.0, (0.0, 0.0), None)
+    for tiny in (1e-12, -1e-12):
+        assert paired_ratio("perplexity", np.zeros(9), np.full(9, tiny), np.ones(9)).unchanged
+    single = [x.astype(np.float32) for x in (a, a / 3)]  # differences are those of the numbers in double precision
+    sums, double = (paired_ratio("perplexity", *x, words).changes.sums for x in (single, [x.astype(float) for x in single]))
+    assert sums.tolist() == double.tolist()
     alike = paired_ratio("perplexity", a, a - 0.1 * words, words, cluster.tolist())  # every cluster 0.1 nats a word worse
     low, high = alike.interval()
     assert alike.p == pytest.approx(0.5 / PATTERNS)

@@ -130,6 +130,11 @@ def test_the_same_import_again_changes_nothing_and_other_numbers_are_refused(out
     call("scores", "import", str(outside / "a"))
     before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
     assert "already imported" in call("scores", "import", str(outside / "a")).stdout
+    (scores,) = import_samples([outside / "a"], ScoreStore(project / "runs" / "scores"))
+    assert json.loads(call("scores", "import", str(outside / "a"), "--json").stdout) == [
+        {"suite": "imported", "plan": scores.scores.plan, "name": "a", "digest": scores.scores.configuration.digest, "new": False,
+         "tasks": dict.fromkeys(sorted(TASKS), 24)}
+    ]  # fmt: skip
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
     error = refused("scores", "import", str(outside / "b"), "--name", "a")
     assert "suite 'imported' already has other numbers of 'a' on the same items" in error.message
@@ -189,6 +194,40 @@ def test_ids_and_clusters(outside: Path, project: Path) -> None:
     }
     with pytest.raises(WorkbenchError, match=r"document 0 has no field 'answr'. Did you mean 'answer'"):
         read_samples("pick", file, "answr")
+
+
+def test_a_document_with_a_single_choice_is_one_of_multiple_choice(outside: Path, project: Path) -> None:
+    """Also the first one: the task's kind decides about chance, and the choice is no prompt."""
+
+    def single(found: list[dict[str, Any]]) -> None:
+        found[0].update(arguments={"gen_args_0": found[0]["arguments"]["gen_args_0"]}, resps=found[0]["resps"][:1])
+
+    (file,) = changed(outside, project, "single", single).iterdir()
+    samples, docs = read_samples("pick", file), documents()
+    assert (samples.kind, samples.metrics) == ("multiple_choice", ("acc", "acc_norm"))  # a single choice has no margin
+    assert [item["choices"] for item in samples.items[:2]] == [docs[0]["choices"][:1], docs[1]["choices"]]
+    assert [len(row["loglikelihoods"]) for row in samples.rows[:2]] == [1, len(docs[1]["choices"])]
+
+
+def test_a_suite_names_lm_evals_groups(outside: Path, project: Path) -> None:
+    """The results file says which tasks a group has, at any depth; what the suite says of the group is said of them."""
+    folder, suites = shutil.copytree(outside / "a", project / "grouped"), project / "evals" / "suites"
+    (results,) = folder.glob("results_*.json")
+    edit_json(results, group_subtasks={"all": ["inner", "copy"], "inner": ["pick"], "damaged": 3})
+    suites.mkdir(parents=True)
+    (suites / "x.yaml").write_text("suite: x\ntasks: [all, roll, last]\nroles: {all: guarded}\n")
+    (run,) = import_samples([folder], ScoreStore(project / "runs" / "scores"), suite="x", project=project)
+    assert run.plan.suite.roles == dict.fromkeys(("pick", "copy"), "guarded")
+    assert run.plan.suite.tasks == tuple(sorted(TASKS))
+
+
+def test_a_file_without_a_date_is_older_than_one_with_a_date(outside: Path, project: Path) -> None:
+    store, place = ScoreStore(project / "runs" / "scores"), changed(outside, project, "dated", lambda found: None)
+    (dated,) = place.iterdir()
+    write_jsonl(place / "samples_pick.jsonl", [{**line, "acc": 1.0} for line in read_jsonl(dated)])
+    newest, given = (import_samples([p], store, name=p.stem)[0].scores for p in (place, place / "samples_pick.jsonl"))
+    assert list(given.tasks) == ["pick"]
+    assert newest.tasks["pick"].metrics["acc"].value < given.tasks["pick"].metrics["acc"].value == 1
 
 
 ARGS = "expected gen_args_0, gen_args_1, ... under 'arguments', found "
@@ -297,3 +336,6 @@ def test_the_order_of_a_folder_decides_nothing(tmp_path: Path, monkeypatch: pyte
         ["1", "2"]
     ] * 2
     assert len(found[0][2]) == 3
+    record = json.loads((folder / "plan.json").read_text("utf-8"))
+    for field in ("scorer", "dtype", "batch_size", "partial"):
+        assert {getattr(plan, field) for plan in found[0][0]} == {record[field]}

@@ -188,10 +188,9 @@ def test_identical_and_constant_differences() -> None:
     assert same.unchanged
     assert same.interval() == (0.0, 0.0)
     assert same.mde() is None
-    noise = paired(
-        np.zeros(60), np.full(60, 9e-13), [i // 10 for i in range(60)]
-    )  # changes below all rounding, though not their sums
-    assert (noise.unchanged, noise.p, noise.interval()) == (True, 1.0, (0.0, 0.0))
+    for tiny in (1e-12, -1e-12):  # changes that rounding may make, though not their sums
+        noise = paired(np.zeros(60), np.full(60, tiny), [i // 10 for i in range(60)])
+        assert (noise.unchanged, noise.p, noise.interval()) == (True, 1.0, (0.0, 0.0))
     everything = paired([0] * 60, [1] * 60, [i // 3 for i in range(60)])
     assert everything.se == 0
     assert everything.p == pytest.approx(0.5 / PATTERNS)  # no random pattern but the first, and that counts half

@@ -109,6 +109,9 @@ def test_without_a_range_clusters_without_a_change_show_nothing() -> None:
     perplexity = paired_ratio("weighted_perplexity", values, values, words, worst=1.0).changes
     assert bits.worst == pytest.approx(np.log(2))
     assert perplexity.worst == pytest.approx(np.log(1 + 1 / before))
+    fall, most = -np.log(1 - 0.02 / before), np.log(1 + 0.6 / before)  # k unchanged texts leave (1 - fall / most)^k
+    needed = paired_ratio("weighted_perplexity", values, values, words, worst=0.6).needs_to_exclude(0.02, -1, 0.025)
+    assert needed == pytest.approx(np.log(0.025) / np.log(1 - fall / most), rel=0.03)
 
 
 def test_a_change_is_excluded_at_exactly_its_p() -> None:

@@ -45,10 +45,10 @@ Data = dict[
 
 
 def stored(
-    store: ScoreStore, values: Mapping[Configuration, Data], suite: Suite = SUITE, clusters: int = 30, n: int = N
+    store: ScoreStore, values: Mapping[Configuration, Data], suite: Suite = SUITE, clusters: int = 30, n: int = N, common: int = 0
 ) -> list[Scores]:
-    """Write what an evaluation would: rows with the metrics of each kind of task."""
-    ids = {t: [f"facts-{i}" if t == "facts" else str(i) for i in range(n)] for t in suite.tasks}
+    """Write what an evaluation would: rows with the metrics of each kind of task. Of the facts, `common` have the other tasks' ids."""
+    ids = {t: [f"facts-{i}" if t == "facts" and i >= common else str(i) for i in range(n)] for t in suite.tasks}
     plan = ScorePlan(
         suite=suite,
         facts=["p" * 32],

@@ -108,7 +108,7 @@ def evaluate(
     comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps) if compared else None
     for card in card_scores(opened.entries, scores, comparison, opened.runs, out.warn):
         out.say(f"scores added to {relative(card)}")
-    groups = {(s.plan, s.configuration.name): aggregated(opened.store.record(s), s) for s in scores}
+    groups = {(s.suite, s.configuration.name): aggregated(opened.store.record(s), s) for s in scores}
 
     def text() -> None:
         scores_table(comparison, scores)

@@ -223,13 +223,8 @@ def _differing(table: Table, digests: Sequence[str]) -> tuple[list[int], list[in
         return [], []
     values = np.stack([table.values[d] for d in own])
     scored = (values != values[0]).any(axis=0)
-    worded = [i for i in np.flatnonzero(~scored).tolist() if len({_text(table.rows[d][i]) for d in own}) > 1]
+    worded = [i for i in np.flatnonzero(~scored).tolist() if len({table.rows[d][i].get("response") for d in own}) > 1]
     return np.flatnonzero(scored).tolist(), worded
-
-
-def _text(row: Row) -> str | None:
-    text = row.get("response")
-    return None if text is None else str(text)
 
 
 def _turns(parts: Sequence[Sequence[tuple[Table, int]]]) -> Iterator[tuple[Table, int]]:

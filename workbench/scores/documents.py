@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from workbench.errors import LeftOut, WorkbenchError
+from workbench.files import write_bytes
 from workbench.jsondoc import read_object
 from workbench.models.identity import identity
 from workbench.results import Part
@@ -287,6 +288,11 @@ class Scores(_Document):
 
 def _alias(configuration: Configuration) -> Alias:
     return Alias(name=configuration.name, role=configuration.role, recipe=configuration.recipe, digest=configuration.digest)
+
+
+def write_document(path: Path, scores: Scores) -> None:
+    """Write a scores document, with one field a line."""
+    write_bytes(path, (scores.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_document(path: Path) -> Scores:

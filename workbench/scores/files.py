@@ -48,7 +48,7 @@ def rows_text(rows: Mapping[str, Iterable[Row]]) -> bytes:
 
 
 def write_rows(path: Path, data: bytes) -> None:
-    """Write the lines of `rows_text` compressed, with equal bytes for equal rows."""
+    """Write the lines of `rows_text`, or other data, compressed, with equal bytes for equal data."""
     write_bytes(path, gzip.compress(data, 6, mtime=0))
 
 

@@ -69,12 +69,12 @@ def by_suite(
 
     Args:
         scores: Scores of configurations.
-        groups: (plan, configuration) -> aggregates over groups of tasks.
+        groups: (suite, configuration) -> aggregates over groups of tasks. Suites that differ in their analysis alone have one plan.
         left_out: Configurations that were skipped.
     """
     found: dict[str, SuiteScores] = {}
     for s in scores:
-        one = found.setdefault(s.plan, SuiteScores(suite=s.suite, plan=s.plan, configurations=[], left_out=left_out))
+        one = found.setdefault(s.suite, SuiteScores(suite=s.suite, plan=s.plan, configurations=[], left_out=left_out))
         tasks = {
             task: TaskScore(
                 n=about.n,
@@ -83,11 +83,11 @@ def by_suite(
             for task, about in s.tasks.items()
         }
         c = s.configuration
-        own = groups.get((s.plan, c.name)) or None
+        own = groups.get((s.suite, c.name)) or None
         one.configurations.append(
             ConfigurationScores(name=c.name, digest=c.digest, weights=c.of_weights, tasks=tasks, groups=own)
         )
-    return found[scores[0].plan] if len(found) == 1 else list(found.values())
+    return found[scores[0].suite] if len(found) == 1 else list(found.values())
 
 
 class ImportedScores(Part):

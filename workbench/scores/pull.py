@@ -10,7 +10,7 @@ from typing import Literal
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import bytes_digest, write_bytes
 from workbench.results import Part
-from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document
+from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document, write_document
 from workbench.scores.files import unpacked
 from workbench.scores.plan import PlanRecord
 from workbench.scores.store import ScoreStore
@@ -211,7 +211,7 @@ class _Plan:
             self._add(scores, "same")
             return
         if not self.pulled.dry_run:
-            write_bytes(own_path, (merged.model_dump_json(indent=1) + "\n").encode())
+            write_document(own_path, merged)
         self._add(scores, "named")
 
     def _refusals(self) -> None:

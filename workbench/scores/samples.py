@@ -147,7 +147,8 @@ def read_samples(
             "The file comes from an interrupted or repeated run: run lm_eval again into an empty folder.",
         )
     docs = [first[key] for key in sorted(first)]
-    kind = _kind(docs[0])
+    kinds = {_kind(line) for line in docs}  # a document of multiple choice may have a single one
+    kind = "multiple_choice" if "multiple_choice" in kinds else kinds.pop()
     ids, clusters = _ids(docs, task), _clusters(docs, file, cluster)
     items = [_item(task, kind, i, c or i, line) for i, c, line in zip(ids, clusters, docs, strict=True)]
     rows = [_answer(task, kind, item, line, file) for item, line in zip(items, docs, strict=True)]
@@ -318,7 +319,7 @@ def _item(task: str, kind: str, identity: str, cluster: str, line: Sample) -> Ro
     choices: list[str] | None = None
     if kind == "multiple_choice":
         endings = [str(request[1]) for request in requests]
-        if len(set(endings)) == 1:  # the choices are in the contexts
+        if len(endings) > 1 == len(set(endings)):  # the choices are in the contexts
             choices = [str(request[0]) for request in requests]
         else:
             choices = [e.removeprefix(" ") for e in endings] if all(e.startswith(" ") for e in endings) else endings

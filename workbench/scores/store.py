@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import shutil
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from workbench.scores.documents import (
     plan_record,
     read_document,
     rescore_hint,
+    write_document,
 )
 from workbench.scores.files import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
 from workbench.scores.plan import PLAN_FORMAT, PlanRecord, ScorePlan
@@ -158,13 +158,13 @@ class ScoreStore:
         path = self._path(plan.suite.suite, plan.digest, scores.configuration.key(plan))
         item_text, row_text = rows_text(items), rows_text(rows)
         self.write_plan(plan)
-        if not (folder / "items.jsonl.gz").exists() or unpacked(folder / "items.jsonl.gz") != item_text:
+        if unpacked(folder / "items.jsonl.gz") != item_text:
             write_rows(folder / "items.jsonl.gz", item_text)
         write_rows(path.with_suffix(".jsonl.gz"), row_text)
         stored = scores.model_copy(
             update={"key": scores.configuration.key(plan), "rows": bytes_digest(row_text), "items": bytes_digest(item_text)}
         )
-        write_bytes(path, (stored.model_dump_json(indent=1) + "\n").encode())
+        write_document(path, stored)
         self.forget_parts(plan, stored.key)
         return stored
 
@@ -174,10 +174,7 @@ class ScoreStore:
 
     def update(self, plan: ScorePlan, scores: Scores) -> None:
         """Rewrite the scores document after a name was added."""
-        write_bytes(
-            self._path(plan.suite.suite, plan.digest, scores.key),
-            (scores.model_dump_json(indent=1) + "\n").encode(),
-        )
+        write_document(self._path(plan.suite.suite, plan.digest, scores.key), scores)
 
     def write_plan(self, plan: ScorePlan) -> None:
         """Write plan.json if it is missing or the suite's analysis settings have changed."""
@@ -197,7 +194,7 @@ class ScoreStore:
     def keep_task(self, plan: ScorePlan, key: str, task: str, result: TaskResult) -> None:
         """Keep a task's result until the configuration is complete."""
         data = json.dumps({"digest": key, "content": _content(result), "result": result}, ensure_ascii=False).encode()
-        write_bytes(self._partial(plan, key, task), gzip.compress(data, 6, mtime=0))
+        write_rows(self._partial(plan, key, task), data)
 
     def journal(self, plan: ScorePlan, key: str, task: str) -> Journal:
         """Return the answers to single requests of a task that is being scored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,9 @@ class TaskSource:
         lower: Metrics where lower is better.
         docs: Documents in the order of the file.
         digest: Digest of the task's definition, its code and the output of the built task.
-        bundled: True for tasks that come with lm-eval.
         ratios: lm-eval's aggregation by metric, for metrics that are no means: ratios of sums (`statistics.RATIOS`), and those of a whole corpus.
         filters: Names of the task's filters, in order.
+        bundled: True for tasks that come with lm-eval.
     """
 
     name: str
@@ -78,9 +78,9 @@ class TaskSource:
     lower: frozenset[str]
     docs: Sequence[Mapping[str, object]]
     digest: str
+    ratios: Mapping[str, str]
+    filters: tuple[str, ...]
     bundled: bool = False
-    ratios: Mapping[str, str] = field(default_factory=dict)
-    filters: tuple[str, ...] = ("none",)
 
 
 class _Function(str):
