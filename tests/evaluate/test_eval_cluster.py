@@ -18,7 +18,6 @@ from workbench.evaluate import cluster
 from workbench.evaluate import cluster as on_cluster
 from workbench.trust import VARIABLE, is_trusted
 
-SECOND = "suite: again\ntasks: [pick]\nchance: {pick: 0.25}\n"
 ALIKE = RECIPE.replace("id: mix, merge: ties, density: 0.5, lambda: 1.0", "id: mix, merge: average")  # the weights of a control
 
 
@@ -40,9 +39,10 @@ def stored(runs: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_nodes_and_a_lost_worker(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two suites, a recipe with its controls, and a recipe with the weights of one of them."""
+    """Two suites of equal items, which have one digest, a recipe with its controls, and a recipe with the weights of one of them."""
     world = lay_out(project)
-    (world.path / "evals" / "suites" / "again.yaml").write_text(SECOND)
+    suites = world.path / "evals" / "suites"
+    (suites / "again.yaml").write_text((suites / "words.yaml").read_text().replace("suite: words", "suite: again"))
     world.write(RECIPE, "mine.yaml")
     world.write(ALIKE, "alike.yaml")
     monkeypatch.chdir(world.path)

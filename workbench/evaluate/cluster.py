@@ -172,7 +172,7 @@ class Unit:
     Attributes:
         name: Name of the configuration.
         plan: Digest of the plan; None if only the digest of the configuration is wanted.
-        suite: Name of the plan's suite, for messages.
+        suite: Name of the plan's suite; two suites with equal items have one digest.
         items: Number of the plan's items, for progress.
     """
 
@@ -180,6 +180,11 @@ class Unit:
     plan: str | None = None
     suite: str = ""
     items: int = 0
+
+    @property
+    def work(self) -> tuple[str, str]:
+        """The configuration and the plan, by which progress is counted."""
+        return self.name, f"{self.suite}-{self.plan}"
 
     def __str__(self) -> str:
         return f"{self.name}: {self.suite}" if self.plan else f"{self.name}: composing"
@@ -205,7 +210,7 @@ class Worker:
             configuration_digest(entries[0].resolved, pick_device(subjects.device))
             return
         both = [plan.by(scorer) for plan in subjects.plans for scorer in (plan.scorer, "hflm")]
-        plans = [plan for plan in both if plan.digest == unit.plan][:1]
+        plans = [plan for plan in both if (plan.suite.suite, plan.digest) == (unit.suite, unit.plan)][:1]
         if not (entries and plans):
             raise WorkbenchError(
                 f"{unit}: a node of the cluster finds other configurations or suites than the node where this command runs",
@@ -290,14 +295,14 @@ class _Line:
 
     def __init__(self, names: Sequence[str], units: Sequence[Unit], events: Events) -> None:
         self._names, self._events = list(names), events
-        self._whole = SideBySide(names, {(unit.name, unit.plan): unit.items for unit in units if unit.plan})
+        self._whole = SideBySide(names, {unit.work: unit.items for unit in units if unit.plan})
 
     def begin(self, unit: Unit) -> None:
         """Tell that a worker starts a unit."""
         if unit.plan is None:
             self._events({**self._head(unit), "text": "composing"})
         else:
-            self._whole.begin((unit.name, unit.plan))
+            self._whole.begin(unit.work)
             self._tell(unit, 0)
 
     def lost(self, unit: Unit) -> None:
@@ -307,7 +312,7 @@ class _Line:
     def finish(self, unit: Unit) -> None:
         """Tell that a worker has finished a unit."""
         if unit.plan is not None:
-            self._whole.finish((unit.name, unit.plan))
+            self._whole.finish(unit.work)
             self._tell(unit, unit.items)
             self._events({**self._head(unit), "scored": unit.suite, "overall": self._whole.told()})
 

@@ -159,8 +159,8 @@ def overall(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: S
         own = work.setdefault(entry.name, {})
         for plan in plans:
             key = entry.key(plan)
-            known = key is not None and (store.has(plan, key) or (key, plan.digest) in seen)
-            own[plan.digest] = 0 if known else sum(len(items) for items in plan.items.values())
+            known = key is not None and (store.has(plan, key) or (key, plan.place) in seen)
+            own[plan.place] = 0 if known else sum(len(items) for items in plan.items.values())
             if key is not None:
-                seen.add((key, plan.digest))
+                seen.add((key, plan.place))
     return Overall(work)

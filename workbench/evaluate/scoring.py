@@ -118,7 +118,7 @@ def _score(
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
         for plan in map(entry.plan, plans):
-            whole.begin(entry.name, plan.digest)
+            whole.begin(entry.name, plan.place)
             progress = _progress(events, head, plan, whole)
             configuration = entry.configuration(digest)
             with _named(entry):

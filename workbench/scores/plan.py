@@ -153,6 +153,11 @@ class ScorePlan:
         return bytes_digest(json.dumps([*self.facts, *self._template, SCORERS[self.scorer]]).encode())
 
     @property
+    def place(self) -> str:
+        """Suite and digest: two suites with equal items have one digest, and scores of their own."""
+        return f"{self.suite.suite}-{self.digest}"
+
+    @property
     def _template(self) -> list[str]:
         """Digest of the tokenizer whose chat template writes the prompts, if the suite uses it."""
         return [self.tokenizer_digest] if self.suite.chat_template else []
