@@ -48,7 +48,7 @@ ROOMS = {
     "merge": "merge upkeep/test_show.py advice/test_advise.py",
     "weights": "weights merge adapters vocabulary bricks",
     "adapters": "adapters run",
-    "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_edit_sinks.py edit/test_edit_steps.py",
+    "edit/closed_form": "edit",
     "scores": "scores compare",
     "compare": "compare scores",
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",

@@ -252,6 +252,7 @@ def test_refused_recipes(facts: Project) -> None:
         ),
         (recipe(batch=2, continues="RUN"), r"batch: 2}} instead of {sequential: {batch: 1}}", "mode: {sequential: {batch: 1}}"),
         (recipe(continues="RUN", contexts=2), "contexts: 2 instead of 1", "Write `contexts: 1`"),
+        (recipe(continues="RUN", **{"lambda": 0.5}), "lambda: 0.5 instead of 0.05", "Write `lambda: 0.05`"),
         (recipe(preserve_steps=True), "no edit step comes before this one", "Remove `preserve_steps`"),
         (recipe(continues="runs/none"), "no such directory: runs/none", "workbench runs ls"),
         (recipe(continues="RUN/model"), "has no edit", "Name the run: `continues: runs/first-"),
