@@ -54,7 +54,7 @@ ROOMS = {
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
     "resolve": "resolve run recipe adapters vocabulary upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
     "run": "run resolve recipe adapters edit grow fuse route train upkeep",
-    "route": "route run/test_routed.py run/test_routed_merges.py",
+    "route": "route run/test_routed.py run/test_routed_merges.py run/test_brick_statistics.py cli/test_route.py recipe/test_route_steps.py",
 }
 
 

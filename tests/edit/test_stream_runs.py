@@ -125,14 +125,19 @@ def test_a_removal_equals_a_stream_without_the_fact(name: str, batch: int, facts
 
 
 def test_three_runs_and_a_copied_brick(facts: Project) -> None:
-    """A run that continues is continued; the edit's directory can be named, and copied elsewhere."""
+    """A run that continues is continued; the edit's directory can be named, and copied elsewhere, also over another one."""
     first = run(facts, FIRST[:2], "first", recipe())
     second = continued(facts, first, FIRST[2:])
+    shutil.copytree(first / "edits" / "edit-memit", facts.path / "days" / "one")
     shutil.copytree(second / "edits" / "edit-memit", facts.path / "days" / "two")
     shutil.rmtree(first)
     shutil.rmtree(second)
     third = continued(facts, Path(), SECOND, recipe(continues="days/two"))
     assert alike(third) == alike(run(facts, [*FIRST, *SECOND], "one", recipe()))
+    shutil.rmtree(facts.path / "days" / "two")
+    (facts.path / "days" / "one").rename(facts.path / "days" / "two")
+    again = continued(facts, Path(), SECOND, recipe(continues="days/two"))
+    assert alike(again) == alike(run(facts, [*FIRST[:2], *SECOND], "short", recipe()))
 
 
 def test_several_layers(facts: Project) -> None:
@@ -281,7 +286,10 @@ def test_damaged_files(facts: Project) -> None:
             file.unlink()
             if rest is not None:
                 file.write_bytes(rest)
-            with pytest.raises(InvalidRecipeError, match=r"continues: runs/first-\w+"):
+            reason = (
+                "no edit" if name == "edit.json" and rest is None else "is missing" if rest is None else "is (damaged|not JSON)"
+            )
+            with pytest.raises(InvalidRecipeError, match=rf"continues: runs/first-\w+.*{reason}"):
                 facts.resolve(recipe(continues=f"runs/{first.name}"))
             file.write_bytes(content)
     facts.resolve(recipe(continues=f"runs/{first.name}"))

@@ -81,7 +81,8 @@ def test_only_the_ranks_of_active_bricks_are_computed(monkeypatch: pytest.Monkey
         assert seen == [((rows, 5, 7), (ranks, 7))]
     mix = Mix.of(torch.tensor([0.0, 0.0, 1.0, 0.0]))
     assert mix is not None
-    a, _, scale = factors_._chosen(mix)
+    a, _, scale = found = factors_._chosen(mix)
+    assert factors_._chosen(mix) is found, "gathered once"
     assert scale is None
     assert a.data_ptr() == factors_._a[3:].data_ptr()
 

@@ -251,6 +251,7 @@ def test_tensors_of_another_router_are_refused() -> None:
         ({"bricks": None}, "is missing or invalid"),
         ({"ties": [["a", "z"]]}, r"ties name \['z'\]"),
         ({"lambda": -1}, "expected a number above 0 in the router's entry 'lambda', found -1"),
+        ({"lambda": 0}, "expected a number above 0 in the router's entry 'lambda', found 0"),
         ({"mix": 2}, "the router mixes 2 bricks, and one brick acts today"),
         ({"joined": "mean"}, "is missing or invalid"),
     ],
