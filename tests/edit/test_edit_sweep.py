@@ -105,12 +105,13 @@ def test_a_candidate_has_the_shares_of_an_edit_of_the_pilot_facts(context: Metho
             return int(context.model(torch.tensor([context.tokenizer(text)["input_ids"]])).logits[0, -1].argmax())
 
     def mean(values: list[Any]) -> float:
-        return sum(values) / len(values)
+        return float(sum(values) / len(values))
 
     for layer, row in rows.items():
         fields = {**FIELDS, "facts": "pilot.jsonl", "layers": [layer], "position": "subject_last", "contexts": 0, "refine": 0}
         edit = Memit.model_validate({**fields, "unconverged": "skip"}).solve(context)
-        converged = mean(["skipped" not in fact for fact in edit.record["facts"]])
+        written: Any = edit.record["facts"]
+        converged = mean(["skipped" not in fact for fact in written])
         assert converged == row["converged"] == 1
         (factors,) = edit.factors.values()
         neighbours = [probe.prompt for f in pilot for probe in f.neighbours]
