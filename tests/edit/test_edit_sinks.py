@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worlds.dense import context_of
 from worlds.edit_steps import Interrupt, projected, solve, stopping
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.edit.closed_form import moments
@@ -105,6 +106,8 @@ def test_rows_of_text_end_at_the_longest_that_the_model_takes(facts: Project) ->
     longest = min(moments.LENGTH, longest_row(context.layout.config, moments.LENGTH))
     texts = [" ".join(["w1"] * count) for count in (longest + 1, longest + 2, 1, 2 * longest)]
     assert [len(row) for row in moments.token_rows(context, texts)] == [longest, longest, 2, longest, longest]
+    write_jsonl(facts.path / "rows.jsonl", [{"prompt": "w1 w2", "completion": "w3"}, {"text": " w4 w5 "}])
+    assert moments.statistics_source(context, "rows.jsonl")[0] == ["w1 w2 w3", "w4 w5"]
 
 
 def test_without_a_sink_nothing_changes() -> None:

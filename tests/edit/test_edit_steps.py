@@ -330,7 +330,12 @@ def test_skipped_facts_are_named(facts: Project) -> None:
     write_jsonl(facts.path / "facts.jsonl", [*rows, far])
     edit = solve(context_of(facts), "rome", unconverged="skip", contexts=0)
     record = {f["id"]: f for f in edit.record["facts"]}
-    (failed,) = (v for v in values.Values(list((facts.path / ".workbench" / "values").iterdir())) if not v.top)
+    cached = list(values.Values(list((facts.path / ".workbench" / "values").iterdir())))
+    (failed,) = (v for v in cached if not v.top)
+    numbers = {(round(v.loss, 4), round(v.before, 4), v.steps) for v in cached}
+    assert all(
+        (record[row["id"]]["loss"], record[row["id"]]["before"], record[row["id"]]["steps"]) in numbers for row in rows[1:]
+    )
     assert record["far"] == {
         "id": "far", "layer": 1, "loss": round(failed.loss, 4), "before": round(failed.before, 4), "skipped": True
     }  # fmt: skip

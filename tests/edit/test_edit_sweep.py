@@ -17,7 +17,7 @@ from worlds.project import Project
 from workbench.edit.closed_form import closed_form
 from workbench.edit.closed_form.closed_form import _carrying_layers, _choose_position, _pilot_facts, candidates, choose
 from workbench.edit.memit import Memit
-from workbench.edit.places.knowledge import Trace
+from workbench.edit.places.knowledge import Trace, trace
 from workbench.edit.places.parts import Parts
 from workbench.facts.facts import Fact
 from workbench.steps import MethodContext
@@ -88,6 +88,10 @@ def test_a_candidate_has_the_shares_of_an_edit_of_the_pilot_facts(context: Metho
     record = json.loads((context.cache / "sweeps" / f"{choice.record['sweep']}.json").read_text("utf-8"))
     pilot = [f for f in own if f.id in record["pilot"]]
     assert len(pilot) == 8
+    tracing = trace(context, parts, pilot, range(4))
+    assert tracing is not None
+    shares_of = tracing.recovered.items()
+    assert record["trace"] == {str(i): {name: round(value, 3) for name, value in shares.items()} for i, shares in shares_of}
     rows = {int(layer): row for layer, row in record["candidates"].items()}
     assert choice.layers == (max(rows, key=lambda i: (rows[i]["score"], rows[i]["margin"])),)
     assert choice.positions == {choice.layers[0]: "subject_last"}
@@ -142,7 +146,11 @@ def test_a_named_layer_or_token_is_kept(context: MethodContext) -> None:
     ):
         again = choose(Memit.model_validate({**FIELDS, "layers": [3, 2], **fields}), context, parts, own)
         assert (again.record["sweep"] == named.record["sweep"]) == same, fields
-    at_last = choose(Memit.model_validate({**FIELDS, "position": "prompt_last"}), context, parts, own).record["candidates"]
+    told: list[tuple[int, int, str]] = []
+    told_to = replace(context, progress=lambda done, total, text: told.append((done, total, text)))
+    at_last = choose(Memit.model_validate({**FIELDS, "position": "prompt_last"}), told_to, parts, own).record["candidates"]
+    whole = [line for line in told if line[2].startswith(("tracing", "sweep: layer"))]
+    assert whole == [(0, 4, "tracing facts"), *((i, 4, f"sweep: layer {i}") for i in range(4))]
     assert isinstance(at_last, dict)
     assert {int(layer): row["position"] for layer, row in at_last.items()} == dict.fromkeys(range(4), "prompt_last")
     both = Memit.model_validate({**FIELDS, "layers": [3, 1], "position": "prompt_last"})

@@ -13,7 +13,7 @@ from workbench.route.centroid import CentroidRouter
 from workbench.route.deciding.pooling import SHRINKAGE, Scatter, Statistics, by_brick, solve, statistics_of
 from workbench.route.deciding.router import REFUSED
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
-from workbench.route.ridge import RidgeRouter
+from workbench.route.ridge import Ridge, RidgeRouter
 from workbench.steps.route import Prompts
 
 SIZES = (7, 30, 12)  # one brick with more prompts than dimensions
@@ -172,6 +172,11 @@ def test_the_surest_window_decides_and_own_negatives_are_refused() -> None:
     assert bool((made.score(seen(own[10:]))[1] > REFUSED).all())
     assert bool((told.score(seen(own[10:]))[1] == REFUSED).all())
     assert torch.equal(told.score(seen(vectors))[1], made.score(seen(vectors))[1])
+    # A router that is read again refuses the same; names in its file do not change between versions.
+    again = Ridge.restore(told.settings(), told.tensors())
+    assert torch.equal(again.decide(seen(own)).confidence, told.decide(seen(own)).confidence)
+    parts = ("negatives", *(f"statistics.{name}" for name in "abc"), "refused.b")
+    assert set(told.tensors()) == {f"{part}.{name}" for part in parts for name in ("count", "total", "root")}
 
 
 def test_the_statistics_of_samples_are_those_of_their_last_window() -> None:
