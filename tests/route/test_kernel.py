@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def test_a_brick_without_the_module_and_rows_of_the_base_change_no_bit() -> None
     assert not torch.equal(result[0], output[0])
     with pytest.raises(WorkbenchError, match="1 NaN or infinite numbers"):
         Mix.of(torch.tensor([1.0, torch.nan]))
+    for shape in ((), (1, 1, 1, 4)):
+        with pytest.raises(WorkbenchError, match=re.escape(f"found {list(shape)}")):
+            Mix.of(torch.ones(shape))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt", "gemma2"])

@@ -173,6 +173,7 @@ def test_the_surest_window_decides_and_own_negatives_are_refused() -> None:
     assert bool((told.score(seen(own[10:]))[1] == REFUSED).all())
     assert torch.equal(told.score(seen(vectors))[1], made.score(seen(vectors))[1])
     # A router that is read again refuses the same; names in its file do not change between versions.
+    assert "tensor" not in repr(told)
     again = Ridge.restore(told.settings(), told.tensors())
     assert torch.equal(again.decide(seen(own)).confidence, told.decide(seen(own)).confidence)
     parts = ("negatives", *(f"statistics.{name}" for name in "abc"), "refused.b")
