@@ -95,7 +95,7 @@ KNOWN = (
 
 @pytest.mark.parametrize(("opener", "closer"), KNOWN)
 def test_marks_of_well_known_templates(opener: str, closer: str) -> None:
-    assert ChatFrame().message(f"before{opener}Hi{closer}between{opener} Add 2 {closer}after{closer}") == " Add 2 "
+    assert ChatFrame().message(f"before{opener}Hi{closer}between{opener} Add 2 {closer}after{closer}") == "Add 2"
     assert ChatFrame().message(f"before{opener}Add 2") == f"before{opener}Add 2", "it is not closed"
 
 
