@@ -86,6 +86,8 @@ def written_out(plain: Plain, group: values.Group, settings: Settings) -> Value:
 def test_a_value_is_the_descent_written_out(end: str, facts: Project) -> None:
     """Two facts with one value and another fact, in one batch of rows of different lengths."""
     context, settings = context_of(facts), ENDS[end]
+    context.tokenizer.eos_token = "<eos>"
+    assert row_of(GROUPS[0][0], context.tokenizer, "subject_last", end=True).target == (35, 1)
     at = Lookup(context, Parts.of(context), 1, "subject_last", BEFORE)
     found = list(values.values(at, GROUPS, settings, "model"))
     expected = [written_out(Plain(context), group, settings) for group in GROUPS]
