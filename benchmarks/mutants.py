@@ -48,13 +48,13 @@ ROOMS = {
     "merge": "merge upkeep/test_show.py advice/test_advise.py",
     "weights": "weights merge adapters vocabulary bricks",
     "adapters": "adapters run",
-    "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_edit_sinks.py edit/test_edit_steps.py",
+    "edit/closed_form": "edit",
     "scores": "scores compare evaluate/test_groups.py evaluate/test_score_integrity.py evaluate/test_bad_suites.py evaluate/test_evaluate.py",
     "compare": "compare scores report/test_fact_report.py",
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
     "resolve": "resolve run recipe adapters vocabulary upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
     "run": "run resolve recipe adapters edit grow fuse route train upkeep",
-    "route": "route run/test_routed.py run/test_routed_merges.py",
+    "route": "route run/test_routed.py run/test_routed_merges.py run/test_brick_statistics.py cli/test_route.py recipe/test_route_steps.py",
 }
 
 

@@ -104,7 +104,8 @@ def changes(path: Path, name: str) -> list[Change]:
             lines = places[node].start.line, places[node].end.line
         elif isinstance(node, cst.BaseCompoundStatement):
             first = places[node].start.line
-            lines = first, max(first, places[node.body].start.line - 1)
+            inner = node.cases[0] if isinstance(node, cst.Match) else node.body
+            lines = first, max(first, places[inner].start.line - 1)
         for other in others(node, once):
             found.append(Change(name, wrapper.module, node, other, lines, once))
         inside = once and not isinstance(node, (cst.FunctionDef, cst.Lambda))

@@ -35,7 +35,8 @@ def test_tokens_become_seconds(facts: Project) -> None:
     assert row["cost"]["tokens"] == 480 + 4800
     assert row["seconds"] == round(2 * PARAMETERS * 5280 / FLOPS_PER_SECOND, 1)
     more = plan(facts.resolve("steps: [{edit: memit, facts: facts.jsonl, tokens_per_input: 100000}]\n"), facts.path / "runs")
-    assert more.steps[0].to_dict()["cost"]["sweep"] == {"layers": 4, "facts": 8}
+    assert (cost := more.steps[0].to_dict()["cost"])["sweep"] == {"layers": 4, "facts": 8}
+    assert cost["work"] == {"facts": 5, "statistics": 4_800_000, "sweep": 4 * 8 * 12 * 15, "values": 5 * 4 * 12 * 15}
     assert more.seconds - found.seconds == pytest.approx(more.steps[0].to_dict()["seconds"] - row["seconds"], abs=0.15)
 
 

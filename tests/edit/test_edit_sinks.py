@@ -11,12 +11,14 @@ from torch import Tensor
 
 from worlds.dense import context_of
 from worlds.edit_steps import Interrupt, projected, solve, stopping
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.edit.closed_form import moments
 from workbench.edit.closed_form.moments import DOMINATES, OUTLIER, SINKS_A_ROW, Moments, MomentSums
 from workbench.edit.places.parts import Parts
 from workbench.facts.published import read_facts
+from workbench.models.texts import longest_row
 from workbench.steps import MethodContext
 
 WIDTH = 24
@@ -82,6 +84,32 @@ def test_what_does_not_dominate_is_kept(keys: tuple[Tensor, Tensor], why: str) -
     assert summed(*keys).left_out(rows) is None, why
 
 
+def test_edges_of_a_sink() -> None:
+    """100 medians are not more than 100, half of the trace does not dominate, two a row are few; the first batch gives the median."""
+    eye, first = torch.eye(WIDTH), torch.tensor([True] + [False] * 9)
+    for length, outliers in ((10.0, 0), (10.1, 1)):
+        sums = MomentSums.empty(WIDTH, CPU)
+        sums.add(torch.cat([length * eye[:1], eye[:9]]), first)
+        assert (sums.counts, sums.median) == ([10, outliers, outliers], 1.0)
+        sums.add(eye[:10] * 20.0, first)
+        assert (sums.counts, sums.median) == ([20, 10 + outliers, 1 + outliers], 1.0)
+    rest = torch.eye(WIDTH, dtype=torch.float64)
+    assert MomentSums(rest, rest, [100, 1, 1], 1.0).left_out(30) is None
+    sums = MomentSums(rest, 1.5 * rest, [100, 60, 5], 1.0)
+    assert sums.left_out(30) == (60, 5, 0.6)
+    assert sums.left_out(29) is None
+
+
+def test_rows_of_text_end_at_the_longest_that_the_model_takes(facts: Project) -> None:
+    """A rest of one token has no earlier one, and is left out."""
+    context = context_of(facts)
+    longest = min(moments.LENGTH, longest_row(context.layout.config, moments.LENGTH))
+    texts = [" ".join(["w1"] * count) for count in (longest + 1, longest + 2, 1, 2 * longest)]
+    assert [len(row) for row in moments.token_rows(context, texts)] == [longest, longest, 2, longest, longest]
+    write_jsonl(facts.path / "rows.jsonl", [{"prompt": "w1 w2", "completion": "w3"}, {"text": " w4 w5 "}])
+    assert moments.statistics_source(context, "rows.jsonl")[0] == ["w1 w2 w3", "w4 w5"]
+
+
 def test_without_a_sink_nothing_changes() -> None:
     """Sums are the same bits as the plain mean of k kᵀ."""
     keys, first = rows_with(1.0)
@@ -104,6 +132,9 @@ def test_strengths_are_relative_to_the_rest() -> None:
     assert of_null_space(plain, 0.5, 0.01).diagonal.tolist() == [100.0] * 3
     assert of_moments(robust, 0.0, 1e-3).diagonal.tolist() == pytest.approx([0.006] * 4)
     assert of_moments(robust, 1.0, 0.0).diagonal[-1] == 4 * 9994.0, "the sink's own direction stays as hard to change as it is"
+    unused = Moments(torch.eye(4, dtype=torch.float64), torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64), 10, {})
+    assert of_moments(unused, 2.0, 0.0).diagonal.tolist() == pytest.approx([8 * 1.5e-7, 8.0, 16.0, 24.0], rel=1e-12)
+    assert of_null_space(plain, 1e-5, 0.01).diagonal.tolist() == [100.0], "one direction at least"
 
 
 @pytest.fixture

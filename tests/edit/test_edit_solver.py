@@ -163,6 +163,30 @@ def test_rounding_of_keys_is_not_a_direction() -> None:
     assert product(again, other, metric.after(keys, mu), mu).norm() < 1e-5 * both.norm()
 
 
+@pytest.mark.parametrize("count", [2, 60, 600])
+@pytest.mark.parametrize("share", [2e-12, 0.5e-9, 2e-9])
+def test_rounding_is_a_share_of_the_longest_key(share: float, count: int) -> None:
+    """A direction whose keys have 1e-9 of the longest key's kᵀG k, of whichever chunk, is written, and closed once it is; one with less
+    is neither. Keys and changes are those of one matrix, so that every change can be written."""
+    metric, mu = preset("rome")
+    assert metric.basis is not None
+    directions, wanted = torch.linalg.qr(random(D_IN, D_IN, seed=8))[0], random(D_OUT, D_IN, seed=3)
+    # The longest key comes first, the short one last.
+    lengths = torch.tensor([1.0, *[0.5] * (count - 2), share**0.5], dtype=torch.float64)
+    places = torch.tensor([*(i % (D_IN - 1) for i in range(count - 1)), D_IN - 1])
+    keys = metric.basis @ (metric.diagonal.sqrt()[:, None] * directions[:, places] * lengths)
+    short, kept = keys[:, -1:] / share**0.5, float(share > 1e-9)
+    found = product(keys, wanted @ keys, metric, mu)
+    assert difference(found @ keys[:, :-1], wanted @ keys[:, :-1]) <= 1e-6
+    if (
+        count < D_IN or share != 0.5e-9
+    ):  # a system of inputs has pivots that are longer than the direction, here up to a hundred times
+        assert difference(found @ short, wanted @ short) == pytest.approx(1 - kept, abs=1e-4)
+    after = metric.after(keys, 0.0)
+    for held in (after, after.summed()):
+        assert difference(product(short, wanted @ short, held, mu) @ short, wanted @ short) == pytest.approx(kept, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", RIDGES)
 @pytest.mark.parametrize("count", [1, 12, 60])
 def test_factors(name: str, count: int) -> None:
@@ -173,11 +197,19 @@ def test_factors(name: str, count: int) -> None:
     small = metric.diagonal.numel()
     assert made.rank == min(count, D_OUT, small) == made.left.shape[1] == made.right.shape[0]
     assert made.left.dtype == made.right.dtype == torch.float32
-    assert difference(made.left.double() @ made.right.double(), product(keys, changes, metric, mu)) < 1e-6
+    expected = product(keys, changes, metric, mu)
+    assert difference(made.left.double() @ made.right.double(), expected) < 1e-6
+    values = torch.linalg.svdvals(expected)[: made.rank]  # each side has half of a singular value, and the left one the sign
+    for gram in (made.left.T @ made.left, made.right @ made.right.T):
+        torch.testing.assert_close(gram.double(), torch.diag(values), rtol=1e-5, atol=1e-6 * float(values[0]))
+    assert (made.left.amax(0) >= made.left.abs().amax(0)).all()
 
 
-def test_factors_of_nothing() -> None:
-    """Facts that the model says already need no change: factors of rank 1, all zero."""
+@pytest.mark.parametrize(("share", "rank"), [(0.5e-9, 1), (2e-9, 2)])
+def test_factors_of_nothing(share: float, rank: int) -> None:
+    """Facts that the model says already need no change: factors of rank 1, all zero. What is 1e-9 of the rest is rounding."""
+    left, right = (torch.linalg.qr(random(size, 2, seed=2))[0] for size in (D_OUT, D_IN))
+    assert factors_of(left * torch.tensor([1.0, share]), right.T).rank == rank
     made = factors_of(torch.zeros(D_OUT, 3, dtype=torch.float64), random(3, D_IN, seed=2))
     assert made.rank == 1
     assert not made.left.any()

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from worlds.dense import context_of, write_facts_file
-from worlds.edit_steps import FIELDS, PROJECTION, Interrupt, projected, solve, step, stopping
+from worlds.edit_steps import FIELDS, PROJECTION, Interrupt, counting, projected, solve, step, stopping
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import files_of, live, tensors_of
@@ -61,6 +61,8 @@ def test_an_edit_is_a_brick(name: str, facts: Project) -> None:
     assert {n: tuple(t.shape) for n, t in kept.items()} == {"1.keys": (4, 48), "1.changes": (4, 32)}
     adapter = load_file(brick / "adapter_model.safetensors")
     update = next(t for n, t in adapter.items() if "lora_B" in n) @ next(t for n, t in adapter.items() if "lora_A" in n)
+    shares = (kept["1.keys"] @ update.T).norm(dim=1) / kept["1.changes"].norm(dim=1)
+    assert [f["written"] for f in record["facts"]] == pytest.approx(shares.tolist(), abs=2e-4)
     delta = tensors_of(Path(document["model"]))[PROJECTION] - tensors_of(facts.path / "base")[PROJECTION].float()
     torch.testing.assert_close(delta, update, atol=1e-6, rtol=1e-5)
 
@@ -216,19 +218,6 @@ def test_one_subject_has_one_value(facts: Project) -> None:
 # -- interrupted
 
 
-def counting(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
-    """Calls of a function, which does its work all the same."""
-    calls: list[Any] = []
-    original = getattr(module, name)
-
-    def counted(*args: Any) -> Any:
-        calls.append(args)
-        return original(*args)
-
-    monkeypatch.setattr(module, name, counted)
-    return calls
-
-
 def test_values_go_on_after_an_interruption(facts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 facts are three chunks; what is finished is not optimised again, and the result is the uninterrupted one."""
     write_facts_file(facts.path / "facts.jsonl", 20)
@@ -279,10 +268,12 @@ def test_statistics_are_shared(facts: Project, monkeypatch: pytest.MonkeyPatch) 
     (facts.path / "text.txt").write_text((facts.path / "text.txt").read_text("utf-8") + "\n\nw1 w2 w3", "utf-8")
     solve(context, "memit", first=1)
     assert len(calls) == 2
-    solve(
-        replace(context, digests={n: ("other" if "layers.0" in n else d) for n, d in context.digests.items()}), "memit", first=1
-    )
-    assert len(calls) == 3
+    for number, place in enumerate(("layers.0", "layers.1.self_attn"), 3):
+        digests = {n: ("other" if place in n else d) for n, d in context.digests.items()}
+        solve(replace(context, digests=digests), "memit", first=1)
+        assert len(calls) == number
+    solve(context, "memit", first=1, tokens_per_input=11)
+    assert len(calls) == 5
 
 
 # -- refused
@@ -339,5 +330,13 @@ def test_skipped_facts_are_named(facts: Project) -> None:
     write_jsonl(facts.path / "facts.jsonl", [*rows, far])
     edit = solve(context_of(facts), "rome", unconverged="skip", contexts=0)
     record = {f["id"]: f for f in edit.record["facts"]}
-    assert record["far"]["skipped"] is True
+    cached = list(values.Values(list((facts.path / ".workbench" / "values").iterdir())))
+    (failed,) = (v for v in cached if not v.top)
+    numbers = {(round(v.loss, 4), round(v.before, 4), v.steps) for v in cached}
+    assert all(
+        (record[row["id"]]["loss"], record[row["id"]]["before"], record[row["id"]]["steps"]) in numbers for row in rows[1:]
+    )
+    assert record["far"] == {
+        "id": "far", "layer": 1, "loss": round(failed.loss, 4), "before": round(failed.before, 4), "skipped": True
+    }  # fmt: skip
     assert not any("skipped" in record[row["id"]] for row in rows[1:])

@@ -18,6 +18,7 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.edit.closed_form.closed_form import ClosedForm
+from workbench.edit.closed_form.continuing import earlier_facts
 from workbench.edit.inputs import contexts
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts, padded, row_of
@@ -157,3 +158,15 @@ def test_rome_refuses_prompts_that_leave_no_room(facts: Project) -> None:
     with pytest.raises(WorkbenchError, match=r"there are more independent prompts to preserve than the projection of layer 1"):
         solve(context_of(facts), "rome", contexts=0, preserve="keep.jsonl")
     solve(context_of(facts), "memit", contexts=0, preserve="keep.jsonl")
+
+
+def test_facts_that_an_edit_has_skipped_are_not_preserved(facts: Project) -> None:
+    """Of a fact that two edits have written, the later value counts."""
+    places = [facts.path / name for name in ("one", "two", "three")]
+    for place, rows in zip(places, (FIRST, SECOND, []), strict=True):
+        place.mkdir()
+        named = [{"id": f"{place.name}{i}", **row} for i, row in enumerate(rows)]
+        write_jsonl(place / "facts.jsonl", named) if rows else None
+        skipped = [{"id": row["id"], "skipped": True} for row in named[:1]] if rows is FIRST else []
+        (place / "edit.json").write_text(json.dumps({"facts": [*skipped, *({"id": row["id"]} for row in named[1:])]}), "utf-8")
+    assert [fact.id for fact in earlier_facts(places)] == ["one2", "two0", "two1"]

@@ -26,6 +26,7 @@ from workbench.files import file_digest
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.opened import resolve_model
+from workbench.run.plan import plan
 from workbench.upkeep.rebase import rebase
 
 ALIKE = ("adapter_model.safetensors", "facts.jsonl", "stream.jsonl", "keys.safetensors", "history.safetensors")
@@ -125,20 +126,28 @@ def test_a_removal_equals_a_stream_without_the_fact(name: str, batch: int, facts
 
 
 def test_three_runs_and_a_copied_brick(facts: Project) -> None:
-    """A run that continues is continued; the edit's directory can be named, and copied elsewhere."""
+    """A run that continues is continued; the edit's directory can be named, and copied elsewhere, also over another one."""
     first = run(facts, FIRST[:2], "first", recipe())
     second = continued(facts, first, FIRST[2:])
+    shutil.copytree(first / "edits" / "edit-memit", facts.path / "days" / "one")
     shutil.copytree(second / "edits" / "edit-memit", facts.path / "days" / "two")
     shutil.rmtree(first)
     shutil.rmtree(second)
     third = continued(facts, Path(), SECOND, recipe(continues="days/two"))
     assert alike(third) == alike(run(facts, [*FIRST, *SECOND], "one", recipe()))
+    shutil.rmtree(facts.path / "days" / "two")
+    (facts.path / "days" / "one").rename(facts.path / "days" / "two")
+    again = continued(facts, Path(), SECOND, recipe(continues="days/two"))
+    assert alike(again) == alike(run(facts, [*FIRST[:2], *SECOND], "short", recipe()))
 
 
 def test_several_layers(facts: Project) -> None:
     """Higher layers get the current facts again, on the lower layer with the whole stream."""
     layers: dict[str, Any] = {"layers": [1, 2]}
     first = run(facts, FIRST, "first", recipe(**layers))
+    write_jsonl(facts.path / "facts.jsonl", SECOND)
+    planned = plan(facts.resolve(recipe(continues=f"runs/{first.name}", **layers)), facts.path / "runs").steps[0].to_dict()
+    assert planned["cost"]["work"]["values"] == (3 + 5) * 2 * 12 * 15, "new values, and the current ones of the higher layer"
     second = continued(facts, first, SECOND, **layers)
     assert alike(second) == alike(run(facts, [*FIRST, *SECOND], "one", recipe(**layers)))
 
@@ -162,7 +171,7 @@ def test_plan_and_check(facts: Project, cwd: Path) -> None:
     write_jsonl(facts.path / "facts.jsonl", SECOND)
     planned = document("plan", "recipes/second.yaml")
     assert planned["steps"][0]["cost"]["continues"] == {"run": f"runs/{first.name}/edits/edit-memit", "facts": 3, "kept": 3}
-    assert planned["steps"][0]["cost"]["work"]["facts"] == 4
+    assert planned["steps"][0]["cost"]["work"] == {"facts": 4, "statistics": 480, "sweep": 0, "values": 4 * 2 * 12 * 15}
     report = document("facts", "check", "facts.jsonl", "--stream", "--continues", f"runs/{first.name}")
     assert (report["facts"], report["passed"]) == (5, True)
     other = {**fact(0, 44), "prompt": "w1 {subject}", "paraphrases": [f"w0 of {fact(0, 0)['subject']}"]}
@@ -252,6 +261,7 @@ def test_refused_recipes(facts: Project) -> None:
         ),
         (recipe(batch=2, continues="RUN"), r"batch: 2}} instead of {sequential: {batch: 1}}", "mode: {sequential: {batch: 1}}"),
         (recipe(continues="RUN", contexts=2), "contexts: 2 instead of 1", "Write `contexts: 1`"),
+        (recipe(continues="RUN").replace("{", '{"lambda": 0.5, ', 1), "lambda: 0.5 instead of 0.05", "Write `lambda: 0.05`"),
         (recipe(preserve_steps=True), "no edit step comes before this one", "Remove `preserve_steps`"),
         (recipe(continues="runs/none"), "no such directory: runs/none", "workbench runs ls"),
         (recipe(continues="RUN/model"), "has no edit", "Name the run: `continues: runs/first-"),
@@ -280,7 +290,10 @@ def test_damaged_files(facts: Project) -> None:
             file.unlink()
             if rest is not None:
                 file.write_bytes(rest)
-            with pytest.raises(InvalidRecipeError, match=r"continues: runs/first-\w+"):
+            reason = (
+                "no edit" if name == "edit.json" and rest is None else "is missing" if rest is None else "is (damaged|not JSON)"
+            )
+            with pytest.raises(InvalidRecipeError, match=rf"continues: runs/first-\w+.*{reason}"):
                 facts.resolve(recipe(continues=f"runs/{first.name}"))
             file.write_bytes(content)
     facts.resolve(recipe(continues=f"runs/{first.name}"))

@@ -78,6 +78,27 @@ def test_the_last_message_is_what_is_routed(family: str, own: bool) -> None:
         assert frame.message(rendered) == text, (rendered, frame.marks)
 
 
+KNOWN = (
+    ("<|im_start|>user\n", "<|im_end|>"),
+    ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+    ("<start_of_turn>user\n", "<end_of_turn>"),
+    ("[INST]", "[/INST]"),
+    ("<|user|>\n", "<|end|>"),
+    ("<|user|>\n", "</s>"),
+    ("<|user|>\n", "<|assistant|>"),
+    ("<｜User｜>", "<｜Assistant｜>"),
+    ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    ("<|start_of_role|>user<|end_of_role|>", "<|end_of_text|>"),
+    ("### Instruction:\n", "### Response:"),
+)
+
+
+@pytest.mark.parametrize(("opener", "closer"), KNOWN)
+def test_marks_of_well_known_templates(opener: str, closer: str) -> None:
+    assert ChatFrame().message(f"before{opener}Hi{closer}between{opener} Add 2 {closer}after{closer}") == "Add 2"
+    assert ChatFrame().message(f"before{opener}Add 2") == f"before{opener}Add 2", "it is not closed"
+
+
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}", "always the same", *FAMILIES.values()])
 def test_plain_texts_stay(template: str | None) -> None:
     frame = ChatFrame.of(tokenizer(template))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def test_only_the_ranks_of_active_bricks_are_computed(monkeypatch: pytest.Monkey
         assert seen == [((rows, 5, 7), (ranks, 7))]
     mix = Mix.of(torch.tensor([0.0, 0.0, 1.0, 0.0]))
     assert mix is not None
-    a, _, scale = factors_._chosen(mix)
+    a, _, scale = found = factors_._chosen(mix)
+    assert factors_._chosen(mix) is found, "gathered once"
     assert scale is None
     assert a.data_ptr() == factors_._a[3:].data_ptr()
 
@@ -102,6 +104,9 @@ def test_a_brick_without_the_module_and_rows_of_the_base_change_no_bit() -> None
     assert not torch.equal(result[0], output[0])
     with pytest.raises(WorkbenchError, match="1 NaN or infinite numbers"):
         Mix.of(torch.tensor([1.0, torch.nan]))
+    for shape in ((), (1, 1, 1, 4)):
+        with pytest.raises(WorkbenchError, match=re.escape(f"found {list(shape)}")):
+            Mix.of(torch.ones(shape))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt", "gemma2"])

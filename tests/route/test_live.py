@@ -73,7 +73,13 @@ def test_the_choice_is_made_once_a_prompt_in_batches_with_padding(base: Path, pl
         new_tokens(model, PROMPTS["one"], **settings)
         assert router.seen == [PROMPTS["one"]]
         router.seen.clear()
-    model, routing = routed(base, places)
+
+    class Rows(WordRouter):
+        def measure(self, model: Any, rows: Any) -> None:
+            self.record.setdefault("lengths", []).append([len(row) for row in rows])
+
+    counting = Rows()
+    model, routing = routed(base, places, counting)
     batch = padded(list(PROMPTS.values()))
     made = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :].tolist()
     assert routing.last is not None
@@ -81,6 +87,9 @@ def test_the_choice_is_made_once_a_prompt_in_batches_with_padding(base: Path, pl
     assert made == [new_tokens(model, text)[0] for text in PROMPTS.values()]
     found = model.generate(batch["input_ids"], **{**GREEDY, "pad_token_id": 0})[:, batch["input_ids"].shape[1] :].tolist()
     assert found == made  # padding is found without a mask, as transformers finds it
+    lengths = counting.record["lengths"]
+    assert lengths[0] == lengths[-1] == [len(text.split()) for text in PROMPTS.values()]
+    assert routing.ties == (), "a router of one's own may have none"
 
 
 def test_forward_routes_whole_rows(base: Path, places: dict[str, Path]) -> None:

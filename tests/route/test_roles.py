@@ -110,6 +110,8 @@ def test_a_mixed_text_has_the_update_of_each_token(world: Project, model: Any) -
 
 def test_padding_and_caches_keep_the_roles(world: Project, model: Any) -> None:
     """Left padding, a decoding loop with a cache, generate and beams give what whole forward passes give."""
+    from transformers import DynamicCache
+
     tokenizer = load_tokenizer(world.path / "base")
     tokenizer.pad_token, tokenizer.padding_side = "<eos>", "left"
     batch = tokenizer(["w40 w5", "w3 w4 w1 w5 w6"], return_tensors="pt", padding=True)
@@ -121,7 +123,10 @@ def test_padding_and_caches_keep_the_roles(world: Project, model: Any) -> None:
     with torch.no_grad():
         out = model(prompt, use_cache=True)
         cache = next(value for key, value in out.items() if "cache" in key or "past" in key)
-        step = model(ids(world, "w1"), **{"cache" if "cache" in out else "past_key_values": cache}).logits[0, -1]
+        name = "cache" if "cache" in out else "past_key_values"
+        empty = model(prompt, **{name: DynamicCache()}).logits
+        step = model(ids(world, "w1"), **{name: cache}).logits[0, -1]
+    assert torch.equal(empty, out.logits), "a cache that nothing has filled"
     assert close(step, logits(model, ids(world, "w7 w40 w5 w1"))[0, -1])
 
     for beams in (1, 3):

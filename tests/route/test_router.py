@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
-from workbench.route.deciding.fitting import confusion_of, curve_of, quantile, threshold_of, tied
+from workbench.route.deciding.checking import Asked, Checked
+from workbench.route.deciding.fitting import confusion_of, curve_of, fitted, quantile, threshold_of, tied
 from workbench.route.deciding.pooling import Statistics
-from workbench.route.deciding.router import REFUSED, Choice
-from workbench.route.deciding.samples import NEGATIVES, OUTSIDE, Samples
+from workbench.route.deciding.router import REFUSED, Choice, Fitted
+from workbench.route.deciding.samples import COPIES, NEGATIVES, OUTSIDE, OWN, Samples
 from workbench.route.fixed import Fixed
 from workbench.route.ridge import Ridge, RidgeRouter
 from workbench.steps import RouteContext
@@ -105,6 +108,122 @@ def test_ties_are_bricks_that_are_confused() -> None:
     assert confusion_of(samples, scores).tolist() == [[1, 0], [1, 0]]
 
 
+class Planted(Fitted):
+    """A router whose scores and confidence are measured already."""
+
+    method = "planted"
+
+    def score(self, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+        assert prompts.measured is not None
+        return prompts.measured[:, :-1], prompts.measured[:, -1]
+
+
+def test_a_fit_is_judged_by_routers_of_the_other_folds() -> None:
+    """Its folds, and every number of its record counted sample by sample: c's prompts go to a so often that the two are tied."""
+    words = ("dog", "tree", "house", "river", "stone", "cloud", "table", "window", "garden", "letter", "bridge", "winter")
+    calibration = {
+        "a": [f"Add {i} now" for i in range(12)],
+        "b": [
+            f"{word} {'backwards ' * (i % 3 + 1)}{other}" for i, (word, other) in enumerate(zip(words, words[::-1], strict=True))
+        ],
+        "c": [f"{word} is a {other}" for word, other in pairwise(words)],
+    }
+    samples = Samples.of(calibration, [f"what {word} is this" for word in words])
+    count, draw = len(samples.texts), torch.Generator().manual_seed(0)
+    labels, kinds = samples.labels.tolist(), [COPIES[kind] for kind in samples.kinds.tolist()]
+    scores = torch.rand(count, 3, generator=draw)
+    scores[torch.arange(count), samples.labels.clamp(min=0)] += 0.6
+    scores[samples.labels == 2, 0] += 0.6
+    confidence = torch.randn(count, generator=draw) + (samples.labels >= 0)
+    samples, made, told = samples.with_features(None, torch.cat([scores, confidence[:, None]], 1)), list[list[int]](), list[str]()
+
+    def make(rows: torch.Tensor) -> Planted:
+        made.append(rows.tolist())
+        return Planted(BRICKS, layer=3, window=5)
+
+    step = Ridge.model_validate({"route": "ridge", "calibration": "{brick}.jsonl", "abstain": 0.2})
+    router = fitted(samples, make, step, "sum", told.append)
+
+    left_out = []
+    for fold_of in (samples.by_template.tolist(), samples.at_random.tolist()):
+        whole = {label for label in range(3) if len({f for f, own in zip(fold_of, labels, strict=True) if own == label}) == 1}
+        left_out += [[i for i in range(count) if fold_of[i] != fold or labels[i] in whole] for fold in range(5)]
+    assert made == [*left_out, list(range(count))]
+    assert (router.layer, router.window, router.choice.ties, router.choice.joined) == (3, 5, (("a", "c"),), "sum")
+
+    plain = [i for i in range(count) if kinds[i] == "plain" and labels[i] >= 0]
+    best = scores.argmax(1).tolist()
+    confused = [
+        sum(best[i] == to for i in plain if labels[i] == own) / len(calibration[BRICKS[own]]) for own, to in ((0, 2), (2, 0))
+    ]
+    assert max(confused) >= 0.3
+    together = (scores[:, 0] + scores[:, 2]).tolist()
+    joined = [(together[i], float(scores[i, 1]), together[i]) for i in range(count)]
+    right = [joined[i][labels[i]] >= max(joined[i]) for i in range(count)]
+
+    def share(hits: list[bool]) -> float:
+        return round(sum(hits) / len(hits), 4)
+
+    by_kind = {kind: share([right[i] for i in range(count) if kinds[i] == kind and labels[i] >= 0]) for kind in COPIES}
+    at = router.choice.threshold
+    assert at is not None
+    below = [float(value) < at for value in confidence]
+    found = threshold_of(samples, confidence, 0.2)
+    assert at == found["threshold"]
+    outside = samples.labels == OUTSIDE
+    assert router.record == {
+        "prompts": {"a": 12, "b": 12, "c": 11},
+        "templates": samples.templates,
+        "accuracy": {
+            "seen_templates": by_kind,
+            "held_out_templates": by_kind,
+            "by_brick": {name: share([right[i] for i in plain if labels[i] == own]) for own, name in enumerate(BRICKS)},
+        },
+        "ties": [{"bricks": ["a", "c"], "confusion": round(max(confused), 4), "acts": "a"}],
+        "abstain": {
+            "share": 0.2,
+            "threshold": at,
+            "rule": found,
+            "to_base": {kind: share([below[i] for i in range(count) if kinds[i] == kind and labels[i] >= 0]) for kind in COPIES},
+            "routed": share([not below[i] for i in range(count) if labels[i] == OUTSIDE]),
+            "routed_negatives": share([not below[i] for i in range(count) if labels[i] == OWN]),
+        },
+        "curve": curve_of(confidence[samples.inside], confidence[outside]),
+        "warnings": told,
+    }
+    assert [line.split(" in ")[0] for line in told] == [
+        f"brick '{n}' has {len(calibration[n])} calibration prompts" for n in BRICKS
+    ]
+
+
+def test_a_check_counts_bricks_that_are_tied_as_one() -> None:
+    """Right, to the base and to another brick add up; the surest wrong decisions come first."""
+    rows = [
+        ("a", "a", "a"),
+        ("a", "c", "b"),
+        ("b", None, "b"),
+        ("c", "b", "b"),
+        (None, None, "a"),
+        (None, "a", "a"),
+        (None, "b", "b"),
+    ]
+    asked = [Asked(str(i), wanted) for i, (wanted, _, _) in enumerate(rows)]
+    confidence = [0.9, 0.8, 0.7, 0.61234, 0.5, 0.4, 0.65]
+    checked = Checked("set", asked, [row[1] for row in rows], [row[2] for row in rows], confidence, [("a", "c")])
+    assert checked.summary().to_dict() == {
+        "set": "set", "prompts": 7, "with_brick": 4, "right": 0.5, "right_score": 0.5, "to_base": 0.25, "wrong_brick": 0.25,
+        "without_brick": 3, "kept_by_base": 1 / 3,
+    }  # fmt: skip
+    assert checked.confusion(BRICKS) == {
+        "a": {"a": 1, "c": 1}, "b": {"base": 1}, "c": {"b": 1}, "base": {"a": 1, "b": 1, "base": 1}
+    }  # fmt: skip
+    assert [(one.prompt, one.brick, one.chosen, one.confidence) for one in checked.wrong()] == [
+        ("2", "b", None, 0.7), ("6", None, "b", 0.65), ("3", "c", "b", 0.6123), ("5", None, "a", 0.4)
+    ]  # fmt: skip
+    many = Checked("set", asked[:1] * 12, [None] * 12, ["a"] * 12, [i / 10 for i in range(12)])
+    assert [one.confidence for one in many.wrong()] == [i / 10 for i in range(11, 1, -1)]
+
+
 def ridge_state() -> tuple[dict[str, object], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     parts = tuple(Statistics.of(torch.randn(5, 8)) for _ in BRICKS)
@@ -132,6 +251,7 @@ def test_tensors_of_another_router_are_refused() -> None:
         ({"bricks": None}, "is missing or invalid"),
         ({"ties": [["a", "z"]]}, r"ties name \['z'\]"),
         ({"lambda": -1}, "expected a number above 0 in the router's entry 'lambda', found -1"),
+        ({"lambda": 0}, "expected a number above 0 in the router's entry 'lambda', found 0"),
         ({"mix": 2}, "the router mixes 2 bricks, and one brick acts today"),
         ({"joined": "mean"}, "is missing or invalid"),
     ],

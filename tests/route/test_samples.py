@@ -6,20 +6,27 @@ import importlib.util
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from worlds.places import EVALS, PROJECT
+from worlds.routing import BUILT_IN
 
 from workbench.models.texts import read_prompts
+from workbench.route.deciding import templates as templates_module
 from workbench.route.deciding.samples import (
     COPIES,
     GREETINGS,
     NEGATIVES,
+    OUTSIDE,
+    OWN,
     PARAGRAPHS,
     THANKS,
+    Samples,
     built_in,
     copies,
     copy,
@@ -43,12 +50,71 @@ def test_each_kind_changes_what_its_name_says() -> None:
     }
     assert copy(PROMPT, "language", 3) == "S'il te plaît add 2 et 3. Le réponse est"
     assert copy("t o h e backwards = 12", "typos", 0) == "t o h e bcakwards = 12", "single letters and digits stay"
+    assert [copy("These words have typing errors everywhere", "typos", number) for number in range(4)] == [
+        "Tehse words have tying errors everywhere",
+        "These wodrs have typing errrs everywhere",
+        "Thee words have typign errors everywhere",
+        "These wrds have typing errors everywhere",
+    ]
+    for number in range(30):
+        assert copy(PROMPT, "greeting", number) == GREETINGS[number % 6] + PROMPT
+        assert copy(PROMPT, "behind", number) == PROMPT + THANKS[number // 2 % 6]
+        assert copy(PROMPT, "paragraph", number) == PARAGRAPHS[number // 4 % 4] + PROMPT
+        assert copy("now", "language", number) == ("jetzt", "maintenant", "ahora")[number // 2 % 3]
     assert all(50 <= len(text.split()) <= 75 for text in PARAGRAPHS)
     counts = Counter(kind for number in range(64) for kind in copies(PROMPT, number))
     assert counts == {"plain": 64, "lower": 64, "greeting": 64, "typos": 32, "behind": 32, "language": 32, "paragraph": 16}
     others = Counter(kind for number, (_, prompt) in enumerate(built_in()) for kind in negative_copies(prompt, number))
     assert others == {"plain": 280, "greeting": 140, "behind": 140, "typos": 70, "paragraph": 70}
     assert sum(others.values()) == NEGATIVES
+
+
+def test_every_copy_has_its_brick_kind_and_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rarer kinds are those of every second or fourth prompt; a template of a brick and a task of the built-in requests lie in one fold."""
+    sizes = {0: 5, 1: 1, 2: 4, 3: 3, 4: 3, 5: 2, 6: 2}  # template -> prompts; the largest first, each into the smallest fold
+    of_template = [0, 2, 1, 2, 3, 4, 4]
+    groups = [template for template, size in sizes.items() for _ in range(size)]
+    found = templates_module.templates
+
+    def planted(prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor(groups) if len(prompts) == len(groups) else found(prompts)
+
+    monkeypatch.setattr(templates_module, "templates", planted)
+    monkeypatch.setattr(BUILT_IN, lambda: [(f"task {i // 2}", f"request {i}") for i in range(14)])
+    bricks = {"a": [f"prompt {i} of a" for i in range(20)], "b": ["one of b"]}
+    own = [f"own request {i}" for i in range(3)]
+    samples = Samples.of(bricks, own)
+    of_own = folds(own)[1].tolist()
+    expected = []
+    for label, prompts, fold_of in (
+        (0, bricks["a"], [of_template[group] for group in groups]),
+        (1, bricks["b"], [0]),
+        (OUTSIDE, [f"request {i}" for i in range(14)], [i // 2 % FOLDS for i in range(14)]),
+        (OWN, own, of_own),
+    ):
+        for i, prompt in enumerate(prompts):
+            kinds = [
+                "plain",
+                "lower",
+                "greeting",
+                *(["language"] if i % 2 else ["typos", "behind"]),
+                *["paragraph"] * (i % 4 == 0),
+            ]
+            if label < 0:
+                kinds = [
+                    "plain",
+                    "behind" if i % 2 else "greeting",
+                    *{0: ["typos"], 1: ["typos"], 2: ["paragraph"], 3: ["paragraph"]}.get(i % 8, []),
+                ]
+            expected += [(copy(prompt, kind, i), label, COPIES.index(kind), fold_of[i], i % FOLDS) for kind in kinds]
+    columns = (samples.labels, samples.kinds, samples.by_template, samples.at_random)
+    assert list(zip(samples.texts, *(column.tolist() for column in columns), strict=True)) == expected
+    assert samples.templates == {"a": 7, "b": 1}
+    for prompts_, templates_, told in ((16, 6, 0), (15, 6, 1), (16, 5, 1)):
+        few = replace(
+            samples, bricks=("a",), labels=torch.zeros(prompts_), kinds=torch.zeros(prompts_), templates={"a": templates_}
+        )
+        assert len(few.warnings()) == told
 
 
 SKILLS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy")

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import CentroidRouter
-from workbench.route.deciding.pooling import SHRINKAGE, Scatter, Statistics, by_brick, solve
+from workbench.route.deciding.pooling import SHRINKAGE, Scatter, Statistics, by_brick, solve, statistics_of
 from workbench.route.deciding.router import REFUSED
-from workbench.route.ridge import RidgeRouter
+from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
+from workbench.route.ridge import Ridge, RidgeRouter
 from workbench.steps.route import Prompts
 
 SIZES = (7, 30, 12)  # one brick with more prompts than dimensions
@@ -171,3 +172,29 @@ def test_the_surest_window_decides_and_own_negatives_are_refused() -> None:
     assert bool((made.score(seen(own[10:]))[1] > REFUSED).all())
     assert bool((told.score(seen(own[10:]))[1] == REFUSED).all())
     assert torch.equal(told.score(seen(vectors))[1], made.score(seen(vectors))[1])
+    # A router that is read again refuses the same; names in its file do not change between versions.
+    assert "tensor" not in repr(told)
+    again = Ridge.restore(told.settings(), told.tensors())
+    assert torch.equal(again.decide(seen(own)).confidence, told.decide(seen(own)).confidence)
+    parts = ("negatives", *(f"statistics.{name}" for name in "abc"), "refused.b")
+    assert set(told.tensors()) == {f"{part}.{name}" for part in parts for name in ("count", "total", "root")}
+
+
+def test_the_statistics_of_samples_are_those_of_their_last_window() -> None:
+    """Each of the step's own negatives counts for the brick whose mean it is most like; other samples and windows play no part."""
+    vectors, labels = states()
+    away = [2 * vectors[labels == brick].mean(0) - vectors.mean(0) for brick in (2, 0)]  # two negatives beyond c, one beyond a
+    hidden = torch.cat([vectors, others()[:9], torch.stack([away[0], away[0] + 0.1, away[1]])])
+    labels = torch.cat([labels, torch.full((9,), OUTSIDE), torch.full((3,), OWN)])
+    windows = torch.stack([hidden, *torch.randn(3, len(hidden), WIDTH)], 1)
+    samples = Samples(("a", "b", "c"), [""] * len(hidden), labels, labels, labels, labels, hidden=windows)
+    rows = torch.arange(1, len(hidden))
+    found = statistics_of(samples, rows)
+    whole = {"negatives": found["negatives"], **dict(zip("abc", found["statistics"], strict=True))}
+    expected = {"negatives": hidden[labels == OUTSIDE], **{name: hidden[1:][labels[1:] == i] for i, name in enumerate("abc")}}
+    assert set(found["refused"]) == {"a", "c"}
+    expected |= {"own a": hidden[-1:], "own c": hidden[-3:-1]}
+    for name, part in (whole | {f"own {name}": part for name, part in found["refused"].items()}).items():
+        assert part.count == len(expected[name])
+        torch.testing.assert_close(part.total, expected[name].double().sum(0))
+        torch.testing.assert_close(part.gram, expected[name].double().T @ expected[name].double())

@@ -77,3 +77,5 @@ def test_a_text_router_finds_the_brick_of_new_prompts() -> None:
     far = router.decide(Prompts(["ØØØ ÞÞÞ"]))
     assert float(far.confidence[0]) == 0.0  # no n-gram of it is known
     assert STRENGTH == 10.0
+    assert "tensor" not in repr(router)
+    assert " add" not in repr(router), "its words neither"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 from worlds.project import CPU
@@ -38,6 +39,19 @@ def projected(context: MethodContext, facts: list[Fact], update: Tensor | None =
     batch = padded([row_of(f, context.tokenizer, "subject_last") for f in facts], CPU)
     with parts.changed({} if update is None else {1: update}):
         return *keys_and_values(parts, 1, batch), score(parts, batch)[1]
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """Calls of a function, which does its work all the same."""
+    calls: list[Any] = []
+    original = getattr(module, name)
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
 
 
 class Interrupt(Exception):

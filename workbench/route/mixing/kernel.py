@@ -94,11 +94,6 @@ class StackedFactors:
         self._a = torch.cat([a.float() for a, _ in present]).contiguous()  # [ranks, in]
         self._b = torch.cat([b.float().T for _, b in present]).contiguous()  # [ranks, out]
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the factors in bytes."""
-        return int(self._a.nbytes + self._b.nbytes)
-
     def add(self, output: Tensor, inputs: Tensor, mix: Mix) -> Tensor:
         """Return a module's output plus the weighted updates of the bricks, in the output's dtype.
 
@@ -186,11 +181,6 @@ class Mixer:
             stack = StackedFactors([None if pair is None else (pair[0].to(device), pair[1].to(device)) for pair in pairs])
             self.stacks[name] = stack
             self._handles.append(modules[name].register_forward_hook(self._hook(name, stack)))
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all factors in bytes."""
-        return sum(stack.nbytes for stack in self.stacks.values())
 
     @contextmanager
     def acting(self, mix: Mix | None, tokens: int = 0) -> Iterator[None]:
