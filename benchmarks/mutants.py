@@ -43,7 +43,7 @@ from record import keep_head, parser_of, write_results
 KEPT = PROJECT / ".workbench" / "mutants"
 EQUIVALENT = PROJECT / "benchmarks" / "equivalent_mutants.yaml"
 # A room and the folders and files of tests that are asked: another folder, where its subject is what the room does. They are measured once, which
-# takes as long as they do, twice over; `run` serves every kind of step, and so asks most of the tests.
+# takes as long as they do, twice over; `run` serves every kind of step, and asks of each kind the tests that execute recipes.
 ROOMS = {
     "merge": "merge upkeep/test_show.py advice/test_advise.py",
     "weights": "weights merge adapters vocabulary bricks",
@@ -53,7 +53,9 @@ ROOMS = {
     "compare": "compare scores",
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
     "resolve": "resolve run recipe adapters vocabulary upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
-    "run": "run resolve recipe adapters edit grow fuse route train upkeep",
+    "run": "run resolve recipe adapters edit/test_edit_end.py edit/test_edit_plan.py edit/test_edit_steps.py edit/test_memories.py "
+    "edit/test_scale_neurons.py edit/test_sequence.py edit/test_steer.py edit/test_stream_runs.py fuse/test_fuse.py grow/test_grow_training.py "
+    "grow/test_growth_checks.py grow/test_growth_streamed.py route/test_roles.py train/test_train_runs.py upkeep/test_extract.py",
     "route": "route run/test_routed.py run/test_routed_merges.py",
 }
 
