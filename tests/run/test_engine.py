@@ -26,6 +26,7 @@ from workbench.run.directory import RunDirectory, find_run, list_runs, remove_ru
 from workbench.run.execute import execute
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
+from workbench.run.record import RunRecord
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 
@@ -70,9 +71,15 @@ def test_record(project: Project) -> None:
     document = project.run(MIXED)
     assert set(document) >= {"run", "key", "status", "model", "adapter", "configuration", "steps", "seconds", "peak_bytes"}
     record = json.loads((Path(document["run"]) / "run.json").read_text("utf-8"))
+    assert set(record) == RunRecord.model_fields.keys() - {"error"}
     assert (record["status"], record["key"], record["device"]) == ("done", document["key"], "cpu")
+    assert [record[name] for name in ("version", "seed", "tokenizer", "tf32", "said")] == [1, 0, None, False, {}]
     assert record["inputs"]["bricks"]["one"]["kind"] == "adapter"
     assert record["inputs"]["bricks"]["full"]["kind"] == "checkpoint"
+    assert (record["steps"][0]["bricks"], record["steps"][0]["tensors"]) == (
+        ["one", "two", "full"],
+        len(tensors_of(project.path / "base")),
+    )
     checkpoint = Checkpoint(Path(document["model"]), "x")
     digests = tensor_digests(checkpoint.entries)
     assert record["output"]["tensors"] == digests

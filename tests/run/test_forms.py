@@ -20,7 +20,7 @@ from workbench.run.execute import execute
 from workbench.run.forms import FORMS, form_of
 from workbench.run.kinds.grow import Grow
 from workbench.run.kinds.merge import Merge
-from workbench.run.opened import open_configuration
+from workbench.run.opened import open_configuration, resolve_model
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\n"
 
@@ -63,7 +63,10 @@ def test_run_plans_nothing(project: Project, cwd: Path, planned_steps: list[str]
 def test_the_size_is_known_before_the_result_is_written(project: Project, text: str) -> None:
     resolved = project.resolve(text)
     expected = form_of(resolved).size(resolved)
-    assert expected == output_of(execute(resolved, project.path / "runs", Work(CPU)).to_dict())["bytes"] > 0
+    document = execute(resolved, project.path / "runs", Work(CPU)).to_dict()
+    assert expected == output_of(document)["bytes"] > 0
+    opened = resolve_model(document["run"], project.path)
+    assert (opened.name, opened.resolved.recipe.name) == (Path(document["run"]).name, "model")
 
 
 def test_a_configuration_has_the_size_of_its_checkpoint(project: Project) -> None:

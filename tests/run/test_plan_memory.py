@@ -134,6 +134,11 @@ def test_bytes_of_shapes_and_ranks() -> None:
     assert core_bytes(one, 8, 3) == factors + first + second + small
     assert adapter_bytes({"a": one}, {"a": 8}, None, {}) == ([44 * 160 * 8], 4 * 160 * 8)
     assert adapter_bytes({"a": one}, {"a": 8}, 2, {"a": 10**6}) == ([10**6], 4 * 160 * 2)
+    exact = 4 * (3 * 6000 + 4 * 60**2)
+    for limit, rank, decomposed in ((None, 60, exact), (100, 60, exact), (20, 20, exact), (19, 19, 24 << 20)):
+        assert adapter_bytes({"a": one}, {"a": None}, limit, {}) == ([4 * 6000 + decomposed], 4 * 160 * rank), "dense"
+    wide = TensorSpec.of((9000, 9000), torch.float32)
+    assert adapter_bytes({"a": wide}, {}, 200, {"a": 7}) == ([4 * 9000**2 + 16 * 18000 * 210], 4 * 18000 * 200)
     work, held = adapter_bytes({"a": one, "b": two}, {"a": 8, "b": 4}, None, {})
     assert (work, held) == ([44 * 160 * 8, 44 * 100 * 4], 2 * 4 * (160 * 8 + 100 * 4)), "padded to one rank: a copy"
 
