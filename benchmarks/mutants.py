@@ -46,16 +46,17 @@ EQUIVALENT = PROJECT / "benchmarks" / "equivalent_mutants.yaml"
 # takes as long as they do, twice over; `run` serves every kind of step, and asks of each kind the tests that execute recipes.
 ROOMS = {
     "merge": "merge upkeep/test_show.py advice/test_advise.py",
-    "weights": "weights merge adapters vocabulary bricks",
-    "adapters": "adapters run",
+    "weights": "weights merge adapters vocabulary bricks upkeep/test_extract.py",
+    "adapters": "adapters run upkeep/test_extract.py",
     "edit/closed_form": "edit/test_edit_solver.py edit/test_edit_many.py edit/test_edit_sinks.py edit/test_edit_steps.py",
     "scores": "scores compare",
     "compare": "compare scores",
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
     "resolve": "resolve run recipe adapters vocabulary upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
-    "run": "run resolve recipe adapters edit/test_edit_end.py edit/test_edit_plan.py edit/test_edit_steps.py edit/test_memories.py "
-    "edit/test_scale_neurons.py edit/test_sequence.py edit/test_steer.py edit/test_stream_runs.py fuse/test_fuse.py grow/test_grow_training.py "
-    "grow/test_growth_checks.py grow/test_growth_streamed.py route/test_roles.py train/test_train_runs.py upkeep/test_extract.py",
+    "run": "run resolve recipe adapters cli/test_chat.py edit/test_edit_end.py edit/test_edit_plan.py edit/test_edit_steps.py edit/test_memories.py "
+    "edit/test_memory_versions.py edit/test_scale_neurons.py edit/test_sequence.py edit/test_steer.py edit/test_stream_runs.py fuse/test_fuse.py "
+    "grow/test_components.py grow/test_grow.py grow/test_grow_training.py grow/test_growth_checks.py grow/test_growth_streamed.py "
+    "merge/test_core_space.py merge/test_neuron_masks.py route/test_roles.py train/test_train_runs.py upkeep/test_extract.py weights/test_device.py",
     "route": "route run/test_routed.py run/test_routed_merges.py",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ from worlds.commands import call
 from worlds.jsonl import write_jsonl
 from worlds.memory_world import FACTS, GRACE
 from worlds.project import CPU, Project
+from worlds.routing import write_prompts
+from worlds.tiny import edit_json, files_of
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.manifest import MANIFEST
 from workbench.run.device import Work
-from workbench.run.directory import RunDirectory
+from workbench.run.directory import RunDirectory, list_runs
 from workbench.run.execute import execute
 from workbench.run.forms import FORMS, form_of
 from workbench.run.kinds.grow import Grow
 from workbench.run.kinds.merge import Merge
 from workbench.run.opened import open_configuration, resolve_model
+from workbench.run.record import RunBase
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\n"
+ROUTED = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: ridge, calibration: 'calibration/{brick}.jsonl'}]\n"
 
 
 def output_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +73,45 @@ def test_the_size_is_known_before_the_result_is_written(project: Project, text: 
     assert expected == output_of(document)["bytes"] > 0
     opened = resolve_model(document["run"], project.path)
     assert (opened.name, opened.resolved.recipe.name) == (Path(document["run"]).name, "model")
+
+
+def test_a_base_is_named_at_its_commit() -> None:
+    for name, revision, expected in (("base", None, "base"), ("org/x", "abc", "org/x@abc"), ("org/x@v1", "abc", "org/x@v1")):
+        assert RunBase(id=name, revision=revision).reference == expected
+
+
+def stopped(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("text", [TWO + "output: {form: adapter}\n", GRACE, ROUTED], ids=["adapter", "memory", "router"])
+def test_an_interrupted_write_is_written_again(text: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files of the result are there when it stops: none of them is in the way, and none stays that does not belong."""
+    write_jsonl(project.path / "facts.jsonl", FACTS)
+    write_prompts(project.path / "calibration", {"one": 0, "two": 1})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("workbench.run.execute.publish", stopped)
+        project.run(text)
+    (run,) = list_runs(project.path / "runs")
+    assert not run.done
+    left = {*files_of(run.partial)}
+    for folder in ("memory", "adapters", "."):
+        if (run.partial / folder).is_dir():
+            (run.partial / folder / "stray").write_text("")
+            break
+    again = RunDirectory(Path(project.run(text)["run"]))
+    assert again.harm(digests=True) == []
+    assert {*files_of(again.result)} == left
+
+
+def test_a_damaged_configuration_is_named(project: Project) -> None:
+    write_jsonl(project.path / "facts.jsonl", FACTS)
+    place = Path(project.run(GRACE)["directory"])
+    edit_json(place / "configuration.json", base=None)
+    for name in (place.parent / MANIFEST, place / MANIFEST):
+        name.unlink(missing_ok=True)
+    with pytest.raises(WorkbenchError, match=rf"^{re.escape(str(place / 'configuration.json'))}: "):
+        open_configuration(place)
 
 
 def test_a_configuration_has_the_size_of_its_checkpoint(project: Project) -> None:

@@ -29,6 +29,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.results import Part, Result
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.memories import SavedMemory
+from workbench.run.record import RunBase
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import SavedRouter
 from workbench.weights.checkpoint import INDEX, SINGLE, refuse_foreign
@@ -233,8 +234,8 @@ def _model(path: Path, record: ConfigurationRecord, hub: Hub, part: str) -> Reso
     if (path / MODEL).is_dir():
         return _bare(str((path / MODEL).resolve()), project, hub)
     recorded = Path(base.path)
-    name = base.id if not base.revision or "@" in base.id else f"{base.id}@{base.revision}"
-    resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else name, project, hub)
+    named = RunBase(id=base.id, revision=base.revision).reference
+    resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else named, project, hub)
     if resolved.base_digest != base.digest:
         raise WorkbenchError(
             f"{path}: the weights or config.json of its base {base.id} have changed (digest {resolved.base_digest[:10]}, the {part} was made on "
