@@ -84,9 +84,16 @@ def stopped(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("text", [TWO + "output: {form: adapter}\n", GRACE, ROUTED], ids=["adapter", "memory", "router"])
-def test_an_interrupted_write_is_written_again(text: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "relation"),
+    [(TWO + "output: {form: adapter}\n", "merge"), (GRACE, "finetune"), (ROUTED, "adapter")],
+    ids=["adapter", "memory", "router"],
+)
+def test_an_interrupted_write_is_written_again(
+    text: str, relation: str, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All files of the result are there when it stops: none of them is in the way, and none stays that does not belong."""
+    text += "description: Written twice.\n"
     write_jsonl(project.path / "facts.jsonl", FACTS)
     write_prompts(project.path / "calibration", {"one": 0, "two": 1})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -102,6 +109,9 @@ def test_an_interrupted_write_is_written_again(text: str, project: Project, monk
     again = RunDirectory(Path(project.run(text)["run"]))
     assert again.harm(digests=True) == []
     assert {*files_of(again.result)} == left
+    card = (again.result / "README.md").read_text("utf-8")
+    assert f"\nbase_model_relation: {relation}\n" in card
+    assert "\n# test\n\nWritten twice.\n\n" in card
 
 
 def test_a_damaged_configuration_is_named(project: Project) -> None:
