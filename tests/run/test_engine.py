@@ -313,6 +313,9 @@ def test_swap_and_back(project: Project) -> None:
     for name, parameter in model.named_parameters():
         assert before[name][0] == parameter.data_ptr()
         assert torch.equal(before[name][1], parameter)
+    model.half()
+    with swap(model, merged):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
     grown = project.resolve("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match=r"recipe grown: its parameters differ from the live model's"), swap(model, grown):
         pass
