@@ -26,7 +26,7 @@ def mutants_block(found: dict[str, Any]) -> str:
         for row in found["rows"]
     ]
     heads = ["folder", "lines", "possible", "tried", "noticed", "not noticed", "equivalent", "score"]
-    note = "Scores in percent, without equivalents, with 95 % intervals of the sample, which takes each statement once before it takes one twice."
+    note = "Scores in percent, without equivalents, with 95 % intervals of the sample."
     if any(row.get("again") for row in found["rows"]):
         note += " Survivors were tried again with more tests, some of them new: another sample may give less."
     return f"{table(heads, rows, left=1)}\n\n{note}"

@@ -25,7 +25,7 @@ from workbench.run.forms import FORMS, form_of
 from workbench.run.kinds.grow import Grow
 from workbench.run.kinds.merge import Merge
 from workbench.run.opened import open_configuration, resolve_model
-from workbench.run.record import RunBase
+from workbench.run.record import RunBase, RunOutput
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\n"
 ROUTED = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: ridge, calibration: 'calibration/{brick}.jsonl'}]\n"
@@ -153,6 +153,27 @@ def test_a_wrong_training_is_refused_before_earlier_steps_are_computed(project: 
             "bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}, "
             "{grow: depth, blocks: 1, train: {data: texts.jsonl, parameters: routers}}]\n"
         )
+
+
+def test_what_is_said_of_an_adapter(project: Project, cwd: Path) -> None:
+    resolved = project.resolve(TWO + "output: {form: adapter}\n")
+    form = form_of(resolved)
+    load = 'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "there")'
+    serve = "serve:  vllm serve base --enable-lora --max-lora-rank {} --lora-modules test=there"
+    whole = "{} tensors are saved whole (modules_to_save, biases); PEFT loads them, plain LoRA loaders do not: a, b, c"
+    for fields, lines in (
+        ({"plain": True, "rank": 12, "whole": []}, [load, serve.format(16)]),
+        ({"plain": True, "rank": 512}, [load, serve.format(512)]),
+        ({"plain": True, "rank": 513}, [load]),
+        ({"plain": False, "rank": 4, "whole": ["a", "b", "c"]}, [whole.format(3), load]),
+        ({"plain": False, "rank": 4, "whole": ["a", "b", "c", "d"]}, [whole.format(4) + " …", load]),
+    ):
+        assert form.hints("there", RunOutput.model_validate(fields), resolved) == lines
+    output = RunOutput(rank=6, tensors={"a": 1, "b": 2}, bytes=1500, error=0.25)
+    assert form.describe(output) == "rank 6, 2 tensors, 1.5 kB, relative error 2.5e-01"
+    lacks = "the adapter of rank 6 lacks a part of the result: relative error 0.25; a larger rank keeps more"
+    assert (form.warnings(output), form.warnings(RunOutput(rank=6, error=0.1))) == ([lacks], [])
+    assert form_of(project.resolve(TWO)).describe(RunOutput(digest="0123456789abcdef")) == "configuration 0123456789ab"
 
 
 def test_hints_after_a_run(project: Project, cwd: Path) -> None:

@@ -272,7 +272,7 @@ class Resolved:
         return json_digest([self.key, layout, *self._beside_weights, *gates])
 
     @property
-    def _beside_weights(self) -> list[dict[str, Any]]:
+    def _beside_weights(self) -> list[dict[str, object]]:
         """Return digests of the files that a checkpoint gets as they are, which are watched; of an adapter, the settings that its record states."""
         if self.recipe.fields.output.form == "adapter":
             return [{"generation": dict(self.generation)}] if self.generation else []
