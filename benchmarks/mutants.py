@@ -198,7 +198,10 @@ class Trial:
 
     def corrected(self, earlier: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a sample whose survivors were tried again; those whose line is gone leave the sample."""
-        now = {(row["file"], row["old"], row["new"]): row["status"] for row in self.rows}
+        before = {(one["file"], one["old"], one["new"]): one["status"] for one in earlier["survivors"]}
+        waiting = {mutant.name for change in self.queue if (mutant := change.make())}  # the time was over
+        now = {name: status for name, status in before.items() if name in waiting}
+        now |= {(row["file"], row["old"], row["new"]): row["status"] for row in self.rows}
         new = {**earlier, "tests": ROOMS[self.room].split(), "survivors": [], "again": True}
         for one in earlier["survivors"]:
             name = one["file"], one["old"], one["new"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from worlds.tiny import edit_json, files_of
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.manifest import MANIFEST
+from workbench.run.card import model_card
 from workbench.run.device import Work
 from workbench.run.directory import RunDirectory, list_runs
 from workbench.run.execute import execute
@@ -84,16 +86,9 @@ def stopped(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("text", "relation"),
-    [(TWO + "output: {form: adapter}\n", "merge"), (GRACE, "finetune"), (ROUTED, "adapter")],
-    ids=["adapter", "memory", "router"],
-)
-def test_an_interrupted_write_is_written_again(
-    text: str, relation: str, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("text", [TWO + "output: {form: adapter}\n", GRACE, ROUTED], ids=["adapter", "memory", "router"])
+def test_an_interrupted_write_is_written_again(text: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """All files of the result are there when it stops: none of them is in the way, and none stays that does not belong."""
-    text += "description: Written twice.\n"
     write_jsonl(project.path / "facts.jsonl", FACTS)
     write_prompts(project.path / "calibration", {"one": 0, "two": 1})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -109,9 +104,6 @@ def test_an_interrupted_write_is_written_again(
     again = RunDirectory(Path(project.run(text)["run"]))
     assert again.harm(digests=True) == []
     assert {*files_of(again.result)} == left
-    card = (again.result / "README.md").read_text("utf-8")
-    assert f"\nbase_model_relation: {relation}\n" in card
-    assert "\n# test\n\nWritten twice.\n\n" in card
 
 
 def test_a_damaged_configuration_is_named(project: Project) -> None:
@@ -153,6 +145,35 @@ def test_a_wrong_training_is_refused_before_earlier_steps_are_computed(project: 
             "bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}, "
             "{grow: depth, blocks: 1, train: {data: texts.jsonl, parameters: routers}}]\n"
         )
+
+
+def test_an_adapter_s_run_states_the_generation_settings_of_the_base_as_it_is(project: Project, llama: Path) -> None:
+    """`push` finds the scores of a run by these settings, which are in no file of an adapter."""
+    (project.path / "base").unlink()
+    shutil.copytree(llama, project.path / "base")
+    settings = project.path / "base" / "generation_config.json"
+    recipe = TWO + "output: {form: adapter}\n"
+    seen: dict[float, tuple[Path, str]] = {}
+    for temperature in (0.9, 0.7, 1.0, 0.9):
+        edit_json(settings, do_sample=False, temperature=temperature)
+        run = Path(project.run(recipe)["run"])
+        record = json.loads((run / "run.json").read_bytes())
+        assert record["generation"] == ({"temperature": temperature} if temperature < 1 else {}), "1.0 is the default"
+        assert seen.setdefault(temperature, (run, record["created"])) == (run, record["created"]), "the same settings: reused"
+        assert project.resolve(recipe).stamp not in run.name
+    settings.unlink()
+    assert Path(project.run(recipe)["run"]) == seen[1.0][0], "no file is no settings"
+    assert len({run for run, _ in seen.values()}) == 3
+
+
+def test_a_card_says_what_the_result_is_of_its_base(project: Project) -> None:
+    write_jsonl(project.path / "facts.jsonl", FACTS)
+    write_prompts(project.path / "calibration", {"one": 0, "two": 1})
+    record = {"versions": {"brick-workbench": "1", "torch": "2"}, "output": {"digest": "d"}}
+    for text, relation in ((TWO, "merge"), (GRACE, "finetune"), (ROUTED, "adapter")):
+        card = model_card(project.resolve(text + "description: Mine.\n"), record, "")
+        assert f"\nbase_model_relation: {relation}\n" in card
+        assert "\n# test\n\nMine.\n\n" in card
 
 
 def test_what_is_said_of_an_adapter(project: Project, cwd: Path) -> None:

@@ -278,25 +278,6 @@ def test_a_run_without_its_key_s_name_is_not_that_of_other_settings(own: Project
     assert (written.get("temperature"), written.get("rope_theta")) == ((0.9, 77.0) if name.startswith("base") else (None, None))
 
 
-def test_an_adapter_s_run_states_the_generation_settings_of_the_base_as_it_is(own: Project, llama: Path) -> None:
-    """`push` finds the scores of a run by these settings, which are in no file of an adapter."""
-    (own.path / "base").unlink()
-    shutil.copytree(llama, own.path / "base")
-    settings = own.path / "base" / "generation_config.json"
-    recipe = "bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter}\n"
-    seen: dict[float, tuple[Path, str]] = {}
-    for temperature in (0.9, 0.7, 1.0, 0.9):
-        edit_json(settings, do_sample=False, temperature=temperature)
-        run = Path(own.run(recipe)["run"])
-        record = json.loads((run / "run.json").read_bytes())
-        assert record["generation"] == ({"temperature": temperature} if temperature < 1 else {}), "1.0 is the default"
-        assert seen.setdefault(temperature, (run, record["created"])) == (run, record["created"]), "the same settings: reused"
-        assert own.resolve(recipe).stamp not in run.name
-    settings.unlink()
-    assert Path(own.run(recipe)["run"]) == seen[1.0][0], "no file is no settings"
-    assert len({run for run, _ in seen.values()}) == 3
-
-
 @pytest.mark.parametrize("file", ["own/full/model.safetensors", "bricks/one/adapter_model.safetensors", "base/model.safetensors"])
 def test_inputs_are_looked_at_before_a_result_is_kept(own: Project, llama: Path, file: str) -> None:
     """Base, checkpoint bricks and adapters: what changed behind the last read is noticed."""
