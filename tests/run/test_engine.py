@@ -67,13 +67,18 @@ def test_card(project: Project) -> None:
     assert str(project.path) not in text
 
 
+def test_a_record_has_every_field(project: Project) -> None:
+    record = json.loads((Path(project.run("steps: []\n")["run"]) / "run.json").read_text("utf-8"))
+    assert set(record) == RunRecord.model_fields.keys() - {"error"}
+    fields = ("version", "seed", "tokenizer", "tf32", "said", "steps", "licences")
+    assert [record[name] for name in fields] == [1, 0, None, False, {}, [], {"base": "unknown"}]
+
+
 def test_record(project: Project) -> None:
     document = project.run(MIXED)
     assert set(document) >= {"run", "key", "status", "model", "adapter", "configuration", "steps", "seconds", "peak_bytes"}
     record = json.loads((Path(document["run"]) / "run.json").read_text("utf-8"))
-    assert set(record) == RunRecord.model_fields.keys() - {"error"}
     assert (record["status"], record["key"], record["device"]) == ("done", document["key"], "cpu")
-    assert [record[name] for name in ("version", "seed", "tokenizer", "tf32", "said")] == [1, 0, None, False, {}]
     assert record["inputs"]["bricks"]["one"]["kind"] == "adapter"
     assert record["inputs"]["bricks"]["full"]["kind"] == "checkpoint"
     assert (record["steps"][0]["bricks"], record["steps"][0]["tensors"]) == (
