@@ -43,17 +43,20 @@ from record import keep_head, parser_of, write_results
 KEPT = PROJECT / ".workbench" / "mutants"
 EQUIVALENT = PROJECT / "benchmarks" / "equivalent_mutants.yaml"
 # A room and the folders and files of tests that are asked: another folder, where its subject is what the room does. They are measured once, which
-# takes as long as they do, twice over; `run` serves every kind of step, and so asks most of the tests.
+# takes as long as they do, twice over; `run` serves every kind of step, and asks of each kind the tests that execute recipes.
 ROOMS = {
     "merge": "merge upkeep/test_show.py advice/test_advise.py",
-    "weights": "weights merge adapters vocabulary bricks",
-    "adapters": "adapters run",
+    "weights": "weights merge adapters vocabulary bricks upkeep/test_extract.py",
+    "adapters": "adapters run upkeep/test_extract.py",
     "edit/closed_form": "edit",
     "scores": "scores compare evaluate/test_groups.py evaluate/test_score_integrity.py evaluate/test_bad_suites.py evaluate/test_evaluate.py",
     "compare": "compare scores report/test_fact_report.py",
     "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
     "resolve": "resolve run recipe adapters vocabulary upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
-    "run": "run resolve recipe adapters edit grow fuse route train upkeep",
+    "run": "run resolve recipe adapters cli/test_chat.py edit/test_edit_end.py edit/test_edit_plan.py edit/test_edit_steps.py edit/test_memories.py "
+    "edit/test_memory_versions.py edit/test_scale_neurons.py edit/test_sequence.py edit/test_steer.py edit/test_stream_runs.py fuse/test_fuse.py "
+    "grow/test_components.py grow/test_grow.py grow/test_grow_training.py grow/test_growth_checks.py grow/test_growth_streamed.py "
+    "merge/test_core_space.py merge/test_neuron_masks.py route/test_roles.py train/test_train_runs.py upkeep/test_extract.py weights/test_device.py",
     "route": "route run/test_routed.py run/test_routed_merges.py run/test_brick_statistics.py cli/test_route.py recipe/test_route_steps.py",
 }
 
@@ -195,7 +198,10 @@ class Trial:
 
     def corrected(self, earlier: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a sample whose survivors were tried again; those whose line is gone leave the sample."""
-        now = {(row["file"], row["old"], row["new"]): row["status"] for row in self.rows}
+        before = {(one["file"], one["old"], one["new"]): one["status"] for one in earlier["survivors"]}
+        waiting = {mutant.name for change in self.queue if (mutant := change.make())}  # the time was over
+        now = {name: status for name, status in before.items() if name in waiting}
+        now |= {(row["file"], row["old"], row["new"]): row["status"] for row in self.rows}
         new = {**earlier, "tests": ROOMS[self.room].split(), "survivors": [], "again": True}
         for one in earlier["survivors"]:
             name = one["file"], one["old"], one["new"]

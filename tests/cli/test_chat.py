@@ -51,6 +51,7 @@ def test_one_model_holds_either_configuration(world: Project) -> None:
     assert not same(*expected)
     for number in (0, 1, 1, 0, 1, 0):
         assert same(one.holding(number), expected[number])
+        assert one.model.generation_config.to_dict() == expected[number].generation_config.to_dict()
     whole = sum(p.nbytes for p in expected[0].parameters())
     differing = [
         p.nbytes

@@ -93,7 +93,12 @@ def test_teachers_are_no_part_of_merges_and_controls(school: Project) -> None:
 
 
 def test_a_plan_shows_the_teachers(school: Project) -> None:
-    row = plan(school.resolve(recipe("fuse: mince")), school.path / "runs").steps[0].to_dict()
+    planned, half, alone, only = (
+        plan(school.resolve(recipe(f"fuse: mince{weight}")), school.path / "runs")
+        for weight in ("", ", weight: 0.5", ", weight: 0", ", weight: 1")
+    )
+    assert alone.read_bytes < half.read_bytes == only.read_bytes == planned.read_bytes, "with weight 0 no teacher runs"
+    row = planned.steps[0].to_dict()
     assert row["fuse"] == "mince"
     assert row["bricks"] == {"knows": "checkpoint"}
     assert row["cost"]["train_steps"] == 60

@@ -115,6 +115,10 @@ def test_broken_growth_fails(project: Project, monkeypatch: pytest.MonkeyPatch) 
 KEPT = [
     ("{grow: depth, blocks: 1}", {"identical": 38, "new": 9}),
     ("{grow: depth, blocks: 1}, {merge: task_arithmetic, bricks: {one: 1}}", {"identical": 22, "new": 9, "changed_later": 16}),
+    (
+        "{grow: depth, blocks: 1}, {grow: brick, rank: 2, data: rows.jsonl, steps: 1}",
+        {"identical": 10, "new": 9, "changed_later": 28},
+    ),
     ("{grow: depth, blocks: 1}, {grow: width, neurons: 60, check: off}", {"identical": 26, "new": 9, "changed_later": 12}),
     ("{grow: stack, order: [0, 1, 1, 3]}", {"identical": 29, "new": 9}),
     ("{grow: width, neurons: 60}", {"identical": 26, "with_additions": 12}),
@@ -126,6 +130,7 @@ KEPT = [
 @pytest.mark.parametrize(("steps", "expected"), KEPT)
 def test_old_elements_are_the_same_bits(steps: str, expected: dict[str, int], project: Project) -> None:
     """Of every operator, counted in the files, bf16 included; what later steps change is not counted as kept."""
+    (project.path / "rows.jsonl").write_text('{"prompt": "w1", "completion": "w2"}\n', "utf-8")
     for check, dtype in (("tensors", "bfloat16"), ("full", "float32")):
         with_check = steps.replace("}", f", check: {check}}}", 1)
         text = f"bricks: {{one: bricks/one}}\nsteps: [{with_check}]\noutput: {{dtype: {dtype}}}\n"
@@ -177,6 +182,12 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
         with pytest.raises(WorkbenchError, match=message) as caught:
             project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
         assert caught.value.exit_code == 3
+    monkeypatch.undo()
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: Path("/").read_bytes())
+    with pytest.raises(
+        WorkbenchError, match=r"^step deeper: transformers cannot load the written model \(.*Is a directory: '/'\)$"
+    ):
+        project.run("steps: [{id: deeper, grow: stack, order: [0, 1, 2]}]\n")
     assert not list((project.path / "runs").glob("*/model*"))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, WORDS, tensors_of
 
+from workbench.adapters.read import WEIGHTS
 from workbench.bricks.card import read_card
 from workbench.errors import WorkbenchError
 from workbench.files import read_json
@@ -219,12 +222,17 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
     first = compose(rows.resolve(text), CPU, lambda event: said.append(str(event.get("text"))))
     interrupted = tensors_of(first.trained["seven"])
     assert any("resuming an interrupted training after step 3" in line for line in said), said
-    (first.trained["seven"] / "brick.yaml").unlink()
-    for file in first.trained["seven"].iterdir():
-        file.unlink()
-    first.trained["seven"].rmdir()
-    whole = tensors_of(compose(rows.resolve(text), CPU).trained["seven"])
-    assert all(torch.equal(whole[n], interrupted[n]) for n in whole)
+    # Without an interruption, and where the cache has a damaged brick.
+    place = first.trained["seven"]
+    for damage in (shutil.rmtree, lambda place: (place / WEIGHTS).unlink(), lambda place: os.truncate(place / WEIGHTS, 100)):
+        assert plan(rows.resolve(text), rows.path / "runs").cached == ["seven"]
+        damage(place)
+        assert plan(rows.resolve(text), rows.path / "runs").cached == []
+        assert compose(rows.resolve(text), CPU).trained["seven"] == place
+        whole = tensors_of(place)
+        assert whole.keys() == interrupted.keys()
+        assert all(torch.equal(whole[n], interrupted[n]) for n in whole)
+    assert [path.name for path in place.parent.iterdir() if path.name not in (place.name, "broken")] == []
 
 
 def test_plan_says_what_training_costs(rows: Project) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from worlds.commands import document
 from worlds.factored import (
@@ -27,7 +28,9 @@ from worlds.factored import (
 )
 from worlds.merging import InMemory
 from worlds.project import CPU, Project
+from worlds.tiny import save_adapter
 
+from workbench.adapters.read import WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.merge.streaming.deltas import WeightsDelta
 from workbench.weights.specs import load
@@ -219,6 +222,18 @@ def test_run_with_two_adapters_in_both_spaces(project: Project, method: str) -> 
         same = relative(core, full.double().numpy()) < 1e-5
         assert same or not (METHODS[method].laws.rotation_invariant or method == "linear"), name
         assert not (same and method in ("ties", "dare")), "another basis, another vote"
+
+
+def test_tensors_without_factors_are_merged_whole_and_named(project: Project) -> None:
+    file = save_adapter(project.path / "base", project.path / "saved", seed=5, modules_to_save=["norm"]) / WEIGHTS
+    save_file({name: t if t.dim() > 1 else t + 0.5 for name, t in load_file(file).items()}, file)
+    told: list[str] = []
+    text = "bricks: {one: bricks/one, saved: saved}\nsteps: [{merge: ties, space: core}]\n"
+    (step,) = project.run(text, events=lambda event: told.append(event.get("text", "")))["steps"]
+    norms = [name for name, tensor in load_file(project.path / "base" / "model.safetensors").items() if tensor.dim() == 1]
+    whole = step["merged_whole"]
+    assert sorted(whole) == sorted(norms)
+    assert f"space: core: 9 tensors without low-rank factors are merged as whole deltas: {', '.join(whole[:3])}" in told
 
 
 def test_core_refuses_before_work(project: Project) -> None:

@@ -160,9 +160,8 @@ def test_the_set_is_part_of_the_key(project: Project, chosen: NeuronSet) -> None
 def test_plan_and_record(project: Project, chosen: NeuronSet) -> None:
     text = LORAS + step("task_arithmetic")
     row = plan(project.resolve(text), project.path / "runs").steps[0].to_dict()["neurons"]
-    assert row["set"] == "sets/math"
-    assert row["size"] == 36
-    assert row["share"] == pytest.approx(36 / 192)
+    same = {"set": "sets/math", "kind": "neurons", "size": 36, "share": 36 / 192, "layers": 3, "digest": chosen.digest()}
+    assert row == same
     composed = compose(project.resolve(text), CPU)
     assert composed.records()[0]["neurons"] == row
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from worlds.project import CPU, Project
-from worlds.tiny import edit_json, tensors_of
+from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
+from workbench.adapters.read import WEIGHTS
 from workbench.bricks.brick import BrickSource
 from workbench.errors import WorkbenchError
 from workbench.identity import InputChangedError
@@ -40,6 +41,19 @@ def nested(project: Project) -> Resolved:
     resolved = project.resolve(OUTER)
     assert isinstance(resolved, Resolved)
     return resolved
+
+
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint"])
+def test_a_brick_that_no_step_uses_is_checked_on_the_base_that_it_needs(kind: str, project: Project) -> None:
+    """It has a head of its own, which the tied base lacks; the result stays tied."""
+    if kind == "adapter":
+        file = save_adapter(project.path / "base", project.path / "own", seed=3, modules_to_save=["lm_head"]) / WEIGHTS
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    else:
+        save_model(project.path / "own", "llama_untied")
+    text = "bricks: {one: bricks/one, own: own}\nsteps: [{merge: average, bricks: [one]}]\n"
+    assert not project.resolve(text).unties
+    assert project.resolve(text.replace("[one]", "[one, own]")).unties
 
 
 def size(project: Project, *files: str) -> int:

@@ -109,7 +109,8 @@ def test_the_file_holds_the_states(carded: Project) -> None:
 
 def test_the_card_keeps_its_lines(carded: Project) -> None:
     """The record stands at its end, measured again it is replaced, and show, ls and verify know it."""
-    measure(carded)
+    told = call("route", "measure", "one", "--calibration", "calibration/one.jsonl", "--device", "cpu").stderr
+    assert "routing statistics: 16 prompts of calibration/one.jsonl on cpu" in told
     path = carded.path / "bricks" / "one" / "brick.yaml"
     first = path.read_text("utf-8")
     assert first.startswith(CARD.replace("NAME", "one"))

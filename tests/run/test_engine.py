@@ -26,6 +26,7 @@ from workbench.run.directory import RunDirectory, find_run, list_runs, remove_ru
 from workbench.run.execute import execute
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
+from workbench.run.record import RunRecord
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 
@@ -66,6 +67,13 @@ def test_card(project: Project) -> None:
     assert str(project.path) not in text
 
 
+def test_a_record_has_every_field(project: Project) -> None:
+    record = json.loads((Path(project.run("steps: []\n")["run"]) / "run.json").read_text("utf-8"))
+    assert set(record) == RunRecord.model_fields.keys() - {"error"}
+    fields = ("version", "seed", "tokenizer", "tf32", "said", "steps", "licences")
+    assert [record[name] for name in fields] == [1, 0, None, False, {}, [], {"base": "unknown"}]
+
+
 def test_record(project: Project) -> None:
     document = project.run(MIXED)
     assert set(document) >= {"run", "key", "status", "model", "adapter", "configuration", "steps", "seconds", "peak_bytes"}
@@ -73,6 +81,10 @@ def test_record(project: Project) -> None:
     assert (record["status"], record["key"], record["device"]) == ("done", document["key"], "cpu")
     assert record["inputs"]["bricks"]["one"]["kind"] == "adapter"
     assert record["inputs"]["bricks"]["full"]["kind"] == "checkpoint"
+    assert (record["steps"][0]["bricks"], record["steps"][0]["tensors"]) == (
+        ["one", "two", "full"],
+        len(tensors_of(project.path / "base")),
+    )
     checkpoint = Checkpoint(Path(document["model"]), "x")
     digests = tensor_digests(checkpoint.entries)
     assert record["output"]["tensors"] == digests
@@ -306,6 +318,9 @@ def test_swap_and_back(project: Project) -> None:
     for name, parameter in model.named_parameters():
         assert before[name][0] == parameter.data_ptr()
         assert torch.equal(before[name][1], parameter)
+    model.half()
+    with swap(model, merged):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
     grown = project.resolve("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match=r"recipe grown: its parameters differ from the live model's"), swap(model, grown):
         pass

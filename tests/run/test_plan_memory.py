@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from worlds.project import Project
 from worlds.tiny import save_tokenizer
 
-from workbench.run.costs import adapter_bytes, buffer_bytes, core_bytes
+from workbench.run.costs import FLOPS_PER_SECOND, adapter_bytes, buffer_bytes, core_bytes, cost_row, seconds_of
 from workbench.run.plan import plan
 from workbench.weights.device import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
@@ -134,8 +134,22 @@ def test_bytes_of_shapes_and_ranks() -> None:
     assert core_bytes(one, 8, 3) == factors + first + second + small
     assert adapter_bytes({"a": one}, {"a": 8}, None, {}) == ([44 * 160 * 8], 4 * 160 * 8)
     assert adapter_bytes({"a": one}, {"a": 8}, 2, {"a": 10**6}) == ([10**6], 4 * 160 * 2)
+    exact = 4 * (3 * 6000 + 4 * 60**2)
+    for limit, rank, decomposed in ((None, 60, exact), (100, 60, exact), (20, 20, exact), (19, 19, 24 << 20)):
+        assert adapter_bytes({"a": one}, {"a": None}, limit, {}) == ([4 * 6000 + decomposed], 4 * 160 * rank), "dense"
+    wide = TensorSpec.of((9000, 9000), torch.float32)
+    assert adapter_bytes({"a": wide}, {}, 200, {"a": 7}) == ([4 * 9000**2 + 16 * 18000 * 210], 4 * 18000 * 200)
     work, held = adapter_bytes({"a": one, "b": two}, {"a": 8, "b": 4}, None, {})
     assert (work, held) == ([44 * 160 * 8, 44 * 100 * 4], 2 * 4 * (160 * 8 + 100 * 4)), "padded to one rank: a copy"
+
+
+def test_seconds_of_work() -> None:
+    """Two operations a parameter, token and pass; no time is named where the tokens are not known."""
+    work = {"tokens": 1000, "texts": 9}
+    assert [seconds_of(work, 10**9, passes) for passes in (1, 3)] == [round(n * 2e12 / FLOPS_PER_SECOND, 1) for n in (1, 3)]
+    assert seconds_of({"texts": 9}, 10**9, 1) == 0
+    assert cost_row(work, 7.5) == {"cost": work, "seconds": 7.5}
+    assert (cost_row({"texts": 9}, 7.5), cost_row({}, 7.5)) == ({"cost": {"texts": 9}}, {})
 
 
 def test_threads_are_those_of_run(large: Project, monkeypatch: pytest.MonkeyPatch) -> None:

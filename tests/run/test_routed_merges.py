@@ -16,6 +16,7 @@ from worlds.tiny import tensors_of
 import workbench
 from workbench.errors import WorkbenchError
 from workbench.route.text import Text
+from workbench.run.forms import form_of
 from workbench.run.materialize import configuration_digest, materialize
 from workbench.run.plan import plan
 
@@ -80,6 +81,9 @@ def test_the_adapter_is_that_of_the_recipe(merges: Project, monkeypatch: pytest.
     both, three = record["bricks"]
     assert both["ranks"] == [12], "the ranks of the two bricks are 8 and 4"
     assert three["ranks"] == [4]
+    assert record["solved_on"] == record["base"] == document["steps"][0]["solved_on"], "the base as it is"
+    resolved, output = merges.resolve(ROUTED), json.loads((place.parent / "run.json").read_text())["output"]
+    assert 0 <= output["bytes"] - form_of(resolved).size(resolved) < 5000, "the head of a file"
     assert record["calibration"][0]["files"] == ["calibration/one.jsonl", "calibration/two.jsonl"]
     assert len(record["calibration"][0]["prompts"]) == 16
     assert configuration_digest(merges.resolve(ROUTED), CPU)[0] == document["configuration"]

@@ -70,8 +70,9 @@ def foreign_list(runs: Path) -> str:
 
 
 def with_own_files(runs: Path) -> str:
-    """A run in which somebody has left a file."""
-    (only(runs) / "notes.txt").write_text("mine")
+    """A run in which somebody has left five files."""
+    for name in "abcde":
+        (only(runs) / name).write_text("mine")
     return only(runs).name
 
 
@@ -121,7 +122,7 @@ REFUSED: dict[Callable[[Path], str], str] = {
     foreign_inside: r"its run\.json is not the record of a run",
     foreign_damaged: r"its run\.json is not the record of a run",
     foreign_list: r"its run\.json is not the record of a run",
-    with_own_files: r"contains files that are not part of a run: notes\.txt",
+    with_own_files: r"contains files that are not part of a run: a, b, c, d and 1 more$",
     link_inside: "is a link to .*, but `runs rm` removes only run directories",
     link_outside: "is a link to .*, but `runs rm` removes only run directories",
     nested: "not a directory directly in the runs folder",

@@ -206,14 +206,16 @@ def test_no_need_no_change(words_project: Project, vocabularies: Path, tmp_path:
 
 @pytest.mark.parametrize("source", ["union", "base", "third"])
 def test_scattered_rows_are_read_whole(words_project: Project, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run by run or from a tensor in memory: the same bits."""
+    """Run by run or from a tensor in memory, rows of other models too: the same bits."""
     resolved = words_project.resolve(recipe(f"{{source: {source}}}"))
     expected = tensors_in_memory(resolved)
     assert resolved.vocabulary.memory() == 0
-    monkeypatch.setattr(rows_module, "_MANY_RUNS", 2)
-    found = tensors_in_memory(resolved)
-    assert resolved.vocabulary.memory() > 0
-    assert all(torch.equal(found[n], expected[n]) for n in expected)
+    for runs, length in ((2, rows_module._SHORT_RUN), (0, 10**6)):
+        monkeypatch.setattr(rows_module, "_MANY_RUNS", runs)
+        monkeypatch.setattr(rows_module, "_SHORT_RUN", length)
+        found = tensors_in_memory(resolved)
+        assert resolved.vocabulary.memory() > 0
+        assert all(torch.equal(found[n], expected[n]) for n in expected)
 
 
 def test_padding_rows_are_kept(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:

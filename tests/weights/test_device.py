@@ -20,7 +20,7 @@ from worlds.commands import call, refused
 from worlds.project import CPU, Project
 
 from workbench.models.identity import computed_on
-from workbench.run.materialize import configuration_digest, known_digest
+from workbench.run.materialize import configuration_digest, known_digest, remember_digest
 from workbench.weights import writer
 from workbench.weights.device import Landing, Staging, exact, prepare
 from workbench.weights.specs import TensorSpec
@@ -164,6 +164,8 @@ def test_a_digest_of_another_device_or_of_other_libraries_is_not_taken(project: 
     assert json.loads(memo.read_text("utf-8"))["cuda"] == other
     memo.write_text(json.dumps({kind: {"digest": "kept", "libraries": libraries}}), "utf-8")
     assert configuration_digest(resolved, CPU)[0] == "kept"
+    remember_digest(resolved, "of a run on cuda", CUDA)
+    assert [known_digest(resolved.cache, resolved.key, device) for device in (CPU, CUDA)] == ["kept", "of a run on cuda"]
     for outdated in (
         {kind: {"digest": "kept", "libraries": {**libraries, "torch": "2.0"}}},
         {"digest": "of 0.2", "device": "cpu"},

@@ -151,6 +151,8 @@ def test_the_backend_is_recorded_with_its_reason(tmp_path: Path, project: Projec
         "kernels": "torch",
         "reason": "the environment variable WORKBENCH_KERNELS requests it",
     }
+    quote = "the environment variable CC is not a valid command (No closing quotation): cc '"
+    assert said(CC="cc '") == {"kernels": "torch", "reason": quote}
     assert said(CC="none -x") == {"kernels": "torch", "reason": "no C compiler: none is not on the PATH"}
     assert "no-such-flag" in said(CC="cc --no-such-flag")["reason"]
     found = said(CC="cc")

@@ -180,7 +180,7 @@ class Resolved:
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
         adapter = [self.base_adapter.stamp(self.cache)] if self.base_adapter else []
         base = [stamp(self.checkpoint.entries), meaning_of(self.checkpoint.config), *adapter, output, *self._rows(bricks), *gates]
-        return chain(self, [*base, *([] if self.recipe.fields.output.form == "adapter" else [self._copied])], bricks)[-1]
+        return chain(self, [*base, *self._beside_weights], bricks)[-1]
 
     def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return what determines the base's rows with a `tokenizer` block: vocabularies, and the bricks that rows come from."""
@@ -266,16 +266,17 @@ class Resolved:
 
     @property
     def run_key(self) -> str:
-        """Key of the run directory, from the configuration's key, file layout, the files that are copied, and efficacy gates."""
+        """Key of the run directory, from the configuration's key, file layout, what its record or files hold besides, and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
-        if output.form == "adapter":
-            return json_digest([self.key, output.of_adapter(), *gates])
-        return json_digest([self.key, parse_size(output.shard_size), self._copied, *gates])
+        layout = output.of_adapter() if output.form == "adapter" else parse_size(output.shard_size)
+        return json_digest([self.key, layout, *self._beside_weights, *gates])
 
     @property
-    def _copied(self) -> dict[str, str]:
-        """Digests of the files that a checkpoint of the result gets as they are, which are watched for changes."""
-        return {name: bytes_digest(self.watched.read(file)) for name, file in self.shipped.items()}
+    def _beside_weights(self) -> list[dict[str, object]]:
+        """Return digests of the files that a checkpoint gets as they are, which are watched; of an adapter, the settings that its record states."""
+        if self.recipe.fields.output.form == "adapter":
+            return [{"generation": dict(self.generation)}] if self.generation else []
+        return [{name: bytes_digest(self.watched.read(file)) for name, file in self.shipped.items()}]
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
@@ -31,10 +30,6 @@ from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_
 from workbench.steps import MergeMethod
 from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.device import default_threads
-
-if TYPE_CHECKING:
-    from workbench.models.layout import Model
-    from workbench.resolve.resolved import Resolved
 
 
 @dataclass(frozen=True)

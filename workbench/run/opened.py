@@ -29,6 +29,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.results import Part, Result
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.memories import SavedMemory
+from workbench.run.record import RunBase
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import SavedRouter
 from workbench.weights.checkpoint import INDEX, SINGLE, refuse_foreign
@@ -121,9 +122,8 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
             f"{label}: has no checkpoint (config.json with {SINGLE} or {INDEX})",
             "Give a Hugging Face model directory, a hub id such as org/name, or a recipe.",
         )
-    recipe = from_data({"version": 1, "name": "model", "base": target, "steps": []}, project)
     try:
-        resolved = resolve(recipe, hub)
+        resolved = _bare(target, project, hub)
         if not hub.headers_only:  # it will be scored: find a model that cannot be scored before others are scored
             check_decoder(resolved.base.config)
         return NamedModel(name, resolved)
@@ -136,9 +136,8 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
 
 def _with_adapter(run: RunDirectory, hub: Hub) -> Resolved:
     """Resolve the adapter of a run, on its base, as a recipe without steps."""
-    on = run.read_record().inputs.base.reference
-    data = {"version": 1, "name": "model", "base": {"adapter": str(run.adapter), "on": on}, "steps": []}
-    return resolve(from_data(data, find_project(run.path / RECORD)), hub)
+    base = {"adapter": str(run.adapter), "on": run.read_record().inputs.base.reference}
+    return _bare(base, find_project(run.path / RECORD), hub)
 
 
 CONFIGURATION, MODEL, MEMORY = "configuration.json", "model", "memory"
@@ -235,8 +234,8 @@ def _model(path: Path, record: ConfigurationRecord, hub: Hub, part: str) -> Reso
     if (path / MODEL).is_dir():
         return _bare(str((path / MODEL).resolve()), project, hub)
     recorded = Path(base.path)
-    name = base.id if not base.revision or "@" in base.id else f"{base.id}@{base.revision}"
-    resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else name, project, hub)
+    named = RunBase(id=base.id, revision=base.revision).reference
+    resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else named, project, hub)
     if resolved.base_digest != base.digest:
         raise WorkbenchError(
             f"{path}: the weights or config.json of its base {base.id} have changed (digest {resolved.base_digest[:10]}, the {part} was made on "
@@ -251,5 +250,6 @@ def _model(path: Path, record: ConfigurationRecord, hub: Hub, part: str) -> Reso
     return resolved
 
 
-def _bare(base: str, project: Path, hub: Hub) -> Resolved:
-    return resolve(from_data({"version": 1, "name": "configuration", "base": base, "steps": []}, project), hub)
+def _bare(base: str | dict[str, str], project: Path, hub: Hub) -> Resolved:
+    """Resolve a base as a recipe without steps."""
+    return resolve(from_data({"version": 1, "name": "model", "base": base, "steps": []}, project), hub)
