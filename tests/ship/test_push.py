@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 
 from worlds.commands import call, document, refused
 from worlds.hub_server import TOKEN, CommandLine
@@ -27,17 +27,6 @@ MODEL = (
 ADAPTER = "bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter}\n"
 ROUTED = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: ridge, calibration: 'calibration/{brick}.jsonl'}]\n"
 LICENCE = ("--license", "apache-2.0")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadServer]:
-    """A hub that this process may write to."""
-    with UploadServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield server
 
 
 @pytest.fixture
@@ -334,3 +323,5 @@ def test_scores_of_the_store_are_on_the_card(
     scores = document("eval", "scored", "--no-controls")["configurations"][0]["tasks"]["mini"]["acc"]
     assert f"| mini | acc | 60 | {scores['value']:.3f} [{scores['low']:.3f}, {scores['high']:.3f}] |" in there.decode()
     assert header(there)["model-index"][0]["name"] == "scored"
+    (result,) = ModelCard(there.decode()).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_type) == ("acc", round(scores["value"], 6), "mini")

@@ -98,7 +98,7 @@ def write(
     from workbench.models.identity import pick_device
     from workbench.models.texts import read_prompts
     from workbench.ship.export import PROMPTS, Export, check_export, check_server, write_export
-    from workbench.ship.servers import GGUF, check_llama_cpp, converter
+    from workbench.ship.servers import GGUF, check_llama_cpp, converter, model_path
 
     out.quiet = json or quiet
     check_server(server)
@@ -115,11 +115,13 @@ def write(
         )
     converted = to / GGUF if llama_cpp else None
     words = converter(subject.model.base_path, made.dtype, to.resolve() / GGUF) if server == "llama.cpp" else []
-    out.result(lambda: made, lambda: _written(made, to, converted, words), json=json)
+    asks = subject.place is not None and not words and model_path(subject.place, to) is None
+    model = f"MODEL={shell(subject.place)} " if asks else ""
+    out.result(lambda: made, lambda: _written(made, to, converted, words, model), json=json)
 
 
-def _written(made: Exported, to: Path, converted: Path | None, words: list[str]) -> None:
-    """Print the files of an export and the next commands."""
+def _written(made: Exported, to: Path, converted: Path | None, words: list[str], model: str) -> None:
+    """Print the files of an export and the next commands; `model` sets the folder of a model that the script does not name."""
     from workbench.ship.servers import PORTS
     from workbench.ship.servers import ROUTER_FILE as ROUTER
 
@@ -135,7 +137,7 @@ def _written(made: Exported, to: Path, converted: Path | None, words: list[str])
         out.line(str(converted))
     elif words:
         out.say(f"convert, in llama.cpp's folder:  {shell('python3', *words)}")
-    out.say(f"serve:  {shell('sh', to / 'serve.sh')}")
+    out.say(f"serve:  {model}{shell('sh', to / 'serve.sh')}")
     out.say(f"check:  workbench export check http://localhost:{PORTS[made.server]} --expected {shell(to)}")
 
 

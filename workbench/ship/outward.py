@@ -1,0 +1,130 @@
+"""Files of a result as others get them: hub ids, names inside the project, or a folder's own name in the place of local directories."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from workbench import jsondoc, yamldoc
+from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
+from workbench.bricks.card import renamed, without_paths
+from workbench.bricks.hub import CARD as BRICK
+from workbench.bricks.upload import HUB_ID
+from workbench.project import find_project
+from workbench.run.directory import RECORD, RunDirectory
+from workbench.run.memories import RECORD as MEMORY
+from workbench.run.opened import CONFIGURATION
+from workbench.run.routers import RECORD as ROUTER
+from workbench.yamltree import read_tree
+
+CARD = "README.md"
+# File -> its fields that can name directories; the other fields decide what the model computes.
+_FIELDS = {
+    CONFIGURATION: ("base",),
+    ROUTER: ("step", "calibration", "record"),
+    MEMORY: ("step", "settings", "record"),
+    "config.json": ("_name_or_path",),
+    "tokenizer_config.json": ("name_or_path",),
+}
+
+
+@dataclass(frozen=True)
+class Outward:
+    """How a run's files name their inputs for others.
+
+    Attributes:
+        project: The run's project.
+        recipe: The recipe, whose texts may be directories.
+        local: Directory by which the recipe names the base; None if the base is from the hub.
+        base: Hub id of the base; None if it is not known.
+    """
+
+    project: Path
+    recipe: Mapping[str, object]
+    local: str | None = None
+    base: str | None = None
+
+    @classmethod
+    def of(cls, run: RunDirectory, base: str | None) -> Self:
+        """Return the names for a run. `base` is the hub id of a base that the recipe names by a directory."""
+        record = run.read_record()
+        known = record.inputs.base
+        local, stated = (None, known.id) if known.revision else (known.id, base)
+        return cls(find_project(run.path / RECORD), record.recipe or {}, local, stated)
+
+    def text(self, text: str) -> str:
+        """Return a text for others."""
+        if self.base and self.local and self.local.startswith(("/", "~", "..")):
+            text = text.replace(self.local, self.base)
+        return without_paths(text, self.project, self.recipe)
+
+    def model(self, name: object) -> str | None:
+        """Return the hub id that a file gives as its base; for a directory, that of the run's base."""
+        named = str(name or "").partition("@")[0]
+        local = not HUB_ID.fullmatch(named) or named == self.local or (self.project / named).is_dir()
+        return (self.base or "").partition("@")[0] or None if local else named
+
+    def sent(self, path: str, file: Path) -> Path | bytes:
+        """Return a file as it is sent: its own path, or its content if this differs."""
+        name = Path(path).name
+        if name == CARD:
+            before = file.read_text("utf-8")
+            after = self.text(self._model_card(before))
+            return file if after == before else after.encode()
+        if name == BRICK:
+            card = yamldoc.load(file).data
+            public = renamed(card, self.project)
+            return file if public == card else yamldoc.dump(public, width=120).encode()
+        if name != ADAPTER_CONFIG and name not in _FIELDS:
+            return file
+        content = jsondoc.read_object(file)
+        changed = {field: renamed(content[field], self.project) for field in _FIELDS.get(name, ()) if field in content}
+        if name == ADAPTER_CONFIG:
+            changed["base_model_name_or_path"] = self.model(content.get("base_model_name_or_path"))
+        elif name == CONFIGURATION:
+            base = changed["base"]["id"] if self.local is None or self.base is None else self.base
+            # `path` is a directory of this machine; a name in its place is looked up on the hub.
+            changed["base"] |= {"id": base, "path": base}
+        after = {**content, **changed}
+        return file if after == content else (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
+
+    def _model_card(self, text: str) -> str:
+        """Return the card of a brick beside its files, whose header names hub ids alone."""
+        match = _HEADER.match(text)
+        header: Any = read_tree(match[1], CARD).data if match else None
+        if not isinstance(header, Mapping) or "base_model" not in header:
+            return text
+        named = header["base_model"]
+        bases = [base for one in (named if isinstance(named, list) else [named]) if (base := self.model(one))]
+        tags = [tag for tag in header.get("tags") or [] if not str(tag).startswith("base_model:")]
+        return with_header(text, {"base_model": bases or None, "tags": tags or None})
+
+
+_HEADER = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
+
+
+def with_header(text: str, fields: Mapping[str, object]) -> str:
+    """Return a card with fields of its YAML header set, or left out where the value is None; the rest is unchanged."""
+    match = _HEADER.match(text)
+    header, rest = (match[1], text[match.end() :]) if match else ("", text)
+    for name, value in fields.items():
+        header = re.sub(rf"^{re.escape(name)}:.*\n(?:[ \t-].*\n|\n)*", "", header, flags=re.MULTILINE)
+        if value is not None:
+            header += yamldoc.dump({name: value})
+    return f"---\n{header}---\n{rest}"
+
+
+def content_of(sent: Path | bytes) -> bytes:
+    """Return the bytes of a file to send."""
+    return sent if isinstance(sent, bytes) else sent.read_bytes()
+
+
+def difference(path: str, file: Path, content: bytes) -> str:
+    """Return a unified diff between a run's file and what is sent in its place."""
+    before, after = file.read_text("utf-8").splitlines(), content.decode().splitlines()
+    return "\n".join(difflib.unified_diff(before, after, f"run/{path}", f"sent/{path}", lineterm="", n=1))
