@@ -6,9 +6,10 @@ Learning (Pfeiffer et al. 2023, arXiv 2302.11529). A card may state an axis. Wha
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -292,6 +293,7 @@ def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick t
 
 # A path from the root, a home or above the project. A letter before the slash makes it a part of an address or of a name.
 _SEGMENT = r"/[\w.@+={}*?%\\-]+"
+_OUTSIDE = re.compile(r"(?:/[^/\n]+|~|\.\.)/.*[^/\n].*")  # a whole text that is such a path, perhaps with spaces
 _PATH = re.compile(rf"(?<![\w./:~\\-])(?:~[\w.-]*(?:{_SEGMENT})+|\.\.(?:{_SEGMENT})+|(?:{_SEGMENT}){{2,}})")
 
 
@@ -303,7 +305,8 @@ def without_paths(text: str, project: Path, document: object = None) -> str:
         project: The project.
         document: Data whose texts may be paths, such as the recipe: these paths may have spaces.
     """
-    for path in sorted(filter(_is_outside, _texts(document)), key=len, reverse=True):
+    texts = [json.loads(text) for text in re.findall(r'"(?:\\.|[^"\\])*"', json.dumps(document))]
+    for path in sorted((one for one in texts if _OUTSIDE.fullmatch(one)), key=len, reverse=True):
         text = text.replace(path, _name(path, project))
     text = text.replace(f"{project}/", "").replace(str(project), project.name)
     if len(home := os.path.expanduser("~")) > 1:  # noqa: PTH111 (pathlib raises without a home)
@@ -320,22 +323,9 @@ def renamed(document: Any, project: Path) -> Any:
     return without_paths(document, project, document) if isinstance(document, str) else document
 
 
-def _is_outside(text: str) -> bool:
-    return text.startswith(("/", "~/", "../")) and "\n" not in text and text.removeprefix("/").count("/") > 0
-
-
 def _name(path: str, project: Path) -> str:
     place = Path(path)
-    inside = place != project and place.is_relative_to(project)
-    return place.relative_to(project).as_posix() if inside else place.name or path
-
-
-def _texts(document: object) -> Iterator[str]:
-    if isinstance(document, str):
-        yield document
-    elif isinstance(document, (Mapping, list, tuple)):
-        for value in document.values() if isinstance(document, Mapping) else document:
-            yield from _texts(value)
+    return place.relative_to(project).as_posix() if project in place.parents else place.name or path
 
 
 def library(project: Path) -> list[tuple[str, BrickCard]]:

@@ -13,7 +13,7 @@ from workbench.cli._output import out
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
-    from workbench.ship.push import Package, Pushed, PushedFile
+    from workbench.ship.push import Package, Pushed
 
 
 def push(
@@ -47,7 +47,7 @@ def push(
         typer.Option("--replace", help="Delete model files of the repository that the run does not have, in the same commit."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the card, the files and how they differ from the run's; send nothing.")
+        bool, typer.Option("--dry-run", help="Show the card, the files and what is changed; send nothing.")
     ] = False,
     runs_dir: RunsOpt = None,
     json: JsonOpt = False,
@@ -59,8 +59,8 @@ def push(
     licenses of the inputs are checked. After an interruption the same command sends only what is missing.
     """
     from workbench.bricks.upload import Target, check_reachable, upload
-    from workbench.ship.outward import CARD, content_of
-    from workbench.ship.push import Pushed, contents, licence_of, package
+    from workbench.ship.outward import CARD, content_of, difference
+    from workbench.ship.push import Pushed, PushedFile, contents, licence_of, package
 
     out.quiet = json or quiet
     target = Target(repository, None if revision == "main" else revision, private, replace)
@@ -88,7 +88,10 @@ def push(
         license=stated,
         base=base if packed.local_base else packed.record.inputs.base.id.partition("@")[0],
         card=content_of(files[CARD]).decode(),
-        files=[_file(path, content, packed.files[path], dry_run) for path, content in files.items()],
+        files=[
+            PushedFile(path=path, bytes=_bytes(sends), diff=difference(path, packed.files[path], sends) if dry_run else None)
+            for path, sends in files.items()
+        ],
         bytes=sum(map(_bytes, files.values())),
         sent=sent is not None,
         url=sent.url if sent else None,
@@ -114,15 +117,6 @@ def _card(packed: Package, runs_dir: Path | None) -> str:
 
 def _bytes(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _file(path: str, content: Path | bytes, own: Path, dry_run: bool) -> PushedFile:
-    """Return the record of a file; with `--dry-run`, also how it differs from the run's own file."""
-    from workbench.ship.outward import difference
-    from workbench.ship.push import PushedFile
-
-    diff = difference(path, own, content) or None if dry_run and isinstance(content, bytes) else None
-    return PushedFile(path=path, bytes=_bytes(content), diff=diff)
 
 
 def _print(pushed: Pushed) -> None:

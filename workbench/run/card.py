@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.activations.sets import NeuronSet
-from workbench.bricks.card import Axes, axes_of, without_paths
+from workbench.bricks.card import Axes, axes_of, renamed, without_paths
 from workbench.errors import printable
 from workbench.grow.expansion.records import GrowthCheck, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
@@ -58,7 +58,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     config = shapes_before(resolved, len(recipe.steps)).config if composed else resolved.checkpoint.config
     loader = "AutoModelForCausalLM" if adapter else loading_class(config)
     written = recipe.fields.model_dump(mode="json")
-    title = without_paths(base_title(resolved), recipe.project, written)
+    title = renamed(base_title(resolved), recipe.project)
     lines = ["---", yamldoc.dump(_metadata(resolved, loader)).strip(), "---", "", f"# {recipe.name}", ""]
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]
@@ -75,7 +75,9 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     lines += ["## Inputs", "", *markdown_rows(["role", "model", "digest", "license"], shown)]
     lines += _axes_table(resolved)
     if data := resolved.data_licences:
-        trained = ([f"`{brick}`", as_markdown(name), as_markdown(licence)] for brick, name, licence in data)
+        trained = (
+            [f"`{brick}`", as_markdown(renamed(name, recipe.project)), as_markdown(licence)] for brick, name, licence in data
+        )
         lines += ["", *markdown_rows(["brick", "trained on", "license"], trained)]
     if warnings := record.get("warnings", resolved.warnings):
         lines += ["", *(f"- {_line(w)}" for w in warnings)]
@@ -115,32 +117,25 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
 
 def _metadata(resolved: Resolved, loader: str) -> dict[str, Any]:
     """Return the header of a card, for a model that a class of transformers loads."""
-    recipe, known = resolved.recipe, sorted(set(resolved.licences.values()) - {"unknown"})
+    recipe, licences = resolved.recipe, set(resolved.licences.values())
     verbs = sorted({step.verb for step in recipe.steps})
-    revisions = {name: resolved.bricks[name].revision for name in resolved.parents}
     base = recipe.fields.base_name if resolved.base_revision else None
-    metadata = {
+    bricks = {name: resolved.bricks[name].revision for name in resolved.parents}
+    bases = hub_ids(base, recipe.fields.model_dump(mode="json")["bricks"], bricks)
+    relation = "merge" if "merge" in verbs else "adapter" if recipe.router else "finetune"
+    licence = licence_fields(licences.pop() if len(licences) == 1 else "other") if licences != {"unknown"} else {}
+    return {
         "library_name": "peft" if recipe.fields.output.form == "adapter" else "transformers",
-        "pipeline_tag": _TASKS.get(loader),
-        "base_model": hub_ids(base, recipe.fields.model_dump(mode="json")["bricks"], revisions),
-        "base_model_relation": "merge" if "merge" in verbs else "adapter" if recipe.router else "finetune",
+        **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
+        **({"base_model": bases} if bases else {}),
+        "base_model_relation": relation,
         "tags": [*verbs, "brick-workbench"],
+        **{name: value for name, value in licence.items() if value},
     }
-    if not metadata["base_model"]:
-        del metadata["base_model_relation"]
-    if known:
-        metadata |= licence_fields(known[0] if len(known) == 1 and "unknown" not in resolved.licences.values() else "other")
-    return {name: value for name, value in metadata.items() if value}
 
 
 def hub_ids(base: str | None, references: object, revisions: Mapping[str, str | None]) -> list[str]:
-    """Return `base_model` of a card: the hub ids among the inputs, because the hub refuses other names.
-
-    Args:
-        base: Hub id of the base; None if the base is a directory.
-        references: `bricks` of the recipe.
-        revisions: Brick -> its commit on the hub; None for a directory.
-    """
+    """Return `base_model` of a card: hub ids, because the hub refuses others, of the base, if it has one, and of bricks with a commit."""
     refs = references if isinstance(references, Mapping) else {}
     ids = [base, *(_target(refs.get(name)) for name, revision in revisions.items() if revision)]
     return list(dict.fromkeys(name.partition("@")[0] for name in ids if name))

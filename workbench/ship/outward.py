@@ -8,19 +8,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.card import renamed, without_paths
 from workbench.bricks.hub import CARD as BRICK
 from workbench.bricks.upload import HUB_ID
-from workbench.project import find_project
-from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.memories import RECORD as MEMORY
 from workbench.run.opened import CONFIGURATION
 from workbench.run.routers import RECORD as ROUTER
-from workbench.yamltree import read_tree
 
 CARD = "README.md"
 # File -> its fields that can name directories; the other fields decide what the model computes.
@@ -49,18 +45,10 @@ class Outward:
     local: str | None = None
     base: str | None = None
 
-    @classmethod
-    def of(cls, run: RunDirectory, base: str | None) -> Self:
-        """Return the names for a run. `base` is the hub id of a base that the recipe names by a directory."""
-        record = run.read_record()
-        known = record.inputs.base
-        local, stated = (None, known.id) if known.revision else (known.id, base)
-        return cls(find_project(run.path / RECORD), record.recipe or {}, local, stated)
-
     def text(self, text: str) -> str:
         """Return a text for others."""
         if self.base and self.local and self.local.startswith(("/", "~", "..")):
-            text = text.replace(self.local, self.base)
+            text = re.sub(rf"{re.escape(self.local)}(?![\w.-])", self.base, text)
         return without_paths(text, self.project, self.recipe)
 
     def model(self, name: object) -> str | None:
@@ -74,7 +62,8 @@ class Outward:
         name = Path(path).name
         if name == CARD:
             before = file.read_text("utf-8")
-            after = self.text(self._model_card(before))
+            after = re.sub(r"^- base_model:.*\n", "", before, flags=re.MULTILINE)  # tags that PEFT writes
+            after = self.text(with_header(after, {"base_model": self.base}) if _HEADER.match(after) else after)
             return file if after == before else after.encode()
         if name == BRICK:
             card = yamldoc.load(file).data
@@ -92,17 +81,6 @@ class Outward:
             changed["base"] |= {"id": base, "path": base}
         after = {**content, **changed}
         return file if after == content else (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
-
-    def _model_card(self, text: str) -> str:
-        """Return the card of a brick beside its files, whose header names hub ids alone."""
-        match = _HEADER.match(text)
-        header: Any = read_tree(match[1], CARD).data if match else None
-        if not isinstance(header, Mapping) or "base_model" not in header:
-            return text
-        named = header["base_model"]
-        bases = [base for one in (named if isinstance(named, list) else [named]) if (base := self.model(one))]
-        tags = [tag for tag in header.get("tags") or [] if not str(tag).startswith("base_model:")]
-        return with_header(text, {"base_model": bases or None, "tags": tags or None})
 
 
 _HEADER = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
@@ -124,7 +102,9 @@ def content_of(sent: Path | bytes) -> bytes:
     return sent if isinstance(sent, bytes) else sent.read_bytes()
 
 
-def difference(path: str, file: Path, content: bytes) -> str:
-    """Return a unified diff between a run's file and what is sent in its place."""
-    before, after = file.read_text("utf-8").splitlines(), content.decode().splitlines()
-    return "\n".join(difflib.unified_diff(before, after, f"run/{path}", f"sent/{path}", lineterm="", n=1))
+def difference(path: str, own: Path, sent: Path | bytes) -> str | None:
+    """Return a unified diff between a run's file and what is sent in its place; None if it is sent as it is."""
+    if isinstance(sent, Path):
+        return None
+    before, after = own.read_text("utf-8").splitlines(), sent.decode().splitlines()
+    return "\n".join(difflib.unified_diff(before, after, f"run/{path}", f"sent/{path}", lineterm="", n=1)) or None

@@ -172,11 +172,12 @@ def contents(packed: Package, card: str, licence: str, base: str | None) -> dict
     """
     if base is not None and not HUB_ID.fullmatch(base.partition("@")[0]):
         raise UsageError(f"--base {base}: expected the hub id of the base, ORG/NAME")
-    outward = Outward.of(packed.run, base)
+    record, project = packed.record, find_project(packed.run.path / RECORD)
+    known = record.inputs.base.id.partition("@")[0] if packed.local_base is None else base
+    outward = Outward(project, record.recipe or {}, packed.local_base, known)
     sent = {path: outward.sent(path, file) for path, file in packed.files.items()}
-    record = packed.record
     revisions = {name: brick.revision for name, brick in (record.inputs.bricks or {}).items()}
-    bases = hub_ids(outward.base, (record.recipe or {}).get("bricks"), revisions)
+    bases = hub_ids(known, (record.recipe or {}).get("bricks"), revisions)
     relations: dict[str, object] = {"base_model": bases} if bases else {"base_model": None, "base_model_relation": None}
     sent[CARD] = outward.text(with_header(card, {**relations, **licence_fields(licence)})).encode()
     return sent
