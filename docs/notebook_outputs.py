@@ -44,9 +44,10 @@ def execute(folder: Path, rounds: int = 1) -> list[list[list[Any]]]:
     place = str(folder / "docs" / "notebooks")
     start = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({place!r})\ndel os")
     parts = [[code_cells(file) for file in NOTEBOOKS] for _ in range(rounds)]
-    whole = nbformat.v4.new_notebook(cells=[cell for part in parts for cells in part for cell in (start.copy(), *cells)])
-    for number, cell in enumerate(whole.cells):
+    cells = [cell for part in parts for own in part for cell in (start.copy(), *own)]
+    for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
+    whole = nbformat.v4.new_notebook(cells=cells)
     os.environ["PYTHONPATH"] = str(PROJECT)
     NotebookClient(whole, timeout=None, resources={"metadata": {"path": place}}).execute()
     return parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,6 +207,21 @@ def open_subjects(
     entries = _writable(entries, [suite for suite in chosen if isinstance(suite, Suite)], listener)
     runs = request.runs or runs_of(project)
     aliases = {reference: model.name for reference, model in models.items()}
+    store = ScoreStore(runs / "scores")
+    score_plans = (
+        _recorded(entries, [suite.suite for suite in chosen], request.limit, store, listener)
+        if not fetch and find_spec("lm_eval") is None
+        else plans(
+            entries,
+            chosen,
+            batch_size=request.batch_size,
+            limit=request.limit,
+            device=device,
+            events=listener.events,
+            lenient=lenient,
+        )
+    )
+    return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
     score_plans = plans(
         entries,
         chosen,
@@ -215,7 +231,19 @@ def open_subjects(
         events=listener.events,
         lenient=lenient,
     )
-    return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out, tuple(sweeps))
+    return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
+
+
+def _recorded(
+    entries: Sequence[LineupEntry], suites: Sequence[str], limit: int | None, store: ScoreStore, listener: Listener
+) -> list[ScorePlan]:
+    """Return the newest plans of suites in the store, for an installation that cannot read their tasks."""
+    from workbench.evaluate.plans import scored_dtype
+    from workbench.scores.recorded import recorded_plan
+
+    listener.warn("lm-eval is not installed: whether the tasks and data of the suites have changed since is not known")
+    first = entries[0].resolved
+    return [recorded_plan(store, name, scored_dtype(first), limit, first.tokenizer_path) for name in suites]
 
 
 def refuse_left_out(left_out: list[LeftOut]) -> None:
