@@ -42,12 +42,12 @@ def execute(folder: Path, rounds: int = 1) -> list[list[list[Any]]]:
     from nbclient import NotebookClient
 
     place = str(folder / "docs" / "notebooks")
-    start = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({place!r})\ndel os")
+    start = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({place!r})\ndel os")  # type: ignore[no-untyped-call]
     parts = [[code_cells(file) for file in NOTEBOOKS] for _ in range(rounds)]
     cells = [cell for part in parts for own in part for cell in (start.copy(), *own)]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
-    whole = nbformat.v4.new_notebook(cells=cells)
+    whole = nbformat.v4.new_notebook(cells=cells)  # type: ignore[no-untyped-call]
     os.environ["PYTHONPATH"] = str(PROJECT)
     NotebookClient(whole, timeout=None, resources={"metadata": {"path": place}}).execute()
     return parts
@@ -57,7 +57,8 @@ def code_cells(file: Path) -> list[Any]:
     """Return the code cells of a notebook."""
     import nbformat
 
-    return [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
+    notebook = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def shown(cell: Any, folder: Path) -> list[dict[str, Any]]:

@@ -70,10 +70,10 @@ def push(
     packed = package(found)
     stated = licence_of(packed.record, licence, yes)
     files = contents(packed, _card(packed, runs_dir), stated, base)
-    if packed.local_base and base is None and packed.refers_to_base:
+    if packed.local_base and base is None:
         out.warn(
-            f"the recipe names the base by the directory {packed.local_base}, which others do not have: add --base ORG/NAME "
-            "if the base is on the hub"
+            f"the recipe names the base by the directory {packed.local_base}, which others do not have, so the card names no base: "
+            "add --base ORG/NAME if the base is on the hub"
         )
     sent = None
     if not dry_run:

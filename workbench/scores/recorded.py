@@ -19,20 +19,13 @@ class RecordedPlan(ScorePlan):
     recorded: str = ""
 
     @property
-    def digest(self) -> str:  # type: ignore[override]
+    def digest(self) -> str:
         """Digest of the plan when it was scored."""
         return self.recorded
 
 
 def recorded_plan(store: ScoreStore, suite: str, dtype: str, limit: int | None, tokenizer: Any) -> RecordedPlan:
-    """Return the newest plan of a suite in the store.
-
-    Args:
-        store: The store.
-        suite: Name of the suite.
-        dtype: Dtype of the scored models.
-        limit: Largest number of items per task; None: the plan must not be partial.
-        tokenizer: Folder of the base's tokenizer.
+    """Return the newest plan of a suite in the store, for models of a dtype and at most `limit` items per task.
 
     Raises:
         WorkbenchError: If the store has none.

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -66,21 +67,23 @@ class Outward:
             after = self.text(with_header(after, {"base_model": self.base}) if _HEADER.match(after) else after)
             return file if after == before else after.encode()
         if name == BRICK:
-            card = yamldoc.load(file).data
-            public = renamed(card, self.project)
+            public = renamed(card := yamldoc.load(file).data, self.project)
             return file if public == card else yamldoc.dump(public, width=120).encode()
         if name != ADAPTER_CONFIG and name not in _FIELDS:
             return file
         content = jsondoc.read_object(file)
-        changed = {field: renamed(content[field], self.project) for field in _FIELDS.get(name, ()) if field in content}
+        changed: dict[str, Any] = {
+            field: renamed(content[field], self.project) for field in _FIELDS.get(name, ()) if field in content
+        }
         if name == ADAPTER_CONFIG:
             changed["base_model_name_or_path"] = self.model(content.get("base_model_name_or_path"))
         elif name == CONFIGURATION:
             base = changed["base"]["id"] if self.local is None or self.base is None else self.base
             # `path` is a directory of this machine; a name in its place is looked up on the hub.
             changed["base"] |= {"id": base, "path": base}
-        after = {**content, **changed}
-        return file if after == content else (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
+        if content.items() >= changed.items():
+            return file
+        return (json.dumps({**content, **changed}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 _HEADER = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)

@@ -19,7 +19,6 @@ from workbench.run.card import hub_ids, licence_fields
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.execute import verify_run
 from workbench.run.materialize import known_digest
-from workbench.run.opened import MODEL
 from workbench.run.record import RunRecord
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores
@@ -82,11 +81,6 @@ class Package:
     def record(self) -> RunRecord:
         """The run's record."""
         return self.run.read_record()
-
-    @property
-    def refers_to_base(self) -> bool:
-        """True if the files load only beside the base, whose weights they do not hold."""
-        return self.form == "adapter" or (self.form == "configuration" and not (self.run.configuration / MODEL).is_dir())
 
     @property
     def local_base(self) -> str | None:
