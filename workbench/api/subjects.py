@@ -171,7 +171,7 @@ def open_subjects(
     from workbench.bricks.hub import Hub
     from workbench.evaluate.facts import Wanted
     from workbench.evaluate.lineup import lineup
-    from workbench.evaluate.plans import plans, suites_of
+    from workbench.evaluate.plans import plans, recorded_plans, suites_of
     from workbench.project import find_project, runs_of
     from workbench.scores.store import ScoreStore
     from workbench.scores.suite import Suite
@@ -208,19 +208,12 @@ def open_subjects(
     runs = request.runs or runs_of(project)
     aliases = {reference: model.name for reference, model in models.items()}
     store = ScoreStore(runs / "scores")
-    score_plans = (
-        _recorded(entries, [suite.suite for suite in chosen], request.limit, store, listener)
-        if not fetch and find_spec("lm_eval") is None
-        else plans(
-            entries,
-            chosen,
-            batch_size=request.batch_size,
-            limit=request.limit,
-            device=device,
-            events=listener.events,
-            lenient=lenient,
-        )
-    )
+    if not fetch and find_spec("lm_eval") is None:
+        listener.warn("lm-eval is not installed: whether the tasks and data of the suites have changed since is not known")
+        score_plans = recorded_plans(entries, chosen, request.limit, store)
+    else:
+        planned = partial(plans, entries, chosen, batch_size=request.batch_size, limit=request.limit)
+        score_plans = planned(device=device, events=listener.events, lenient=lenient)
     return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
     score_plans = plans(
         entries,
@@ -232,18 +225,6 @@ def open_subjects(
         lenient=lenient,
     )
     return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
-
-
-def _recorded(
-    entries: Sequence[LineupEntry], suites: Sequence[str], limit: int | None, store: ScoreStore, listener: Listener
-) -> list[ScorePlan]:
-    """Return the newest plans of suites in the store, for an installation that cannot read their tasks."""
-    from workbench.evaluate.plans import scored_dtype
-    from workbench.scores.recorded import recorded_plan
-
-    listener.warn("lm-eval is not installed: whether the tasks and data of the suites have changed since is not known")
-    first = entries[0].resolved
-    return [recorded_plan(store, name, scored_dtype(first), limit, first.tokenizer_path) for name in suites]
 
 
 def refuse_left_out(left_out: list[LeftOut]) -> None:

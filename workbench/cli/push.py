@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,12 @@ from workbench.cli._output import out
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
-    from workbench.ship.push import Package, Pushed
+    from workbench.ship.push import Package, Pushed, PushedFile
+
+_NO_BASE = (
+    "the recipe names the base by the directory {}, which others do not have, so that what is sent names no base: add --base ORG/NAME if "
+    "the base is on the hub"
+)
 
 
 def push(
@@ -59,8 +65,8 @@ def push(
     licenses of the inputs are checked. After an interruption the same command sends only what is missing.
     """
     from workbench.bricks.upload import Target, check_reachable, upload
-    from workbench.ship.outward import CARD, content_of, difference
-    from workbench.ship.push import Pushed, PushedFile, contents, licence_of, package
+    from workbench.ship.outward import CARD, content_of
+    from workbench.ship.push import Pushed, contents, licence_of, package
 
     out.quiet = json or quiet
     target = Target(repository, None if revision == "main" else revision, private, replace)
@@ -71,10 +77,7 @@ def push(
     stated = licence_of(packed.record, licence, yes)
     files = contents(packed, _card(packed, runs_dir), stated, base)
     if packed.local_base and base is None:
-        out.warn(
-            f"the recipe names the base by the directory {packed.local_base}, which others do not have, so the card names no base: "
-            "add --base ORG/NAME if the base is on the hub"
-        )
+        out.warn(_NO_BASE.format(packed.local_base))
     sent = None
     if not dry_run:
         sent = upload(files, target, f"{packed.record.name or found.name}, made with brick-workbench", out.event)
@@ -88,10 +91,7 @@ def push(
         license=stated,
         base=base if packed.local_base else packed.record.inputs.base.id.partition("@")[0],
         card=content_of(files[CARD]).decode(),
-        files=[
-            PushedFile(path=path, bytes=_bytes(sends), diff=difference(path, packed.files[path], sends) if dry_run else None)
-            for path, sends in files.items()
-        ],
+        files=_files(packed, files, dry_run),
         bytes=sum(map(_bytes, files.values())),
         sent=sent is not None,
         url=sent.url if sent else None,
@@ -113,6 +113,15 @@ def _card(packed: Package, runs_dir: Path | None) -> str:
     text = packed.files[CARD].read_text("utf-8")
     scores = stored_scores(packed.run, (runs_dir or packed.run.path.parent) / "scores")
     return text if BEGIN in text or not scores else with_scores(text, packed.record.name or packed.run.name, scores, None)
+
+
+def _files(packed: Package, sent: Mapping[str, Path | bytes], dry_run: bool) -> list[PushedFile]:
+    """Return the record of each file; with `--dry-run`, also how it differs from the run's."""
+    from workbench.ship.outward import difference
+    from workbench.ship.push import PushedFile
+
+    diffs = {path: difference(path, packed.files[path], content) for path, content in sent.items() if dry_run}
+    return [PushedFile(path=path, bytes=_bytes(content), diff=diffs.get(path)) for path, content in sent.items()]
 
 
 def _bytes(content: Path | bytes) -> int:

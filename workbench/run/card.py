@@ -115,7 +115,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     return without_paths("\n".join(lines), recipe.project, written)
 
 
-def _metadata(resolved: Resolved, loader: str) -> dict[str, Any]:
+def _metadata(resolved: Resolved, loader: str) -> dict[str, object]:
     """Return the header of a card, for a model that a class of transformers loads."""
     recipe, licences = resolved.recipe, set(resolved.licences.values())
     verbs = sorted({step.verb for step in recipe.steps})
