@@ -18,7 +18,7 @@ SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite c
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test fuzz faults mutants check run eval search report bricks data docs site bench gpu clean
+.PHONY: help setup demo test fuzz faults mutants check run eval search report bricks data docs notebooks site bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -54,7 +54,7 @@ mutants: $(READY)  ## mutation score of ten folders, or of ROOM (SINCE=commit: o
 	@$(BIN)python benchmarks/mutants.py $(if $(ROOM),--room $(ROOM)) $(if $(SINCE),--since $(SINCE)) --minutes $(MINUTES) $(ARGS)
 
 check: $(READY)  ## lint, format, types, generated files
-	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)mypy && $(BIN)python docs/build.py --check && $(BIN)python evals/skills/build.py --check
+	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)mypy && $(BIN)python docs/build.py --check && $(BIN)python docs/notebook_outputs.py --check && $(BIN)python evals/skills/build.py --check
 
 run: bricks/starter/base/config.json  ## write the model of RECIPE
 	@$(WB) run $(RECIPE)
@@ -76,6 +76,9 @@ data: $(READY)  ## generate training and test items again
 
 docs: $(READY)  ## write the generated pages and README tables
 	@$(BIN)python docs/build.py
+
+notebooks: bricks/starter/base/config.json  ## run the notebooks and store what their cells show
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)python docs/notebook_outputs.py
 
 site: $(READY)  ## build the documentation site in site/; a broken link is an error
 	@$(BIN)python -m sphinx -W --keep-going -q -b html -c docs . site

@@ -4,7 +4,7 @@ The pages are plain Markdown, so that they read well on GitHub. What only the si
 
 - The navigation. `docs/index.md` lists the pages by section; a page `NAME.md` is the parent of the pages `NAME-*.md` and `NAME/*.md` that it links.
 - The API reference. A comment `<!-- autodoc MODULE: NAMES -->` becomes the signatures and docstrings of these names.
-- Notebooks as pages: their Markdown cells and their code.
+- Notebooks as pages: their Markdown cells, their code and the texts that it shows.
 - Links to folders, and to Markdown files that are no pages, lose their target: the site holds pages and files only.
 """
 
@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import yaml
 from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent))  # its neighbors
+
+from notebook_outputs import text_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
@@ -100,11 +105,13 @@ def is_linked(app: Sphinx, docname: str, target: str) -> bool:
 
 
 def notebook(text: str) -> str:
-    """Return a notebook as Markdown, without outputs."""
+    """Return a notebook as Markdown, with the texts among its outputs."""
     parts = []
     for cell in json.loads(text)["cells"]:
         body = "".join(cell["source"]).strip()
         parts.append(body if cell["cell_type"] == "markdown" else f"```python\n{body}\n```")
+        if said := text_of(cell.get("outputs", [])).strip():
+            parts.append(f"````text\n{said}\n````")
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,9 +6,11 @@ import importlib
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
+from worlds.commands import call
 from worlds.places import PROJECT
 from worlds.processes import in_one_process
 from worlds.project import Project
@@ -31,11 +33,13 @@ def world(project: Project) -> Project:
     return project
 
 
-def test_without_extras_models_are_merged_edited_and_grown(world: Project) -> None:
+def test_without_extras_models_are_made_and_stored_scores_reported(world: Project, cwd: Path) -> None:
     """And a command that needs an extra names it: all in one process."""
-    works = ("methods", "recipe check mix", "plan mix", "run mix", "run edited", "run grown", "runs ls", "doctor", "suite ls")
+    call("eval", "mix")
+    works = ("methods", "recipe check mix", "plan mix", "run mix", "run edited", "run grown", "runs ls", "doctor", "suite ls",
+             "report mix -o page.html", "compare mix", "scores ls")  # fmt: skip
     refused = {
-        "eval": "eval mix",
+        "eval": "eval grown --suite words",
         "suite check": "suite check words --base base",
         "scores export": "scores export copy",
     }
@@ -43,6 +47,7 @@ def test_without_extras_models_are_merged_edited_and_grown(world: Project) -> No
     ended = in_one_process([*commands, *(words.split() for words in refused.values())], world.path, missing=MODULES)
     for done, _ in ended[: len(works)]:
         assert done.returncode == 0, f"workbench {done.args}\n{done.stdout}{done.stderr}"
+    assert "mix" in (world.path / "page.html").read_text("utf-8")
     for command, (done, _) in zip(refused, ended[len(works) :], strict=True):
         needed = "lm-eval and datasets, which are not installed: pip install 'brick-workbench[eval]'"
         assert done.returncode == 1, done.stderr

@@ -1,85 +1,73 @@
-"""The notebooks run from their first cell to their last, and give what the commands give."""
+"""The notebooks run from their first cell to their last, twice in the same folder, show what is stored, and give what the commands give."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from worlds.commands import document
-from worlds.places import PROJECT
 
-NOTEBOOKS = sorted((PROJECT / "docs" / "notebooks").glob("*.ipynb"))
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with the checkout's recipes, suites and bricks, where runs and reports may be written."""
-    for name in ("evals", "bricks"):
-        (tmp_path / name).symlink_to(PROJECT / name)
-    shutil.copytree(PROJECT / "recipes", tmp_path / "recipes")
-    (tmp_path / "docs" / "notebooks").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    return tmp_path
+KEY = re.compile(r"-[0-9a-f]{10}\b")
 
 
-def executed(file: Path, checkout: Path) -> list[Any]:
-    """Run a notebook as a user does, in its own folder, and return its code cells."""
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]
-    folder = checkout / "docs" / "notebooks"
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def texts(cells: list[Any]) -> str:
-    """Return the text that the cells print and show."""
-    return "\n".join(
-        str(output.get("text") or output.get("data", {}).get("text/plain", "")) for cell in cells for output in cell.outputs
-    )
+def test_outputs_are_stored_and_belong_to_the_code(notebooks: ModuleType) -> None:
+    assert notebooks.stale() == [], "make notebooks"
+    assert {file.name for file in notebooks.NOTEBOOKS} == {file.name for file in notebooks.NOTEBOOKS[0].parent.glob("*.ipynb")}
+    for file in notebooks.NOTEBOOKS:
+        text = file.read_text("utf-8")
+        assert not re.findall(r"/(?:tmp|root|home|Users)/|iframe|Traceback|\d+(?:\.\d+)? s\b", text)
+        assert len(text) < 60_000
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+        assert sum(bool(cell["outputs"]) for cell in cells) >= 2
 
 
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_outputs_are_stripped(file: Path) -> None:
-    cells = json.loads(file.read_text("utf-8"))["cells"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
+def test_changed_code_is_stale(notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = json.loads(notebooks.NOTEBOOKS[0].read_text("utf-8"))
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", [tmp_path / "a.ipynb"])
+    for kind, expected in (("markdown", []), ("code", ["a.ipynb"])):
+        next(cell for cell in notebook["cells"] if cell["cell_type"] == kind)["source"].append("\nmore")
+        (tmp_path / "a.ipynb").write_text(json.dumps(notebook), "utf-8")
+        assert notebooks.stale() == expected
+
+
+def shown(notebooks: ModuleType, cells: list[Any], folder: Path) -> list[str]:
+    """What the cells print and show; the keys in names of runs are left out, which change with every method."""
+    return [KEY.sub("-KEY", notebooks.text_of(notebooks.shown(cell, folder))) for cell in cells]
 
 
 @pytest.mark.slow
 @pytest.mark.starter
-def test_merge_and_decide(checkout: Path) -> None:
-    cells = executed(PROJECT / "docs" / "notebooks" / "merge-and-decide.ipynb", checkout)
-    frames = [output.data["text/html"] for cell in cells for output in cell.outputs if "text/html" in output.get("data", {})]
-    assert frames[0].startswith("<iframe srcdoc=")
-    saved = json.loads((checkout / "reports" / "notebook.json").read_text("utf-8"))
+def test_notebooks(notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")
+    folder = notebooks.lay_out(tmp_path)
+    first, again = notebooks.execute(folder, rounds=2)
+    for file, ran, second in zip(notebooks.NOTEBOOKS, first, again, strict=True):
+        stored = shown(notebooks, notebooks.code_cells(file), folder)
+        assert shown(notebooks, ran, folder) == stored, f"{file.name}: run `make notebooks`"
+        # Points of a sweep that were scored in between count in the families, so that intervals and verdicts are others.
+        assert [bool(text) for text in shown(notebooks, second, folder)] == [bool(text) for text in stored]
+    merge, route, edit = first
+    pages = [output.data["text/html"] for cell in merge for output in cell.outputs if "text/html" in output.get("data", {})]
+    assert pages[0].startswith("<iframe srcdoc=")
+    assert "starter-task-arithmetic[lambda=0.5]" in "".join(shown(notebooks, merge, folder))
+    said = "".join(shown(notebooks, route, folder))
+    assert "Now add 17 and 25. The sum is ->  42" in said
+    assert "Paris" in said, "the base answers what no brick is for"
+    assert "['add', 'base']" in said
+    said = "".join(shown(notebooks, edit, folder))
+    assert "The harbour master of Brevik Sound is called Nora" in said
+    assert "facts-rephrased" in said
+    monkeypatch.chdir(folder)
+    saved = json.loads((folder / "reports" / "notebook.json").read_text("utf-8"))
     told = document("compare", "starter-average", "starter-ties", "starter-task-arithmetic", "--suite", "smoke", "--limit", "4")
-    # The notebook scores a point of a sweep afterwards, which counts in the families from then on.
+    # The notebook scores points of a sweep, which count in the families.
     measured = ("configuration", "task", "value", "diff", "low", "high", "p")
     assert [{key: row[key] for key in measured} for row in saved["rows"]] == [
         {key: row[key] for key in measured} for row in told["rows"]
     ]
-    assert "starter-task-arithmetic[lambda=0.5]" in texts(cells)
-    assert (checkout / "runs").is_dir()
-
-
-@pytest.mark.slow
-@pytest.mark.starter
-def test_edit_and_check(checkout: Path) -> None:
-    said = texts(executed(PROJECT / "docs" / "notebooks" / "edit-and-check.ipynb", checkout))
-    assert "The harbour master of Brevik Sound is called Nora" in said
-    assert "facts-rephrased" in said
-
-
-@pytest.mark.slow
-@pytest.mark.starter
-def test_merge_or_route(checkout: Path) -> None:
-    said = texts(executed(PROJECT / "docs" / "notebooks" / "merge-or-route.ipynb", checkout))
-    assert "Now add 17 and 25. The sum is ->  42" in said
-    assert "Paris" in said, "the base answers what no brick is for"
-    assert "['add', 'base']" in said

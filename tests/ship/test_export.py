@@ -294,9 +294,12 @@ def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> 
     found = document("export", model.name, "--for", "vllm", *short, "-o", str(tmp_path / "sum"))
     assert (found["adapters"], found["rank"], found["served_base"]) == ({}, None, "sum")
     assert sorted(path.name for path in (tmp_path / "sum").iterdir()) == ["expected.jsonl", "export.json", "serve.sh"]
-    words = arguments(tmp_path / "sum" / "serve.sh", "vllm", tmp_path)
-    assert Path(words[1]).resolve() == (model / "model").resolve()
-    assert words[2:4] == ["--served-model-name", "sum"]
+    words = arguments(tmp_path / "sum" / "serve.sh", "vllm", tmp_path, MODEL="elsewhere")
+    assert words[1:4] == ["elsewhere", "--served-model-name", "sum"]
+    said = call("export", model.name, "--for", "vllm", *short, "-o", "inside").stderr
+    assert "serve:  sh inside/serve.sh" in said
+    found_there = arguments(world.path / "inside" / "serve.sh", "vllm", tmp_path)[1]
+    assert Path(found_there).resolve() == (model / "model").resolve()
     found = document("export", "rounded", "--for", "vllm", *short, "-o", str(tmp_path / "rounded"))
     assert (found["adapters"], found["served_base"], found["dtype"]) == ({}, "llama", "bfloat16")
     error = refused("export", model.name, *VLLM, "-o", str(tmp_path / "none"))

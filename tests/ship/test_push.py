@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 
 from worlds.commands import call, document, refused
 from worlds.hub_server import TOKEN, CommandLine
@@ -27,17 +27,6 @@ MODEL = (
 ADAPTER = "bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter}\n"
 ROUTED = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: ridge, calibration: 'calibration/{brick}.jsonl'}]\n"
 LICENCE = ("--license", "apache-2.0")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadServer]:
-    """A hub that this process may write to."""
-    with UploadServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield server
 
 
 @pytest.fixture
@@ -134,12 +123,13 @@ def test_an_adapter_names_its_base_on_the_hub(project: Project, cwd: Path, hub: 
     said = call("push", run.name, "org/lora", *LICENCE).stderr
     assert "add --base ORG/NAME" in said
     assert "as a brick: `org/lora`" in said
-    assert hub.repositories["org/lora"].files()["adapter_config.json"] == local["adapter_config.json"]
+    config = json.loads(local["adapter_config.json"])
+    assert json.loads(hub.repositories["org/lora"].files()["adapter_config.json"]) == {**config, "base_model_name_or_path": None}
     found = document("push", run.name, "org/lora", *LICENCE, "--base", "org/small")
     there = hub.repositories["org/lora"].files()
     assert found["base"] == "org/small"
     assert json.loads(there["adapter_config.json"]) == {
-        **json.loads(local["adapter_config.json"]),
+        **config,
         "base_model_name_or_path": "org/small",
     }
     assert header(there["README.md"])["base_model"] == ["org/small"]
@@ -159,8 +149,7 @@ def test_a_routed_configuration_arrives_without_directories_of_this_machine(
     assert differing == {
         "README.md",
         "configuration.json",
-        "adapters/one/adapter_config.json",
-        "adapters/two/adapter_config.json",
+        *(f"adapters/{name}/{file}" for name in ("one", "two") for file in ("README.md", "adapter_config.json")),
     }
     base = json.loads(there["configuration.json"])["base"]
     assert (base["id"], base["path"]) == ("org/small", "org/small")
@@ -334,3 +323,5 @@ def test_scores_of_the_store_are_on_the_card(
     scores = document("eval", "scored", "--no-controls")["configurations"][0]["tasks"]["mini"]["acc"]
     assert f"| mini | acc | 60 | {scores['value']:.3f} [{scores['low']:.3f}, {scores['high']:.3f}] |" in there.decode()
     assert header(there)["model-index"][0]["name"] == "scored"
+    results = {(one.dataset_type, one.metric_type): one.metric_value for one in ModelCard(there.decode()).data.eval_results}
+    assert results["mini", "acc"] == round(scores["value"], 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,7 +171,7 @@ def open_subjects(
     from workbench.bricks.hub import Hub
     from workbench.evaluate.facts import Wanted
     from workbench.evaluate.lineup import lineup
-    from workbench.evaluate.plans import plans, suites_of
+    from workbench.evaluate.plans import plans, recorded_plans, suites_of
     from workbench.project import find_project, runs_of
     from workbench.scores.store import ScoreStore
     from workbench.scores.suite import Suite
@@ -206,6 +207,14 @@ def open_subjects(
     entries = _writable(entries, [suite for suite in chosen if isinstance(suite, Suite)], listener)
     runs = request.runs or runs_of(project)
     aliases = {reference: model.name for reference, model in models.items()}
+    store = ScoreStore(runs / "scores")
+    if not fetch and find_spec("lm_eval") is None:
+        listener.warn("lm-eval is not installed: whether the tasks and data of the suites have changed since is not known")
+        score_plans = recorded_plans(entries, chosen, request.limit, store)
+    else:
+        planned = partial(plans, entries, chosen, batch_size=request.batch_size, limit=request.limit)
+        score_plans = planned(device=device, events=listener.events, lenient=lenient)
+    return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
     score_plans = plans(
         entries,
         chosen,
@@ -215,7 +224,7 @@ def open_subjects(
         events=listener.events,
         lenient=lenient,
     )
-    return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out, tuple(sweeps))
+    return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
 
 
 def refuse_left_out(left_out: list[LeftOut]) -> None:

@@ -6,10 +6,12 @@ Learning (Pfeiffer et al. 2023, arXiv 2302.11529). A card may state an axis. Wha
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -287,6 +289,43 @@ def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick t
     }
     content = contents.get(record, "the error of every tensor")
     write_text(path / CARD, f"# Written by `{made_by}`. See {record} for {content}.\n" + text)
+
+
+# A path from the root, a home or above the project. A letter before the slash makes it a part of an address or of a name.
+_SEGMENT = r"/[\w.@+={}*?%\\-]+"
+_OUTSIDE = re.compile(r"(?:/[^/\n]+|~|\.\.)/.*[^/\n].*")  # a whole text that is such a path, perhaps with spaces
+_PATH = re.compile(rf"(?<![\w./:~\\-])(?:~[\w.-]*(?:{_SEGMENT})+|\.\.(?:{_SEGMENT})+|(?:{_SEGMENT}){{2,}})")
+
+
+def without_paths(text: str, project: Path, document: object = None) -> str:
+    """Return a text for others: paths inside the project start at the project, and others are the last name alone.
+
+    Args:
+        text: The text.
+        project: The project.
+        document: Data whose texts may be paths, such as the recipe: these paths may have spaces.
+    """
+    texts = [json.loads(text) for text in re.findall(r'"(?:\\.|[^"\\])*"', json.dumps(document))]
+    for path in sorted((one for one in texts if _OUTSIDE.fullmatch(one)), key=len, reverse=True):
+        text = text.replace(path, _name(path, project))
+    text = text.replace(f"{project}/", "").replace(str(project), project.name)
+    if len(home := os.path.expanduser("~")) > 1:  # noqa: PTH111 (pathlib raises without a home)
+        text = text.replace(f"{home}/", "~/")
+    return _PATH.sub(lambda match: _name(match[0], project), text)
+
+
+def renamed(document: Any, project: Path) -> Any:
+    """Return data with each of its texts for others; see `without_paths`."""
+    if isinstance(document, Mapping):
+        return {key: renamed(value, project) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [renamed(value, project) for value in document]
+    return without_paths(document, project, document) if isinstance(document, str) else document
+
+
+def _name(path: str, project: Path) -> str:
+    place = Path(path)
+    return place.relative_to(project).as_posix() if project in place.parents else place.name or path
 
 
 def library(project: Path) -> list[tuple[str, BrickCard]]:

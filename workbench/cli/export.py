@@ -98,7 +98,7 @@ def write(
     from workbench.models.identity import pick_device
     from workbench.models.texts import read_prompts
     from workbench.ship.export import PROMPTS, Export, check_export, check_server, write_export
-    from workbench.ship.servers import GGUF, check_llama_cpp, converter
+    from workbench.ship.servers import GGUF, check_llama_cpp, converter, model_path
 
     out.quiet = json or quiet
     check_server(server)
@@ -115,6 +115,8 @@ def write(
         )
     converted = to / GGUF if llama_cpp else None
     words = converter(subject.model.base_path, made.dtype, to.resolve() / GGUF) if server == "llama.cpp" else []
+    if subject.place is not None and not words and model_path(subject.place, to) is None:
+        out.say(f"serve.sh does not name the model, which is outside of the project: MODEL={shell(subject.place)}")
     out.result(lambda: made, lambda: _written(made, to, converted, words), json=json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,12 @@ from workbench.cli._output import out
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
-    from workbench.ship.push import Package, Pushed
+    from workbench.ship.push import Package, Pushed, PushedFile
+
+_NO_BASE = (
+    "the recipe names the base by the directory {}, which others do not have, so that what is sent names no base: add --base ORG/NAME if "
+    "the base is on the hub"
+)
 
 
 def push(
@@ -46,7 +52,9 @@ def push(
         bool,
         typer.Option("--replace", help="Delete model files of the repository that the run does not have, in the same commit."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the card, the files and what is changed; send nothing.")
+    ] = False,
     runs_dir: RunsOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -57,7 +65,8 @@ def push(
     licenses of the inputs are checked. After an interruption the same command sends only what is missing.
     """
     from workbench.bricks.upload import Target, check_reachable, upload
-    from workbench.ship.push import Pushed, PushedFile, contents, licence_of, package
+    from workbench.ship.outward import CARD, content_of
+    from workbench.ship.push import Pushed, contents, licence_of, package
 
     out.quiet = json or quiet
     target = Target(repository, None if revision == "main" else revision, private, replace)
@@ -67,11 +76,8 @@ def push(
     packed = package(found)
     stated = licence_of(packed.record, licence, yes)
     files = contents(packed, _card(packed, runs_dir), stated, base)
-    if packed.local_base and base is None and packed.refers_to_base:
-        out.warn(
-            f"the files name the base by the directory {packed.local_base}, which others do not have: add --base ORG/NAME "
-            "if the base is on the hub"
-        )
+    if packed.local_base and base is None:
+        out.warn(_NO_BASE.format(packed.local_base))
     sent = None
     if not dry_run:
         sent = upload(files, target, f"{packed.record.name or found.name}, made with brick-workbench", out.event)
@@ -84,7 +90,8 @@ def push(
         private=private,
         license=stated,
         base=base if packed.local_base else packed.record.inputs.base.id.partition("@")[0],
-        files=[PushedFile(path=path, bytes=_bytes(content)) for path, content in files.items()],
+        card=content_of(files[CARD]).decode(),
+        files=_files(packed, files, dry_run),
         bytes=sum(map(_bytes, files.values())),
         sent=sent is not None,
         url=sent.url if sent else None,
@@ -100,11 +107,21 @@ def push(
 def _card(packed: Package, runs_dir: Path | None) -> str:
     """Return the text of the run's card, with scores of the store if `eval` has not written any into it."""
     from workbench.report.scorecard import BEGIN, with_scores
-    from workbench.ship.push import CARD, stored_scores
+    from workbench.ship.outward import CARD
+    from workbench.ship.push import stored_scores
 
     text = packed.files[CARD].read_text("utf-8")
     scores = stored_scores(packed.run, (runs_dir or packed.run.path.parent) / "scores")
     return text if BEGIN in text or not scores else with_scores(text, packed.record.name or packed.run.name, scores, None)
+
+
+def _files(packed: Package, sent: Mapping[str, Path | bytes], dry_run: bool) -> list[PushedFile]:
+    """Return the record of each file; with `--dry-run`, also how it differs from the run's."""
+    from workbench.ship.outward import difference
+    from workbench.ship.push import PushedFile
+
+    diffs = {path: difference(path, packed.files[path], content) for path, content in sent.items() if dry_run}
+    return [PushedFile(path=path, bytes=_bytes(content), diff=diffs.get(path)) for path, content in sent.items()]
 
 
 def _bytes(content: Path | bytes) -> int:
@@ -112,7 +129,12 @@ def _bytes(content: Path | bytes) -> int:
 
 
 def _print(pushed: Pushed) -> None:
-    """Print the files with their sizes, and what was done with them."""
+    """Print the files with their sizes, and what was done with them; for a dry run, first what is sent in place of the run's files."""
+    if not pushed.sent:
+        for file in pushed.files:
+            if file.diff:
+                out.line(f"{file.diff}\n")
+        out.line(f"README.md:\n\n{pushed.card}")
     out.table(["file", "size"], [[file.path, size(file.bytes)] for file in pushed.files], right=(1,))
     place = pushed.repository + (f", branch {pushed.revision}" if pushed.revision else "")
     total = f"{len(pushed.files)} files, {size(pushed.bytes)}, license {pushed.license}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from workbench.recipe.fields import FactsEval, InlineEval
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.scores.plan import ScorePlan
+from workbench.scores.plan import Item, PlanRecord, ScorePlan
+from workbench.scores.store import ScoreStore, plan_record, stored_plans
 from workbench.scores.suite import Suite, load_suite
 
 
@@ -76,6 +78,66 @@ def plans(
         )
         for suite, tasks in suites_with_tasks
     ]
+
+
+@dataclass(frozen=True)
+class RecordedPlan(ScorePlan):
+    """A plan of the store; its items have no ids. Nothing shows that the suite's tasks and data are still the same."""
+
+    recorded: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the plan when it was scored."""
+        return self.recorded
+
+
+def recorded_plans(
+    entries: Sequence[LineupEntry], suites: Iterable[Suite | Wanted], limit: int | None, store: ScoreStore
+) -> list[ScorePlan]:
+    """Return the newest plan of each suite in a store, for an installation without lm-eval, which cannot read the suites' tasks.
+
+    Raises:
+        WorkbenchError: If the store has no plan of a suite, with at most `limit` items per task.
+    """
+    first, rows = entries[0].resolved, stored_plans(store)
+    dtype, found = scored_dtype(first), []
+    for suite in suites:
+        for row in rows:
+            fits = max(row.tasks.values(), default=0) <= limit if limit else not row.partial
+            if (
+                (row.suite, row.dtype) == (suite.suite, dtype)
+                and fits
+                and row.configurations
+                and not row.outdated
+                and not row.imported
+            ):
+                found.append(_recorded(plan_record(store.root / row.folder), first.tokenizer_path))
+                break
+        else:
+            raise WorkbenchError(
+                f"suite '{suite.suite}' has no scores of {dtype} models in {store.root}, and lm-eval, which scores, is not installed",
+                "pip install 'brick-workbench[eval]', or copy the scores of another machine to that folder.",
+            )
+    return found
+
+
+def _recorded(record: PlanRecord, tokenizer: Path) -> ScorePlan:
+    tasks = record.tasks.items()
+    return RecordedPlan(
+        suite=Suite.model_validate(record.suite),
+        items={name: (Item("", ""),) * task.n for name, task in tasks},
+        kinds={name: task.kind for name, task in tasks},
+        metrics={name: tuple(task.metrics) for name, task in tasks},
+        tokenizer=tokenizer,
+        tokenizer_digest=record.tokenizer or "",
+        tasks_dir=Path(),
+        dtype=record.dtype or "",
+        batch_size=record.batch_size or 0,
+        partial=record.partial,
+        scorer=record.scorer,
+        recorded=record.plan,
+    )
 
 
 def _base(entries: Sequence[LineupEntry]) -> Resolved:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench import yamldoc
 from workbench.compare.comparison import Comparison
 from workbench.compare.differences import Difference
 from workbench.evaluate.lineup import LineupEntry
@@ -16,12 +15,11 @@ from workbench.files import write_bytes
 from workbench.manifest import changing, described
 from workbench.run.directory import run_for
 from workbench.scores.store import Scores
+from workbench.ship.outward import with_header
 from workbench.tables import as_markdown, markdown_rows
 
 BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
 _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
-# The model-index field of the header, with its indented lines and list items.
-_INDEX = re.compile(r"^model-index:.*\n(?:[ -].*\n|\n)*", re.MULTILINE)
 
 
 def card_scores(
@@ -74,10 +72,8 @@ def card_scores(
 def with_scores(text: str, name: str, scores: Sequence[Scores], comparison: Comparison | None) -> str:
     """Return a card with these scores in place of earlier ones; the rest is unchanged, byte for byte."""
     body = _SECTION.sub("\n", text).rstrip("\n") + "\n"
-    match = re.match(r"---\n(.*?\n)---\n", body, re.DOTALL)
-    if match:
-        index = yamldoc.dump(model_index(name, scores))
-        body = f"---\n{_INDEX.sub('', match[1])}{index}---\n{body[match.end() :]}"
+    if body.startswith("---\n"):
+        body = with_header(body, model_index(name, scores))
     return f"{body}\n{BEGIN}\n" + "\n".join(_section(scores, comparison)) + f"\n{END}\n"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from workbench import yamldoc
 from workbench.activations.sets import NeuronSet
-from workbench.bricks.card import Axes, axes_of
+from workbench.bricks.card import Axes, axes_of, renamed, without_paths
 from workbench.errors import printable
 from workbench.grow.expansion.records import GrowthCheck, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
@@ -27,6 +28,20 @@ _TASKS = {
     "AutoModelForSequenceClassification": "text-classification",
 }
 
+# Identifiers of licenses that the hub knows and that models often have; other names go into `license_name`. huggingface_hub has no list:
+# the server checks. Source: huggingface.co/docs/hub/repositories-licenses.
+_HUB_LICENCES = frozenset({
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0",
+    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl",
+    "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1",
+    "lgpl-3.0", "isc", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "lppl-1.3c", "ms-pl",
+    "apple-ascl", "mpl-2.0", "odc-by", "odbl", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl",
+    "other",
+})  # fmt: skip
+
 
 def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> str:
     """Return the README.md of a result, with the recipe and with YAML metadata for the hub.
@@ -38,25 +53,16 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     """
     recipe = resolved.recipe
     stated = resolved.licences
-    known = sorted({value for value in stated.values() if value != "unknown"})
-    verbs = sorted({step.verb for step in recipe.steps})
     adapter = recipe.fields.output.form == "adapter"
     composed = any(getattr(step, "composes", False) for step in recipe.steps)
     config = shapes_before(resolved, len(recipe.steps)).config if composed else resolved.checkpoint.config
     loader = "AutoModelForCausalLM" if adapter else loading_class(config)
-    metadata: dict[str, Any] = {
-        "library_name": "peft" if adapter else "transformers",
-        **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
-        "base_model": [base_title(resolved), *(resolved.bricks[n].public_name for n in resolved.parents)],
-        "base_model_relation": "merge" if "merge" in verbs else "adapter" if recipe.router else "finetune",
-        "tags": [*verbs, "brick-workbench"],
-    }
-    if known:
-        metadata["license"] = known[0] if len(known) == 1 and "unknown" not in stated.values() else "other"
-    lines = ["---", yamldoc.dump(metadata).strip(), "---", "", f"# {recipe.name}", ""]
+    written = recipe.fields.model_dump(mode="json")
+    title = renamed(base_title(resolved), recipe.project)
+    lines = ["---", yamldoc.dump(_metadata(resolved, loader)).strip(), "---", "", f"# {recipe.name}", ""]
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]
-    rows = [("base", as_markdown(base_title(resolved)), resolved.base_digest, as_markdown(stated["base"]))]
+    rows = [("base", as_markdown(title), resolved.base_digest, as_markdown(stated["base"]))]
     roles = {name: f"brick `{name}`" for name in resolved.parents} | ({recipe.donor: "tokenizer"} if recipe.donor else {})
     rows += [
         (role, as_markdown(resolved.bricks[n].public_name), resolved.digests[n], as_markdown(stated[n]))
@@ -69,7 +75,9 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     lines += ["## Inputs", "", *markdown_rows(["role", "model", "digest", "license"], shown)]
     lines += _axes_table(resolved)
     if data := resolved.data_licences:
-        trained = ([f"`{brick}`", as_markdown(name), as_markdown(licence)] for brick, name, licence in data)
+        trained = (
+            [f"`{brick}`", as_markdown(renamed(name, recipe.project)), as_markdown(licence)] for brick, name, licence in data
+        )
         lines += ["", *markdown_rows(["brick", "trained on", "license"], trained)]
     if warnings := record.get("warnings", resolved.warnings):
         lines += ["", *(f"- {_line(w)}" for w in warnings)]
@@ -104,7 +112,46 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         f"{versions['brick-workbench']} on torch {versions['torch']}.",
         "",
     ]
-    return "\n".join(lines)
+    return without_paths("\n".join(lines), recipe.project, written)
+
+
+def _metadata(resolved: Resolved, loader: str) -> dict[str, object]:
+    """Return the header of a card, for a model that a class of transformers loads."""
+    recipe, licences = resolved.recipe, set(resolved.licences.values())
+    verbs = sorted({step.verb for step in recipe.steps})
+    base = recipe.fields.base_name if resolved.base_revision else None
+    bricks = {name: resolved.bricks[name].revision for name in resolved.parents}
+    bases = hub_ids(base, recipe.fields.model_dump(mode="json")["bricks"], bricks)
+    relation = "merge" if "merge" in verbs else "adapter" if recipe.router else "finetune"
+    licence = licence_fields(licences.pop() if len(licences) == 1 else "other") if licences != {"unknown"} else {}
+    return {
+        "library_name": "peft" if recipe.fields.output.form == "adapter" else "transformers",
+        **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
+        **({"base_model": bases} if bases else {}),
+        "base_model_relation": relation,
+        "tags": [*verbs, "brick-workbench"],
+        **{name: value for name, value in licence.items() if value},
+    }
+
+
+def hub_ids(base: str | None, references: object, revisions: Mapping[str, str | None]) -> list[str]:
+    """Return `base_model` of a card: hub ids, because the hub refuses others, of the base, if it has one, and of bricks with a commit."""
+    refs = references if isinstance(references, Mapping) else {}
+    ids = [base, *(_target(refs.get(name)) for name, revision in revisions.items() if revision)]
+    return list(dict.fromkeys(name.partition("@")[0] for name in ids if name))
+
+
+def _target(ref: Any) -> str | None:
+    """Return the directory or hub id that a recipe's brick names."""
+    if isinstance(ref, Mapping):
+        return next((str(ref[key]) for key in ("adapter", "checkpoint", "brick", "path") if ref.get(key)), None)
+    return str(ref) if ref else None
+
+
+def licence_fields(licence: str) -> dict[str, object]:
+    """Return the fields of a card's header that state a license; the hub refuses an identifier that it does not know."""
+    known = licence.lower() in _HUB_LICENCES
+    return {"license": licence.lower() if known else "other", "license_name": None if known else licence}
 
 
 def _growth(record: dict[str, Any]) -> list[str]:

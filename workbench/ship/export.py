@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,16 @@ from workbench.adapters.linear import (
 from workbench.adapters.read import Adapter
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.events import Events, no_events
-from workbench.files import new_directory, write_json, write_text
+from workbench.files import new_directory, write_bytes, write_json, write_text
 from workbench.lazy import torch
 from workbench.models.prompts import load_tokenizer
+from workbench.project import find_project
 from workbench.results import Number, Part, Result
 from workbench.run.materialize import materialize
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import TENSORS as STATISTICS
 from workbench.ship.expected import Expected, alike, expect, rounding, tolerance_for, write_expected
+from workbench.ship.outward import Outward, content_of
 from workbench.ship.servers import (
     GGUF,
     PORTS,
@@ -192,8 +193,9 @@ def write_export(subject: Subject, export: Export, out: Path, device: torch.devi
     with new_directory(out) as partial:
         adapters, rank = _write_adapters(subject, export, partial)
         if subject.router is not None:
+            outward = Outward(find_project(subject.router / ROUTER), {})
             for file in (ROUTER, STATISTICS):
-                shutil.copyfile(subject.router / file, partial / file)
+                write_bytes(partial / file, content_of(outward.sent(file, subject.router / file)))
         rows, dtype, largest = _expected(subject, export, device, events)
         write_expected(rows, partial)
         if export.server == "semantic-router":
@@ -222,8 +224,7 @@ def write_export(subject: Subject, export: Export, out: Path, device: torch.devi
         # The directory can be moved, and the pairs follow from expected.jsonl.
         record = {key: value for key, value in written.to_dict().items() if key not in ("directory", "alike")}
         write_json(partial / RECORD, record, indent=2)
-        place, base = subject.place, str(subject.model.base_path)
-        serving = Serving(export.server, subject.name, export.served, place, base, list(adapters), rank, dtype)
+        serving = Serving(export.server, subject.name, export.served, subject.place, list(adapters), rank, dtype)
         write_text(partial / SCRIPT, script(serving, out))
         (partial / SCRIPT).chmod(0o755)
     return written

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from workbench import jsondoc, yamldoc
-from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.upload import HUB_ID
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json
@@ -19,27 +15,14 @@ from workbench.models.identity import identity, tokenizer_digest
 from workbench.project import cache_of, find_project
 from workbench.resolve.findings import is_restricted, is_unknown
 from workbench.results import Part, Result
+from workbench.run.card import hub_ids, licence_fields
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.execute import verify_run
 from workbench.run.materialize import known_digest
-from workbench.run.opened import CONFIGURATION, MODEL
 from workbench.run.record import RunRecord
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores
-
-CARD = "README.md"
-# Identifiers of licenses that the hub knows and that models often have; other names go into `license_name`.
-_HUB_LICENCES = frozenset({
-    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
-    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
-    "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0",
-    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
-    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl",
-    "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1",
-    "lgpl-3.0", "isc", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "lppl-1.3c", "ms-pl",
-    "apple-ascl", "mpl-2.0", "odc-by", "odbl", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl",
-    "other",
-})  # fmt: skip
+from workbench.ship.outward import CARD, Outward, with_header
 
 
 class PushedFile(Part):
@@ -49,6 +32,8 @@ class PushedFile(Part):
     """Path in the repository."""
     bytes: int
     """Size in bytes."""
+    diff: str | None = None
+    """Difference to the run's file, with `--dry-run`; null if the file is sent as it is."""
 
 
 class Pushed(Result):
@@ -66,6 +51,8 @@ class Pushed(Result):
     """License that the card states."""
     base: str | None
     """Hub id of the base in the card; null if the files name a directory."""
+    card: str
+    """Text of README.md."""
     files: list[PushedFile]
     """The files."""
     bytes: int
@@ -94,11 +81,6 @@ class Package:
     def record(self) -> RunRecord:
         """The run's record."""
         return self.run.read_record()
-
-    @property
-    def refers_to_base(self) -> bool:
-        """True if the files load only beside the base, whose weights they do not hold."""
-        return self.form == "adapter" or (self.form == "configuration" and not (self.run.configuration / MODEL).is_dir())
 
     @property
     def local_base(self) -> str | None:
@@ -168,13 +150,13 @@ def licence_problems(record: RunRecord) -> list[str]:
 
 
 def contents(packed: Package, card: str, licence: str, base: str | None) -> dict[str, Path | bytes]:
-    """Return the files to send. Files that name a directory of this machine are sent without it.
+    """Return the files to send, in which no directory of this machine is named.
 
     Args:
         packed: The verified files.
         card: Text of README.md.
         licence: License that its header states.
-        base: Hub id of the base, for files that name a directory; None keeps the directory's name.
+        base: Hub id of the base, if the recipe names it by a directory.
 
     Returns:
         Path in the repository -> file, or its content where it differs from the file.
@@ -184,58 +166,15 @@ def contents(packed: Package, card: str, licence: str, base: str | None) -> dict
     """
     if base is not None and not HUB_ID.fullmatch(base.partition("@")[0]):
         raise UsageError(f"--base {base}: expected the hub id of the base, ORG/NAME")
-    sent: dict[str, Path | bytes] = dict(packed.files)
-    named: dict[str, object] = {"license": "other", "license_name": licence}
-    if licence.lower() in _HUB_LICENCES:
-        named = {"license": licence.lower(), "license_name": None}
-    sent[CARD] = with_header(card, {**_relations(packed.record, base), **named}).encode()
-    local = packed.local_base
-    for path, file in packed.files.items():
-        if Path(path).name == ADAPTER_CONFIG and base is not None and local is not None:
-            sent[path] = _changed(file, base_model_name_or_path=base)
-        elif path == CONFIGURATION:
-            record = jsondoc.read_object(file)
-            known = record["base"]
-            name = base if base is not None and local is not None else known["id"]
-            # `path` is a directory of this machine; a name in its place is looked up on the hub.
-            sent[path] = _changed(file, base={**known, "id": name, "path": name})
+    record, project = packed.record, find_project(packed.run.path / RECORD)
+    known = record.inputs.base.id.partition("@")[0] if packed.local_base is None else base
+    outward = Outward(project, record.recipe or {}, packed.local_base, known)
+    sent = {path: outward.sent(path, file) for path, file in packed.files.items()}
+    revisions = {name: brick.revision for name, brick in (record.inputs.bricks or {}).items()}
+    bases = hub_ids(known, (record.recipe or {}).get("bricks"), revisions)
+    relations: dict[str, object] = {"base_model": bases} if bases else {"base_model": None, "base_model_relation": None}
+    sent[CARD] = outward.text(with_header(card, {**relations, **licence_fields(licence)})).encode()
     return sent
-
-
-def _changed(file: Path, **fields: Any) -> bytes:
-    return (json.dumps({**jsondoc.read_object(file), **fields}, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _relations(record: RunRecord, base: str | None) -> dict[str, object]:
-    """Return `base_model` of the card: the hub ids among the inputs, because the hub refuses other names; None without any."""
-    known = record.inputs.base
-    refs = (record.recipe or {}).get("bricks")
-    ids = [known.id if known.revision else base]
-    ids += [
-        _target(refs.get(name) if isinstance(refs, Mapping) else None)
-        for name, brick in (record.inputs.bricks or {}).items()
-        if brick.revision
-    ]
-    hub = [name.partition("@")[0] for name in ids if name]
-    return {"base_model": list(dict.fromkeys(hub)) or None, **({} if hub else {"base_model_relation": None})}
-
-
-def _target(ref: Any) -> str | None:
-    """Return the directory or hub id that a recipe's brick names."""
-    if isinstance(ref, Mapping):
-        return next((str(ref[key]) for key in ("adapter", "checkpoint", "brick", "path") if ref.get(key)), None)
-    return str(ref) if ref else None
-
-
-def with_header(text: str, fields: Mapping[str, object]) -> str:
-    """Return a card with fields of its YAML header set, or left out where the value is None; the rest is unchanged."""
-    match = re.match(r"---[ \t]*\n(.*?\n)---[ \t]*\n", text, re.DOTALL)
-    header, rest = (match[1], text[match.end() :]) if match else ("", text)
-    for name, value in fields.items():
-        header = re.sub(rf"^{re.escape(name)}:.*\n(?:[ \t-].*\n|\n)*", "", header, flags=re.MULTILINE)
-        if value is not None:
-            header += yamldoc.dump({name: value})
-    return f"---\n{header}---\n{rest}"
 
 
 def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:

@@ -16,6 +16,7 @@ from workbench.bricks.hub import CARD
 from workbench.errors import UsageError, WorkbenchError, printable, shell
 from workbench.events import Events
 from workbench.files import write_text
+from workbench.project import find_project
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
@@ -160,7 +161,6 @@ class Serving:
         name: Name of the recipe or run.
         served: Name of the base on the server, or of the whole model.
         place: Directory of a whole model; None if adapters act on a base.
-        base: Directory or hub id of the base, or of the whole model.
         adapters: Names of the adapters.
         rank: Rank of the adapters; None without adapters.
         dtype: Data type of the base.
@@ -170,7 +170,6 @@ class Serving:
     name: str
     served: str
     place: Path | None
-    base: str
     adapters: Sequence[str]
     rank: int | None
     dtype: str
@@ -247,10 +246,21 @@ def _command(parts: Sequence[str]) -> str:
     return " \\\n  ".join(["exec " + parts[0], *parts[1:], '"$@"'])
 
 
+def model_path(place: Path, out: Path) -> str | None:
+    """Return the path from an export to a whole model; None if it would name folders outside of the project, which other machines lack."""
+    project = find_project()
+    inside = place.is_relative_to(project) and out.resolve().is_relative_to(project)
+    return os.path.relpath(place, out.resolve()) if inside else None
+
+
 def _start(serving: Serving, out: Path, here: str) -> list[str]:
     """Return the lines that find the model of a server which reads checkpoints."""
-    place = serving.place
-    where = shell(serving.served) if place is None else f"$here/{shell(os.path.relpath(place, out.resolve()))}"
+    if serving.place is None:
+        where = shell(serving.served)
+    elif (found := model_path(serving.place, out)) is not None:
+        where = f"$here/{shell(found)}"
+    else:
+        where = f'"${{MODEL:?name the folder of {serving.served}: MODEL=DIR sh {SCRIPT}}}"'
     return ["set -eu", here, f"model={where}"]
 
 
@@ -296,7 +306,7 @@ def _sglang(serving: Serving, out: Path, here: str) -> list[str]:
 
 
 def _llama_cpp(serving: Serving, out: Path, here: str) -> list[str]:
-    convert = shell("python3", *converter(serving.base, serving.dtype, out.resolve() / GGUF))
+    convert = " ".join(["python3", *converter("DIR", serving.dtype, f"'$here/{GGUF}'")])
     parts = ['llama-server -m "$model"', f"--alias {shell(serving.served)} --port {PORTS['llama.cpp']}"]
     if serving.dtype == "float32":  # llama.cpp keeps attention's keys and values in float16, which changes log-probabilities
         parts += ["--cache-type-k f32 --cache-type-v f32"]
@@ -310,8 +320,8 @@ def _llama_cpp(serving: Serving, out: Path, here: str) -> list[str]:
         f'model=${{MODEL:-"$here/{GGUF}"}}',
         "case $model in /*) ;; *) model=$PWD/$model ;; esac",
         'if [ ! -f "$model" ]; then',
-        "  cat >&2 <<'END'",
-        "The base is not there as a GGUF file. Make it in the folder of llama.cpp:",
+        "  cat >&2 <<END",
+        f"{serving.served} is not there as a GGUF file. Make it of its folder DIR in the folder of llama.cpp:",
         f"  {convert}",
         "or name another file: MODEL=FILE sh serve.sh",
         "END",
