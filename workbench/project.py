@@ -24,6 +24,12 @@ def find_project(path: Path | None = None) -> Path:
     return next((d for d in (start, *start.parents) if (d / "recipes").is_dir() or (d / "pyproject.toml").is_file()), start)
 
 
+def relative(path: Path) -> Path:
+    """Return a path relative to the current folder if it lies below it, else unchanged."""
+    here = Path.cwd()
+    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
+
+
 def cache_of(project: Path) -> Path:
     """Return the folder of a project's cache.
 

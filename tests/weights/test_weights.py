@@ -24,7 +24,8 @@ import workbench.weights.writer as writer
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
 from workbench.manifest import sha256_of
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
+from workbench.things import INDEX, SINGLE
+from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.device import load_all
 from workbench.weights.digests import entry_digest, tensor_digest, tensor_digests, weights_digest
 from workbench.weights.header import read_header

@@ -280,6 +280,22 @@ def check_same_vocabulary(
     return [f"{text}{difference}; the base's tokenizer is written. {_BLOCK}"]
 
 
+def added_tokens(
+    name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
+) -> str:
+    """Return a warning about the tokens that a checkpoint brick adds to the base's, each with a row; empty if it differs otherwise or not."""
+    tensor = next(iter(_vocabulary_tensors(base_specs)), "")
+    if tensor not in specs or specs[tensor].shape[0] <= base_specs[tensor].shape[0]:
+        return ""
+    difference = _difference(path, base_path, f"brick '{name}'")
+    if not difference or difference.moved or difference.lacking or max(difference.extra.values()) >= specs[tensor].shape[0]:
+        return ""
+    return (
+        f"brick '{name}' has {difference}: their rows are kept, as `tokenizer: {{source: union}}` says. "
+        f"`tokenizer: {{source: {name}}}` takes its chat template, too"
+    )
+
+
 def check_adapter_vocabulary(
     name: str, path: Path, places: Collection[str], base_path: Path, base_specs: Mapping[str, TensorSpec]
 ) -> list[str]:

@@ -17,6 +17,7 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write, scratch_beside
 from workbench.identity import FileIdentity, settled_identity
+from workbench.things import CONFIG, HEADERS_ONLY, TOKENIZER_TOO, convert_command, fields_of, mlx_command
 from workbench.weights.specs import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -179,38 +180,8 @@ class Packing:
         return [*self.meaning(), [str(scale.file.resolve()), scale.start, stored] if scale else None]
 
 
-# The safetensors files in a directory with this file have real headers, but no tensor data (see hub.py).
-HEADERS_ONLY = "headers-only.json"
-_LOAD = (
-    'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
-)
-TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
 # Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
 _UNDONE_ON_LOAD = {"mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig", "metal": "MetalConfig"}
-
-
-def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
-    """Return the shell command that loads a model with transformers and saves it as safetensors.
-
-    Args:
-        path: The model's directory. For a directory with headers only, the command names the hub repository.
-        more: Further names to import, with a comma in front.
-        options: Further arguments of `from_pretrained`, with a comma in front.
-        then: A method call between loading and saving.
-    """
-    kind = _saved_class(path)
-    if has_headers_only(path):
-        path = Path(str((jsondoc.read_cached(path / HEADERS_ONLY) or {}).get("repository", path)))
-    return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
-
-
-def _saved_class(path: Path) -> str:
-    """Return the class that loads the whole model: AutoModelForCausalLM would ignore the towers of a multimodal model."""
-    architectures = (jsondoc.read_cached(path / "config.json") or {}).get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else None
-    if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
-        return first
-    return "AutoModelForCausalLM"
 
 
 def dequantise(method: str | None, path: Path) -> str:
@@ -226,6 +197,8 @@ def dequantise(method: str | None, path: Path) -> str:
         return f"Dequantize it: {convert_command(path, f', {kind}', options)}  {TOKENIZER_TOO}"
     if method is not None and method.startswith("bitsandbytes"):
         return f"Dequantize it on a machine that can run bitsandbytes: {convert_command(path, then='.dequantize()')}  {TOKENIZER_TOO}"
+    if isinstance(fields_of(path / CONFIG).get("quantization"), dict):
+        return f"MLX quantized it. Undo it on a Mac, or use the model that it was made from: {mlx_command(path)}"
     return (
         "Use the model that it was quantized from (`base_model` in its README). transformers cannot undo this format exactly, "
         "so deltas would be taken from rounded weights."
@@ -314,6 +287,38 @@ class Entry:
                 "`workbench run` and `workbench eval` download the file if the recipe names the model by its hub id.",
             )
         return self.start
+
+
+_WRAPPED = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_PARALLEL = re.compile(r"module\.(?=(?:base_model|model|transformer|gpt_neox|backbone|lm_head|embed_out)\.)")
+
+
+def unwrapped(entries: Mapping[str, Entry], label: str, parts: re.Pattern[str] | None = None) -> dict[str, Entry]:
+    """Return tensors by their names without what wrappers of a training add to them.
+
+    These are `_orig_mod` (torch.compile) anywhere, and `module.` (data parallelism) if all names begin with it and with a model's root.
+
+    Args:
+        entries: The tensors.
+        label: Name of the model in messages.
+        parts: Pattern of names that end in `.default`, which is removed: PEFT's name for the adapter in a model in memory.
+
+    Raises:
+        WorkbenchError: If two tensors then have one name.
+    """
+    names = {name: _WRAPPED.sub("", name) for name in entries}
+    if all(_PARALLEL.match(name) for name in names.values()):
+        names = {name: short.removeprefix("module.") for name, short in names.items()}
+    if parts is not None:
+        names = {name: parts.sub(r"\1", short) for name, short in names.items()}
+    found: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        if names[name] in found:
+            raise WorkbenchError(
+                f"{label}: {name} and another tensor are both {names[name]}, without the prefixes of a training", "Save it again."
+            )
+        found[names[name]] = entry
+    return found
 
 
 def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[str, Entry]:
