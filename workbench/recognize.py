@@ -8,33 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from workbench import things
 from workbench.errors import WorkbenchError, shell
 from workbench.project import find_project, relative
-from workbench.things import (
-    ADAPTER,
-    ADAPTER_WEIGHTS,
-    CARD,
-    CONFIG,
-    INDEX,
-    LEARNED,
-    PROMPTS,
-    SAVED,
-    SINGLE,
-    TOKENIZER_TOO,
-    Thing,
-    benchmark_of,
-    brick_name,
-    convert_command,
-    fields_of,
-    mlx_command,
-)
+from workbench.things import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, Thing, brick_name, fields_of
 from workbench.yamltree import top_scalars
 
 MERGED = "mergekit_config.yml"
@@ -45,7 +29,20 @@ _STATE = re.compile(
     r"training_args\.bin|optimizer.*|scheduler.*|scaler.*|rng_state.*|.*optim_states\.pt|recipe_state\.pt|.*\.neuron\.pth"
 )
 """What trainers save beside a model: its pickles are no weights."""
+_TRUSTED = "Convert it (this opens the pickle: only for files that you trust):"
 _ONNX = "ONNX graphs have no tensors by the names of the model. Use the model that it was exported from."
+_JOINED = f"Join its parts, and copy {CONFIG} and the tokenizer files to the result:"
+_ROWS = "Rows are read from one JSON object a line. Convert it:"
+_OWN: list[tuple[str, str, str, list[str]]] = [
+    # files, kind, description, commands
+    ("run.json recipe.yaml", "run", "a run of the workbench", ["runs show {}", "chat {}"]),
+    ("configuration.json routing.json", "route", "a configuration with a router", ["chat {}", "route explain {} 'A PROMPT'"]),
+    ("configuration.json", "memory", "a configuration with a memory", ["chat {}", "memory ls {}"]),
+    ("search.json", "search", "a search", ["search {recipe}"]),
+    ("journal.log", "search", "an unfinished search", ["search {recipe}"]),
+    ("report.html report.json", "report", "a report of the workbench: open report.html in a browser", ["report"]),
+    ("recipes", "project", "a project folder: type commands in it", ["recipe check {}/recipes/*.yaml"]),
+]
 
 
 @contextmanager
@@ -72,9 +69,7 @@ def expecting(path: Path, wanted: str, *kinds: str) -> Iterator[None]:
 def look(path: Path) -> Thing | None:
     """Return what a file or folder is; None if that is not known, or it cannot be read."""
     try:
-        if path.is_dir():
-            return _folder(_Folder(path, frozenset(inner.name for inner in path.iterdir())))
-        return _file(path) if path.is_file() else None
+        return _Folder(path).thing() if path.is_dir() else _File(path).thing() if path.is_file() else None
     except (OSError, RecursionError, WorkbenchError):
         return None
 
@@ -87,327 +82,290 @@ def suggestion(path: Path) -> str:
     else:
         top = next(place for place in path.absolute().parents if place.is_dir())
         wrong, *rest = path.absolute().relative_to(top).parts
-        near = get_close_matches(wrong, [inner.name for inner in top.iterdir() if inner.is_dir()], n=2, cutoff=0.6)
+        near = get_close_matches(wrong, [inner.name for inner in top.iterdir()], n=2, cutoff=0.6)
         found = [place if (place := (top / name).joinpath(*rest)).exists() else top / name for name in near]
     return f"Did you mean {' or '.join(shell(relative(place)) for place in found[:3])}?" if found else ""
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """A folder with the names of what is in it."""
+class _Named:
+    """A file or folder, and its path as it is typed."""
 
-    path: Path
-    names: frozenset[str]
-    typed: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "typed", str(relative(self.path)))
-
-    def like(self, pattern: str) -> list[str]:
-        """Return the names that match a regular expression, sorted."""
-        return sorted(name for name in self.names if re.fullmatch(pattern, name))
+    def __init__(self, path: Path) -> None:
+        self.path, self.typed = path, str(relative(path))
 
     def is_(self, kind: str, says: str, *commands: str, problem: str | None = None) -> Thing:
-        """Return the folder as a thing."""
+        """Return it as a thing."""
         return Thing(name=self.typed, kind=kind, says=says, problem=problem, commands=list(commands))
 
-    def new(self, base: str | None = None) -> str:
+
+class _Folder(_Named):
+    """A folder, by the names of what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.names = {inner.name for inner in path.iterdir()}
+        self.config, self.adapter = fields_of(path / CONFIG), fields_of(path / ADAPTER)
+
+    def thing(self) -> Thing | None:
+        """Return the first kind that fits: results of this project before those of others, weights before the rest."""
+        for kind in (self._own, self._pointers, self._adapter, self._shards, self._model, self._scores, self._saves, self._rest):
+            if (thing := kind()) is not None:
+                return thing
+        return None
+
+    def _like(self, pattern: str) -> list[str]:
+        return sorted(name for name in self.names if re.fullmatch(pattern, name))
+
+    def _new(self, base: object = None) -> str:
         """Return the command that makes a recipe with the folder as a brick."""
-        name, place = brick_name(self.path), self.path.absolute()
-        inside = place.relative_to(find_project()) if place.is_relative_to(find_project()) else place
-        return shell("workbench", "recipe", "new", f"use-{name}", "--base", base or "BASE", "--brick", f"{name}={inside}")
+        name, place, project = brick_name(self.path), self.path.absolute(), find_project()
+        brick = f"{name}={place.relative_to(project) if place.is_relative_to(project) else place}"
+        return shell("workbench", "recipe", "new", f"use-{name}", "--base", base or "BASE", "--brick", brick)
 
+    @property
+    def _made(self) -> str:
+        """What made a model, for the end of its description."""
+        step = fields_of(self.path / "trainer_state.json").get("global_step")
+        if SAVED.fullmatch(self.path.resolve().name) and isinstance(step, int):
+            return f", saved at step {step} of a training (its optimizer files are not needed)"
+        return f", merged by mergekit ({MERGED})" if MERGED in self.names else ""
 
-def _folder(folder: _Folder) -> Thing | None:
-    """Return what a folder is: the first kind that fits, results of this project before those of others."""
-    kinds: tuple[Callable[[_Folder], Thing | None], ...] = (_own, _pointers, _adapter, _shards, _model, _scores, _saves, _rest)
-    return next((thing for kind in kinds if (thing := kind(folder)) is not None), None)
-
-
-def _own(folder: _Folder) -> Thing | None:
-    """Return what the workbench wrote into a folder."""
-    names, typed = folder.names, shell(folder.typed)
-    if "run.json" in names and "recipe.yaml" in names:
-        return folder.is_("run", "a run of the workbench", f"workbench runs show {typed}", f"workbench chat {typed}")
-    if "configuration.json" in names and "routing.json" in names:
-        explain = f"workbench route explain {typed} 'A PROMPT'"
-        return folder.is_("route", "a configuration with a router", f"workbench chat {typed}", explain)
-    if "configuration.json" in names:
-        return folder.is_("memory", "a configuration with a memory", f"workbench chat {typed}", f"workbench memory ls {typed}")
-    if "neurons.json" in names:
-        what = "a set of neurons of the base, which has no weights of its own"
-        uses = f"`where: {{neurons: {folder.typed}}}` in a merge step to limit the step to these neurons, or add the step"
-        factor = f"`- {{edit: scale_neurons, neurons: {folder.typed}, factor: 0}}` to switch them off:"
-        show = f"workbench brick show {typed}"
-        return folder.is_("neurons", what, show, problem=f"It is no entry of `bricks`. Write {uses} {factor}")
-    if "search.json" in names or "journal.log" in names:
-        name = re.sub(r"-[0-9a-f]{8}$", "", folder.path.resolve().name)
-        return folder.is_("search", f"a search of the recipe {name}", f"workbench search {shell(name)}")
-    if "report.json" in names and {"report.html", "report.md"} & names:
-        return folder.is_("report", "a report of the workbench", f"python -m webbrowser {typed}/report.html")
-    if "train.yaml" in names and not names & {CARD, ADAPTER}:
-        return folder.is_("untrained", "built on demand and is not trained yet", f"workbench brick train {typed}")
-    if "recipes" in names and (folder.path / "recipes").is_dir():
-        return folder.is_("project", "a project of the workbench", f"cd {typed} && workbench recipe check recipes/*.yaml")
-    return None
-
-
-def _pointers(folder: _Folder) -> Thing | None:
-    """Return a folder whose weights are pointers of Git LFS."""
-    weights = folder.like(rf".*(\.safetensors|\.gguf|{'|'.join(map(re.escape, _PICKLES))})")
-    if any((folder.path / name).stat().st_size < 1024 and _start(folder.path / name).startswith(_LFS) for name in weights):
-        pull = f"git -C {shell(folder.typed)} lfs pull"
-        return folder.is_("lfs", "a clone with Git LFS pointers in place of its weights", pull, problem="Fetch the weights:")
-    return None
-
-
-def _adapter(folder: _Folder) -> Thing | None:
-    """Return an adapter of PEFT or MLX."""
-    config, names = fields_of(folder.path / ADAPTER), folder.names
-    if ADAPTER not in names or _model(folder, alone=True):
+    def _own(self) -> Thing | None:
+        typed = shell(self.typed)
+        if "neurons.json" in self.names:
+            where = f"`where: {{neurons: {self.typed}}}` in a merge step to limit the step to these neurons, or add the step"
+            step = f"`- {{edit: scale_neurons, neurons: {self.typed}, factor: 0}}` to switch them off:"
+            what, problem = "a set of neurons of the base, which has no weights of its own", f"Write {where} {step}"
+            return self.is_("neurons", what, f"workbench brick show {typed}", problem=problem)
+        if "train.yaml" in self.names and not self.names & {CARD, ADAPTER}:
+            return self.is_("untrained", "built on demand and is not trained yet", f"workbench brick train {typed}")
+        recipe = shell(re.sub(r"-[0-9a-f]{8}$", "", self.path.resolve().name))
+        for files, kind, says, commands in _OWN:
+            if {*files.split()} <= self.names:
+                return self.is_(kind, says, *(f"workbench {command.format(typed, recipe=recipe)}" for command in commands))
         return None
-    if "peft_type" not in config and ("lora_parameters" in config or "fine_tune_type" in config):
-        fuse = shell("mlx_lm.fuse", "--model", str(config.get("model") or "BASE"), "--adapter-path", folder.typed, "--save-path")
-        problem = "Its factors have MLX's names and layout. Fuse it, and use the result as a checkpoint:"
-        return folder.is_("mlx-adapter", "an adapter of MLX", f"{fuse} {shell(f'{folder.typed}-fused')}", problem=problem)
-    base = config.get("base_model_name_or_path")
-    rank = f" of rank {config['r']}" if isinstance(config.get("r"), int) else ""
-    kind = {"LORA": "LoRA"}.get(str(config.get("peft_type")), str(config.get("peft_type", "PEFT")))
-    says = f"{'an' if kind[0] in 'AIOE' else 'a'} {kind} adapter{rank}{f' for {base}' if base else ''}{_step(folder)}"
-    if config.get("peft_type") in PROMPTS:
-        return folder.is_("prompt", f"a learned prompt ({config['peft_type']}) of PEFT", problem=LEARNED)
-    if ADAPTER_WEIGHTS in names:
-        new = folder.new(base if isinstance(base, str) else None)
-        return folder.is_("adapter", says, new, shell("workbench", "brick", "show", folder.typed))
-    if "adapter_model.bin" in names:
-        stem = folder.path / "adapter_model"
-        code = (
-            "import torch; from safetensors.torch import save_file; "
-            f"t = torch.load({str(relative(stem))!r} + '.bin', map_location='cpu', weights_only=True); "
-            f"save_file({{n: x.contiguous() for n, x in t.items()}}, {str(relative(stem))!r} + '.safetensors')"
-        )
-        problem = "Convert it (this opens the pickle: only for files that you trust):"
-        return folder.is_(
-            "pickle", f"{says}, as adapter_model.bin (pickles are never opened)", f"python -c {shell(code)}", problem=problem
-        )
-    return _saves(folder)
 
+    def _pointers(self) -> Thing | None:
+        weights = [self.path / name for name in self.names if name.endswith((".safetensors", ".gguf", *_PICKLES))]
+        if any(file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS) for file in weights):
+            pull = f"git -C {shell(self.typed)} lfs pull"
+            return self.is_("lfs", "a clone with Git LFS pointers in place of its weights", pull, problem="Fetch the weights:")
+        return None
 
-def _step(folder: _Folder) -> str:
-    """Return which save of a training a folder is."""
-    state = fields_of(folder.path / "trainer_state.json")
-    if SAVED.fullmatch(folder.path.resolve().name) and isinstance(state.get("global_step"), int):
-        return f", saved at step {state['global_step']} of a training (its optimizer files are not needed)"
-    return f", merged by mergekit ({MERGED})" if MERGED in folder.names else ""
-
-
-def _shards(folder: _Folder) -> Thing | None:
-    """Return the shards that several processes saved."""
-    typed, out = folder.typed, f"{folder.typed}-merged"
-    inner = next((name for name in folder.like(r"pytorch_model_fsdp_\d+") if (folder.path / name).is_dir()), "")
-    if inner or folder.like(r"__\d+_\d+\.distcp"):
-        merge = shell("accelerate", "merge-weights", f"{typed}/{inner}" if inner else typed, out)
-        problem = f"Merge them, and copy {CONFIG} and the tokenizer files to the result:"
-        return folder.is_("fsdp", "sharded weights of FSDP (torch's distributed checkpoint)", merge, problem=problem)
-    if "zero_to_fp32.py" in folder.names or folder.like(r"zero_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt"):
-        if _model(folder, alone=True):
+    def _adapter(self) -> Thing | None:
+        config, typed = self.adapter, relative(self.path)
+        if not config or self._weights:
             return None
-        top = folder.path if "zero_to_fp32.py" in folder.names else folder.path.parent
-        join = shell("python", "-m", "deepspeed.utils.zero_to_fp32", relative(top), out, "--safe_serialization")
-        problem = f"Join them, and copy {CONFIG} and the tokenizer files to the result (this opens pickles: only for files that you trust):"
-        return folder.is_("zero", "sharded weights of DeepSpeed ZeRO", join, problem=problem)
-    return None
+        kind, base = str(config.get("peft_type", "")), config.get("base_model_name_or_path")
+        if not kind and ("lora_parameters" in config or "fine_tune_type" in config):
+            words = ["--model", config.get("model") or "BASE", "--adapter-path", typed, "--save-path", f"{typed}-fused"]
+            problem = "Its factors have MLX's names and layout. Fuse it, and use the result as a checkpoint:"
+            return self.is_("mlx-adapter", "an adapter of MLX", shell("mlx_lm.fuse", *words), problem=problem)
+        if kind in things.PROMPTS:
+            return self.is_("prompt", f"a learned prompt of PEFT ({kind})", problem=things.LEARNED)
+        rank = f", rank {config['r']}" if isinstance(config.get("r"), int) else ""
+        says = f"an adapter of PEFT ({kind or 'no peft_type'}{rank}{f', for {base}' if base else ''}){self._made}"
+        if things.ADAPTER_WEIGHTS in self.names:
+            return self.is_("adapter", says, self._new(base), shell("workbench", "brick", "show", typed))
+        if "adapter_model.bin" in self.names:
+            stem, load = f"{typed}/adapter_model", "map_location='cpu', weights_only=True"
+            code = f"import torch, safetensors.torch as s; t = torch.load({stem + '.bin'!r}, {load}); s.save_file(t, {stem + '.safetensors'!r})"
+            says = f"{says} as adapter_model.bin (pickles are never opened)"
+            return self.is_("pickle", says, f"python -c {shell(code)}", problem=_TRUSTED)
+        return self._saves()
 
-
-def _model(folder: _Folder, *, alone: bool = False) -> Thing | None:
-    """Return a model in safetensors or GGUF; `alone` counts a model with weights of its own only, beside an adapter."""
-    typed, config = shell(folder.typed), fields_of(folder.path / CONFIG)
-    if isinstance(config.get("quantization"), dict) and "bits" in config["quantization"]:
-        bits, problem = config["quantization"]["bits"], "Undo it on a Mac, or use the model that it was made from:"
-        return folder.is_("mlx", f"a model that MLX quantized to {bits} bits", mlx_command(folder.path), problem=problem)
-    weights = (SINGLE in folder.names or INDEX in folder.names) and CONFIG in folder.names
-    if weights or (not alone and CARD in folder.names):
-        what = f"a {config['model_type']} model" if config.get("model_type") else "a brick with a card"
-        new = shell("workbench", "recipe", "new", f"from-{brick_name(folder.path)}", "--base", folder.typed)
-        commands = [f"workbench chat {typed}", folder.new(), new] if config else [f"workbench brick show {typed}", folder.new()]
-        if MERGED in folder.names:
-            commands.insert(1, shell("workbench", "recipe", "import", f"{folder.typed}/{MERGED}"))
-        return folder.is_("checkpoint" if config else "brick", f"{what}{_step(folder)}", *commands)
-    if not alone and (files := folder.like(r".*\.gguf")) and not folder.like(r".*\.safetensors"):
-        return look(folder.path / files[0]) if len(files) == 1 else None
-    return None
-
-
-def _scores(folder: _Folder) -> Thing | None:
-    """Return the results of lm-eval."""
-    results = r"(results|samples)_.*\.jsonl?"
-    inner = folder.like(results) or [p.name for p in folder.path.glob("*/*") if re.fullmatch(results, p.name)]
-    if not inner:
+    def _shards(self) -> Thing | None:
+        out = f"{self.typed}-merged"
+        inner = next((name for name in self._like(r"pytorch_model_fsdp_\d+") if (self.path / name).is_dir()), None)
+        if inner or self._like(r"__\d+_\d+\.distcp"):
+            merge = shell("accelerate", "merge-weights", f"{self.typed}/{inner}" if inner else self.typed, out)
+            return self.is_("fsdp", "sharded weights of FSDP (torch's distributed checkpoint)", merge, problem=_JOINED)
+        top = relative(self.path if "zero_to_fp32.py" in self.names else self.path.parent)
+        if not self._weights and ("zero_to_fp32.py" in self.names or self._like(r".*mp_rank_\d+_(model|optim)_states\.pt")):
+            join = shell("python", "-m", "deepspeed.utils.zero_to_fp32", top, out, "--safe_serialization")
+            problem = f"{_JOINED[:-1]} (this opens pickles: only for files that you trust):"
+            return self.is_("zero", "sharded weights of DeepSpeed ZeRO", join, problem=problem)
         return None
-    if any(name.startswith("samples_") for name in inner):
-        return folder.is_("lm-eval", "results of lm-eval", shell("workbench", "scores", "import", folder.typed))
-    problem = (
-        "It has no items (samples_*.jsonl), and means alone cannot be compared item by item. Add --log_samples to the command:"
-    )
-    again = "lm_eval --model hf --model_args pretrained=MODEL --tasks TASK --output_path DIR --log_samples"
-    return folder.is_("lm-eval", "results of lm-eval", again, problem=problem)
 
+    @cached_property
+    def _weights(self) -> bool:
+        """True if the folder has a checkpoint of its own, perhaps beside an adapter."""
+        return CONFIG in self.names and bool({SINGLE, INDEX} & self.names)
 
-def _saves(folder: _Folder) -> Thing | None:
-    """Return the output of a training that holds only its saves."""
-    saves = sorted((int(match[1]), name) for name in folder.names if (match := SAVED.fullmatch(name)))
-    if not saves:
-        return None
-    last = look(folder.path / saves[-1][1])
-    what = f"the output of a training with {len(saves)} saves and no final model; the last is {saves[-1][1]}"
-    return folder.is_(
-        "saves", what, *(last.commands if last else ()), problem=f"Name the save to use, such as {folder.typed}/{saves[-1][1]}:"
-    )
+    def _model(self) -> Thing | None:
+        quantized = self.config.get("quantization")
+        if isinstance(quantized, dict) and "bits" in quantized:
+            says, problem = (
+                f"a model that MLX quantized to {quantized['bits']} bits",
+                "Undo it, or use the model that it was made from:",
+            )
+            return self.is_("mlx", says, things.mlx_command(self.path), problem=problem)
+        if self._weights:
+            says = f"a {self.config.get('model_type', 'transformers')} model{self._made}"
+            new = shell("workbench", "recipe", "new", f"from-{brick_name(self.path)}", "--base", self.typed)
+            made = [shell("workbench", "recipe", "import", f"{self.typed}/{MERGED}")] if MERGED in self.names else []
+            return self.is_("checkpoint", says, shell("workbench", "chat", self.typed), *made, new, self._new())
+        if CARD in self.names:
+            return self.is_("brick", "a brick with a card", shell("workbench", "brick", "show", self.typed))
+        files = self._like(r".*\.gguf")
+        return look(self.path / files[0]) if len(files) == 1 and not self._like(r".*\.safetensors") else None
 
-
-def _rest(folder: _Folder) -> Thing | None:
-    """Return a folder without weights that are read."""
-    names, typed = folder.names, folder.typed
-    if pickles := [name for name in sorted(names) if name.endswith(_PICKLES) and not _STATE.fullmatch(name)]:
-        what = f"a folder that has pickle files only ({', '.join(pickles[:3])}), which are never opened"
-        problem = "Convert it (this opens the pickle: only for files that you trust)."
-        return folder.is_("pickle", what, convert_command(Path(typed)), problem=f"{problem} {TOKENIZER_TOO}")
-    if onnx := folder.like(r".*\.onnx") or (["onnx"] if "onnx" in names and not folder.like(r".*\.safetensors") else []):
-        return folder.is_("onnx", f"a model for ONNX ({onnx[0]})", problem=_ONNX)
-    if "model_index.json" in names:
-        return folder.is_("diffusion", "a diffusion pipeline", problem="Only language models are merged, edited and scored.")
-    inner = [name for name in sorted(names) if any((folder.path / name / file).is_file() for file in (ADAPTER, CONFIG, CARD))]
-    if inner:
-        problem = f"Name one of the models in it ({', '.join(inner[:4])}{' …' if len(inner) > 4 else ''}):"
-        found = look(folder.path / inner[0])
-        return folder.is_("models", f"a folder with {len(inner)} models", *(found.commands if found else ()), problem=problem)
-    if names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
-        problem = "It has no weights. Copy it into the folder of the model that it belongs to."
-        return folder.is_("tokenizer", "a tokenizer without a model", problem=problem)
-    return None
-
-
-def _file(path: Path) -> Thing | None:
-    """Return what a file is, by its suffix and first bytes."""
-    typed, suffix, start = str(relative(path)), path.suffix.lower(), _start(path)
-
-    def is_(kind: str, says: str, *commands: str, problem: str | None = None) -> Thing:
-        return Thing(name=typed, kind=kind, says=says, problem=problem, commands=list(commands))
-
-    if start.startswith(_LFS):
-        return is_("lfs", "a Git LFS pointer", f"git -C {shell(relative(path.parent))} lfs pull", problem="Fetch the file:")
-    if path.name in (CONFIG, ADAPTER, CARD, INDEX, "trainer_state.json", "run.json") or suffix == ".safetensors":
-        whole = look(path.resolve().parent)
-        return whole and whole.model_copy(
-            update={"says": f"a file of {whole.says}", "problem": whole.problem or "Name its folder:"}
+    def _scores(self) -> Thing | None:
+        results = re.compile(r"(results|samples)_.*\.jsonl?")
+        found = [file.name for file in (*self.path.glob("*"), *self.path.glob("*/*")) if results.fullmatch(file.name)]
+        if any(name.startswith("samples_") for name in found):
+            return self.is_("lm-eval", "results of lm-eval", shell("workbench", "scores", "import", self.typed))
+        again = "lm_eval --model hf --model_args pretrained=MODEL --tasks TASK --output_path DIR --log_samples"
+        problem = "Its means cannot be compared item by item. Let lm_eval write the items, too:"
+        return (
+            self.is_("lm-eval", "results of lm-eval without items (samples_*.jsonl)", again, problem=problem) if found else None
         )
-    if start.startswith(b"GGUF"):
-        new = shell("workbench", "recipe", "new", f"from-{brick_name(path.with_suffix(''))}", "--base", typed)
-        return is_("gguf", "a GGUF file", shell("workbench", "chat", typed), new)
-    if path.name.endswith(".neuron.pth"):
-        return is_("lape", "neurons of LAPE", shell("workbench", "analyze", "import", typed, "--base", "BASE", "-o", "DIR"))
-    if suffix in _PICKLES:
-        if _STATE.fullmatch(path.name):
-            return is_("state", "the state of a trainer", problem="It is not needed, and never opened.")
-        problem = "Pickle files are never opened. Convert the folder if you trust it:"
-        return is_("pickle", "a pickle file", convert_command(relative(path.parent)), problem=problem)
-    if suffix == ".onnx":
-        return is_("onnx", "a model for ONNX", problem=_ONNX)
-    if suffix in (".csv", ".tsv"):
-        comma = ", delimiter='\\t'" if suffix == ".tsv" else ""
-        rows = f"csv.DictReader(open({typed!r}, encoding='utf-8-sig', newline=''){comma})"
-        return is_("csv", "a table of comma-separated values", _lines_of(rows, path, "csv, "), problem=_ROWS)
-    if suffix in (".parquet", ".arrow", ".feather"):
-        rows = f"datasets.Dataset.from_{'parquet' if suffix == '.parquet' else 'file'}({typed!r})"
-        return is_("table", f"a table ({suffix[1:]})", _lines_of(rows, path, "datasets, "), problem=_ROWS)
-    if suffix in (".yaml", ".yml"):
-        return _yaml(start.decode("utf-8", "replace"), typed, is_)
-    if suffix in (".json", ".jsonl"):
-        return _json(path, start.decode("utf-8-sig", "replace"), is_)
-    return None
 
-
-_ROWS = "Rows are read from one JSON object a line. Convert it:"
-_Is = Callable[..., Thing]
-_ITEMS = {"choices", "question", "answer", "gold"}
-_TEXTS = {"messages", "conversations", "instruction", "completion", "text", "response"}
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(_HEAD)
-
-
-def _lines_of(rows: str, path: Path, modules: str = "") -> str:
-    """Return the command that writes rows as one JSON object a line."""
-    code = f"import {modules}json; [print(json.dumps(row)) for row in {rows}]"
-    return f"python -c {shell(code)} > {shell(relative(path.with_suffix('.jsonl')))}"
-
-
-def _yaml(text: str, typed: str, is_: _Is) -> Thing | None:
-    """Return what a YAML file is, by its top-level keys; they are found in files that are not valid YAML, too."""
-    keys = set(re.findall(r"^([A-Za-z_]\w*)[ \t]*:", text, re.MULTILINE))
-    if keys & {"merge_method", "gate_mode"} or keys >= {"slices", "dtype"} or keys >= {"models", "dtype"}:
-        target = f"recipes/{brick_name(Path(typed).with_suffix(''))}{'-imported' * (Path(typed).parent.name == 'recipes')}.yaml"
-        return is_("mergekit", "a file for mergekit", shell("workbench", "recipe", "import", typed, "-o", target))
-    if {"suite", "tasks"} <= keys:
-        return is_(
-            "suite",
-            "a suite of tasks",
-            shell("workbench", "suite", "show", typed),
-            f"workbench eval RECIPE --suite {shell(typed)}",
+    def _saves(self) -> Thing | None:
+        saves = sorted((int(match[1]), name) for name in self.names if (match := SAVED.fullmatch(name)))
+        if not saves:
+            return None
+        last = look(self.path / saves[-1][1])
+        says = f"the output of a training with {len(saves)} saves and no final model, the last in {saves[-1][1]}"
+        return self.is_(
+            "saves", says, *(last.commands if last else ()), problem=f"Name a save, such as {self.typed}/{saves[-1][1]}:"
         )
-    if keys & {"task", "group"} and keys & {"output_type", "doc_to_text", "dataset_path", "custom_dataset", "include"}:
-        problem = "Write a suite that names it in `tasks:` (evals/suites/NAME.yaml), or score it by its name:"
-        return is_("task", "a task of lm-eval", "workbench recipe new NAME --task TASK", problem=problem)
-    for tool, key in (("LLaMA-Factory", "finetuning_type"), ("axolotl", "base_model"), ("torchtune", "checkpointer")):
-        if key in keys:
-            out = top_scalars(text).get("output_dir", "DIR")
-            problem = f"It trains a model. Use what it writes to `output_dir`: {out}."
-            return is_("training", f"a configuration of {tool}", shell("workbench", "open", out), problem=problem)
-    if "steps" in keys or keys >= {"base", "bricks"}:
-        return is_("recipe", "a recipe", shell("workbench", "plan", typed), shell("workbench", "run", typed))
-    if re.search(r"^- \{?\s*(prompt|id|subject):", text, re.MULTILINE):
-        return is_("facts", "a file of facts", shell("workbench", "facts", "check", typed))
-    return None
 
-
-def _json(path: Path, text: str, is_: _Is) -> Thing | None:
-    """Return what a JSON file is, by the keys of its object or of its first row."""
-    typed, body = str(relative(path)), text.lstrip()
-    is_list = body.startswith("[")
-    first = body.removeprefix("[").lstrip()
-    row: Any = dict.fromkeys(re.findall(r'"(\w+)"\s*:', first[:4096]))  # of a row that is longer than what was read
-    try:
-        row, end = json.JSONDecoder().raw_decode(first)
-        is_object = not is_list and not first[end:].strip()
-    except (ValueError, RecursionError):
-        is_object = not is_list and path.suffix == ".json"
-    if not isinstance(row, dict):
+    def _rest(self) -> Thing | None:
+        inner = [
+            name for name in sorted(self.names) if any((self.path / name / file).is_file() for file in (ADAPTER, CONFIG, CARD))
+        ]
+        if pickles := [name for name in sorted(self.names) if name.endswith(_PICKLES) and not _STATE.fullmatch(name)]:
+            says = f"a folder that has pickle files only ({', '.join(pickles[:3])}), which are never opened"
+            problem = f"{things.TOKENIZER_TOO} {_TRUSTED}"
+            return self.is_("pickle", says, things.convert_command(Path(self.typed)), problem=problem)
+        if self._like(r"(.*\.)?onnx"):
+            return self.is_("onnx", "a model for ONNX", problem=_ONNX)
+        if inner:
+            last = look(self.path / inner[0])
+            problem = f"Name one of them ({', '.join(inner[:4])}{' …' if len(inner) > 4 else ''}):"
+            return self.is_("models", f"a folder of {len(inner)} models", *(last.commands if last else ()), problem=problem)
+        if self.names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
+            return self.is_("tokenizer", "a tokenizer", problem="It has no weights. Copy it into the folder of its model.")
         return None
-    if path.name.startswith("samples_") or {"doc_id", "filtered_resps"} <= row.keys():
-        return is_("lm-eval", "items of an lm-eval run", shell("workbench", "scores", "import", typed))
-    if is_object and "results" in row and row.keys() & {"configs", "versions", "n-shot", "config"}:
-        return look(path.resolve().parent)
-    if {"pre", "post"} <= row.keys():
-        return is_("easyedit", "measurements of EasyEdit", problem="Import the facts that were edited, and measure them here:")
-    array = _lines_of(f"json.load(open({typed!r}, encoding='utf-8'))", path) if is_list and path.suffix == ".jsonl" else None
-    if name := benchmark_of(row):
-        facts = shell("workbench", "facts", "import", typed, "-o", relative(path.with_name(f"{path.stem}-facts.jsonl")))
-        return is_("benchmark", f"facts in the format of {name}", array or facts, problem=_ROWS if array else None)
-    if {"prompt", "target"} <= row.keys():
-        return is_(
-            "facts", "a file of facts", array or shell("workbench", "facts", "check", typed), problem=_ROWS if array else None
+
+
+class _File(_Named):
+    """A file, by its suffix and first bytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with path.open("rb") as stream:
+            self.start = stream.read(_HEAD)
+        self.stem = brick_name(path.with_suffix(""))
+
+    def thing(self) -> Thing | None:
+        """Return what the file is."""
+        path, typed, suffix = self.path, self.typed, self.path.suffix.lower()
+        if self.start.startswith(_LFS):
+            pull = f"git -C {shell(relative(path.parent))} lfs pull"
+            return self.is_("lfs", "a Git LFS pointer", pull, problem="Fetch the file:")
+        if path.name in (CONFIG, ADAPTER, CARD, INDEX, "trainer_state.json", "run.json") or suffix == ".safetensors":
+            whole = look(path.absolute().parent)
+            problem = (whole.problem if whole else None) or "Name its folder:"
+            return whole.model_copy(update={"says": f"a file of {whole.says}", "problem": problem}) if whole else None
+        if self.start.startswith(b"GGUF"):
+            new = shell("workbench", "recipe", "new", f"from-{self.stem}", "--base", typed)
+            return self.is_("gguf", "a model in GGUF", shell("workbench", "chat", typed), new)
+        if path.name.endswith(".neuron.pth"):
+            return self.is_("lape", "neurons of LAPE", f"workbench analyze import {shell(typed)} --base BASE -o DIR")
+        if suffix in _PICKLES and _STATE.fullmatch(path.name):
+            return self.is_("state", "the state of a trainer", problem="It is not needed, and never opened.")
+        if suffix in _PICKLES:
+            return self.is_("pickle", "a pickle file", things.convert_command(relative(path.parent)), problem=_TRUSTED)
+        if suffix == ".onnx":
+            return self.is_("onnx", "a model for ONNX", problem=_ONNX)
+        if suffix in (".csv", ".tsv"):
+            tab = ", delimiter='\\t'" if suffix == ".tsv" else ""
+            rows = f"csv.DictReader(open({typed!r}, encoding='utf-8-sig', newline=''){tab})"
+            return self.is_("csv", "a table of comma-separated values", self._lines(rows, "csv, "), problem=_ROWS)
+        if suffix == ".parquet":
+            return self.is_(
+                "table", "a table", self._lines(f"datasets.Dataset.from_parquet({typed!r})", "datasets, "), problem=_ROWS
+            )
+        if suffix in (".yaml", ".yml"):
+            return self._yaml(self.start.decode("utf-8", "replace"))
+        return self._json(self.start.decode("utf-8-sig", "replace")) if suffix in (".json", ".jsonl") else None
+
+    def _lines(self, rows: str, modules: str = "") -> str:
+        """Return the command that writes rows as one JSON object a line."""
+        to = (
+            self.path.with_suffix(".jsonl")
+            if self.path.suffix != ".jsonl"
+            else self.path.with_name(f"{self.path.stem}-rows.jsonl")
         )
-    items, texts = row.keys() & _ITEMS, row.keys() & _TEXTS
-    if not items and not texts:
-        return None
-    if is_list or is_object:
-        listed = _lines_of(f"json.load(open({typed!r}, encoding='utf-8'))", path) if is_list else None
-        return is_("array", "a JSON list of rows" if is_list else "one JSON object", *filter(None, [listed]), problem=_ROWS)
-    if items:
-        kind = "choice" if "choices" in row else "exact"
-        new = shell("workbench", "suite", "new", brick_name(path.with_suffix("")), "--data", typed, "--kind", kind)
-        return is_("items", "a file of items to score", new)
-    train = shell("workbench", "brick", "train", brick_name(path.with_suffix("")), "--data", typed, "--base", "BASE")
-    return is_("texts", "a file of training rows", train)
+        return f"python -c {shell(f'import {modules}json; [print(json.dumps(row)) for row in {rows}]')} > {shell(relative(to))}"
+
+    def _yaml(self, text: str) -> Thing | None:
+        """Return what a YAML file is, by its top-level keys, which are found if it is not valid YAML, too."""
+        keys, typed = set(re.findall(r"^([A-Za-z_]\w*)[ \t]*:", text, re.MULTILINE)), shell(self.typed)
+        if keys & {"merge_method", "gate_mode"} or keys >= {"slices", "dtype"} or keys >= {"models", "dtype"}:
+            to = f"recipes/{self.stem}{'-imported' * (self.path.absolute().parent.name == 'recipes')}.yaml"
+            return self.is_("mergekit", "a file for mergekit", f"workbench recipe import {typed} -o {shell(to)}")
+        if {"suite", "tasks"} <= keys:
+            return self.is_(
+                "suite", "a suite of tasks", f"workbench suite show {typed}", f"workbench eval RECIPE --suite {typed}"
+            )
+        if keys & {"task", "group"} and keys & {"output_type", "doc_to_text", "dataset_path", "custom_dataset", "include"}:
+            task = shell(top_scalars(text).get("task", "TASK"))
+            return self.is_("task", "a task of lm-eval", f"workbench recipe new {self.stem} --task {task}")
+        for tool, key in (("LLaMA-Factory", "finetuning_type"), ("axolotl", "base_model"), ("torchtune", "checkpointer")):
+            if key in keys:
+                out = top_scalars(text).get("output_dir", "DIR")
+                what, problem = f"a configuration of {tool}", "Train with it, and use its output:"
+                return self.is_("training", what, shell("workbench", "open", out), problem=problem)
+        if "steps" in keys or keys >= {"base", "bricks"}:
+            return self.is_("recipe", "a recipe", f"workbench plan {typed}", f"workbench run {typed}")
+        is_fact = re.search(r"^- \{?\s*(prompt|id|subject):", text, re.MULTILINE)
+        return self.is_("facts", "a file of facts", f"workbench facts check {typed}") if is_fact else None
+
+    def _json(self, text: str) -> Thing | None:
+        """Return what a JSON file is, by the keys of its object or of its first row."""
+        is_list, typed = text.lstrip().startswith("["), shell(self.typed)
+        first = text.lstrip().removeprefix("[").lstrip()
+        row: Any = dict.fromkeys(re.findall(r'"(\w+)"\s*:', first[:4096]))  # of a row that is longer than what was read
+        is_object = not is_list and self.path.suffix == ".json"
+        try:
+            row, end = json.JSONDecoder().raw_decode(first)
+            is_object = not is_list and not first[end:].strip()
+        except (ValueError, RecursionError):
+            pass
+        if not isinstance(row, dict):
+            return None
+        if self.path.name.startswith("samples_") or {"doc_id", "filtered_resps"} <= row.keys():
+            return self.is_("lm-eval", "items of an lm-eval run", f"workbench scores import {typed}")
+        if is_object and "results" in row and row.keys() & {"configs", "versions", "n-shot"}:
+            return look(self.path.absolute().parent)
+        name, is_fact = things.benchmark_of(row), {"prompt", "target"} <= row.keys()
+        others = row.keys() & {
+            "choices",
+            "question",
+            "answer",
+            "gold",
+            "messages",
+            "conversations",
+            "completion",
+            "text",
+            "response",
+        }
+        if not (name or is_fact or others):
+            return None
+        if is_list and (self.path.suffix == ".jsonl" or not (name or is_fact)):
+            lines = self._lines(f"json.load(open({self.typed!r}, encoding='utf-8'))")
+            return self.is_("array", "a JSON list of rows", lines, problem=_ROWS)
+        if name:
+            to = shell(relative(self.path.with_name(f"{self.path.stem}-facts.jsonl")))
+            return self.is_("benchmark", f"facts in the format of {name}", f"workbench facts import {typed} -o {to}")
+        if is_fact:
+            return self.is_("facts", "a file of facts", f"workbench facts check {typed}")
+        if row.keys() & {"choices", "question", "answer", "gold"}:
+            kind = "choice" if "choices" in row else "exact"
+            return self.is_(
+                "items", "a file of items to score", f"workbench suite new {self.stem} --data {typed} --kind {kind} --base BASE"
+            )
+        return self.is_("texts", "a file of training rows", f"workbench brick train {self.stem} --data {typed} --base BASE")

@@ -104,7 +104,10 @@ class _Commands(TyperGroup):
         """Return the command; the error for a word of another tool names the command for it."""
         if args[0] in _ELSEWHERE:
             meant = re.sub(
-                r"\b(RECIPE|FILE|PATH|NAME|BRICK)\b", lambda m: shell((args[1:] or [m[1]])[0]), _ELSEWHERE[args[0]], count=1
+                r"\b(RECIPE|FILE|PATH|NAME|BRICK)\b",
+                lambda m: shell(*args[1:2]) if args[1:2] and args[1][0] != "-" else m[1],
+                _ELSEWHERE[args[0]],
+                count=1,
             )
             ctx.fail(f"No such command '{args[0]}'. Did you mean `workbench {meant}`?")
         return super().resolve_command(ctx, args)

@@ -73,7 +73,7 @@ def refuse_foreign(path: Path, label: str, shown: str | Path | None = None) -> N
     if any((path / name).is_file() for name in (SINGLE, INDEX)):
         return
     thing = look(path)
-    if thing is not None and thing.kind not in ("checkpoint", "adapter"):
+    if thing is not None and thing.kind not in ("checkpoint", "adapter", "brick", "run", "project"):
         raise WorkbenchError(f"{label}: {shown or path} is {thing.says}; expected {SINGLE}", thing.hint)
 
 
