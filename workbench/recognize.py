@@ -74,8 +74,13 @@ def look(path: Path) -> Thing | None:
         return None
 
 
-def suggestion(path: Path) -> str:
-    """Return a sentence with the folders that a path may mean: below it, above it, or of a similar name; empty if there are none."""
+def suggestion(path: Path, start: Path | None = None) -> str:
+    """Return a sentence with the places that a path may mean: below it, above it, or of a similar name; empty if there are none.
+
+    Args:
+        path: The path.
+        start: Folder that the user's paths start from; None for the working directory.
+    """
     if path.is_dir():
         places = [*sorted(inner for inner in path.iterdir() if inner.is_dir()), path.resolve().parent]
         found = [place for place in places if any((place / name).is_file() for name in (ADAPTER, CONFIG, CARD))]
@@ -84,7 +89,7 @@ def suggestion(path: Path) -> str:
         wrong, *rest = path.absolute().relative_to(top).parts
         near = get_close_matches(wrong, [inner.name for inner in top.iterdir()], n=2, cutoff=0.6)
         found = [place if (place := (top / name).joinpath(*rest)).exists() else top / name for name in near]
-    return f"Did you mean {' or '.join(shell(relative(place)) for place in found[:3])}?" if found else ""
+    return f"Did you mean {' or '.join(repr(str(relative(place, start))) for place in found[:3])}?" if found else ""
 
 
 class _Named:
@@ -147,7 +152,7 @@ class _Folder(_Named):
 
     def _pointers(self) -> Thing | None:
         weights = [self.path / name for name in self.names if name.endswith((".safetensors", ".gguf", *_PICKLES))]
-        if any(file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS) for file in weights):
+        if any(file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS) for file in weights):
             pull = f"git -C {shell(self.typed)} lfs pull"
             return self.is_("lfs", "a clone with Git LFS pointers in place of its weights", pull, problem="Fetch the weights:")
         return None
@@ -168,8 +173,9 @@ class _Folder(_Named):
         if things.ADAPTER_WEIGHTS in self.names:
             return self.is_("adapter", says, self._new(base), shell("workbench", "brick", "show", typed))
         if "adapter_model.bin" in self.names:
-            stem, load = f"{typed}/adapter_model", "map_location='cpu', weights_only=True"
-            code = f"import torch, safetensors.torch as s; t = torch.load({stem + '.bin'!r}, {load}); s.save_file(t, {stem + '.safetensors'!r})"
+            old, new = (json.dumps(f"{typed}/adapter_model.{suffix}") for suffix in ("bin", "safetensors"))
+            load = f'torch.load({old}, map_location="cpu", weights_only=True)'
+            code = f"import torch, safetensors.torch as s; s.save_file({load}, {new})"
             says = f"{says} as adapter_model.bin (pickles are never opened)"
             return self.is_("pickle", says, f"python -c {shell(code)}", problem=_TRUSTED)
         return self._saves()
@@ -195,16 +201,16 @@ class _Folder(_Named):
     def _model(self) -> Thing | None:
         quantized = self.config.get("quantization")
         if isinstance(quantized, dict) and "bits" in quantized:
-            says, problem = (
-                f"a model that MLX quantized to {quantized['bits']} bits",
-                "Undo it, or use the model that it was made from:",
-            )
+            says = f"a model that MLX quantized to {quantized['bits']} bits"
+            problem = "Undo it, or use the model that it was made from:"
             return self.is_("mlx", says, things.mlx_command(self.path), problem=problem)
         if self._weights:
-            says = f"a {self.config.get('model_type', 'transformers')} model{self._made}"
+            beside = " with its adapter beside it" if self.adapter else ""
+            says = f"a {self.config.get('model_type', 'transformers')} model{beside}{self._made}"
             new = shell("workbench", "recipe", "new", f"from-{brick_name(self.path)}", "--base", self.typed)
             made = [shell("workbench", "recipe", "import", f"{self.typed}/{MERGED}")] if MERGED in self.names else []
-            return self.is_("checkpoint", says, shell("workbench", "chat", self.typed), *made, new, self._new())
+            brick = [] if self.adapter else [self._new()]
+            return self.is_("checkpoint", says, shell("workbench", "chat", self.typed), *made, new, *brick)
         if CARD in self.names:
             return self.is_("brick", "a brick with a card", shell("workbench", "brick", "show", self.typed))
         files = self._like(r".*\.gguf")
@@ -216,36 +222,26 @@ class _Folder(_Named):
         if any(name.startswith("samples_") for name in found):
             return self.is_("lm-eval", "results of lm-eval", shell("workbench", "scores", "import", self.typed))
         again = "lm_eval --model hf --model_args pretrained=MODEL --tasks TASK --output_path DIR --log_samples"
-        problem = "Its means cannot be compared item by item. Let lm_eval write the items, too:"
-        return (
-            self.is_("lm-eval", "results of lm-eval without items (samples_*.jsonl)", again, problem=problem) if found else None
-        )
+        problem, says = "Let lm_eval write the items, too:", "results of lm-eval without items (samples_*.jsonl)"
+        return self.is_("lm-eval", says, again, problem=problem) if found else None
 
     def _saves(self) -> Thing | None:
         saves = sorted((int(match[1]), name) for name in self.names if (match := SAVED.fullmatch(name)))
         if not saves:
             return None
-        last = look(self.path / saves[-1][1])
-        says = f"the output of a training with {len(saves)} saves and no final model, the last in {saves[-1][1]}"
-        return self.is_(
-            "saves", says, *(last.commands if last else ()), problem=f"Name a save, such as {self.typed}/{saves[-1][1]}:"
-        )
+        place = saves[-1][1]
+        commands = last.commands if (last := look(self.path / place)) else ()
+        says = f"the output of a training with {len(saves)} saves and no final model, the last in {place}"
+        return self.is_("saves", says, *commands, problem=f"Name a save, such as {self.typed}/{place}:")
 
     def _rest(self) -> Thing | None:
-        inner = [
-            name for name in sorted(self.names) if any((self.path / name / file).is_file() for file in (ADAPTER, CONFIG, CARD))
-        ]
         if pickles := [name for name in sorted(self.names) if name.endswith(_PICKLES) and not _STATE.fullmatch(name)]:
             says = f"a folder that has pickle files only ({', '.join(pickles[:3])}), which are never opened"
             problem = f"{things.TOKENIZER_TOO} {_TRUSTED}"
             return self.is_("pickle", says, things.convert_command(Path(self.typed)), problem=problem)
         if self._like(r"(.*\.)?onnx"):
             return self.is_("onnx", "a model for ONNX", problem=_ONNX)
-        if inner:
-            last = look(self.path / inner[0])
-            problem = f"Name one of them ({', '.join(inner[:4])}{' …' if len(inner) > 4 else ''}):"
-            return self.is_("models", f"a folder of {len(inner)} models", *(last.commands if last else ()), problem=problem)
-        if self.names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
+        if self.names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"} and not self._like(r".*\.safetensors"):
             return self.is_("tokenizer", "a tokenizer", problem="It has no weights. Copy it into the folder of its model.")
         return None
 
@@ -281,13 +277,9 @@ class _File(_Named):
         if suffix == ".onnx":
             return self.is_("onnx", "a model for ONNX", problem=_ONNX)
         if suffix in (".csv", ".tsv"):
-            tab = ", delimiter='\\t'" if suffix == ".tsv" else ""
-            rows = f"csv.DictReader(open({typed!r}, encoding='utf-8-sig', newline=''){tab})"
+            tab = ', delimiter="\\t"' if suffix == ".tsv" else ""
+            rows = f'csv.DictReader(open({json.dumps(typed)}, encoding="utf-8-sig", newline=""){tab})'
             return self.is_("csv", "a table of comma-separated values", self._lines(rows, "csv, "), problem=_ROWS)
-        if suffix == ".parquet":
-            return self.is_(
-                "table", "a table", self._lines(f"datasets.Dataset.from_parquet({typed!r})", "datasets, "), problem=_ROWS
-            )
         if suffix in (".yaml", ".yml"):
             return self._yaml(self.start.decode("utf-8", "replace"))
         return self._json(self.start.decode("utf-8-sig", "replace")) if suffix in (".json", ".jsonl") else None
@@ -356,7 +348,7 @@ class _File(_Named):
         if not (name or is_fact or others):
             return None
         if is_list and (self.path.suffix == ".jsonl" or not (name or is_fact)):
-            lines = self._lines(f"json.load(open({self.typed!r}, encoding='utf-8'))")
+            lines = self._lines(f'json.load(open({json.dumps(self.typed)}, encoding="utf-8"))')
             return self.is_("array", "a JSON list of rows", lines, problem=_ROWS)
         if name:
             to = shell(relative(self.path.with_name(f"{self.path.stem}-facts.jsonl")))

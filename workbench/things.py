@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,9 +60,8 @@ def retyped(name: str) -> str | None:
     """
     if match := re.fullmatch(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)|hf://(?:models/)?(.+)", name):
         parts = re.split(r"[?#]", match[1] or match[2])[0].strip("/").split("/")
-        revision = (
-            f"@{parts[3]}" if parts[2:3] in (["tree"], ["blob"], ["resolve"]) and parts[3:] != ["main"] and parts[3:] else ""
-        )
+        branch = parts[3] if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") else "main"
+        revision = "" if branch == "main" else f"@{branch}"
         return "/".join(parts[:2]) + revision if parts[0] not in ("datasets", "spaces") and len(parts) > 1 else None
     if name.startswith("file:"):
         return re.sub(r"%([0-9A-Fa-f]{2})", lambda m: chr(int(m[1], 16)), re.sub(r"^file:(//(localhost)?)?", "", name))
@@ -112,6 +112,17 @@ def convert_command(path: Path, more: str = "", options: str = "", then: str = "
         path = Path(str(fields_of(path / HEADERS_ONLY).get("repository", path)))
     kind = first if whole else "AutoModelForCausalLM"
     return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
+
+
+def resized_command(adapter: Path, base: str, rows: int) -> str:
+    """Return the shell command that bakes an adapter with rows of added tokens into its base, with its tokenizer."""
+    typed, out = json.dumps(str(relative(adapter))), json.dumps(f"{relative(adapter)}-baked")
+    load = f"m = M.from_pretrained({json.dumps(base)}); m.resize_token_embeddings({rows})"
+    save = f"P.from_pretrained(m, {typed}).merge_and_unload().save_pretrained({out}); T.from_pretrained({typed}).save_pretrained({out})"
+    code = (
+        f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; from peft import PeftModel as P; {load}; {save}"
+    )
+    return f"python -c {shell(code)}"
 
 
 def mlx_command(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from worlds.commands import call, document, refused
+from worlds.commands import call, document, refused, run
 from worlds.project import Project
 from worlds.trainers import FILES, TREES
 
@@ -41,7 +41,7 @@ def work(command: str, project: Project) -> None:
     elif words[:3] == ["python", "-m", "deepspeed.utils.zero_to_fp32"]:
         assert (project.path / words[3] / "zero_to_fp32.py").is_file()
     elif words[0] == "workbench":
-        call(*["plan" if word == "chat" else "base" if word == "BASE" else word for word in words[1:]])
+        run(*["plan" if word == "chat" else "base" if word == "BASE" else word for word in words[1:]], code=(0, 3))
         if words[1:3] == ["recipe", "new"]:
             assert document("plan", words[3])["problems"] == []
     else:
@@ -154,16 +154,16 @@ def test_names_of_other_systems(name: str, project: Project, cwd: Path) -> None:
 def test_places_of_this_project(project: Project, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs, models, names, `~`, the hub's cache; what is not there gets the nearest place, what is unknown is said to be."""
     project.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n", "mine.yaml")
-    run = document("run", "mine")["run"]
-    assert opened(run)["kind"] == "run"
+    made = document("run", "mine")["run"]
+    assert opened(made)["kind"] == "run"
     assert opened("mine")["kind"] == "recipe"
     assert opened(f"file://{cwd}/bricks/one")["kind"] == "adapter"
     monkeypatch.setenv("HOME", str(cwd))
     assert opened("~/bricks/full")["kind"] == "checkpoint"
     assert opened(".")["kind"] == "project"
     assert "a file of an adapter" in opened("bricks/one/adapter_config.json", usable=False)["says"]
-    assert refused("open", "bricks/oen").hint == "Did you mean bricks/one?"
-    assert refused("open", "brikcs/one").hint == "Did you mean bricks/one?"
+    assert refused("open", "bricks/oen").hint == "Did you mean 'bricks/one'?"
+    assert refused("open", "brikcs/one").hint == "Did you mean 'bricks/one'?"
     (cwd / "empty").mkdir()
     assert "of no kind that is known here" in refused("open", "empty").message
     shutil.copytree(cwd / "bricks" / "one", cwd / "outer" / "inner")
@@ -175,9 +175,9 @@ def test_places_of_this_project(project: Project, cwd: Path, monkeypatch: pytest
 
 def test_a_run_as_a_brick_names_its_model(project: Project, cwd: Path) -> None:
     project.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n", "mine.yaml")
-    run = document("run", "mine")["run"]
-    error = refused("plan", str(project.write(f"bricks: {{b: {run}}}\nsteps: [{{merge: average}}]\n")))
-    assert error.hint == f"Did you mean {run}/model?"
+    made = document("run", "mine")["run"]
+    error = refused("plan", str(project.write(f"bricks: {{b: {made}}}\nsteps: [{{merge: average}}]\n")))
+    assert error.hint == f"Did you mean '{made}/model'?"
 
 
 # -- names that wrappers of a training leave in files
@@ -274,5 +274,5 @@ def test_duplicates_are_dropped_on_request(project: Project, cwd: Path) -> None:
     Path("items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     new = ["suite", "new", "mine", "--data", "items.jsonl", "--kind", "exact", "--base", "base"]
     assert "--drop-duplicates keeps the first row" in (refused(*new).hint or "")
-    made = json.loads(call(*new, "--drop-duplicates", "--json", code=(0, 3)).stdout)
+    made = json.loads(run(*new, "--drop-duplicates", "--json", code=3).stdout)
     assert (made["items"], made["dropped"]) == (2, 1)

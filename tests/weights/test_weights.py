@@ -135,7 +135,7 @@ def spoil(action: str, path: Path) -> None:
         ("no JSON", "is not an index of safetensors files"),
         ("no map", "is not an index of safetensors files"),
         ("pytorch_model.bin", "has pickle files only (pytorch_model.bin), which are never opened; expected model.safetensors"),
-        ("model-q4.gguf", "has a GGUF file (model-q4.gguf); expected model.safetensors"),
+        ("model-q4.gguf", "no model.safetensors in"),
         ("nothing", "no model.safetensors in"),
     ],
 )

@@ -45,7 +45,8 @@ def _looked(path: Path) -> Thing:
         try:
             check_config(fields_of(path / ADAPTER), thing.says)
         except WorkbenchError as error:
-            return thing.model_copy(update={"problem": f"{error.message}. {error.hint or ''}".rstrip(), "commands": []})
+            problem = f"{error.message.removeprefix(f'{thing.says}: ')}. {error.hint or ''}"
+            return thing.model_copy(update={"problem": problem.rstrip(), "commands": []})
     return thing
 
 

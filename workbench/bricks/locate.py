@@ -92,13 +92,13 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     if local.exists():
         require_whole(local.resolve())
         return local.resolve(), None
-    forced = reference.startswith(("./", "../", "~", "/"))
+    forced = reference.startswith(("./", "../", "~", "/")) or retyped(reference)
     if forced or local.suffix == SUFFIX or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
-        raise _missing(reference, local, what)
+        raise _missing(reference, local, what, project)
     return hub.directory(name, revision or None, what, project)
 
 
-def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
+def _missing(reference: str, local: Path, what: str, project: Path) -> WorkbenchError:
     if reference == STARTER:
         return WorkbenchError(
             f"{what}: the starter base ({reference}) is not downloaded yet", "Run `workbench brick fetch starter`."
@@ -106,7 +106,7 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
     meant = retyped(reference)
     return WorkbenchError(
         f"{what}: no such {'file' if local.suffix == SUFFIX else 'directory'}: {reference}",
-        f"Write {meant}." if meant else suggestion(local) or "Paths are relative to the project folder.",
+        f"Write {meant}." if meant else suggestion(local, project) or "Paths are relative to the project folder.",
     )
 
 
@@ -148,7 +148,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
         refuse_foreign(path if is_neuron_set(path) or card is None else files, what, ref.target)
         raise WorkbenchError(
             f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
-            suggestion(files) or "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
+            suggestion(files, project) or "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
         )
     wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
     if wanted and wanted not in kinds:

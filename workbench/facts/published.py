@@ -300,7 +300,7 @@ def read_all(path: Path, label: str) -> Published:
 
 def _read(path: Path, label: str) -> Published:
     """Read every fact of a file in the project's own format or a published one."""
-    with expecting(path, "a file of facts", "facts", "benchmark"):
+    with expecting(path, "a file of facts", "facts", "benchmark", *(["array"] if path.suffix == ".json" else [])):
         return _converted(read_rows(path, label, EXPECTED))
 
 

@@ -327,7 +327,9 @@ def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path
         return error
     return error.reworded(
         f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
-        "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
+        error.hint
+        if "python -c" in (error.hint or "")
+        else "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
         f"tokenizer, then use `checkpoint: DIR` with `tokenizer: {{source: union}}` or `{{source: {name}}}`.",
     )
 

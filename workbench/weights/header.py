@@ -17,6 +17,7 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write, scratch_beside
 from workbench.identity import FileIdentity, settled_identity
+from workbench.recognize import look
 from workbench.things import CONFIG, HEADERS_ONLY, TOKENIZER_TOO, convert_command, fields_of, mlx_command
 from workbench.weights.specs import DTYPES, TensorSpec
 
@@ -340,9 +341,10 @@ def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[
         size = identity.size if identity else os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
+            thing = look(file) if size < 1024 else None
             raise WorkbenchError(
                 f"{file}: not a safetensors file (a header of {length:,} bytes in a file of {size:,} bytes)",
-                "The download may be incomplete: download the file again.",
+                thing.hint if thing and thing.kind == "lfs" else "The download may be incomplete: download the file again.",
             )
         text = stream.read(length)
     hint = "Download the file again."
