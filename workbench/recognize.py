@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from workbench.yamltree import top_scalars
 
 MERGED = "mergekit_config.yml"
 _HEAD = 1 << 16
+_COMPARED = 500  # names of a folder that are compared with a misspelt one
 _LFS = b"version https://git-lfs"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _STATE = re.compile(
@@ -81,14 +82,16 @@ def suggestion(path: Path, start: Path | None = None) -> str:
         path: The path.
         start: Folder that the user's paths start from; None for the working directory.
     """
-    if path.is_dir():
-        places = [*sorted(inner for inner in path.iterdir() if inner.is_dir()), path.resolve().parent]
-        found = [place for place in places if any((place / name).is_file() for name in (ADAPTER, CONFIG, CARD))]
-    else:
-        top = next(place for place in path.absolute().parents if place.is_dir())
-        wrong, *rest = path.absolute().relative_to(top).parts
-        near = get_close_matches(wrong, [inner.name for inner in top.iterdir()], n=2, cutoff=0.6)
-        found = [place if (place := (top / name).joinpath(*rest)).exists() else top / name for name in near]
+    found: list[Path] = []
+    with suppress(OSError):  # of a folder that may not be read
+        if path.is_dir():
+            places = [*sorted(inner for inner in path.iterdir() if inner.is_dir()), path.resolve().parent]
+            found = [place for place in places if any((place / name).is_file() for name in (ADAPTER, CONFIG, CARD))]
+        else:
+            top = next(place for place in path.absolute().parents if place.is_dir())
+            wrong, *rest = path.absolute().relative_to(top).parts
+            near = get_close_matches(wrong, sorted(inner.name for inner in top.iterdir())[:_COMPARED], n=2, cutoff=0.6)
+            found = [place if (place := (top / name).joinpath(*rest)).exists() else top / name for name in near]
     return f"Did you mean {' or '.join(repr(str(relative(place, start))) for place in found[:3])}?" if found else ""
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, core_schema
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.recognize import suggestion
 from workbench.yamltree import NUMBER, Mark, read_tree
 from workbench.yamltree import KeyPath as KeyPath
 
@@ -201,8 +202,7 @@ def _text(path: Path, label: str) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise InvalidRecipeError(f"{label}: no such file", nearest(path.name, names) if names else None) from None
+        raise InvalidRecipeError(f"{label}: no such file", suggestion(path) or None) from None
     except IsADirectoryError:
         raise InvalidRecipeError(f"{label}: is a directory, expected a YAML file") from None
     if len(raw) > MAX_BYTES:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.evaluate.gate import LOCALDATA
 from workbench.evaluate.suitecheck import SuiteReport
 from workbench.facts.facts import joined
 from workbench.files import write_bytes
-from workbench.recognize import expecting
+from workbench.recognize import expecting, suggestion
 from workbench.results import Number, Part, absent
 from workbench.scores.suite import SUITE_NAME
 
@@ -221,8 +221,7 @@ def _tokens(rows: Sequence[_Row]) -> int:
 def _rows(data: Path, kind: Kind, cluster: str | None, drop: bool) -> tuple[list[_Row], str, int]:
     """Return the rows as the task reads them, the field of the suite that holds their clusters, and the number of dropped duplicates."""
     if not data.is_file():
-        near = [path.name for path in data.parent.glob("*.jsonl")] if data.parent.is_dir() else []
-        raise UsageError(f"{data}: no such file of items", nearest(data.name, near) if near else f"One row a line: {KINDS[kind]}")
+        raise UsageError(f"{data}: no such file of items", suggestion(data) or f"One row a line: {KINDS[kind]}")
     rows: list[_Row] = []
     problems: list[str] = []
     ids: dict[str, int] = {}

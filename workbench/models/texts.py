@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import Message, encode_pair, plain, turns
-from workbench.recognize import expecting
+from workbench.recognize import expecting, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,8 +184,7 @@ def _lines(path: Path, label: str, content: str) -> list[tuple[str, str]]:
     try:
         lines = jsondoc.text_of(path, label).split("\n")
     except FileNotFoundError:
-        names = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = nearest(path.name, names) if names else "Paths start at the project directory."
+        hint = suggestion(path) or "Paths start at the project directory."
         raise WorkbenchError(f"{label}: no such file of {content}", hint) from None
     return [(f"{label}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
