@@ -71,7 +71,7 @@ def look(path: Path) -> Thing | None:
     """Return what a file or folder is; None if that is not known, or it cannot be read."""
     try:
         return _Folder(path).thing() if path.is_dir() else _File(path).thing() if path.is_file() else None
-    except (OSError, RecursionError, WorkbenchError):
+    except (OSError, ValueError, RecursionError, WorkbenchError):  # a name that is not UTF-8 is a ValueError
         return None
 
 
@@ -267,7 +267,9 @@ class _File(_Named):
         if path.name in (CONFIG, ADAPTER, CARD, INDEX, "trainer_state.json", "run.json") or suffix == ".safetensors":
             whole = look(path.absolute().parent)
             problem = (whole.problem if whole else None) or "Name its folder:"
-            return whole.model_copy(update={"says": f"a file of {whole.says}", "problem": problem}) if whole else None
+            return (
+                whole.model_copy(update={"name": typed, "says": f"a file of {whole.says}", "problem": problem}) if whole else None
+            )
         if self.start.startswith(b"GGUF"):
             new = shell("workbench", "recipe", "new", f"from-{self.stem}", "--base", typed)
             return self.is_("gguf", "a model in GGUF", shell("workbench", "chat", typed), new)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from worlds.commands import call, document, refused, run
@@ -171,6 +172,21 @@ def test_places_of_this_project(project: Project, cwd: Path, monkeypatch: pytest
     for brick, meant in (("outer/notes", None), ("outer", "outer/inner"), ("outer/iner", "outer/inner")):
         error = refused("plan", str(project.write(f"bricks: {{b: {brick}}}\nsteps: [{{merge: average}}]\n")))
         assert (meant or "Expected a PEFT adapter") in (error.hint or "")
+
+
+def test_hub_ids(project: Project, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in the cache is looked at there, and its commands name the id; of another one the commands are those that would read it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cwd / "hub"))
+    snapshot = cwd / "hub" / "models--org--tuned" / "snapshots" / ("3f" * 20)
+    shutil.copytree(cwd / "bricks" / "one", snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    thing = opened("https://huggingface.co/org/tuned")
+    assert (thing["name"], thing["kind"]) == ("org/tuned", "adapter")
+    assert thing["says"].endswith(", in the hub's cache")
+    words = shlex.split(thing["commands"][0])
+    assert (words[3], words[-1]) == ("use-tuned", "tuned=org/tuned")
+    assert opened("org/other@v1")["commands"] == ["workbench plan org/other@v1", "workbench chat org/other@v1"]
 
 
 def test_a_run_as_a_brick_names_its_model(project: Project, cwd: Path) -> None:

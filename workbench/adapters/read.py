@@ -134,7 +134,7 @@ class Adapter:
             config = jsondoc.read_object(self.path / CONFIG, f"{self.label}: {self.path / CONFIG}", unique=True)
         except FileNotFoundError:
             raise WorkbenchError(f"{self.label}: no {CONFIG} in {self.path}") from None
-        with expecting(self.path, "an adapter of PEFT", "adapter", "pickle"):
+        with expecting(self.path, "an adapter of PEFT", "adapter", "pickle", "checkpoint"):
             check_kinds(config, f"{self.label}: {self.path / CONFIG}")
             check_config(config, self.label)
         return config

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from workbench.adapters.flavours import check_config
 from workbench.api.naming import find
 from workbench.bricks.header_folders import snapshot_with
 from workbench.errors import WorkbenchError, shell
+from workbench.project import relative
 from workbench.recognize import look, suggestion
 from workbench.run.opened import is_hub_id
-from workbench.things import ADAPTER, CARD, CONFIG, Thing, fields_of, retyped
+from workbench.things import ADAPTER, CARD, CONFIG, Thing, brick_name, fields_of, retyped
 
 
 def opened(name: str) -> Thing:
@@ -43,7 +45,7 @@ def _looked(path: Path) -> Thing:
         raise WorkbenchError(f"{path}: of no kind that is known here", hint or "`workbench open --help` lists what is known.")
     if thing.kind == "adapter":
         try:
-            check_config(fields_of(path / ADAPTER), thing.says)
+            check_config(fields_of((path if path.is_dir() else path.parent) / ADAPTER), thing.says)
         except WorkbenchError as error:
             problem = f"{error.message.removeprefix(f'{thing.says}: ')}. {error.hint or ''}"
             return thing.model_copy(update={"problem": problem.rstrip(), "commands": []})
@@ -56,7 +58,8 @@ def _on_hub(name: str) -> Thing:
     files = (ADAPTER, CONFIG, CARD)
     cached = next(filter(None, (snapshot_with(repository, revision or None, file) for file in files)), None)
     if cached is not None and (thing := look(cached)) is not None:
-        commands = [command.replace(str(cached), name) for command in thing.commands]
+        said = {str(relative(cached)): name, str(cached): name, cached.name: brick_name(Path(repository))}
+        commands = [re.sub("|".join(map(re.escape, said)), lambda found: said[found[0]], command) for command in thing.commands]
         return thing.model_copy(update={"name": name, "says": f"{thing.says}, in the hub's cache", "commands": commands})
     commands = [shell("workbench", "plan", name), shell("workbench", "chat", name)]
     return Thing(
