@@ -145,7 +145,7 @@ class _Folder(_Named):
             step = f"`- {{edit: scale_neurons, neurons: {self.typed}, factor: 0}}` to switch them off:"
             what, problem = "a set of neurons of the base, which has no weights of its own", f"Write {where} {step}"
             return self.is_("neurons", what, f"workbench brick show {typed}", problem=problem)
-        if "train.yaml" in self.names and not self.names & {CARD, ADAPTER}:
+        if "train.yaml" in self.names and not self.names & {ADAPTER, "checkpoint"}:
             return self.is_("untrained", "built on demand and is not trained yet", f"workbench brick train {typed}")
         recipe = shell(re.sub(r"-[0-9a-f]{8}$", "", self.path.resolve().name))
         for files, kind, says, commands in _OWN:
@@ -205,8 +205,8 @@ class _Folder(_Named):
         quantized = self.config.get("quantization")
         if isinstance(quantized, dict) and "bits" in quantized:
             says = f"a model that MLX quantized to {quantized['bits']} bits"
-            problem = "Undo it, or use the model that it was made from:"
-            return self.is_("mlx", says, things.mlx_command(self.path), problem=problem)
+            undo = shell("mlx_lm.convert", "--hf-path", self.typed, "--mlx-path", f"{self.typed}-dequantized", "--dequantize")
+            return self.is_("mlx", says, undo, problem="Undo it, or use the model that it was made from:")
         if self._weights:
             beside = " with its adapter beside it" if self.adapter else ""
             says = f"a {self.config.get('model_type', 'transformers')} model{beside}{self._made}"

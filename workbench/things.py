@@ -125,12 +125,6 @@ def resized_command(adapter: Path, base: str, rows: int) -> str:
     return f"python -c {shell(code)}"
 
 
-def mlx_command(path: Path) -> str:
-    """Return the shell command that undoes MLX's quantization."""
-    typed = relative(path)
-    return shell("mlx_lm.convert", "--hf-path", typed, "--mlx-path", f"{typed}-dequantized", "--dequantize")
-
-
 def brick_name(path: Path) -> str:
     """Return a valid brick name made from a directory's name, or from its parent's for a name that many have."""
     path = path.resolve()

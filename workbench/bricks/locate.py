@@ -145,7 +145,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     files = path / card.files if card else path
     kinds = [] if card and card.kind == "neurons" else kinds_of(files)
     if not kinds:
-        refuse_foreign(path if is_neuron_set(path) or card is None else files, what, ref.target)
+        refuse_foreign(files if files.is_dir() and not is_neuron_set(path) else path, what, ref.target)
         raise WorkbenchError(
             f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
             suggestion(files, project) or "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",

@@ -18,7 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import atomic_write, scratch_beside
 from workbench.identity import FileIdentity, settled_identity
 from workbench.recognize import look
-from workbench.things import CONFIG, HEADERS_ONLY, TOKENIZER_TOO, convert_command, fields_of, mlx_command
+from workbench.things import HEADERS_ONLY, TOKENIZER_TOO, convert_command
 from workbench.weights.specs import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -198,8 +198,8 @@ def dequantise(method: str | None, path: Path) -> str:
         return f"Dequantize it: {convert_command(path, f', {kind}', options)}  {TOKENIZER_TOO}"
     if method is not None and method.startswith("bitsandbytes"):
         return f"Dequantize it on a machine that can run bitsandbytes: {convert_command(path, then='.dequantize()')}  {TOKENIZER_TOO}"
-    if isinstance(fields_of(path / CONFIG).get("quantization"), dict):
-        return f"MLX quantized it. Undo it on a Mac, or use the model that it was made from: {mlx_command(path)}"
+    if (thing := look(path)) and thing.kind == "mlx":
+        return thing.hint
     return (
         "Use the model that it was quantized from (`base_model` in its README). transformers cannot undo this format exactly, "
         "so deltas would be taken from rounded weights."
