@@ -132,7 +132,7 @@ def brick_name(path: Path) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", named.name.lower()).strip("-._") or "brick"
 
 
-def fields_of(path: Path) -> dict[str, Any]:
+def fields_of(path: Path) -> dict[str, object]:
     """Return the fields of a JSON object; {} if the file is missing or damaged."""
-    found: dict[str, Any] = jsondoc.read_cached(path) or {}
+    found: dict[str, object] = jsondoc.read_cached(path) or {}
     return found

@@ -322,7 +322,7 @@ def _as_list(value: Any) -> list[Any] | None:
     return [{"id": name, **inner} for name, inner in value.items()] if named else [value]
 
 
-def _as_mapping(value: Any) -> dict[str, Any] | None:
+def _as_mapping(value: Any) -> dict[str, object] | None:
     """Return a list of texts, or of mappings with one key, as the mapping that was meant: a text is named by its last part."""
     if not isinstance(value, list) or not all(
         isinstance(entry, str) or (isinstance(entry, dict) and len(entry) == 1) for entry in value

@@ -164,7 +164,7 @@ def test_places_of_this_project(project: Project, cwd: Path, monkeypatch: pytest
     assert opened(".")["kind"] == "project"
     assert "a file of an adapter" in opened("bricks/one/adapter_config.json", usable=False)["says"]
     assert refused("open", "bricks/oen").hint == "Did you mean 'bricks/one'?"
-    assert refused("open", "brikcs/one").hint == "Did you mean 'bricks/one'?"
+    assert refused("open", "./brikcs/one").hint == "Did you mean 'bricks/one'?"
     (cwd / "empty").mkdir()
     assert "of no kind that is known here" in refused("open", "empty").message
     shutil.copytree(cwd / "bricks" / "one", cwd / "outer" / "inner")

@@ -17,7 +17,8 @@ from workbench.adapters.flavours import BLOCKS, SIZES, TUNERS, check_config, che
 from workbench.adapters.keys import Keys, sort_keys
 from workbench.errors import WorkbenchError
 from workbench.recognize import expecting, look
-from workbench.weights.header import Entry, read_header, unwrapped
+from workbench.weights.checkpoint import unwrapped
+from workbench.weights.header import Entry, read_header
 
 MAX_LENGTH = 10_000
 MAX_EXPRESSIONS = 256

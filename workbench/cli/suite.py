@@ -202,7 +202,8 @@ def new(
         raise UsageError(f"--role {role}: expected {', '.join(ROLES)}. {nearest(role, ROLES)}")
     project = _project()
     find_base(base, project)  # the check needs one, so without it nothing is written
-    made = new_suite(name, data, kind, project, cluster=cluster, role=role, force=force, drop=drop)  # type: ignore[arg-type]
+    flags = ["force"] * force + ["drop"] * drop
+    made = new_suite(name, data, kind, project, cluster=cluster, role=role, flags=flags)  # type: ignore[arg-type]
     report = check_suite(name, project, base)
     files = [str(relative(Path(file))) for file in made.files]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -133,8 +133,7 @@ def new_suite(
     *,
     cluster: str | None = None,
     role: str = "skill",
-    force: bool = False,
-    drop: bool = False,
+    flags: Collection[str] = (),
 ) -> NewSuite:
     """Write the files of a suite with one task.
 
@@ -145,8 +144,7 @@ def new_suite(
         project: Project folder, below which evals/ is written.
         cluster: Field of the rows that says which items belong together; default: "cluster" if a row has it.
         role: Role of the task in comparisons.
-        force: Replace the files of a suite of this name.
-        drop: Keep the first of several rows with the same question.
+        flags: "force" to replace the files of a suite of this name, "drop" to keep the first of several rows with the same question.
 
     Raises:
         WorkbenchError: If the name is taken or invalid, or a row is bad. The message names every bad row by file and line.
@@ -159,7 +157,7 @@ def new_suite(
     task_file, data_file = folder / "tasks" / f"{name}.yaml", folder / "tasks" / "data" / f"{name}.jsonl"
     suite_file, reader = folder / "suites" / f"{name}.yaml", folder / "tasks" / "localdata.py"
     with expecting(data, "a file of items", "items", "facts", "texts"):
-        rows, field, dropped = _rows(data, kind, cluster, drop)
+        rows, field, dropped = _rows(data, kind, cluster, "drop" in flags)
     chance = sum(1 / len(row["choices"]) for row in rows) / len(rows) if kind == "choice" else 0.0 if kind == "exact" else None
     described = f"{len(rows)} item{'s' if len(rows) > 1 else ''}"
     body = CHOICE if kind == "choice" else TEXT if kind == "text" else EXACT.format(tokens=_tokens(rows))
@@ -182,7 +180,7 @@ def new_suite(
     }
     # A file with this content is what an interrupted call has written.
     taken = [p for p, text in texts.items() if p.exists() and not (p.is_file() and p.read_bytes() == text.encode())]
-    if taken and not force:
+    if taken and "force" not in flags:
         shown = ", ".join(str(path.relative_to(project)) for path in taken)
         raise UsageError(f"{shown}: already exists", "Choose another name, or replace these files with --force.")
     if not reader.exists():

@@ -149,7 +149,7 @@ class _Builder:
 
     def _keep_added_tokens(self) -> None:
         """Give the recipe a `tokenizer` block if bricks add tokens to the base's and it has none, so that their rows are kept."""
-        fields, base, added = self.recipe.fields, self.checkpoint, list[str]()
+        fields, base, added = self.recipe.fields, self.checkpoint, list[str | None]()
         if fields.tokenizer or fields.output.form != "checkpoint" or self.whole or self.teachers:
             return
         try:
@@ -158,7 +158,8 @@ class _Builder:
                     added.append(added_tokens(name, brick.path, brick.checkpoint.specs, base.path, base.specs))
         except WorkbenchError:
             return  # a check reports it
-        if warnings := list(filter(None, added)):
+        warnings = list(filter(None, added))
+        if warnings and None not in added:
             self.recipe = replace(self.recipe, fields=fields.model_copy(update={"tokenizer": TokenizerFields(source="union")}))
             self.findings.warnings += warnings
 

@@ -282,14 +282,17 @@ def check_same_vocabulary(
 
 def added_tokens(
     name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
-) -> str:
-    """Return a warning about the tokens that a checkpoint brick adds to the base's, each with a row; empty if it differs otherwise or not."""
+) -> str | None:
+    """Return a warning about the tokens that a checkpoint brick adds to the base's, each with a row.
+
+    It is empty if both have as many rows, and None if they differ otherwise.
+    """
     tensor = next(iter(_vocabulary_tensors(base_specs)), "")
-    if tensor not in specs or specs[tensor].shape[0] <= base_specs[tensor].shape[0]:
+    if tensor not in specs or specs[tensor].shape[0] == base_specs[tensor].shape[0]:
         return ""
-    difference = _difference(path, base_path, f"brick '{name}'")
-    if not difference or difference.moved or difference.lacking or max(difference.extra.values()) >= specs[tensor].shape[0]:
-        return ""
+    difference, rows = _difference(path, base_path, f"brick '{name}'"), specs[tensor].shape[0]
+    if not difference or difference.moved or difference.lacking or max(difference.extra.values()) >= rows:
+        return None
     return (
         f"brick '{name}' has {difference}: their rows are kept, as `tokenizer: {{source: union}}` says. "
         f"`tokenizer: {{source: {name}}}` takes its chat template, too"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from workbench.recognize import look, suggestion
 from workbench.things import INDEX, SINGLE, convert_command
 from workbench.weights import kernels
 from workbench.weights.device import Staging
-from workbench.weights.header import Entry, check_config, dequantise, is_file_name, read_header, unwrapped
+from workbench.weights.header import Entry, check_config, dequantise, is_file_name, read_header
 from workbench.weights.packed import PackedSource, fold, gguf_entries, is_gguf, is_read
 from workbench.weights.specs import Source, TensorSpec, as_tensor, typed
 
@@ -274,6 +275,38 @@ class FileSource:
     @property
     def _label(self) -> str:
         return f"{self._owner.label}: {self._name}"
+
+
+_WRAPPED = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_PARALLEL = re.compile(r"module\.(?=(?:base_model|model|transformer|gpt_neox|backbone|lm_head|embed_out)\.)")
+
+
+def unwrapped(entries: Mapping[str, Entry], label: str, parts: re.Pattern[str] | None = None) -> dict[str, Entry]:
+    """Return tensors by their names without what wrappers of a training add to them.
+
+    These are `_orig_mod` (torch.compile) anywhere, and `module.` (data parallelism) if all names begin with it and with a model's root.
+
+    Args:
+        entries: The tensors.
+        label: Name of the model in messages.
+        parts: Pattern of names that end in `.default`, which is removed: PEFT's name for the adapter in a model in memory.
+
+    Raises:
+        WorkbenchError: If two tensors then have one name.
+    """
+    names = {name: _WRAPPED.sub("", name) for name in entries}
+    if all(_PARALLEL.match(name) for name in names.values()):
+        names = {name: short.removeprefix("module.") for name, short in names.items()}
+    if parts is not None:
+        names = {name: parts.sub(r"\1", short) for name, short in names.items()}
+    found: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        if names[name] in found:
+            raise WorkbenchError(
+                f"{label}: {name} and another tensor are both {names[name]}, without the prefixes of a training", "Save it again."
+            )
+        found[names[name]] = entry
+    return found
 
 
 def read_config(path: Path, label: str) -> dict[str, Any]:

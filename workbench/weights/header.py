@@ -290,38 +290,6 @@ class Entry:
         return self.start
 
 
-_WRAPPED = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
-_PARALLEL = re.compile(r"module\.(?=(?:base_model|model|transformer|gpt_neox|backbone|lm_head|embed_out)\.)")
-
-
-def unwrapped(entries: Mapping[str, Entry], label: str, parts: re.Pattern[str] | None = None) -> dict[str, Entry]:
-    """Return tensors by their names without what wrappers of a training add to them.
-
-    These are `_orig_mod` (torch.compile) anywhere, and `module.` (data parallelism) if all names begin with it and with a model's root.
-
-    Args:
-        entries: The tensors.
-        label: Name of the model in messages.
-        parts: Pattern of names that end in `.default`, which is removed: PEFT's name for the adapter in a model in memory.
-
-    Raises:
-        WorkbenchError: If two tensors then have one name.
-    """
-    names = {name: _WRAPPED.sub("", name) for name in entries}
-    if all(_PARALLEL.match(name) for name in names.values()):
-        names = {name: short.removeprefix("module.") for name, short in names.items()}
-    if parts is not None:
-        names = {name: parts.sub(r"\1", short) for name, short in names.items()}
-    found: dict[str, Entry] = {}
-    for name, entry in entries.items():
-        if names[name] in found:
-            raise WorkbenchError(
-                f"{label}: {name} and another tensor are both {names[name]}, without the prefixes of a training", "Save it again."
-            )
-        found[names[name]] = entry
-    return found
-
-
 def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[str, Entry]:
     """Read the header of a safetensors file.
 
