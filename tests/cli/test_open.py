@@ -169,7 +169,7 @@ def test_places_of_this_project(project: Project, cwd: Path, monkeypatch: pytest
     assert "of no kind that is known here" in refused("open", "empty").message
     shutil.copytree(cwd / "bricks" / "one", cwd / "outer" / "inner")
     (cwd / "outer" / "notes").mkdir()
-    for brick, meant in (("outer/notes", None), ("outer", "outer/inner"), ("outer/iner", "outer/inner")):
+    for brick, meant in (("outer/notes", None), ("outer", "outer/inner"), ("./outer/iner", "outer/inner")):
         error = refused("plan", str(project.write(f"bricks: {{b: {brick}}}\nsteps: [{{merge: average}}]\n")))
         assert (meant or "Expected a PEFT adapter") in (error.hint or "")
 
