@@ -155,17 +155,23 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 102_100,
+    "lines of the package": 102_820,
+    # 720 lines: files of other tools are known by one module, for `workbench open` and the hints of all readers; prefixes of wrappers and added
+    # tokens are read.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 471,
+    "files of the package": 475,
+    # Four: `workbench open` with what it knows of files of other tools.
     "lines of the tests": 70_500,
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 91_050,
+    "words of the documentation": 91_640,
+    # 590 words: which command takes which file of another tool, the page of `open`.
     # 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
     "fields of methods": 698,
-    "options of commands": 402,
-    "commands with --json": 46,
+    "options of commands": 404,
+    # `open --json`, `suite new --drop-duplicates`.
+    "commands with --json": 47,
+    # `open`.
     "[str, Any] in the package": 104,
 }
 

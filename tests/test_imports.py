@@ -23,7 +23,7 @@ from workbench.cli._failures import EXTRAS
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own; the root files that a line names count as one folder each.
 GROUPS = [
-    "errors lazy yamltree yamldoc jsondoc identity files results manifest events project trust http tables",
+    "errors lazy yamltree yamldoc jsondoc identity files results manifest events project trust http tables things recognize",
     "weights facts",
     "models",
     "adapters steps scores activations",

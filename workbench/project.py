@@ -24,6 +24,13 @@ def find_project(path: Path | None = None) -> Path:
     return next((d for d in (start, *start.parents) if (d / "recipes").is_dir() or (d / "pyproject.toml").is_file()), start)
 
 
+def relative(path: Path, start: Path | None = None) -> Path:
+    """Return a path relative to a folder, by default the current one, if it lies below it, else unchanged."""
+    here = (start or Path.cwd()).resolve()
+    inside = next((place for place in (path.resolve(), path.absolute()) if place.is_relative_to(here)), None)
+    return path if inside is None else inside.relative_to(here)
+
+
 def cache_of(project: Path) -> Path:
     """Return the folder of a project's cache.
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, core_schema
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.recognize import suggestion
 from workbench.yamltree import NUMBER, Mark, read_tree
 from workbench.yamltree import KeyPath as KeyPath
 
@@ -200,8 +202,7 @@ def _text(path: Path, label: str) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise InvalidRecipeError(f"{label}: no such file", nearest(path.name, names) if names else None) from None
+        raise InvalidRecipeError(f"{label}: no such file", suggestion(path) or None) from None
     except IsADirectoryError:
         raise InvalidRecipeError(f"{label}: is a directory, expected a YAML file") from None
     if len(raw) > MAX_BYTES:
@@ -281,7 +282,9 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
         known = context.get("known") or sorted(set().union(*map(_names, models)))
         return f"unknown field. {nearest(str(loc[-1]), known)}", None
     if kind == "missing":
-        return "required field is missing", None
+        types = [inner.model_fields[str(loc[-1])].annotation for inner in _innermost(model, loc) if loc[-1] in inner.model_fields]
+        only = next((get_args(kind)[0] for kind in types if get_origin(kind) is Literal and len(get_args(kind)) == 1), None)
+        return "required field is missing", None if only is None else f"Add the line `{loc[-1]}: {only}`."
     if kind == "union_tag_not_found" or kind == "union_tag_invalid":
         return f"expected a mapping with fields, found {_brief(value)}", None
     if kind == "string_pattern_mismatch":
@@ -296,7 +299,10 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
         "too_short": f"at least {context.get('min_length')} entries",
     }
     if kind in expected_kinds:
-        return f"expected {expected_kinds[kind]}, found {_brief(value)}", None
+        shape = {"tuple_type": _as_list, "list_type": _as_list, "dict_type": _as_mapping}.get(kind)
+        written = shape(value) if shape and loc else None
+        hint = f"Write `{dump({loc[-1]: written}, default_flow_style=True, width=math.inf).strip()[1:-1]}`." if written else None
+        return f"expected {expected_kinds[kind]}, found {_brief(value)}", hint
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").strip()
     if kind == "value_error":
         return message, None
@@ -306,6 +312,24 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
     elif isinstance(value, bool) and kind in ("int_type", "float_type"):
         hint = "YAML reads yes, no, on, off, true and false as booleans: write a number."
     return f"expected {message}, found {_brief(value)}", hint
+
+
+def _as_list(value: Any) -> list[Any] | None:
+    """Return a mapping as the list that was meant: one entry, or one for each name, which becomes its id."""
+    if not isinstance(value, dict):
+        return None
+    named = all(isinstance(inner, dict) for inner in value.values())
+    return [{"id": name, **inner} for name, inner in value.items()] if named else [value]
+
+
+def _as_mapping(value: Any) -> dict[str, object] | None:
+    """Return a list of texts, or of mappings with one key, as the mapping that was meant: a text is named by its last part."""
+    if not isinstance(value, list) or not all(
+        isinstance(entry, str) or (isinstance(entry, dict) and len(entry) == 1) for entry in value
+    ):
+        return None
+    entries = [{entry.rstrip("/").rpartition("/")[2].lower(): entry} if isinstance(entry, str) else entry for entry in value]
+    return {name: inner for entry in entries for name, inner in entry.items()}
 
 
 def _innermost(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseModel]]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.composer import Composer
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError, shell
 
 KeyPath = tuple[str | int, ...]
 Mark = tuple[int, int]
@@ -65,7 +65,9 @@ def read_tree(text: str, label: str) -> Tree:
         problem = error.problem or error.context or ""
         if "maximum nesting depth" in problem:
             raise InvalidRecipeError(f"{where} nested too deeply") from None
-        raise InvalidRecipeError(f"{where} not valid YAML: {problem}") from None
+        tabs = "\\t" in problem
+        hint = f"YAML is indented with spaces. Replace the tabs: `sed -i 's/\\t/  /g' {shell(label)}`" if tabs else None
+        raise InvalidRecipeError(f"{where} not valid YAML: {problem}", hint) from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         # The constructors of explicit tags (!!int x, !!timestamp y, !!binary z) raise the exceptions of Python's own functions.
         raise InvalidRecipeError(f"{label}: not valid YAML: {error}") from None

@@ -167,7 +167,8 @@ def test_an_adapter_is_bound_once_to_a_base_and_then_freed(lora: Path, llama: Pa
 def test_no_safetensors(lora: Path) -> None:
     (lora / WEIGHTS).rename(lora / "adapter_model.bin")
     with pytest.raises(
-        WorkbenchError, match=r"expected adapter_model\.safetensors in .*, found adapter_model\.bin \(pickles are never opened\)"
+        WorkbenchError,
+        match=r"expected adapter_model\.safetensors in .*, found .* as adapter_model\.bin \(pickles are never opened\)",
     ):
         Adapter(lora, "x")
     (lora / CONFIG).write_text("{", "utf-8")

@@ -20,7 +20,7 @@ from worlds.tiny import edit_json, save_adapter, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.run.materialize import materialize
-from workbench.weights.checkpoint import INDEX, SINGLE
+from workbench.things import INDEX, SINGLE
 
 ONE = "bricks: {one: one}\nsteps: [{merge: task_arithmetic}]\n"
 

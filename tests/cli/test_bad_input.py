@@ -182,5 +182,5 @@ def test_errors_have_message_hint_and_exit_code(project: Project) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert "error: brick 'two': no such directory: bricks/tow" in result.stderr
-    assert "hint: Did you mean 'two'?" in result.stderr
+    assert "hint: Did you mean 'bricks/two'?" in result.stderr
     assert "Traceback" not in result.stderr

@@ -50,6 +50,7 @@ COMMANDS = {
     "memory rm": "--runs-dir --trust-project-code",
     "memory update": "--device --quiet --runs-dir --target --trust-project-code",
     "methods": "--json --trust-project-code",
+    "open": "--json",
     "plan": "--device --json --max-points --runs-dir --set --sweep --threads --trust-project-code",
     "push": "--base --dry-run --json --licence --license --private --quiet --replace --revision --runs-dir --yes",
     "recipe check": "--max-points --set --sweep --trust-project-code",
@@ -74,7 +75,7 @@ COMMANDS = {
     "search": "--batch-size --budget --device --json --limit --log --log-project --out --port --quiet --runs-dir --set --trials --trust-project-code --verbose --watch",
     "suite check": "--base --json --limit --trust-project-code --verbose",
     "suite ls": "--json",
-    "suite new": "--base --cluster --data --force --json --kind --role --trust-project-code",
+    "suite new": "--base --cluster --data --drop-duplicates --force --json --kind --role --trust-project-code",
     "suite show": "--base --json --trust-project-code",
     "trust": "--remove",
 }

@@ -36,6 +36,8 @@ PROCESSES: list[list[tuple[str, set[str]]]] = [
         ("brick ls", set()),
         ("brick show bricks/one --card", set()),
         ("suite ls", set()),
+        ("open bricks/one", set()),
+        ("open mergekit.yaml", set()),
         ("trust .", set()),
     ],
     [("run spectral --device cpu", {"torch"}), ("recipe import mergekit.yaml", {"mergekit", "torch"})],

@@ -152,7 +152,7 @@ def test_good_facts(tmp_path: Path) -> None:
     assert [(f.prompt, f.continuation) for f in read_facts(tmp_path / "f.jsonl", "f")] == [("a is", " b"), ("x:\n", "y")]
     with pytest.raises(WorkbenchError, match=r"g\.jsonl: no such facts file") as caught:
         read_facts(tmp_path / "g.jsonl", "g.jsonl")
-    assert caught.value.hint == "Did you mean 'f.jsonl'?"
+    assert caught.value.hint == f"Did you mean '{tmp_path / 'f.jsonl'}'?"
 
 
 # -- edits of grown models

@@ -63,7 +63,9 @@ def test_answers_texts_clusters_and_roles(tmp_path: Path) -> None:
     assert data(tmp_path)[3]["answer"] == "6"
     assert load_suite("mine", tmp_path).roles == {"mine": "guarded"}
     assert "max_gen_toks: 10," in (tmp_path / "evals/tasks/mine.yaml").read_text(), "two bytes and room for eight tokens"
-    texts = made(tmp_path, [{"text": f"line {i}", "id": i, "book": i // 2} for i in range(4)], "text", cluster="book", force=True)
+    texts = made(
+        tmp_path, [{"text": f"line {i}", "id": i, "book": i // 2} for i in range(4)], "text", cluster="book", flags=["force"]
+    )
     assert (texts.clusters, texts.chance, load_suite("mine", tmp_path).primary) == (2, None, {"mine": "bits_per_byte"})
 
 

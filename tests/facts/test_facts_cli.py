@@ -223,7 +223,7 @@ def test_a_recipe_may_name_a_published_file(place: Project) -> None:
     ("arguments", "code", "message"),
     [
         (["check", "fact.jsonl"], 1, "fact.jsonl: no such facts file"),
-        (["check", "."], 1, ".: is a directory, expected a facts file"),
+        (["check", "."], 1, ".: expected a file of facts, found a project folder"),
         (["check", "facts.jsonl", "--recipe", "nope.yaml"], 2, "nope.yaml: no such file"),
         (["check", "facts.jsonl", "--recipe", "nope"], 2, "nope"),
         (["check", "facts.jsonl", "--model", "nowhere"], 2, "'nowhere': expected a recipe, a model directory or a hub id"),

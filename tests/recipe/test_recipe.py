@@ -170,7 +170,7 @@ def test_inputs_are_named_together(project: Project) -> None:
     assert lines[3] == "brick 'd': recipes/other.yaml has the base bricks/full, but this recipe has base"
     assert lines[4] == "brick 'e': no brick.yaml in bricks/two"
     assert lines[5].endswith("steps.0: facts.jsonl does not exist")
-    assert "Did you mean 'one'?" in (caught.value.hint or "")
+    assert "Did you mean 'bricks/one'?" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("chain", [["a"], ["a", "b"], ["a", "b", "c"]])

@@ -64,7 +64,7 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("a: 1", "utf-8")
     with pytest.raises(WorkbenchError, match="no such file") as caught:
         yamldoc.load(tmp_path / "recipes.yaml")
-    assert caught.value.hint == "Did you mean 'recipe.yaml'?"
+    assert caught.value.hint == f"Did you mean '{tmp_path / 'recipe.yaml'}'?"
     with pytest.raises(WorkbenchError, match="is a directory"):
         yamldoc.load(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("a: ä".encode("latin-1"))

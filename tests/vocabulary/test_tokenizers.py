@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from worlds.token_words import (
 from workbench.errors import WorkbenchError
 from workbench.models.identity import loaded_tokens_digest, tokenizer_digest
 from workbench.models.prompts import load_tokenizer
+from workbench.resolve.resolve import resolve
 from workbench.vocabulary.files import configured, generation_config
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load
@@ -203,11 +206,12 @@ def test_sentencepiece_only(tmp_path: Path, kind: str) -> None:
 
 def test_without_the_block(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
     """Sizes, the first tokens that differ, and the block to add."""
+    save_tuned(vocabularies / "base", tmp_path / "more", BASE, [*BASE[:-1], "x1", "y0"], seed=1)
     with pytest.raises(WorkbenchError) as caught:
-        words_project.resolve("bricks: {third: third}\nsteps: [{merge: average}]\n")
-    assert caught.value.message == (
-        "brick 'third': its vocabulary differs from the base's: model.embed_tokens.weight has 302 rows for 302 tokens, "
-        "the base's 300 for 300 tokens; 2 tokens that the base lacks ('x1' 300, 'y0' 301)"
+        words_project.resolve("bricks: {more: more, third: third}\nsteps: [{merge: average}]\n")
+    assert caught.value.message.splitlines()[0] == (
+        "brick 'more': its vocabulary differs from the base's: model.embed_tokens.weight has 301 rows for 301 tokens, "
+        "the base's 300 for 300 tokens; 2 tokens that the base lacks ('x1' 299, 'y0' 300); 1 token of the base missing ('w296' 299)"
     )
     assert "`tokenizer: {source: union}`" in str(caught.value.hint)
     words = [*BASE[:3], *reversed(BASE[3:])]
@@ -217,6 +221,52 @@ def test_without_the_block(words_project: Project, vocabularies: Path, tmp_path:
     save_tuned(vocabularies / "base", tmp_path / "renamed", BASE, [*BASE[:-1], "<im_start>"], seed=1)
     warned = words_project.resolve("bricks: {renamed: renamed}\nsteps: [{merge: average}]\n").warnings
     assert "1 token that the base lacks ('<im_start>' 299); 1 token of the base missing ('w296' 299)" in warned[0]
+
+
+def test_added_tokens_are_kept_without_the_block(words_project: Project) -> None:
+    """As with `tokenizer: {source: union}`, bit for bit; the plan says so, and controls have the same rows."""
+    text = "bricks: {third: third}\nsteps: [{merge: task_arithmetic, lambda: 0.5}]\n"
+    resolved = words_project.resolve(text)
+    explicit = words_project.resolve(
+        recipe("{source: union}", "steps: [{merge: task_arithmetic, lambda: 0.5}]\n", "bricks: {third: third}\n")
+    )
+    assert resolved.key == explicit.key
+    ours, theirs = tensors_in_memory(resolved), tensors_in_memory(explicit)
+    assert ours[EMBED].shape[0] == 302
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert resolved.warnings[0].startswith(
+        "brick 'third' has 2 tokens that the base lacks ('x1' 300, 'y0' 301): their rows are kept"
+    )
+    assert resolve(resolved.recipe.derive("base", [])).base.config["vocab_size"] == 302
+
+
+def test_an_adapter_with_rows_of_added_tokens_is_baked_by_its_hint(
+    words_project: Project, vocabularies: Path, tmp_path: Path
+) -> None:
+    """LoRA with ChatML tokens, as axolotl trains it: the hint's command gives a checkpoint, whose rows are PEFT's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(vocabularies / "base")
+    model.resize_token_embeddings(302, mean_resizing=False)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    tuned.save_pretrained(tmp_path / "chat")
+    save_words(tmp_path / "chat", [*BASE, "<im_start>", "<im_end>"])
+    text = "bricks: {{chat: {}}}\nsteps: [{{merge: task_arithmetic}}]\n"
+    with pytest.raises(WorkbenchError, match=r"is \[302, \d+\], the base has \[300, \d+\] \(another vocabulary\)") as caught:
+        words_project.resolve(text.format("chat"))
+    command = shlex.split(str(caught.value.hint).rpartition("whose added rows are kept: ")[2])
+    assert command[:2] == ["python", "-c"]
+    exec(compile(command[2], "hint", "exec"), {})
+    ours = tensors_in_memory(words_project.resolve(text.format("chat-baked")))
+    merged: Any = tuned.merge_and_unload()
+    for name, tensor in merged.state_dict().items():
+        assert torch.allclose(ours[name], tensor, atol=1e-6), name
 
 
 def test_adapter_with_another_tokenizer(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import workbench.weights.specs as specs_module
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.locate import resolve_base
 from workbench.errors import WorkbenchError
-from workbench.weights.checkpoint import SINGLE, Checkpoint
+from workbench.things import SINGLE
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
 
 LAYOUTS = ("block", "exponents", "channel", "tensor", "plain", "e5m2")

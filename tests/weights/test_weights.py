@@ -24,7 +24,8 @@ import workbench.weights.writer as writer
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
 from workbench.manifest import sha256_of
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
+from workbench.things import INDEX, SINGLE
+from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.device import load_all
 from workbench.weights.digests import entry_digest, tensor_digest, tensor_digests, weights_digest
 from workbench.weights.header import read_header
@@ -134,7 +135,7 @@ def spoil(action: str, path: Path) -> None:
         ("no JSON", "is not an index of safetensors files"),
         ("no map", "is not an index of safetensors files"),
         ("pytorch_model.bin", "has pickle files only (pytorch_model.bin), which are never opened; expected model.safetensors"),
-        ("model-q4.gguf", "has a GGUF file (model-q4.gguf); expected model.safetensors"),
+        ("model-q4.gguf", "no model.safetensors in"),
         ("nothing", "no model.safetensors in"),
     ],
 )

@@ -150,6 +150,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     )
     with serving(served(project, exported), load_tokenizer(project.path / "base")) as url:
         document("export check", url, "--expected", "served")
+    document("open", runs["adapter"].name)
     document("doctor", code=(0, 3))
     return printed
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError, nearest
+from workbench.errors import UsageError, WorkbenchError
 from workbench.facts.facts import joined
 from workbench.files import file_digest, json_digest
 from workbench.identity import open_unchanged
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.texts import ANSWERS
+from workbench.recognize import suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,8 +148,7 @@ def read_labelled(path: Path, shown: str) -> Labelled:
                 several += len(names) > 1
             digest = file_digest(path)
     except FileNotFoundError:
-        near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        raise WorkbenchError(f"{shown}: no such file of labelled texts", nearest(path.name, near) if near else None) from None
+        raise WorkbenchError(f"{shown}: no such file of labelled texts", suggestion(path) or None) from None
     counts = Counter(item.function for item, _ in rows)
     if not rows:
         raise WorkbenchError(f"{shown}: no row has exactly one function", _EXPECTED)

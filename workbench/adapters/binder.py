@@ -18,6 +18,7 @@ from workbench.adapters.lora import FactorPair, LowRank, Patch, Places, Spot
 from workbench.adapters.tuners import rotation
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import UntiedWeights, disk_weight, is_embedding, is_head
+from workbench.things import resized_command
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
@@ -28,6 +29,7 @@ _UNSAVE = (
     "It is a copy of the base's own weight, which PEFT adds for embeddings and heads. Save the adapter again with "
     "model.save_pretrained(DIR, save_embedding_layers=False)."
 )
+_BAKED = "Bake the adapter, and use the result as a `checkpoint:`, whose added rows are kept:"
 _NO_BIAS = (
     "PEFT cannot merge this adapter either. Add a bias of zeros to the base (set attention_bias or mlp_bias in config.json and store "
     "the tensors), or train the adapter with lora_bias=False."
@@ -311,8 +313,8 @@ class Binder:
             vocabulary = " (another vocabulary)" if is_embedding(name) or is_head(name) else ""
             raise WorkbenchError(
                 f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
-                f"Resize the base's embeddings to {stored.shape[0]} tokens first, as the adapter's training did."
-                if vocabulary and stored.shape[0] != rows
+                f"Its rows of added tokens need a base that has them. {_BAKED} {self._resized(stored.shape[0])}"
+                if vocabulary and stored.shape[0] > rows
                 else self._trained_on_hint(),
             )
         if ".base_layer." in stored.key and self.base is None:
@@ -371,6 +373,9 @@ class Binder:
             f"{list(b.shape)} x {list(a.shape)}",
             self._trained_on_hint(),
         )
+
+    def _resized(self, rows: int) -> str:
+        return resized_command(self.adapter.path, str(self.config.get("base_model_name_or_path") or "BASE"), rows)
 
     def _trained_on_hint(self) -> str:
         trained_on = self.config.get("base_model_name_or_path")

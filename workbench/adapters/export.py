@@ -21,8 +21,8 @@ from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
 from workbench.lazy import torch
+from workbench.things import SINGLE
 from workbench.weights import lowrank
-from workbench.weights.checkpoint import SINGLE
 from workbench.weights.device import each
 from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.things import LEARNED, PROMPTS
 from workbench.weights.header import check_fields, is_number
 
 BAKE = (
@@ -144,7 +145,7 @@ def check_config(config: Mapping[str, object], label: str) -> None:
     """
     kind = config.get("peft_type")
     if kind not in TUNERS:
-        raise WorkbenchError(f"{label}: peft_type {kind}; expected {', '.join(TUNERS)}", BAKE)
+        raise WorkbenchError(f"{label}: peft_type {kind}; expected {', '.join(TUNERS)}", LEARNED if kind in PROMPTS else BAKE)
     if used := [field for field in _REFUSED if config.get(field)]:
         raise WorkbenchError(f"{label}: {kind} with {', '.join(used)} is not supported", _REFUSED[used[0]])
     start = config.get("init_lora_weights")

@@ -16,6 +16,8 @@ from workbench import jsondoc
 from workbench.adapters.flavours import BLOCKS, SIZES, TUNERS, check_config, check_kinds, meaning
 from workbench.adapters.keys import Keys, sort_keys
 from workbench.errors import WorkbenchError
+from workbench.recognize import expecting, look
+from workbench.weights.checkpoint import unwrapped
 from workbench.weights.header import Entry, read_header
 
 MAX_LENGTH = 10_000
@@ -100,6 +102,9 @@ def _compiled(pattern: str, label: str) -> Any:
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_DEFAULT = re.compile(
+    r"(?<=\.)((?:lora|oft|hada|lokr|vera|boft|fourierft|randlora|vblora|trainable_tokens)_\w+|ia3_l|hra_u|modules_to_save)\.default(?=\.|$)"
+)
 
 
 class Adapter:
@@ -117,12 +122,12 @@ class Adapter:
         self.label = label
         self.config = self._read_config()
         if not (path / WEIGHTS).is_file():
-            present = "adapter_model.bin (pickles are never opened)" if (path / "adapter_model.bin").is_file() else "no weights"
+            thing = look(path)
             raise WorkbenchError(
-                f"{label}: expected {WEIGHTS} in {path}, found {present}",
-                "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
+                f"{label}: expected {WEIGHTS} in {path}, found {thing.says if thing else 'no weights'}",
+                thing.hint if thing else "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
             )
-        self.entries = read_header(path / WEIGHTS)
+        self.entries = unwrapped(read_header(path / WEIGHTS), label, _DEFAULT)
         self._matchers: dict[str, Patterns] = {}
 
     def _read_config(self) -> dict[str, Any]:
@@ -130,8 +135,9 @@ class Adapter:
             config = jsondoc.read_object(self.path / CONFIG, f"{self.label}: {self.path / CONFIG}", unique=True)
         except FileNotFoundError:
             raise WorkbenchError(f"{self.label}: no {CONFIG} in {self.path}") from None
-        check_kinds(config, f"{self.label}: {self.path / CONFIG}")
-        check_config(config, self.label)
+        with expecting(self.path, "an adapter of PEFT", "adapter", "pickle", "checkpoint"):
+            check_kinds(config, f"{self.label}: {self.path / CONFIG}")
+            check_config(config, self.label)
         return config
 
     @cached_property

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.events import Events, no_events
 from workbench.project import find_project, runs_of
+from workbench.project import relative as relative
+from workbench.things import retyped
 
 if TYPE_CHECKING:
     from workbench.bricks.hub import Hub
@@ -93,9 +95,10 @@ def find(name: str, runs: Path | None = None) -> Named:
 
     if is_hub_id(name):
         return Named(name, "model", None)
+    meant = retyped(name)
     raise UsageError(
         f"'{name}': expected a recipe, a model directory or a hub id (org/name), or a run in {folder}. "
-        f"{nearest(_split(name)[0], {*(file.stem for file in recipe_files()), *every})}",
+        + (f"Did you mean '{meant}'?" if meant else nearest(_split(name)[0], {*(file.stem for file in recipe_files()), *every})),
         "`ls recipes` and `workbench runs ls` list the names of this project; `workbench recipe new NAME` creates a recipe.",
     )
 
@@ -151,12 +154,6 @@ def recipe_files() -> list[Path]:
 def runs_folder(runs: Path | None) -> Path:
     """Return the folder of runs and scores: the one that is given, or that of the current folder's project."""
     return runs or relative(runs_of(find_project()))
-
-
-def relative(path: Path) -> Path:
-    """Return a path relative to the current folder if it lies below it, else unchanged."""
-    here = Path.cwd()
-    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
 
 
 def load_named(

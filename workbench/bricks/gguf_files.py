@@ -24,7 +24,8 @@ from workbench.models.architecture import model_depth
 from workbench.models.identity import tokenizer_files
 from workbench.models.skeleton import skeleton
 from workbench.project import cache_of
-from workbench.weights.header import DEPTHS, MAX_SIZE, TOKENIZER_TOO, check_config, convert_command
+from workbench.things import TOKENIZER_TOO, convert_command
+from workbench.weights.header import DEPTHS, MAX_SIZE, check_config
 from workbench.weights.packed import LINK, RECORD
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from workbench.errors import size
 from workbench.files import publish_once, read_json, scratch_beside, write_json
 from workbench.project import cache_of
 from workbench.results import Part
-from workbench.weights.header import HEADERS_ONLY, MAX_HEADER
+from workbench.things import HEADERS_ONLY
+from workbench.weights.header import MAX_HEADER
 
 _CONNECTIONS = 8
 

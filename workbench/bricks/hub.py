@@ -25,8 +25,7 @@ from workbench.errors import WorkbenchError, size
 from workbench.events import Events, no_events
 from workbench.files import read_json
 from workbench.http import DISK
-from workbench.weights.checkpoint import INDEX, SINGLE
-from workbench.weights.header import convert_command
+from workbench.things import INDEX, SINGLE, convert_command
 
 CARD = "brick.yaml"
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from workbench import jsondoc
@@ -14,14 +13,16 @@ from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
 from workbench.bricks.card import read_card
 from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
-from workbench.errors import WorkbenchError, nearest, shell
+from workbench.errors import WorkbenchError, shell
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.manifest import require_whole
 from workbench.models.layout import Model
 from workbench.models.skeleton import tidy
+from workbench.recognize import look, suggestion
 from workbench.steps.fields import BrickRef
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
+from workbench.things import INDEX, SINGLE, retyped
+from workbench.weights.checkpoint import Checkpoint, read_config, refuse_foreign
 from workbench.weights.specs import Source
 
 
@@ -85,27 +86,27 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     if local.exists() and (file := find_gguf(local, what)):
         return gguf_folder(file, project, what), None
     if local.is_file():
-        raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Use the directory that contains it.")
+        thing = look(local)
+        found, hint = (thing.says, thing.hint) if thing else ("a file", "Use the directory that contains it.")
+        raise WorkbenchError(f"{what}: {reference} is {found}, expected a directory", hint)
     if local.exists():
         require_whole(local.resolve())
         return local.resolve(), None
-    forced = reference.startswith(("./", "../", "~", "/"))
+    forced = reference.startswith(("./", "../", "~", "/")) or retyped(reference)
     if forced or local.suffix == SUFFIX or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
-        raise _missing(reference, local, what)
+        raise _missing(reference, local, what, project)
     return hub.directory(name, revision or None, what, project)
 
 
-def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
+def _missing(reference: str, local: Path, what: str, project: Path) -> WorkbenchError:
     if reference == STARTER:
         return WorkbenchError(
             f"{what}: the starter base ({reference}) is not downloaded yet", "Run `workbench brick fetch starter`."
         )
-    file = local.suffix == SUFFIX
-    inside = list(local.parent.iterdir()) if local.parent.is_dir() else []
-    near = [p.name for p in inside if (p.suffix == SUFFIX if file else p.is_dir())]
+    meant = retyped(reference)
     return WorkbenchError(
-        f"{what}: no such {'file' if file else 'directory'}: {reference}",
-        nearest(local.name, near) if near else "Paths are relative to the project folder.",
+        f"{what}: no such {'file' if local.suffix == SUFFIX else 'directory'}: {reference}",
+        f"Write {meant}." if meant else suggestion(local, project) or "Paths are relative to the project folder.",
     )
 
 
@@ -142,23 +143,12 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
             f"{what}: no {CARD} in {ref.target}", "Use `adapter:` or `checkpoint:` for a directory without a card."
         )
     files = path / card.files if card else path
-    if (card and card.kind == "neurons") or (is_neuron_set(path) and not kinds_of(files)):
-        raise WorkbenchError(
-            f"{what}: {ref.target} is a set of neurons of the base, which has no weights of its own",
-            f"Remove it from `bricks`. Write `where: {{neurons: {ref.target}}}` in a merge step to limit the step to these neurons, or add "
-            f"the step `- {{edit: scale_neurons, neurons: {ref.target}, factor: 0}}` to switch them off.",
-        )
-    kinds = kinds_of(files)
+    kinds = [] if card and card.kind == "neurons" else kinds_of(files)
     if not kinds:
-        if (path / "train.yaml").is_file():
-            raise WorkbenchError(
-                f"{what}: {ref.target} is built on demand and is not trained yet",
-                f"Run `workbench brick train {shell(ref.target)}`.",
-            )
-        refuse_foreign(files, what)
+        refuse_foreign(files if files.is_dir() and not is_neuron_set(path) else path, what, ref.target)
         raise WorkbenchError(
             f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
-            "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
+            suggestion(files, project) or "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
         )
     wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
     if wanted and wanted not in kinds:
@@ -214,8 +204,3 @@ def base_of(path: Path, project: Path, hint: str) -> str:
     except WorkbenchError as error:
         raise WorkbenchError(f"{path}: the brick's base {base_name} cannot be found ({error.message})", hint) from None
     return str(base_name)
-
-
-def brick_name(path: Path) -> str:
-    """Return a valid brick name made from a directory's name."""
-    return re.sub(r"[^a-z0-9._-]+", "-", path.resolve().name.lower()).strip("-._") or "brick"

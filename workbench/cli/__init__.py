@@ -7,6 +7,7 @@ which imports all of them, loads no torch.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 
 from workbench.cli._failures import command_of, explained, missing_extra, short_of_memory, while_printing
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 COMMANDS = {
     "plan": "run.plan",
@@ -29,6 +30,7 @@ COMMANDS = {
     "search": "search.search",
     "chat": "chat.chat",
     "push": "push.push",
+    "open": "open.open_",
     "doctor": "doctor.doctor",
     "trust": "trust.trust",
     "experts": "experts.experts",
@@ -46,6 +48,23 @@ COMMANDS = {
     "route": "route.app",
 }
 """Command, or group of commands, in the order of `--help` -> the file of this folder that has it, and the function or group there."""
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("merge", "make", "build", "apply"), "run RECIPE"),
+    **dict.fromkeys(("train", "finetune", "sft"), "brick train NAME --data FILE"),
+    **dict.fromkeys(("score", "evaluate", "lm_eval", "lm-eval"), "eval RECIPE --suite NAME"),
+    **dict.fromkeys(("generate", "infer"), "chat RECIPE"),
+    **dict.fromkeys(("mergekit-yaml", "mergekit-moe", "mergekit-multi"), "recipe import FILE -o RECIPE"),
+    **dict.fromkeys(("convert", "inspect", "info", "import", "load"), "open PATH"),
+    **dict.fromkeys(("init", "new"), "recipe new NAME --project DIR"),
+    **dict.fromkeys(("ls", "list", "show"), "runs ls"),
+    **dict.fromkeys(("merge_and_unload", "bake"), "brick bake BRICK -o DIR"),
+    **dict.fromkeys(("upload", "publish"), "push RECIPE ORG/NAME"),
+    "download": "brick fetch",
+    "schema": "recipe schema",
+}
+"""A word that users of other tools type -> the command here."""
 
 
 @cache
@@ -80,6 +99,18 @@ class _Commands(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "commands": _OnDemand()})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command; the error for a word of another tool names the command for it."""
+        if args[0] in _ELSEWHERE:
+            meant = re.sub(
+                r"\b(RECIPE|FILE|PATH|NAME|BRICK)\b",
+                lambda m: shell(*args[1:2]) if args[1:2] and args[1][0] != "-" else m[1],
+                _ELSEWHERE[args[0]],
+                count=1,
+            )
+            ctx.fail(f"No such command '{args[0]}'. Did you mean `workbench {meant}`?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
+from workbench.recognize import look
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
@@ -130,9 +131,10 @@ def brick_directory(name: str) -> Path:
     path = Path(name) if Path(name).is_dir() else Path("bricks") / name
     if not path.is_dir():
         known = [p.name for p in Path("bricks").iterdir() if p.is_dir()] if Path("bricks").is_dir() else []
+        thing = look(Path(name))
         raise WorkbenchError(
-            f"no brick '{name}': expected a directory, or a name in bricks/. {nearest(name, known)}",
-            "`workbench brick ls` lists all bricks.",
+            f"no brick '{name}': expected a directory, or a name in bricks/. {f'Found {thing.says}.' if thing else nearest(name, known)}",
+            thing.hint if thing else "`workbench brick ls` lists all bricks.",
         )
     return path
 

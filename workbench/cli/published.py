@@ -42,6 +42,7 @@ from workbench.ship.export import Exported
 from workbench.ship.push import Pushed
 from workbench.steps.fields import field_docs
 from workbench.tables import markdown_rows
+from workbench.things import Thing
 from workbench.transplant.transplant import Transplant
 from workbench.upkeep.bricks import ShownBrick
 from workbench.upkeep.doctor import Checkup
@@ -95,6 +96,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "push": Pushed,
     "export write": Exported,
     "export check": ServerCheck,
+    "open": Thing,
     "doctor": Checkup,
 }
 """Command -> type of the document that it prints with `--json`."""

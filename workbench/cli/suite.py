@@ -182,6 +182,7 @@ def new(
     ] = None,
     role: Annotated[str, typer.Option("--role", help="skill; retention or guarded: must not get worse; other.")] = "skill",
     base: BaseOpt = None,
+    drop: Annotated[bool, typer.Option("--drop-duplicates", help="Keep the first row of those with the same question.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the files of a suite of this name.")] = False,
     json: JsonOpt = False,
 ) -> None:
@@ -201,7 +202,8 @@ def new(
         raise UsageError(f"--role {role}: expected {', '.join(ROLES)}. {nearest(role, ROLES)}")
     project = _project()
     find_base(base, project)  # the check needs one, so without it nothing is written
-    made = new_suite(name, data, kind, project, cluster=cluster, role=role, force=force)  # type: ignore[arg-type]
+    flags = ["force"] * force + ["drop"] * drop
+    made = new_suite(name, data, kind, project, cluster=cluster, role=role, flags=flags)  # type: ignore[arg-type]
     report = check_suite(name, project, base)
     files = [str(relative(Path(file))) for file in made.files]
 
@@ -209,7 +211,8 @@ def new(
         for file in files:
             out.line(file)
         chance = "" if made.chance is None else f", chance {made.chance:.3g}"
-        out.say(f"{made.items} items in {made.clusters} clusters by '{made.cluster}'{chance}")
+        dropped = f", {made.dropped} duplicates dropped" if made.dropped else ""
+        out.say(f"{made.items} items in {made.clusters} clusters by '{made.cluster}'{chance}{dropped}")
         _print_checks(report)
         for line in next_steps(made):
             out.say(line)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.evaluate.gate import LOCALDATA
 from workbench.evaluate.suitecheck import SuiteReport
 from workbench.facts.facts import joined
 from workbench.files import write_bytes
-from workbench.results import Number, Part
+from workbench.recognize import expecting, suggestion
+from workbench.results import Number, Part, absent
 from workbench.scores.suite import SUITE_NAME
 
 Kind = Literal["choice", "exact", "text"]
@@ -113,6 +114,8 @@ class NewSuite(Part):
     """Field that says which items belong together; "id" if every item stands alone."""
     chance: Number | None
     """Score of guessing; null for texts."""
+    dropped: int | None = absent()
+    """Number of rows that were dropped because an earlier one has the same question."""
 
 
 class CreatedSuite(NewSuite):
@@ -123,7 +126,14 @@ class CreatedSuite(NewSuite):
 
 
 def new_suite(
-    name: str, data: Path, kind: Kind, project: Path, *, cluster: str | None = None, role: str = "skill", force: bool = False
+    name: str,
+    data: Path,
+    kind: Kind,
+    project: Path,
+    *,
+    cluster: str | None = None,
+    role: str = "skill",
+    flags: Collection[str] = (),
 ) -> NewSuite:
     """Write the files of a suite with one task.
 
@@ -134,7 +144,7 @@ def new_suite(
         project: Project folder, below which evals/ is written.
         cluster: Field of the rows that says which items belong together; default: "cluster" if a row has it.
         role: Role of the task in comparisons.
-        force: Replace the files of a suite of this name.
+        flags: "force" to replace the files of a suite of this name, "drop" to keep the first of several rows with the same question.
 
     Raises:
         WorkbenchError: If the name is taken or invalid, or a row is bad. The message names every bad row by file and line.
@@ -146,7 +156,8 @@ def new_suite(
     folder = project / "evals"
     task_file, data_file = folder / "tasks" / f"{name}.yaml", folder / "tasks" / "data" / f"{name}.jsonl"
     suite_file, reader = folder / "suites" / f"{name}.yaml", folder / "tasks" / "localdata.py"
-    rows, field = _rows(data, kind, cluster)
+    with expecting(data, "a file of items", "items", "facts", "texts"):
+        rows, field, dropped = _rows(data, kind, cluster, "drop" in flags)
     chance = sum(1 / len(row["choices"]) for row in rows) / len(rows) if kind == "choice" else 0.0 if kind == "exact" else None
     described = f"{len(rows)} item{'s' if len(rows) > 1 else ''}"
     body = CHOICE if kind == "choice" else TEXT if kind == "text" else EXACT.format(tokens=_tokens(rows))
@@ -169,7 +180,7 @@ def new_suite(
     }
     # A file with this content is what an interrupted call has written.
     taken = [p for p, text in texts.items() if p.exists() and not (p.is_file() and p.read_bytes() == text.encode())]
-    if taken and not force:
+    if taken and "force" not in flags:
         shown = ", ".join(str(path.relative_to(project)) for path in taken)
         raise UsageError(f"{shown}: already exists", "Choose another name, or replace these files with --force.")
     if not reader.exists():
@@ -186,6 +197,7 @@ def new_suite(
         clusters=clusters,
         cluster=field,
         chance=chance,
+        dropped=dropped or None,
     )
 
 
@@ -204,15 +216,15 @@ def _tokens(rows: Sequence[_Row]) -> int:
     return max(len(row["answer"].encode()) for row in rows) + _ROOM
 
 
-def _rows(data: Path, kind: Kind, cluster: str | None) -> tuple[list[_Row], str]:
-    """Return the rows as the task reads them, and the field of the suite that holds their clusters."""
+def _rows(data: Path, kind: Kind, cluster: str | None, drop: bool) -> tuple[list[_Row], str, int]:
+    """Return the rows as the task reads them, the field of the suite that holds their clusters, and the number of dropped duplicates."""
     if not data.is_file():
-        near = [path.name for path in data.parent.glob("*.jsonl")] if data.parent.is_dir() else []
-        raise UsageError(f"{data}: no such file of items", nearest(data.name, near) if near else f"One row a line: {KINDS[kind]}")
+        raise UsageError(f"{data}: no such file of items", suggestion(data) or f"One row a line: {KINDS[kind]}")
     rows: list[_Row] = []
     problems: list[str] = []
     ids: dict[str, int] = {}
     asked: dict[str, int] = {}
+    dropped, repeated = 0, False
     lines = list(jsondoc.lines(data, str(data)))
     by = cluster or ("cluster" if any(isinstance(row, dict) and "cluster" in row for _, row in lines) else None)
     for number, row in lines:
@@ -225,18 +237,23 @@ def _rows(data: Path, kind: Kind, cluster: str | None) -> tuple[list[_Row], str]
         made["id"] = made["id"] or f"{data.stem}-{number:05d}"
         made["cluster"] = made["cluster"] or made["id"]
         question = json.dumps([made.get("text") or made["prompt"], sorted(made.get("choices", ()))])
+        if drop and question in asked:
+            dropped += 1
+            continue
         for what, key, seen in (("id", made["id"], ids), ("question", question, asked)):
             if key in seen:
                 shown = f" '{key}'" if what == "id" else ""
                 problems.append(f"{place}: the same {what}{shown} as in line {seen[key]}")
+                repeated = repeated or what == "question"
             seen.setdefault(key, number)
         rows.append(made)
     if problems:
         more = [f"{data}: {len(problems) - _LISTED} more bad rows"] if len(problems) > _LISTED else []
-        raise WorkbenchError("\n".join([*problems[:_LISTED], *more]), f"A row for --kind {kind}: {KINDS[kind]}")
+        also = " --drop-duplicates keeps the first row of each question." if repeated else ""
+        raise WorkbenchError("\n".join([*problems[:_LISTED], *more]), f"A row for --kind {kind}: {KINDS[kind]}{also}")
     if not rows:
         raise WorkbenchError(f"{data}: no items", f"One row a line: {KINDS[kind]}")
-    return rows, "cluster" if by else "id"
+    return rows, "cluster" if by else "id", dropped
 
 
 def _row(row: Any, kind: Kind, cluster: str | None) -> _Row:

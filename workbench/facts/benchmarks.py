@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.facts.facts import folded
+from workbench.things import FOLLOWS, STAYS
 
 Pair = tuple[Any, Any]
 # Keys of the answer to a test prompt, in the order in which they are looked up.
@@ -239,8 +240,6 @@ def _edited_triples(row: Mapping[str, object], hops: list[Mapping[str, object]])
     return {number for number, triple in enumerate(triples) if triple in edits} if len(triples) == len(hops) else set()
 
 
-FOLLOWS = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")
-STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second is the spelling of the set's README
 _ALIASING = "Subject_Aliasing"
 # The set states an edit as one sentence, and no subject. These are the sentences that differ from "The (name of the) RELATION of {} is".
 _SENTENCES = {
@@ -265,11 +264,6 @@ _SENTENCES = {
     "CAPITAL_OF": "The name of the country which {} is the capital of is",
     "CAST_MEMBER": "The names of the cast members of {} are",
 }
-
-
-def is_ripple(row: Mapping[Any, Any]) -> bool:
-    """Return True if a row has the keys of RippleEdits."""
-    return isinstance(row.get("edit"), Mapping) and bool(row.keys() & {*FOLLOWS, *STAYS})
 
 
 def ripple(row: Mapping[str, object]) -> Iterator[Draft]:

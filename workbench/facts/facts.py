@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from workbench import jsondoc, yamldoc
-from workbench.errors import WorkbenchError, nearest, refuse_unknown
+from workbench.errors import WorkbenchError, refuse_unknown
 from workbench.files import json_digest, write_text
+from workbench.recognize import suggestion
 
 ACTION = "action"
 """Field of rows that are no facts but remove one; see `stream`."""
@@ -54,8 +55,7 @@ def read_rows(path: Path, label: str, expected: str) -> list[FactRow]:
     if path.is_dir():
         raise WorkbenchError(f"{label}: is a directory, expected a facts file", f"One of {', '.join(SUFFIXES)}.")
     if not path.is_file():
-        names = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
-        raise WorkbenchError(f"{label}: no such facts file", nearest(path.name, names) if names else None)
+        raise WorkbenchError(f"{label}: no such facts file", suggestion(path) or f"One of {', '.join(SUFFIXES)}.")
     if path.suffix in (".yaml", ".yml"):
         return _yaml_rows(path, label, expected)
     try:

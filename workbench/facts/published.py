@@ -15,7 +15,6 @@ from workbench.facts.benchmarks import (
     SkippedRowError,
     counterfact,
     flat,
-    is_ripple,
     list_of,
     mquake,
     prompt_and_answer,
@@ -25,18 +24,9 @@ from workbench.facts.benchmarks import (
     zsre,
 )
 from workbench.facts.facts import ACTION, EXPECTED, SLOT, Fact, FactRow, fact_of, folded, has_action, read_rows
+from workbench.recognize import expecting
 from workbench.results import Part
-
-
-def question_set_of(row: Mapping[Any, Any]) -> str | None:
-    """Return "qaedit", "unke" or "editeverything" for a row with the keys of one, else None."""
-    if {"prompt", "target", "rephrase", "locality"} <= row.keys():
-        return "qaedit"
-    if not {"question", "answer"} <= row.keys():
-        return None
-    if row.keys() & {"para_question", "sub_question"}:
-        return "unke"
-    return "editeverything" if "category" in row else None
+from workbench.things import benchmark_of
 
 
 def qaedit(row: Mapping[str, object]) -> Iterator[Draft]:
@@ -100,30 +90,7 @@ class Published:
 
 def format_of(rows: Iterable[FactRow]) -> str | None:
     """Return the published format of the rows, by the keys of the first row that fits one; None if no row does."""
-    return next((name for row in rows if isinstance(row.data, Mapping) and (name := _format_of_row(row.data))), None)
-
-
-def _format_of_row(row: Mapping[Any, Any]) -> str | None:
-    """Return the name of the published format of a row; None for the project's own format, or an unknown one."""
-    if is_ripple(row):
-        return "rippleedits"
-    if name := question_set_of(row):
-        return name
-    if "target" in row and "target_new" not in row:
-        return None
-    if "requested_rewrite" in row:
-        return "mquake" if isinstance(row["requested_rewrite"], list) else "counterfact"
-    if {"src", "alt"} <= row.keys():
-        return "wikibigedit" if {"personas", "mhop"} & row.keys() else "zsre"
-    if {"update", "ans"} <= row.keys():
-        return "wikibigedit"
-    if {"text", "labels", "concept"} <= row.keys():
-        return "knowedit"
-    if not {"prompt", "target_new"} <= row.keys():
-        return None
-    if isinstance(row.get("portability"), Mapping) or isinstance(row.get("locality"), Mapping):
-        return "knowedit"
-    return "counterfact" if "ground_truth" in row or "case_id" in row else "wikibigedit"
+    return next((name for row in rows if isinstance(row.data, Mapping) and (name := benchmark_of(row.data))), None)
 
 
 def convert(rows: Iterable[FactRow], name: str) -> Published:
@@ -333,7 +300,12 @@ def read_all(path: Path, label: str) -> Published:
 
 def _read(path: Path, label: str) -> Published:
     """Read every fact of a file in the project's own format or a published one."""
-    rows = read_rows(path, label, EXPECTED)
+    with expecting(path, "a file of facts", "facts", "benchmark", *(["array"] if path.suffix == ".json" else [])):
+        return _converted(read_rows(path, label, EXPECTED))
+
+
+def _converted(rows: list[FactRow]) -> Published:
+    """Return the facts of rows in the project's own format or a published one."""
     name = format_of(rows)
     for row in rows:
         if has_action(row) and not name:

@@ -14,6 +14,7 @@ from workbench.errors import WorkbenchError, nearest, refuse_unknown
 from workbench.facts.facts import ACTION, EXPECTED, Fact, FactRow, fact_of, has_action, read_rows
 from workbench.facts.log import REMOVE
 from workbench.facts.published import Published, Skip, convert, format_of, merged, read_all
+from workbench.recognize import expecting
 
 REMOVAL = '{"action": "rm", "prompt": "The capital of {subject} is", "subject": "Atlantis"}'
 
@@ -100,7 +101,8 @@ def read_stream(path: Path, label: str, start: Start | None = None) -> Stream:
             update has another subject than the fact; if two facts have the same id; or if there are no facts. The message names
             file and line.
     """
-    rows = read_rows(path, label, EXPECTED)
+    with expecting(path, "a file of facts", "facts", "benchmark"):
+        rows = read_rows(path, label, EXPECTED)
     before = start.facts if start else ()
     reader = _Reader(format_of(rows), start.name if start else None)
     for fact in before:

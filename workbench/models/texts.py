@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import Message, encode_pair, plain, turns
+from workbench.recognize import expecting, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,8 @@ def read_texts(path: Path, label: str, samples: int | None = None, *, chat: bool
         WorkbenchError: If the file is missing or not JSON, a field is missing or empty, a row has two different texts or answers, or
             there are no texts. The message names file and line.
     """
-    texts = [text for place, line in _lines(path, label, "texts") for text in _parse_texts(line, place, chat)]
+    with expecting(path, "a file of texts", "texts", "items", "facts"):
+        texts = [text for place, line in _lines(path, label, "texts") for text in _parse_texts(line, place, chat)]
     if not texts:
         raise WorkbenchError(f"{label}: no texts", _EXPECTED)
     return spread(texts, samples)
@@ -136,7 +138,8 @@ def read_prompts(path: Path, label: str, samples: int | None = None, least: int 
     """
     prompts: dict[str, None] = {}
     for place, line in _lines(path, label, "prompts"):
-        row = jsondoc.parse(line, place, _EXPECTED_PROMPT)
+        with expecting(path, "a file of prompts", "texts", "items", "facts"):
+            row = jsondoc.parse(line, place, _EXPECTED_PROMPT)
         if not isinstance(row, dict):
             raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED_PROMPT)
         keys = [key for key in ("prompt", "text") if key in row]
@@ -181,8 +184,7 @@ def _lines(path: Path, label: str, content: str) -> list[tuple[str, str]]:
     try:
         lines = jsondoc.text_of(path, label).split("\n")
     except FileNotFoundError:
-        names = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = nearest(path.name, names) if names else "Paths start at the project directory."
+        hint = suggestion(path) or "Paths start at the project directory."
         raise WorkbenchError(f"{label}: no such file of {content}", hint) from None
     return [(f"{label}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 

@@ -15,6 +15,7 @@ from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.project import find_project
 from workbench.recipe.methods import MethodFinder, methods
 from workbench.recipe.schema import RecipeFields, override, recipe_model
+from workbench.recognize import expecting
 from workbench.steps import RouteMethod, Step
 from workbench.vocabulary.fields import TokenRow
 
@@ -166,15 +167,16 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
         WorkbenchError: If the file cannot be read, a field is invalid, or an override names an unknown step or field.
     """
     path = Path(path)
-    document = yamldoc.load(path)
-    if not isinstance(document.data, dict):
-        raise InvalidRecipeError(
-            f"{document.path}: expected a mapping with version, base, bricks and steps",
-            "`workbench recipe new recipes/NAME.yaml` writes a recipe to start from.",
-        )
-    settings, project = tuple(settings), find_project(path)
-    notes = override(document, settings, project)
-    return replace(_from_document(document, project, path, settings), notes=notes)
+    with expecting(path, "a recipe", "recipe"):
+        document = yamldoc.load(path)
+        if not isinstance(document.data, dict):
+            raise InvalidRecipeError(
+                f"{document.path}: expected a mapping with version, base, bricks and steps",
+                "`workbench recipe new recipes/NAME.yaml` writes a recipe to start from.",
+            )
+        settings, project = tuple(settings), find_project(path)
+        notes = override(document, settings, project)
+        return replace(_from_document(document, project, path, settings), notes=notes)
 
 
 def from_data(data: Mapping[str, object], project: Path) -> Recipe:

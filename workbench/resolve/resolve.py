@@ -34,6 +34,8 @@ from workbench.steps import Step
 from workbench.steps.fields import BrickRef
 from workbench.vocabulary.align import align
 from workbench.vocabulary.aligned import AlignedVocabulary, Member
+from workbench.vocabulary.fields import TokenizerFields
+from workbench.vocabulary.tokens import added_tokens
 from workbench.weights.checkpoint import Checkpoint
 
 
@@ -99,6 +101,7 @@ class _Builder:
         """
         findings = self.findings
         self._locate_bricks()
+        self._keep_added_tokens()
         apart = {*self.whole, *self.teachers, self.recipe.donor}
         merged = {name: source for name, source in self._sources.items() if name not in apart}
         reasons, unread = find_ties(merged, self.checkpoint, findings.deferred)
@@ -143,6 +146,22 @@ class _Builder:
                     self.nested[name] = self._inner(name, ref.target)
                 else:
                     self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)
+
+    def _keep_added_tokens(self) -> None:
+        """Give the recipe a `tokenizer` block if bricks add tokens to the base's and it has none, so that their rows are kept."""
+        fields, base, added = self.recipe.fields, self.checkpoint, list[str | None]()
+        if fields.tokenizer or fields.output.form != "checkpoint" or self.whole or self.teachers:
+            return
+        try:
+            for name, brick in self.on_disk.items():
+                if brick.kind == "checkpoint" and name in self.recipe.parents:
+                    added.append(added_tokens(name, brick.path, brick.checkpoint.specs, base.path, base.specs))
+        except WorkbenchError:
+            return  # a check reports it
+        warnings = list(filter(None, added))
+        if warnings and None not in added:
+            self.recipe = replace(self.recipe, fields=fields.model_copy(update={"tokenizer": TokenizerFields(source="union")}))
+            self.findings.warnings += warnings
 
     def _inner(self, name: str, target: str) -> Resolved:
         """Return a resolved recipe that is used as a brick."""

@@ -23,6 +23,7 @@ from workbench.manifest import require_whole
 from workbench.models.skeleton import check_decoder
 from workbench.project import find_project
 from workbench.recipe.recipe import from_data
+from workbench.recognize import suggestion
 from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
@@ -32,7 +33,8 @@ from workbench.run.memories import SavedMemory
 from workbench.run.record import RunBase
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import SavedRouter
-from workbench.weights.checkpoint import INDEX, SINGLE, refuse_foreign
+from workbench.things import INDEX, SINGLE
+from workbench.weights.checkpoint import refuse_foreign
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -120,7 +122,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         refuse_foreign(path, label)
         raise WorkbenchError(
             f"{label}: has no checkpoint (config.json with {SINGLE} or {INDEX})",
-            "Give a Hugging Face model directory, a hub id such as org/name, or a recipe.",
+            suggestion(path) or "Give a Hugging Face model directory, a hub id such as org/name, or a recipe.",
         )
     try:
         resolved = _bare(target, project, hub)

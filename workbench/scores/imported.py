@@ -20,6 +20,7 @@ from typing import Any
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
+from workbench.recognize import look
 from workbench.scores.groups import expanded
 from workbench.scores.plan import Item, PlanRecord, ScorePlan
 from workbench.scores.samples import Reported, TaskSamples, read_samples
@@ -182,9 +183,10 @@ def _expanded(files: Iterable[Path]) -> list[Path]:
         if file.is_dir():
             inner = sorted((*file.glob("samples_*.jsonl"), *file.glob("*/samples_*.jsonl")), key=_date_of)
             if not inner:
+                thing = look(file)
                 raise WorkbenchError(
-                    f"{file}: neither the folder nor a folder in it has samples_*.jsonl files",
-                    "lm_eval writes them with --log_samples --output_path DIR into DIR/MODEL/.",
+                    f"{file}: neither the folder nor a folder in it has samples_*.jsonl files{f'; found {thing.says}' if thing else ''}",
+                    thing.hint if thing else "lm_eval writes them with --log_samples --output_path DIR into DIR/MODEL/.",
                 )
             newest = {(p.parent, _task_of(p)): p for p in inner}
             expanded.update(dict.fromkeys(newest[key] for key in sorted(newest)))

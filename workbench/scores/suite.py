@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts.facts import WRITTEN, FactKind
+from workbench.recognize import expecting
 from workbench.results import Part
 from workbench.yamldoc import Written, load
 
@@ -271,4 +272,5 @@ def load_suite(name: str | Path, project: Path) -> Suite:
             raise WorkbenchError(f"unknown suite '{name}' in {folder}", nearest(str(name), known))
     elif (project / path).is_file():
         path = project / path
-    return load(path).validate(Suite)
+    with expecting(path, "a suite", "suite"):
+        return load(path).validate(Suite)

@@ -158,7 +158,7 @@ class Bench:
 
     @cached_property
     def _base(self) -> LineupEntry:
-        return LineupEntry("base", "base", resolve(self.recipe.derive("base", [])))
+        return LineupEntry("base", "base", resolve(resolve(self.recipe.without_search()).recipe.derive("base", [])))
 
     @contextmanager
     def _live(self, entry: LineupEntry) -> Iterator[_Live]:

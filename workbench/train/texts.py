@@ -14,6 +14,7 @@ from workbench.files import file_digest, json_digest
 from workbench.http import refused_cache
 from workbench.models.prompts import plain
 from workbench.models.texts import Text, conversation, read_texts
+from workbench.recognize import suggestion
 from workbench.train.rows import encode_row, read_replay, replay
 from workbench.train.spec import HubData, TrainSpec
 
@@ -120,9 +121,8 @@ def _key(text: Text) -> str:
 def _read_file(path: Path, chat: bool) -> list[Text]:
     """Read a jsonl file of training rows; raise WorkbenchError if it does not exist."""
     if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = f"{nearest(path.name, names)} " if names else ""
-        raise InvalidRecipeError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.")
+        hint = f"{suggestion(path)} Check `data:` and `held_out:`.".lstrip()
+        raise InvalidRecipeError(f"{path.name}: no such file of training rows", hint)
     return read_texts(path, path.name, chat=chat)
 
 

@@ -12,7 +12,6 @@ from workbench.activations.losses import losses
 from workbench.adapters.export import write_adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_title, write_card
-from workbench.bricks.locate import brick_name
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.files import check_new, new_directory, write_json
@@ -22,6 +21,7 @@ from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text, TextRow, encode, longest_row, read_texts
 from workbench.results import Number, Part, Result, absent
+from workbench.things import brick_name
 from workbench.transplant.carried import CRITERION, WEAK, By, Carried, Match, Models, acting, carry, mean
 from workbench.transplant.counterparts import Linear, Rule
 from workbench.transplant.inputs import Inputs, Wanted, read_inputs

@@ -11,7 +11,7 @@ from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import Brick, fitted
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, read_licence, read_title, write_card
 from workbench.bricks.hub import CARD
-from workbench.bricks.locate import base_of, brick_name, kinds_of, locate, resolve_base
+from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base
 from workbench.bricks.origin import check_integers
 from workbench.errors import WorkbenchError, shell
 from workbench.files import check_new, new_directory, write_json
@@ -23,6 +23,7 @@ from workbench.results import Number, Part, Result, absent
 from workbench.run.device import Work
 from workbench.run.execute import execute
 from workbench.run.record import RunResult
+from workbench.things import brick_name
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digests, weights_digest
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
-from workbench.bricks.locate import brick_name, resolve_brick
+from workbench.bricks.locate import resolve_brick
 from workbench.edit.places.knowledge import said_by
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
@@ -38,6 +38,7 @@ from workbench.run.record import FactsSaid
 from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal
 from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
+from workbench.things import brick_name
 from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors
 from workbench.yamldoc import Document, scalar

@@ -280,6 +280,25 @@ def check_same_vocabulary(
     return [f"{text}{difference}; the base's tokenizer is written. {_BLOCK}"]
 
 
+def added_tokens(
+    name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
+) -> str | None:
+    """Return a warning about the tokens that a checkpoint brick adds to the base's, each with a row.
+
+    It is empty if both have as many rows, and None if they differ otherwise.
+    """
+    tensor = next(iter(_vocabulary_tensors(base_specs)), "")
+    if tensor not in specs or specs[tensor].shape[0] == base_specs[tensor].shape[0]:
+        return ""
+    difference, rows = _difference(path, base_path, f"brick '{name}'"), specs[tensor].shape[0]
+    if not difference or difference.moved or difference.lacking or max(difference.extra.values()) >= rows:
+        return None
+    return (
+        f"brick '{name}' has {difference}: their rows are kept, as `tokenizer: {{source: union}}` says. "
+        f"`tokenizer: {{source: {name}}}` takes its chat template, too"
+    )
+
+
 def check_adapter_vocabulary(
     name: str, path: Path, places: Collection[str], base_path: Path, base_specs: Mapping[str, TensorSpec]
 ) -> list[str]:
@@ -311,7 +330,9 @@ def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path
         return error
     return error.reworded(
         f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
-        "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
+        error.hint
+        if "python -c" in (error.hint or "")
+        else "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
         f"tokenizer, then use `checkpoint: DIR` with `tokenizer: {{source: union}}` or `{{source: {name}}}`.",
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,16 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.identity import FileIdentity, check_unchanged
 from workbench.lazy import torch
+from workbench.recognize import look, suggestion
+from workbench.things import INDEX, SINGLE, convert_command
 from workbench.weights import kernels
 from workbench.weights.device import Staging
-from workbench.weights.header import TOKENIZER_TOO, Entry, check_config, convert_command, dequantise, is_file_name, read_header
+from workbench.weights.header import Entry, check_config, dequantise, is_file_name, read_header
 from workbench.weights.packed import PackedSource, fold, gguf_entries, is_gguf, is_read
 from workbench.weights.specs import Source, TensorSpec, as_tensor, typed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def checkpoint_files(path: Path, label: str) -> list[Path]:
@@ -61,26 +60,22 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
     )
 
 
-def refuse_foreign(path: Path, label: str) -> None:
-    """Raise an error for a directory that has pickle or GGUF files and no safetensors.
+def refuse_foreign(path: Path, label: str, shown: str | Path | None = None) -> None:
+    """Raise an error for a directory of another kind than a checkpoint in safetensors, if its kind is known.
+
+    Args:
+        path: The directory.
+        label: Name of the model in the message.
+        shown: The directory's name in the message; None takes its path.
 
     Raises:
-        WorkbenchError: If there are only such files; the hint is the command that converts them.
+        WorkbenchError: If the directory is of such a kind; the hint is the command that uses or converts it.
     """
     if any((path / name).is_file() for name in (SINGLE, INDEX)):
         return
-    pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))] if path.is_dir() else []
-    if pickles:
-        raise WorkbenchError(
-            f"{label}: {path} has pickle files only ({', '.join(pickles[:3])}), which are never opened; expected {SINGLE}",
-            f"{convert_command(path)}  (opens the pickle file: only for files that you trust). {TOKENIZER_TOO}",
-        )
-    gguf = sorted(p.name for p in path.glob("*.gguf")) if path.is_dir() else []
-    if gguf:
-        raise WorkbenchError(
-            f"{label}: {path} has a GGUF file ({gguf[0]}); expected {SINGLE}",
-            f"Dequantize it: {convert_command(path, ', GgufConfig', f', gguf_file={gguf[0]!r}, quantization_config=GgufConfig(dequantize=True)')}  {TOKENIZER_TOO}",
-        )
+    thing = look(path)
+    if thing is not None and thing.kind not in ("checkpoint", "adapter", "brick", "run", "project"):
+        raise WorkbenchError(f"{label}: {shown or path} is {thing.says}; expected {SINGLE}", thing.hint)
 
 
 def _check_same(single: Path, index: Path, label: str) -> None:
@@ -153,6 +148,7 @@ class Checkpoint:
                 f"{label}: {path / INDEX} names {missing[0]}, which no file has ({len(missing)} such tensors)",
                 "Download the checkpoint again.",
             )
+        self.entries = unwrapped(self.entries, label)
 
     @property
     def packed(self) -> bool:
@@ -281,6 +277,38 @@ class FileSource:
         return f"{self._owner.label}: {self._name}"
 
 
+_WRAPPED = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_PARALLEL = re.compile(r"module\.(?=(?:base_model|model|transformer|gpt_neox|backbone|lm_head|embed_out)\.)")
+
+
+def unwrapped(entries: Mapping[str, Entry], label: str, parts: re.Pattern[str] | None = None) -> dict[str, Entry]:
+    """Return tensors by their names without what wrappers of a training add to them.
+
+    These are `_orig_mod` (torch.compile) anywhere, and `module.` (data parallelism) if all names begin with it and with a model's root.
+
+    Args:
+        entries: The tensors.
+        label: Name of the model in messages.
+        parts: Pattern of names that end in `.default`, which is removed: PEFT's name for the adapter in a model in memory.
+
+    Raises:
+        WorkbenchError: If two tensors then have one name.
+    """
+    names = {name: _WRAPPED.sub("", name) for name in entries}
+    if all(_PARALLEL.match(name) for name in names.values()):
+        names = {name: short.removeprefix("module.") for name, short in names.items()}
+    if parts is not None:
+        names = {name: parts.sub(r"\1", short) for name, short in names.items()}
+    found: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        if names[name] in found:
+            raise WorkbenchError(
+                f"{label}: {name} and another tensor are both {names[name]}, without the prefixes of a training", "Save it again."
+            )
+        found[names[name]] = entry
+    return found
+
+
 def read_config(path: Path, label: str) -> dict[str, Any]:
     """Read and check config.json of a checkpoint directory. `quantization_config` is left out if its weights are read here.
 
@@ -293,7 +321,8 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     except FileNotFoundError:
         refuse_foreign(path, label)
         raise WorkbenchError(
-            f"{label}: no config.json in {path}", "Expected a Hugging Face model directory: config.json and safetensors files."
+            f"{label}: no config.json in {path}",
+            suggestion(path) or "Expected a Hugging Face model directory: config.json and safetensors files.",
         ) from None
     check_config(config, f"{label}: {file}")
     quantization = config.get("quantization_config") or config.get("compression_config")

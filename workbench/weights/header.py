@@ -17,6 +17,8 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write, scratch_beside
 from workbench.identity import FileIdentity, settled_identity
+from workbench.recognize import look
+from workbench.things import HEADERS_ONLY, TOKENIZER_TOO, convert_command
 from workbench.weights.specs import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -179,38 +181,8 @@ class Packing:
         return [*self.meaning(), [str(scale.file.resolve()), scale.start, stored] if scale else None]
 
 
-# The safetensors files in a directory with this file have real headers, but no tensor data (see hub.py).
-HEADERS_ONLY = "headers-only.json"
-_LOAD = (
-    'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
-)
-TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
 # Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
 _UNDONE_ON_LOAD = {"mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig", "metal": "MetalConfig"}
-
-
-def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
-    """Return the shell command that loads a model with transformers and saves it as safetensors.
-
-    Args:
-        path: The model's directory. For a directory with headers only, the command names the hub repository.
-        more: Further names to import, with a comma in front.
-        options: Further arguments of `from_pretrained`, with a comma in front.
-        then: A method call between loading and saving.
-    """
-    kind = _saved_class(path)
-    if has_headers_only(path):
-        path = Path(str((jsondoc.read_cached(path / HEADERS_ONLY) or {}).get("repository", path)))
-    return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
-
-
-def _saved_class(path: Path) -> str:
-    """Return the class that loads the whole model: AutoModelForCausalLM would ignore the towers of a multimodal model."""
-    architectures = (jsondoc.read_cached(path / "config.json") or {}).get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else None
-    if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
-        return first
-    return "AutoModelForCausalLM"
 
 
 def dequantise(method: str | None, path: Path) -> str:
@@ -226,6 +198,8 @@ def dequantise(method: str | None, path: Path) -> str:
         return f"Dequantize it: {convert_command(path, f', {kind}', options)}  {TOKENIZER_TOO}"
     if method is not None and method.startswith("bitsandbytes"):
         return f"Dequantize it on a machine that can run bitsandbytes: {convert_command(path, then='.dequantize()')}  {TOKENIZER_TOO}"
+    if (thing := look(path)) and thing.kind == "mlx":
+        return thing.hint
     return (
         "Use the model that it was quantized from (`base_model` in its README). transformers cannot undo this format exactly, "
         "so deltas would be taken from rounded weights."
@@ -335,9 +309,10 @@ def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[
         size = identity.size if identity else os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
+            thing = look(file) if size < 1024 else None
             raise WorkbenchError(
                 f"{file}: not a safetensors file (a header of {length:,} bytes in a file of {size:,} bytes)",
-                "The download may be incomplete: download the file again.",
+                thing.hint if thing and thing.kind == "lfs" else "The download may be incomplete: download the file again.",
             )
         text = stream.read(length)
     hint = "Download the file again."

@@ -22,8 +22,8 @@ from workbench.errors import WorkbenchError
 from workbench.files import json_digest, naming_file, sync, write_text
 from workbench.identity import installed
 from workbench.lazy import torch
+from workbench.things import INDEX, SINGLE
 from workbench.weights import kernels
-from workbench.weights.checkpoint import INDEX, SINGLE
 from workbench.weights.device import Landing, each
 from workbench.weights.digests import entry_digest
 from workbench.weights.header import Entry, read_header

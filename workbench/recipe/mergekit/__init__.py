@@ -19,6 +19,7 @@ from workbench.recipe.mergekit.layers import SliceSources, is_layered, read_slic
 from workbench.recipe.mergekit.methods import MethodInputs, step_of
 from workbench.recipe.mergekit.places import Named, Places, Stage, comment, in_order, recipe_text
 from workbench.recipe.recipe import from_data
+from workbench.recognize import MERGED, expecting
 
 RESERVED = ("base", "union", "zero", "mean")
 """Words with a meaning in a recipe's `tokenizer` block."""
@@ -44,13 +45,20 @@ def import_recipe(file: Path, to: Path | None = None) -> ImportedRecipe:
     """Translate a mergekit file to a recipe, without writing it.
 
     Args:
-        file: A YAML file for `mergekit-yaml`, `mergekit-multi` or `mergekit-moe`.
+        file: A YAML file for `mergekit-yaml`, `mergekit-multi` or `mergekit-moe`, or the folder that mergekit wrote.
         to: The recipe file to write later. Its paths start at the project of this file; None stands for the project of the
             working directory.
 
     Raises:
         WorkbenchError: If fields cannot be translated; the message lists all of them with their lines.
     """
+    file = file / MERGED if (file / MERGED).is_file() else file
+    with expecting(file, "a file for mergekit", "mergekit"):
+        return _imported(file, to)
+
+
+def _imported(file: Path, to: Path | None) -> ImportedRecipe:
+    """Translate a mergekit file to a recipe."""
     documents = yamldoc.load_all(file)
     project = find_project(to or Path.cwd() / "recipe.yaml")
     if len(documents) == 1:

@@ -1,0 +1,138 @@
+"""What a path or an id is (`Thing`), names as other tools write them, and commands that convert what is not read here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench import jsondoc
+from workbench.errors import shell
+from workbench.project import relative
+from workbench.results import Result
+
+CONFIG, ADAPTER, CARD = "config.json", "adapter_config.json", "brick.yaml"
+ADAPTER_WEIGHTS, SINGLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
+HEADERS_ONLY = "headers-only.json"
+"""The safetensors files in a directory with this file have real headers, but no tensor data (see `bricks.hub`)."""
+FOLLOWS = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")
+STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second is the spelling of RippleEdits' README
+PROMPTS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT"}
+"""Values of `peft_type` of learned prompts."""
+LEARNED = "It learns tokens or states that stand before the text, so no change of weights is equivalent to it. Use it with PEFT at inference."
+TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
+SAVED = re.compile(r"(?:checkpoint-|epoch_|global_step)(\d+)")
+"""Name of a folder with one save of a training."""
+_LOAD = (
+    'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
+)
+
+
+class Thing(Result):
+    """What a path or a hub id is, and the commands that use it."""
+
+    name: str
+    """Its name, as it is typed."""
+    kind: str
+    """Kind of thing, such as "adapter", "recipe" or "pickle"."""
+    says: str
+    """What it is, in words: "a LoRA adapter of rank 16 for org/base"."""
+    problem: str | None = None
+    """Why no command takes it as it is; null if one does."""
+    commands: list[str] = []
+    """Commands that use it; if there is a problem, those that solve it."""
+
+    @property
+    def hint(self) -> str:
+        """The hint of an error about the thing: what is wrong with it, and the command to type."""
+        return " ".join(filter(None, [self.problem, *self.commands[:1]]))
+
+
+def retyped(name: str) -> str | None:
+    r"""Return what to type instead of a web address, a `file:` address or a Windows path; None for any other name.
+
+    >>> retyped("https://huggingface.co/org/name/tree/v1")
+    'org/name@v1'
+    >>> retyped("models\\llama")
+    'models/llama'
+    """
+    if match := re.fullmatch(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)|hf://(?:models/)?(.+)", name):
+        parts = re.split(r"[?#]", match[1] or match[2])[0].strip("/").split("/")
+        branch = parts[3] if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") else "main"
+        revision = "" if branch == "main" else f"@{branch}"
+        return "/".join(parts[:2]) + revision if parts[0] not in ("datasets", "spaces") and len(parts) > 1 else None
+    if name.startswith("file:"):
+        return re.sub(r"%([0-9A-Fa-f]{2})", lambda m: chr(int(m[1], 16)), re.sub(r"^file:(//(localhost)?)?", "", name))
+    if match := re.fullmatch(r"([A-Za-z]):[\\/](.*)", name):  # the place of a Windows disk in WSL
+        return f"/mnt/{match[1].lower()}/" + match[2].replace("\\", "/")
+    return name.replace("\\", "/") if "\\" in name and not Path(name).exists() else None
+
+
+def benchmark_of(row: Mapping[Any, Any]) -> str | None:
+    """Return the published set of facts whose keys a row has; None for the project's own format, or an unknown one."""
+    if isinstance(row.get("edit"), Mapping) and row.keys() & {*FOLLOWS, *STAYS}:
+        return "rippleedits"
+    if {"prompt", "target", "rephrase", "locality"} <= row.keys():
+        return "qaedit"
+    if {"question", "answer"} <= row.keys() and row.keys() & {"para_question", "sub_question", "category"}:
+        return "unke" if row.keys() & {"para_question", "sub_question"} else "editeverything"
+    if "target" in row and "target_new" not in row:
+        return None
+    if "requested_rewrite" in row:
+        return "mquake" if isinstance(row["requested_rewrite"], list) else "counterfact"
+    if {"src", "alt"} <= row.keys():
+        return "wikibigedit" if {"personas", "mhop"} & row.keys() else "zsre"
+    if {"update", "ans"} <= row.keys():
+        return "wikibigedit"
+    if {"text", "labels", "concept"} <= row.keys():
+        return "knowedit"
+    if not {"prompt", "target_new"} <= row.keys():
+        return None
+    if isinstance(row.get("portability"), Mapping) or isinstance(row.get("locality"), Mapping):
+        return "knowedit"
+    return "counterfact" if "ground_truth" in row or "case_id" in row else "wikibigedit"
+
+
+def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
+    """Return the shell command that loads a model with transformers and saves it as safetensors.
+
+    Args:
+        path: The model's directory. For a directory with headers only, the command names the hub repository.
+        more: Further names to import, with a comma in front.
+        options: Further arguments of `from_pretrained`, with a comma in front.
+        then: A method call between loading and saving.
+    """
+    architectures = fields_of(path / CONFIG).get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    # AutoModelForCausalLM would ignore the towers of a multimodal model.
+    whole = isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first
+    if (path / HEADERS_ONLY).is_file():
+        path = Path(str(fields_of(path / HEADERS_ONLY).get("repository", path)))
+    kind = first if whole else "AutoModelForCausalLM"
+    return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
+
+
+def resized_command(adapter: Path, base: str, rows: int) -> str:
+    """Return the shell command that bakes an adapter with rows of added tokens into its base, with its tokenizer."""
+    typed, out = json.dumps(str(relative(adapter))), json.dumps(f"{relative(adapter)}-baked")
+    load = f"m = M.from_pretrained({json.dumps(base)}); m.resize_token_embeddings({rows})"
+    save = f"P.from_pretrained(m, {typed}).merge_and_unload().save_pretrained({out}); T.from_pretrained({typed}).save_pretrained({out})"
+    code = (
+        f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; from peft import PeftModel as P; {load}; {save}"
+    )
+    return f"python -c {shell(code)}"
+
+
+def brick_name(path: Path) -> str:
+    """Return a valid brick name made from a directory's name, or from its parent's for a name that many have."""
+    path = path.resolve()
+    named = path.parent if SAVED.fullmatch(path.name) or path.name in ("adapter", "model", "final", "output") else path
+    return re.sub(r"[^a-z0-9._-]+", "-", named.name.lower()).strip("-._") or "brick"
+
+
+def fields_of(path: Path) -> dict[str, object]:
+    """Return the fields of a JSON object; {} if the file is missing or damaged."""
+    found: dict[str, object] = jsondoc.read_cached(path) or {}
+    return found
