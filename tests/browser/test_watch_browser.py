@@ -6,13 +6,13 @@ import contextlib
 import time
 
 import pytest
+from workbench.report.watch import Pages, Watched
 
 from worlds.decided import situation
 from worlds.devtools import LIMIT, Browser, skip_without_browser
 from worlds.search_document import make_search, unfinished
 
 from workbench.report.search import page_text
-from workbench.report.watch import Pages, Watched
 from workbench.search.result import GrowingSearch, SearchResult
 
 pytestmark = pytest.mark.browser

@@ -77,6 +77,7 @@ COMMANDS = {
     "suite new": "--base --cluster --data --force --json --kind --role --trust-project-code",
     "suite show": "--base --json --trust-project-code",
     "trust": "--remove",
+    "view": "--browser --device --no-browser --port --trust-project-code",
 }
 
 

@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import pytest
+from workbench.report.watch import Watched
 
 from worlds.commands import call, refused
 from worlds.project import Project
@@ -16,7 +17,6 @@ from worlds.search_document import make_search, unfinished
 from worlds.search_world import SPACE, folder_of, search_of, searched
 
 from workbench.report.search import page_text
-from workbench.report.watch import Watched
 from workbench.search.result import GrowingSearch
 from workbench.search.run import open_study, run
 from workbench.search.winner import growing

@@ -212,10 +212,10 @@ def measure(
 
 def _open(target: str, runs_dir: Path | None, device: str) -> tuple[Routing, Any, Any]:
     """Load a routed model with its tokenizer."""
-    from workbench.cli.chat import open_live
+    from workbench.api.chatting import open_live
     from workbench.models.identity import pick_device
 
-    model, tokenizer = open_live(target, runs_dir, pick_device(device))
+    model, tokenizer = open_live(target, runs_dir, pick_device(device), out.event)
     routing = getattr(model, "routing", None)
     if routing is None:
         raise WorkbenchError(
