@@ -155,16 +155,19 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 102_100,
+    "lines of the package": 103_200,
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 471,
+    # 1,030 lines: the viewer, its guard and its chat, in the place of the watch server and of the terminal's panes.
+    "files of the package": 480,
+    # 9 files: the viewer.
     "lines of the tests": 70_500,
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 91_050,
-    # 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
+    "words of the documentation": 91_750,
+    # 700 words: the viewer, its security, its command. 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
     "fields of methods": 698,
-    "options of commands": 402,
+    "options of commands": 406,
+    # 4 options: port, browser, device and trust of the viewer.
     "commands with --json": 46,
     "[str, Any] in the package": 104,
 }

@@ -37,6 +37,7 @@ PROCESSES: list[list[tuple[str, set[str]]]] = [
         ("brick show bricks/one --card", set()),
         ("suite ls", set()),
         ("trust .", set()),
+        ("view --help", set()),
     ],
     [("run spectral --device cpu", {"torch"}), ("recipe import mergekit.yaml", {"mergekit", "torch"})],
     [

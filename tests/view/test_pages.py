@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -95,9 +96,9 @@ def test_runs_and_their_seals(world: Project, client: TestClient) -> None:
     assert (listed[bad.name].seal, listed[bad.name].harm) == ("broken", [str(one) for one in RunDirectory(bad).harm()])
     assert listed[f"{EVIL}-{'0' * 10}"].status == "damaged"
     assert "1 broken" in text(client, "/")
-    for run in listed:
-        text(client, "/runs")
-        text(client, str(client.build_request("GET", f"/runs/{run}").url))
+    text(client, "/runs")
+    for listed_name in listed:
+        text(client, f"/runs/{quote(listed_name, safe='')}")
     page = text(client, f"/runs/{name}")
     assert made["configuration"] in page
     assert f"workbench runs verify {name}" in page
@@ -141,9 +142,7 @@ def test_searches_in_progress_and_finished(world: Project, client: TestClient) -
         rows = study.finished()
     finally:
         study.close()
-    assert list(re.findall(r'<th scope="row">(trial-\d)</th>', page)) == sorted(
-        (row.name for row in rows), key=page.index
-    )
+    assert list(re.findall(r'<th scope="row">(trial-\d)</th>', page)) == sorted((row.name for row in rows), key=page.index)
     assert len(rows) == 3
     assert state(folder).keys() == before.keys()
     assert "not finished" in text(client, "/searches")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from worlds.commands import call
 from worlds.jsonl import write_jsonl
 from worlds.memory_world import FACTS, MEMORY
 from worlds.project import CPU, Project
@@ -153,8 +152,3 @@ def test_one_question_at_a_time(visitor: Visitor) -> None:
         texts = [data for name, data in visitor.events("/chat", question("ties")) if name in ("done", "error")]
         if texts and "first" in texts[0]:
             break
-
-
-def test_chat_still_answers_in_the_terminal(world: Project) -> None:
-    assert "no such folder" in str(CliRunner().invoke(app, ["view", "nowhere"]).exception)
-    assert "side by side" in call("chat", "--help").stdout

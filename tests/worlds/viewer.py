@@ -9,6 +9,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from workbench.view.growing import Growing
+from workbench.view.server import Served
+
 
 class Visitor:
     """Asks a viewer with the cookie that its address gives."""
@@ -55,3 +60,28 @@ class Visitor:
             yield connection.getresponse()
         finally:
             connection.close()
+
+
+def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every report that `--watch` serves from now on, as a browser gets it when it is told of it; none is skipped because it comes soon after another."""
+    monkeypatch.setattr("workbench.cli._watch._PAUSE", 0.0)
+    monkeypatch.setattr("workbench.cli._watch._SHARE", 1e9)
+    pages, visitors = list[str](), list[Visitor]()
+    show, begin = Growing.show, Served.__enter__
+    counts: dict[int, int] = {}
+
+    def begun(server: Served) -> Served:
+        begin(server)
+        visitors.append(Visitor(server.url))
+        return server
+
+    def shown(growing: Growing, document: Any) -> None:
+        seen = counts.get(id(growing), 0)
+        show(growing, document)
+        assert next(visitors[-1].events(f"/growing/events?seen={seen}")) == ("page", seen + 1)
+        counts[id(growing)] = seen + 1
+        pages.append(visitors[-1].page("/growing"))
+
+    monkeypatch.setattr(Served, "__enter__", begun)
+    monkeypatch.setattr(Growing, "show", shown)
+    return pages

@@ -135,13 +135,13 @@ def open_speakers(
     tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in opened]
     one = shared(opened, device, events) if len(opened) > 1 else None
     if one is not None:
-        both = "both" if len(opened) == 2 else f"all {len(opened)}"
+        both = "both" if len(opened) == 2 else "all three"
         say(f"{both} share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")
         models: list[Callable[[], Any]] = [partial(one.holding, i) for i in range(len(opened))]
     else:
         models = [partial(_itself, materialize(resolved, device, events=events)) for resolved in opened]
         if len(models) > 1:
-            number = "two" if len(models) == 2 else len(models)
+            number = "two" if len(models) == 2 else "three"
             say(f"{number} models are in memory, because they cannot share their weights")
     return [
         Speaker(target, model, tokenizer, bool(tokenizer.chat_template) and not plain)

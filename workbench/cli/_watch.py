@@ -206,14 +206,14 @@ class WatchedSearch(_Page):
     def show(self, growing: Growing) -> None:
         """Show the controls and candidates that are scored now; nothing before the first control."""
         from workbench.search.run import open_study
-        from workbench.search.winner import growing
+        from workbench.search.winner import growing as so_far
 
         search = self._search
         if search is None or not search.controls:
             return
         try:
             self._study = self._study or open_study(search)
-            state = growing(search, self._study)
+            state = so_far(search, self._study)
         except WorkbenchError as error:  # the search meets the same error where it matters
             growing.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
             return

@@ -42,7 +42,7 @@ def view(
     with chdir(project), Served(application(Site(), talk=Talk(device)), port) as served:
         out.line(served.url)
         out.say("Ctrl-C ends the viewer")
-        if browser and sys.stdout.isatty():
+        if browser and on_terminal():
             import webbrowser
 
             webbrowser.open(served.url)
@@ -50,3 +50,8 @@ def view(
             served.wait()
         except KeyboardInterrupt:
             out.say("the viewer has ended")
+
+
+def on_terminal() -> bool:
+    """Return True if someone sees what the command prints."""
+    return sys.stdout.isatty()

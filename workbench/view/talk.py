@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -86,9 +87,7 @@ class Talk:
             kind = "chat template" if speaker.templated else "plain text"
             tell("model", {"number": number, "kind": kind})
             speaker.history.clear()  # each question stands alone
-            reply = speaker.answer(
-                asked.prompt, asked.tokens, lambda text, n=number: tell("piece", {"number": n, "text": text}), stop
-            )
+            reply = speaker.answer(asked.prompt, asked.tokens, partial(_piece, tell, number), stop)
             shown = {"first": reply.first, "bricks": reply.bricks, "facts": reply.facts, "make": makes(speaker.name)}
             tell("done", {"number": number, "seconds": round(time.monotonic() - started, 1), **shown})
 
@@ -109,6 +108,10 @@ class Talk:
             speakers = open_speakers(asked.names, None, pick_device(self._device), plain=asked.plain, say=notes.append)
             self._loaded = key, speakers, " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
         return self._loaded[1], self._loaded[2]
+
+
+def _piece(tell: Tell, number: int, text: str) -> None:
+    tell("piece", {"number": number, "text": text})
 
 
 def makes(name: str) -> str:

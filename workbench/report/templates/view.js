@@ -71,7 +71,7 @@ if (chat) {
       for (const [token, share] of data.first) {
         const row = beside.appendChild(el("div", "first-token")), bar = el("i");
         bar.style.width = Math.max(1, 100 * share) + "%";
-        row.append(el("code", "", JSON.stringify(token).slice(1, -1)), bar, el("span", "", (100 * share).toFixed(1) + " %"));
+        row.append(el("code", "", JSON.stringify(token).slice(1, -1).replaceAll(" ", "\u2423")), bar, el("span", "", (100 * share).toFixed(1) + " %"));
       }
     }
     if (data.make) {
