@@ -19,6 +19,7 @@ from worlds.viewer import Visitor
 from workbench.recipe.recipe import load_recipe
 from workbench.run.directory import RunDirectory, run_for
 from workbench.scores.store import Configuration, ScoreStore
+from workbench.scores.suite import Suite
 from workbench.search.run import open_study, run
 from workbench.search.winner import conclude
 from workbench.view.app import application
@@ -127,6 +128,17 @@ def test_scores_become_the_report(world: Project, client: TestClient) -> None:
         assert f'<th scope="row" title="{control}' in page
     text(client, f"/scores/{folder}")
     assert "compared with add" in text(client, f"/scores/{folder}?name=merge&baseline=add")
+    # Guarded tasks of another suite count too, unless the user takes them out.
+    guarded = Suite(suite="guard", tasks=("facts",), primary={"facts": "acc"}, roles={"facts": "guarded"})
+    other = stored(store, {c: [values[c][2]] for c in (BASE, ADD, MERGE)}, suite=guarded, plan="q" * 32)
+    beside = store.folder("guard", other[0].plan).name
+    assert f'value="{beside}" checked' in text(client, "/scores")
+    page = text(client, f"/scores/{folder}?name=merge")
+    assert "suite toy" in page
+    assert "suite guard" in page
+    assert "Not scored on every suite: sort, average." in page
+    assert "--suite toy --suite guard" in page
+    assert "suite guard" not in text(client, f"/scores/{folder}?name=merge&with=")
     next((world.path / "runs" / "scores" / folder).glob("[0-9a-f]*.json")).write_text('{"version": 2}')
     assert "Field required" in text(client, "/scores")
 

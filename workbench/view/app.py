@@ -55,6 +55,13 @@ def application(site: Site, *, talk: Talk | None = None, growing: Growing | None
     def query(request: Request, name: str) -> str | None:
         return request.query_params.get(name) or None
 
+    def report(request: Request) -> str:
+        asked = request.query_params
+        beside = (
+            [one for one in asked.getlist("with") if one] if "with" in asked else None
+        )  # the form's own has one that is empty
+        return site.report(request.path_params["folder"], asked.getlist("name"), query(request, "baseline"), beside)
+
     routes = [
         Route("/", home),
         Route("/recipes", shown(lambda _: site.recipes())),
@@ -63,10 +70,7 @@ def application(site: Site, *, talk: Talk | None = None, growing: Growing | None
         Route("/runs", shown(lambda _: site.runs())),
         Route("/runs/{name}", shown(lambda r: site.run(r.path_params["name"]))),
         Route("/scores", shown(lambda _: site.scores())),
-        Route(
-            "/scores/{folder}",
-            shown(lambda r: site.report(r.path_params["folder"], r.query_params.getlist("name"), query(r, "baseline"))),
-        ),
+        Route("/scores/{folder}", shown(report)),
         Route("/searches", shown(lambda _: site.searches())),
         Route("/searches/{name}", shown(lambda r: site.search(r.path_params["name"]))),
         Route("/searches/{name}/events", lambda r: _stream(_changes(lambda: site.candidates(r.path_params["name"])))),

@@ -147,31 +147,24 @@ class Folder:
 
     def in_progress(self) -> list[Work]:
         """Return runs, evaluations and searches that have begun and have not ended, the busiest first."""
-        return sorted((*self._runs_now(), *self._scored_now(), *self._searched_now()), key=lambda work: work.quiet)
+        found = [
+            *_each(self.runs_folder.glob("*/.holder"), _run_now),
+            *_each(self.store.root.glob("*/*.partial"), self._scored_now),
+            *(self._searched_now(name) for name, found in self.searches().items() if found is None),
+        ]
+        return sorted((work for work in found if work), key=lambda work: work.quiet)
 
-    def _runs_now(self) -> Iterator[Work]:
-        for holder in self.runs_folder.glob("*/.holder"):
-            run, since = RunDirectory(holder.parent), read_json(holder, pid=int)
-            if since and _alive(since["pid"]):
-                last = [str(line["text"]) for line in log_lines(run) if line.get("text")][-1:]
-                yield Work("run", run.name, [*last, f"process {since['pid']}"], f"/runs/{run.name}", _age(run.path / LOG))
+    def _scored_now(self, partial: Path) -> Work:
+        files = sorted(partial.glob("*"))
+        done = [f.name.removesuffix(".json.gz") for f in files if f.name.endswith(".json.gz")]
+        lines = [f"finished tasks: {', '.join(done)}"] if done else []
+        for journal in (f for f in files if f.suffix == ".jsonl" and f.stem not in done):
+            lines.append(f"{journal.stem}: {self._of(journal, _line_count):,} answers are stored")
+        suite = partial.parent.name.rpartition("-")[0]
+        return Work("evaluation", f"{suite}: configuration {partial.stem}", lines, "/scores", min(map(_age, [partial, *files])))
 
-    def _scored_now(self) -> Iterator[Work]:
-        for partial in self.store.root.glob("*/*.partial"):
-            files = sorted(partial.glob("*"))
-            done = [f.name.removesuffix(".json.gz") for f in files if f.name.endswith(".json.gz")]
-            lines = [f"finished tasks: {', '.join(done)}"] if done else []
-            for journal in (f for f in files if f.suffix == ".jsonl" and f.stem not in done):
-                lines.append(f"{journal.stem}: {self._of(journal, _line_count):,} answers are stored")
-            suite = partial.parent.name.rpartition("-")[0]
-            yield Work(
-                "evaluation", f"{suite}: configuration {partial.stem}", lines, "/scores", min(map(_age, [partial, *files]))
-            )
-
-    def _searched_now(self) -> Iterator[Work]:
-        for name in (name for name, found in self.searches().items() if found is None):
-            quiet = _age(self.runs_folder / "search" / name / "journal.log")
-            yield Work("search", name, [], f"/searches/{name}", quiet)
+    def _searched_now(self, name: str) -> Work:
+        return Work("search", name, [], f"/searches/{name}", _age(self.runs_folder / "search" / name / "journal.log"))
 
     def _of(self, path: Path, read: Callable[[Path], T]) -> T:
         """Return what is read from a file, or what was read before if its size and time are the same."""
@@ -194,6 +187,15 @@ def log_lines(run: RunDirectory) -> list[dict[str, Any]]:
                 event = json.loads(line)
                 found += [event] if isinstance(event, dict) else []
     return found
+
+
+def _run_now(holder: Path) -> Work | None:
+    """Return the run of a process that holds it; None if that process is gone."""
+    run, since = RunDirectory(holder.parent), read_json(holder, pid=int)
+    if since is None or not _alive(since["pid"]):
+        return None
+    last = [str(line["text"]) for line in log_lines(run) if line.get("text")][-1:]
+    return Work("run", run.name, [*last, f"process {since['pid']}"], f"/runs/{run.name}", _age(run.path / LOG))
 
 
 def _record_line(path: Path) -> tuple[str, str, str, int | None, bool]:

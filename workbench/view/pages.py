@@ -15,7 +15,7 @@ from workbench.report.page import html as report_page
 from workbench.report.search import page_text as search_page
 from workbench.run.directory import UNSEALED, RunDirectory
 from workbench.search.result import SearchResult
-from workbench.view.folder import Folder, log_lines
+from workbench.view.folder import Folder, PlanLine, log_lines
 
 if TYPE_CHECKING:
     from workbench.scores.store import Scores
@@ -134,7 +134,7 @@ class Site:
             "recipe": _text(run.path / "recipe.yaml"),
             "log": log_lines(run),
             "raw": _text(run.path / "run.json"),
-            "place": relative(run.path),
+            "path": relative(run.path),
             "result": relative(run.result),
             "unsealed": UNSEALED,
         }
@@ -142,31 +142,42 @@ class Site:
 
     def scores(self) -> str:
         """Return the stored scores, by suite and plan."""
-        return self._page("scores", "Scores", "Scores", plans=self.folder.plans())
+        plans = self.folder.plans()
+        return self._page("scores", "Scores", "Scores", plans=plans, beside={plan.folder: _beside(plan, plans) for plan in plans})
 
-    def report(self, folder: str, names: Sequence[str], baseline: str | None) -> str:
+    def report(self, folder: str, names: Sequence[str], baseline: str | None, beside: Sequence[str] | None) -> str:
         """Return the report of stored scores.
 
         Args:
             folder: Folder of the plan.
             names: Names of configurations, to which their controls are added; none for all.
             baseline: Name of the baseline; None if the suite decides.
+            beside: Folders of plans of other suites that are compared with it, guarded tasks among them; None for all that fit.
 
         Raises:
             WorkbenchError: If fewer than two configurations are stored, or scores are damaged.
         """
         from workbench.compare.compare import compare
 
-        plan = _one({plan.folder: plan for plan in self.folder.plans()}, folder, "plan")
-        suite, chosen = plan.record.name, _with_controls(plan.scores, names) if names else list(plan.scores)
-        if len(chosen) < 2:
-            raise WorkbenchError(f"suite {suite}: a comparison needs two scored configurations", "workbench eval RECIPE")
-        if baseline is None and not any(plan.record.suite.get("baseline", "base") in s.names for s in chosen):
+        plans = {plan.folder: plan for plan in self.folder.plans()}
+        first = _one(plans, folder, "plan")
+        others = _beside(first, list(plans.values())) if beside is None else [_one(plans, one, "plan") for one in beside]
+        parts = [plan.scores for plan in (first, *others)]
+        chosen = [s for scores in parts for s in (_with_controls(scores, names) if names else scores)]
+        every = dict.fromkeys(s.configuration.name for s in chosen)
+        if len(every) < 2:
+            raise WorkbenchError(
+                f"suite {first.record.name}: a comparison needs two scored configurations", "workbench eval RECIPE"
+            )
+        lacking = [name for name in every if not all(any(name in s.names for s in scores) for scores in parts)]
+        if baseline is None and not any(first.record.suite.get("baseline", "base") in s.names for s in chosen):
             baseline = chosen[0].configuration.name
         recipes = dict.fromkeys(s.configuration.recipe for s in chosen if s.configuration.recipe)
-        command = shell("workbench", "report", *recipes, "--suite", suite)
+        suites = [word for plan in (first, *others) for word in ("--suite", plan.record.name)]
+        command = shell("workbench", "report", *recipes, *suites)
         comparison = compare(self.folder.store, chosen, baseline=baseline, project=self.folder.project, command=command)
-        return report_page(comparison, Viewer(self.links, "Scores"))
+        warnings = [f"Not scored on every suite: {', '.join(lacking)}."] if lacking else []
+        return report_page(comparison.warned(warnings), Viewer(self.links, "Scores"))
 
     def searches(self) -> str:
         """Return the list of searches."""
@@ -216,6 +227,18 @@ def _text(path: Path) -> str | None:
     except OSError:
         return None
     return printable(text[:_LONGEST]) + (f"\n… ({len(text) - _LONGEST:,} more characters)" if len(text) > _LONGEST else "")
+
+
+def _beside(plan: PlanLine, plans: Sequence[PlanLine]) -> list[PlanLine]:
+    """Return the newest plan of each other suite that scored some of the same configurations in the same way."""
+    names = {name for s in plan.scores for name in s.names}
+    found: dict[str, PlanLine] = {}
+    for other in plans:
+        alike = [getattr(one.record, key) for one in (plan, other) for key in ("partial", "imported", "dtype")]
+        shared = {name for s in other.scores for name in s.names} & names
+        if other.record.name != plan.record.name and not other.outdated and alike[:3] == alike[3:] and len(shared) > 1:
+            found.setdefault(other.record.name, other)
+    return list(found.values())
 
 
 def _with_controls(scores: Sequence[Scores], names: Sequence[str]) -> list[Scores]:
