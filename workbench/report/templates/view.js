@@ -10,12 +10,19 @@ for (const part of document.querySelectorAll("[data-load]")) {
   }).catch(() => part.replaceChildren(el("p", "soft", "The server has ended."))).finally(() => part.removeAttribute("aria-busy"));
 }
 
-// A part that the server sends whenever it changes.
+// A part that the server sends whenever it changes. A hidden tab lets its connection go: browsers open few to one server.
 for (const part of document.querySelectorAll("[data-stream]")) {
-  const source = new EventSource(part.dataset.stream), end = document.querySelector("[data-stream-end]");
-  source.addEventListener("part", (event) => { part.innerHTML = JSON.parse(event.data); });
-  source.addEventListener("say", (event) => { source.close(); if (end) end.textContent = JSON.parse(event.data); });
-  source.onerror = () => { source.close(); if (end) end.textContent = "The server has ended; this page stays as it is."; };
+  const end = document.querySelector("[data-stream-end]");
+  let source = null;
+  const stop = (text) => { source.close(); if (end) end.textContent = text; };
+  const follow = () => {
+    source = new EventSource(part.dataset.stream);
+    source.addEventListener("part", (event) => { part.innerHTML = JSON.parse(event.data); });
+    source.addEventListener("say", (event) => stop(JSON.parse(event.data)));
+    source.onerror = () => stop("The server has ended; this page stays as it is.");
+  };
+  document.addEventListener("visibilitychange", () => { if (document.hidden) source.close(); else if (source.readyState === 2) follow(); });
+  follow();
 }
 
 // A report that grows: a newer one is loaded, and the end of the command is said.
