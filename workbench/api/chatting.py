@@ -149,22 +149,6 @@ def open_speakers(
     ]
 
 
-def open_live(target: str, runs: Path | None, device: torch.device, events: Events = no_events) -> tuple[Any, Any]:
-    """Load the model of a recipe, a run or a model, and its tokenizer.
-
-    Args:
-        target: Its name; see `naming.find`.
-        runs: Directory of runs; default: runs/ in the project.
-        device: Device of the model.
-        events: Receives progress.
-
-    Raises:
-        WorkbenchError: If there is no such recipe, run or model, or if it has no model that can be loaded.
-    """
-    speaker = open_speakers([target], runs, device, plain=True, say=lambda _: None, events=events)[0]
-    return speaker.model(), speaker.tokenizer
-
-
 def _itself(model: Any) -> Any:
     return model
 

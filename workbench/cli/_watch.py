@@ -48,9 +48,9 @@ def check_watch(watch: bool, port: int | None) -> None:
     if port is not None and not watch:
         raise UsageError(f"--port {port}: nothing is shown without --watch", f"--watch --port {port}")
     if watch:
-        from workbench.view.server import check_port
+        from workbench.view.server import bound
 
-        check_port(port or 0)
+        bound(port or 0).close()
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Served:
     """
 
     def __init__(self, app: ASGIApp, port: int = 0) -> None:
-        self._socket = _bound(port)
+        self._socket = bound(port)
         self.port = int(self._socket.getsockname()[1])
         self.guard = Guard(app, self.port)
         self.url = self.guard.url
@@ -67,16 +67,12 @@ class Served:
             self._thread.join(1)
 
 
-def check_port(port: int) -> None:
-    """Check that a server can listen on a port now.
+def bound(port: int) -> socket.socket:
+    """Return a socket on a port of this machine, 0 for a free one.
 
     Raises:
         UsageError: If the port cannot be used.
     """
-    _bound(port).close()
-
-
-def _bound(port: int) -> socket.socket:
     opened = socket.socket()
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
