@@ -54,7 +54,7 @@ def question(*names: str, prompt: str = PROMPT, tokens: int = 4) -> str:
 
 def asked(visitor: Visitor, *names: str) -> tuple[list[str], list[dict[str, Any]], list[Any]]:
     """Answers, what is said beside them, and notes."""
-    texts, beside, notes = [""] * len(names), [{}] * len(names), []
+    texts, beside, notes = [""] * len(names), [dict[str, Any]() for _ in names], list[Any]()
     events = list(visitor.events("/chat", question(*names)))
     assert events[-1] == ("end", ""), events
     for name, data in events:
