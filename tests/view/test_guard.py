@@ -67,7 +67,7 @@ def test_without_the_token_nothing_is_shown(guard: Guard, path: str) -> None:
         "workbench-8000=\u00e9",
         "a=b;;=;\x01",
     ):
-        answer = client.get(path, headers={"Cookie": cookie.encode("utf-8")})
+        answer = client.get(path, headers={b"Cookie": cookie.encode("utf-8")})
         assert (answer.status_code, answer.text[:4]) == (403, "Open"), (path, cookie)
 
 
