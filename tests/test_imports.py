@@ -36,6 +36,7 @@ GROUPS = [
     "advice ship transplant upkeep neurons",
     "report",
     "api",
+    "view",
     "cli",
     "__init__ __main__",
 ]
@@ -59,6 +60,8 @@ ONLY_IN = {
     "requests": (),
     "urllib": ("search/points.py",),  # spells names: the net is behind `http`
     "httpx": ("http.py",),
+    "starlette": ("view/",),
+    "uvicorn": ("view/",),
 }
 # Files whose imports need an extra; only commands that need the extra import them.
 NEED_EXTRAS = {
@@ -68,6 +71,9 @@ NEED_EXTRAS = {
     "evaluate/models.py",
     "search/samplers.py",
     "search/study.py",
+    "view/app.py",
+    "view/guard.py",
+    "view/server.py",
 }
 WEIGHTS_MAY_IMPORT = {"torch", "safetensors", "numpy", "xxhash", "gguf"}
 
@@ -246,7 +252,7 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def test_the_core_needs_no_extra() -> None:
-    """No module outside `evaluate` and `search` imports a library of an extra, even through other modules of the package."""
+    """No module outside `evaluate`, `search` and `view` imports a library of an extra, even through other modules of the package."""
     extras = {module for modules in EXTRAS.values() for module in modules}
     names = {f"workbench.{relative(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}": p for p in SOURCES}
     direct = {name: {module for _, module in imports(path, at_start=True)} for name, path in names.items()}
@@ -254,7 +260,7 @@ def test_the_core_needs_no_extra() -> None:
     assert {relative(names[name]) for name in needing} == NEED_EXTRAS
     offenders = []
     for start, path in names.items():
-        if folder(relative(path)) in ("evaluate", "search"):
+        if folder(relative(path)) in ("evaluate", "search", "view"):
             continue
         reached, todo = {start: start}, [start]
         for name in todo:

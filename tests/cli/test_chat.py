@@ -1,19 +1,17 @@
-"""`chat` with two models: one live model for both where weights allow it, panes on a wide terminal, own templates and histories."""
+"""`chat` with two models: one live model where weights allow it, own templates and histories."""
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from worlds.project import CPU, Project
 
+from workbench.api.chatting import Speaker
 from workbench.cli import app
-from workbench.cli.chat import PANES, Panes, Speaker, Write
 from workbench.run.materialize import materialize, shared
 
 AVERAGE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\n"
@@ -44,29 +42,31 @@ def same(model: Any, expected: Any) -> bool:
 
 def test_one_model_holds_either_configuration(world: Project) -> None:
     """Its weights are those of `materialize` bit by bit, in any order, and only what differs is held twice."""
-    both = [world.resolve(text, name) for text, name in ((AVERAGE, "average.yaml"), (TIES, "ties.yaml"))]
-    one = shared(*both, CPU)
+    texts = {"average.yaml": AVERAGE, "ties.yaml": TIES, "base.yaml": "steps: []\n"}
+    every = [world.resolve(text, name) for name, text in texts.items()]
+    one = shared(every, CPU)
     assert one is not None
-    expected = [materialize(resolved, CPU) for resolved in both]
-    assert not same(*expected)
-    for number in (0, 1, 1, 0, 1, 0):
+    expected = [materialize(resolved, CPU) for resolved in every]
+    assert not any(same(expected[i], expected[i - 1]) for i in range(3))
+    for number in (0, 1, 1, 2, 0, 2, 1, 0):
         assert same(one.holding(number), expected[number])
         assert one.model.generation_config.to_dict() == expected[number].generation_config.to_dict()
     whole = sum(p.nbytes for p in expected[0].parameters())
     differing = [
         p.nbytes
-        for (n, p), q in zip(expected[0].named_parameters(), expected[1].parameters(), strict=True)
+        for other in expected[1:]
+        for p, q in zip(expected[0].parameters(), other.parameters(), strict=True)
         if not torch.equal(p, q)
     ]
     assert one.bytes == sum(differing)
-    assert 0 < one.bytes < whole
+    assert 0 < one.bytes < 2 * whole
 
 
 def test_other_parameters_are_not_shared(world: Project) -> None:
     average, deeper = world.resolve(AVERAGE, "average.yaml"), world.resolve(DEEPER, "deeper.yaml")
-    assert shared(average, deeper, CPU) is None
+    assert shared([average, deeper], CPU) is None
     narrow = world.resolve(AVERAGE + "output: {dtype: float16}\n", "narrow.yaml")
-    assert shared(average, narrow, CPU) is None
+    assert shared([average, average, narrow], CPU) is None
 
 
 def test_two_answer_as_each_alone(world: Project) -> None:
@@ -129,33 +129,3 @@ def test_each_has_its_own_template_and_history() -> None:
             speaker.answer(line, 3, lambda _: None)
     assert tokenizers[0].asked == ["A: one", "A: one / answer / two"]
     assert tokenizers[1].asked == ["one", "two"]
-
-
-def say(number: int, write: Write) -> None:
-    for piece in (f"answer {number}\n", "[b]second line[/b]\x1b[2J"):
-        write(piece)
-
-
-def drawn(width: int, terminal: bool = True) -> tuple[Panes, str]:
-    text = io.StringIO()
-    console = Console(file=text, width=width, force_terminal=terminal, color_system=None, highlight=False)
-    panes = Panes(["first", "second"], console)
-    if panes.beside:
-        panes.answers(say)
-    return panes, text.getvalue()
-
-
-def test_answers_stand_beside_each_other_on_a_wide_terminal() -> None:
-    panes, text = drawn(100)
-    assert panes.beside
-    last = text[text.rindex("\N{BOX DRAWINGS LIGHT ARC DOWN AND RIGHT}\N{BOX DRAWINGS LIGHT HORIZONTAL} first") :].splitlines()
-    assert "first" in last[0]
-    assert "second" in last[0]
-    assert [part.strip() for part in last[1].split("\N{BOX DRAWINGS LIGHT VERTICAL}") if part.strip()] == ["answer 0", "answer 1"]
-    assert last[2].count("[b]second line[/b]\\x1b[2J") == 2  # neither markup nor a terminal's commands act
-    assert len(last[1]) <= 100
-
-
-@pytest.mark.parametrize(("width", "terminal"), [(PANES - 1, True), (200, False)])
-def test_they_stand_below_each_other_elsewhere(width: int, terminal: bool) -> None:
-    assert not drawn(width, terminal)[0].beside

@@ -78,6 +78,7 @@ COMMANDS = {
     "suite new": "--base --cluster --data --drop-duplicates --force --json --kind --role --trust-project-code",
     "suite show": "--base --json --trust-project-code",
     "trust": "--remove",
+    "view": "--browser --device --no-browser --port --trust-project-code",
 }
 
 

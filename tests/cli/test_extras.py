@@ -42,14 +42,16 @@ def test_without_extras_models_are_made_and_stored_scores_reported(world: Projec
         "eval": "eval grown --suite words",
         "suite check": "suite check words --base base",
         "scores export": "scores export copy",
+        "view": "view --no-browser",
     }
+    libraries = {"view": "starlette and uvicorn, which are not installed: pip install 'brick-workbench[view]'"}
     commands = [[*words.split(), *(["--device", "cpu"] if words.startswith("run ") else [])] for words in works]
     ended = in_one_process([*commands, *(words.split() for words in refused.values())], world.path, missing=MODULES)
     for done, _ in ended[: len(works)]:
         assert done.returncode == 0, f"workbench {done.args}\n{done.stdout}{done.stderr}"
     assert "mix" in (world.path / "page.html").read_text("utf-8")
     for command, (done, _) in zip(refused, ended[len(works) :], strict=True):
-        needed = "lm-eval and datasets, which are not installed: pip install 'brick-workbench[eval]'"
+        needed = libraries.get(command, "lm-eval and datasets, which are not installed: pip install 'brick-workbench[eval]'")
         assert done.returncode == 1, done.stderr
         assert f"error: `workbench {command}` needs {needed}" in done.stderr
         assert done.stderr.count("error:") == 1

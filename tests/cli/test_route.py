@@ -144,7 +144,7 @@ def test_what_has_no_router_is_refused(configuration: Path, llama: Path) -> None
 
 
 def test_files_are_read_before_the_router(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.cli.chat.open_live", lambda *_: pytest.fail("opened first"))
+    monkeypatch.setattr("workbench.api.chatting.open_speakers", lambda *_, **__: pytest.fail("opened first"))
     (cwd / "bad.jsonl").write_text('{"brick": "one"}\n', "utf-8")
     for files, told in (
         (("nofile.jsonl",), "nofile.jsonl: no such file"),

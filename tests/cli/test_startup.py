@@ -39,6 +39,7 @@ PROCESSES: list[list[tuple[str, set[str]]]] = [
         ("open bricks/one", set()),
         ("open mergekit.yaml", set()),
         ("trust .", set()),
+        ("view --help", set()),
     ],
     [("run spectral --device cpu", {"torch"}), ("recipe import mergekit.yaml", {"mergekit", "torch"})],
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import socket
@@ -14,35 +13,19 @@ from worlds.commands import call, refused
 from worlds.project import Project
 from worlds.search_document import make_search, unfinished
 from worlds.search_world import SPACE, folder_of, search_of, searched
+from worlds.viewer import followed
 
+from workbench.report.page import Viewer
 from workbench.report.search import page_text
-from workbench.report.watch import Watched
 from workbench.search.result import GrowingSearch
 from workbench.search.run import open_study, run
 from workbench.search.winner import growing
 
 
-def get(port: int, path: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request("GET", path)
-    return connection.getresponse().read().decode()
-
-
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every page that is served, as a browser gets it when it is new; none is skipped because it comes soon after another."""
-    monkeypatch.setattr("workbench.cli._watch._PAUSE", 0.0)
-    monkeypatch.setattr("workbench.cli._watch._SHARE", 1e9)
-    pages: list[str] = []
-    show = Watched.show
-
-    def shown(watched: Watched, document: object) -> None:
-        show(watched, document)
-        assert json.loads(get(watched.port, "/state"))["version"] == len(pages) + 1
-        pages.append(get(watched.port, "/"))
-
-    monkeypatch.setattr(Watched, "show", shown)
-    return pages
+    """Every page that is served."""
+    return followed(monkeypatch)
 
 
 @pytest.fixture
@@ -60,7 +43,7 @@ def headline(page: str) -> str:
 def test_the_page_grows_and_ends_as_the_report(world: Project, port: int, seen: list[str]) -> None:
     world.write(searched(SPACE, ", trials: 2, sampler: random, random: 1, controls: false"))
     called = call("search", "recipes/test.yaml", "--watch", "--port", str(port))
-    assert f"the report grows at http://127.0.0.1:{port}/ until the command ends" in called.stderr
+    assert f"the report grows at http://127.0.0.1:{port}/?token=" in called.stderr
     finished = [re.match(r"(\d) of 3 candidates are finished\. ", headline(page)) for page in seen[:-1]]
     counts = [int(found[1]) for found in finished if found]
     assert len(counts) == len(seen) - 1
@@ -92,7 +75,7 @@ def test_what_the_page_says_is_what_the_study_holds(world: Project) -> None:
     assert (state.progress.done, state.progress.total) == (3, 3)
     assert (state.winner, state.recipes) == (None, {})
     control = max(search.controls, key=lambda rival: rival.scores[0])
-    text = headline(page_text(state, 3))
+    text = headline(page_text(state, Viewer((), "Live", 3)))
     beside = f"the best control, {control.name}, scores {100 * control.scores[0]:.1f} %"
     if not records:
         assert text == f"3 of 3 candidates are finished. No candidate is scored on all search items yet. On them, {beside}."
@@ -105,7 +88,7 @@ def test_what_the_page_says_is_what_the_study_holds(world: Project) -> None:
 
 
 def page_of(document: dict[str, Any]) -> str:
-    return page_text(GrowingSearch.of(document, "search"), 1)
+    return page_text(GrowingSearch.of(document, "search"), Viewer((), "Live", 1))
 
 
 def test_two_objectives_name_their_front() -> None:
@@ -126,7 +109,6 @@ def test_ports_are_checked_before_any_work(world: Project, monkeypatch: pytest.M
     world.write(searched(SPACE, ", trials: 2"))
     monkeypatch.setattr("workbench.cli.search.load_named", never)
     assert "without --watch" in refused("search", "test", "--port", "8765").message
-    assert "the address of a free port is not printed" in refused("search", "test", "--watch", "--json").message
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "evals.compare",
     "report": "evals.report",
     "search": "search.search",
+    "view": "view.view",
     "chat": "chat.chat",
     "push": "push.push",
     "open": "open.open_",

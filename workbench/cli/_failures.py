@@ -18,6 +18,7 @@ EXTRAS = {
     "search": {"optuna": "optuna", "cmaes": "cmaes"},
     "server": {"aiohttp": "aiohttp", "tenacity": "tenacity"},
     "cluster": {"ray": "ray"},
+    "view": {"starlette": "starlette", "uvicorn": "uvicorn"},
     "log": {"mlflow": "mlflow-skinny", "wandb": "wandb"},
 }
 _AGAIN = "then run the same command again: it resumes."

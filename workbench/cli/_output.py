@@ -83,6 +83,11 @@ class Terminal:
             self.stop()
             self.talk.print(shown(text))
 
+    def always(self, text: str) -> None:
+        """Print a message on stderr, also if quiet: one that the user asked for."""
+        self.stop()
+        self.talk.print(shown(text))
+
     def warn(self, text: str) -> None:
         """Print a warning on stderr, unless quiet."""
         if not self.quiet:

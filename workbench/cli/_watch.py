@@ -17,10 +17,10 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Event, Events
 
 if TYPE_CHECKING:
-    from workbench.report.watch import Watched
     from workbench.search.result import SearchResult
     from workbench.search.run import Search
     from workbench.search.study import Study
+    from workbench.view.growing import Growing, Pages
 
 WatchOpt = Annotated[
     bool, typer.Option("--watch", help="Show the growing report at an address of this machine until the command ends.")
@@ -35,25 +35,22 @@ _SHARE = 0.1
 """Largest share of the time that is spent on reports."""
 
 
-def check_watch(watch: bool, port: int | None, silent: bool) -> None:
+def check_watch(watch: bool, port: int | None) -> None:
     """Check the options before any work.
 
     Args:
         watch: Value of `--watch`.
         port: Value of `--port`.
-        silent: True if the command prints no messages, and so not the address either.
 
     Raises:
         UsageError: If one option lacks the other, or the port cannot be used.
     """
     if port is not None and not watch:
         raise UsageError(f"--port {port}: nothing is shown without --watch", f"--watch --port {port}")
-    if watch and silent and not port:
-        raise UsageError("--watch: with --quiet or --json, the address of a free port is not printed", "--watch --port 8765")
-    if port:
-        from workbench.report.watch import check_port
+    if watch:
+        from workbench.view.server import bound
 
-        check_port(port)
+        bound(port or 0).close()
 
 
 @contextmanager
@@ -69,13 +66,12 @@ def watching(opened: Opened, against: str | None, watch: bool, port: int | None)
     if not watch:
         yield out.event
         return
-    from workbench.report.watch import Watched
+    from workbench.view.growing import Pages
 
-    with Watched(port or 0) as watched:
-        out.say(ADDRESS.format(watched.url))
-        page = _Comparison(watched, opened, against)
+    with _served(Pages(), port) as growing:
+        page = _Comparison(growing, opened, against)
         yield page.event
-        page.show(watched)
+        page.show(growing)
 
 
 @contextmanager
@@ -90,62 +86,81 @@ def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
         yield WatchedSearch(None)
         return
     from workbench.report.search import page_text
-    from workbench.report.watch import Pages, Watched
+    from workbench.view.growing import Pages
 
     lead = "The report appears here when the first control is scored."
-    with Watched(port or 0, Pages(page_text, "Search in progress", "No candidate is scored yet", lead)) as watched:
-        out.say(ADDRESS.format(watched.url))
-        page = WatchedSearch(watched)
+    with _served(Pages(page_text, "Search in progress", "No candidate is scored yet", lead), port) as growing:
+        page = WatchedSearch(growing)
         try:
             yield page
         finally:
             page.close()
 
 
+@contextmanager
+def _served(pages: Pages, port: int | None) -> Iterator[Growing]:
+    """Serve a growing page, and the other pages of the viewer beside it, until the block ends."""
+    from workbench.view.app import application
+    from workbench.view.growing import Growing
+    from workbench.view.pages import LINKS, Site
+    from workbench.view.server import Served
+
+    links = [(name, path) for name, path in LINKS if name != "Chat"]  # the device is at work
+    growing = Growing(pages, links)
+    with Served(application(Site(links=links), growing=growing), port or 0) as served:
+        out.always(ADDRESS.format(served.url))
+        try:
+            yield growing
+        except BaseException:
+            growing.end(wait=False)
+            raise
+        growing.end(wait=True)
+
+
 class _Page(ABC):
     """Passes events on to the terminal, and shows new scores on the page, if there is one, not too often."""
 
-    def __init__(self, watched: Watched | None) -> None:
-        self._watched = watched
+    def __init__(self, growing: Growing | None) -> None:
+        self._growing = growing
         self._next = 0.0
 
     def event(self, event: Event) -> None:
         """Take a progress event."""
         out.event(event)
-        if self._watched is not None and self.tell(event, self._watched) and time.monotonic() >= self._next:
+        if self._growing is not None and self.tell(event, self._growing) and time.monotonic() >= self._next:
             started = time.monotonic()
-            self.show(self._watched)
+            self.show(self._growing)
             ended = time.monotonic()
             self._next = ended + max(_PAUSE, (ended - started) / _SHARE)
 
     @abstractmethod
-    def tell(self, event: Event, watched: Watched) -> bool:
+    def tell(self, event: Event, growing: Growing) -> bool:
         """Tell open pages how far the work is, and return True if the event can mean new scores."""
 
     @abstractmethod
-    def show(self, watched: Watched) -> None:
+    def show(self, growing: Growing) -> None:
         """Show the report of all scores that are stored now; nothing if there is nothing to show yet."""
 
 
 class _Comparison(_Page):
     """The page of an evaluation."""
 
-    def __init__(self, watched: Watched, opened: Opened, against: str | None) -> None:
-        super().__init__(watched)
+    def __init__(self, growing: Growing, opened: Opened, against: str | None) -> None:
+        super().__init__(growing)
         self.opened, self.against = opened, against
 
-    def tell(self, event: Event, watched: Watched) -> bool:
+    def tell(self, event: Event, growing: Growing) -> bool:
         """Tell open pages how far the evaluation is."""
         whole = event.get("overall")
         if whole:
             now = f"; now {event['configuration']}: {event['text']}" if event.get("text") else ""
-            watched.say(
+            growing.say(
                 f"{whole['finished']} of {whole['of']} configurations are scored, {100 * whole['share']:.0f} % of the items"
                 f"{time_left(whole)}{now}."
             )
         return "scored" in event or (event.get("stage") == "score" and "configuration" not in event)
 
-    def show(self, watched: Watched) -> None:
+    def show(self, growing: Growing) -> None:
         """Show the comparison of all scores that are stored now; nothing if they cannot be compared yet."""
         from workbench.evaluate.scoring import stored
 
@@ -156,17 +171,17 @@ class _Comparison(_Page):
                 return
             comparison = compare_scores(opened.store, scores, self.against, opened.project, opened.sweeps)
         except WorkbenchError as error:  # the evaluation goes on; at its end the same comparison is made again
-            watched.say(f"The scores so far cannot be compared: {error.message.splitlines()[0]}")
+            growing.say(f"The scores so far cannot be compared: {error.message.splitlines()[0]}")
             return
         waiting = [f"Not scored yet: {', '.join(missing)}."] if missing else []
-        watched.show(comparison.warned(waiting))
+        growing.show(comparison.warned(waiting))
 
 
 class WatchedSearch(_Page):
     """The page of a search. The study is opened a second time, so that candidates of other processes are on the page as well."""
 
-    def __init__(self, watched: Watched | None) -> None:
-        super().__init__(watched)
+    def __init__(self, growing: Growing | None) -> None:
+        super().__init__(growing)
         self._search: Search | None = None
         self._study: Study | None = None
 
@@ -176,33 +191,33 @@ class WatchedSearch(_Page):
 
     def end(self, found: SearchResult) -> None:
         """Show the report of the finished search."""
-        if self._watched is not None:
-            self._watched.show(found)
+        if self._growing is not None:
+            self._growing.show(found)
 
-    def tell(self, event: Event, watched: Watched) -> bool:
+    def tell(self, event: Event, growing: Growing) -> bool:
         """Tell open pages how far the search is."""
         text = str(event.get("text", ""))
         if "done" in event:
             text = f"{event['done']} of {event['total']} candidates are finished; {text}"
         if text:
-            watched.say(f"{text[0].upper()}{text[1:]}.")
+            growing.say(f"{text[0].upper()}{text[1:]}.")
         return event.get("stage") == "search"
 
-    def show(self, watched: Watched) -> None:
+    def show(self, growing: Growing) -> None:
         """Show the controls and candidates that are scored now; nothing before the first control."""
         from workbench.search.run import open_study
-        from workbench.search.winner import growing
+        from workbench.search.winner import growing as so_far
 
         search = self._search
         if search is None or not search.controls:
             return
         try:
             self._study = self._study or open_study(search)
-            state = growing(search, self._study)
+            state = so_far(search, self._study)
         except WorkbenchError as error:  # the search meets the same error where it matters
-            watched.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
+            growing.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
             return
-        watched.show(state)
+        growing.show(state)
 
     def close(self) -> None:
         """Release the study."""

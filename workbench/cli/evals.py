@@ -91,7 +91,7 @@ def evaluate(
     from workbench.scores.groups import aggregated, by_suite
 
     out.quiet, out.verbose = quiet or json, verbose
-    check_watch(watch, port, out.quiet)
+    check_watch(watch, port)
     tracker = open_tracker(log, log_project)
     request = Request(names, Variation.of(settings, sweep, max_points), suite or (), runs_dir, controls, batch_size, limit)
     opened = open_subjects(request, printing(), fetch=True, device=pick_device(device))

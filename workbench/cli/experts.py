@@ -12,7 +12,6 @@ from rich.text import Text
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli.chat import open_live
 from workbench.cli.trust import reads_recipes
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ def experts(
     quiet: QuietOpt = False,
 ) -> None:
     """Count how often each expert of a mixture is used, layer by layer."""
+    from workbench.api.chatting import open_speakers
     from workbench.grow.mixtures.mixture import ExpertsUsed, usage
     from workbench.models.hooks import expert_modules
     from workbench.models.identity import pick_device
@@ -48,7 +48,8 @@ def experts(
     out.quiet = quiet or json
     read = read_texts(texts, str(texts), samples)
     place = pick_device(device)
-    model, tokenizer = open_live(target, runs_dir, place)
+    (speaker,) = open_speakers([target], runs_dir, place, plain=True, say=out.say, events=out.event)
+    model, tokenizer = speaker.model(), speaker.tokenizer
     expert_modules(model)
     rows = encode(read, tokenizer, longest_row(model.config.get_text_config().to_dict(), _LONGEST))
     result = usage(model, rows, place, lambda done, of: out.event({"stage": "count", "text": target, "done": done, "total": of}))

@@ -212,14 +212,15 @@ def measure(
 
 def _open(target: str, runs_dir: Path | None, device: str) -> tuple[Routing, Any, Any]:
     """Load a routed model with its tokenizer."""
-    from workbench.cli.chat import open_live
+    from workbench.api.chatting import open_speakers
     from workbench.models.identity import pick_device
 
-    model, tokenizer = open_live(target, runs_dir, pick_device(device))
+    (speaker,) = open_speakers([target], runs_dir, pick_device(device), plain=True, say=out.say, events=out.event)
+    model = speaker.model()
     routing = getattr(model, "routing", None)
     if routing is None:
         raise WorkbenchError(
             f"{target}: has no router, so there is no choice to show",
             f"Run a recipe that ends in a route step: {shell('workbench', 'methods', 'ridge')} describes one.",
         )
-    return routing, model, tokenizer
+    return routing, model, speaker.tokenizer

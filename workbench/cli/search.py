@@ -71,7 +71,7 @@ def search(
     from workbench.search.winner import conclude
 
     out.quiet, out.verbose = quiet or json, verbose
-    check_watch(watch, port, out.quiet)
+    check_watch(watch, port)
     tracker = open_tracker(log, log_project)
     loaded = load_named(recipe, settings or (), out.say, runs_dir)
     scoring = Scoring(device, batch_size, limit)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -71,12 +72,27 @@ def stem(out: Path) -> str:
     return out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
 
 
-def html(view: Comparison, watched: int | None = None) -> str:
+@dataclass(frozen=True)
+class Viewer:
+    """What a page of `workbench view` has that a page in a file has not.
+
+    Attributes:
+        links: Name and path of each part of the viewer.
+        place: Name of the part that the page belongs to.
+        version: Number of a page that grows, which its stream of events compares with the newest; None for other pages.
+    """
+
+    links: Sequence[tuple[str, str]]
+    place: str
+    version: int | None = None
+
+
+def html(view: Comparison, viewer: Viewer | None = None) -> str:
     """Return the page as text; the template escapes all values of the document.
 
     Args:
         view: The comparison.
-        watched: Number of the page of a report that a server shows while it grows (`report.watch`); None for a file.
+        viewer: The viewer that shows the page; None for a file.
     """
     flip_counts = items.counts(view)
     base = view.configuration(view.baseline)
@@ -86,7 +102,7 @@ def html(view: Comparison, watched: int | None = None) -> str:
     context = {
         "view": view,
         "unit_of": lambda task: numbers.unit_of(view, task),
-        "watched": watched,
+        "viewer": viewer,
         "title": wording.title(view),
         "leaders": decision.leaders(view),
         "many": many,
@@ -141,13 +157,14 @@ def html(view: Comparison, watched: int | None = None) -> str:
         "created": created(view),
         "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.verdict, 0) for d in view.compared(c.name, view.tasks)),
     }
-    scripts = SCRIPTS if watched is None else (*SCRIPTS, "watch.js")
     styles = ("report.css", "curves.css", "beside.css")
-    return with_tables(filled("report.html.j2", context, scripts, styles), tables(view))
+    return with_tables(filled("report.html.j2", context, SCRIPTS, styles), tables(view))
 
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
+    if context.get("viewer") is not None:
+        scripts, styles = (*scripts, "view.js"), (*styles, "view.css")
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
     parts = {
         "style": Markup("".join(map(asset, styles))),  # noqa: S704 - files of this package

@@ -1,8 +1,8 @@
-"""Configurations in memory: digests, live models, swapping of weights, and two configurations in one live model."""
+"""Configurations in memory: digests, live models, swapping of weights, and several configurations in one live model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -155,69 +155,80 @@ def swap(model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Te
 
 
 class SharedModel:
-    """A live model that holds one of two configurations at a time.
+    """A live model that holds one of several configurations at a time.
 
     Args:
         model: The live model with the weights of the first configuration.
-        other: Tensors of the second configuration by parameter, where they differ.
-        settings: Generation settings of the second configuration.
+        others: For each further configuration, its tensors by parameter where they differ from the first one's, and its generation settings.
 
     Attributes:
-        bytes: Size of the tensors that are held twice.
+        bytes: Size of the tensors that are held beside the live model's.
     """
 
-    def __init__(self, model: PreTrainedModel, other: dict[str, Tensor], settings: Any) -> None:
+    def __init__(self, model: PreTrainedModel, others: Sequence[tuple[dict[str, Tensor], Any]]) -> None:
         self.model = model
-        self._other, self._settings, self._held = other, settings, 0
-        self.bytes = sum(tensor.nbytes for tensor in other.values())
+        self._others, self._held = list(others), 0
+        self.bytes = sum(tensor.nbytes for tensors, _ in others for tensor in tensors.values())
 
     def holding(self, number: int) -> PreTrainedModel:
-        """Return the live model with the weights and generation settings of configuration 0 or 1."""
+        """Return the live model with the weights and generation settings of a configuration, by its number from 0."""
         if number != self._held:
-            parameters = dict(self.model.named_parameters())
-            for name, tensor in self._other.items():
-                parameter = parameters[name]
-                self._other[name], parameter.data = parameter.data, tensor
-            self.model.generation_config, self._settings = self._settings, self.model.generation_config
+            for other in (self._held, number):  # the first one's weights come back in between
+                if other:
+                    self._exchange(other - 1)
             self._held = number
         return self.model
 
+    def _exchange(self, other: int) -> None:
+        parameters, (tensors, settings) = dict(self.model.named_parameters()), self._others[other]
+        for name, tensor in tensors.items():
+            parameter = parameters[name]
+            tensors[name], parameter.data = parameter.data, tensor
+        self._others[other] = tensors, self.model.generation_config
+        self.model.generation_config = settings
 
-def shared(first: Resolved, second: Resolved, device: torch.device, events: Events = no_events) -> SharedModel | None:
-    """Load two configurations as one live model, or return None if their parameters do not allow it.
 
-    Both need the same base and config.json, parameters of the same names, shapes and dtypes, and neither a memory nor a router. The
-    second one's tensors are computed one by one, so that at no time two models are in memory.
+def shared(configurations: Sequence[Resolved], device: torch.device, events: Events = no_events) -> SharedModel | None:
+    """Load configurations as one live model, or return None if their parameters do not allow it.
+
+    All need the same base and config.json, parameters of the same names, shapes and dtypes, and neither a memory nor a router. The
+    tensors of all but the first are computed one by one, so that at no time two models are in memory.
 
     Args:
-        first: The first configuration.
-        second: The second configuration.
+        configurations: The configurations.
         device: Device of the model.
         events: Receives progress.
     """
-    if first.beside or second.beside or first.base_digest != second.base_digest:
+    first, *rest = configurations
+    if any(one.beside or one.base_digest != first.base_digest for one in configurations):
         return None
     with exact(device):
-        compositions = [compose(resolved, device, events) for resolved in (first, second)]
-        if compositions[0].model.config != compositions[1].model.config or not _alike(compositions, (first, second)):
+        compositions = [compose(resolved, device, events) for resolved in configurations]
+        if any(c.model.config != compositions[0].model.config for c in compositions) or not _alike(compositions, configurations):
             return None
         live = materialize(first, device, events=events)
         parameters = dict(live.named_parameters())
-        places = _places(compositions[1], parameters, second)
-        if places is None:
-            return None
-        other = _differing(compositions[1], places, parameters, second, device)
+        others = []
+        for composition, resolved in zip(compositions[1:], rest, strict=True):
+            places = _places(composition, parameters, resolved)
+            if places is None:
+                return None
+            others.append((_differing(composition, places, parameters, resolved, device), _settings(resolved, live)))
+    return SharedModel(live, others)
+
+
+def _settings(resolved: Resolved, live: PreTrainedModel) -> Any:
+    """Return the generation settings of a configuration; those of the live model if its folder has none."""
     from transformers import GenerationConfig
 
-    file = second.tokenizer_path / "generation_config.json"
-    settings = GenerationConfig.from_pretrained(second.tokenizer_path) if file.is_file() else live.generation_config
-    return SharedModel(live, other, settings)
+    file = resolved.tokenizer_path / "generation_config.json"
+    return GenerationConfig.from_pretrained(resolved.tokenizer_path) if file.is_file() else live.generation_config
 
 
-def _alike(compositions: list[Composition], both: tuple[Resolved, Resolved]) -> bool:
-    """Return True if both have tensors of the same names, shapes and dtypes on disk."""
-    first, second = (output_specs(c.model.weights.specs, r.dtype) for c, r in zip(compositions, both, strict=True))
-    return first == second
+def _alike(compositions: Sequence[Composition], configurations: Sequence[Resolved]) -> bool:
+    """Return True if all have tensors of the same names, shapes and dtypes on disk."""
+    first, *rest = (output_specs(c.model.weights.specs, r.dtype) for c, r in zip(compositions, configurations, strict=True))
+    return all(specs == first for specs in rest)
 
 
 def _places(composition: Composition, parameters: dict[str, torch.nn.Parameter], resolved: Resolved) -> dict[str, str] | None:

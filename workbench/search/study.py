@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -26,6 +26,7 @@ from workbench.search.space import Space, Values
 Arm = Literal["search", "random"]
 ARMS: tuple[Arm, ...] = ("search", "random")
 JOURNAL = "journal.log"
+_DONE = (TrialState.COMPLETE, TrialState.FAIL)
 # Beginning of every line of Optuna's journal.
 _ENTRY = b'{"op_code":'
 _KEY, _OWNER, _VALUES, _RESULT = "key", "owner", "values", "result"
@@ -190,13 +191,9 @@ class Study:
 
     def finished(self, *arms: Arm) -> list[TrialRow]:
         """Return all finished candidates of some arms (default: all arms), in order; higher scores are better for every objective."""
-        done = (TrialState.COMPLETE, TrialState.FAIL)
         with self._readable():
             return [
-                self._record(arm, t)
-                for arm in arms or ARMS
-                for t in self._studies[arm].get_trials(deepcopy=False)
-                if t.state in done
+                _record(arm, t) for arm in arms or ARMS for t in self._studies[arm].get_trials(deepcopy=False) if t.state in _DONE
             ]
 
     def others(self) -> Others:
@@ -217,17 +214,6 @@ class Study:
             done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
             return [_importances(study, i) if len(done) >= 4 else {} for i in range(len(study.directions))]
 
-    def _record(self, arm: Arm, t: FrozenTrial) -> TrialRow:
-        """Return a finished candidate."""
-        fields = {
-            "arm": arm,
-            "number": t.number,
-            "name": _name(arm, t.number),
-            "values": t.user_attrs.get(_VALUES, {}),
-            "scores": list(t.values) if t.state == TrialState.COMPLETE and t.values else None,
-        }
-        return TrialRow.model_validate({**fields, **t.user_attrs.get(_RESULT, {})})
-
     def _lives(self, t: FrozenTrial) -> bool:
         """Return True if the process that works on a candidate still runs and holds its lock."""
         owner = t.user_attrs.get(_OWNER)
@@ -242,18 +228,8 @@ class Study:
         except Timeout:
             return True
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        """Convert exceptions of Optuna on a damaged journal to WorkbenchError."""
-        try:
-            yield
-        except (WorkbenchError, OSError):
-            raise
-        except Exception as error:
-            raise WorkbenchError(
-                f"{self.file}: the file is damaged, its candidates cannot be read ({type(error).__name__}: {str(error)[:120]})",
-                "Move the file away and run the search again. Candidates that were already scored are not scored twice.",
-            ) from error
+    def _readable(self) -> AbstractContextManager[None]:
+        return _readable(self.file)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -335,3 +311,42 @@ class _WriteLock(JournalFileOpenLock):
     def release(self) -> None:
         """Release the lock."""
         self._lock.release()
+
+
+def recorded(folder: Path) -> list[TrialRow]:
+    """Return the finished candidates of a search in progress from its folder, of which nothing is changed."""
+    file = folder / JOURNAL
+    if not file.is_file():
+        return []
+    with _readable(file):
+        store, found = JournalStorage(JournalFileBackend(os.fspath(file))), []
+        for known in store.get_all_studies():
+            trials = store.get_all_trials(known._study_id, deepcopy=False, states=_DONE)
+            found += [_record(arm, t) for arm in ARMS if arm == known.study_name for t in trials]
+        return found
+
+
+def _record(arm: Arm, t: FrozenTrial) -> TrialRow:
+    """Return a finished candidate."""
+    fields = {
+        "arm": arm,
+        "number": t.number,
+        "name": _name(arm, t.number),
+        "values": t.user_attrs.get(_VALUES, {}),
+        "scores": list(t.values) if t.state == TrialState.COMPLETE and t.values else None,
+    }
+    return TrialRow.model_validate({**fields, **t.user_attrs.get(_RESULT, {})})
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Convert exceptions of Optuna on a damaged journal to WorkbenchError."""
+    try:
+        yield
+    except (WorkbenchError, OSError):
+        raise
+    except Exception as error:
+        raise WorkbenchError(
+            f"{file}: the file is damaged, its candidates cannot be read ({type(error).__name__}: {str(error)[:120]})",
+            "Move the file away and run the search again. Candidates that were already scored are not scored twice.",
+        ) from error

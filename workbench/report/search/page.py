@@ -9,7 +9,7 @@ from workbench.compare.comparison import Comparison
 from workbench.report import forest, numbers, provenance
 from workbench.report.files import with_tables
 from workbench.report.numbers import count, listed, plural
-from workbench.report.page import filled, write_files
+from workbench.report.page import Viewer, filled, write_files
 from workbench.report.search import charts, parallel, wording
 from workbench.report.search.markdown import markdown, tables
 from workbench.report.search.view import ObjectiveView, SearchView, written
@@ -32,28 +32,28 @@ def render(found: SearchResult, out: Path) -> list[Path]:
     return write_files(out, html(view), markdown(view), found.to_dict())
 
 
-def page_text(found: SearchState, watched: int | None = None) -> str:
+def page_text(found: SearchState, viewer: Viewer | None = None) -> str:
     """Return the HTML page of a search, finished or in progress, as text.
 
     Args:
         found: The search.
-        watched: Number of the page if a server shows it, which the page compares with the server's; None for a file.
+        viewer: The viewer that shows the page; None for a file.
     """
-    return html(SearchView.of(found), watched)
+    return html(SearchView.of(found), viewer)
 
 
-def html(view: SearchView, watched: int | None = None) -> str:
+def html(view: SearchView, viewer: Viewer | None = None) -> str:
     """Return the page as text; the template escapes all values of the document.
 
     Args:
         view: The search.
-        watched: Number of the page if a server shows it (`report.watch`); None for a file.
+        viewer: The viewer that shows the page; None for a file.
     """
     comparison = view.comparison if view.comparison is not None and view.comparison.rows else None
     context = {
         "search": view,
         "title": wording.title(view),
-        "watched": watched,
+        "viewer": viewer,
         "headline": _headline(view, view.progress) if view.progress else wording.headline(view),
         "sentences": _sentences(view) if view.progress else wording.sentences(view),
         "suites": view.comparison.provenance.suites if view.comparison else [],
@@ -81,8 +81,7 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "forest": comparison is not None,
         **(_comparison(comparison) if comparison is not None else {}),
     }
-    page = filled("search.html.j2", context, SCRIPTS if watched is None else (*SCRIPTS, "watch.js"), STYLES)
-    return with_tables(page, tables(view))
+    return with_tables(filled("search.html.j2", context, SCRIPTS, STYLES), tables(view))
 
 
 def _tested(view: SearchView, *parts: TestedPart) -> list[TestedRow]:

@@ -1,0 +1,154 @@
+"""The chat of the viewer: the answers of `workbench chat`, side by side, with first tokens, the router's choice and a memory's facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from worlds.jsonl import write_jsonl
+from worlds.memory_world import FACTS, MEMORY
+from worlds.project import CPU, Project
+from worlds.viewer import Visitor
+
+from workbench.cli import app
+from workbench.models.prompts import load_tokenizer
+from workbench.run.materialize import materialize
+from workbench.view.app import application
+from workbench.view.pages import Site
+from workbench.view.server import Served
+from workbench.view.talk import LONGEST, MOST, Talk
+
+TEXTS = {
+    "average": "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\n",
+    "ties": "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: ties, density: 0.5, lambda: 3.0}]\n",
+    "deeper": "steps: [{grow: depth, blocks: 1}]\n",
+    "memory": MEMORY,
+    "fixed": "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: fixed, bricks: {one: 1.0}}]\n",
+}
+PROMPT = "w1 of w11 is"
+
+
+@pytest.fixture
+def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    for name, text in TEXTS.items():
+        project.write(text, f"{name}.yaml")
+    write_jsonl(project.path / "facts.jsonl", FACTS)
+    monkeypatch.chdir(project.path)
+    return project
+
+
+@pytest.fixture
+def visitor(world: Project) -> Iterator[Visitor]:
+    with Served(application(Site(), talk=Talk("cpu"))) as served:
+        yield Visitor(served.url)
+
+
+def question(*names: str, prompt: str = PROMPT, tokens: int = 4) -> str:
+    return json.dumps({"names": names, "prompt": prompt, "tokens": tokens, "plain": True})
+
+
+def asked(visitor: Visitor, *names: str) -> tuple[list[str], list[dict[str, Any]], list[Any]]:
+    """Answers, what is said beside them, and notes."""
+    texts, beside, notes = [""] * len(names), [dict[str, Any]() for _ in names], list[Any]()
+    events = list(visitor.events("/chat", question(*names)))
+    assert events[-1] == ("end", ""), events
+    for name, data in events:
+        if name == "piece":
+            texts[data["number"]] += data["text"]
+        elif name == "done":
+            beside[data["number"]] = data
+        elif name in ("note", "error"):
+            notes.append(data)
+    return texts, beside, notes
+
+
+def said(name: str) -> str:
+    """The answer of `workbench chat`."""
+    result = CliRunner().invoke(
+        app, ["chat", name, "--plain", "--max-new-tokens", "4", "--device", "cpu"], input=f"{PROMPT}\n", catch_exceptions=False
+    )
+    return result.stdout.removesuffix("\n")
+
+
+def test_answers_are_those_of_chat(world: Project, visitor: Visitor) -> None:
+    for names in (("average", "ties", "base"), ("ties",), ("average", "deeper")):
+        for _ in range(2):  # loaded, and from memory
+            texts, beside, notes = asked(visitor, *names)
+            assert texts == [said(name) for name in names]
+        assert ("share one model" in "".join(notes)) is (len(names) == 3)
+        assert [one["make"] for one in beside] == [f"workbench run {name}" if name != "base" else "" for name in names]
+
+
+def test_first_tokens_have_the_models_probabilities(world: Project, visitor: Visitor) -> None:
+    (_,), (beside,), _ = asked(visitor, "ties")
+    resolved = world.resolve(TEXTS["ties"], "ties.yaml")
+    model, tokenizer = materialize(resolved, CPU), load_tokenizer(resolved.tokenizer_path)
+    with torch.no_grad():
+        shares = model(**tokenizer(PROMPT, return_tensors="pt")).logits[0, -1].float().softmax(-1)
+    best = shares.topk(5)
+    assert [token for token, _ in beside["first"]] == [tokenizer.decode([i]) for i in best.indices.tolist()]
+    assert [share for _, share in beside["first"]] == pytest.approx(best.values.tolist(), rel=1e-3)
+
+
+def test_a_router_and_a_memory_say_what_acted(visitor: Visitor) -> None:
+    _, beside, notes = asked(visitor, "fixed", "memory")
+    assert (beside[0]["bricks"], beside[0]["facts"]) == ("one", [])
+    assert (beside[1]["bricks"], beside[1]["facts"]) == ("", ["w1 of w11 is w31 w41."])
+    assert "cannot share their weights" in notes[-1]
+
+
+def test_a_changed_recipe_is_loaded_anew(world: Project, visitor: Visitor) -> None:
+    world.write(TEXTS["average"], "mine.yaml")
+    assert asked(visitor, "mine")[0] == [said("average")]
+    world.write(TEXTS["ties"], "mine.yaml")
+    assert asked(visitor, "mine")[0] == [said("ties")] != [said("average")]
+
+
+def test_wrong_questions_are_refused(world: Project, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = {"content_type": "application/json", "origin": f"http://127.0.0.1:{visitor.port}"}
+    for wrong in (
+        question(),
+        question("a", "b", "c", "d"),
+        question("average", prompt=""),
+        question("average", prompt="x" * (LONGEST + 1)),
+        question("average", tokens=MOST + 1),
+        question("average", tokens=0),
+        question(""),
+        '{"names": ["average"], "prompt": "x", "tokens": 4, "device": "cpu"}',
+        "[]",
+        "{",
+        "",
+    ):
+        assert visitor.ask("/chat", "POST", wrong, **headers)[0] == 422, wrong
+    for names, message in (
+        (("average", "average"), "named twice"),
+        (("avrage",), "expected a recipe"),
+        (("org/name",), "no recipe, run or model on this machine"),
+    ):
+        ((kind, error),) = list(visitor.events("/chat", question(*names)))[:-1]
+        assert kind == "error"
+        assert message in error["message"]
+    # A project's own code needs trust, as in any command.
+    monkeypatch.delenv("WORKBENCH_TRUST_PROJECT_CODE")
+    (world.path / "methods").mkdir()
+    (world.path / "methods" / "own.py").write_text("raise SystemExit('run')\n")
+    world.write("bricks: {one: bricks/one}\nsteps: [{merge: own}]\n", "own.yaml")
+    ((kind, error),) = list(visitor.events("/chat", question("own")))[:-1]
+    assert "trust" in error["hint"]
+
+
+def test_one_question_at_a_time(visitor: Visitor) -> None:
+    first = visitor.events("/chat", question("average", tokens=MOST))
+    assert next(first)[0] == "note"
+    ((kind, error),) = visitor.events("/chat", question("ties"))
+    assert (kind, error["message"]) == ("error", "another question is being answered")
+    first.close()  # type: ignore[attr-defined]
+    while True:  # the answer ends after the token that is being made
+        texts = [data for name, data in visitor.events("/chat", question("ties")) if name in ("done", "error")]
+        if texts and "first" in texts[0]:
+            break

@@ -1,0 +1,175 @@
+"""Chat with recipes, runs and models: one to three of them answer the same prompt, and share one live model where their weights allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.api.naming import open_named
+from workbench.errors import size
+from workbench.events import Events, no_events
+
+if TYPE_CHECKING:
+    import torch
+
+Write = Callable[[str], None]
+"""Callback that takes a piece of an answer as it is generated."""
+TOP = 5
+"""Number of first tokens that an answer names."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and what is known of how it came about.
+
+    Attributes:
+        text: The answer.
+        first: The most probable first tokens with their probabilities, the chosen one first.
+        bricks: Bricks that a router chose for the prompt, such as "add+reverse"; "" for a model without a router.
+        facts: Facts that a memory put before the prompt, the best one first.
+    """
+
+    text: str
+    first: Sequence[tuple[str, float]]
+    bricks: str
+    facts: Sequence[str]
+
+
+@dataclass
+class Speaker:
+    """A model that one chats with.
+
+    Attributes:
+        name: Its name, as typed.
+        model: Returns the live model with its weights.
+        tokenizer: Its tokenizer.
+        templated: Prompts are put into the tokenizer's chat template, with the turns before them.
+        history: The turns so far.
+    """
+
+    name: str
+    model: Callable[[], Any]
+    tokenizer: Any
+    templated: bool
+    history: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, line: str, limit: int, write: Write, stop: Callable[[], bool] = _never) -> Reply:
+        """Answer a line.
+
+        Args:
+            line: The user's line.
+            limit: Maximum length of the answer in tokens.
+            write: Takes the answer piece by piece.
+            stop: Returns True if the answer shall end now; asked after each token.
+        """
+        self.history.append({"role": "user", "content": line})
+        if self.templated:
+            tokens = self.tokenizer.apply_chat_template(
+                self.history, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            tokens = self.tokenizer(line, return_tensors="pt")
+        model, first = self.model(), list[tuple[int, float]]()
+        made = model.generate(
+            **tokens.to(model.device),
+            max_new_tokens=limit,
+            do_sample=False,
+            streamer=_streamer(self.tokenizer, write),
+            logits_processor=[partial(_note_first, first)],
+            stopping_criteria=[lambda ids, *_, **__: ids.new_full((len(ids),), stop(), dtype=bool)],
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+        )
+        text = str(self.tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+        self.history.append({"role": "assistant", "content": text})
+        named = [(str(self.tokenizer.decode([token])), share) for token, share in first]
+        return Reply(text, named, self.bricks(), self._facts(tokens["input_ids"][0].tolist(), limit))
+
+    def bricks(self) -> str:
+        """Return the bricks that gave the last answer of a routed model; "" for other models."""
+        routing = getattr(self.model(), "routing", None)
+        return str(routing.label(routing.last.weights[0])) if routing is not None and not routing.by_token else ""
+
+    def _facts(self, prompt: Sequence[int], limit: int) -> list[str]:
+        """Return the facts that a text memory puts before a prompt."""
+        recall = getattr(self.model(), "recall", None)
+        if recall is None or recall.extended(prompt, limit) is None:
+            return []
+        from workbench.edit.memories.textmemory import query_of, sentence
+
+        return [sentence(one) for one in recall.store.recall(query_of(self.tokenizer, prompt))]
+
+
+def open_speakers(
+    targets: Sequence[str],
+    runs: Path | None,
+    device: torch.device,
+    *,
+    plain: bool,
+    say: Callable[[str], None],
+    events: Events = no_events,
+) -> list[Speaker]:
+    """Load recipes, runs or models; those of one base share one live model if their weights allow it.
+
+    Args:
+        targets: Their names; see `naming.find`.
+        runs: Directory of runs; default: runs/ in the project.
+        device: Device of the models.
+        plain: Do not use chat templates.
+        say: Receives how much memory they share.
+        events: Receives progress.
+
+    Raises:
+        WorkbenchError: If there is no such recipe, run or model, or if one has no model that can be loaded.
+    """
+    from workbench.models.prompts import load_tokenizer
+    from workbench.run.materialize import materialize, shared
+
+    opened = [open_named(target, events, runs).resolved for target in targets]
+    tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in opened]
+    one = shared(opened, device, events) if len(opened) > 1 else None
+    if one is not None:
+        both = "both" if len(opened) == 2 else "all three"
+        say(f"{both} share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")
+        models: list[Callable[[], Any]] = [partial(one.holding, i) for i in range(len(opened))]
+    else:
+        models = [partial(_itself, materialize(resolved, device, events=events)) for resolved in opened]
+        if len(models) > 1:
+            number = "two" if len(models) == 2 else "three"
+            say(f"{number} models are in memory, because they cannot share their weights")
+    return [
+        Speaker(target, model, tokenizer, bool(tokenizer.chat_template) and not plain)
+        for target, model, tokenizer in zip(targets, models, tokenizers, strict=True)
+    ]
+
+
+def _itself(model: Any) -> Any:
+    return model
+
+
+def _note_first(first: list[tuple[int, float]], _ids: Any, scores: Any) -> Any:
+    """Note the most probable tokens at the first call of an answer, and return the scores as they are."""
+    if not first:
+        best = scores[0].float().softmax(-1).topk(min(TOP, scores.shape[-1]))
+        first += zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return scores
+
+
+def _streamer(tokenizer: Any, write: Write) -> Any:
+    """Return the streamer that passes generated text on, without the prompt and special tokens."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):  # type: ignore[misc]
+        """Passes text on instead of printing it."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            """Pass on a piece of text; nothing is added at the end."""
+            write(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,0 +1,136 @@
+// Pages of `workbench view` and `--watch`: parts that the server computes or sends anew, filters of tables, and the chat.
+const problem = async (answer) => (answer.headers.get("content-type") || "").startsWith("text/plain") ? (await answer.text()).trim() : "The server answers with status " + answer.status + ".";
+
+// A part that takes time is asked for when the page is shown.
+for (const part of document.querySelectorAll("[data-load]")) {
+  part.setAttribute("aria-busy", "true");
+  fetch(part.dataset.load).then(async (answer) => {
+    if (answer.ok) part.innerHTML = await answer.text(); // escaped by the server's templates; the page's policy runs no script in it
+    else part.replaceChildren(el("div", "note", await problem(answer)));
+  }).catch(() => part.replaceChildren(el("p", "soft", "The server has ended."))).finally(() => part.removeAttribute("aria-busy"));
+}
+
+// A part that the server sends whenever it changes. A hidden tab lets its connection go: browsers open few to one server.
+for (const part of document.querySelectorAll("[data-stream]")) {
+  const end = document.querySelector("[data-stream-end]");
+  let source = null;
+  const stop = (text) => { source.close(); if (end) end.textContent = text; };
+  const follow = () => {
+    source = new EventSource(part.dataset.stream);
+    source.addEventListener("part", (event) => { part.innerHTML = JSON.parse(event.data); });
+    source.addEventListener("say", (event) => stop(JSON.parse(event.data)));
+    source.onerror = () => stop("The server has ended; this page stays as it is.");
+  };
+  document.addEventListener("visibilitychange", () => { if (document.hidden) source.close(); else if (source.readyState === 2) follow(); });
+  follow();
+}
+
+// A report that grows: a newer one is loaded, and the end of the command is said.
+const watchBox = $("watch");
+if (watchBox) {
+  const source = new EventSource("/growing/events?seen=" + watchBox.dataset.version);
+  const ended = (text) => {
+    source.close();
+    $("watch-head").textContent = "The command has ended.";
+    $("watch-text").textContent = text;
+  };
+  source.addEventListener("say", (event) => { $("watch-text").textContent = JSON.parse(event.data); });
+  source.addEventListener("page", () => { source.close(); location.reload(); });
+  source.addEventListener("end", () => ended("All scores are on this page, and stored: workbench report writes them to a file."));
+  source.onerror = () => ended("This page stays as it is until it is closed; the scores are stored: workbench report writes them to a file.");
+}
+
+// Rows that have the text of a filter stay.
+for (const box of document.querySelectorAll("input[data-filters]")) {
+  const rows = [...$(box.dataset.filters).tBodies[0].rows], count = document.querySelector(`[data-count="${box.dataset.filters}"]`);
+  const apply = () => {
+    const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    count.textContent = rows.filter((row) => !row.hidden).length + " of " + rows.length;
+  };
+  box.addEventListener("input", apply);
+  apply();
+}
+
+const chat = $("chat");
+if (chat) {
+  let asking = null;
+  const says = (text) => { $("chat-note").textContent = text; };
+  const fails = (message, hint) => {
+    const note = el("div", "note loud", message);
+    if (hint) note.append(el("p", "soft", hint));
+    $("chat-error").replaceChildren(note);
+  };
+  const panes = (names) => names.map((name) => {
+    const pane = $("answer").content.firstElementChild.cloneNode(true);
+    pane.querySelector("h2").textContent = name;
+    pane.querySelector(".said").setAttribute("aria-label", "Answer of " + name);
+    $("answers").append(pane);
+    return pane;
+  });
+  const finish = (pane, data) => {
+    const beside = pane.querySelector(".beside"), part = (head) => beside.appendChild(el("h3", "", head));
+    pane.querySelector(".kind").textContent += ", " + data.seconds + " s";
+    if (data.bricks) { part("Router's choice"); beside.append(el("p", "", data.bricks)); }
+    if (data.facts.length) { part("Facts that the memory put before the prompt"); for (const fact of data.facts) beside.append(el("p", "", fact)); }
+    if (data.first.length) {
+      part("First token");
+      for (const [token, share] of data.first) {
+        const row = beside.appendChild(el("div", "first-token")), bar = el("i");
+        bar.style.width = Math.max(1, 100 * share) + "%";
+        row.append(el("code", "", JSON.stringify(token).slice(1, -1).replaceAll(" ", "\u2423")), bar, el("span", "", (100 * share).toFixed(1) + " %"));
+      }
+    }
+    if (data.make) {
+      part("Make this");
+      const line = beside.appendChild(el("div", "command")), copy = el("button", "", "Copy");
+      copy.type = "button";
+      const text = line.appendChild(el("pre", "", data.make));
+      copy.addEventListener("click", async () => {
+        try { await navigator.clipboard.writeText(data.make); copy.textContent = "Copied"; } catch { getSelection().selectAllChildren(text); copy.textContent = "Selected"; }
+      });
+      line.append(copy);
+    }
+  };
+  const take = (name, data, shown) => {
+    const pane = shown[data.number];
+    if (name === "note") says(data);
+    else if (name === "error") fails(data.message, data.hint);
+    else if (name === "model") { pane.querySelector(".kind").textContent = data.kind; pane.querySelector(".said").classList.add("busy"); }
+    else if (name === "piece") pane.querySelector(".said").append(data.text);
+    else if (name === "done") { pane.querySelector(".said").classList.remove("busy"); finish(pane, data); }
+  };
+  const ask = async () => {
+    const form = new FormData(chat), names = form.getAll("name").map((name) => name.trim()).filter(Boolean);
+    asking = new AbortController();
+    $("chat-ask").disabled = true;
+    $("chat-stop").hidden = false;
+    $("answers").replaceChildren();
+    $("chat-error").replaceChildren();
+    says("");
+    const shown = panes(names);
+    try {
+      const body = JSON.stringify({ names, prompt: form.get("prompt"), tokens: Number(form.get("tokens")), plain: form.has("plain") });
+      const answer = await fetch("/chat", { method: "POST", body, headers: { "Content-Type": "application/json" }, signal: asking.signal });
+      if (!answer.ok) throw new Error(await problem(answer));
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let rest = "", read = await reader.read(); !read.done; read = await reader.read()) {
+        const events = (rest + read.value).split("\n\n");
+        rest = events.pop();
+        for (const text of events) {
+          const [, name, data] = text.match(/^event: (\w+)\ndata: (.*)$/s) || [];
+          if (name) take(name, JSON.parse(data), shown);
+        }
+      }
+    } catch (error) {
+      if (error.name === "AbortError") says("Stopped.");
+      else fails(error.message);
+    }
+    for (const said of document.querySelectorAll(".said.busy")) said.classList.remove("busy");
+    $("chat-ask").disabled = false;
+    $("chat-stop").hidden = true;
+  };
+  chat.addEventListener("submit", (event) => { event.preventDefault(); if (!$("chat-ask").disabled) ask(); });
+  chat.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) chat.requestSubmit(); });
+  $("chat-stop").addEventListener("click", () => asking && asking.abort());
+}

@@ -1,0 +1,118 @@
+"""Who is answered by the viewer: browsers on this machine that opened the address which the command printed.
+
+The server listens on 127.0.0.1 only. A page of another site cannot read it: a request needs a Host header of this machine (DNS rebinding),
+a cookie that is sent to this site alone, and for a POST an Origin that is this site. The cookie comes from the token in the printed
+address, which a redirect takes out of the address bar.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ADDRESS = "127.0.0.1"
+LONGEST_BODY = 64 << 10
+"""Largest body of a POST, in bytes."""
+_POLICY = re.compile(rb'http-equiv="Content-Security-Policy" content="([^"]*)"')
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Passes on the requests that may be answered, and adds headers that protect the answers.
+
+    Args:
+        app: Answers the requests.
+        port: Port of the server.
+
+    Attributes:
+        token: The secret in the address that the command prints.
+    """
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app, self._port = app, port
+        self.token = secrets.token_urlsafe(24)
+        self._cookie, self._secret = f"workbench-{port}", secrets.token_urlsafe(24)  # browsers share cookies among ports
+
+    @property
+    def url(self) -> str:
+        """The address to open."""
+        return f"http://{ADDRESS}:{self._port}/?token={self.token}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return
+
+        async def protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+            await send(message)
+
+        await (self._refusal(scope) or self._app)(scope, receive, protected)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """Return the answer to a request that is not passed on; None for one that is."""
+        headers, method = Headers(scope=scope), scope["method"]
+        host = headers.get("host", "").lower()
+        if host not in {f"{name}:{self._port}" for name in (ADDRESS, "localhost")}:
+            return PlainTextResponse("This page is shown to this machine only.\n", 403)
+        if method not in ("GET", "POST"):
+            return PlainTextResponse("Nothing can be changed here.\n", 405, {"Allow": "GET, POST"})
+        if (token := QueryParams(scope["query_string"]).get("token")) and method == "GET":
+            if not _same(token, self.token):
+                return _closed()
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(self._cookie, self._secret, httponly=True, samesite="strict")
+            return answer
+        if not _same(_cookie(headers, self._cookie), self._secret):
+            return _closed()
+        if method == "POST" and (
+            headers.get("origin", "").lower() != f"http://{host}"
+            or headers.get("content-type", "").partition(";")[0] != "application/json"
+            or not headers.get("content-length", "").isdecimal()
+            or int(headers["content-length"]) > LONGEST_BODY
+        ):
+            return PlainTextResponse("This request does not come from the viewer's own page.\n", 403)
+        return None
+
+
+def page(text: str, status: int = 200) -> Response:
+    """Return a page with its own content security policy as a header too, which also forbids frames around it."""
+    data = text.encode()
+    found = _POLICY.search(data)
+    policy = {"Content-Security-Policy": f"{found[1].decode()}; frame-ancestors 'none'"} if found else {}
+    return Response(data, status, policy, "text/html; charset=utf-8")
+
+
+def _closed() -> Response:
+    return PlainTextResponse("Open the address that the command printed: its token opens this page.\n", 403)
+
+
+def _same(found: str, expected: str) -> bool:
+    return secrets.compare_digest(found.encode(), expected.encode())
+
+
+def _cookie(headers: Headers, name: str) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(name)
+    except CookieError:
+        return ""
+    return found.value if found else ""
