@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "evals.compare",
     "report": "evals.report",
     "search": "search.search",
+    "ship": "ship.ship",
     "chat": "chat.chat",
     "push": "push.push",
     "doctor": "doctor.doctor",
