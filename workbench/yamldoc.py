@@ -248,6 +248,11 @@ def dump(data: Any, **options: Any) -> str:
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options))
 
 
+def flow(value: Any) -> str:
+    """Write a value on one line, as `--set` reads it."""
+    return dump([value], default_flow_style=True, width=1_000_000).strip()[1:-1]
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or YAML 1.2 would read as a number."""
 

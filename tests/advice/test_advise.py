@@ -20,6 +20,7 @@ from workbench import yamldoc
 from workbench.advice import pools
 from workbench.advice.evidence import scored_before
 from workbench.api.naming import load_named
+from workbench.api.scoring import compare
 from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 
@@ -218,10 +219,16 @@ def test_stored_scores_of_the_same_bricks_are_listed(
     mixed = {d["configuration"]["name"]: d for d in documents if len(d["configuration"]["parents"]) == 2}
     assert {row["name"] for row in found} == set(mixed)
     assert [row["value"] for row in found] == sorted((row["value"] for row in found), reverse=True)
+    report = compare("tilt").comparison
     for row in found:
-        plan = json.loads(next(store.root.glob(f"{row['suite']}-*/plan.json")).read_text("utf-8"))
-        values = [mixed[row["name"]]["tasks"][t]["metrics"][about["primary"]]["value"] for t, about in plan["tasks"].items()]
-        assert row["value"] == pytest.approx(sum(values) / len(values))
+        own = report.configuration(row["name"])
+        assert own is not None
+        assert own.mean is not None
+        assert row["value"] == own.mean.value
+    settings = {row["name"]: (row["settings"], f"{100 * row['value']:.1f}".replace("-", "\N{MINUS SIGN}")) for row in found}
+    assert settings["tilt"][0] == "linear (bricks {one: 3.0, two: 1.0})"
+    printed = call("brick", "advise", "one", "two", "--base", "base").stdout
+    assert f"scored here: tilt, {settings['tilt'][0]}: {settings['tilt'][1]} on suite mini, mean over 1 skill, " in printed
     sizes = dict(mixed["tilt"]["configuration"]["bricks"])
     assert scored_before(store, sizes)
     assert scored_before(store, {**sizes, "one": sizes["one"] + 1}) == []

@@ -58,6 +58,30 @@ def test_nothing_overflows(name: str, width: int, dark: bool, opened: Browser, p
     assert opened.requests()[-1] == path.resolve().as_uri()
 
 
+@pytest.mark.parametrize("name", ["24", "winner", "methods"])
+def test_a_phone_shows_guarded_tasks_and_cost_and_no_small_label(
+    name: str, opened: Browser, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    """At 390 px, every cell of the leaders stands within the window; a drawing's letters shrink with it, to 11 px at least."""
+    show(opened, pages[name], tmp_path, 390)
+    cells = opened.js("""[...document.querySelectorAll('#leaders-table tbody td')].map((d) => {
+        const r = d.getBoundingClientRect(); return [r.left >= 0 && r.right <= 390 && r.height > 0, d.dataset.label]; })""")
+    assert all(seen for seen, _ in cells)
+    assert [label for _, label in cells[:4]] == ["Mean", "Below the best", "Guarded tasks", "Cost"]
+    sizes = opened.js("""[...document.querySelectorAll('svg text')].map((t) => {
+        const svg = t.ownerSVGElement, box = svg.viewBox.baseVal;
+        return parseFloat(getComputedStyle(t).fontSize) * (box.width ? svg.getBoundingClientRect().width / box.width : 1); })""")
+    assert min(sizes) >= 11
+
+
+def test_how_leads_to_the_provenance(opened: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    show(opened, pages["24"], tmp_path)
+    opened.js("document.querySelector('#decide a[href=\"#how\"]').click()")
+    opened.until("document.querySelector('#how').getBoundingClientRect().top < innerHeight")
+    assert "max-T" in opened.js("document.querySelector('#how + dd').textContent")
+    assert opened.js("document.querySelector('#how').closest('details').open")
+
+
 def test_a_page_of_24_configurations_is_short(opened: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
     show(opened, pages["24"], tmp_path)
     assert opened.js("document.documentElement.scrollHeight") < 6000

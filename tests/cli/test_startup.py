@@ -52,6 +52,7 @@ PROCESSES: list[list[tuple[str, set[str]]]] = [
         ("scores ls", set()),
         ("compare mix --limit 4", {"scipy"}),
         ("report mix --limit 4", {"scipy"}),
+        ("ship --baseline mix --limit 4 --yes --device cpu", {"scipy"}),
     ],
 ]
 

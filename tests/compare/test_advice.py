@@ -71,7 +71,7 @@ def none(
 
 
 SMALL = C.model_copy(update={"bricks": 1})
-GAP = "+10.0 points [+5.0, +15.0]"
+GAP = "+10.0 [+5.0, +15.0] points"
 HEADS: list[tuple[Decision, str]] = [
     (chosen(A, guarded=("x",)), f"Ship a: mean over skills 50.0; {GAP} against base; safe on x."),
     (chosen(A, B, guarded=("x", "y", "z")), f"Ship a: highest mean over skills, 50.0; {GAP} against base; safe on x, y and z."),
@@ -83,7 +83,7 @@ HEADS: list[tuple[Decision, str]] = [
     (chosen(candidate("a", 0.5, "baseline")), "Ship a: mean over skills 50.0; it is the baseline."),
     (
         chosen(candidate("a", 0.5, diff=-0.0004, low=None, high=None), guarded=("x",)),
-        f"Ship a: mean over skills 50.0; 0.0 points [{MINUS}inf, +inf] against base; safe on x.",
+        f"Ship a: mean over skills 50.0; 0.0 [{MINUS}inf, +inf] points against base; safe on x.",
     ),
     (
         chosen(A, SMALL, of=1, equal_to="a", guarded=("x",)),
@@ -110,7 +110,7 @@ HEADS: list[tuple[Decision, str]] = [
     (none("not better", A), f"{NO}none is shown to be better than base; a comes closest, {GAP}."),
     (
         none("not better", candidate("a", 0.5, diff=0.0, low=-0.05, high=0.05)),
-        f"{NO}none has a higher mean over skills than base; a comes closest, 0.0 points [{MINUS}5.0, +5.0].",
+        f"{NO}none has a higher mean over skills than base; a comes closest, 0.0 [{MINUS}5.0, +5.0] points.",
     ),
     (
         none("not better", candidate("a", 0.5, diff=0.0, verdict="no item changed")),
@@ -159,7 +159,7 @@ HELP: list[tuple[Decision, list[str]]] = [
     ),
     (
         none("not better", candidate("a", 0.5, needs=7154)),
-        ["About 7,200 items over the skill tasks would show a difference as large as +10.0 points."],
+        ["About 7\N{NARROW NO-BREAK SPACE}200 items over the skill tasks would show a difference as large as +10.0 points."],
     ),
     (none("not better", A), ["More items, from more templates or passages."]),
 ]  # fmt: skip
@@ -174,7 +174,7 @@ def near(name: str, verdict: str = "cannot tell", **changes: Any) -> MeanDiffere
     return mean(name, "a", verdict=verdict, diff=-0.005, low=-0.02, high=0.01, **changes)
 
 
-NEAR = f"({MINUS}0.5 points [{MINUS}2.0, +1.0])"
+NEAR = f"({MINUS}0.5 [{MINUS}2.0, +1.0] points)"
 ELSE = "Every other configuration with a lower mean is shown to be worse than a."
 CONTROL = "name a recipe that makes the same weights to have it tested."
 UNSAFE, UNSURE = candidate("b", 0.49, "worse"), candidate("b", 0.51, reason="the changes are skewed: one could turn")
@@ -195,7 +195,7 @@ DETAILS: list[tuple[Decision, list[str]]] = [
     (none("unsafe", B, UNSURE, B, rows={"b": ()}, lost={"b": ("x",)}, controls={"tuned": 0.9}), [f"b has a higher mean, 51.0, but {UNSURE_IS}."]),
     (chosen(UNSURE, A, of=1, beside=(near("b"),)), [f"b has a higher mean, 51.0, but {UNSURE_IS}.", ELSE]),
     (chosen(A, B, C, D, E, of=4), [f"{name} has a higher mean, {level}, but is not shown to be better than base." for name, level in (("a", "50.0"), ("b", "49.0"), ("c", "48.0"))] + [ELSE.replace("than a", "than e")]),
-    (chosen(A, B, beside=(near("b", needs=1234),)), [f"b is not distinguishable from it ({MINUS}0.5 points [{MINUS}2.0, +1.0]; about 1,300 items would tell)."]),
+    (chosen(A, B, beside=(near("b", needs=1234),)), [f"b is not distinguishable from it ({MINUS}0.5 [{MINUS}2.0, +1.0] points; about 1\N{NARROW NO-BREAK SPACE}300 items would tell)."]),
     (chosen(A, B, beside=(near("b", "equivalent", needs=9),)), [f"b is equivalent to it {NEAR}."]),
     (chosen(A, B, beside=(near("b", "no item changed"),)), ["b answers every item alike."]),
     (chosen(A, B, beside=(near("b", "worse"),)), [ELSE]),
@@ -259,7 +259,7 @@ def test_what_was_looked_at_before_counts() -> None:
 def test_a_merge_that_keeps_less_than_its_bricks() -> None:
     (text,) = merge_loses("ties", "recipes/ties.yaml", Kept(value=0.81, low=0.71, high=0.9499))
     assert text == (
-        "ties keeps 81 % [71, 95] of what its bricks score alone: `workbench brick advise recipes/ties.yaml` tells whether they overlap or "
+        "ties keeps 81 [71, 95] % of what its bricks score alone: `workbench brick advise recipes/ties.yaml` tells whether they overlap or "
         "contradict each other."
     )
     for kept in (

@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from worlds.decided import many
 from worlds.toy_scores import BASE, MERGE, SUITE, stored
 
 from workbench.cli import app
-from workbench.cli._comparison import gate_lines, rows_table, scores_table
+from workbench.cli._comparison import gate_lines, recommended, rows_table, scores_table, unlisted
 from workbench.cli._output import out
 from workbench.compare.compare import compare
 from workbench.compare.comparison import Comparison
@@ -127,10 +128,10 @@ def test_marks_beside_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     scores_table(compare(store, stored(store, {c: [right(0), right(0), line] for c, line in facts.items()})), [])
     found = capsys.readouterr()
     lines = {line.split()[0]: line for line in found.out.splitlines()[1:]}
-    assert "] -" in lines["merge"]
+    assert "] \N{MINUS SIGN}" in lines["merge"]
     assert "] !" in lines["other"]
     assert "] ~" in lines["third"]
-    assert not any(mark in lines["base"] for mark in ("] -", "] !", "] ~", "] +"))
+    assert not any(mark in lines["base"] for mark in ("] \N{MINUS SIGN}", "] !", "] ~", "] +"))
     assert "~ safe, ! not shown safe (guarded tasks)" in found.err
 
 
@@ -184,10 +185,38 @@ def test_two_that_are_named_are_compared_with_each_other(tmp_path: Path, monkeyp
     assert turned.stderr.splitlines()[-1] == "exit status 3: merge is worse than other on facts"
 
 
-def test_the_recommendation_is_printed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recommendation_is_printed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reasons below it, or the commands that follow it."""
     found = run(tmp_path, monkeypatch, {MERGE: right(60), OTHER: right(0)}, code=3)
-    assert found.stdout.startswith("No configuration can be recommended: none has a higher mean over skills than base; ")
-    assert "  what would help: " in found.stdout
+    lines = found.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("No configuration can be recommended: none has a higher mean"))
+    assert lines[at + 1].startswith("  what would help: ")
+    assert all(line.startswith("  ") for line in lines[at + 1 :])
+
+
+def test_of_many_the_terminal_shows_the_best_and_no_interval_breaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 80 columns: the baseline and the five best, one sentence for each reason to withhold ratios, then what to ship and how."""
+    comparison = many(24, ("dates", "triage", "units"))
+    narrow(monkeypatch, 80)
+    scores_table(comparison, [])
+    recommended(comparison)
+    found = capsys.readouterr()
+    lines = found.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line.count("[") == line.count("]") for line in lines)
+    means = {c.name: c.level for c in comparison.configurations}
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.split()[0] in means))
+    assert names[:5] == sorted(means, key=lambda name: -means[name])[:5]
+    assert "base" in names
+    assert len(names) <= 7
+    assert unlisted(comparison) == len(means) - len(names)
+    about = comparison.recommendation
+    assert about is not None
+    assert lines[-len(about.command) :] == [f"  {command}" for command in about.command]
+    assert lines[-len(about.command)] == f"  workbench run {about.configuration}"
+    assert found.err.count("withheld") == len({(task, reason) for _, task, reason in comparison.withheld})
 
 
 @pytest.mark.parametrize("pair", [False, True])

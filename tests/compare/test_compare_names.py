@@ -134,4 +134,4 @@ def test_a_task_of_two_suites_has_two_names_and_its_own_scores(tmp_path: Path, c
     assert [round(values[task]["value"], 2) for task in values] == [0.9, 0.5, 0.3]
     scores_table(compare(store, scores), scores)
     shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("ties"))
-    assert [float(cell) for cell in re.findall(r"(\d+) \[", shown)][1:] == [90, 50, 30]
+    assert [float(cell) for cell in re.findall(r"([\d.]+) \[", shown)][1:] == [90, 50, 30]

@@ -31,7 +31,7 @@ def test_a_clear_winner_is_shipped_with_its_reason(tmp_path: Path) -> None:
     assert found["leaders"] == ["ties"]
     pair = found["candidates"][0]["against_baseline"]
     assert pair["diff"] == pytest.approx(0.725 - 0.3, abs=1e-9)
-    ends = f"+42.5 points [+{100 * pair['low']:.1f}, +{100 * pair['high']:.1f}]"
+    ends = f"+42.5 [+{100 * pair['low']:.1f}, +{100 * pair['high']:.1f}] points"
     assert found["text"] == f"Ship ties: highest mean over skills, 72.5; {ends} against base; safe on facts."
     assert found["details"] == ["Every other configuration with a lower mean is shown to be worse than ties."]
     ranked = [(c["configuration"], c["role"]) for c in found["candidates"]]
@@ -79,7 +79,7 @@ def test_two_that_cannot_be_told_apart_are_both_named_with_the_smaller_one(tmp_p
     assert found["leaders"] == ["wide", "lean"]
     (pair,) = found["pairs"]
     assert (pair["configuration"], pair["against"], pair["verdict"]) == ("lean", "wide", "cannot tell")
-    assert found["details"][0].startswith("lean is not distinguishable from it (\N{MINUS SIGN}0.5 points [")
+    assert found["details"][0].startswith("lean is not distinguishable from it (\N{MINUS SIGN}0.5 [")
     assert found["details"][0].endswith(" and is smaller (12.0 MB against 400 MB).")
     assert {c["configuration"]: (c["form"], c["bytes"], c["bricks"]) for c in found["candidates"]}["lean"] == (
         "adapter",
@@ -93,7 +93,7 @@ def test_an_equivalent_one_that_costs_less_is_shipped_instead(tmp_path: Path) ->
     found = recommended("alike", tmp_path, min_effect=0.05)
     assert found["configuration"] == "lean"
     assert found["text"].startswith(
-        "Ship lean: equivalent to wide, which has the highest mean, and smaller (12.0 MB against 400 MB); +38.4 points ["
+        "Ship lean: equivalent to wide, which has the highest mean, and smaller (12.0 MB against 400 MB); +38.4 ["
     )
     (pair,) = [p for p in found["pairs"] if p["configuration"] == "wide"]
     assert pair["verdict"] == "equivalent"
@@ -121,7 +121,7 @@ def test_a_brick_that_harms_alone_is_named(tmp_path: Path) -> None:
 def test_the_best_one_is_unsafe_and_the_next_is_shipped(tmp_path: Path) -> None:
     found = recommended("second", tmp_path)
     assert (found["configuration"], found["cause"]) == ("ties", None)
-    assert found["text"].startswith("Ship ties: highest mean over skills of those that can be recommended, 60.0; +30.0 points [")
+    assert found["text"].startswith("Ship ties: highest mean over skills of those that can be recommended, 60.0; +30.0 [")
     assert found["details"][0] == "greedy has a higher mean, 77.5, but is worse than base on facts (\N{MINUS SIGN}20.0 points)."
     assert found["leaders"] == ["greedy"]
 
@@ -130,7 +130,7 @@ def test_nothing_is_better_than_the_base(tmp_path: Path) -> None:
     found = recommended("nothing", tmp_path)
     assert (found["configuration"], found["closest"], found["cause"]) == (None, "ties", "not better")
     assert found["text"].startswith(
-        "No configuration can be recommended: none is shown to be better than base; ties comes closest, +1.0 points ["
+        "No configuration can be recommended: none is shown to be better than base; ties comes closest, +1.0 ["
     )
     assert found["help"][0].startswith("About ")
     assert "items over the skill tasks would show a difference as large as +1.0 points" in found["help"][0]
@@ -180,7 +180,7 @@ def test_the_weights_of_the_baseline_are_no_candidate(tmp_path: Path) -> None:
 def test_a_brick_alone_that_is_best_is_shipped(tmp_path: Path) -> None:
     found = recommended("brick", tmp_path)
     assert (found["configuration"], found["leaders"]) == ("add", ["add"])
-    assert found["text"].startswith("Ship add: highest mean over skills, 65.0; +35.0 points [")
+    assert found["text"].startswith("Ship add: highest mean over skills, 65.0; +35.0 [")
     assert found["details"][0] == "add is a brick alone: nothing has to be merged."
     assert {"configuration": "add", "role": "brick"}.items() <= found["candidates"][0].items()
     unsafe = {**CONTROLS, **SITUATIONS["brick"]}

@@ -139,7 +139,7 @@ def test_latex_uses_booktabs_and_escapes(files: dict[str, str]) -> None:
     assert columns
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body} == {len(columns.group(1))}
-    assert r"85 \% [74, 96]" in text
+    assert r"85 [74, 96] \%" in text
     assert "$-$0.310" in text
     assert not re.search(r"(?<!\\)[%_#](?!.*booktabs)", text.partition("\n")[2])
     assert as_latex(r"a_b & c%~^\{x}−1") == r"a\_b \& c\%\textasciitilde{}\textasciicircum{}\textbackslash{}\{x\}$-$1"

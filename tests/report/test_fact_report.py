@@ -178,13 +178,13 @@ def test_report(tmp_path: Path) -> None:
     assert ties[1].split("[")[0].strip() == f"{100 * score['value']:.1f}"
     head, *rows = page.tables["survival-towns-facts-1"]
     assert [row[:2] for row in rows] == [
-        ["starter-tiesadd + reverse + triage", "15 of 2075 % [55, 90]"],
-        ["basewithout this edit", "1 of 205 % [0, 20]"],
+        ["starter-tiesadd + reverse + triage", "15 of 2075 [55, 90] %"],
+        ["basewithout this edit", "1 of 205 [0, 20] %"],
     ]
-    assert "Right answers of other configurations among these: starter-ties 15 (75 % [55, 90])." in html
+    assert "Right answers of other configurations among these: starter-ties 15 (75 [55, 90] %)." in html
     assert "<i>" not in html.split('id="edited"')[1].split("</section>")[0], "texts are escaped"
     assert "### facts/towns\\|&lt;i&gt;.jsonl: 24 facts" in markdown
-    assert "| starter-ties | 15 of 20 (75 % \\[55, 90\\]) |" in markdown
+    assert "| starter-ties | 15 of 20 (75 \\[55, 90\\] %) |" in markdown
     assert json.loads(data)["facts"][0]["survival"][0]["rows"]["base"]["efficacy"]["kept"] == 1
     plain, short, _ = (p.read_text("utf-8") for p in render(make_document(), tmp_path / "plain"))
     assert "edited" not in Page(plain).ids
@@ -273,8 +273,8 @@ def test_the_report_names_the_gap_where_it_is_shown(tmp_path: Path) -> None:
         {**row, "configuration": "starter-ties", "begins": None, "gap": {"diff": -0.1, "low": -0.3, "high": 0.1}},
     ]
     html, markdown, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
-    told = "generates the target and stops for 30 % [20, 50] of the facts"
-    gap = "This is 60 points lower [40, 80] than its teacher-forced efficacy of 90 %."
-    assert f"base {told}; 75 % [60, 90] of the texts begin with the target. {gap}" in html
+    told = "generates the target and stops for 30 [20, 50] % of the facts"
+    gap = "This is 60 [40, 80] points lower than its teacher-forced efficacy of 90 %."
+    assert f"base {told}; 75 [60, 90] % of the texts begin with the target. {gap}" in html
     assert f">starter-ties {told}.</p>" in html
     assert gap in markdown.replace("\\", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from worlds.report_document import make_document
 from worlds.report_page import Document, Page, rendered, view_of
 
 from workbench.report.decision import SENTENCES, SHOWN, leaders, leading
+from workbench.report.forest import panels
 from workbench.report.provenance import glossary
 
 
@@ -41,10 +43,37 @@ def test_page_and_markdown_say_the_recommendation_of_the_comparison(
     page, markdown = rendered(document, tmp_path)
     screen = first_screen(page)
     for sentence in (found["text"], *found["details"], *found["help"]):
-        assert sentence in screen
-        assert sentence.replace("[", "\\[").replace("]", "\\]").replace("`", "\\`") in markdown
+        assert re.sub(r"`([^`]+)`", r"<code>\1</code>", sentence) in screen
+        assert (
+            sentence.replace("\N{NARROW NO-BREAK SPACE}", " ").replace("[", "\\[").replace("]", "\\]").replace("`", "\\`")
+            in markdown
+        )
     assert f'class="decision {"ship" if found["configuration"] else "none"}"' in screen
     assert markdown.index(found["text"][:30]) < markdown.index("## Summary")
+    assert bool(found["command"]) == bool(found["configuration"])
+    assert ("```sh\n" + "\n".join(found["command"]) in markdown) == bool(found["command"])
+    shown = re.findall(r'<pre id="ship-command">(.*?)</pre>', screen) + re.findall(r"<code>(workbench \w+ .*?)</code>", screen)
+    assert [html.unescape(line) for line in shown][: len(found["command"])] == found["command"]
+    assert "max-T" not in screen
+    assert ('<a href="#how">' in screen) == ('<dt id="how">' in page) == bool(found["family"]["pairs"])
+
+
+def test_forest_plots_are_sorted_by_score(large: Document, tmp_path: Path) -> None:
+    """Of each task: the named configurations from the best on, then the controls, also where lower is better."""
+    view = view_of(large)
+    for panel in panels(view):
+        own = {
+            role: [line.difference for line in panel.lines if (line.difference.role == "configuration") == role]
+            for role in (True, False)
+        }
+        assert [line.difference for line in panel.lines] == own[True] + own[False]
+        for rows in own.values():
+            values = [row.value or 0.0 for row in rows]
+            assert values == sorted(values, reverse=True)
+    first = next(t.name for t in view.tasks)
+    turned = view_of({**large, "tasks": [{**t, "lower": t["task"] == first} for t in large["tasks"]]})
+    values = [line.difference.value or 0.0 for line in panels(turned)[0].lines if line.difference.role == "configuration"]
+    assert values == sorted(values)
 
 
 def test_leaders_stand_in_a_table_with_verdicts_and_cost(documents: Mapping[str, Document], tmp_path: Path) -> None:
@@ -88,7 +117,7 @@ def test_the_glossary_knows_the_tested_pairs(documents: Mapping[str, Document]) 
     assert terms["Leaders"].startswith(
         "The configuration with the highest mean over skills, controls among them, and all that are not shown to be worse"
     )
-    assert "(21 pairs)" in terms["Leaders"]
+    assert "(21 pairs of " in terms["Leaders"]
 
 
 def test_the_summary_is_sorted_by_mean(large: Document, tmp_path: Path) -> None:

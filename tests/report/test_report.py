@@ -84,7 +84,7 @@ def test_summary_sets_controls_apart_and_shows_scores_and_kept(document: Documen
         assert (i < heads[1]) == (c["role"] == "configuration")
         assert row[1].startswith(fixed(100 * c["mean"]["value"], 1))
         assert [cell.strip() for cell in row[3 : 3 + len(TASKS)]] == [fixed(100 * c["scores"][t]["value"], 1) for t in TASKS]
-        assert row[3 + len(TASKS)].startswith(f"{100 * c['kept_mean']['value']:.0f} %" if c["kept_mean"] else MISSING)
+        assert row[3 + len(TASKS)].startswith(f"{100 * c['kept_mean']['value']:.0f} [" if c["kept_mean"] else MISSING)
 
 
 def test_interference_matrix_and_losing_pair(document: Document, text: str) -> None:

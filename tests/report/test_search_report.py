@@ -50,7 +50,7 @@ def test_headline_and_sentences() -> None:
     view = view_of(handmade())
     assert headline(view).replace("\N{NO-BREAK SPACE}", " ") == (
         "On 8 test items that the search did not use, trial-2 scores 50.0 % and the best control, base, 25.0 %: "
-        "+25.0 points [+5.0, +45.0], cannot tell."
+        "+25.0 [+5.0, +45.0] points, cannot tell."
     )
     assert sentences(view) == [
         "On the search items, which selected it, its difference is +40.0 points, 15.0 points more than on the test items: "

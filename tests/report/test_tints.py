@@ -161,7 +161,7 @@ def test_cells_near_chance_are_marked_with_the_reason() -> None:
     assert "both near chance" in other.tip
     page = page_text(document)
     assert "a parent is near chance; the hover text has the reason" in page
-    reason = "its best parent, add, scores 3 % [0, 8], too close to chance (0 %)"
+    reason = "its best parent, add, scores 3 [0, 8] %, too close to chance (0 %)"
     for c in document["configurations"]:
         if c["name"] == "starter-ties":
             c["kept"] = {"add": {"value": None, "low": None, "high": None, "reason": reason}}

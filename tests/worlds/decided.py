@@ -32,6 +32,8 @@ def made(name: str, index: int, *bricks: str, form: str = "checkpoint", written:
         bytes=400 * MB,
         form=form,
         written=written,
+        made=(name,),
+        target=f"{name}-0123456789",
     )
 
 
@@ -78,7 +80,7 @@ def compared(
 
 
 BRICKS = {
-    Configuration(f"{0xB0 + i:012x}{0:020x}", name, "brick", (name,)): shares
+    Configuration(f"{0xB0 + i:012x}{0:020x}", name, "brick", (name,), made=("mine", "--set", f"name={name}")): shares
     for i, (name, shares) in enumerate({"add": (0.7, 0.3, 0.8), "sort": (0.3, 0.7, 0.8)}.items())
 }
 AVERAGE = Configuration(f"{0xBF:012x}{0:020x}", "average", "average", ("add", "sort"))

@@ -117,6 +117,7 @@ COMMANDS = {
     "eval": Command(EVAL),
     "report": Command("report recipes/mix.yaml", (EVAL,), share=0),
     "report --csv": Command("report recipes/mix.yaml --csv tables --latex tables", (EVAL,), share=1),
+    "ship": Command("ship --baseline mix --yes --device cpu", (EVAL,), share=1),
     "search": Command(SEARCH, share=0),
     "search -o": Command(f"{SEARCH} -o winner.yaml", (SEARCH,)),
     "search in two processes": Command(SEARCH, share=1, processes=2),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from workbench.compare.leaders import mean_over
+from workbench.compare.tables import Table, suites_of, tables_of
 from workbench.edit.places.knowledge import said_by
 from workbench.facts.facts import SLOT, Fact
 from workbench.lazy import torch
@@ -262,12 +264,14 @@ class ScoredBefore(Part):
     """Name of the configuration."""
     recipe: str | None
     """Path of its recipe; null for a control."""
+    settings: str | None = None
+    """Methods of its steps with their settings; null if they were not stored."""
     value: Number
-    """Mean of the tasks' primary metrics."""
+    """Mean over the skill tasks, corrected for chance, as in reports."""
     tasks: int
-    """Number of tasks."""
+    """Number of skill tasks."""
     items: int
-    """Number of items of all tasks."""
+    """Number of items of these tasks."""
     of: int
     """Number of stored configurations of these bricks on the suite."""
 
@@ -276,7 +280,7 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
     """Return the best stored configurations that were made from exactly these bricks, suite by suite.
 
     A configuration counts if its bricks have the same names and the same sizes on disk. Plans with a limit on items, imported plans and
-    metrics of which less is better do not count. Only the newest plan of a suite is read.
+    suites without a skill task do not count. Only the newest plan of a suite is read.
 
     Args:
         store: The score store.
@@ -290,30 +294,30 @@ def scored_before(store: ScoreStore, sizes: Mapping[str, int]) -> list[ScoredBef
         plan = plan_record(path.parent)
         if plan.partial or plan.imported:
             continue
-        primary = {name: task.primary for name, task in plan.tasks.items() if task.primary not in task.lower}
         stored = [
             scores
             for scores in stored_in(path.parent)
             if scores.configuration.bricks == sizes and len(scores.configuration.parents) > 1
         ]
-        if not primary or not stored:
+        tables = tables_of(store, stored, suites_of(store, stored, {})) if stored else []
+        if not (skills := [table for table in tables if table.skill]):
             continue
         suite = plan.name
-        rows = sorted((_row(scores, primary, len(stored)) for scores in stored), key=lambda row: -row.value)
+        rows = sorted((_row(scores, skills, len(stored)) for scores in stored), key=lambda row: -row.value)
         created = max(scores.created for scores in stored)
         if suite not in newest or newest[suite][0] < created:
             newest[suite] = (created, rows[:MOST])
     return [row for suite in sorted(newest) for row in newest[suite][1]]
 
 
-def _row(scores: Scores, primary: Mapping[str, str], count: int) -> ScoredBefore:
-    values = [scores.tasks[task].metrics[metric].value for task, metric in primary.items()]
+def _row(scores: Scores, skills: Sequence[Table], count: int) -> ScoredBefore:
     return ScoredBefore(
         suite=scores.suite,
         name=scores.configuration.name,
         recipe=scores.configuration.recipe,
-        value=sum(values) / len(values),
-        tasks=len(values),
-        items=sum(scores.tasks[task].n for task in primary),
+        settings=scores.configuration.settings,
+        value=mean_over(skills, scores.configuration),
+        tasks=len(skills),
+        items=sum(len(table.items) for table in skills),
         of=count,
     )

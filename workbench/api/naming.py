@@ -188,7 +188,7 @@ def load_named(
             from workbench.search.sweep import point_of
 
             loaded = point_of(loaded, point)
-        return loaded
+        return replace(loaded, typed=(name, *loaded.typed[1:]))
     if settings:
         raise UsageError(f"--set overrides recipe fields, but {name} is a model", "Remove --set, or name a recipe.")
     place = name if found.path is None else str(found.path.resolve())
@@ -223,6 +223,7 @@ def open_named(
         return NamedModel(loaded.name, resolve(loaded, hub))
     project = project or find_project()
     model = resolve_model(name if found.path is None else str(found.path), project, hub)
+    model = replace(model, resolved=replace(model.resolved, recipe=replace(model.resolved.recipe, typed=(name,))))
     base = model.resolved.recipe.fields.base_name
     if found.path is not None and not found.path.is_absolute() and (project / found.path).resolve() == Path(base):
         return replace(model, base=str(found.path))

@@ -160,7 +160,7 @@ def open_subjects(
     Args:
         request: What is asked for.
         listener: Who is told what happens.
-        lenient: Skip recipes whose inputs are missing, or whose base or dtype differs from the first recipe's.
+        lenient: Skip recipes whose inputs are missing, or whose base or dtype differs from that of most recipes with suites.
         fetch: Download inputs from the hub; not needed to look up stored scores.
         device: Device on which the base may answer prompts; not needed to look up stored scores.
         skip: Skip invalid recipes and, unless `lenient` is set, recipes whose inputs are missing.
@@ -309,7 +309,7 @@ def _none_left(left_out: list[LeftOut]) -> WorkbenchError:
 
 
 def _comparable(recipes: list[Recipe], listener: Listener) -> list[Recipe]:
-    """Return the recipes whose inputs exist and whose base and dtype equal the first one's; tell which are left out, and why."""
+    """Return the recipes whose inputs exist, of the base and dtype that most recipes with suites have; tell which are left out, and why."""
     from workbench.bricks.hub import HEADERS
     from workbench.evaluate.plans import scored_dtype
     from workbench.resolve.resolve import resolve
@@ -321,7 +321,7 @@ def _comparable(recipes: list[Recipe], listener: Listener) -> list[Recipe]:
             kept.setdefault((resolved.base_digest, scored_dtype(resolved)), []).append(recipe)
         except WorkbenchError as error:
             listener.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")
-    first, *others = kept.values() or [[]]
+    first, *others = sorted(kept.values(), key=lambda group: -sum(bool(recipe.fields.eval) for recipe in group)) or [[]]
     for recipe in (recipe for group in others for recipe in group):
         listener.say(f"left out: {recipe.name} (another base or output dtype than {first[0].name})")
     if not first:

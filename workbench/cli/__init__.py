@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "evals.report",
     "search": "search.search",
     "view": "view.view",
+    "ship": "ship.ship",
     "chat": "chat.chat",
     "push": "push.push",
     "open": "open.open_",

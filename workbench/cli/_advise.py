@@ -198,10 +198,12 @@ def _print(advice: Advice, arguments: list[str]) -> None:
         out.line(f"recommended: {{{fields}}}{swept}")
     for reason in advice.reasons:
         out.line(f"  {reason}")
+    from workbench.report.numbers import POINTS, plural
+
     for row in advice.scored_before:
         out.line(
-            f"scored here: {row.recipe or row.name} {100 * row.value:.1f} on suite {row.suite}, mean of {row.tasks} "
-            f"task{'s' if row.tasks != 1 else ''}, {row.items} items, of {row.of} stored configurations of these bricks"
+            f"scored here: {row.name}{f', {row.settings}' if row.settings else ''}: {POINTS.score(row.value)} on suite {row.suite}, mean over "
+            f"{plural(row.tasks, 'skill')}, {plural(row.items, 'item')}, of {row.of} stored configurations of these bricks"
         )
     for line in advice.unknown:
         out.line(f"not known: {line}")

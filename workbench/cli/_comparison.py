@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
+from workbench.report.numbers import NATS, PERCENT, POINTS, Unit, unit_of
 
 if TYPE_CHECKING:
-    from workbench.compare.comparison import ComparedTask, Comparison, Family
-    from workbench.compare.configurations import ConfigurationCosts, Level
+    from workbench.compare.comparison import ComparedTask, Comparison
+    from workbench.compare.configurations import ComparedConfiguration, ConfigurationCosts, Level
     from workbench.compare.differences import Difference
     from workbench.compare.kept import Kept
     from workbench.scores.groups import GroupScore
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 # Verdict -> mark after a score. Other verdicts have no mark.
-MARKS = {"better": " +", "worse": " -", "safe": " ~", "not shown safe": " !"}
+MARKS = {"better": " +", "worse": " \N{MINUS SIGN}", "safe": " ~", "not shown safe": " !"}
+BEST = 5
+"""Named configurations in the table of scores; of more, only the best are shown, beside the baseline."""
 
 
 def groups_table(groups: Sequence[tuple[str, GroupScore]]) -> None:
@@ -51,28 +55,25 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
             right=(3, 4, 5),
         )
         return
-    verdict = {(r.configuration, r.task): r.verdict for r in comparison.rows}
-    rows = []
-    for c in comparison.configurations:
-        cells = [c.name, _interval(c.mean)]
-        for task in comparison.tasks:
-            found = c.scores.get(task.task)
-            mark = MARKS.get(verdict.get((c.name, task.task), ""), "  ")
-            cells.append(_interval(found, task.share) + mark if found else "")
-        cells.append("withheld" if c.kept_mean and c.kept_mean.reason else _interval(c.kept_mean))
-        rows.append(cells)
-    heads = ["configuration", "mean", *(_head(t) for t in comparison.tasks), "kept"]
-    out.table(heads, rows, right=range(1, len(heads)))
-    family = comparison.family
+    from workbench.report.wording import withheld
+
+    shown = _best(comparison)
+    columns: dict[str, tuple[str, list[str]]] = {
+        "configuration": ("configuration", [c.name for c in shown]),
+        "mean": ("mean", [_interval(c.mean, POINTS) for c in shown]),
+    }
+    whole = {**columns, **_task_columns(comparison, shown, ends=True)}
+    kept = ["withheld" if c.kept_mean and c.kept_mean.reason else _interval(c.kept_mean, PERCENT) for c in shown]
+    fits = _width({**whole, "kept": ("kept", kept)}) <= out.width
+    _table({**(whole if fits else {**columns, **_task_columns(comparison, shown, ends=False)}), "kept": ("kept", kept)})
     guarded = "; ~ safe, ! not shown safe (guarded tasks)" if comparison.harm_tested else ""
     out.say(
         f"scores in %{own_units(comparison.tasks)}, 95 % intervals; mean over skills, {_corrected(comparison.tasks)}; kept: share of the best "
-        f"parents' skills; + better, - worse than {comparison.baseline}{guarded} ({correction(family)}: {families_text(family)})"
+        f"parents' skills; + better, \N{MINUS SIGN} worse than {comparison.baseline}{guarded}"
     )
-    for c in comparison.configurations:
-        for task_name, share in c.kept.items():
-            if share.reason:
-                out.say(f"kept: {c.name} on {task_name} is withheld: {share.reason}")
+    if text := withheld(comparison):
+        _say(text)
+    for c in shown:
         if c.aliases:
             out.say(f"{c.name}: same weights as {', '.join(c.aliases)}")
     say_harm(comparison)
@@ -80,6 +81,37 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
         _edited_facts(comparison)
     for warning in comparison.warnings:
         out.warn(warning)
+
+
+def _best(comparison: Comparison) -> list[ComparedConfiguration]:
+    """Return the configurations of the table of scores: all if they are few, else the best, the one that the recommendation is about, and the baseline."""
+    if len(comparison.judged) <= BEST:
+        return comparison.configurations
+    about = comparison.recommendation.about if comparison.recommendation else None
+    ranked = sorted(comparison.configurations, key=lambda c: c.level, reverse=True)
+    first = [c for c in ranked if c.name != comparison.baseline][:BEST]
+    return [c for c in ranked if c in first or c.name in (about, comparison.baseline)]
+
+
+def unlisted(comparison: Comparison) -> int:
+    """Return the number of configurations that the table of scores does not show."""
+    return len(comparison.configurations) - len(_best(comparison))
+
+
+def _task_columns(
+    comparison: Comparison, shown: Sequence[ComparedConfiguration], *, ends: bool
+) -> dict[str, tuple[str, list[str]]]:
+    """Return a column of scores for each task, with or without intervals, and with marks for the comparison's verdicts."""
+    columns = {}
+    for task in comparison.tasks:
+        cells = []
+        for c in shown:
+            found, row = c.scores.get(task.task), comparison.differences.get((c.name, task.task))
+            text = _interval(found, unit_of(comparison, task.task), ends) if found else ""
+            cells.append(text + (MARKS.get(row.verdict, "  ") if row else "  "))
+        sign = ", lower is better" if task.lower else ""
+        columns[f"task {task.task}"] = (f"{task.task} (n={task.n}{sign})" if ends else f"{task.task}  ", cells)
+    return columns
 
 
 def _edited_facts(comparison: Comparison) -> None:
@@ -96,11 +128,6 @@ def _edited_facts(comparison: Comparison) -> None:
             out.say(f"{suite.source}: {left.sentence()}")
 
 
-def _head(task: ComparedTask) -> str:
-    sign = ", lower is better" if task.lower else ""
-    return f"{task.task} (n={task.n}{sign})"
-
-
 def _corrected(tasks: Sequence[ComparedTask]) -> str:
     """Return a phrase that says whether the mean over skills is corrected for chance, and on which tasks it is not."""
     bare = [t.task for t in tasks if t.role == "skill" and t.chance is None]
@@ -113,11 +140,10 @@ def _corrected(tasks: Sequence[ComparedTask]) -> str:
     )
 
 
-def _interval(found: Level | Kept | None, share: bool = True) -> str:
+def _interval(found: Level | Kept | None, unit: Unit, ends: bool = True) -> str:
     if found is None or found.value is None:
         return ""
-    text, low, high = (number(value, share, digits=0) for value in (found.value, found.low, found.high))
-    return f"{text} [{low}, {high}]" if low and high else text
+    return f"{unit.score(found.value)} {unit.levels(found.low, found.high) if ends else ''}".rstrip()
 
 
 def costs_table(costs: Sequence[ConfigurationCosts]) -> None:
@@ -149,7 +175,8 @@ def sweep_tables(comparison: Comparison) -> None:
             head, rows = grid.table(measure)
             seeds = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
             out.heading(f"sweep {grid.name}: {measure.text}{seeds}")
-            out.table(head, rows, right=range(1, len(head)))
+            cells = list(zip(*rows, strict=True))
+            _table({"configuration" if i == 0 else str(i): (name, cells[i]) for i, name in enumerate(head)})
             if measure.baseline is not None:
                 out.say(f"{comparison.baseline}: {grid.unit(measure).score(measure.baseline)}")
         out.line("")
@@ -160,16 +187,29 @@ STYLES = {"better": "green", "worse": "red", "safe": "green", "not shown safe": 
 
 
 def recommended(comparison: Comparison) -> None:
-    """Print the recommendation on stdout: what to ship and why, or why nothing and what would help."""
+    """Print the recommendation on stdout: what to ship, why, and the commands that do it; or why nothing and what would help."""
     found = comparison.recommendation
     if not found:
         return
-    for line in wrap(found.text, out.width):
+    for line in _wrapped(found.text, out.width):
         out.colored([(line, "bold green" if found.configuration else "bold yellow")])
     for text in (*(f"what would help: {one}" for one in found.help), *found.details):
-        for line in wrap(text, out.width, initial_indent="  ", subsequent_indent="  "):
-            out.line(line)
-    out.line("")
+        for line in _wrapped(text, out.width - 2):
+            out.line(f"  {line}")
+    for text in found.command:
+        out.line(f"  {text}")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return the lines of a text; a number stays on one line with its interval and unit."""
+    fixed = re.sub(r"\S+ \[[^\]]*\](?: points| %)?", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in wrap(fixed, width)]
+
+
+def _say(text: str) -> None:
+    """Print a message, on a terminal in lines of its width."""
+    for line in _wrapped(text, out.talk.width) if out.talk.is_terminal else [text]:
+        out.say(line)
 
 
 def rows_table(comparison: Comparison, pair: tuple[str, str] | None = None) -> None:
@@ -183,14 +223,15 @@ def rows_table(comparison: Comparison, pair: tuple[str, str] | None = None) -> N
     """
     rows = [r for r in comparison.rows if pair is None or r.configuration == pair[1]]
     tasks = {t.task: t for t in comparison.tasks}
+    units = {name: unit_of(comparison, name) for name in tasks}
     beside = any(r.verdict == "cannot tell" and r.companion for r in rows)
-    columns = {key: (head, [make(r, tasks[r.task].share) for r in rows]) for key, (head, make) in _columns(pair, beside).items()}
+    columns = {key: (head, [make(r, units[r.task]) for r in rows]) for key, (head, make) in _columns(pair, beside).items()}
     if pair is not None:
         out.heading(f"{pair[1]} against {pair[0]}")
     if _width(columns) <= out.width:
         _table(columns)
     elif pair is not None:
-        _block(columns, rows, tasks)
+        _block(columns, rows, units)
     else:
         names = list(dict.fromkeys(r.configuration for r in rows))
         for name in names:
@@ -199,11 +240,13 @@ def rows_table(comparison: Comparison, pair: tuple[str, str] | None = None) -> N
             own = [i for i, r in enumerate(rows) if r.configuration == name]
             out.heading(name)
             part = {k: (head, [cells[i] for i in own]) for k, (head, cells) in columns.items() if k != "configuration"}
-            _block(part, [rows[i] for i in own], tasks)
+            _block(part, [rows[i] for i in own], units)
+    from workbench.report.provenance import families
+
     family = comparison.family
     out.say(
         f"differences in points{own_units(comparison.tasks)} against {comparison.baseline}; {family.text}; "
-        f"{correction(family)} at {family.alpha:g}: {families_text(family)}"
+        f"{'step-down max-T' if family.correction == 'max-t' else 'no correction'} at {family.alpha:g}: {families(family)}"
     )
     if lower := [name for name, t in tasks.items() if t.lower]:
         out.say(f"lower is better: {', '.join(lower)}")
@@ -219,21 +262,21 @@ Columns = Mapping[str, tuple[str, Sequence[str]]]
 """Key -> head and cells of a column."""
 
 
-def _columns(pair: tuple[str, str] | None, beside: bool) -> dict[str, tuple[str, Callable[[Difference, bool], str]]]:
-    """Return the columns of the table of differences: key -> head, and the cell of a row given whether scores are shares."""
-    columns: dict[str, tuple[str, Callable[[Difference, bool], str]]] = {
+def _columns(pair: tuple[str, str] | None, beside: bool) -> dict[str, tuple[str, Callable[[Difference, Unit], str]]]:
+    """Return the columns of the table of differences: key -> head, and the cell of a row given the unit of its task."""
+    columns: dict[str, tuple[str, Callable[[Difference, Unit], str]]] = {
         "configuration": ("configuration", lambda r, _: r.configuration),
         "task": ("task", lambda r, _: r.task),
         "metric": ("metric", lambda r, _: r.metric),
     }
     if pair is not None:
         del columns["configuration"]
-        columns["before"] = (pair[0], lambda r, share: number(r.baseline_value, share))
-        columns["after"] = (pair[1], lambda r, share: number(r.value, share))
+        columns["before"] = (pair[0], lambda r, unit: unit.score(r.baseline_value))
+        columns["after"] = (pair[1], lambda r, unit: unit.score(r.value))
     columns |= {
-        "diff": ("diff", lambda r, share: signed(r.diff, share)),
-        "plain": ("95 %", lambda r, share: span(r.low, r.high, share)),
-        "adjusted": ("adjusted", lambda r, share: span(r.low_adj, r.high_adj, share)),
+        "diff": ("diff", lambda r, unit: unit.diff(r.diff)),
+        "plain": ("95 %", lambda r, unit: unit.diffs(r.low, r.high)),
+        "adjusted": ("adjusted", lambda r, unit: unit.diffs(r.low_adj, r.high_adj)),
         "p": ("p adj", lambda r, _: "" if r.p_adj is None else f"{r.p_adj:.3g}"),
         "n": ("n", lambda r, _: str(r.n)),
         "verdict": ("verdict", _verdict),
@@ -249,14 +292,20 @@ def _width(columns: Columns) -> int:
 
 
 def _table(columns: Columns) -> None:
-    """Print columns as a table, the verdicts in color on a terminal."""
+    """Print columns as a table, the verdicts in color on a terminal. Columns that do not fit follow in a table of their own, with the first one again."""
     keys = list(columns)
+    while _width({key: columns[key] for key in keys}) > out.width and len(keys) > 2:
+        keys.pop()
+    rest = {key: column for key, column in columns.items() if key not in keys[1:]}
+    columns = {key: columns[key] for key in keys}
     out.table(
         [head for head, _ in columns.values()],
         zip(*(cells for _, cells in columns.values()), strict=True),
         right=[i for i, key in enumerate(keys) if key not in _LEFT],
         style=lambda i, cell: _style(cell) if keys[i] == "verdict" else "",
     )
+    if len(rest) > 1:
+        _table(rest)
 
 
 def _style(cell: str) -> str:
@@ -264,7 +313,7 @@ def _style(cell: str) -> str:
     return next((style for word, style in STYLES.items() if cell.startswith(word)), "")
 
 
-def _block(columns: Columns, rows: Sequence[Difference], tasks: Mapping[str, ComparedTask]) -> None:
+def _block(columns: Columns, rows: Sequence[Difference], units: Mapping[str, Unit]) -> None:
     """Print the rows of one configuration within the terminal's width, and what its verdicts add in lines below."""
     shown = {**columns, "verdict": ("verdict", [str(r.verdict) for r in rows])}
     for key in _DROPPED:
@@ -272,7 +321,7 @@ def _block(columns: Columns, rows: Sequence[Difference], tasks: Mapping[str, Com
             shown.pop(key, None)
     _table(shown)
     for r in rows:
-        if facts := _facts(r, tasks[r.task].share):
+        if facts := _facts(r, units[r.task]):
             out.line(f"  {r.task}: {', '.join(facts)}")
         if "margin" in columns and "margin" not in shown and (margin := _companion(r)):
             out.line(f"  {r.task}: margin in nats {margin}")
@@ -284,7 +333,7 @@ def say_harm(comparison: Comparison) -> None:
     from workbench.report.decision import advised
 
     for text in (*wording.sentences(comparison), *advised(comparison)):
-        out.say(text)
+        _say(text)
 
 
 def gate_lines(worse: Sequence[Difference], not_safe: Sequence[Difference], baseline: str) -> list[str]:
@@ -302,18 +351,18 @@ def gate_lines(worse: Sequence[Difference], not_safe: Sequence[Difference], base
     return [f"exit status 3: {name} {said} {', '.join(tasks)}" for (name, said), tasks in lines.items()]
 
 
-def _verdict(row: Difference, share: bool) -> str:
+def _verdict(row: Difference, unit: Unit) -> str:
     """Return a row's verdict with what it adds, in parentheses."""
-    facts = _facts(row, share)
+    facts = _facts(row, unit)
     return str(row.verdict) + (f" ({', '.join(facts)})" if facts else "")
 
 
-def _facts(row: Difference, share: bool) -> list[str]:
+def _facts(row: Difference, unit: Unit) -> list[str]:
     """Return the tolerance of a row's verdict; of an undecided one also the smallest detectable effect, items needed and reason."""
     facts: list[str] = []
     reason = row.reason or ""
     if row.tolerance is not None and row.verdict != "no item changed":
-        facts.append(f"tolerance {number(row.tolerance, share)}")
+        facts.append(f"tolerance {unit.score(row.tolerance)}")
     if reason.startswith("too few clusters"):
         facts.append(reason.split(",")[0])
     if row.impossible:
@@ -321,7 +370,7 @@ def _facts(row: Difference, share: bool) -> list[str]:
     if reason.startswith("the suite gives no tolerance"):
         facts.append("no tolerance")
     if row.verdict == "cannot tell" and row.mde is not None and not row.impossible:
-        facts.append(f"mde {number(row.mde, share)}")
+        facts.append(f"mde {unit.score(row.mde)}")
     if row.needed and row.verdict in ("cannot tell", "not shown safe"):
         facts.append(f"needs about n = {row.needed}")
     return facts
@@ -331,37 +380,10 @@ def _companion(row: Difference) -> str:
     margin = row.companion
     if not margin or row.verdict != "cannot tell":
         return ""
-    return f"{margin.diff or 0:+.3f} {span(margin.low, margin.high, False)}, p {margin.p or 0:.2g}"
+    return f"{NATS.diff(margin.diff)} {NATS.diffs(margin.low, margin.high)}, p {margin.p or 0:.2g}"
 
 
 def own_units(tasks: Sequence[ComparedTask]) -> str:
     """Return a note that names the tasks whose scores are not in percent or points."""
     own = [t.task for t in tasks if not t.share]
     return f" (of {', '.join(own)} in the metric's own units)" if own else ""
-
-
-def correction(family: Family) -> str:
-    return "step-down max-T" if family.correction == "max-t" else "no correction"
-
-
-def families_text(family: Family) -> str:
-    """Return the number of rows of each family, in words."""
-    from workbench.report.provenance import families
-
-    return families(family)
-
-
-def number(value: float | None, share: bool, digits: int = 1) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.{digits}f}" if share else f"{value:.4g}"
-
-
-def signed(value: float | None, share: bool) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:+.1f}" if share else f"{value:+.3g}"
-
-
-def span(low: float | None, high: float | None, share: bool) -> str:
-    return "" if low is None or high is None else f"[{signed(low, share)}, {signed(high, share)}]"

@@ -12,7 +12,6 @@ import typer
 from workbench.api.naming import Variation, find, load_named, recipe_files, relative
 from workbench.api.results import find_scores
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
-from workbench.cli._comparison import costs_table, gate_lines, groups_table, recommended, rows_table, scores_table, sweep_tables
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -84,6 +83,7 @@ def evaluate(
     cached by content, so that nothing is scored twice. If a recipe has a finished run, its scores go into the run's
     README.md. With --engine ray, a cluster whose nodes see this project at the same path shares the work.
     """
+    from workbench.cli._comparison import groups_table, recommended, scores_table, sweep_tables, unlisted
     from workbench.models.identity import pick_device
     from workbench.report.scorecard import card_scores
     from workbench.report.trackers import log_runs, open_tracker, runs_of_scores
@@ -115,9 +115,11 @@ def evaluate(
         groups_table([(name, group) for (_, name), found in groups.items() for group in found])
         if comparison is not None:
             sweep_tables(comparison)
-            if not settings and not sweep:
-                chosen = [word for name in suite or () for word in ("--suite", name)] + (["--limit", str(limit)] if limit else [])
-                out.say(f"page: workbench report {shell(*names, *chosen)}")
+            again = request.eval_command.removeprefix("workbench eval")
+            if number := unlisted(comparison):
+                out.say(f"{number} more configurations: workbench compare{again}")
+            out.say(f"page: workbench report{again}")
+            recommended(comparison)
 
     out.result(lambda: by_suite(scores, groups, Skipped.all(opened.left_out)), text, json=json)
     if tracker:
@@ -150,6 +152,7 @@ def compare(
     --require-safe, also if one is not shown safe on a guarded task. Otherwise exits with 1 if a configuration is left out
     because it is invalid or not scored.
     """
+    from workbench.cli._comparison import costs_table, recommended, rows_table, sweep_tables
     from workbench.compare.comparison import ComparedRows
     from workbench.scores.documents import Skipped
 
@@ -160,10 +163,11 @@ def compare(
     two = found.paired(whole, command_line())
 
     def text() -> None:
-        recommended(whole)
         sweep_tables(whole)
         rows_table(two, pair)
         costs_table(two.costs(pair))
+        out.line("")
+        recommended(whole)
 
     out.result(lambda: ComparedRows.of(whole, two, pair, Skipped.all(left_out)), text, json=json)
     lines = _gate(two, named, require_safe)
@@ -177,6 +181,8 @@ def compare(
 
 def _gate(comparison: Comparison, named: Sequence[str], require_safe: bool, guarded: bool = False) -> list[str]:
     """Return the reasons for exit status 3, one line per configuration."""
+    from workbench.cli._comparison import gate_lines
+
     worse = [row for row in comparison.worse if row.configuration in named and (row.family == "guarded" or not guarded)]
     not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
     return gate_lines(worse, not_safe, comparison.baseline)
@@ -234,7 +240,7 @@ def report(
         pages, unsearched = searched(every, settings, runs_dir)
         opened = open_subjects(replace(request, names=every), printing(), lenient=not names, skip=True)
         left_out = opened.left_out
-        comparison = _compared(opened, names, baseline, request.eval_command, pages, unsearched)
+        comparison = stored_comparison(opened, names, baseline, request.eval_command, pages, unsearched)
     written = (render(comparison, to) if comparison else []) + (write_pages(pages, to) if pages else [])
     for path in written:
         out.line(str(relative(path)))
@@ -244,7 +250,7 @@ def report(
     refuse_left_out(left_out)
 
 
-def _compared(
+def stored_comparison(
     opened: Opened,
     names: list[str] | None,
     baseline: str | None,

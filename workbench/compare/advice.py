@@ -118,7 +118,7 @@ KEEPS = 0.95
 _ALONE = {
     "base": "the base: nothing has to be written",
     "brick": "a brick alone: nothing has to be merged",
-    "average": "the average of the bricks, scored as a control: a recipe with the method `average` writes it",
+    "average": "the average of the bricks, scored as a control",
 }
 """Role of a control that is recommended -> what it is."""
 _NAMED = 3  # configurations beside the recommended one that get a sentence each
@@ -220,7 +220,7 @@ def merge_loses(name: str, recipe: str, kept: Kept) -> list[str]:
     """
     if kept.value is None or kept.low is None or kept.high is None or kept.high >= KEEPS:
         return []
-    ends = f"{100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}]"
+    ends = f"{100 * kept.value:.0f} [{100 * kept.low:.0f}, {100 * kept.high:.0f}] %"
     command = shell("workbench", "brick", "advise", recipe)
     return [
         f"{name} keeps {ends} of what its bricks score alone: `{command}` tells whether they overlap or contradict each other."
@@ -342,7 +342,7 @@ def _beside(d: MeanDifference, other: Candidate, about: Candidate, decision: Dec
 
 def _gap(d: MeanDifference) -> str:
     low, high = -math.inf if d.low is None else d.low, math.inf if d.high is None else d.high
-    return f"{_points(d.diff)} points [{_points(low)}, {_points(high)}]"
+    return f"{_points(d.diff)} [{_points(low)}, {_points(high)}] points"
 
 
 def _points(value: float) -> str:
@@ -365,7 +365,7 @@ def _own(row: Difference, value: float, *, sign: bool = False) -> str:
 def _about(number: int) -> str:
     """Return a number of items rounded up to two significant digits."""
     step = 10 ** max(len(str(number)) - 2, 0)
-    return f"{-(-number // step) * step:,}"
+    return f"{-(-number // step) * step:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from workbench.compare.differences import Effect, Verdict
 from workbench.compare.kept import Kept, kept_of
 from workbench.compare.leaders import pair_of
+from workbench.compare.making import commands
 from workbench.compare.tables import Table
 from workbench.results import Measured, Number, Part
 from workbench.scores.documents import Check, TaskScores
@@ -192,6 +193,8 @@ class ComparedConfiguration(Part):
     """Task -> score."""
     costs: Costs
     """Length of answers, time and memory of scoring, licenses."""
+    command: list[str] = []
+    """Command lines that make it and use the result; empty if only its scores are known."""
 
     @property
     def is_control(self) -> bool:
@@ -253,6 +256,7 @@ def summary(
         check=[s.check for s in entry],
         scores=scores,
         costs=costs_of(entry, tasks),
+        command=commands(c),
     )
 
 

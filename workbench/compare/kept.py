@@ -110,8 +110,8 @@ def _too_near(t: Table, name: str, digest: str, side: _Side) -> str | None:
     if side.low >= _LEAST * side.value > 0 and side.draws.min() > 0:
         return None
     low, high = t.interval(digest)
-    score = f"{t.value(digest):.0%} [{100 * low:.0f}, {100 * high:.0f}]"
-    return f"its best parent, {name}, scores {score}, too close to chance ({t.chance:.0%})".replace("%", " %")
+    score = f"{100 * t.value(digest):.0f} [{100 * low:.0f}, {100 * high:.0f}] %"
+    return f"its best parent, {name}, scores {score}, too close to chance ({100 * t.chance:.0f} %)"
 
 
 def _side(t: Table, digest: str) -> _Side:

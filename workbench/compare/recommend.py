@@ -39,6 +39,7 @@ from workbench.compare.differences import Difference
 from workbench.compare.families import GUARDED
 from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference, MeanPairs, mean_over
+from workbench.compare.making import commands
 from workbench.compare.tables import Table
 from workbench.results import Number, Part
 from workbench.scores.store import Configuration, Scores
@@ -84,6 +85,8 @@ class Recommendation(Part):
     """Differences from the recommended, or closest, candidate of the other leaders and of all that are not shown to be worse than it."""
     family: PairFamily
     """The families of pairs."""
+    command: list[str] = []
+    """Command lines that make it and use the result: `run`, `chat`, `push`, `export`; empty if none is recommended or only its scores are known."""
 
     @property
     def about(self) -> str | None:
@@ -115,6 +118,11 @@ def recommendation_of(
     if not any(c.role == "configuration" for c in configurations):
         return None
     decision = _decided(tasks, base, configurations, rows, alpha, looked)
+    chosen = next((c for c in configurations if decision.chosen and c.name == decision.chosen.configuration), None)
+    command = commands(chosen) if chosen else []
+    elsewhere = (
+        [f"{chosen.name} cannot be made here: its scores were imported, without a recipe."] if chosen and not command else []
+    )
     others = ", and every two of the others" if decision.members <= MOST_MEMBERS else ""
     return Recommendation(
         configuration=decision.chosen.configuration if decision.chosen else None,
@@ -122,7 +130,7 @@ def recommendation_of(
         cause=decision.cause,
         baseline=decision.baseline,
         text=headline(decision),
-        details=[*details(decision), *_lossy(decision, configurations, kept)],
+        details=[*details(decision), *_lossy(decision, configurations, kept), *elsewhere],
         help=helped(decision),
         leaders=list(decision.leaders),
         candidates=list(decision.ranked),
@@ -134,6 +142,7 @@ def recommendation_of(
             looked_at=decision.looked_at,
             text=f"mean over skills of {decision.members} configurations: each against {base.name}{others}",
         ),
+        command=command,
     )
 
 

@@ -206,7 +206,7 @@ def advice(row: RoutedBeside, kept: float | None = None) -> str:
     """
     routed, merge = row.configuration, row.merge
     which = f"{merge}, the best of {row.merges} merges" if row.merges > 1 else f"{merge}, the only merge"
-    gap = f"{_points(row.diff)} points [{_points(row.low)}, {_points(row.high)}]"
+    gap = f"{_points(row.diff)} [{_points(row.low)}, {_points(row.high)}] points"
     oracle = f" and keeps {100 * kept:.0f} % of the single bricks' skills" if kept is not None else ""
     price = f"it needs its {row.bricks} adapters beside the base and a routing pass for each prompt"
     if row.verdict == "better":

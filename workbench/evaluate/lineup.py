@@ -14,7 +14,7 @@ from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
 from workbench.models.identity import identity, tokenizer_digest
 from workbench.recipe.fields import FactsEval
-from workbench.recipe.recipe import Recipe, dump_step
+from workbench.recipe.recipe import Recipe, described, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.run.forms import form_of
@@ -91,7 +91,16 @@ class LineupEntry:
             _members(self.resolved),
             self.resolved.licences,
             self.tokenizer,
+            described(self.resolved.recipe),
+            *self._made(),
         )
+
+    def _made(self) -> tuple[tuple[str, ...], str]:
+        """Return the words after `workbench run` that make it, and the name of the result for other commands; see `Configuration`."""
+        recipe = self.resolved.recipe
+        if self.role == "configuration" and recipe.path is None and not recipe.steps:
+            return (), "".join(recipe.typed)  # a model or run that is there
+        return recipe.typed, f"{recipe.name}-{self.resolved.run_key[:10]}" if self.resolved.known else ""
 
     def plan(self, plan: ScorePlan) -> ScorePlan:
         """Return a plan for this configuration's own tokenizer."""

@@ -33,6 +33,7 @@ class Recipe:
         settings: The overrides of `--set`, and the values of a point of a sweep in the same form.
         point: End of the name of a point of a sweep, such as "[lambda=0.5,ties]"; empty for any other recipe.
         notes: What `--set` changed beyond the fields that it names, for the user.
+        typed: Words after `workbench run` that make this recipe's result; empty for a recipe made in code.
     """
 
     fields: RecipeFields
@@ -43,6 +44,7 @@ class Recipe:
     settings: tuple[str, ...] = ()
     point: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)
+    typed: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def stem(self) -> str:
@@ -136,7 +138,14 @@ class Recipe:
         place = (
             replace(self.document, data=data, texts={}) if self.document else yamldoc.Document(data, {}, f"recipe {self.name}")
         )
-        return replace(_from_document(place, self.project, self.path, (*self.settings, *settings)), point=point)
+        made = _from_document(place, self.project, self.path, (*self.settings, *settings))
+        typed = (self.typed[0].removesuffix(self.point) + point, *self.typed[1:]) if self.typed else ()
+        return replace(made, point=point, typed=typed)
+
+    def typed_with(self, changes: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the words after `workbench run` for this recipe with other values of some fields; empty for a recipe made in code."""
+        settings = (f"{field}={yamldoc.flow(value)}" for field, value in changes.items())
+        return (*self.typed, *(word for setting in settings for word in ("--set", setting))) if self.typed else ()
 
     def derive(self, name: str, steps: Iterable[Mapping[str, object]], bricks: Iterable[str] = ()) -> Recipe:
         """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average."""
@@ -153,7 +162,22 @@ class Recipe:
             "output": output.model_dump(exclude_none=True, exclude={"form"}) if output.form != "adapter" else {},
             **({"tokenizer": block.model_dump(exclude_none=True)} if block else {}),
         }
-        return from_data(data, self.project)
+        return replace(from_data(data, self.project), typed=self._typed_derived(data))
+
+    def _typed_derived(self, data: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the words that make a control: the recipe with other steps, without its sweep, its search and overrides of its own steps."""
+        if not self.typed:
+            return ()
+        changes: dict[str, object] = {"name": data["name"], "steps": data["steps"]}
+        changes |= {"sweep": None, "seed": data["seed"]} if self.point else {}
+        changes |= {"search": None} if self.fields.search else {}
+        if "form" in self.fields.output.model_fields_set:
+            unset = self.fields.output.model_dump(exclude_unset=True, exclude_none=True, exclude={"form"})
+            changes["output"] = unset if data["output"] else {}
+        first = [setting.partition("=")[0].partition(".")[0] for setting in self.typed[2::2]]
+        kept = [setting for field, setting in zip(first, self.typed[2::2], strict=True) if field in RecipeFields.model_fields]
+        words = (self.typed[0].removesuffix(self.point), *(word for setting in kept for word in ("--set", setting)))
+        return replace(self, typed=words).typed_with(changes)
 
 
 def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
@@ -176,7 +200,8 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
             )
         settings, project = tuple(settings), find_project(path)
         notes = override(document, settings, project)
-        return replace(_from_document(document, project, path, settings), notes=notes)
+        typed = (str(path), *(word for setting in settings for word in ("--set", setting)))
+        return replace(_from_document(document, project, path, settings), notes=notes, typed=typed)
 
 
 def from_data(data: Mapping[str, object], project: Path) -> Recipe:
@@ -298,6 +323,20 @@ def dump_step(step: BaseModel) -> dict[str, object]:
     unset = {name for name in getattr(step, "keyed_if_set", ()) if getattr(step, name) == fields[name].default}
     dumped = step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ()), *unset})
     return {**dumped, **getattr(step, "constants", {})}
+
+
+def described(recipe: Recipe) -> str:
+    """Return the methods of a recipe's steps with their written settings, and lambda: "ties (density 0.2, lambda 1.0)"."""
+    steps = []
+    for step in recipe.steps:
+        fields = {"lam", *step.model_fields_set} - {"id", "bricks", step.verb}
+        written = step.model_dump(mode="json", by_alias=True, include=fields)
+        entries = step.model_dump(mode="json", exclude_unset=True, include={"bricks"}).get("bricks")
+        if isinstance(entries, Mapping) and any(entry not in (1, {}) for entry in entries.values()):
+            written["bricks"] = entries
+        settings = ", ".join(f"{name} {yamldoc.flow(value)}" for name, value in written.items() if value is not None)
+        steps.append(f"{step.name} ({settings})" if settings else step.name)
+    return ", then ".join(steps)
 
 
 def dump_steps(recipe: Recipe) -> list[dict[str, object]]:

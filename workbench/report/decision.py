@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workbench.compare.advice import Candidate
@@ -11,7 +11,7 @@ from workbench.compare.configurations import KEYS, Costs
 from workbench.compare.differences import Difference
 from workbench.compare.recommend import PairFamily
 from workbench.compare.routing import Share, advice
-from workbench.report.numbers import MISSING, PERCENT, POINTS, count, fixed, listed, plural, seconds, size
+from workbench.report.numbers import MISSING, PERCENT, POINTS, few, fixed, listed, plural, seconds, size
 
 SHOWN = 6
 """Configurations in the table of the first screen."""
@@ -60,7 +60,7 @@ class Leaders:
     Attributes:
         rows: The leaders and the named configuration, the highest mean first, at most `SHOWN`, or `SHOWN_OF_SWEEP` beside curves.
         more: Number of leaders that are not among the rows.
-        family: The family of pairs, in words.
+        family: What the verdicts on pairs hold for, in words.
     """
 
     rows: tuple[LeaderRow, ...]
@@ -109,12 +109,7 @@ def cost(c: Candidate) -> str:
 
 
 def _family(family: PairFamily) -> str:
-    others = f", {count(family.looked_at)} of them scored here before" if family.looked_at else ""
-    return (
-        f"{plural(family.pairs, 'pair')} of {family.members} configurations, the baseline among them{others}: means over "
-        f"skills, step-down max-T over sign flips of clusters at {PERCENT.score(family.alpha)} %. Pairs with the baseline are one family, "
-        "all others another; the verdicts of a family hold at once, although the leaders are chosen by the same scores."
-    )
+    return f"Differences are tested together, so that all verdicts hold at once ({PERCENT.score(1 - family.alpha)} %)."
 
 
 COST_HEADS = ("Scoring time", "Answer length", "Answer tokens/s", "Peak memory", "License")
@@ -173,7 +168,7 @@ def licence(licences: Mapping[str, str]) -> str:
         named.setdefault(text, []).append(name)
     if len(named) < 2:
         return "".join(named)
-    return "; ".join(f"{text} ({_few(names)})" for text, names in named.items())
+    return "; ".join(f"{text} ({few(names)})" for text, names in named.items())
 
 
 def unknown_costs(rows: Mapping[str, Costs]) -> list[str]:
@@ -192,13 +187,9 @@ def unknown_costs(rows: Mapping[str, Costs]) -> list[str]:
         merged.setdefault((reason, tuple(names)), []).append(heads[key].lower())
     every = len(rows)
     return [
-        f"{listed(columns)} of {'all configurations' if len(names) == every else _few(names)}: {reason}"
+        f"{listed(columns)} of {'all configurations' if len(names) == every else few(names)}: {reason}"
         for (reason, names), columns in merged.items()
     ]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 ROUTED_HEADS = ("Configuration", "Task", "Right", "n", "Own brick, %", "Base, %", "Other bricks, %", "Answered by")

@@ -89,7 +89,7 @@ def generated(row: WrittenAnswers) -> str:
     more = "lower" if gap < 0 else "higher"
     ends = sorted((abs(low), abs(high)))
     return (
-        f"{text}. This is {PERCENT.score(abs(gap))} points {more} {PERCENT.levels(*ends)} than its teacher-forced "
+        f"{text}. This is {PERCENT.score(abs(gap))} {PERCENT.levels(*ends)} points {more} than its teacher-forced "
         f"efficacy of {PERCENT.score(row.forced.value)} %."
     )
 
@@ -193,7 +193,7 @@ def counted(k: KeptFacts) -> str:
 def _share(e: Share | None) -> str:
     if e is None:
         return MISSING
-    return PERCENT.cell(f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}", e.value, e.low, e.high)
+    return PERCENT.cell(f"{PERCENT.score(e.value)} {PERCENT.levels(e.low, e.high)} %", e.value, e.low, e.high)
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:
@@ -212,7 +212,7 @@ def _surviving(kept: KeptFacts) -> Cell:
 
 
 def _percent(kept: KeptFacts) -> str:
-    return "" if kept.value is None else f" ({PERCENT.score(kept.value)} % {PERCENT.levels(kept.low, kept.high)})"
+    return "" if kept.value is None else f" ({PERCENT.score(kept.value)} {PERCENT.levels(kept.low, kept.high)} %)"
 
 
 def _level(e: Level | None, unit: Unit) -> str:

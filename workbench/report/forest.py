@@ -6,6 +6,7 @@ of the page without scaling letters and marks. Labels are beside the plot, in ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -77,8 +78,15 @@ def axis(differences: Iterable[Difference], unit: Unit, margin: float | None = N
 
 
 def _differences_on(view: Comparison, task: ComparedTask, names: Container[str] | None) -> list[Difference]:
+    """Return a task's differences, named configurations first, each group with the best score first."""
     shown = [c for c in view.by_role if c.is_control or names is None or c.name in names]
-    return [d for c in shown for d in view.compared(c.name, [task])]
+    differences = [d for c in shown for d in view.compared(c.name, [task])]
+    controls = {c.name for c in view.controls}
+    worst = -math.inf if not task.lower else math.inf
+    return sorted(
+        differences,
+        key=lambda d: (d.configuration in controls, (1 if task.lower else -1) * (worst if d.value is None else d.value)),
+    )
 
 
 def _reach(task: ComparedTask) -> float:

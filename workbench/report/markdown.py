@@ -114,6 +114,7 @@ def _decision(view: Comparison) -> list[str | Table]:
         )
     return [
         f"**{escape(found.text)}**",
+        fence("\n".join(found.command), "sh") if found.command else "",
         bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
         *([Table("leaders", header, rows)] if rows else []),
         escape(leaders.family),
@@ -281,7 +282,7 @@ def _kept(view: Comparison) -> list[str | Table]:
         "## Kept",
         "Chance-corrected score divided by that of the best parent alone, with its 95 % interval.",
         Table("kept", ["Configuration", "Mean", *tasks], rows),
-        bullets(escape(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
+        escape(wording.withheld(view)),
     ]
 
 
@@ -388,7 +389,7 @@ def _levels(e: Level | None) -> str:
 def _percent(e: Kept | None) -> str:
     if e is None:
         return MISSING
-    text = "withheld" if e.value is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()
+    text = "withheld" if e.value is None else f"{PERCENT.score(e.value)} {PERCENT.levels(e.low, e.high)}".rstrip() + " %"
     return PERCENT.cell(text, e.value, e.low, e.high)
 
 

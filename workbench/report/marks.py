@@ -116,8 +116,8 @@ def detectable(d: Difference, unit: Unit) -> str:
 
 
 def companion(second: Companion) -> str:
-    """Return the second metric's difference with its unadjusted interval, such as "+0.42 nats [+0.10, +0.74]"."""
-    return f"{NATS.worded(second.diff)} {NATS.diffs(second.low, second.high)}".rstrip()
+    """Return the second metric's difference with its unadjusted interval, such as "+0.42 [+0.10, +0.74] nats"."""
+    return f"{NATS.diff(second.diff)} {NATS.diffs(second.low, second.high)}".rstrip() + f" {NATS.word}"
 
 
 def verdict_text(d: Difference) -> str:
@@ -184,6 +184,11 @@ def bracket(low: str, high: str, width: str) -> Markup:
     return Markup('<span class="ci-text">[<span class="{w}">{low}</span>, <span class="{w}">{high}</span>]</span>').format(
         w=width, low=low, high=high
     )
+
+
+def prose(text: str) -> Markup:
+    """Return a sentence as markup, in which words between backticks are code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
 
 
 def recipe_markup(text: str) -> Markup:

@@ -113,6 +113,7 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
         "scope": wording.scope(view),
         "summary": wording.sentences(view),
         "without_average": wording.without_average(view),
+        "withheld": wording.withheld(view),
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
         "glossary": glossary(view),
@@ -177,7 +178,9 @@ def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], st
 @cache
 def _environment() -> Environment:
     """Return the environment of all templates, which keeps compiled ones: a watched page is filled again and again."""
-    return Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found.filters["prose"] = marks.prose
+    return found
 
 
 def _helpers() -> dict[str, Any]:

@@ -149,8 +149,8 @@ def glossary(view: Comparison) -> list[Entry]:
 
 def _pairs(view: Comparison) -> Entry:
     """Explain which configurations are tested against each other."""
-    pairs = view.recommendation.family.pairs if view.recommendation else 0
-    if not pairs:
+    family = view.recommendation.family if view.recommendation else None
+    if family is None or not family.pairs:
         return (
             "Not tested",
             "Configurations are compared with the baseline and not with each other; --baseline NAME selects another baseline.",
@@ -158,8 +158,10 @@ def _pairs(view: Comparison) -> Entry:
     return (
         "Leaders",
         "The configuration with the highest mean over skills, controls among them, and all that are not shown to be worse than it. The tests "
-        f"behind this ({plural(pairs, 'pair')}) are two families: each configuration against the baseline, and every two of the others. "
-        "Every difference is compared with the largest one of its family under the sign flips, so that the verdicts hold although the leaders "
+        f"behind this ({plural(family.pairs, 'pair')} of {family.members} configurations) are two families: each configuration against the "
+        "baseline, and every two of the others. "
+        f"Every difference is compared with the largest one of its family under sign flips of clusters (step-down max-T at "
+        f"{PERCENT.score(family.alpha)} %), so that the verdicts hold although the leaders "
         "are chosen by the same scores. On single tasks, configurations are compared with the baseline and not with each other.",
     )
 

@@ -13,7 +13,7 @@ from workbench.compare.sweeps import ComparedSweep
 from workbench.report.chart import Chart, Ends, Frame, Scale, cut, joined, marked, svg
 from workbench.report.numbers import MISSING, POINTS, amount, fixed, listed, unit_of
 
-WIDTH, HEIGHT = 560, 380
+WIDTH, HEIGHT = 380, 300  # near its size on a phone, where letters are then as large as elsewhere
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 46
 LETTER, LINE = 7.2, 15  # approximate width and height of a label's letters in pixels, to keep labels from overlapping
 LONGEST, ROOM = 28, 0.07

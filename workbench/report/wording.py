@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration
 from workbench.compare.differences import VERDICTS, Difference, Verdict
-from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken, unit_of
+from workbench.report.numbers import PERCENT, POINTS, about, few, listed, plural, unbroken, unit_of
 
 _DETAILED = 3  # configurations whose losses get a sentence each
 _COUNTED = 6  # with more configurations, verdicts other than "worse" are counted instead of listed
@@ -178,6 +178,14 @@ def what(c: ComparedConfiguration) -> str:
         return "the base with a LoRA trained on the edit's facts and their paraphrases (`edit: adapter`)"
     origin = f"made from {bricks}" if bricks else "made without bricks"
     return origin if c.recipe_text else f"a configuration {origin}; its recipe file was not found"
+
+
+def withheld(view: Comparison) -> str:
+    """Return one paragraph on ratios to a parent that are withheld, configurations with the same reason together; empty if there are none."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, task, reason in view.withheld:
+        groups.setdefault((task, reason), []).append(name)
+    return " ".join(f"Kept is withheld for {few(names)} on {task}: {reason}." for (task, reason), names in groups.items())
 
 
 def diff_pair(view: Comparison) -> tuple[str, str]:

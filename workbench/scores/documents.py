@@ -53,6 +53,9 @@ class Configuration:
         members: Routed brick -> the bricks that it is made from, for routed bricks that are recipes.
         licences: "base" or a brick's name -> its license, "unknown" if none is stated; empty if only scores are known.
         tokenizer: Digest of its tokenizer; None if only scores are known.
+        settings: Methods of its steps with their settings; None if only scores are known, and in documents of earlier versions.
+        made: Words after `workbench run` that make it; empty if it is there already or only scores are known. Not stored.
+        target: Name of its run, or of the model that is there; empty if only scores are known. Not stored.
     """
 
     digest: str
@@ -73,6 +76,9 @@ class Configuration:
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     licences: Mapping[str, str] = field(default_factory=dict, hash=False)
     tokenizer: str | None = None
+    settings: str | None = field(default=None, compare=False)
+    made: Annotated[tuple[str, ...], Field(exclude=True)] = field(default=(), compare=False)
+    target: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
 
     def key(self, plan: ScorePlan) -> str:
         """Return the digest under which the store keeps scores of a plan, with the tokenizer that the plan's texts are read with.

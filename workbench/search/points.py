@@ -198,5 +198,4 @@ def _word(value: Value, counted: bool) -> str:
 
 def flow(value: Value) -> str:
     """Return a value as `--set` reads it."""
-    plain = list(value) if isinstance(value, tuple) else value
-    return yamldoc.dump([plain], default_flow_style=True, width=1_000_000).strip()[1:-1]
+    return yamldoc.flow(value)

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -125,7 +125,8 @@ class FieldSpace:
         Raises:
             WorkbenchError: If the recipe does not accept the values.
         """
-        return from_data(self.document(values, name), self.recipe.project)
+        made = from_data(self.document(values, name), self.recipe.project)
+        return replace(made, typed=self.recipe.typed_with({"name": made.name, "search": None, **values}))
 
     def written(self, method: Values | None = None) -> Values | None:
         """Return the recipe's own values, or None if one of them is outside the space.

@@ -63,9 +63,10 @@ def tried(view: SearchView) -> str:
 
 
 def gap(objective: ObjectiveView, against: CandidateVerdict) -> str:
-    """Return a difference with its interval, such as "−8.3 points [−17.2, +0.5]"."""
+    """Return a difference with its interval, such as "−8.3 [−17.2, +0.5] points"."""
     test = against.test
-    return f"{objective.unit.worded(test.diff)} {objective.unit.diffs(test.low, test.high).replace(' ', NBSP)}".strip()
+    ends = objective.unit.diffs(test.low, test.high).replace(" ", NBSP)
+    return " ".join(part for part in (objective.unit.diff(test.diff), ends, objective.unit.word) if part)
 
 
 def fate(candidate: TrialRow, view: SearchView) -> str:
