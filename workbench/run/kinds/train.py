@@ -10,8 +10,9 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
-from workbench.files import json_digest, publish
+from workbench.files import json_digest
 from workbench.lazy import torch
+from workbench.manifest import publish_sealed, reusable
 from workbench.models.layout import Model
 from workbench.models.live import Aligned, compute, live_model
 from workbench.resolve.resolved import Resolved
@@ -72,7 +73,7 @@ class TrainKind(Kind[T]):
         The base has the same dtype as in `brick train`: bfloat16 for an adapter, float32 for a full fine-tune.
         """
         resolved, place = context.resolved, context.place("bricks")
-        if (place / CARD).is_file():
+        if reusable(place, CARD, digests=True):
             return place
         step_id, device = context.id, context.device
         # Each step has its own seed, because adapters with the same seed start from the same A and are far from orthogonal.
@@ -120,7 +121,7 @@ class TrainKind(Kind[T]):
         )
         write_card(working, card, made_by="workbench run", record="recipe.yaml")
         resolved.check_inputs()
-        publish(working, place)  # a directory without a card, left by an interrupted run, is replaced
+        publish_sealed(working, place)
         return place
 
 
