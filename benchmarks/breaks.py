@@ -39,7 +39,6 @@ def main() -> int:
     from worlds.changing import lay_out
 
     torch.set_num_threads(1)
-    before = json.loads(arguments.out.read_bytes())["steps"] if arguments.out.is_file() else {}
     found: dict[str, int | None] = {}
     with tempfile.TemporaryDirectory() as folder:
         world = lay_out(Path(folder) / "laid out")
@@ -56,8 +55,8 @@ def main() -> int:
                 except MISSED:
                     found[name] = taken + 1
             print(f"{name}: {found[name] or 'not found'} ({time.process_time() - start:.0f} s)", flush=True)
-            rows = {name: found.get(name, before.get(name)) for name in BREAKS}
-            write_results(arguments.out, {"within": WITHIN, "steps": rows})
+            rows = {**(json.loads(arguments.out.read_bytes())["steps"] if arguments.out.is_file() else {}), **found}
+            write_results(arguments.out, {"within": WITHIN, "steps": {name: rows[name] for name in BREAKS if name in rows}})
     return int(None in found.values())
 
 

@@ -88,12 +88,12 @@ def _classless(config: Mapping[str, object]) -> dict[str, object]:
 
 
 BREAKS: dict[str, tuple[str, Any]] = {
+    "a file's mtime stands for its content": ("workbench.identity.FileIdentity.storable", property(_times)),
     "a seal is not compared": ("workbench.manifest._harm", lambda folder, digests: []),
     "the key of a step has no tokenizer": ("workbench.resolve.keys.StepKey.tokens", _nothing),
     "the key of a step has no facts": ("workbench.resolve.keys.StepKey.files", lambda key, names: []),
     "a small file's size stands for its content": ("workbench.resolve.resolved.bytes_digest", lambda data: str(len(data))),
     "a tensor's size stands for its content": ("workbench.weights.digests._bytes_digest", lambda entry: str(entry.nbytes)),
-    "a file's mtime stands for its content": ("workbench.identity.FileIdentity.storable", property(_times)),
     "the key of a run has no files that are copied": (
         "workbench.resolve.resolved.Resolved._copied",
         property(lambda resolved: {}),

@@ -47,7 +47,8 @@ LENGTH = 20
 SEED = 0
 RECIPES_EACH = 3
 """Recipes of one history: every recipe has its turn in three histories."""
-WAYS = ("overwritten", "overwritten, old times", "replaced", "replaced, old times", "cp -p")
+OLD = "overwritten, old times"
+WAYS = (OLD, OLD, OLD, "overwritten", "replaced", "replaced, old times", "cp -p", "cp -p")
 BREAKING = ("truncated", "deleted")
 DAMAGES = ("deleted", "cut", "emptied", "garbage", "{}", "[]", "same size", "same size", "same size")
 COMPARED = ("digests", "configurations", "said", "tasks", "edits", "bricks")
@@ -58,7 +59,7 @@ ACTS = {
 }  # fmt: skip
 """What a step does -> how often."""
 RARE = ("tokenizer", "config", "generation", "template", "adapter", "links")
-"""Parts that few results depend on: they change three times as often as the others, whatever number of files they are in."""
+"""Parts that few results depend on: they change twice as often as the others, whatever number of files they are in."""
 KEEN = {
     "tokenizer": ("taught", "spoken", "measured", "union"),
     "template": ("spoken", "taught", "union"),
@@ -151,7 +152,7 @@ class Changes:
 
     def change(self) -> str:
         """Change a file or a link, the rare parts of a model as often as the large ones; a file that was broken before is whole again."""
-        parts = [*self.parts, *(part for part in 2 * RARE if part in self.parts)]
+        parts = [*self.parts, *(part for part in RARE if part in self.parts)]
         name = self.random.choice(self.parts[self.random.choice(parts)])
         self.restore()
         if name in LINKS:
@@ -161,7 +162,7 @@ class Changes:
             link.symlink_to(target)
             self.did.append(f"{name} -> {target}")
             return name
-        way = self.random.choice((*WAYS, *WAYS, *BREAKING))
+        way = self.random.choice((*WAYS, *BREAKING))
         content = self.random.choice([c for c in self.world.contents[name] if c != (self.project / name).read_bytes()])
         self.did.append(f"{name} {way}: content {self.world.contents[name].index(content)}")
         if way in BREAKING:
@@ -373,7 +374,7 @@ def damage(file: Path, how: str) -> None:
     if how == "deleted":
         file.unlink()
     elif how == "same size" and raw:
-        write(file, raw[:half] + bytes([raw[half] ^ 1]) + raw[half + 1 :], "overwritten, old times")
+        write(file, raw[:half] + bytes([raw[half] ^ 1]) + raw[half + 1 :], OLD)
     else:
         file.write_bytes(
             {"cut": raw[: len(raw) // 2], "emptied": b"", "garbage": b"\xff" * (len(raw) + 1)}.get(how, how.encode())
