@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from workbench.identity import open_unchanged
 MAX_UNPACKED = 2 << 30
 """Largest content of a compressed file, in bytes."""
 _SURELY_SMALL = 64 << 10
+_SUM = "xxh3"
 SCRATCH = ".making-"
 """Prefix of the folders of `scratch_beside`."""
 UNFINISHED = re.compile(r"\.(.+)\.\d+")
@@ -105,6 +106,18 @@ def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | 
     """
     cached = jsondoc.read_cached(path)
     return cached if cached is not None and all(isinstance(cached.get(key), kind) for key, kind in needs.items()) else None
+
+
+def write_memo(path: Path, data: Mapping[str, object]) -> None:
+    """Write a JSON object into the workbench's cache, with the digest by which `read_memo` notices other bytes of the same size."""
+    write_json(path, {**data, _SUM: json_digest(json.loads(json_text(data)))})
+
+
+def read_memo(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:
+    """Read what `write_memo` wrote, as `read_json` does; None also if its digest is another. Earlier versions wrote none."""
+    memo = read_json(path, **needs)
+    stated = memo.pop(_SUM, None) if memo is not None else None
+    return memo if stated is None or stated == json_digest(memo) else None
 
 
 def json_text(data: Any, indent: int | None = None) -> str:

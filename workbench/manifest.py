@@ -112,14 +112,15 @@ def seal(
     Manifest(files, _parts(folder), list(open)).write(folder)
 
 
-def reusable(folder: Path, record: str) -> bool:
+def reusable(folder: Path, record: str, *, digests: bool = False) -> bool:
     """Return True if a cache has a result that is whole.
 
     Args:
         folder: Directory of the result.
         record: File that a result without a manifest, of an earlier version, has.
+        digests: Compare the contents too, for a result of which a copy is made and sealed.
     """
-    return (folder / record).is_file() and not harm(folder)
+    return (folder / record).is_file() and not harm(folder, digests=digests)
 
 
 def has_its_files(folder: Path) -> bool:
@@ -131,7 +132,7 @@ def has_its_files(folder: Path) -> bool:
 def publish_sealed(partial: Path, target: Path) -> None:
     """Seal a finished result and publish it in a cache, unless another process was first. A broken one is moved aside."""
     seal(partial)
-    if target.exists() and (not is_sealed(target) or harm(target)):
+    if target.exists() and (not is_sealed(target) or harm(target, digests=True)):
         set_aside(target)
     if not target.exists():
         publish(partial, target)

@@ -22,7 +22,7 @@ from workbench import yamldoc
 from workbench.bricks.card import read_card, read_licence, read_title
 from workbench.edit.inputs import read_prompts
 from workbench.facts.log import read_log
-from workbench.files import read_json
+from workbench.files import read_memo
 from workbench.models.texts import read_texts
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
@@ -286,7 +286,7 @@ def test_caches(fuzzed: Project, data: st.DataObject) -> None:
     brick = resolve(recipe).on_disk["one"]
     cache = fuzzed.path / ".workbench"
     true = tensor_digests(brick.adapter.entries, cache)
-    (memo,) = [file for file in (cache / "digests").glob("*.json") if read_json(file) == true]
+    (memo,) = [file for file in (cache / "digests").glob("*.json") if read_memo(file) == true]
     valid = memo.read_bytes()
     try:
         size = put(memo, data.draw(json_files(json.loads(valid)).filter(lambda raw: b"lora" in raw or len(raw) < 30)))

@@ -262,3 +262,8 @@ def test_a_broken_result_in_a_cache_is_moved_aside_and_made_again(tmp_path: Path
     made("3")
     assert (place / "edit.json").read_text() == "3"
     assert (tmp_path / "edits" / "broken" / "key" / "edit.json").read_text() == "broken"
+    (place / "edit.json").write_text("4")
+    assert reusable(place, "edit.json")
+    assert not reusable(place, "edit.json", digests=True), "a copy of it would be sealed as it is"
+    made("5")
+    assert (place / "edit.json").read_text() == "5"

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from worlds.commands import document
 from worlds.jsonl import write_jsonl
+from worlds.packed_models import save_gguf
 from worlds.project import CPU
-from worlds.tiny import save_adapter, save_finetuned, save_model
+from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import lineup
@@ -34,19 +35,22 @@ from workbench.weights.digests import meaning_of
 
 OURS = (".workbench", "runs")
 """Folders that the package writes; all else is the user's."""
-HEAD = "version: 1\nbase: base\n"
+HEAD, BASE = "version: 1\n", "base: base\n"
+TASKS = "eval: [toy]\n"
 TUNE = "{edit: finetune, facts: facts.jsonl, form: lora, layers: [0], rank: 2, epochs: 2, min_efficacy: 0}"
 RECIPES = {
     "mix": "bricks: {t: tuned, l: lora}\nsteps: [{merge: ties, density: 0.5}]\n",
     "masked": "bricks: {k: linked, w: wired, s: sharded}\nsteps: [{merge: dare, density: 0.5}]\n",
     "low": "bricks: {l: lora}\nsteps: [{merge: task_arithmetic, lambda: 0.5}]\noutput: {form: adapter}\n",
-    "taught": f"steps: [{TUNE}]\n",
+    "taught": f"steps: [{TUNE}]\neval: [toy, {{facts: facts.jsonl, tasks: [efficacy, neighbours, generated], neighbour_tokens: 2, max_tokens: 2, chat_template: true, controls: []}}]\n",
+    "spoken": "steps: [{grow: brick, id: spoken, data: chat.jsonl, rank: 2, target_modules: [down_proj], steps: 2, batch_size: 2, save_every: 0}]\n",
+    "packed": "base: packed/model.gguf\nbricks: {l: lora}\nsteps: [{merge: average}]\n",
     "union": "bricks: {t: tuned}\ntokenizer: {source: union, chat_template: template.jinja}\nsteps: [{merge: average}]\n",
     "measured": "bricks: {l: lora}\nsteps: [{merge: fisher, calibration: rows.jsonl, samples: 4}, {id: second, merge: regmean, calibration: rows.jsonl}]\n",
     "outer": "bricks: {m: {recipe: recipes/mix.yaml}, s: sharded}\nsteps: [{merge: average}]\n",
 }
 USES = {
-    "mix": "tuned lora", "masked": "tuned other linked wired sharded", "low": "lora", "taught": "facts.jsonl", "measured": "lora rows.jsonl", "union": "tuned template.jinja",
+    "mix": "tuned lora", "masked": "tuned other linked wired sharded", "low": "lora", "taught": "facts.jsonl", "spoken": "chat.jsonl", "packed": "packed lora", "measured": "lora rows.jsonl", "union": "tuned template.jinja",
     "outer": "tuned lora sharded recipes/mix.yaml",
 }  # fmt: skip
 """Recipe -> what it reads besides the base."""
@@ -57,6 +61,11 @@ LINKS = {
     "evals/tasks/reader.py": ("reader-1.py", "reader-2.py"),
 }
 """Link -> what it may point to."""
+PARTS = {
+    "tokenizer.json": "tokenizer", "tokenizer_config.json": "tokenizer", "config.json": "config", "adapter_config.json": "adapter",
+    "generation_config.json": "generation", "chat_template.jinja": "template", "template.jinja": "template",
+}  # fmt: skip
+"""Name of a file -> the part of a model that it is; `part_of` names the others."""
 PICK = """\
 task: pick
 custom_dataset: !function reader.jsonl
@@ -67,6 +76,18 @@ doc_to_text: prompt
 doc_to_choice: choices
 doc_to_target: gold
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1.0}
+"""
+SAY = """\
+task: say
+custom_dataset: !function reader.jsonl
+dataset_kwargs: {data_files: {test: data/items.jsonl}}
+output_type: generate_until
+test_split: test
+doc_to_text: prompt
+doc_to_target: w4
+generation_kwargs: {until: [w7], max_gen_toks: 3}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 metadata: {version: 1.0}
 """
 READER = """
@@ -81,7 +102,7 @@ def jsonl(config_source, data_files, **_):
         row["prompt"] = (base / "data" / f"{'note'}.txt").read_text("utf-8").strip() + " " + row["prompt"]
     return {"test": datasets.Dataset.from_list(rows[::1])}
 """
-SUITE = "suite: toy\ntasks: [pick]\ncluster: id\nchance: {pick: 0.5}\n"
+SUITE = "suite: toy\ntasks: [pick, say]\ncluster: id\nchance: {pick: 0.5, say: 0}\n"
 LIMIT = 3
 
 
@@ -122,7 +143,9 @@ def lay_out(path: Path) -> Changing:
     _weights(world)
     _texts(world)
     for name, text in RECIPES.items():
-        (path / "recipes" / f"{name}.yaml").write_text(HEAD + text, "utf-8")
+        (path / "recipes" / f"{name}.yaml").write_text(
+            HEAD + BASE * ("base:" not in text) + text + TASKS * ("eval:" not in text), "utf-8"
+        )
         world.offer(
             f"recipes/{name}.yaml", (b"steps:", b"seed: 1\nsteps:"), *([(b"0.5", b"0.6")] if b"0.5" in text.encode() else [])
         )
@@ -156,12 +179,18 @@ def _weights(world: Changing) -> None:
     world.json("sharded/model.safetensors.index.json", {"weight_map": maps[1]})
     shutil.copytree(path / "tuned", path / "wired", dirs_exist_ok=True)
     (path / "wired" / "model.safetensors").unlink()
-    adapters = [
-        (save_adapter(base, path / "lora", seed=seed) / "adapter_model.safetensors").read_bytes() for seed in (52, 51, 50)
-    ]
-    world.offer("lora/adapter_model.safetensors", *adapters[:2])
-    world.json("lora/adapter_config.json", {"lora_alpha": 9}, {"use_rslora": True})
+    factors = load_file(save_adapter(base, path / "lora", seed=50) / "adapter_model.safetensors")
+    save_file(
+        {name: 1.5 * tensor for name, tensor in factors.items()}, path / "made" / "1.5.safetensors", metadata={"format": "pt"}
+    )
+    world.offer("lora/adapter_model.safetensors", (path / "made" / "1.5.safetensors").read_bytes())
+    world.json("lora/adapter_config.json", {"lora_alpha": 9}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"target_modules": ["q_proj"]},
+               {"rank_pattern": {"q_proj": 2}}, {"r": 8}, {"revision": "main"})  # fmt: skip
     (path / "lora" / "README.md").unlink(missing_ok=True)
+    (path / "packed").mkdir()
+    edit_json(path / "made" / "config.json", rms_norm_eps=0.01)
+    packed = [save_gguf(path / name, path / "packed" / "model.gguf", "llama").read_bytes() for name in ("other", "made", "tuned")]
+    world.offer("packed/model.gguf", *packed[:2])
     shutil.rmtree(path / "made")
 
 
@@ -172,25 +201,51 @@ def _texts(world: Changing) -> None:
         words = json.loads((path / name / "tokenizer.json").read_text("utf-8"))
         vocab = words["model"]["vocab"]
         swapped = [{**words["model"], "vocab": {**vocab, a: vocab[b], b: vocab[a]}} for a, b in (("w3", "w4"), ("w1", "w20"))]
-        same = {"truncation": None, "padding": None, "version": "1.1"}
+        same = {"truncation": {"direction": "Right", "max_length": 60, "strategy": "LongestFirst", "stride": 0}}
         world.json(f"{name}/tokenizer.json", *({"model": model} for model in swapped), same)
-        world.json(f"{name}/config.json", {"rms_norm_eps": 0.01}, {"_name_or_path": "elsewhere"})
+        world.json(
+            f"{name}/config.json",
+            {"rms_norm_eps": 0.01},
+            {"_name_or_path": "elsewhere"},
+            {"architectures": ["Other"]},
+            {"auto_map": {"AutoConfig": "other.Config"}},
+        )
     world.json("base/generation_config.json", {"temperature": 0.7}, {"repetition_penalty": 1.5})
-    world.json("base/tokenizer_config.json", {"model_max_length": 60}, {"name_or_path": "elsewhere"})
+    fields = (
+        {"model_max_length": 60},
+        {"name_or_path": "elsewhere"},
+        {"add_prefix_space": True},
+        {"tokenizer_class": "LlamaTokenizer"},
+    )
+    world.json("base/tokenizer_config.json", *fields)
     world.offer("base/chat_template.jinja", (b" {% endfor", b",{% endfor"))
     write_jsonl(
         path / "facts.jsonl",
-        [{"id": "one", "prompt": "w1 w2 is", "target": "w4"}, {"id": "two", "prompt": "w20 is", "target": "w22"}],
+        [
+            {"id": "one", "prompt": "w1 w2 is", "target": "w4", "neighbours": ["w5 is"]},
+            {"id": "two", "prompt": "w20 is", "target": "w22"},
+        ],
     )
     world.offer("facts.jsonl", (b"w22", b"w23"), (b"w1 w2", b"w2 w1"))
     write_jsonl(path / "rows.jsonl", [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3}"} for i in range(4)])
     world.offer("rows.jsonl", (b"w5", b"w7"))
+    turns = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w4 w5"}]
+    write_jsonl(path / "chat.jsonl", [{"messages": turns}, {"messages": [turns[0], {**turns[1], "content": "w9"}]}])
+    world.offer("chat.jsonl", (b"w9", b"w8"))
     (path / "template.jinja").write_text("{% for m in messages %}w1 {{ m['content'] }}{% endfor %}", "utf-8")
     world.offer("template.jinja", (b"w1", b"w2"))
     tasks = path / "evals" / "tasks"
     (path / "evals" / "suites" / "toy.yaml").write_text(SUITE, "utf-8")
-    world.offer("evals/suites/toy.yaml", (b"[pick]", b"[pick]\nlimit: 2"), (b"0.5", b"0.4"))
+    changes = (
+        (b"say]", b"say]\nlimit: 2"),
+        (b"0.5", b"0.4"),
+        (b"say]", b"say]\nchat_template: true"),
+        (b"say]", b"say]\nnum_fewshot: 1"),
+    )
+    world.offer("evals/suites/toy.yaml", *changes)
     (tasks / "pick.yaml").write_text(PICK, "utf-8")
+    (tasks / "say.yaml").write_text(SAY, "utf-8")
+    world.offer("evals/tasks/say.yaml", (b"toks: 3", b"toks: 4"), (b"target: w4", b"target: w5"))
     world.offer("evals/tasks/pick.yaml", (b"metric: acc,", b"metric: acc_norm,"), (b"1.0", b"2.0"))
     items = [
         {"id": f"i{i}", "prompt": f"w{i} w{i + 1} is", "choices": [f"w{i + 3}", f"w{i + 9} w{i + 5}"], "gold": i % 2}
@@ -203,6 +258,12 @@ def _texts(world: Changing) -> None:
         (tasks / f"reader-{number}.py").write_text(READER.replace("::1", f"{number - 1}::1"), "utf-8")
         world.offer(f"evals/tasks/data/note-{number}.txt", (b"w1", b"w2"))
         world.offer(f"evals/tasks/reader-{number}.py", (b"::1", b":9:"))
+
+
+def part_of(name: str) -> str:
+    """Return what a file or link is a part of: a model, a recipe, the tasks, or the texts that steps read."""
+    top = name.partition("/")[0]
+    return PARTS.get(Path(name).name) or (top if top in ("evals", "recipes") else "texts" if top == name else "weights")
 
 
 # What commands say, as plain data without times and places.
@@ -257,10 +318,11 @@ def planned(project: Path, recipe: str) -> Any:
 
 
 def scored(project: Path, recipe: str) -> Any:
-    """The scores of a recipe and its controls, with all rows."""
+    """The scores of a recipe and of its base, with all rows."""
     found = load_recipe(project / "recipes" / f"{recipe}.yaml")
-    entries, store = lineup([found]), ScoreStore(project / "runs" / "scores")
-    made = plans(entries, suites_of([found], ("toy",), project), batch_size=4, limit=LIMIT, device=CPU)
+    entries = [entry for entry in lineup([found]) if entry.role in ("base", "configuration")]
+    store = ScoreStore(project / "runs" / "scores")
+    made = plans(entries, suites_of([found], (), project), batch_size=4, limit=LIMIT, device=CPU)
     told = score_all(entries, made, store, device=CPU)
     rows = [
         [s.configuration.name, s.configuration.digest, s.key, s.plan, s.rows, s.items, store.rows(s), store.items(s)]

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from workbench.errors import InvalidRecipeError
-from workbench.files import read_json, write_json
+from workbench.files import read_memo, write_memo
 from workbench.grow.mixtures.mixture import Mixture, usage
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.models.layout import Model
@@ -72,7 +72,7 @@ class PruneExperts(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """Count how often each expert is selected, layer by layer; of experts with equal counts, the first is kept."""
         file = context.cache.with_suffix(".json")
-        if (cached := read_json(file)) is not None:
+        if (cached := read_memo(file)) is not None:
             return Measured({}, cached)
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
@@ -83,7 +83,7 @@ class PruneExperts(TextMethod):
         record: dict[str, object] = {"kept": keep, **counts.counts().to_dict()}
         context.check_inputs()
         context.cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, record)
+        write_memo(file, record)
         return Measured({}, record)
 
     def settled(self, measured: Measured) -> PruneExperts:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from workbench.errors import WorkbenchError
-from workbench.files import file_digest, json_digest, read_json, write_json
+from workbench.files import file_digest, json_digest, read_memo, write_memo
 from workbench.identity import open_unchanged
 from workbench.lazy import torch
 from workbench.models.layout import Model
@@ -70,10 +70,10 @@ class Cocktail(MergeMethod):
         for i, name in enumerate(names):
             context.progress(i, len(names), f"loss of {name or 'the base'} on {len(rows)} examples")
             cache_file = context.cache / "losses" / f"{json_digest([self.code_key(), context.keys[name], data, longest])}.json"
-            record = read_json(cache_file, loss=(int, float))
+            record = read_memo(cache_file, loss=(int, float))
             if record is None:
                 record = {"loss": loss(context, name, rows)}
-                write_json(cache_file, record)
+                write_memo(cache_file, record)
             losses[name] = float(record["loss"])
         context.progress(len(names), len(names), "losses")
         weights = softmax(losses, self.temperature)

@@ -185,7 +185,7 @@ def cached_adapter(resolved: Resolved, name: str, device: torch.device | None = 
         device: The device that computes it; None stands for the one that `--device auto` picks.
     """
     place = _place(resolved, device)
-    return Adapter(place, f"brick '{name}'") if reusable(place, CONFIG) else None
+    return Adapter(place, f"brick '{name}'") if reusable(place, CONFIG, digests=True) else None
 
 
 def written_adapter(resolved: Resolved, name: str, composed: Model, device: torch.device) -> Adapter:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.adapters.approximate import AdaptedWeights
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.files import json_digest, read_json, write_json
+from workbench.files import json_digest, read_memo, write_memo
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
@@ -69,7 +69,7 @@ def remember_digest(resolved: Resolved, digest: str, device: torch.device) -> No
     """Cache the digest of a recipe's configuration for a device and these libraries, because their results differ in the last bits."""
     place = _digest_memo(resolved.cache, resolved.key)
     kind, libraries = computed_on(device)
-    write_json(place, {**(read_json(place) or {}), kind: {"digest": digest, "libraries": libraries}})
+    write_memo(place, {**(read_memo(place) or {}), kind: {"digest": digest, "libraries": libraries}})
 
 
 def known_digest(cache: Path, key: str, device: torch.device | None = None) -> str | None:
@@ -82,7 +82,7 @@ def known_digest(cache: Path, key: str, device: torch.device | None = None) -> s
             scores: it takes the device of this machine or, failing that, the only one that is known, such as that of a GPU machine
             which scored the project.
     """
-    known = {kind: row for kind, row in (read_json(_digest_memo(cache, key)) or {}).items() if isinstance(row, dict)}
+    known = {kind: row for kind, row in (read_memo(_digest_memo(cache, key)) or {}).items() if isinstance(row, dict)}
     kind, libraries = computed_on(device)
     row = known.get(kind)
     if device is not None:

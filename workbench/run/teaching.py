@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts.facts import Fact
-from workbench.files import json_digest, read_json, write_json
+from workbench.files import json_digest, read_memo, write_memo
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
@@ -99,14 +99,14 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
 def _answers(resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events) -> list[bool]:
     """Return for each fact of a step whether the model says it, from the cache or by prompting the model."""
     known = _place(resolved, taught.number, device)
-    record = read_json(known)
-    if isinstance(record, dict) and len(record.get("said", ())) == len(taught.facts):
+    record = read_memo(known, said=list)
+    if record is not None and len(record["said"]) == len(taught.facts):
         return [bool(right) for right in record["said"]]
     events({"stage": "edit", "step": taught.step, "text": f"prompting the model for {len(taught.facts)} facts"})
     # The output's form can change the model of the last step: an adapter is truncated to its rank.
     model = composition.model if _is_last(resolved, taught.number) else taught.model
     said = ask(model, resolved.dtype, resolved.tokenizer_at(taught.number), taught.facts, device, taught.memory)
-    write_json(known, {"said": said})
+    write_memo(known, {"said": said})
     return said
 
 

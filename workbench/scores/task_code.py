@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest, write_bytes
+from workbench.files import bytes_digest, read_memo, write_memo
 from workbench.identity import identity_of, installed
-from workbench.jsondoc import read_object
 from workbench.scores.tasks import TaskSource
 
 FORMAT = "task-3"
@@ -199,19 +198,18 @@ def remember(path: Path, source: TaskSource, code: Code, reads: Reads, files: It
         "source": source_data,
     }
     try:
-        data = json.dumps(document, allow_nan=False).encode()
+        json.dumps(document, allow_nan=False)
+        write_memo(path, document)
     except (TypeError, ValueError):  # tasks whose documents are not plain JSON are built each time
         path.unlink(missing_ok=True)
-        return
-    write_bytes(path, data)
 
 
 def recall(path: Path, code: Code, files: Iterable[Path]) -> TaskSource | None:
     """Return the task of a memo if all its input files are unchanged; None if the task must be built."""
-    if not path.is_file():
+    memo = read_memo(path)
+    if memo is None:
         return None
     try:
-        memo = read_object(path)
         input_files = {*map(str, files), *map(str, code.files), *map(str, code.named)}
         if memo["format"] != FORMAT or memo["versions"] != _versions() or memo["cwd"] != str(Path.cwd()):
             return None

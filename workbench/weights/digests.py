@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, read_json, write_json
+from workbench.files import json_digest, read_memo, write_memo
 from workbench.identity import check_unchanged, open_unchanged, settled
 from workbench.lazy import torch
 from workbench.weights.header import Entry
@@ -122,12 +122,12 @@ class _Memo:
     def read(self) -> dict[str, str] | None:
         if self.key in _READ:
             return _READ[self.key]
-        found = read_json(self.file) if self.file and not _rehashes else None
+        found = read_memo(self.file) if self.file and not _rehashes else None
         return found if found is not None and all(isinstance(digest, str) for digest in found.values()) else None
 
     def write(self, digests: dict[str, str]) -> None:
         if self.file:
-            write_json(self.file, digests)
+            write_memo(self.file, digests)
         if _rehashes or self.within:
             _READ[self.key] = digests
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from workbench.evaluate.facts.definitions import (
 from workbench.evaluate.facts.wanted import Wanted
 from workbench.events import Events, no_events
 from workbench.facts.facts import FactKind
-from workbench.files import json_digest, read_json, write_bytes
+from workbench.files import json_digest, read_memo, write_memo
 from workbench.manifest import has_its_files
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest
@@ -205,7 +204,7 @@ def _answers(
         own = [] if kind == "neighbours" else [kind]
         digest = json_digest([FORMAT, _identity(base), list(prompts), lengths[kind], options.chat_template, *own])
         file = base.cache / "factsuites" / f"answers-{digest}.json"
-        known: Mapping[str, str] | None = read_json(file)
+        known: Mapping[str, str] | None = read_memo(file)
         if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):
             if device is None:
                 raise WorkbenchError(
@@ -213,7 +212,7 @@ def _answers(
                     "Run `workbench eval` with the same recipes and suites to compute them.",
                 )
             known = dict.fromkeys(prompts, "") | answered(kind)  # without an answer: left out, and not asked again
-            write_bytes(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
+            write_memo(file, dict(known))
         answers[kind] = {prompt: text for prompt, text in known.items() if text}
         if not answers[kind] and kind == "neighbours":
             raise WorkbenchError(

@@ -94,7 +94,7 @@ def _factors(edit: BoundAdapter, name: str, spec: TensorSpec, device: torch.devi
 def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> Path:
     """Return the directory of an edit in the cache; solve the edit on the live current model if it is not there."""
     resolved, place = context.resolved, context.place("edits")
-    if reusable(place, RECORD):
+    if reusable(place, RECORD, digests=True):
         return place
     context.say("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)

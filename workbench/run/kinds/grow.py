@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.errors import InvalidRecipeError
-from workbench.files import read_json, scratch_beside, write_json
+from workbench.files import read_memo, scratch_beside, write_memo
 from workbench.grow.expansion.preserve import TOKENS
 from workbench.grow.expansion.remap import GrownWeights, new_elements
 from workbench.grow.expansion.streamed import streamed_bytes
@@ -101,12 +101,12 @@ class Grow(Kind[GrowMethod]):
         if step.check == "off":
             return None
         known = context.place("growth", suffix=".json")
-        record = read_json(known)
+        record = read_memo(known)
         if record is None:
             current = context.model_before()
             model, grown, _ = _grown(step, context, current, trained=False)
             record = compare(context, grown, current, model)
-            write_json(known, record)
+            write_memo(known, record)
         return dict(record)
 
 
@@ -228,7 +228,7 @@ def train_new(
     assert step.train is not None
     resolved, device, at = context.resolved, context.device, context.number
     place = context.place("grown", suffix=".safetensors")
-    record = read_json(place.with_suffix(".json")) if is_whole(place) else None
+    record = read_memo(place.with_suffix(".json")) if is_whole(place) else None
     if record is not None:
         return load_file(place), record
     growth = weights.growth
@@ -255,7 +255,7 @@ def train_new(
         tensors = {n: load(saved, n, torch.float32).reshape(weights.specs[n].shape) for n in names}
     resolved.check_inputs()
     save_tensors(tensors, place)
-    write_json(place.with_suffix(".json"), record)
+    write_memo(place.with_suffix(".json"), record)
     return tensors, record
 
 

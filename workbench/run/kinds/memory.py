@@ -51,7 +51,7 @@ KIND = MemoryKind()
 def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
     """Return the directory of a memory in the cache; learn it on the live current model if it is not there."""
     resolved, place = context.resolved, context.place("memories", rounded=True)
-    if reusable(place, RECORD):
+    if reusable(place, RECORD, digests=True):
         return place
     context.say("edit", f"{step.name} on {context.device}")
     # Learn on the weights in the output dtype, because the memory will act on those.

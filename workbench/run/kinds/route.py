@@ -123,7 +123,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
     The model has the output dtype, because its hidden states in that dtype are what the router will see.
     """
     resolved, place = context.resolved, context.place("routers", rounded=True)
-    if reusable(place, RECORD):
+    if reusable(place, RECORD, digests=True):
         return place
     prompts = step.prompts(resolved.recipe.project)
     context.say("route", f"{step.name}: {sum(map(len, prompts.values()))} prompts of {len(adapters)} bricks on {context.device}")

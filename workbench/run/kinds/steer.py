@@ -74,7 +74,7 @@ def _shifts(place: Path) -> dict[str, Tensor]:
 def _measured(step: Steer, context: StepContext, current: Model) -> Path:
     """Return the directory of the directions in the cache; measure them on the live current model if it is not there."""
     resolved, place = context.resolved, context.place("edits")
-    if reusable(place, RECORD):
+    if reusable(place, RECORD, digests=True):
         return place
     context.say("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)

@@ -74,7 +74,7 @@ class TrainKind(Kind[T]):
         The base has the same dtype as in `brick train`: bfloat16 for an adapter, float32 for a full fine-tune.
         """
         resolved, place = context.resolved, context.place("bricks")
-        if reusable(place, CARD):
+        if reusable(place, CARD, digests=True):
             return place
         step_id, device = context.id, context.device
         # Each step has its own seed, because adapters with the same seed start from the same A and are far from orthogonal.
