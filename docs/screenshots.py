@@ -1,10 +1,11 @@
-"""Write the picture of the viewer, docs/view.png: three configurations of the starter base asked one prompt.
+"""Write the pictures of the documentation: report.png, the first screens of the demo's report, and view.png, three configurations asked one prompt.
 
-python docs/screenshots.py           needs Chromium and the starter base (workbench brick fetch starter); half a minute
+python docs/screenshots.py           needs Chromium, and what `make demo` leaves; half a minute
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -21,9 +22,18 @@ from workbench.view.server import Served
 from workbench.view.talk import Talk
 
 PROJECT = Path(__file__).resolve().parents[1]
-NAMES = ("bricks/starter/base", "starter-average", "starter-ties")
+NAMES = ("bricks/starter/base", "starter-ties", "starter-route")
 PROMPT = "Now spell k i t c h e n from the end. The letters are"
 WIDTH = 1280
+
+
+def report(page: Browser) -> None:
+    """Photograph the demo's report from its top to the end of the summary."""
+    page.open(PROJECT / "reports" / "demo.html", WIDTH)
+    height = page.js("document.querySelector('#summary-table').getBoundingClientRect().bottom + scrollY + 24")
+    clip = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1}
+    shot = page.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+    (PROJECT / "docs" / "report.png").write_bytes(base64.b64decode(shot["data"]))
 
 
 def ask(page: Browser) -> None:
@@ -38,10 +48,11 @@ def ask(page: Browser) -> None:
 
 
 def main() -> None:
-    """Serve the project, and photograph its chat page."""
+    """Photograph the report; serve the project, and photograph its chat page."""
     assert EXECUTABLE, "there is no chromium, chromium-browser or google-chrome"
     os.chdir(PROJECT)
     with Served(application(Site(), talk=Talk("cpu"))) as served, browser(EXECUTABLE) as started, started.new_page() as page:
+        report(page)
         page.resize(WIDTH)
         for address in (served.url, served.url.partition("?")[0] + "chat"):
             page.call("Page.navigate", url=address)

@@ -246,3 +246,21 @@ def test_a_margin_is_excluded_by_the_interval_and_by_what_few_clusters_may_hide(
 def test_an_interval_excludes_0_by_its_own_p() -> None:
     for p, interval_p, expected in ((0.05, None, True), (0.051, None, False), (0.01, 0.051, False), (0.2, 0.05, True)):
         assert Ruling(p, 2.0, 2.0, 0.0, interval_p=interval_p).excludes_zero(0.05) is expected
+
+
+def test_a_gain_on_a_guarded_task_has_the_interval_of_its_family() -> None:
+    """Its p is that of its own guarded tasks; among 30 noisy others, the interval that decides "safe" still includes 0."""
+    rng, n = np.random.default_rng(0), 200
+    suite = Suite(suite="s", tasks=("t",), roles={"t": "guarded"})
+    before = rng.integers(0, 2, n).astype(float)
+    gained = np.where((before == 0) & (np.arange(n) % 10 == 0), 1.0, before)
+    others = [Configuration(f"{i:012d}{0:020d}", f"c{i}") for i in range(3, 33)]
+    flipped = {c.digest: np.where(rng.random(n) < 0.1, 1 - before, before) for c in others}
+    table = Table("t", "acc", suite, "p", [{}] * n, np.arange(n), {BASE.digest: before, A.digest: gained, **flipped}, {})
+    row = next(r for r in differences([table], BASE, [A, *others], 0.05) if r.configuration == "a")
+    assert row.wins >= 6
+    assert row.losses == 0
+    assert row.p_adj is not None
+    assert row.p_adj <= 0.05
+    assert row.low_adj is not None
+    assert row.low_adj <= 0
