@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +82,19 @@ class LeftOut:
     reason: str
     hint: str | None = None
     error: WorkbenchError | None = field(default=None, compare=False)
+
+
+def refuses_memory(error: BaseException) -> bool:
+    """Return True if an error says that the system or a device has no more memory, whichever library raises it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, of a device
+        or (isinstance(error, ImportError) and "map segment" in text)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or "DefaultCPUAllocator" in text
+        or ("unable to mmap" in text and os.strerror(errno.ENOMEM) in text)  # torch, for a safetensors file
+    )
 
 
 def shell(*words: object) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 from workbench import things
 from workbench.errors import WorkbenchError, shell
 from workbench.project import find_project, relative
-from workbench.things import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, Thing, brick_name, fields_of
+from workbench.results import Result
+from workbench.things import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, brick_name, fields_of
 from workbench.yamltree import top_scalars
 
 MERGED = "mergekit_config.yml"
@@ -44,6 +45,26 @@ _OWN: list[tuple[str, str, str, list[str]]] = [
     ("report.html report.json", "report", "a report of the workbench: open report.html in a browser", ["report"]),
     ("recipes", "project", "a project folder: type commands in it", ["recipe check {}/recipes/*.yaml"]),
 ]
+
+
+class Thing(Result):
+    """What a path or a hub id is, and the commands that use it."""
+
+    name: str
+    """Its name, as it is typed."""
+    kind: str
+    """Kind of thing, such as "adapter", "recipe" or "pickle"."""
+    says: str
+    """What it is, in words: "a LoRA adapter of rank 16 for org/base"."""
+    problem: str | None = None
+    """Why no command takes it as it is; null if one does."""
+    commands: list[str] = []
+    """Commands that use it; if there is a problem, those that solve it."""
+
+    @property
+    def hint(self) -> str:
+        """The hint of an error about the thing: what is wrong with it, and the command to type."""
+        return " ".join(filter(None, [self.problem, *self.commands[:1]]))
 
 
 @contextmanager
@@ -301,7 +322,7 @@ class _File(_Named):
     def _yaml(self, text: str) -> Thing | None:
         """Return what a YAML file is, by its top-level keys, which are found if it is not valid YAML, too."""
         keys, typed = set(re.findall(r"^([A-Za-z_]\w*)[ \t]*:", text, re.MULTILINE)), shell(self.typed)
-        if keys & {"merge_method", "gate_mode"} or keys >= {"slices", "dtype"} or keys >= {"models", "dtype"}:
+        if keys & {"merge_method", "gate_mode", "experts"} or keys >= {"slices", "dtype"} or keys >= {"models", "dtype"}:
             to = f"recipes/{self.stem}{'-imported' * (self.path.absolute().parent.name == 'recipes')}.yaml"
             return self.is_("mergekit", "a file for mergekit", f"workbench recipe import {typed} -o {shell(to)}")
         if {"suite", "tasks"} <= keys:

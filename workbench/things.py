@@ -1,4 +1,4 @@
-"""What a path or an id is (`Thing`), names as other tools write them, and commands that convert what is not read here."""
+"""Names as other tools write them, and commands that convert what is not read here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from workbench import jsondoc
 from workbench.errors import shell
 from workbench.project import relative
-from workbench.results import Result
 
 CONFIG, ADAPTER, CARD = "config.json", "adapter_config.json", "brick.yaml"
 ADAPTER_WEIGHTS, SINGLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
@@ -28,26 +27,6 @@ SAVED = re.compile(r"(?:checkpoint-|epoch_|global_step)(\d+)")
 _LOAD = (
     'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
 )
-
-
-class Thing(Result):
-    """What a path or a hub id is, and the commands that use it."""
-
-    name: str
-    """Its name, as it is typed."""
-    kind: str
-    """Kind of thing, such as "adapter", "recipe" or "pickle"."""
-    says: str
-    """What it is, in words: "a LoRA adapter of rank 16 for org/base"."""
-    problem: str | None = None
-    """Why no command takes it as it is; null if one does."""
-    commands: list[str] = []
-    """Commands that use it; if there is a problem, those that solve it."""
-
-    @property
-    def hint(self) -> str:
-        """The hint of an error about the thing: what is wrong with it, and the command to type."""
-        return " ".join(filter(None, [self.problem, *self.commands[:1]]))
 
 
 def retyped(name: str) -> str | None:

@@ -184,8 +184,9 @@ def test_user_text_stays_text(page: Browser) -> None:
 def test_hovering_shows_the_values(page: Browser, document: dict[str, Any]) -> None:
     mark = "#forest .panel g.mark"
     title = page.js(f"document.querySelector('{mark} title').textContent")
-    named = [c["name"] for c in document["configurations"] if c["role"] == "configuration"]
-    first = next(d for d in document["rows"] if d["configuration"] == named[0])  # named configurations stand above the controls
+    task = document["tasks"][0]["task"]
+    rows = [d for d in document["rows"] if (d["role"], d["task"]) == ("configuration", task)]
+    first = max(rows, key=lambda d: d["value"])  # named configurations stand above the controls, the best first
     assert title.startswith(f"{first['configuration']} on {first['task']}: {first['verdict']}")
     page.hover(mark)
     page.until("!document.getElementById('tip').hidden")

@@ -18,7 +18,7 @@ from worlds.changes import SEED, take_steps
 from worlds.changing import lay_out
 from worlds.places import PROJECT
 
-STEPS = int(os.environ.get("WORKBENCH_STEPS") or 20)
+STEPS = int(os.environ.get("WORKBENCH_STEPS") or 60)
 
 
 def test_commands_say_what_a_fresh_project_says(tmp_path: Path) -> None:

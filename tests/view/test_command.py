@@ -30,7 +30,11 @@ def test_it_serves_a_project_until_it_is_interrupted(project: Project, tmp_path_
     (project.path / "deep").mkdir()
     command = [sys.executable, "-c", PROGRAM, "view", str(project.path / "deep"), "--no-browser"]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    with subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # What runs in a shell's background ignores Ctrl-C, and so do the processes that it starts: this one would serve forever.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout
         try:
             visitor = Visitor(process.stdout.readline().strip())

@@ -95,8 +95,8 @@ BREAKS: dict[str, tuple[str, Any]] = {
     "a small file's size stands for its content": ("workbench.resolve.resolved.bytes_digest", lambda data: str(len(data))),
     "a tensor's size stands for its content": ("workbench.weights.digests._bytes_digest", lambda entry: str(entry.nbytes)),
     "the key of a run has no files that are copied": (
-        "workbench.resolve.resolved.Resolved._copied",
-        property(lambda resolved: {}),
+        "workbench.resolve.resolved.Resolved._beside_weights",
+        property(lambda resolved: []),
     ),
     "the digest of a model has no config": ("workbench.weights.digests.meaning_of", lambda config: {}),
     "the digest of an adapter has no meaning": ("workbench.adapters.read.meaning", lambda config: {}),

@@ -175,7 +175,7 @@ COMMANDS = {
 READING = {
     "plan", "compare", "chat", "experts", "methods", "recipe check", "recipe diff", "recipe schema", "brick ls", "brick show",
     "brick barrier", "brick verify", "suite ls", "suite show", "suite check", "scores items", "scores ls", "facts check", "runs ls",
-    "runs show", "export check", "memory ls", "memory log", "route check", "view",
+    "runs show", "export check", "memory ls", "memory log", "open", "route check", "view",
 }  # fmt: skip
 """Commands that write nothing but caches."""
 

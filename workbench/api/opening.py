@@ -10,9 +10,9 @@ from workbench.api.naming import find
 from workbench.bricks.header_folders import snapshot_with
 from workbench.errors import WorkbenchError, shell
 from workbench.project import relative
-from workbench.recognize import look, suggestion
+from workbench.recognize import Thing, look, suggestion
 from workbench.run.opened import is_hub_id
-from workbench.things import ADAPTER, CARD, CONFIG, Thing, brick_name, fields_of, retyped
+from workbench.things import ADAPTER, CARD, CONFIG, brick_name, fields_of, retyped
 
 
 def opened(name: str) -> Thing:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
-from workbench.recognize import look
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
@@ -126,6 +125,8 @@ def brick_directory(name: str) -> Path:
     Raises:
         WorkbenchError: If there is no such directory.
     """
+    from workbench.recognize import look
+
     if Path(name).suffix == ".gguf" and Path(name).is_file():
         return Path(name)
     path = Path(name) if Path(name).is_dir() else Path("bricks") / name

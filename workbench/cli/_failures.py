@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, size
+from workbench.errors import WorkbenchError, refuses_memory, size
 
 # Extra of pyproject.toml -> module -> its distribution.
 EXTRAS = {
@@ -50,14 +50,7 @@ def short_of_memory(error: BaseException) -> WorkbenchError | None:
                 "the system refuses to start another thread",
                 "Raise the limits of memory and processes (ulimit -v unlimited; ulimit -u unlimited), or set OMP_NUM_THREADS=1.",
             )
-        mapped = isinstance(cause, ImportError) and "map segment" in text
-        if (
-            isinstance(cause, MemoryError)
-            or mapped
-            or getattr(cause, "errno", None) == errno.ENOMEM
-            or "DefaultCPUAllocator" in text
-            or ("unable to mmap" in text and os.strerror(errno.ENOMEM) in text)  # torch, for a safetensors file
-        ):
+        if refuses_memory(cause) and type(cause).__name__ != "OutOfMemoryError":  # of a device, which has a message of its own
             return WorkbenchError(
                 "the system refuses more memory to this process",
                 "Raise its limit (ulimit -v unlimited), end other programs, or use a machine with more memory: `workbench plan` says "

@@ -28,6 +28,7 @@ from workbench.neurons.masking import SparsityResult
 from workbench.neurons.partition import PartitionResult
 from workbench.neurons.trace import TraceTable
 from workbench.recipe.describe import MethodDescription
+from workbench.recognize import Thing
 from workbench.route.deciding.checking import RouteCheck
 from workbench.route.mixing.explain import Explanation
 from workbench.run.plan import RunPlan
@@ -42,7 +43,6 @@ from workbench.ship.export import Exported
 from workbench.ship.push import Pushed
 from workbench.steps.fields import field_docs
 from workbench.tables import markdown_rows
-from workbench.things import Thing
 from workbench.transplant.transplant import Transplant
 from workbench.upkeep.bricks import ShownBrick
 from workbench.upkeep.doctor import Checkup

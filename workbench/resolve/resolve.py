@@ -154,7 +154,7 @@ class _Builder:
             return
         try:
             for name, brick in self.on_disk.items():
-                if brick.kind == "checkpoint" and name in self.recipe.parents:
+                if brick.kind == "checkpoint" and not brick.part and name in self.recipe.parents:
                     added.append(added_tokens(name, brick.path, brick.checkpoint.specs, base.path, base.specs))
         except WorkbenchError:
             return  # a check reports it

@@ -215,12 +215,16 @@ class RunDirectory:
             return
         with file:
             try:
-                from fcntl import LOCK_SH, flock
-            except ImportError:  # Windows: poll
+                from fcntl import LOCK_NB, LOCK_SH, flock
+            except ImportError:
                 with FileLock(str(self.path / ".lock")):
-                    pass
-            else:
-                flock(file, LOCK_SH)
+                    return
+            while True:  # a call that blocks would lose a Ctrl-C that arrives just before it
+                try:
+                    flock(file, LOCK_SH | LOCK_NB)
+                    return
+                except BlockingIOError:
+                    time.sleep(0.1)
 
     def size(self) -> int:
         """Return the size of the directory in bytes, without the targets of links."""
