@@ -155,23 +155,25 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 103_900,
-    # 720 lines: files of other tools are known by one module, for `workbench open` and the hints of all readers; prefixes of wrappers and added
-    # tokens are read.
-    # 1,030 lines: the viewer, its guard and its chat, in the place of the watch server and of the terminal's panes.
-    # 240 lines: what leaves this machine names no folder of it; stored scores are reported without lm-eval.
+    "lines of the package": 104_420,
+    # 2,300 lines. 1,060: the viewer, its guard and its chat, in the place of the watch server and of the terminal's panes. 720: files of other
+    # tools are known by one module, for `workbench open` and the hints of all readers; prefixes of wrappers and added tokens are read. 240:
+    # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
+    # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 486,
-    # 14: the viewer; `workbench open` with what it knows of files of other tools; what goes out.
-    "lines of the tests": 70_500,
+    "files of the package": 487,
+    # 16: the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
+    "lines of the tests": 73_980,
+    # 3,450 lines. 1,600: what mutants found, exit codes, breaks that the state machine must find. 1,900: the viewer, files of other tools, commands
+    # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 92_400,
-    # 1,290 words: the viewer and its security, which command takes which file of another tool, the pages of `view` and `open`.
+    "words of the documentation": 93_120,
+    # 2,050 words: the viewer and its security, which command takes which file of another tool, outputs of notebooks, pages of `view`, `open`, `ship`.
     # 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
     "fields of methods": 698,
-    "options of commands": 408,
-    # Port, browser, device and trust of the viewer; `open --json`, `suite new --drop-duplicates`.
+    "options of commands": 417,
+    # Port, browser, device and trust of the viewer; `open --json`, `suite new --drop-duplicates`; nine of `ship`, which are those of `run` and `report`.
     "commands with --json": 47,
     # `open`.
     "[str, Any] in the package": 104,

@@ -73,7 +73,7 @@ def test_a_routed_model_above_every_merge(tmp_path: Path) -> None:
     assert row["diff"] == pytest.approx(row["value"] - row["merge_value"])
     assert 0 < row["low"] < row["diff"] < row["high"]
     page, text = rendered(comparison.to_dict(), tmp_path)
-    assert "Route: routed scores +35.0 [" in text
+    assert r"Route: routed scores +35.0 \[" in text
     assert "keeps 100 % of the single bricks' skills" in text
     cells = Page(page).tables["routed"]
     assert cells[2][:4] == ["routed", "sort", "sort", "240"]
