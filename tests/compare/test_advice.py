@@ -94,9 +94,9 @@ HEADS: list[tuple[Decision, str]] = [
     (none("not scored"), f"{NO}none has scores on all skill tasks."),
     (none("same weights"), f"{NO}all have the weights of base."),
     (
-        none("not shown safe", candidate("b", 0.49, "not shown safe"), A, B, rows={"b": (row(), row("odd", tolerance=None), row("wide", low_adj=None))}),
+        none("not shown safe", candidate("b", 0.49, "not shown safe"), A, B, rows={"b": (row(), row("odd", tolerance=None), row("wide", low_adj=None), row("still", low_adj=0.0, reason="no item changed, but 4 items say little"))}),
         f"{NO}b is the best of those that are better than base, 49.0, but is not shown safe on facts (a loss of up to 7.0 points is possible, "
-        "the tolerance is 1.2 points), odd and wide.",
+        "the tolerance is 1.2 points), odd, wide and still (no item changed, but 4 items say little).",
     ),
     (none("not shown safe", candidate("a", 0.5, "not shown safe")), f"{NO}a has the highest mean, 50.0, but was not scored on every guarded task."),
     (

@@ -104,6 +104,10 @@ def test_on_a_guarded_task_the_summary_says_who_is_safe_and_what_would_help(docu
         ),
         ({"low_adj": -0.07, "needs": 200}, "a loss of up to 7.0 is possible"),
         ({"low_adj": None, "needs": None}, "no loss can be ruled out"),
+        (
+            {"low_adj": 0.0, "reason": "no item changed, but 4 items say little", "needs": 9},
+            "no item changed, but 4 items say little",
+        ),
     ],
 )
 def test_why_a_row_is_not_shown_safe(change: dict[str, Any], said: str, document: Document) -> None:

@@ -99,7 +99,7 @@ def fill(world: Project, dtype: str = "float32") -> dict[str, set[str]]:
     }
     memo = {file: json.loads(file.read_text()) for file in (cache / "configurations").iterdir()}
     entries["configurations"] = {
-        f"{file.stem}-{kind}-{row['libraries']}" for file, rows in memo.items() for kind, row in rows.items()
+        f"{file.stem}-{kind}-{row['libraries']}" for file, rows in memo.items() for kind, row in rows.items() if kind != "xxh3"
     }
     return entries | {"runs": {path.name for path in (world.path / "runs").iterdir()}}
 

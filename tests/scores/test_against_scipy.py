@@ -211,7 +211,7 @@ def test_ratios_of_sums(sample: Any, weights: list[int]) -> None:
         assert pair.interval() == pytest.approx((min(low, 0), max(high, 0)), rel=1e-6, abs=1e-7)
 
 
-@given(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]), min_size=4, max_size=9), min_size=1, max_size=6))
+@given(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]), min_size=4, max_size=8), min_size=1, max_size=4))
 @quick
 def test_independent_tasks_are_holm_and_sidaks(tasks: list[list[float]]) -> None:
     """One row a task: statsmodels' Holm-Sidak, at most Holm, which does not know that tasks are independent."""

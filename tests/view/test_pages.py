@@ -117,7 +117,7 @@ def test_scores_become_the_report(world: Project, client: TestClient) -> None:
     folder = store.folder("toy", found[0].plan).name
     listed = text(client, "/scores")
     assert listed.count('type="checkbox"') == 6
-    assert 'data-v="0.75"' in listed
+    assert re.search(r'data-v="0.75"[^>]*>75.0</td>', listed), "as reports write it"
     assert all(f'value="{c.name}"' in listed for c in (BASE, ADD, SORT, AVERAGE, MERGE))
     page = text(client, f"/scores/{folder}?name=merge")
     assert "2 configurations compared" in page or "compared with base" in page

@@ -307,9 +307,11 @@ def _loss(row: Difference) -> str:
 
 
 def _doubt(row: Difference) -> str:
-    """Return a guarded task with the loss that its interval includes."""
+    """Return a guarded task with the loss that its interval includes, or with what else keeps it from being safe."""
     if row.tolerance is None or row.worst is None:
         return row.task
+    if row.reason and (row.worst < row.tolerance or row.reason.startswith("too few")):  # the interval is not what is in the way
+        return f"{row.task} ({row.reason})"
     return f"{row.task} (a loss of up to {_own(row, row.worst)} is possible, the tolerance is {_own(row, row.tolerance)})"
 
 

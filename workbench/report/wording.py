@@ -48,6 +48,8 @@ def lacking(view: Comparison, d: Difference) -> str:
         reason = "the suite gives no tolerance"
     elif d.worst is None:
         reason = "no loss can be ruled out"
+    elif d.worst < d.tolerance and d.reason:
+        reason = d.reason
     else:
         reason = f"a loss of up to {unit.score(d.worst)} is possible"
     return "; ".join(part for part in (reason, items_needed) if part)

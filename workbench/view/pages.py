@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 from workbench.api.naming import Variation, load_named, relative
 from workbench.errors import UsageError, WorkbenchError, duration, printable, shell
 from workbench.manifest import CARD, read_manifest
+from workbench.report.numbers import POINTS
 from workbench.report.page import Viewer, filled
 from workbench.report.page import html as report_page
 from workbench.report.search import page_text as search_page
 from workbench.run.directory import UNSEALED, RunDirectory
+from workbench.scores.files import SHARES
+from workbench.scores.suite import metric_of
 from workbench.search.result import SearchResult
 from workbench.view.folder import Folder, PlanLine, log_lines
 
@@ -143,7 +146,8 @@ class Site:
     def scores(self) -> str:
         """Return the stored scores, by suite and plan."""
         plans = self.folder.plans()
-        return self._page("scores", "Scores", "Scores", plans=plans, beside={plan.folder: _beside(plan, plans) for plan in plans})
+        words = {"beside": {plan.folder: _beside(plan, plans) for plan in plans}, "score": _score}
+        return self._page("scores", "Scores", "Scores", plans=plans, **words)
 
     def report(self, folder: str, names: Sequence[str], baseline: str | None, beside: Sequence[str] | None) -> str:
         """Return the report of stored scores.
@@ -211,6 +215,11 @@ class Site:
     def error(self, error: WorkbenchError) -> str:
         """Return the page of an error."""
         return self._page("error", "", "This cannot be shown", error=error)
+
+
+def _score(metric: str, value: float) -> str:
+    """Return a score as reports write it: in percent where it is a share."""
+    return POINTS.score(value) if metric_of(metric) in SHARES else f"{value:.4g}"
 
 
 def _one(found: Mapping[str, T], name: str, what: str) -> T:
