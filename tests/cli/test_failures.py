@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from worlds.commands import call
@@ -254,6 +255,7 @@ def test_memory_and_threads_that_are_refused() -> None:
         assert found is not None
         assert "ulimit -v unlimited" in str(found.hint)
     assert short_of_memory(RuntimeError("another")) is None
+    assert short_of_memory(torch.OutOfMemoryError("of a device, which has a message of its own")) is None
 
 
 def test_memory_that_a_library_was_refused_is_not_blamed_on_the_model(capsys: pytest.CaptureFixture[str]) -> None:

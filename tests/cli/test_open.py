@@ -1,4 +1,4 @@
-"""What `workbench open` says of things of other tools; the commands that it prints work, and errors that meet such a thing name them."""
+"""`workbench open` says what things of other tools are; the commands that it prints work, and errors that meet such a thing name them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_changed_code_is_stale(notebooks: ModuleType, tmp_path: Path, monkeypatc
 
 
 def shown(notebooks: ModuleType, cells: list[Any], folder: Path) -> list[str]:
-    """What the cells print and show; the keys in names of runs are left out, which change with every method."""
+    """Return what the cells print and show, without the keys in names of runs, which change with every method."""
     return [KEY.sub("-KEY", notebooks.text_of(notebooks.shown(cell, folder))) for cell in cells]
 
 

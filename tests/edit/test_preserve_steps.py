@@ -161,7 +161,7 @@ def test_rome_refuses_prompts_that_leave_no_room(facts: Project) -> None:
 
 
 def test_facts_that_an_edit_has_skipped_are_not_preserved(facts: Project) -> None:
-    """Of a fact that two edits have written, the later value counts."""
+    """The later value counts of a fact that two edits have written."""
     places = [facts.path / name for name in ("one", "two", "three")]
     for place, rows in zip(places, (FIRST, SECOND, []), strict=True):
         place.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def test_two_nodes_and_a_lost_worker(project: Project, monkeypatch: pytest.Monke
     monkeypatch.chdir(world.path)
     command = ("eval", "mine", "alike", "--suite", "words", "--suite", "again", "--device", "cpu")
     alone = call(*command, "--runs-dir", "alone")
+    shares = re.findall(r"(\w+): 80 items  \((\d+) % of 6", alone.output)
+    assert shares[:4] == [("words", "8"), ("again", "17"), ("words", "25"), ("again", "33")], "both suites are work"
     submitted: list[str] = []
     submit = on_cluster.Pool.submit
     monkeypatch.setattr(

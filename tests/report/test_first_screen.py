@@ -59,7 +59,7 @@ def test_page_and_markdown_say_the_recommendation_of_the_comparison(
 
 
 def test_forest_plots_are_sorted_by_score(large: Document, tmp_path: Path) -> None:
-    """Of each task: the named configurations from the best on, then the controls, also where lower is better."""
+    """Each task has the named configurations from the best on, then the controls, also where lower is better."""
     view = view_of(large)
     for panel in panels(view):
         own = {

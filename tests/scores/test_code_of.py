@@ -42,7 +42,7 @@ RECORDED = """__future__ abc array ast base64 bisect collections contextlib copy
 
 
 def test_names_that_reach_unrecorded_inputs_and_modules_that_reach_none(tmp_path: Path) -> None:
-    """Whether used by themselves, after a dot or imported. A literal of up to 199 characters may name a file."""
+    """Names count whether they are used by themselves, after a dot or imported. A literal of up to 199 characters may name a file."""
     long, longer = "n" * 199, "n" * 200
     for name in (long, longer):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""What a suite says of its tasks, and scores by suite as `eval` prints them."""
+"""Suites say what their tasks are, and `eval` prints scores by suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the machine, searched byte for byte for the folder that all models, projects and runs of these tests lie in."""
+"""Nothing that leaves the machine names the folder that all models, projects and runs of these tests lie in: every byte is searched."""
 
 from __future__ import annotations
 

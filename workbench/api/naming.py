@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.events import Events, no_events
-from workbench.project import find_project, runs_of
-from workbench.project import relative as relative
+from workbench.project import find_project, relative, runs_of
 from workbench.things import retyped
 
 if TYPE_CHECKING:

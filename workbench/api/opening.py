@@ -42,7 +42,10 @@ def _looked(path: Path) -> Thing:
     thing = look(path)
     if thing is None:
         hint = suggestion(path) if path.is_dir() else ""
-        raise WorkbenchError(f"{path}: of no kind that is known here", hint or "`workbench open --help` lists what is known.")
+        raise WorkbenchError(
+            f"{path}: of no kind that is known here",
+            hint or "Name a model, adapter, brick, run, recipe, suite, or a file of facts, items or scores.",
+        )
     if thing.kind == "adapter":
         try:
             check_config(fields_of((path if path.is_dir() else path.parent) / ADAPTER), thing.says)

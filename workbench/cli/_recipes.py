@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.api.naming import load_named, relative
+from workbench.api.naming import load_named
 from workbench.api.subjects import Listener
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError, shell
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.api.naming import Variation, find, load_named, recipe_files, relative
+from workbench.api.naming import Variation, find, load_named, recipe_files
 from workbench.api.results import find_scores
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
 from workbench.cli._options import (
@@ -37,6 +37,7 @@ from workbench.cli._recipes import command_line, compare_scores, printing
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching
 from workbench.cli.trust import reads_recipes
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison

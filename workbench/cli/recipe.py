@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import SUFFIXES, find, load_named, recipes_folder, relative
+from workbench.api.naming import SUFFIXES, find, load_named, recipes_folder
 from workbench.cli._options import JsonOpt, MaxPointsOpt, RecipesArg, SetOpt, SweepOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.recipe.describe import MethodDescription

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import Variation, relative
+from workbench.api.naming import Variation
 from workbench.cli._options import (
     DeviceOpt,
     JsonOpt,
@@ -27,6 +27,7 @@ from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
 from workbench.cli.trust import reads_recipes
 from workbench.errors import WorkbenchError, duration, shell, size
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.api.answers import SHOWN, WAYS, Choice, Only, compared_items, cut, right_answer, scored_answer
-from workbench.api.naming import Variation, relative, runs_folder
+from workbench.api.naming import Variation, runs_folder
 from workbench.api.subjects import Request, refuse_left_out
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import printing
 from workbench.cli.trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell, size
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.compare.answers import Item

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.api.naming import load_named, relative
+from workbench.api.naming import load_named
 from workbench.cli._options import (
     BatchOpt,
     DeviceOpt,
@@ -26,6 +26,7 @@ from workbench.cli._output import out
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching_search
 from workbench.cli.trust import reads_recipes
 from workbench.errors import shell
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.search.result import CandidateVerdict, SearchResult, Unbeaten

@@ -66,8 +66,8 @@ def ship(
     if words[1] != "run":
         out.say(f"{found.configuration} is there already: nothing has to be run")
         return
-    if not yes:
-        typer.confirm(f"Run it? {found.command[0]}", abort=True)
+    if not yes and not typer.confirm(f"Run it? {found.command[0]}"):
+        raise WorkbenchError("nothing was run", "workbench ship --yes runs it without asking.")
     run(words[2], words[4::2], device=device, runs_dir=runs_dir, quiet=quiet, verbose=verbose)
     for line in found.command[1:]:
         out.say(line)

@@ -192,9 +192,9 @@ def new(
     becomes "Question: …" and "Answer:". Bad rows are named with file and line before anything is written. Exits with 3 if a check of
     the new suite fails.
     """
-    from workbench.api.naming import relative
     from workbench.evaluate.suitecheck import check_suite, find_base
     from workbench.evaluate.suitenew import KINDS, ROLES, CreatedSuite, new_suite, next_steps
+    from workbench.project import relative
 
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: expected {', '.join(KINDS)}. {nearest(kind, KINDS)}")

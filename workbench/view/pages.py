@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from workbench.api.naming import Variation, load_named, relative
+from workbench.api.naming import Variation, load_named
 from workbench.errors import UsageError, WorkbenchError, duration, printable, shell
 from workbench.manifest import CARD, read_manifest
+from workbench.project import relative
 from workbench.report.numbers import POINTS
 from workbench.report.page import Viewer, filled
 from workbench.report.page import html as report_page
