@@ -259,6 +259,16 @@ def test_chat_template(world: Project) -> None:
         assert row["metrics"]["token_mean_margin"] == pytest.approx(
             expected("preferred", doc, own)["token_mean_margin"], abs=2e-4
         )
+    base = world.path / "base"
+    shutil.copytree(base.resolve(), world.path / "copy")
+    base.unlink()
+    (world.path / "copy").rename(base)
+    template = base / "chat_template.jinja"
+    template.write_text("{{ raise_exception('no users') }}")
+    asked = lambda: wanted_of(world, "chat_template: true")  # noqa: E731
+    assert refusal(asked).message == "w10 w2 is: the chat template refuses the messages: no users"
+    template.unlink()
+    assert refusal(asked).message == "suite 'facts' uses the chat template, but the tokenizer has none"
 
 
 def test_a_stop_within_a_target(world: Project) -> None:

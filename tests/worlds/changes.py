@@ -114,15 +114,17 @@ class Changes:
         place: An empty folder, or that of the last history.
         seed: Decides what happens.
         number: Number of the history, which decides its recipes, and whether it has tasks.
+        decks: Contents of each file that have not had their turn, in this or an earlier history.
     """
 
-    def __init__(self, world: Changing, fresh: Fresh, place: Path, seed: int, number: int) -> None:
+    def __init__(self, world: Changing, fresh: Fresh, place: Path, seed: int, number: int, decks: dict[str, list[bytes]]) -> None:
         self.world, self.fresh, self.random = world, fresh, Random(f"{seed} {number}")
         self.project = place / "project"
         shutil.rmtree(self.project, ignore_errors=True)
         shutil.copytree(world.path, self.project, symlinks=True)
         self.broken: str | None = None
         self.did: list[str] = []
+        self.decks = decks
         turn, first = divmod(RECIPES_EACH * number, len(RECIPES))
         self.recipes = Random(f"{seed} turn {turn}").sample([*RECIPES], len(RECIPES))[first : first + RECIPES_EACH]
         self.tasks = number % 2 == 1
@@ -163,7 +165,7 @@ class Changes:
             self.did.append(f"{name} -> {target}")
             return name
         way = self.random.choice((*WAYS, *BREAKING))
-        content = self.random.choice([c for c in self.world.contents[name] if c != (self.project / name).read_bytes()])
+        content = self.next_content(name)
         self.did.append(f"{name} {way}: content {self.world.contents[name].index(content)}")
         if way in BREAKING:
             self.broken = name
@@ -172,6 +174,16 @@ class Changes:
         else:
             write(self.project / name, content[: len(content) // 2] if way == "truncated" else content, way)
         return name
+
+    def next_content(self, name: str) -> bytes:
+        """Deal another content of a file; all have their turn before one comes again, so that none is seldom tried."""
+        contents, now = self.world.contents[name], (self.project / name).read_bytes()
+        deck = self.decks.setdefault(name, [])
+        if not [content for content in deck if content != now]:
+            deck += self.random.sample(contents, len(contents))
+        content = next(content for content in deck if content != now)
+        deck.remove(content)
+        return content
 
     def change_and_ask(self, _: str) -> None:
         """Change something, and ask commands that read it."""
@@ -383,12 +395,12 @@ def damage(file: Path, how: str) -> None:
 
 def take_steps(world: Changing, place: Path, steps: int, seed: int = SEED) -> Iterator[int]:
     """Take steps in histories, yielding the number of each that is taken. What a step raises says how it came to that."""
-    fresh, history = Fresh(place), None
+    fresh, history, decks = Fresh(place), None, dict[str, list[bytes]]()
     gc.freeze()  # each training collects garbage, which takes half a second where all modules are looked through
     try:
         for number in range(steps):
             if history is None or number % LENGTH == 0:
-                history = Changes(world, fresh, place, seed, number // LENGTH)
+                history = Changes(world, fresh, place, seed, number // LENGTH, decks)
                 history.begin()
             history.step()
             yield number + 1

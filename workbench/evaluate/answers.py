@@ -13,7 +13,7 @@ from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.measured import quiet, seeded
 from workbench.evaluate.packed import Pair
 from workbench.facts.facts import joined
-from workbench.models.prompts import load_tokenizer
+from workbench.models.prompts import load_tokenizer, worded
 
 STOPS = ("\n", ".")
 _ROWS = 8  # rows of a forward pass that keeps all logits
@@ -102,7 +102,7 @@ def _opened(
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer)
     lm = SafeHFLM(model, tokenizer=tokenizer, batch_size=batch_size)
-    return lm, {p: lm.apply_chat_template([{"role": "user", "content": p}]) if chat_template else p for p in prompts}
+    return lm, {p: worded(lm.tokenizer, [{"role": "user", "content": p}], p) if chat_template else p for p in prompts}
 
 
 def _continued(lm: SafeHFLM, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:

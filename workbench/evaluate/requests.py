@@ -173,14 +173,20 @@ def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
     return items
 
 
+def check_template(suite: str, tokenizer: Any) -> None:
+    """Raise WorkbenchError if the tokenizer has no chat template, which the suite uses."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise WorkbenchError(
+            f"suite '{suite}' uses the chat template, but the tokenizer has none",
+            "Remove chat_template from the suite, or add the template to the tokenizer.",
+        )
+
+
 def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:
     """Return one task's requests, tokenized if the model gives tokens."""
     chat = plan.suite.chat_template
-    if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
-        raise WorkbenchError(
-            f"suite '{plan.suite.suite}' uses the chat template, but the tokenizer has none",
-            "Remove chat_template from the suite, or add the template to the tokenizer.",
-        )
+    if chat:
+        check_template(plan.suite.suite, getattr(lm, "tokenizer", None))
     instances = build(plan, name, task, lm.apply_chat_template, lm.tokenizer_name if chat else "")
     requests = Requests(name, task, plan.items[name], instances)
     scored = [i for i, instance in enumerate(requests.instances) if instance.request_type != GENERATED]

@@ -210,6 +210,21 @@ def plain(messages: Sequence[Message]) -> str:
     return "\n".join(f"{m.role}: {m.content}" for m in messages)
 
 
+def worded(tokenizer: Any, messages: Sequence[Mapping[str, str]], place: str, *, answers: bool = True) -> str:
+    """Return messages as the chat template words them, with the beginning of the answer if the model `answers`.
+
+    Raises:
+        WorkbenchError: If the template refuses the messages.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answers))
+    except Exception as error:  # templates raise errors of jinja, and their own
+        text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise WorkbenchError(
+            f"{place}: the chat template refuses the messages: {text}", "Change the order or the roles of the messages."
+        ) from error
+
+
 def encode_turn(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str, place: str, end: bool = True
 ) -> tuple[PromptPair, bool]:
@@ -238,14 +253,8 @@ def encode_turn(
             "Write rows of prompt and completion, or train a base with a template.",
         )
     before = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        prompt = str(tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template([*before, {"role": "assistant", "content": answer}], tokenize=False))
-    except Exception as error:  # templates raise errors of jinja, and their own
-        text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise WorkbenchError(
-            f"{place}: the chat template refuses the messages: {text}", "Change the order or the roles of the messages."
-        ) from error
+    prompt = worded(tokenizer, before, place)
+    whole = worded(tokenizer, [*before, {"role": "assistant", "content": answer}], place, answers=False)
     whole = whole.rstrip()
     if not whole.startswith(prompt) or len(whole) == len(prompt):
         raise WorkbenchError(

@@ -24,13 +24,14 @@ from workbench.evaluate.facts.definitions import (
     write_whole_folder,
 )
 from workbench.evaluate.facts.wanted import Wanted
+from workbench.evaluate.requests import check_template
 from workbench.events import Events, no_events
 from workbench.facts.facts import FactKind
 from workbench.files import json_digest, read_memo, write_memo
 from workbench.manifest import has_its_files
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest
-from workbench.models.prompts import load_tokenizer
+from workbench.models.prompts import load_tokenizer, worded
 from workbench.resolve.resolved import Resolved
 from workbench.scores.suite import FactTasks, Suite
 
@@ -127,6 +128,8 @@ def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> 
     options = selection.options
     kinds = _kinds(options.tasks, generate=options.generate)
     tokenizer = load_tokenizer(base.tokenizer_path)
+    if options.chat_template:
+        check_template(selection.suite, tokenizer)
     count = _counter(tokenizer, options.chat_template)
     answers = _answers(selection, kinds, base, device, events)
     docs = documents(selection.facts, answers, _passages(selection), count, chat=options.chat_template)
@@ -226,7 +229,7 @@ def _counter(tokenizer: Any, chat: bool) -> Callable[[str, str], int]:
     """Return a function that counts a continuation's tokens as lm-eval does: all tokens minus those of the prompt."""
 
     def count(prompt: str, answer: str) -> int:
-        context = _wrapped(tokenizer, prompt) if chat else prompt
+        context = worded(tokenizer, [{"role": "user", "content": prompt}], prompt) if chat else prompt
         prompt_text = context.rstrip()
         total, prompt_tokens = (
             len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (context + answer, prompt_text)
@@ -234,7 +237,3 @@ def _counter(tokenizer: Any, chat: bool) -> Callable[[str, str], int]:
         return max(total - prompt_tokens, 1)
 
     return count
-
-
-def _wrapped(tokenizer: Any, prompt: str) -> str:
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True))
