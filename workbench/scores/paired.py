@@ -156,7 +156,7 @@ def paired(
             units=float(d.size),
             spread=float(np.square(d - d.mean()).sum()),
             variance=(se * d.size) ** 2,
-            answers=bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all()),
+            answers=bool(((x == 0) | (x == 1)).all() and ((y == 0) | (y == 1)).all()),
         )
     changes = Changes(
         _by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded, bounded.span if worst is None and bounded else worst

@@ -60,11 +60,16 @@ def unseen_p(sums: Floats, size: float, times: float = 1.0) -> float:
 def _saddle(values: Floats, counts: Floats) -> float:
     """Return about the s < 0 at which -sum(counts * log(1 - s * values)) - log(-s), which is convex, is smallest."""
     low, high = 1 / float(values.min()), 0.0  # the function is infinite at both ends
+    s = low / 2
     for _ in range(40):
-        s = (low + high) / 2
-        slope = float((counts * values / (1 - s * values)).sum()) - 1 / s
+        rates = values / (1 - s * values)
+        slope, curvature = float(counts @ rates) - 1 / s, float(counts @ rates**2) + 1 / s**2
         low, high = (low, s) if slope > 0 else (s, high)
-    return (low + high) / 2
+        step = slope / curvature  # Newton's; where it leaves the bounds, they are halved
+        last, s = s, s - step if low < s - step < high else (low + high) / 2
+        if abs(s - last) < 1e-6 * abs(s):
+            break
+    return s
 
 
 def skew_p(sums: Floats, sizes: Floats, times: float = 1.0) -> float:
