@@ -267,6 +267,8 @@ def test_chat_template(world: Project) -> None:
     template.write_text("{{ raise_exception('no users') }}")
     asked = lambda: wanted_of(world, "chat_template: true")  # noqa: E731
     assert refusal(asked).message == "w10 w2 is: the chat template refuses the messages: no users"
+    template.write_text("{% if false %}{{ messages }}{% endif %}")
+    assert refusal(asked).message == "'w10 w2 is': the chat template gives the prompt no tokens"
     template.unlink()
     assert refusal(asked).message == "suite 'facts' uses the chat template, but the tokenizer has none"
 

@@ -114,7 +114,7 @@ def test_half_precision_is_accepted_within_hflms_own_spread(task_files: Path, to
     assert scores.check is not None
     assert scores.check.spread is not None
     assert scores.check.max_difference <= scores.check.tolerance
-    assert scores.check.documents == 8
+    assert scores.check.documents == 4
 
 
 def test_a_killed_task_goes_on_with_the_next_batch(
@@ -222,6 +222,7 @@ def test_rounding_of_logits_is_no_difference_where_all_batches_are_of_one_row(
     plan = plan_for(task_files, tokenizer, ["long"], dtype="bfloat16")
     model = tiny().to(torch.bfloat16)
     monkeypatch.setattr("workbench.evaluate.check.rows_at_once", lambda *_: 1)
+    monkeypatch.setattr("workbench.evaluate.check._COPY", 0)  # as for a large model, which has no copy in float32
     real = Forward.batch
 
     def shifted_by(nats: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 
+from workbench.errors import WorkbenchError
 from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.measured import quiet, seeded
 from workbench.evaluate.packed import Pair
@@ -98,11 +99,15 @@ def first_tokens(
 def _opened(
     model: Any, tokenizer: Any, prompts: Sequence[str], chat_template: bool, batch_size: int
 ) -> tuple[SafeHFLM, dict[str, str]]:
-    """Return the model as lm-eval scores it, and prompt -> the text that the model reads."""
+    """Return the model as lm-eval scores it, and prompt -> the text that the model reads, which has tokens."""
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer)
     lm = SafeHFLM(model, tokenizer=tokenizer, batch_size=batch_size)
-    return lm, {p: worded(lm.tokenizer, [{"role": "user", "content": p}], p) if chat_template else p for p in prompts}
+    contexts = {p: worded(lm.tokenizer, [{"role": "user", "content": p}], p) if chat_template else p for p in prompts}
+    if (empty := next((p for p, context in contexts.items() if not lm.tok_encode(context)), None)) is not None:
+        words = "the chat template gives the prompt no tokens" if chat_template else "the prompt has no tokens"
+        raise WorkbenchError(f"{empty!r}: {words}", "Correct the prompt, or the tokenizer's files.")
+    return lm, contexts
 
 
 def _continued(lm: SafeHFLM, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:

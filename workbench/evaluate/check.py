@@ -1,8 +1,9 @@
-"""Compare a scorer with lm-eval's own HFLM on a few documents of each task before its scores count.
+"""Compare a scorer with lm-eval's own HFLM on a few documents before its scores count.
 
-The whole check runs once for models that run the same code on the same requests. It is followed by a short one for each further
-configuration: one document a task, in float32, where the tolerance is 1e-4 nats, so that no difference of consequence is excused by
-the rounding of narrower dtypes.
+The whole check, on documents of each task, runs once for models that run the same code on the same requests. It is followed by a short
+one for each further configuration, on the one document that costs HFLM least. Both run in float32, where the tolerance is 1e-4 nats, so
+that no difference of consequence is excused by the rounding of narrower dtypes; the whole check repeats the short one in the model's own
+dtype.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import combinations
+from itertools import combinations, compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,9 @@ from workbench.scores.suite import SCORED_BY
 if TYPE_CHECKING:
     from workbench.evaluate.hflm import SafeHFLM
 
-WHOLE, SHORT = 4, 1  # documents per task
-_COPY = 8e9  # largest size in bytes of a model's float32 copy that the short check makes
+# A whole check compares one document in twenty of each task. The longest and the shortest show what padding does to a row.
+_SHARE, _LEAST, _MOST = 20, 2, 4
+_COPY = 8e9  # largest size in bytes of a model's float32 copy that a check makes
 _NATS = 1e-4  # float32 tolerance for log-likelihoods up to 100 nats; 1e-6 of the value above that
 
 
@@ -53,7 +55,7 @@ def alike(model: Any, tokenizer: str, tasks: Sequence[str]) -> str:
 
 
 def can_be_short(model: Any) -> bool:
-    """Return True if a short check can stand for the whole one: no router decides how rows run, and a float32 copy is small."""
+    """Return True if checks run in float32, and one can be short: no router decides how rows run, and a float32 copy is small."""
     return getattr(model, "routing", None) is None and 4 * sum(p.numel() for p in model.parameters()) <= _COPY
 
 
@@ -71,8 +73,10 @@ def in_float32(model: Any) -> Iterator[None]:
             tensor.data = data
 
 
-def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], scorer: str, documents: int = WHOLE) -> Check:
-    """Compare a scorer with HFLM on some documents of each task: the one with the longest row, and others spread over the rest.
+def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], scorer: str, *, short: bool = False) -> Check:
+    """Compare a scorer with HFLM on documents of each task: the longest, the shortest, and others between; or on one if it is `short`.
+
+    The scorer answers all continuations of a document in one row, as in a task; HFLM the first and the last.
 
     In float32, log-likelihoods agree to 1e-4 nats. In narrower dtypes, HFLM itself gives different numbers for different batch
     sizes. The tolerance is then twice the largest of those differences, measured between HFLM's batch size, a quarter of it and
@@ -86,7 +90,7 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         forward: The scorer's forward passes.
         tasks: Tokenized pairs of each task.
         scorer: Name of the scorer.
-        documents: Number of documents of each task.
+        short: Compare the one document of all tasks that costs HFLM least, of those with several continuations if there are any.
 
     Returns:
         The difference that is largest relative to its tolerance.
@@ -98,20 +102,19 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         raise RefusedError("bricks act on spans of tokens, which are told apart in whole rows only")
     if getattr(lm.model, "_is_stateful", False):
         raise RefusedError(STATEFUL)
-    samples = [_documents(task, documents) for task in tasks]
-    pairs = [task[i] for task, (members, _) in zip(tasks, samples, strict=True) for i in members]
+    samples = _cheapest(tasks) if short else [(task, _documents(task)) for task in tasks]
+    by_task = [(task, [task[i] for document in documents for i in document]) for task, documents in samples]
+    compared = [i in _ends(document) for _, documents in samples for document in documents for i in document]
+    pairs = list(compress((pair for _, chosen in by_task for pair in chosen), compared))
     try:
-        scorer_answers = [
-            answer
-            for task, (members, _) in zip(tasks, samples, strict=True)
-            for answer in answered(lm, forward, [task[i] for i in members], scorer, task)
-        ]
+        answers = [answer for task, chosen in by_task for answer in answered(lm, forward, chosen, scorer, task)]
     except MODEL_ERRORS as error:
         # A model that does not support such a mask, positions or cache may raise anything; the caller handles lack of memory.
         if type(error).__name__ == "OutOfMemoryError":
             raise
         lm.referee(pairs[:1])  # where this fails too, the model is at fault and not the scorer
         raise RefusedError(in_one_line(error)) from error
+    scorer_answers = list(compress(answers, compared))
     bounds, dtype = bounds_of(lm), lm.model.dtype
     rows = rows_at_once(bounds, max(len(context) + len(answer) for context, answer in pairs))
     hflm_answers = lm.referee(pairs, rows)
@@ -136,7 +139,11 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
     if difference > tolerance:
         raise RefusedError(f"log-likelihoods differ from hflm's by up to {difference:.2g} nats, tolerance {tolerance:.2g}")
     return Check(
-        scorer=scorer, documents=sum(count for _, count in samples), max_difference=difference, tolerance=tolerance, spread=spread
+        scorer=scorer,
+        documents=sum(len(documents) for _, documents in samples),
+        max_difference=difference,
+        tolerance=tolerance,
+        spread=spread,
     )
 
 
@@ -156,17 +163,38 @@ def rows_at_once(bounds: Bounds, longest: int) -> int:
     return max(1, min(bounds.batch_size, LOGITS // (min(longest, bounds.max_length) * bounds.vocabulary)))
 
 
-def _documents(pairs: Sequence[Pair], count: int) -> tuple[list[int], int]:
-    """Return the indices of the pairs of `count` contexts, and the number of these contexts, which is less if there are fewer."""
+def _by_context(pairs: Sequence[Pair]) -> list[list[int]]:
+    """Return the indices of the pairs of each context, the longest first."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, (context, _) in enumerate(pairs):
         groups.setdefault(tuple(context), []).append(i)
-    contexts = sorted(groups, key=lambda c: (-len(c) - sum(len(pairs[i][1]) for i in groups[c]), c))
-    if count > 1:
-        step = max(1, (len(contexts) - 1) // (count - 1))
-        contexts = [*contexts[::step][: count - 1], contexts[-1]]
-    selected = dict.fromkeys(contexts[:count])
-    return [i for context in selected for i in groups[context]], len(selected)
+    return [groups[c] for c in sorted(groups, key=lambda c: (-len(c) - sum(len(pairs[i][1]) for i in groups[c]), c))]
+
+
+def _documents(pairs: Sequence[Pair]) -> list[list[int]]:
+    """Return the indices of the pairs of the documents that a whole check compares, all of them if there are few."""
+    contexts = _by_context(pairs)
+    count = min(len(contexts), max(_LEAST, min(_MOST, len(contexts) // _SHARE)))
+    return [contexts[i * (len(contexts) - 1) // max(count - 1, 1)] for i in range(count)]
+
+
+def _ends(document: Sequence[int]) -> set[int]:
+    """Return the pairs of a document that HFLM scores again: the last in the row would see all others if it could, and the first none."""
+    return {document[0], document[-1]}
+
+
+def _cheapest(tasks: Sequence[Sequence[Pair]]) -> list[tuple[Sequence[Pair], list[list[int]]]]:
+    """Return the task and the indices of the document that HFLM forwards the fewest tokens for.
+
+    One with several continuations is preferred, since a single one does not show that they do not see each other.
+    """
+
+    def cost(sample: tuple[Sequence[Pair], list[int]]) -> tuple[bool, int]:
+        task, document = sample
+        return len(document) == 1, sum(len(task[i][0]) + len(task[i][1]) for i in _ends(document))
+
+    task, document = min(((task, document) for task in tasks for document in _by_context(task)), key=cost)
+    return [(task, [document])]
 
 
 def _gaps(first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:

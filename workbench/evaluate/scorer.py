@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
-from workbench.evaluate.check import SHORT, WHOLE, alike, can_be_short, checked, in_float32
+from workbench.evaluate.check import alike, can_be_short, checked, in_float32
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
 from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, quiet, seeded, texts_of, token_count
 from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, answered, bounds_of, lay_out, start_for
@@ -93,26 +93,29 @@ class Scorer:
         if self.forward is None or not tasks:
             return None
         key = alike(self.model, self.plan.tokenizer_digest, [task.name for task in tasks])
-        before = store.passed(self.plan, key) if store and can_be_short(self.model) else None
         with self._scoring():
+            if not can_be_short(self.model):
+                return self._compared(tasks)
+            before = store.passed(self.plan, key) if store else None
+            with in_float32(self.model):
+                found = self._compared(tasks, short=before is not None)
             if before:
-                with in_float32(self.model):
-                    found = self._compared(tasks, SHORT)
                 self.forward.forget()
                 return found.model_copy(update={"whole": before})
-            found = self._compared(tasks, WHOLE)
+            if self.plan.dtype != "float32":
+                found = found.model_copy(update={"spread": self._compared(tasks, short=True).spread})
         if store:
             store.keep_passed(self.plan, key, self.configuration.name)
         return found
 
-    def _compared(self, tasks: Sequence[Requests], documents: int) -> Check:
-        """Compare the scorer with hflm on some documents of each task, group by group of what the model's router chooses."""
+    def _compared(self, tasks: Sequence[Requests], *, short: bool = False) -> Check:
+        """Compare the scorer with hflm on some documents, group by group of what the model's router chooses."""
         assert self.forward is not None
         checks = []
         for group, pairs in _by_group(self.model, tasks):
             with acting(self.model, group):
                 self.forward.forget()
-                checks.append(checked(self.lm, self.forward, pairs, self.plan.scorer, documents))
+                checks.append(checked(self.lm, self.forward, pairs, self.plan.scorer, short=short))
         worst = max(checks, key=lambda check: check.max_difference / max(check.tolerance, 1e-12))
         return worst.model_copy(update={"documents": sum(check.documents for check in checks)})
 

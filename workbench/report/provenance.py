@@ -86,7 +86,7 @@ def self_check(view: Comparison) -> str:
     if wholes := list(dict.fromkeys(k.whole for _, k in found if k.whole)):
         text += (
             f" The whole check ran on {listed(wholes)}; configurations that differ from it in their weights alone were compared in float32 on "
-            "one document of each task."
+            "one document."
         )
     return text + (f" Not checked: {listed(without)}." if without else "")
 

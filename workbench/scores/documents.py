@@ -206,9 +206,9 @@ class Check(_Document):
         documents: Number of documents that were compared.
         max_difference: Largest difference of log-likelihoods, in nats.
         tolerance: Largest difference that passes the check.
-        spread: HFLM's own difference between batch sizes, if the dtype is not float32.
+        spread: HFLM's own difference between batch sizes in the dtype of the weights; None in float32, and for a short check.
         whole: Name of the configuration whose whole check counts for this one, which differs from it in the weights alone and was
-            compared in float32 on one document of each task; None if this is a whole check.
+            compared on one document; None if this is a whole check.
     """
 
     scorer: str
