@@ -92,7 +92,7 @@ def test_settings_of_generation_that_have_no_effect_are_refused(
 
 
 def test_a_model_that_copies_scores_on_generation(tasks_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = Scorer(plan_of(tasks_dir, tokenizer), A, tiny())
+    scorer = Scorer(plan_of(tasks_dir, tokenizer).by("hflm"), A, tiny())
     monkeypatch.setattr(scorer.lm, "generate_until", lambda requests: [" " + r.doc["answer"] for r in requests])
     assert [row["metrics"]["exact_match"] for row in scorer.task("copy")["rows"]] == [1.0] * 24
 

@@ -1,8 +1,8 @@
 """Scoring through lm-eval, item by item. Only this package imports lm_eval, and only to build tasks and to score.
 
 lm-eval defines tasks, prompts, filters and metrics. Requests are built and tokenized once per plan. Log-likelihoods come from
-`packed` (each context is forwarded once), checked against lm-eval's HFLM. Generated text comes from HFLM, or from lm-eval's
-classes for vLLM and servers. These settings keep scores exact (see the docs of lm-eval 0.4.13): no caches; `logits_cache` is off,
+`packed` (each context is forwarded once), and greedy texts from `greedy`, both checked against lm-eval's HFLM. Other text comes from
+HFLM, or from lm-eval's classes for vLLM and servers. These settings keep scores exact (see the docs of lm-eval 0.4.13): no caches; `logits_cache` is off,
 because it gathers wrong rows if choices share a prefix with different splits; weights are never tied again; log-softmax in
 float32 for every model dtype; fixed batches; fixed seeds. Scores equal those of `lm_eval --model hf --model_args
 logits_cache=False,softmax_dtype=float32`.

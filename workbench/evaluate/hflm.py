@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import postprocess_generated_text
 from transformers import LogitsProcessorList
 
 from workbench.evaluate.packed import Answer, Pair
@@ -58,6 +59,16 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
             if recall is None:
                 return generate_rows(context, mask)
             return recall.generate(context, mask, max_length - length, self.tokenizer.pad_token_id, generate_rows)
+
+    def written(self, tokens: Sequence[int], stops: Sequence[str], most: int) -> str:
+        """Return the text that lm-eval's own loop writes after a prompt of these tokens, without others in its batch."""
+        ids = torch.tensor([tokens], device=self.device)
+        found = self._model_generate(ids, len(tokens) + most, list(stops), attention_mask=torch.ones_like(ids))
+        return self.cut(found[0, len(tokens) :].tolist(), stops)
+
+    def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
+        """Return new tokens as lm-eval's text, which ends before the first stop string."""
+        return str(postprocess_generated_text(self.tok_decode(list(tokens)), list(stops), None))
 
     @property
     def reading(self) -> tuple[Any, ...]:

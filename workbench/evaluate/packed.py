@@ -33,7 +33,7 @@ LEAST_PREFIX = 16
 # continuation longer than _SHARE contexts gets its own row, as does running text, whose context is one token.
 _BRANCHES, _SHARE = 512, 8
 # Limits of a forward pass, in elements: float32 logits (256 MB), the mask, and keys and values after a prefix.
-LOGITS, _MASK, _CACHE = 1 << 26, 1 << 26, 1 << 29
+LOGITS, MASK, CACHE = 1 << 26, 1 << 26, 1 << 29
 
 
 @dataclass
@@ -152,7 +152,12 @@ def shared_start(pairs: Sequence[Pair], max_length: int) -> list[int]:
     """Return the common beginning of the contexts that are not cut; none if forwarding it once does not pay off."""
     contexts = {tuple(c) for c, a in pairs if len(c) + len(a) <= max_length + 1}
     start = common([list(c) for c in contexts]) if len(contexts) > 1 else []
-    return start if len(start) >= LEAST_PREFIX else []
+    return start if pays(start) else []
+
+
+def pays(start: Sequence[int]) -> bool:
+    """Return whether a shared beginning is long enough to be forwarded once."""
+    return len(start) >= LEAST_PREFIX
 
 
 def common(contexts: Sequence[list[int]]) -> list[int]:
@@ -193,9 +198,9 @@ def _batches(rows: Sequence[PackedRow], bounds: Bounds, shared: int) -> list[lis
         fits = (
             many <= bounds.batch_size
             and many * width <= room
-            and many * width * (shared + width) <= _MASK
+            and many * width * (shared + width) <= MASK
             and sum(r.predicted for r in (*last, row)) * bounds.vocabulary <= LOGITS
-            and (not shared or many * (shared + width) * bounds.cached <= _CACHE)
+            and (not shared or many * (shared + width) * bounds.cached <= CACHE)
         )
         if last and fits:
             last.append(row)
@@ -267,13 +272,13 @@ class Forward:
         branched = any(row.segments[-1] for row in rows)
         inputs: dict[str, object] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(n)}
         if n:
-            inputs[self.cache_name] = self._cache(prefix, len(rows))
+            inputs[self.cache_name] = self.cache(prefix, len(rows))
         if branched or n:
             inputs["attention_mask"] = self._masks(positions, segments, n)
         places = [i * width + place for i, row in enumerate(rows) for _, predicting, _ in row.answers for place in predicting]
         targets = torch.tensor([token for row in rows for *_, tokens in row.answers for token in tokens], device=device)
         # The continuations of a context share the place that predicts their first tokens.
-        different, at = torch.tensor(places, device=device).unique(return_inverse=True)
+        different, at = torch.unique(torch.tensor(places, device=device), return_inverse=True)
         with head_sees(self.head, different):
             logits = self.model(**inputs).logits[0]
         # The same expression as in HFLM: on the CPU it is off by 1e-5 nats per token, and the numbers here must match it.
@@ -297,10 +302,12 @@ class Forward:
             keys = torch.cat((torch.arange(shared, device=positions.device).expand(batch, -1), positions), 1)
         return additive_masks(inside, positions, keys, self.windows, self.model.dtype)
 
-    def _cache(self, prefix: list[int], rows: int) -> Any:
-        """Return keys and values of the prefix for a number of rows; computed when the prefix changes."""
+    def cache(self, prefix: list[int], rows: int) -> Any:
+        """Return keys and values of the prefix, which may be empty, for a number of rows; computed when the prefix changes."""
         from transformers import DynamicCache
 
+        if not prefix:
+            return DynamicCache()
         if self._prefix[0] != prefix:
             cache = (
                 DynamicCache()

@@ -12,6 +12,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import alike, can_be_short, checked, in_float32
+from workbench.evaluate.greedy import Prompt, Writer, batches, compare, is_greedy, prompt_of
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
 from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, quiet, seeded, texts_of, token_count
 from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, answered, bounds_of, lay_out, start_for
@@ -89,10 +90,10 @@ class Scorer:
         Raises:
             check.RefusedError: If they disagree.
         """
-        tasks = [self.requests[name] for name in self.tasks if self.requests[name].pairs]
-        if self.forward is None or not tasks:
+        tasks = [self.requests[name] for name in self.tasks]
+        if self.forward is None or not (any(task.pairs for task in tasks) or self._texts_to_check(tasks)):
             return None
-        key = alike(self.model, self.plan.tokenizer_digest, [task.name for task in tasks])
+        key = alike(self.model, self.plan.tokenizer_digest, self.tasks)
         with self._scoring():
             if not can_be_short(self.model):
                 return self._compared(tasks)
@@ -111,13 +112,22 @@ class Scorer:
     def _compared(self, tasks: Sequence[Requests], *, short: bool = False) -> Check:
         """Compare the scorer with hflm on some documents, group by group of what the model's router chooses."""
         assert self.forward is not None
-        checks = []
-        for group, pairs in _by_group(self.model, tasks):
+        checks = [Check(scorer=self.plan.scorer, documents=0, max_difference=0.0, tolerance=1e-4)]
+        paired = [task for task in tasks if task.pairs]
+        for group, pairs in _by_group(self.model, paired) if paired else ():
             with acting(self.model, group):
                 self.forward.forget()
                 checks.append(checked(self.lm, self.forward, pairs, self.plan.scorer, short=short))
+        self.forward.forget()
+        texts = self._texts_to_check(tasks) if str(self.model.dtype) == "torch.float32" else []
+        written = compare(self.lm, self.forward, texts, short=short) if texts else 0
         worst = max(checks, key=lambda check: check.max_difference / max(check.tolerance, 1e-12))
-        return worst.model_copy(update={"documents": sum(check.documents for check in checks)})
+        return worst.model_copy(update={"documents": written + sum(check.documents for check in checks)})
+
+    def _texts_to_check(self, tasks: Sequence[Requests]) -> list[dict[int, Prompt]]:
+        """Return the prompts of each task whose texts are written here and not by hflm."""
+        found = [self._greedy(task, members) for task in tasks for members in self._alike(task, task.generated)]
+        return [prompts for prompts in found if prompts]
 
     def _check_calibration(self, requests: Requests) -> None:
         """Raise WorkbenchError if the model's router was fitted on a prompt of a task."""
@@ -256,17 +266,42 @@ class Scorer:
         if self.plan.suite.backend != "hf":
             yield self._texts(requests, requests.generated)
             return
-        by_settings: dict[tuple[int, str], list[int]] = {}
-        for number, group in enumerate(groups):
-            for i in group.members:
-                by_settings.setdefault((number, str(requests.instances[i].args[1])), []).append(i)
         lengths = {i: len(self.lm.tok_encode(requests.instances[i].args[0])) for i in requests.generated}
-        for (number, _), members in by_settings.items():
-            order = sorted(members, key=lambda i: (-lengths[i], requests.instances[i].args[0]))
-            with acting(self.model, groups[number]):
-                for chunk in _chunks(order, self.plan.batch_size):
-                    if not all(request in done for request in chunk):
-                        yield self._texts(requests, chunk)
+        for group in groups:
+            with acting(self.model, group):
+                for members in self._alike(requests, group.members):
+                    order = sorted(members, key=lambda i: (-lengths[i], requests.instances[i].args[0]))
+                    if prompts := self._greedy(requests, order):
+                        yield from self._write(prompts, done)
+                        continue
+                    for chunk in _chunks(order, self.plan.batch_size):
+                        if not all(request in done for request in chunk):
+                            yield self._texts(requests, chunk)
+
+    def _alike(self, requests: Requests, members: Sequence[int]) -> list[list[int]]:
+        """Return requests by their settings."""
+        found: dict[str, list[int]] = {}
+        for i in members:
+            found.setdefault(str(requests.instances[i].args[1]), []).append(i)
+        return list(found.values())
+
+    def _greedy(self, requests: Requests, members: Sequence[int]) -> dict[int, Prompt]:
+        """Return the prompts of requests of the same settings if their texts need no generation by HFLM, else none."""
+        if self.forward is None or any((requests.instances[i].repeats or 1) > 1 for i in members):
+            return {}
+        if not is_greedy(self.lm, requests.instances[members[0]].args[1]):
+            return {}
+        prompts = {i: prompt_of(self.lm, *requests.instances[i].args) for i in members}
+        fit = all(prompt.tokens and prompt.most < self.lm.max_length for prompt in prompts.values())
+        return prompts if fit else {}
+
+    def _write(self, prompts: Mapping[int, Prompt], done: Mapping[int, Any]) -> Iterator[dict[int, str]]:
+        assert self.forward is not None
+        self.forward.forget()
+        writer = Writer(self.lm, self.forward)
+        for shared, batch in batches(self.lm, prompts):
+            if not all(request in done for request in batch):
+                yield dict(zip(batch, writer.write(shared, [prompts[i] for i in batch]), strict=True))
 
     def _texts(self, requests: Requests, chunk: Sequence[int]) -> dict[int, Any]:
         """Return the texts of some requests; a list each if the task asks for repeats."""
