@@ -35,7 +35,7 @@ def main() -> int:
     import torch
 
     from worlds.breaks import BREAKS
-    from worlds.changes import MISSED, take_steps
+    from worlds.changes import take_steps
     from worlds.changing import lay_out
 
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def main() -> int:
                     for taken in take_steps(world, Path(folder), WITHIN):  # noqa: B007
                         pass
                     found[name] = None
-                except MISSED:
+                except Exception:  # noqa: BLE001  whatever a step raises: the test fails
                     found[name] = taken + 1
             print(f"{name}: {found[name] or 'not found'} ({time.process_time() - start:.0f} s)", flush=True)
             rows = {**(json.loads(arguments.out.read_bytes())["steps"] if arguments.out.is_file() else {}), **found}

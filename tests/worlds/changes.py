@@ -54,7 +54,7 @@ DAMAGES = ("deleted", "cut", "emptied", "garbage", "{}", "[]", "same size", "sam
 COMPARED = ("digests", "configurations", "said", "tasks", "edits", "bricks")
 """Folders of the cache whose contents are compared at each use; of the others, sizes."""
 ACTS = {
-    "change_and_ask": 24, "ask_again": 1, "exchange": 2, "damage_cache": 6, "damage_run": 1, "downgrade": 2, "interrupt": 2, "plan": 1,
+    "change_and_ask": 24, "ask_again": 1, "exchange": 2, "damage_cache": 6, "damage_run": 1, "downgrade": 2, "interrupt": 5, "plan": 1,
     "compare": 1, "verify": 1,
 }  # fmt: skip
 """What a step does -> how often."""
@@ -152,10 +152,15 @@ class Changes:
 
     # Changes of the user's files.
 
-    def change(self) -> str:
-        """Change a file or a link, the rare parts of a model as often as the large ones; a file that was broken before is whole again."""
-        parts = [*self.parts, *(part for part in RARE if part in self.parts)]
-        name = self.random.choice(self.parts[self.random.choice(parts)])
+    def change(self, reader: str | None = None) -> str:
+        """Change a file or a link, or one that a recipe reads, the rare parts of a model as often as the large ones.
+
+        A file that was broken before is whole again.
+        """
+        found = {part: [n for n in names if reader is None or reads(reader, n)] for part, names in self.parts.items()}
+        parts = [part for part, names in found.items() if names]
+        parts += [part for part in RARE if part in parts]
+        name = self.random.choice(found[self.random.choice(parts)])
         self.restore()
         if name in LINKS:
             link = self.project / name
@@ -356,7 +361,7 @@ class Changes:
             outcome(self.project, lambda project, name: run(project, name, stop), recipe)
         self.did.append(f"run {recipe} stopped at event {event}")
         if self.random.random() < 0.7:
-            self.change()
+            self.change(recipe)
         self.ask(run, recipe)
 
     def verify(self, _: str) -> None:

@@ -112,7 +112,7 @@ class Scorer:
     def _compared(self, tasks: Sequence[Requests], *, short: bool = False) -> Check:
         """Compare the scorer with hflm on some documents, group by group of what the model's router chooses."""
         assert self.forward is not None
-        checks = [Check(scorer=self.plan.scorer, documents=0, max_difference=0.0, tolerance=1e-4)]
+        checks = []
         paired = [task for task in tasks if task.pairs]
         for group, pairs in _by_group(self.model, paired) if paired else ():
             with acting(self.model, group):
@@ -121,7 +121,8 @@ class Scorer:
         self.forward.forget()
         texts = self._texts_to_check(tasks) if str(self.model.dtype) == "torch.float32" else []
         written = compare(self.lm, self.forward, texts, short=short) if texts else 0
-        worst = max(checks, key=lambda check: check.max_difference / max(check.tolerance, 1e-12))
+        equal = Check(scorer=self.plan.scorer, documents=0, max_difference=0.0, tolerance=1e-4)
+        worst = max(checks, key=lambda check: check.max_difference / max(check.tolerance, 1e-12), default=equal)
         return worst.model_copy(update={"documents": written + sum(check.documents for check in checks)})
 
     def _texts_to_check(self, tasks: Sequence[Requests]) -> list[dict[int, Prompt]]:
