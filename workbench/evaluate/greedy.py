@@ -86,9 +86,7 @@ def batches(lm: SafeHFLM, prompts: Mapping[int, Prompt]) -> Iterator[tuple[list[
     for number, prompt in prompts.items():
         alike.setdefault((prompt.stops, prompt.most), []).append(number)
     for members in alike.values():
-        contexts = [prompts[number].tokens for number in members]
-        start = common(contexts) if len(contexts) > 1 else []
-        start = start if pays(start) else []
+        start = _shared([prompts[number] for number in members])
         batch: list[int] = []
         for number in sorted(members, key=lambda n: (-len(prompts[n].tokens), prompts[n].tokens)):
             first = prompts[batch[0] if batch else number]
@@ -101,6 +99,12 @@ def batches(lm: SafeHFLM, prompts: Mapping[int, Prompt]) -> Iterator[tuple[list[
         yield start, batch
 
 
+def _shared(prompts: Sequence[Prompt]) -> list[int]:
+    """Return the common beginning of prompts if it is worth a pass of its own."""
+    start = common([prompt.tokens for prompt in prompts]) if len(prompts) > 1 else []
+    return start if pays(start) else []
+
+
 def compare(lm: SafeHFLM, forward: Forward, tasks: Sequence[Mapping[int, Prompt]], *, short: bool) -> int:
     """Compare the beginnings of texts with those that HFLM writes for one prompt at a time, and return the number of prompts.
 
@@ -108,23 +112,28 @@ def compare(lm: SafeHFLM, forward: Forward, tasks: Sequence[Mapping[int, Prompt]
         lm: HFLM on the model that `forward` runs, which should be in float32: two likely tokens may change places in narrower dtypes.
         forward: Forward passes.
         tasks: Prompts of each task.
-        short: Compare the shortest prompt of all. Default: the longest and the shortest of each task, in one batch.
+        short: Compare one prompt. Default: the longest and the shortest of a task, in one batch, and those of a task whose prompts share
+            a beginning; each time the task with the shortest prompts.
 
     Raises:
         RefusedError: If texts differ, or the model raises an error for the one and none for HFLM.
     """
     from workbench.evaluate.check import MODEL_ERRORS, RefusedError, in_one_line
 
-    by_length = [sorted(prompts.values(), key=lambda prompt: len(prompt.tokens)) for prompts in tasks]
-    if short:
-        by_length = [[min((prompts[0] for prompts in by_length), key=lambda prompt: len(prompt.tokens))]]
+    cheapest: dict[bool, tuple[list[int], list[Prompt]]] = {}
+    for task in tasks:
+        prompts = sorted(task.values(), key=lambda prompt: len(prompt.tokens))
+        shared = _shared(prompts) if not short else []
+        if bool(shared) not in cheapest or len(prompts[-1].tokens) < len(cheapest[bool(shared)][1][-1].tokens):
+            cheapest[bool(shared)] = shared, prompts
     count = 0
-    for prompts in by_length:
-        shared = common([prompt.tokens for prompt in prompts]) if len(prompts) > 1 else []
-        asked = [replace(prompt, most=min(prompt.most, _COMPARED)) for prompt in (prompts[0], *prompts[1:][-1:])]
-        shared = shared if pays(shared) else []
+    for shared, prompts in cheapest.values():
+        ends = prompts[:1] if short or len(prompts) == 1 else [prompts[0], prompts[-1]]
+        asked = [replace(prompt, most=min(prompt.most, _COMPARED)) for prompt in ends]
         try:
             ours = Writer(lm, forward).write(shared, asked)
+        except FloatingPointError:  # the weights are broken, which scoring the task reports
+            break
         except MODEL_ERRORS as error:
             if type(error).__name__ == "OutOfMemoryError":
                 raise
