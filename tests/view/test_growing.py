@@ -21,14 +21,14 @@ from workbench.cli._watch import check_watch, watching
 from workbench.errors import UsageError
 from workbench.view.app import application
 from workbench.view.folder import Folder
-from workbench.view.growing import Growing, Pages
-from workbench.view.pages import LINKS, Site
+from workbench.view.growing import Growing
+from workbench.view.pages import Site
 from workbench.view.server import Served
 
 
 @pytest.fixture
 def growing() -> Growing:
-    return Growing(Pages(), LINKS)
+    return Growing(Site(), "evaluation")
 
 
 def served(growing: Growing, project: Path) -> Served:
@@ -39,22 +39,22 @@ def test_the_newest_report_is_sent(growing: Growing, tmp_path: Path) -> None:
     document = situation("winner")
     with served(growing, tmp_path) as server:
         visitor = Visitor(server.url)
-        assert visitor.ask("/")[1]["location"] == "/growing"
-        assert "Nothing can be compared yet" in visitor.page("/growing")
+        for path in ("/", "/live"):
+            assert "Nothing can be compared yet" in visitor.page(path)
         events = visitor.events("/growing/events?seen=0")
-        assert next(events) == ("say", "Nothing is scored yet.")
-        growing.say("3 of 10")
-        assert next(events) == ("say", "3 of 10")
+        assert next(events) == ("part", "Nothing is scored yet.")
+        growing.say("3 of <b>10")
+        assert next(events) == ("part", "3 of &lt;b&gt;10")
         growing.show(document)
         assert list(events) == [("page", 1)]
-        page = visitor.page("/growing")
-        assert 'data-version="1"' in page
+        page = visitor.page("/")
+        assert "/growing/events?seen=1" in page
         assert document.recommendation
         assert document.recommendation.text in page
         assert next(visitor.events("/growing/events?seen=x")) == ("page", 1)
         assert visitor.ask("/chat")[0] == 404
         growing.end(wait=False)
-        assert list(visitor.events("/growing/events?seen=1")) == [("say", "3 of 10"), ("end", "")]
+        assert list(visitor.events("/growing/events?seen=1")) == [("end", "")]
 
 
 def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +66,13 @@ def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, m
         Visitor(server.url)
     for wait in ("_SEEN", "_LAST"):
         monkeypatch.setattr(f"workbench.view.growing.{wait}", 600.0)  # of a page on a busy machine
-    growing, seen, open_ = Growing(Pages(), LINKS), list[Any](), threading.Event()
+    growing, seen, open_ = Growing(Site(), "evaluation"), list[Any](), threading.Event()
     with served(growing, tmp_path) as server:
         visitor = Visitor(server.url)
 
         def browse() -> None:
             for version in (0, 1):
-                seen.append(visitor.page("/growing"))
+                seen.append(visitor.page("/"))
                 for event in visitor.events(f"/growing/events?seen={version}"):
                     open_.set()
                     seen.append(event)
@@ -84,7 +84,7 @@ def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, m
         growing.end(wait=True)
         thread.join()
     assert seen[-1] == ("end", "")
-    assert 'data-version="1"' in seen[-3]
+    assert "/growing/events?seen=1" in seen[-2]
 
 
 def test_a_port_in_use_is_refused() -> None:

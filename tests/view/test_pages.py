@@ -16,9 +16,11 @@ from worlds.search_world import RECIPE, folder_of, lay_out, search_of
 from worlds.toy_scores import ADD, AVERAGE, BASE, MERGE, SHARES, SORT, stored
 from worlds.viewer import Visitor
 
+from workbench.api.subjects import Request, open_subjects
+from workbench.events import Event
 from workbench.recipe.recipe import load_recipe
 from workbench.run.directory import RunDirectory, run_for
-from workbench.scores.store import Configuration, ScoreStore
+from workbench.scores.store import Configuration, Journal, ScoreStore
 from workbench.scores.suite import Suite
 from workbench.search.run import open_study, run
 from workbench.search.winner import conclude
@@ -44,7 +46,7 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 @pytest.fixture
 def client(world: Project) -> TestClient:
-    return TestClient(application(Site()), "http://127.0.0.1:8000")
+    return TestClient(application(Site()), "http://127.0.0.1:8000", headers={"Accept": "text/html"})
 
 
 def text(client: TestClient, path: str, status: int = 200) -> str:
@@ -79,7 +81,7 @@ def test_recipes_with_plan_and_differences(world: Project, client: TestClient) -
     differs = text(client, "/recipes/mix.yaml?against=mean.yaml")
     assert "They make different configurations." in differs or "is not known" in differs
     assert '<th scope="row">output.dtype</th>' in differs
-    answer = client.get("/recipes/wrong.yaml/plan")
+    answer = client.get("/recipes/wrong.yaml/plan", headers={"Accept": "*/*"})
     assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (422, "text/plain")
 
 
@@ -91,9 +93,9 @@ def test_runs_and_their_seals(world: Project, client: TestClient) -> None:
     (bad / "model" / "more.txt").write_text("x")
     run_for(world.path / "runs", EVIL.replace("/", "-"), "0" * 20).path.mkdir()
     (world.path / "runs" / f"{EVIL}-{'0' * 10}" / "run.json").write_text("{")
-    listed = {run.name: run for run in Folder().runs()}
-    assert (listed[name].seal, listed[name].status, listed[name].recipe) == ("whole", "done", "mean")
-    assert (listed[bad.name].seal, listed[bad.name].harm) == ("broken", [str(one) for one in RunDirectory(bad).harm()])
+    listed = Folder().runs()
+    assert (listed[name].seal, listed[name].status) == ("whole", "done")
+    assert (listed[bad.name].seal, listed[bad.name].broken) == ("broken", RunDirectory(bad).harm())
     assert listed[f"{EVIL}-{'0' * 10}"].status == "damaged"
     assert "1 broken" in text(client, "/")
     text(client, "/runs")
@@ -106,7 +108,7 @@ def test_runs_and_their_seals(world: Project, client: TestClient) -> None:
     assert "more.txt" in text(client, f"/runs/{bad.name}")
     # A file that changed is read again.
     (bad / "model" / "more.txt").unlink()
-    assert next(run for run in Folder().runs() if run.name == bad.name).seal == "whole"
+    assert Folder().runs()[bad.name].seal == "whole"
 
 
 def test_scores_become_the_report(world: Project, client: TestClient) -> None:
@@ -204,10 +206,19 @@ def test_work_in_progress_is_sent(world: Project) -> None:
             assert "&lt;img src=x" in sent
             assert "<img" not in sent
         assert "Nothing." in next(part for name, part in events if run_.name not in part)
-        partial = world.path / "runs" / "scores" / "words-123456789012" / "abcdef012345.partial"
-        partial.mkdir(parents=True)
-        (partial / "pick.jsonl").write_text("{}\n{}\n")
-        assert "pick: 2 answers are stored" in next(part for name, part in events if "abcdef" in part)
+        opened = open_subjects(Request(["mix"]), fetch=True)
+
+        def stop(event: Event) -> None:
+            if event.get("done"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            opened.scored("cpu", None, stop)
+        (journal,) = opened.store.root.glob("*/*.partial/*.jsonl")
+        answers = Journal(journal, json.loads(journal.read_text().partition("\n")[0])[1]).done
+        sent = next(part for name, part in events if "answers" in part)
+        assert f"{journal.stem}: {len(answers)} answers are stored" in sent
+        assert f">words: {opened.entries[0].name}<" in sent
 
 
 def test_events_are_one_line_of_data() -> None:

@@ -80,7 +80,7 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         show(growing, document)
         assert next(visitors[-1].events(f"/growing/events?seen={seen}")) == ("page", seen + 1)
         counts[id(growing)] = seen + 1
-        pages.append(visitors[-1].page("/growing"))
+        pages.append(visitors[-1].page("/"))
 
     monkeypatch.setattr(Served, "__enter__", begun)
     monkeypatch.setattr(Growing, "show", shown)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from workbench.search.result import SearchResult
     from workbench.search.run import Search
     from workbench.search.study import Study
-    from workbench.view.growing import Growing, Pages
+    from workbench.view.growing import Growing
+    from workbench.view.pages import Work
 
 WatchOpt = Annotated[
     bool, typer.Option("--watch", help="Show the growing report at an address of this machine until the command ends.")
@@ -66,9 +67,7 @@ def watching(opened: Opened, against: str | None, watch: bool, port: int | None)
     if not watch:
         yield out.event
         return
-    from workbench.view.growing import Pages
-
-    with _served(Pages(), port) as growing:
+    with _served("evaluation", port) as growing:
         page = _Comparison(growing, opened, against)
         yield page.event
         page.show(growing)
@@ -85,11 +84,7 @@ def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
     if not watch:
         yield WatchedSearch(None)
         return
-    from workbench.report.search import page_text
-    from workbench.view.growing import Pages
-
-    lead = "The report appears here when the first control is scored."
-    with _served(Pages(page_text, "Search in progress", "No candidate is scored yet", lead), port) as growing:
+    with _served("search", port) as growing:
         page = WatchedSearch(growing)
         try:
             yield page
@@ -98,16 +93,16 @@ def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
 
 
 @contextmanager
-def _served(pages: Pages, port: int | None) -> Iterator[Growing]:
+def _served(work: Work, port: int | None) -> Iterator[Growing]:
     """Serve a growing page, and the other pages of the viewer beside it, until the block ends."""
     from workbench.view.app import application
     from workbench.view.growing import Growing
     from workbench.view.pages import LINKS, Site
     from workbench.view.server import Served
 
-    links = [(name, path) for name, path in LINKS if name != "Chat"]  # the device is at work
-    growing = Growing(pages, links)
-    with Served(application(Site(links=links), growing=growing), port or 0) as served:
+    site = Site(links=[(name, path) for name, path in LINKS if name != "Chat"])  # the device is at work
+    growing = Growing(site, work)
+    with Served(application(site, growing=growing), port or 0) as served:
         out.always(ADDRESS.format(served.url))
         try:
             yield growing

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from workbench.api.naming import Variation, load_named
 from workbench.errors import UsageError, WorkbenchError, duration, printable, shell
 from workbench.manifest import CARD, read_manifest
 from workbench.project import relative
+from workbench.recipe.recipe import Recipe
 from workbench.report.numbers import POINTS
 from workbench.report.page import Viewer, filled
 from workbench.report.page import html as report_page
 from workbench.report.search import page_text as search_page
-from workbench.run.directory import UNSEALED, RunDirectory
+from workbench.run.directory import RECORD, UNSEALED, SeenRun
 from workbench.scores.files import SHARES
 from workbench.scores.suite import metric_of
-from workbench.search.result import SearchResult
+from workbench.search.result import SearchResult, SearchState
 from workbench.view.folder import Folder, PlanLine, log_lines
 
 if TYPE_CHECKING:
+    from workbench.compare.comparison import Comparison
     from workbench.scores.store import Scores
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ LINKS = (
     ("Live", "/live"),
     ("Chat", "/chat"),
 )
+_HELPERS = {"duration": duration, "shell": shell, "relative": relative}
+Work = Literal["evaluation", "search"]
 _LONGEST = 200_000
 """Largest number of characters of a file that a page shows."""
 _POINTS = 6
@@ -57,29 +61,37 @@ class Site:
     links: Sequence[tuple[str, str]] = LINKS
 
     def _page(self, template: str, place: str, title: str, **words: object) -> str:
-        helpers = {"duration": duration, "shell": shell, "relative": relative, "project": self.folder.project}
-        context = {"viewer": Viewer(self.links, place), "title": title, **helpers, **words}
-        return filled(f"view_{template}.html.j2", context, ("report.js",), ("report.css",))
+        words = {"viewer": Viewer(self.links, place), "title": title, "folder": self.folder, **_HELPERS, **words}
+        return filled(f"view_{template}.html.j2", words, ("report.js", "filter.js"), ("report.css",))
 
-    def home(self) -> str:
-        """Return the first page: what there is, what is in progress, and what came last."""
-        have = {"runs": self.folder.runs(), "recipes": self.folder.recipes(), "plans": self.folder.plans()}
-        searches = len(self.folder.searches())
-        return self._page(
-            "home", "Home", self.folder.project.name or "Project", **have, searches=searches, working=self.progress()
-        )
+    def _part(self, template: str, **words: object) -> str:
+        """Return a part of a page, which is sent alone."""
+        return filled(f"view_{template}.html.j2", {**words, **_HELPERS}, (), ())
+
+    def place(self, name: str) -> str:
+        """Return the page behind a link, with what the project has of its kind."""
+        titles = {"Home": self.folder.project.name or "Project", "Live": "In progress", "Chat": "Chat side by side"}
+        words = {"progress": self.progress, "beside": _beside, "score": _score, "names": self._names}
+        return self._page(name.lower(), name, titles.get(name, name), **words)
 
     def progress(self) -> str:
         """Return the part of a page that says what is in progress."""
-        return filled("view_progress.html.j2", {"working": self.folder.in_progress(), "duration": duration}, (), ())
+        return self._part("progress", working=self.folder.in_progress())
 
-    def live(self) -> str:
-        """Return the page of what is in progress, which is sent anew when it changes."""
-        return self._page("live", "Live", "In progress", working=self.progress())
+    def _names(self) -> list[str]:
+        """Return the names that the chat page offers: bases, recipes and finished runs."""
+        recipes = {file: recipe for file, recipe in self.folder.recipes().items() if isinstance(recipe, Recipe)}
+        bases = dict.fromkeys(recipe.fields.base_name for recipe in recipes.values())
+        made = [str(relative(run.path)) for run in self.folder.runs().values() if run.seal in ("whole", "not sealed")]
+        return [*(base for base in bases if (self.folder.project / base).is_dir()), *(Path(file).stem for file in recipes), *made]
 
-    def recipes(self) -> str:
-        """Return the list of recipes."""
-        return self._page("recipes", "Recipes", "Recipes", recipes=self.folder.recipes(), runs=self.folder.runs())
+    def growing(self, work: Work, document: Comparison | SearchState | None = None, version: int = 0) -> str:
+        """Return the page of what this process does: the report of what is scored, or that there is none yet."""
+        viewer = Viewer(self.links, "Live", version)
+        if isinstance(document, SearchState):
+            return search_page(document, viewer)
+        title = {"search": "No candidate is scored yet", "evaluation": "Nothing can be compared yet"}[work]
+        return report_page(document, viewer) if document else self._page("growing", "Live", title, viewer=viewer, work=work)
 
     def recipe(self, file: str, against: str | None) -> str:
         """Return the page of a recipe.
@@ -91,23 +103,24 @@ class Site:
         from workbench.bricks.hub import HEADERS
         from workbench.upkeep.recipediff import recipe_difference
 
-        every = {line.file: line for line in self.folder.recipes()}
-        line, path = _one(every, file, "recipe"), self.folder.project / "recipes" / file
-        points, swept = ([], None) if line.problem else Variation().recipes(str(path), lambda _: None)
+        every = self.folder.recipes()
+        recipe, path = _one(every, file, "recipe"), self.folder.project / "recipes" / file
+        points, swept = ([], None) if isinstance(recipe, str) else Variation().recipes(str(path), lambda _: None)
         difference = None
         if against is not None and _one(every, against, "recipe"):
             pair = load_named(str(path)), load_named(str(path.with_name(against)))
             difference = recipe_difference(*pair, HEADERS, (file, against))
         words = {
-            "recipe": line,
+            "file": file,
+            "recipe": recipe,
             "text": _text(path),
-            "others": [other for other in every.values() if other != line and not other.problem],
+            "others": {name: other for name, other in every.items() if name != file and isinstance(other, Recipe)},
             "against": against,
             "difference": difference,
-            "runs": [run for run in self.folder.runs() if run.recipe == line.name],
+            "runs": _of_recipe(self.folder.runs(), recipe),
             "swept": [point.name for point in points] if swept else [],
         }
-        return self._page("recipe", "Recipes", line.name, **words)
+        return self._page("recipe", "Recipes", path.stem if isinstance(recipe, str) else recipe.name, **words)
 
     def plan(self, file: str) -> str:
         """Return the part of a recipe's page that says what a run would do, from headers of its inputs."""
@@ -115,40 +128,25 @@ class Site:
         from workbench.resolve.resolve import resolve
         from workbench.run.plan import plan
 
-        _one({line.file: line for line in self.folder.recipes()}, file, "recipe")
+        _one(self.folder.recipes(), file, "recipe")
         recipes, _ = Variation().recipes(str(self.folder.project / "recipes" / file), lambda _: None)
         plans = [plan(resolve(one, HEADERS), self.folder.runs_folder) for one in recipes[:_POINTS]]
-        words = {"plans": plans, "more": len(recipes) - len(plans), "duration": duration}
-        return filled("view_plan.html.j2", words, (), ())
-
-    def runs(self) -> str:
-        """Return the list of runs."""
-        return self._page("runs", "Runs", "Runs", runs=self.folder.runs())
+        return self._part("plan", plans=plans, more=len(recipes) - len(plans))
 
     def run(self, name: str) -> str:
         """Return the page of a run."""
-        line = _one({line.name: line for line in self.folder.runs()}, name, "run")
-        run = RunDirectory(self.folder.runs_folder / line.name)
+        run = _one(self.folder.runs(), name, "run")
         sealed = read_manifest(run.path)
         words = {
-            "run": line,
-            "record": run.record,
+            "run": run,
             "files": sorted(sealed.files.items()) if sealed else [],
             "card": _text(run.result / CARD),
             "recipe": _text(run.path / "recipe.yaml"),
             "log": log_lines(run),
-            "raw": _text(run.path / "run.json"),
-            "path": relative(run.path),
-            "result": relative(run.result),
+            "raw": _text(run.path / RECORD),
             "unsealed": UNSEALED,
         }
-        return self._page("run", "Runs", line.name, **words)
-
-    def scores(self) -> str:
-        """Return the stored scores, by suite and plan."""
-        plans = self.folder.plans()
-        words = {"beside": {plan.folder: _beside(plan, plans) for plan in plans}, "score": _score}
-        return self._page("scores", "Scores", "Scores", plans=plans, **words)
+        return self._page("run", "Runs", run.name, **words)
 
     def report(self, folder: str, names: Sequence[str], baseline: str | None, beside: Sequence[str] | None) -> str:
         """Return the report of stored scores.
@@ -164,9 +162,9 @@ class Site:
         """
         from workbench.compare.compare import compare
 
-        plans = {plan.folder: plan for plan in self.folder.plans()}
+        plans = self.folder.plans()
         first = _one(plans, folder, "plan")
-        others = _beside(first, list(plans.values())) if beside is None else [_one(plans, one, "plan") for one in beside]
+        others = _beside(first, plans) if beside is None else [_one(plans, one, "plan") for one in beside]
         parts = [plan.scores for plan in (first, *others)]
         chosen = [s for scores in parts for s in (_with_controls(scores, names) if names else scores)]
         every = dict.fromkeys(s.configuration.name for s in chosen)
@@ -184,10 +182,6 @@ class Site:
         warnings = [f"Not scored on every suite: {', '.join(lacking)}."] if lacking else []
         return report_page(comparison.warned(warnings), Viewer(self.links, "Scores"))
 
-    def searches(self) -> str:
-        """Return the list of searches."""
-        return self._page("searches", "Searches", "Searches", searches=self.folder.searches())
-
     def search(self, name: str) -> str:
         """Return the page of a search: its report, or the candidates so far."""
         found = _one(self.folder.searches(), name, "search")
@@ -203,15 +197,8 @@ class Site:
         ended = _one(self.folder.searches(), name, "search") is not None
         rows = recorded(self.folder.runs_folder / "search" / name)
         rows.sort(key=lambda row: (not row.complete, [-score for score in row.scores or ()]))
-        words = {"rows": rows, "axes": list(dict.fromkeys(axis for row in rows for axis in row.values)), "ended": ended}
-        return filled("view_candidates.html.j2", words, (), ())
-
-    def chat(self) -> str:
-        """Return the page that asks up to three configurations at once."""
-        recipes = [line for line in self.folder.recipes() if not line.problem]
-        bases = dict.fromkeys(line.base for line in recipes if (self.folder.project / line.base).is_dir())
-        runs = [relative(self.folder.runs_folder / run.name) for run in self.folder.runs() if run.seal in ("whole", "not sealed")]
-        return self._page("chat", "Chat", "Chat side by side", names=[*bases, *(Path(r.file).stem for r in recipes), *runs])
+        axes = list(dict.fromkeys(axis for row in rows for axis in row.values))
+        return self._part("candidates", rows=rows, axes=axes, ended=ended)
 
     def error(self, error: WorkbenchError) -> str:
         """Return the page of an error."""
@@ -239,11 +226,18 @@ def _text(path: Path) -> str | None:
     return printable(text[:_LONGEST]) + (f"\n… ({len(text) - _LONGEST:,} more characters)" if len(text) > _LONGEST else "")
 
 
-def _beside(plan: PlanLine, plans: Sequence[PlanLine]) -> list[PlanLine]:
+def _of_recipe(runs: Mapping[str, SeenRun], recipe: Recipe | str) -> dict[str, SeenRun]:
+    """Return the runs of a recipe."""
+    return {
+        name: run for name, run in runs.items() if run.record and isinstance(recipe, Recipe) and run.record.name == recipe.name
+    }
+
+
+def _beside(plan: PlanLine, plans: Mapping[str, PlanLine]) -> list[PlanLine]:
     """Return the newest plan of each other suite that scored some of the same configurations in the same way."""
     names = {name for s in plan.scores for name in s.names}
     found: dict[str, PlanLine] = {}
-    for other in plans:
+    for other in plans.values():
         alike = [getattr(one.record, key) for one in (plan, other) for key in ("partial", "imported", "dtype")]
         shared = {name for s in other.scores for name in s.names} & names
         if other.record.name != plan.record.name and not other.outdated and alike[:3] == alike[3:] and len(shared) > 1:
