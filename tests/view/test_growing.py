@@ -16,7 +16,6 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out
 from worlds.viewer import Visitor, followed
 
-from workbench.api.subjects import Opened
 from workbench.cli._watch import check_watch, watching
 from workbench.errors import UsageError
 from workbench.view.app import application
@@ -100,12 +99,9 @@ def test_a_port_in_use_is_refused() -> None:
 
 
 def test_without_watch_nothing_is_served() -> None:
-    from workbench.cli._output import out
-
-    opened: Opened = None  # type: ignore[assignment]
     before = threading.active_count()
-    with watching(opened, None, False, None) as events:
-        assert events == out.event
+    with watching("evaluation", False, None) as page:
+        page.event({"stage": "score", "text": "x"})
         assert threading.active_count() == before
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -49,12 +49,7 @@ def render(comparison: Comparison, out: Path) -> list[Path]:
         comparison: The comparison.
         out: Path of the files; it may end in one of the three suffixes.
     """
-    return write_files(out, html(comparison), markdown(comparison), comparison.to_dict())
-
-
-def page_text(comparison: Comparison) -> str:
-    """Return the HTML page of a comparison as text."""
-    return html(comparison)
+    return write_files(out, page_text(comparison), markdown(comparison), comparison.to_dict())
 
 
 def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
@@ -87,7 +82,7 @@ class Viewer:
     version: int | None = None
 
 
-def html(view: Comparison, viewer: Viewer | None = None) -> str:
+def page_text(view: Comparison, viewer: Viewer | None = None) -> str:
     """Return the page as text; the template escapes all values of the document.
 
     Args:
@@ -100,8 +95,7 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
     leading, many = decision.leading(view), len(view.judged) > decision.UNFOLDED or bool(view.sweeps)
     bricks = dict.fromkeys(brick for c in view.by_role for brick in c.parents)
     context = {
-        "view": view,
-        "unit_of": lambda task: numbers.unit_of(view, task),
+        **differences(view, leading if many else None),
         "viewer": viewer,
         "title": wording.title(view),
         "leaders": decision.leaders(view),
@@ -117,16 +111,12 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
         "glossary": glossary(view),
-        "panels": forest.panels(view, leading if many else None),
         "difference_matrix": marks.differences(view),
         "interference_matrix": marks.interference(view),
         "scatters": [sizes] if sizes else [],
         "self_check": self_check(view),
         "checks": checks(view),
         "diff_pair": wording.diff_pair(view),
-        "own_units": any(numbers.unit_of(view, t.name).scale != numbers.POINTS.scale for t in view.tasks),
-        "lower": [t.name for t in view.tasks if t.lower],
-        "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
         "sized": {k: any(getattr(c, k) is not None for c in view.by_role) for k in ("parameters", "bytes")},
         "costs": {c.name: decision.cost_cells(c.costs) for c in view.by_role},
         "cost_heads": list(zip(decision.COST_HEADS, decision.COST_NOTES, strict=True)),
@@ -160,6 +150,18 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
     }
     styles = ("report.css", "curves.css", "beside.css")
     return with_tables(filled("report.html.j2", context, SCRIPTS, styles), tables(view))
+
+
+def differences(view: Comparison, leading: Container[str] | None = None) -> dict[str, Any]:
+    """Return the template variables of the panels of differences; `leading` are the configurations that they show, None for all."""
+    return {
+        "view": view,
+        "unit_of": lambda task: numbers.unit_of(view, task),
+        "panels": forest.panels(view, leading),
+        "own_units": any(numbers.unit_of(view, t.name).scale != numbers.POINTS.scale for t in view.tasks),
+        "lower": [t.name for t in view.tasks if t.lower],
+        "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
+    }
 
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:

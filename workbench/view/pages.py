@@ -12,9 +12,9 @@ from workbench.errors import UsageError, WorkbenchError, duration, printable, sh
 from workbench.manifest import CARD, read_manifest
 from workbench.project import relative
 from workbench.recipe.recipe import Recipe
+from workbench.report import page_text as report_page
 from workbench.report.numbers import POINTS
 from workbench.report.page import Viewer, filled
-from workbench.report.page import html as report_page
 from workbench.report.search import page_text as search_page
 from workbench.run.directory import RECORD, UNSEALED, SeenRun
 from workbench.scores.files import SHARES
