@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,14 +33,13 @@ class Reply:
     Attributes:
         text: The answer.
         first: The most probable first tokens with their probabilities, the chosen one first.
-        bricks: Bricks that a router chose for the prompt, such as "add+reverse"; "" for a model without a router.
-        facts: Facts that a memory put before the prompt, the best one first.
+        acted: What chose or changed it, and how: "router" with bricks, such as "add+reverse"; "memory" with each fact that was put before
+            the prompt, the best one first; "codebook" with each fact whose entries replaced outputs.
     """
 
     text: str
     first: Sequence[tuple[str, float]]
-    bricks: str
-    facts: Sequence[str]
+    acted: Sequence[tuple[str, str]]
 
 
 @dataclass
@@ -77,33 +77,34 @@ class Speaker:
         else:
             tokens = self.tokenizer(line, return_tensors="pt")
         model, first = self.model(), list[tuple[int, float]]()
-        made = model.generate(
-            **tokens.to(model.device),
-            max_new_tokens=limit,
-            do_sample=False,
-            streamer=_streamer(self.tokenizer, write),
-            logits_processor=[partial(_note_first, first)],
-            stopping_criteria=[lambda ids, *_, **__: ids.new_full((len(ids),), stop(), dtype=bool)],
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-        )
-        text = str(self.tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+        with model.codebook.noting() if hasattr(model, "codebook") else nullcontext(list[str]()) as entries:
+            made = model.generate(
+                **tokens.to(model.device),
+                max_new_tokens=limit,
+                do_sample=False,
+                streamer=_streamer(self.tokenizer, write),
+                logits_processor=[partial(_note_first, first)],
+                stopping_criteria=[lambda ids, *_, **__: ids.new_full((len(ids),), stop(), dtype=bool)],
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )
+        prompt = tokens["input_ids"]
+        text = str(self.tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True))
         self.history.append({"role": "assistant", "content": text})
         named = [(str(self.tokenizer.decode([token])), share) for token, share in first]
-        return Reply(text, named, self.bricks(), self._facts(tokens["input_ids"][0].tolist(), limit))
+        acted = [*_chosen(model, prompt[0].tolist(), limit), *(("codebook", entry) for entry in entries)]
+        return Reply(text, named, acted)
 
-    def bricks(self) -> str:
-        """Return the bricks that gave the last answer of a routed model; "" for other models."""
-        routing = getattr(self.model(), "routing", None)
-        return str(routing.label(routing.last.weights[0])) if routing is not None and not routing.by_token else ""
 
-    def _facts(self, prompt: Sequence[int], limit: int) -> list[str]:
-        """Return the facts that a text memory puts before a prompt."""
-        recall = getattr(self.model(), "recall", None)
-        if recall is None or recall.extended(prompt, limit) is None:
-            return []
+def _chosen(model: Any, prompt: Sequence[int], limit: int) -> Iterator[tuple[str, str]]:
+    """Yield the bricks that a router chose for a prompt, and the facts that a text memory puts before it."""
+    routing, recall = getattr(model, "routing", None), getattr(model, "recall", None)
+    if routing is not None and not routing.by_token:
+        yield "router", str(routing.label(routing.last.weights[0]))
+    if recall is not None and recall.extended(prompt, limit) is not None:
         from workbench.edit.memories.textmemory import query_of, sentence
 
-        return [sentence(one) for one in recall.store.recall(query_of(self.tokenizer, prompt))]
+        for fact in recall.store.recall(query_of(recall.tokenizer, prompt)):
+            yield "memory", sentence(fact)
 
 
 def open_speakers(

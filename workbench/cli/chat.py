@@ -31,8 +31,8 @@ def chat(
     """Chat with a recipe's result, a run or a model, or with two of them at once.
 
     One line per turn, with greedy decoding. Also reads lines from a pipe. With two, both get the same prompt, each with its own
-    chat template and history; `workbench view` shows their answers side by side. After each answer of a routed model, the bricks
-    that gave it are printed to standard error.
+    chat template and history; `workbench view` shows their answers side by side. After the answers, standard error says what acted:
+    the bricks that a router chose, the facts that a memory put before the prompt, and the facts whose entries in a codebook fired.
     """
     from workbench.api.chatting import open_speakers
     from workbench.models.identity import pick_device
@@ -53,14 +53,15 @@ def chat(
         if len(speakers) == 2:
             out.say(f"side by side in a browser: {shell('workbench', 'view')}")
     while line := _ask():
+        acted = []
         for speaker in speakers:
             if len(speakers) > 1:
                 _write(f"[{speaker.name}]\n")
-            speaker.answer(line, max_new_tokens, _write)
+            reply = speaker.answer(line, max_new_tokens, _write)
+            acted += [(speaker.name, what if kind == "router" else f"{kind}: {what}") for kind, what in reply.acted]
             _write("\n")
-        for speaker in speakers:
-            if bricks := speaker.bricks():
-                out.say(f"[{bricks}]" if len(speakers) == 1 else f"[{speaker.name}: {bricks}]")
+        for name, what in acted:
+            out.say(f"[{what}]" if len(speakers) == 1 else f"[{name}: {what}]")
 
 
 def _ask() -> str:

@@ -88,7 +88,7 @@ class Talk:
             tell("model", {"number": number, "kind": kind})
             speaker.history.clear()  # each question stands alone
             reply = speaker.answer(asked.prompt, asked.tokens, partial(_piece, tell, number), stop)
-            shown = {"first": reply.first, "bricks": reply.bricks, "facts": reply.facts, "make": makes(speaker.name)}
+            shown = {"first": reply.first, "acted": reply.acted, "make": makes(speaker.name)}
             tell("done", {"number": number, "seconds": round(time.monotonic() - started, 1), **shown})
 
     def _speakers(self, asked: Asked, tell: Tell) -> tuple[Sequence[Speaker], str]:

@@ -32,6 +32,7 @@ for (const part of document.querySelectorAll("[data-stream]")) {
   follow();
 }
 
+const ACTED = { router: "Router's choice", memory: "Facts that the memory put before the prompt", codebook: "Entries of the codebook that fired" };
 const chat = $("chat");
 if (chat) {
   let asking = null;
@@ -51,8 +52,10 @@ if (chat) {
   const finish = (pane, data) => {
     const beside = pane.querySelector(".beside"), part = (head) => beside.appendChild(el("h3", "", head));
     pane.querySelector(".kind").textContent += ", " + data.seconds + " s";
-    if (data.bricks) { part("Router's choice"); beside.append(el("p", "", data.bricks)); }
-    if (data.facts.length) { part("Facts that the memory put before the prompt"); for (const fact of data.facts) beside.append(el("p", "", fact)); }
+    for (const [kind, head] of Object.entries(ACTED)) {
+      const found = data.acted.filter(([acted]) => acted === kind);
+      if (found.length) beside.append(el("h3", "", head), ...found.map(([, text]) => el("p", "", text)));
+    }
     if (data.first.length) {
       part("First token");
       for (const [token, share] of data.first) {
