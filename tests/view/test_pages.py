@@ -130,10 +130,12 @@ def test_scores_become_the_report(world: Project, client: TestClient) -> None:
     text(client, f"/scores/{folder}")
     assert "compared with add" in text(client, f"/scores/{folder}?name=merge&baseline=add")
     # Guarded tasks of another suite count too, unless the user takes them out.
-    guarded = Suite(suite="guard", tasks=("facts",), primary={"facts": "acc"}, roles={"facts": "guarded"})
+    guarded = Suite(suite="guard", tasks=("facts",), primary={"facts": "f1"}, roles={"facts": "guarded"})
     other = stored(store, {c: [values[c][2]] for c in (BASE, ADD, MERGE)}, suite=guarded, plan="q" * 32)
     beside = store.folder("guard", other[0].plan).name
-    assert f'value="{beside}" checked' in text(client, "/scores")
+    listed = text(client, "/scores")
+    assert f'value="{beside}" checked' in listed
+    assert len(re.findall(r'<td data-v="0\.\d+" class="bar"[^>]*>\d\d\.\d</td>', listed)) == 3 * 5 + 3, "every share in percent"
     page = text(client, f"/scores/{folder}?name=merge")
     assert "suite toy" in page
     assert "suite guard" in page

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.api.naming import open_named
-from workbench.errors import size
+from workbench.errors import UsageError, size
 from workbench.events import Events, no_events
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ Write = Callable[[str], None]
 """Callback that takes a piece of an answer as it is generated."""
 TOP = 5
 """Number of first tokens that an answer names."""
-
-
-def _never() -> bool:
-    return False
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Speaker:
     templated: bool
     history: list[dict[str, str]] = field(default_factory=list)
 
-    def answer(self, line: str, limit: int, write: Write, stop: Callable[[], bool] = _never) -> Reply:
+    def answer(self, line: str, limit: int, write: Write, stop: Callable[[], bool] = bool) -> Reply:
         """Answer a line.
 
         Args:
@@ -130,28 +126,26 @@ def open_speakers(
         WorkbenchError: If there is no such recipe, run or model, or if one has no model that can be loaded.
     """
     from workbench.models.prompts import load_tokenizer
-    from workbench.run.materialize import materialize, shared
+    from workbench.run.materialize import SharedModel, materialize, shared
 
+    if twice := next((name for name in targets if list(targets).count(name) > 1), None):
+        raise UsageError(f"{twice} is named twice", "Name different models, or one.")
     opened = [open_named(target, events, runs).resolved for target in targets]
     tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in opened]
     one = shared(opened, device, events) if len(opened) > 1 else None
     if one is not None:
-        both = "both" if len(opened) == 2 else "all three"
-        say(f"{both} share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")
+        all_ = "both" if len(opened) == 2 else "all three"
+        say(f"{all_} share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")
         models: list[Callable[[], Any]] = [partial(one.holding, i) for i in range(len(opened))]
     else:
-        models = [partial(_itself, materialize(resolved, device, events=events)) for resolved in opened]
+        alone = [SharedModel(materialize(resolved, device, events=events), []) for resolved in opened]
+        models = [partial(model.holding, 0) for model in alone]
         if len(models) > 1:
-            number = "two" if len(models) == 2 else "three"
-            say(f"{number} models are in memory, because they cannot share their weights")
+            say(f"{'two' if len(models) == 2 else 'three'} models are in memory, because they cannot share their weights")
     return [
         Speaker(target, model, tokenizer, bool(tokenizer.chat_template) and not plain)
         for target, model, tokenizer in zip(targets, models, tokenizers, strict=True)
     ]
-
-
-def _itself(model: Any) -> Any:
-    return model
 
 
 def _note_first(first: list[tuple[int, float]], _ids: Any, scores: Any) -> Any:
@@ -166,11 +160,6 @@ def _streamer(tokenizer: Any, write: Write) -> Any:
     """Return the streamer that passes generated text on, without the prompt and special tokens."""
     from transformers import TextStreamer
 
-    class Streamer(TextStreamer):  # type: ignore[misc]
-        """Passes text on instead of printing it."""
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            """Pass on a piece of text; nothing is added at the end."""
-            write(text)
-
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = lambda text, stream_end=False: write(text)
+    return streamer

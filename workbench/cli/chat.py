@@ -39,16 +39,11 @@ def chat(
 
     if len(targets) > 2:
         raise UsageError(f"expected one or two models, found {len(targets)}", "workbench chat TARGET OTHER")
-    if len(targets) == 2 and targets[0] == targets[1]:
-        raise UsageError(f"{targets[0]} is named twice", "Name two different models, or one.")
     speakers = open_speakers(targets, runs_dir, pick_device(device), plain=plain, say=out.say, events=out.event)
     if sys.stdin.isatty():
-        kinds = {speaker.name: "the chat template" if speaker.templated else "plain text" for speaker in speakers}
-        used = (
-            next(iter(kinds.values()))
-            if len(set(kinds.values())) == 1
-            else ", ".join(f"{kind} for {name}" for name, kind in kinds.items())
-        )
+        kinds = ["the chat template" if speaker.templated else "plain text" for speaker in speakers]
+        each = ", ".join(f"{kind} for {speaker.name}" for kind, speaker in zip(kinds, speakers, strict=True))
+        used = kinds[0] if len(set(kinds)) == 1 else each
         out.say(f"enter an empty line or Ctrl-D to quit; using {used}")
         if len(speakers) == 2:
             out.say(f"side by side in a browser: {shell('workbench', 'view')}")

@@ -13,12 +13,10 @@ from workbench.manifest import CARD, read_manifest
 from workbench.project import relative
 from workbench.recipe.recipe import Recipe
 from workbench.report import page_text as report_page
-from workbench.report.numbers import POINTS
+from workbench.report.numbers import Unit, unit_for
 from workbench.report.page import Viewer, filled
 from workbench.report.search import page_text as search_page
-from workbench.run.directory import RECORD, UNSEALED, SeenRun
-from workbench.scores.files import SHARES
-from workbench.scores.suite import metric_of
+from workbench.run.directory import RECORD, UNSEALED
 from workbench.search.result import SearchResult, SearchState
 from workbench.view.folder import Folder, PlanLine, log_lines
 
@@ -71,7 +69,7 @@ class Site:
     def place(self, name: str) -> str:
         """Return the page behind a link, with what the project has of its kind."""
         titles = {"Home": self.folder.project.name or "Project", "Live": "In progress", "Chat": "Chat side by side"}
-        words = {"progress": self.progress, "beside": _beside, "score": _score, "names": self._names}
+        words = {"progress": self.progress, "beside": _beside, "units": _units, "names": self._names}
         return self._page(name.lower(), name, titles.get(name, name), **words)
 
     def progress(self) -> str:
@@ -117,7 +115,6 @@ class Site:
             "others": {name: other for name, other in every.items() if name != file and isinstance(other, Recipe)},
             "against": against,
             "difference": difference,
-            "runs": _of_recipe(self.folder.runs(), recipe),
             "swept": [point.name for point in points] if swept else [],
         }
         return self._page("recipe", "Recipes", path.stem if isinstance(recipe, str) else recipe.name, **words)
@@ -205,9 +202,14 @@ class Site:
         return self._page("error", "", "This cannot be shown", error=error)
 
 
-def _score(metric: str, value: float) -> str:
-    """Return a score as reports write it: in percent where it is a share."""
-    return POINTS.score(value) if metric_of(metric) in SHARES else f"{value:.4g}"
+def _units(plan: PlanLine) -> dict[str, Unit]:
+    """Return the unit in which reports write the scores of each task."""
+    found = {}
+    for task, about in plan.record.tasks.items():
+        metrics = [s.tasks[task].metrics.get(about.primary) for s in plan.scores if task in s.tasks]
+        levels = [metric.value for metric in metrics if metric]
+        found[task] = unit_for(levels, about.primary in about.lower, about.ratios.get(about.primary))
+    return found
 
 
 def _one(found: Mapping[str, T], name: str, what: str) -> T:
@@ -224,13 +226,6 @@ def _text(path: Path) -> str | None:
     except OSError:
         return None
     return printable(text[:_LONGEST]) + (f"\n… ({len(text) - _LONGEST:,} more characters)" if len(text) > _LONGEST else "")
-
-
-def _of_recipe(runs: Mapping[str, SeenRun], recipe: Recipe | str) -> dict[str, SeenRun]:
-    """Return the runs of a recipe."""
-    return {
-        name: run for name, run in runs.items() if run.record and isinstance(recipe, Recipe) and run.record.name == recipe.name
-    }
 
 
 def _beside(plan: PlanLine, plans: Mapping[str, PlanLine]) -> list[PlanLine]:

@@ -75,11 +75,8 @@ class Talk:
             stopped.set()
 
     def _answer(self, asked: Asked, tell: Tell, stop: Callable[[], bool]) -> None:
-        if len(set(asked.names)) < len(asked.names):
-            raise UsageError("a configuration is named twice", "Name different ones.")
         speakers, note = self._speakers(asked, tell)
-        if note:
-            tell("note", note)
+        tell("note", note)
         for number, speaker in enumerate(speakers):
             if stop():
                 return
