@@ -149,7 +149,7 @@ def test_the_page_grows_and_stays(project: Project, started: Browser, monkeypatc
             assert page.js("document.querySelector('.decision').textContent") == document.recommendation.text  # type: ignore[union-attr]
             assert page.js("document.documentElement.scrollWidth") <= 390
             asked = {url.partition("?")[0] for url in page.requests() if not url.startswith("data:")}
-            assert asked == {home, f"{home}growing/events"}
+            assert asked == {home, f"{home}growing/0", f"{home}growing/1"}
             assert page.complaints() == []
             growing.end(wait=True)
         until(page, ENDED)

@@ -40,20 +40,20 @@ def test_the_newest_report_is_sent(growing: Growing, tmp_path: Path) -> None:
         visitor = Visitor(server.url)
         for path in ("/", "/live"):
             assert "Nothing can be compared yet" in visitor.page(path)
-        events = visitor.events("/growing/events?seen=0")
+        events = visitor.events("/growing/0")
         assert next(events) == ("part", "Nothing is scored yet.")
         growing.say("3 of <b>10")
         assert next(events) == ("part", "3 of &lt;b&gt;10")
         growing.show(document)
         assert list(events) == [("page", 1)]
         page = visitor.page("/")
-        assert "/growing/events?seen=1" in page
+        assert "/growing/1" in page
         assert document.recommendation
         assert document.recommendation.text in page
-        assert next(visitor.events("/growing/events?seen=x")) == ("page", 1)
+        assert visitor.ask("/growing/x")[0] == 404
         assert visitor.ask("/chat")[0] == 404
         growing.end(wait=False)
-        assert list(visitor.events("/growing/events?seen=1")) == [("end", "")]
+        assert list(visitor.events("/growing/1")) == [("end", "")]
 
 
 def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, m
         def browse() -> None:
             for version in (0, 1):
                 seen.append(visitor.page("/"))
-                for event in visitor.events(f"/growing/events?seen={version}"):
+                for event in visitor.events(f"/growing/{version}"):
                     open_.set()
                     seen.append(event)
 
@@ -83,7 +83,7 @@ def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, m
         growing.end(wait=True)
         thread.join()
     assert seen[-1] == ("end", "")
-    assert "/growing/events?seen=1" in seen[-2]
+    assert "/growing/1" in seen[-2]
 
 
 def test_a_port_in_use_is_refused() -> None:

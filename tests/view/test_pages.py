@@ -141,7 +141,7 @@ def test_scores_become_the_report(world: Project, client: TestClient) -> None:
     assert "suite guard" in page
     assert "Not scored on every suite: sort, average." in page
     assert "--suite toy --suite guard" in page
-    assert "suite guard" not in text(client, f"/scores/{folder}?name=merge&with=")
+    assert "suite guard" not in text(client, f"/scores/{folder}?name=merge&beside=")
     next((world.path / "runs" / "scores" / folder).glob("[0-9a-f]*.json")).write_text('{"version": 2}')
     assert "Field required" in text(client, "/scores")
 

@@ -59,11 +59,14 @@ def asked(visitor: Visitor, *names: str, prompt: str = PROMPT) -> tuple[list[str
     texts, beside, notes = [""] * len(names), [dict[str, Any]() for _ in names], list[Any]()
     events = list(visitor.events("/chat", question(*names, prompt=prompt)))
     assert events[-1] == ("end", ""), events
+    number = -1
     for name, data in events:
-        if name == "piece":
-            texts[data["number"]] += data["text"]
+        if name == "model":
+            number = data["number"]
+        elif name == "piece":
+            texts[number] += data
         elif name == "done":
-            beside[data["number"]] = data
+            beside[number] = data
         elif name in ("note", "error"):
             notes.append(data)
     return texts, beside, notes
@@ -142,7 +145,7 @@ def test_wrong_questions_are_refused(world: Project, visitor: Visitor, monkeypat
         (("avrage",), "expected a recipe"),
         (("org/name",), "no recipe, run or model on this machine"),
     ):
-        ((kind, error),) = list(visitor.events("/chat", question(*names)))[:-1]
+        kind, error = list(visitor.events("/chat", question(*names)))[-2]
         assert kind == "error"
         assert message in error["message"]
     # A project's own code needs trust, as in any command.

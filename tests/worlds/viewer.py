@@ -78,7 +78,7 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def shown(growing: Growing, document: Any) -> None:
         seen = counts.get(id(growing), 0)
         show(growing, document)
-        assert next(visitors[-1].events(f"/growing/events?seen={seen}")) == ("page", seen + 1)
+        assert next(visitors[-1].events(f"/growing/{seen}")) == ("page", seen + 1)
         counts[id(growing)] = seen + 1
         pages.append(visitors[-1].page("/"))
 

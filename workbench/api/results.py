@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from workbench.compare.differences import Difference
     from workbench.compare.recommend import Recommendation
     from workbench.compare.swept import Sweep
-    from workbench.errors import LeftOut
     from workbench.scores.store import Scores, ScoreStore
     from workbench.search.result import SearchResult
 

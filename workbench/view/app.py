@@ -46,17 +46,9 @@ def application(site: Site, *, talk: Talk | None = None, growing: Growing | None
             return page(site.error(error), status)
         return PlainTextResponse("\n".join(filter(None, (error.message, error.hint))), status)  # a script asks
 
-    def shown(make: Callable[..., str]) -> Callable[[Request], Response]:
-        """Return the endpoint of a page, which gets the names in the address and runs in a thread."""
-        return lambda request: page(make(**request.path_params))
-
-    def compared(request: Request) -> Response:
-        asked = request.query_params
-        beside = list(filter(None, asked.getlist("with"))) if "with" in asked else None  # the form's own has one that is empty
-        return page(site.report(request.path_params["folder"], asked.getlist("name"), asked.get("baseline") or None, beside))
-
-    def recipe(request: Request) -> Response:
-        return page(site.recipe(request.path_params["file"], request.query_params.get("against") or None))
+    def shown(make: Callable[..., str], *asked: str) -> Callable[[Request], Response]:
+        """Return the endpoint of a page, which gets the names in the address and values of its query, and runs in a thread."""
+        return lambda request: page(make(**request.path_params, **{name: request.query_params.getlist(name) for name in asked}))
 
     async def ask(request: Request) -> Response:
         assert talk
@@ -66,23 +58,19 @@ def application(site: Site, *, talk: Talk | None = None, growing: Growing | None
             first = error.errors()[0]
             raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
-    def follow(request: Request) -> Response:
-        assert growing
-        seen = request.query_params.get("seen", "")
-        return _stream(growing.events(int(seen) if seen.isdecimal() and len(seen) < 10 else -1))
-
     routes = [
         *(Route(path, shown(partial(site.place, name))) for name, path in site.links if talk or name != "Chat"),
-        Route("/recipes/{file}", recipe),
+        Route("/recipes/{file}", shown(site.recipe, "against")),
         Route("/recipes/{file}/plan", shown(site.plan)),
         Route("/runs/{name}", shown(site.run)),
-        Route("/scores/{folder}", compared),
+        Route("/scores/{folder}", shown(site.report, "name", "baseline", "beside")),
         Route("/searches/{name}", shown(site.search)),
         Route("/searches/{name}/events", lambda request: _stream(_parts(partial(site.candidates, **request.path_params)))),
         Route("/live/events", lambda _: _stream(_parts(site.progress))),
     ]
     if growing is not None:
-        routes = [*(Route(path, shown(growing.page)) for path in ("/", "/live")), Route("/growing/events", follow), *routes]
+        grown = Route("/growing/{seen:int}", lambda request: _stream(growing.events(**request.path_params)))
+        routes = [*(Route(path, shown(growing.page)) for path in ("/", "/live")), grown, *routes]
     if talk is not None:
         routes.append(Route("/chat", ask, methods=["POST"]))
     return Starlette(routes=routes, exception_handlers={WorkbenchError: wrong, HTTPException: wrong})

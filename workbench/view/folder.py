@@ -71,15 +71,9 @@ class Folder:
     project: Path = field(default_factory=find_project)
     _known: dict[Path, tuple[FileIdentity, Any]] = field(default_factory=dict)
 
-    @property
-    def runs_folder(self) -> Path:
-        """Folder of runs and scores."""
-        return runs_of(self.project)
-
-    @property
-    def store(self) -> ScoreStore:
-        """The score store."""
-        return ScoreStore(self.runs_folder / "scores")
+    def __post_init__(self) -> None:
+        self.runs_folder = runs_of(self.project)
+        self.store = ScoreStore(self.runs_folder / "scores")
 
     def runs(self) -> dict[str, SeenRun]:
         """Return the runs by name, newest first."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from workbench.api.loading import LoadedRecipe
 from workbench.api.naming import Variation, load_named
 from workbench.errors import UsageError, WorkbenchError, duration, printable, shell
 from workbench.manifest import CARD, read_manifest
@@ -91,12 +92,12 @@ class Site:
         title = {"search": "No candidate is scored yet", "evaluation": "Nothing can be compared yet"}[work]
         return report_page(document, viewer) if document else self._page("growing", "Live", title, viewer=viewer, work=work)
 
-    def recipe(self, file: str, against: str | None) -> str:
+    def recipe(self, file: str, against: Sequence[str]) -> str:
         """Return the page of a recipe.
 
         Args:
             file: Its file's name.
-            against: File of a recipe to compare it with; None for none.
+            against: File of a recipe to compare it with, if one is named.
         """
         from workbench.bricks.hub import HEADERS
         from workbench.upkeep.recipediff import recipe_difference
@@ -104,16 +105,16 @@ class Site:
         every = self.folder.recipes()
         recipe, path = _one(every, file, "recipe"), self.folder.project / "recipes" / file
         points, swept = ([], None) if isinstance(recipe, str) else Variation().recipes(str(path), lambda _: None)
-        difference = None
-        if against is not None and _one(every, against, "recipe"):
-            pair = load_named(str(path)), load_named(str(path.with_name(against)))
-            difference = recipe_difference(*pair, HEADERS, (file, against))
+        other, difference = next(filter(None, against), None), None
+        if other is not None and _one(every, other, "recipe"):
+            pair = load_named(str(path)), load_named(str(path.with_name(other)))
+            difference = recipe_difference(*pair, HEADERS, (file, other))
         words = {
             "file": file,
             "recipe": recipe,
             "text": _text(path),
             "others": {name: other for name, other in every.items() if name != file and isinstance(other, Recipe)},
-            "against": against,
+            "against": other,
             "difference": difference,
             "swept": [point.name for point in points] if swept else [],
         }
@@ -121,13 +122,9 @@ class Site:
 
     def plan(self, file: str) -> str:
         """Return the part of a recipe's page that says what a run would do, from headers of its inputs."""
-        from workbench.bricks.hub import HEADERS
-        from workbench.resolve.resolve import resolve
-        from workbench.run.plan import plan
-
         _one(self.folder.recipes(), file, "recipe")
         recipes, _ = Variation().recipes(str(self.folder.project / "recipes" / file), lambda _: None)
-        plans = [plan(resolve(one, HEADERS), self.folder.runs_folder) for one in recipes[:_POINTS]]
+        plans = [LoadedRecipe(one).plan() for one in recipes[:_POINTS]]
         return self._part("plan", plans=plans, more=len(recipes) - len(plans))
 
     def run(self, name: str) -> str:
@@ -145,14 +142,15 @@ class Site:
         }
         return self._page("run", "Runs", run.name, **words)
 
-    def report(self, folder: str, names: Sequence[str], baseline: str | None, beside: Sequence[str] | None) -> str:
+    def report(self, folder: str, name: Sequence[str], baseline: Sequence[str], beside: Sequence[str]) -> str:
         """Return the report of stored scores.
 
         Args:
             folder: Folder of the plan.
-            names: Names of configurations, to which their controls are added; none for all.
-            baseline: Name of the baseline; None if the suite decides.
-            beside: Folders of plans of other suites that are compared with it, guarded tasks among them; None for all that fit.
+            name: Names of configurations, to which their controls are added; none for all.
+            baseline: Name of the baseline, if the suite does not decide.
+            beside: Folders of plans of other suites that are compared with it, guarded tasks among them, and perhaps "" for none of them;
+                none for all that fit.
 
         Raises:
             WorkbenchError: If fewer than two configurations are stored, or scores are damaged.
@@ -161,21 +159,22 @@ class Site:
 
         plans = self.folder.plans()
         first = _one(plans, folder, "plan")
-        others = _beside(first, plans) if beside is None else [_one(plans, one, "plan") for one in beside]
+        others = [_one(plans, one, "plan") for one in beside if one] if beside else _beside(first, plans)
         parts = [plan.scores for plan in (first, *others)]
-        chosen = [s for scores in parts for s in (_with_controls(scores, names) if names else scores)]
+        chosen = [s for scores in parts for s in (_with_controls(scores, name) if name else scores)]
         every = dict.fromkeys(s.configuration.name for s in chosen)
         if len(every) < 2:
             raise WorkbenchError(
                 f"suite {first.record.name}: a comparison needs two scored configurations", "workbench eval RECIPE"
             )
-        lacking = [name for name in every if not all(any(name in s.names for s in scores) for scores in parts)]
-        if baseline is None and not any(first.record.suite.get("baseline", "base") in s.names for s in chosen):
-            baseline = chosen[0].configuration.name
+        lacking = [one for one in every if not all(any(one in s.names for s in scores) for scores in parts)]
+        against = next(filter(None, baseline), None)
+        if against is None and not any(first.record.suite.get("baseline", "base") in s.names for s in chosen):
+            against = chosen[0].configuration.name
         recipes = dict.fromkeys(s.configuration.recipe for s in chosen if s.configuration.recipe)
         suites = [word for plan in (first, *others) for word in ("--suite", plan.record.name)]
         command = shell("workbench", "report", *recipes, *suites)
-        comparison = compare(self.folder.store, chosen, baseline=baseline, project=self.folder.project, command=command)
+        comparison = compare(self.folder.store, chosen, baseline=against, project=self.folder.project, command=command)
         warnings = [f"Not scored on every suite: {', '.join(lacking)}."] if lacking else []
         return report_page(comparison.warned(warnings), Viewer(self.links, "Scores"))
 

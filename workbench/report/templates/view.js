@@ -69,15 +69,15 @@ if (chat) {
       const line = beside.appendChild(el("div", "command")), copy = el("button", "", "Copy");
       copy.type = "button";
       line.append(el("pre", "", data.make), copy);
-      line.firstChild.id = copy.dataset.copy = "make-" + data.number;
+      line.firstChild.id = copy.dataset.copy = "make-" + document.querySelectorAll("#answers .command").length;
     }
   };
+  let pane = null; // of the model that answers
   const take = (name, data, shown) => {
-    const pane = shown[data.number];
     if (name === "note") says(data);
-    else if (name === "error") fails(data.message, data.hint);
-    else if (name === "model") { pane.querySelector(".kind").textContent = data.kind; pane.querySelector(".said").classList.add("busy"); }
-    else if (name === "piece") pane.querySelector(".said").append(data.text);
+    else if (name === "error") { says(""); fails(data.message, data.hint); }
+    else if (name === "model") { pane = shown[data.number]; pane.querySelector(".kind").textContent = data.kind; pane.querySelector(".said").classList.add("busy"); }
+    else if (name === "piece") pane.querySelector(".said").append(data);
     else if (name === "done") { pane.querySelector(".said").classList.remove("busy"); finish(pane, data); }
   };
   const ask = async () => {
