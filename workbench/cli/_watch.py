@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from workbench.view.growing import Growing
     from workbench.view.pages import Work
 
+    Report = Callable[[], Comparison | SearchState | None]
+
 WatchOpt = Annotated[
     bool, typer.Option("--watch", help="Show the growing report at an address of this machine until the command ends.")
 ]
@@ -54,16 +56,17 @@ def check_watch(watch: bool, port: int | None) -> None:
 
 
 @contextmanager
-def watching(work: Work, watch: bool, port: int | None) -> Iterator[Watched]:
+def watching(work: Work, watch: bool, port: int | None, report: Report = lambda: None) -> Iterator[Watched]:
     """Yield the receiver of progress events: the terminal, and with `--watch` a page, served beside the other pages of the viewer.
 
     Args:
         work: What the command does.
         watch: Value of `--watch`.
         port: Value of `--port`.
+        report: Returns the report of all scores that are stored; None if there is none yet.
     """
     if not watch:
-        yield Watched(None)
+        yield Watched(None, report)
         return
     from workbench.view.app import application
     from workbench.view.growing import Growing
@@ -75,7 +78,7 @@ def watching(work: Work, watch: bool, port: int | None) -> Iterator[Watched]:
     with Served(application(site, growing=growing), port or 0) as served:
         out.always(ADDRESS.format(served.url))
         try:
-            page = Watched(growing)
+            page = Watched(growing, report)
             yield page
             page.show()
         except BaseException:
@@ -87,12 +90,11 @@ def watching(work: Work, watch: bool, port: int | None) -> Iterator[Watched]:
 class Watched:
     """Passes events on to the terminal, and shows new scores on the page, if there is one, not too often."""
 
-    def __init__(self, growing: Growing | None) -> None:
-        self._growing, self._next = growing, 0.0
-        self._report: Callable[[], Comparison | SearchState | None] = lambda: None
+    def __init__(self, growing: Growing | None, report: Report) -> None:
+        self._growing, self._report, self._next = growing, report, 0.0
 
-    def follow(self, report: Callable[[], Comparison | SearchState | None]) -> None:
-        """Show what a function returns from now on: the report of all scores that are stored, or None if there is none yet."""
+    def follow(self, report: Report) -> None:
+        """Show what a function returns from now on."""
         self._report = report
 
     def event(self, event: Event) -> None:

@@ -100,8 +100,7 @@ def evaluate(
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise UsageError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}")
-    with watching("evaluation", watch, port) as page:
-        page.follow(partial(scored_so_far, opened, against))
+    with watching("evaluation", watch, port, partial(scored_so_far, opened, against)) as page:
         if engine == "local":
             scores = opened.scored(device, server, page.event)
         else:
