@@ -331,8 +331,7 @@ def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
         results: Results of searches by recipe name.
         to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
     """
-    from workbench.report.page import stem
-    from workbench.report.search import render
+    from workbench.report import render, stem
 
     paths = []
     for name, found in results.items():

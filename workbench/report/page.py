@@ -1,15 +1,13 @@
-"""Rendering of a comparison document as HTML, Markdown and JSON."""
+"""The page of a comparison, and what the pages of all reports share."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,11 +15,10 @@ from markupsafe import Markup
 
 from workbench.compare.comparison import Comparison
 from workbench.errors import printable
-from workbench.files import write_bytes
 from workbench.report import decision, forest, items, marks, numbers, scatter, sweeps, wording
 from workbench.report.edits import COHORTS, counted, fact_suites, heading
 from workbench.report.files import with_tables
-from workbench.report.markdown import markdown, tables
+from workbench.report.markdown import tables
 from workbench.report.provenance import checks, created, facts, glossary, self_check
 from workbench.report.tints import DIFFERENCE
 
@@ -37,34 +34,6 @@ ROLE_WORDS = {
 SCRIPTS = ("report.js", "downloads.js", "filter.js", "diff.js", "items.js", "flips.js", "beside.js")
 FILTERED = 20
 """Rows of the summary table from which on it can be filtered by name and brick."""
-SUFFIXES = (".html", ".md", ".json")
-
-
-def render(comparison: Comparison, out: Path) -> list[Path]:
-    """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
-
-    Each file is replaced as a whole. The HTML page needs no other file and makes no request.
-
-    Args:
-        comparison: The comparison.
-        out: Path of the files; it may end in one of the three suffixes.
-    """
-    return write_files(out, page_text(comparison), markdown(comparison), comparison.to_dict())
-
-
-def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
-    """Write HTML, Markdown and the document as JSON under one name; `out` may end in one of the three suffixes."""
-    texts = (page, text, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_name(stem(out) + suffix) for suffix in SUFFIXES]
-    for path, content in zip(paths, texts, strict=True):
-        write_bytes(path, content.encode())
-    return paths
-
-
-def stem(out: Path) -> str:
-    """Return the name that the three files share."""
-    return out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
 
 
 @dataclass(frozen=True)
@@ -82,7 +51,7 @@ class Viewer:
     version: int | None = None
 
 
-def page_text(view: Comparison, viewer: Viewer | None = None) -> str:
+def html(view: Comparison, viewer: Viewer | None = None) -> str:
     """Return the page as text; the template escapes all values of the document.
 
     Args:

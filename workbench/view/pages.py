@@ -13,17 +13,17 @@ from workbench.errors import UsageError, WorkbenchError, duration, printable, sh
 from workbench.manifest import CARD, read_manifest
 from workbench.project import relative
 from workbench.recipe.recipe import Recipe
-from workbench.report import page_text as report_page
+from workbench.report import page_text
 from workbench.report.numbers import Unit, unit_for
 from workbench.report.page import Viewer, filled
-from workbench.report.search import page_text as search_page
 from workbench.run.directory import RECORD, UNSEALED
-from workbench.search.result import SearchResult, SearchState
+from workbench.search.result import SearchResult
 from workbench.view.folder import Folder, PlanLine, log_lines
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
     from workbench.scores.store import Scores
+    from workbench.search.result import SearchState
 
 T = TypeVar("T")
 LINKS = (
@@ -87,10 +87,10 @@ class Site:
     def growing(self, work: Work, document: Comparison | SearchState | None = None, version: int = 0) -> str:
         """Return the page of what this process does: the report of what is scored, or that there is none yet."""
         viewer = Viewer(self.links, "Live", version)
-        if isinstance(document, SearchState):
-            return search_page(document, viewer)
+        if document is not None:
+            return page_text(document, viewer)
         title = {"search": "No candidate is scored yet", "evaluation": "Nothing can be compared yet"}[work]
-        return report_page(document, viewer) if document else self._page("growing", "Live", title, viewer=viewer, work=work)
+        return self._page("growing", "Live", title, viewer=viewer, work=work)
 
     def recipe(self, file: str, against: Sequence[str]) -> str:
         """Return the page of a recipe.
@@ -176,13 +176,13 @@ class Site:
         command = shell("workbench", "report", *recipes, *suites)
         comparison = compare(self.folder.store, chosen, baseline=against, project=self.folder.project, command=command)
         warnings = [f"Not scored on every suite: {', '.join(lacking)}."] if lacking else []
-        return report_page(comparison.warned(warnings), Viewer(self.links, "Scores"))
+        return page_text(comparison.warned(warnings), Viewer(self.links, "Scores"))
 
     def search(self, name: str) -> str:
         """Return the page of a search: its report, or the candidates so far."""
         found = _one(self.folder.searches(), name, "search")
         if isinstance(found, SearchResult):
-            return search_page(found, Viewer(self.links, "Searches"))
+            return page_text(found, Viewer(self.links, "Searches"))
         part = "" if found else self.candidates(name)
         return self._page("search", "Searches", name, name=name, problem=found, part=part)
 

@@ -8,14 +8,14 @@ from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import wording
 from workbench.report.search.charts import best_so_far, pareto
 from workbench.report.search.view import SearchView, written
-from workbench.search.result import TestedRow, TrialRow
+from workbench.search.result import SearchState, TestedRow, TrialRow
 from workbench.tables import Cell, Table, fence, prose
 from workbench.tables import as_markdown as escape
 
 
-def markdown(view: SearchView) -> str:
+def markdown(found: SearchState) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
-    return text_of(_parts(view))
+    return text_of(_parts(SearchView.of(found)))
 
 
 def tables(view: SearchView) -> list[Table]:

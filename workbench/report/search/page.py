@@ -1,35 +1,21 @@
-"""Rendering of a search's document as HTML, Markdown and JSON."""
+"""The page of a search."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from workbench.report import numbers, provenance
 from workbench.report.files import with_tables
 from workbench.report.numbers import count, listed, plural
-from workbench.report.page import Viewer, differences, filled, write_files
+from workbench.report.page import Viewer, differences, filled
 from workbench.report.search import charts, parallel, wording
-from workbench.report.search.markdown import markdown, tables
+from workbench.report.search.markdown import tables
 from workbench.report.search.view import ObjectiveView, SearchView, written
-from workbench.search.result import SearchProgress, SearchResult, SearchState, TestedPart, TestedRow
+from workbench.search.result import SearchProgress, SearchState, TestedPart, TestedRow
 
 SCRIPTS = ("report.js", "downloads.js")
 STYLES = ("report.css", "search.css")
 
 
-def render(found: SearchResult, out: Path) -> list[Path]:
-    """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
-
-    Each file is replaced as a whole. The HTML page needs no other file and makes no request.
-
-    Args:
-        found: The result of a search.
-        out: Path of the files; it may end in one of the three suffixes.
-    """
-    return write_files(out, page_text(found), markdown(SearchView.of(found)), found.to_dict())
-
-
-def page_text(found: SearchState, viewer: Viewer | None = None) -> str:
+def html(found: SearchState, viewer: Viewer | None = None) -> str:
     """Return the HTML page of a search, finished or in progress, as text; the template escapes all values of the document.
 
     Args:
