@@ -16,13 +16,17 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out
 from worlds.viewer import Visitor, followed
 
-from workbench.cli._watch import check_watch, watching
+from workbench.cli._watch import Watched, check_watch, watching
 from workbench.errors import UsageError
+from workbench.events import Event
 from workbench.view.app import application
 from workbench.view.folder import Folder
 from workbench.view.growing import Growing
 from workbench.view.pages import Site
 from workbench.view.server import Served
+
+WHOLE = {"share": 0.5, "left": 60.0, "finished": 1, "of": 2}
+SCORED = "1 of 2 configurations are scored, 50 % of the items, about 60 s left"
 
 
 @pytest.fixture
@@ -96,6 +100,26 @@ def test_a_port_in_use_is_refused() -> None:
                 use()
     with pytest.raises(UsageError, match="without --watch"):
         check_watch(False, 80)
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"stage": "search", "text": "trial-3: 0.5", "done": 3, "total": 10}, "3 of 10 candidates are finished; trial-3: 0.5."),
+        ({"stage": "edit", "step": "rome", "text": "loss 0.1", "done": 3, "total": 10}, "Edit 3 of 10: loss 0.1."),
+        ({"stage": "search", "text": "control 1/7: base"}, "Control 1/7: base."),
+        (
+            {"stage": "score", "configuration": "a", "number": 1, "of": 2, "text": "w: pick", "overall": WHOLE},
+            f"{SCORED}; now a: w: pick.",
+        ),
+        ({"stage": "score", "configuration": "a", "scored": "w", "overall": WHOLE}, f"{SCORED}."),
+        ({"stage": "run"}, None),
+    ],
+)
+def test_what_open_pages_are_told(event: Event, said: str | None, growing: Growing) -> None:
+    """The counts of a step that a candidate is made by are no candidates."""
+    Watched(growing, lambda: None).event(event)
+    assert growing._said == (said or "Nothing is scored yet.")
 
 
 def test_without_watch_nothing_is_served() -> None:

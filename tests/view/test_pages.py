@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,13 @@ def test_runs_and_their_seals(world: Project, client: TestClient) -> None:
     assert f"workbench runs verify {name}" in page
     assert f"from_pretrained(&#34;runs/{name}/model&#34;)" in page
     assert "more.txt" in text(client, f"/runs/{bad.name}")
-    # A file that changed is read again.
+    # A file that changed is read again, also at equal size and time.
+    folder, file = Folder(), run_for(world.path / "runs", "mean", name[-10:]).path / "run.json"
+    assert folder.runs()[name].done
+    times = file.stat()
+    file.write_text(file.read_text("utf-8").replace('"status": "done"', '"status": "lost"'), "utf-8")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (file.stat().st_size, folder.runs()[name].status) == (times.st_size, "lost")
     (bad / "model" / "more.txt").unlink()
     assert Folder().runs()[bad.name].seal == "whole"
 

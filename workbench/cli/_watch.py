@@ -129,8 +129,8 @@ def _said(event: Event) -> str:
         scored = f"{whole['finished']} of {whole['of']} configurations are scored, {100 * whole['share']:.0f} % of the items"
         return f"{scored}{time_left(whole)}" + (f"; now {event['configuration']}: {text}." if text else ".")
     if "done" in event:
-        what = "candidates are finished" if event["stage"] == "search" else f"of {event['stage']}"
-        text = f"{event['done']} of {event['total']} {what}; {text}"
+        counts = f"{event['done']} of {event['total']}"
+        text = f"{counts} candidates are finished; {text}" if event["stage"] == "search" else f"{event['stage']} {counts}: {text}"
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 

@@ -31,8 +31,8 @@ def chat(
     """Chat with a recipe's result, a run or a model, or with two of them at once.
 
     One line per turn, with greedy decoding. Also reads lines from a pipe. With two, both get the same prompt, each with its own
-    chat template and history; `workbench view` shows their answers side by side. After the answers, standard error says what acted:
-    the bricks that a router chose, the facts that a memory put before the prompt, and the facts whose entries in a codebook fired.
+    chat template and history; `workbench view` shows their answers side by side. Standard error says what acted: a router's bricks, a
+    memory's facts, or a codebook's entries.
     """
     from workbench.api.chatting import open_speakers
     from workbench.models.identity import pick_device
