@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from worlds.stored_scores import BASE, TIES, right, stored
@@ -16,22 +17,10 @@ from workbench.scores.store import Metric, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import Suite
 
 OWN = Suite.model_validate(
-    {
-        "suite": "s",
-        "tasks": ("a", "b"),
-        "cluster": {"a": "passage"},
-        "limit": {"a": 7},
-        "min_effect": {"a": 0.1},
-        "tolerance": {"a": 0.2},
-        "worst": {"a": 0.3},
-        "drawn": {"a": "items"},
-        "roles": {"a": "retention"},
-        "chance": {"a": 0.5},
-        "owners": {"b": "brick"},
-        "contrasts": {"c": {"of": "a", "minus": "b"}},
-        "facts": {"tasks": {"efficacy": "a"}},
-        "gen_kwargs": {"a": 1},
-    }
+    yaml.safe_load("""
+{suite: s, tasks: [a, b], cluster: {a: passage}, limit: {a: 7}, min_effect: {a: 0.1}, tolerance: {a: 0.2}, worst: {a: 0.3}, drawn: {a: items},
+roles: {a: retention}, chance: {a: 0.5}, owners: {b: brick}, contrasts: {c: {of: a, minus: b}}, facts: {tasks: {efficacy: a}}, gen_kwargs: {a: 1}}
+""")
 )
 
 
