@@ -135,7 +135,8 @@ def differences(view: Comparison, leading: Container[str] | None = None) -> dict
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
-    if context.get("viewer") is not None:
+    context = {"viewer": None, **context}
+    if context["viewer"] is not None:
         scripts, styles = (*scripts, "view.js"), (*styles, "view.css")
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
     parts = {

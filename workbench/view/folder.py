@@ -82,7 +82,8 @@ class Folder:
 
     def recipes(self) -> dict[str, Recipe | str]:
         """Return the recipes by file, or why one is invalid."""
-        return {path.name: self._of(path, _or_problem(lambda path: load_named(str(path)))) for path in recipe_files()}
+        read = _or_problem(lambda path: load_named(str(path)))
+        return dict(_each(recipe_files(), lambda path: (path.name, self._of(path, read))))
 
     def plans(self) -> dict[str, PlanLine]:
         """Return the plans with stored scores by folder, the newest first."""
