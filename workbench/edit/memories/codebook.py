@@ -107,7 +107,7 @@ class Attached:
         found: list[str] = []
 
         def note(states: Tensor, _: Tensor) -> None:
-            _rows, entries, distances = self.book.lookup(states)
+            _rows, entries, distances = self.book.to(states.device).lookup(states)
             for entry, distance in zip(entries.tolist(), distances.tolist(), strict=True):
                 seen.setdefault(self.facts[entry], {}).setdefault(entry, distance)
 
