@@ -21,7 +21,7 @@ _PAUSE = 0.2
 _SEEN = 10.0
 """Seconds since its last request for which a page counts as open."""
 _LAST = 5.0
-"""Largest number of seconds that the end of the command waits for an open page to load the last report."""
+"""Largest number of seconds that the end of the command waits for an open page to load the last report and hear of the end."""
 
 
 def event(name: str, data: object = "") -> str:
@@ -55,7 +55,7 @@ class Growing:
     def __init__(self, site: Site, work: Work) -> None:
         self._site, self._work = site, work
         self._said, self._ended = "Nothing is scored yet.", False
-        self._loaded, self._asked, self._open = -1, -float("inf"), 0
+        self._told, self._asked, self._open = False, -float("inf"), 0
         self._newest = (0, site.growing(work))
 
     def show(self, document: Comparison | SearchState) -> None:
@@ -69,8 +69,8 @@ class Growing:
 
     def page(self) -> str:
         """Return the newest page."""
-        self._asked, (self._loaded, page) = time.monotonic(), self._newest
-        return page
+        self._asked = time.monotonic()
+        return self._newest[1]
 
     async def events(self, seen: int) -> AsyncIterator[str]:
         """Yield the events of a page: how far the work is, a `page` that is newer, and the end of the command.
@@ -90,6 +90,7 @@ class Growing:
         ended = self._ended  # read first: what is shown before the end is on the page
         if (version := self._newest[0]) != seen:
             return "page", version
+        self._told |= ended
         return ("end", "") if ended else ("part", str(escape(self._said)))
 
     def end(self, *, wait: bool) -> None:
@@ -101,6 +102,6 @@ class Growing:
         self._ended = True
         end = time.monotonic() + _LAST
         while wait and time.monotonic() < end:
-            if not self._open and (self._loaded == self._newest[0] or time.monotonic() - self._asked > _SEEN):
+            if not self._open and (self._told or time.monotonic() - self._asked > _SEEN):
                 return
             time.sleep(0.05)
