@@ -132,6 +132,12 @@ def as_markdown(text: str) -> str:
     return re.sub(r"([\\`*_|\[\]#])", r"\\\1", text)
 
 
+def prose(text: str) -> str:
+    """Return a sentence as Markdown, in which words between backticks are code, unless they look like HTML; the rest is literal."""
+    parts = re.split(r"(`[^`]+`)", _line(text))
+    return "".join(part if i % 2 and not set("<>&|") & set(part) else as_markdown(part) for i, part in enumerate(parts))
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """Return a table of escaped cells; the first `left` columns are left-aligned, the others right-aligned."""
     rule = [":--" if i < left else "--:" for i in range(len(header))]

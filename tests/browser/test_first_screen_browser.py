@@ -72,6 +72,10 @@ def test_a_phone_shows_guarded_tasks_and_cost_and_no_small_label(
         const svg = t.ownerSVGElement, box = svg.viewBox.baseVal;
         return parseFloat(getComputedStyle(t).fontSize) * (box.width ? svg.getBoundingClientRect().width / box.width : 1); })""")
     assert min(sizes) >= 11
+    for width in range(320, 400, 10):
+        opened.resize(width)
+        lines = opened.js("[...document.querySelectorAll('.decision .whole')].map((e) => e.getClientRects().length)")
+        assert lines == [1], "the interval is not broken"
 
 
 def test_how_leads_to_the_provenance(opened: Browser, pages: dict[str, Path], tmp_path: Path) -> None:

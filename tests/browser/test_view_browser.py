@@ -16,20 +16,20 @@ from worlds.search_document import make_search, unfinished
 from worlds.search_world import RECIPE, lay_out
 from worlds.toy_scores import SHARES, stored
 
-from workbench.report.search import page_text
 from workbench.run.directory import run_for
 from workbench.scores.store import ScoreStore
 from workbench.search.result import GrowingSearch, SearchResult
 from workbench.view.app import application
-from workbench.view.growing import Growing, Pages
-from workbench.view.pages import LINKS, Site
+from workbench.view.growing import Growing
+from workbench.view.pages import Site
 from workbench.view.server import Served
 from workbench.view.talk import Talk
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
 
-TEXT = "document.getElementById('watch-text').textContent"
+TEXT = "document.querySelector('#watch [data-stream]').textContent"
+ENDED = "document.getElementById('watch').textContent.includes('The command has ended.')"
 NAMELESS = """[...document.querySelectorAll('input, select, textarea, button, a, summary')].filter((e) =>
   !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute('aria-label')).map((e) => e.outerHTML)"""
 
@@ -86,7 +86,7 @@ def test_every_page_on_a_phone_and_in_the_dark(served: Served, project: Project,
         page.js(
             "(() => { const e = document.querySelector('[data-filters]'); e.value = 'half'; e.dispatchEvent(new Event('input')); })()"
         )
-        assert page.js("document.querySelector('[data-count]').textContent") == "1 of 2"
+        assert page.js("document.querySelector('[data-count]').textContent") == "1 of 2 rows"
         assert {url for url in page.requests() if not url.startswith(("data:", home))} == set()
         assert page.complaints() == []
 
@@ -134,7 +134,7 @@ def test_a_question_by_keyboard(served: Served, started: Browser) -> None:
 
 def test_the_page_grows_and_stays(project: Project, started: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.path)
-    document, growing = situation("winner"), Growing(Pages(), LINKS)
+    document, growing = situation("winner"), Growing(Site(), "evaluation")
     with started.new_page() as page:
         with Served(application(Site(), growing=growing)) as server:
             home = server.url.partition("?")[0]
@@ -149,10 +149,10 @@ def test_the_page_grows_and_stays(project: Project, started: Browser, monkeypatc
             assert page.js("document.querySelector('.decision').textContent") == document.recommendation.text  # type: ignore[union-attr]
             assert page.js("document.documentElement.scrollWidth") <= 390
             asked = {url.partition("?")[0] for url in page.requests() if not url.startswith("data:")}
-            assert asked == {home, f"{home}growing", f"{home}growing/events"}
+            assert asked == {home, f"{home}growing/0", f"{home}growing/1"}
             assert page.complaints() == []
             growing.end(wait=True)
-        until(page, "document.getElementById('watch-head').textContent === 'The command has ended.'")
+        until(page, ENDED)
         assert page.js("document.querySelector('.decision').textContent") == document.recommendation.text  # type: ignore[union-attr]
 
 
@@ -160,7 +160,7 @@ def test_the_page_of_a_search_grows_and_ends_with_its_test(
     project: Project, started: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.path)
-    growing = Growing(Pages(page_text, "Search in progress", "No candidate is scored yet", "It appears here."), LINKS)
+    growing = Growing(Site(), "search")
     headline = "document.querySelector('.headline').textContent"
     with started.new_page() as page:
         with Served(application(Site(), growing=growing)) as server:
@@ -181,4 +181,4 @@ def test_the_page_of_a_search_grows_and_ends_with_its_test(
             assert page.js(headline).startswith("On 230 test items that the search did not use")
             assert page.complaints() == []
             growing.end(wait=True)
-        until(page, "document.getElementById('watch-head').textContent === 'The command has ended.'")
+        until(page, ENDED)

@@ -32,7 +32,7 @@ from workbench.run.directory import RunDirectory, list_runs
 from workbench.scores.tasks import task_index
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
-from workbench.tables import as_markdown
+from workbench.tables import as_markdown, prose
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import read_header
 
@@ -240,6 +240,7 @@ def test_foreign_texts_stay_in_their_place_in_a_card(project: Project) -> None:
 def test_what_a_terminal_gets() -> None:
     assert printable("a\x1b[31m\x9b\r\n\t\u202eb\udc80") == "a\\x1b[31m\\x9b\\x0d\n\t\\u202eb\\udc80"
     assert as_markdown("a|b\n`c` [d](e)") == "a\\|b \\`c\\` \\[d\\](e)"
+    assert prose("[a] `b *c*` `<d>` `e|` f`") == "\\[a\\] `b *c*` \\`&lt;d&gt;\\` \\`e\\|\\` f\\`"
     stream = io.StringIO()
     output = Terminal()
     output.talk = Console(file=stream, width=100, soft_wrap=True, highlight=False)

@@ -36,8 +36,20 @@ def world(project: Project) -> Project:
 def test_without_extras_models_are_made_and_stored_scores_reported(world: Project, cwd: Path) -> None:
     """And a command that needs an extra names it: all in one process."""
     call("eval", "mix")
-    works = ("methods", "recipe check mix", "plan mix", "run mix", "run edited", "run grown", "runs ls", "doctor", "suite ls",
-             "report mix -o page.html", "compare mix", "scores ls")  # fmt: skip
+    works = [
+        "methods",
+        "recipe check mix",
+        "plan mix",
+        "run mix",
+        "run edited",
+        "run grown",
+        "runs ls",
+        "doctor",
+        "suite ls",
+        "report mix -o page.html",
+        "compare mix",
+        "scores ls",
+    ]
     refused = {
         "eval": "eval grown --suite words",
         "suite check": "suite check words --base base",

@@ -131,13 +131,24 @@ def test_a_command_that_meets_another_thing_says_what_it_is(case: str, project: 
 
 
 NAMES = {
-    "https://huggingface.co/org/name": "org/name", "https://huggingface.co/org/name/tree/main": "org/name",
-    "http://www.huggingface.co/org/name/tree/v1?x=1": "org/name@v1", "hf.co/org/name/": "org/name", "hf://org/name": "org/name",
-    "https://hf.co/org/name/blob/main/config.json": "org/name", "https://hf.co/org/name/resolve/abc/model.safetensors": "org/name@abc",
-    "file:///models/my%20llama": "/models/my llama", "file:models/llama": "models/llama", "file://localhost/m": "/m",
-    r"C:\Users\me\llama": "/mnt/c/Users/me/llama", "d:/llama": "/mnt/d/llama", r"models\llama": "models/llama",
-    "org/name": None, "https://huggingface.co/datasets/org/name": None, "https://huggingface.co/org": None, "models/llama": None,
-}  # fmt: skip
+    "https://huggingface.co/org/name": "org/name",
+    "https://huggingface.co/org/name/tree/main": "org/name",
+    "http://www.huggingface.co/org/name/tree/v1?x=1": "org/name@v1",
+    "hf.co/org/name/": "org/name",
+    "hf://org/name": "org/name",
+    "https://hf.co/org/name/blob/main/config.json": "org/name",
+    "https://hf.co/org/name/resolve/abc/model.safetensors": "org/name@abc",
+    "file:///models/my%20llama": "/models/my llama",
+    "file:models/llama": "models/llama",
+    "file://localhost/m": "/m",
+    r"C:\Users\me\llama": "/mnt/c/Users/me/llama",
+    "d:/llama": "/mnt/d/llama",
+    r"models\llama": "models/llama",
+    "org/name": None,
+    "https://huggingface.co/datasets/org/name": None,
+    "https://huggingface.co/org": None,
+    "models/llama": None,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -209,11 +220,16 @@ def renamed(project: Project, brick: str, file: str, pattern: str, by: str) -> N
 
 
 WRAPPED = {
-    "torch.compile": ("full", "^", "_orig_mod."), "compiled layers": ("full", r"(layers\.\d+\.)", r"\1_orig_mod."),
-    "DDP": ("full", "^", "module."), "both": ("full", "^", "module._orig_mod."), "FSDP": ("full", r"(layers\.\d+\.)", r"_fsdp_wrapped_module.\1"),
-    "checkpointed": ("full", r"(mlp\.)", r"\1_checkpoint_wrapped_module."), "compiled adapter": ("one", r"(base_model\.model\.)", r"\1_orig_mod."),
-    "raw adapter": ("one", r"(lora_[AB])\.weight", r"\1.default.weight"), "DDP adapter": ("one", "^", "module."),
-}  # fmt: skip
+    "torch.compile": ("full", "^", "_orig_mod."),
+    "compiled layers": ("full", r"(layers\.\d+\.)", r"\1_orig_mod."),
+    "DDP": ("full", "^", "module."),
+    "both": ("full", "^", "module._orig_mod."),
+    "FSDP": ("full", r"(layers\.\d+\.)", r"_fsdp_wrapped_module.\1"),
+    "checkpointed": ("full", r"(mlp\.)", r"\1_checkpoint_wrapped_module."),
+    "compiled adapter": ("one", r"(base_model\.model\.)", r"\1_orig_mod."),
+    "raw adapter": ("one", r"(lora_[AB])\.weight", r"\1.default.weight"),
+    "DDP adapter": ("one", "^", "module."),
+}
 
 
 @pytest.mark.parametrize("case", WRAPPED)
@@ -247,10 +263,15 @@ def test_prefixes_that_may_be_the_model_s_own_stay(project: Project, cwd: Path) 
 
 
 WORDS = {
-    "merge r.yaml": "workbench run r.yaml", "train mine": "workbench brick train mine --data FILE", "score r": "workbench eval r --suite NAME",
-    "generate r": "workbench chat r", "convert m": "workbench open m", "mergekit-yaml c.yml out": "workbench recipe import c.yml -o RECIPE",
-    "lm_eval --model hf": "workbench eval RECIPE --suite NAME", "rnu r.yaml": "'run'",
-}  # fmt: skip
+    "merge r.yaml": "workbench run r.yaml",
+    "train mine": "workbench brick train mine --data FILE",
+    "score r": "workbench eval r --suite NAME",
+    "generate r": "workbench chat r",
+    "convert m": "workbench open m",
+    "mergekit-yaml c.yml out": "workbench recipe import c.yml -o RECIPE",
+    "lm_eval --model hf": "workbench eval RECIPE --suite NAME",
+    "rnu r.yaml": "'run'",
+}
 
 
 @pytest.mark.parametrize("line", WORDS)

@@ -337,6 +337,10 @@ def test_skipped_facts_are_named(facts: Project) -> None:
         (record[row["id"]]["loss"], record[row["id"]]["before"], record[row["id"]]["steps"]) in numbers for row in rows[1:]
     )
     assert record["far"] == {
-        "id": "far", "layer": 1, "loss": round(failed.loss, 4), "before": round(failed.before, 4), "skipped": True
-    }  # fmt: skip
+        "id": "far",
+        "layer": 1,
+        "loss": round(failed.loss, 4),
+        "before": round(failed.before, 4),
+        "skipped": True,
+    }
     assert not any("skipped" in record[row["id"]] for row in rows[1:])

@@ -131,19 +131,36 @@ def test_clashing_facts_split_and_repeats_share() -> None:
 
 
 def test_nearest_entry_within_its_radius() -> None:
-    from workbench.edit.memories.codebook import Codebook
+    from workbench.edit.memories.codebook import Attached, Codebook
 
     generator = torch.Generator().manual_seed(1)
     keys, states = torch.randn(20, 6, generator=generator), torch.randn(500, 6, generator=generator)
     radii = torch.rand(20, generator=generator) * 2.5
-    rows, entries = Codebook(keys, torch.zeros(20, 3), radii).lookup(states)
+    book = Codebook(keys, torch.zeros(20, 3), radii)
+    rows, entries, distances = book.lookup(states)
     wanted = {}
     for i, state in enumerate(states):
         near = [(float((state - key).norm()), j) for j, key in enumerate(keys) if float((state - key).norm()) <= float(radii[j])]
         if near:
-            wanted[i] = min(near)[1]
+            wanted[i] = min(near)
     assert 50 < len(wanted) < 450
-    assert dict(zip(rows.tolist(), entries.tolist(), strict=True)) == wanted
+    assert dict(zip(rows.tolist(), entries.tolist(), strict=True)) == {i: entry for i, (_, entry) in wanted.items()}
+    assert distances.tolist() == pytest.approx([distance for distance, _ in wanted.values()], rel=1e-6)
+    # What chats say of it: each fact's entries that fired, and how near the first one was.
+    block = torch.nn.Linear(6, 3)
+    with Attached(book, block, [f"Fact {entry % 7}." for entry in range(20)]).noting() as said:
+        for part in (states[:40], states[40:]):
+            block(part[None])
+    fired: dict[str, list[int]] = {}
+    for _, entry in wanted.values():
+        fired.setdefault(f"Fact {entry % 7}.", []).append(entry)
+    first = {fact: next(distance for distance, entry in wanted.values() if entry == used[0]) for fact, used in fired.items()}
+    assert said == [
+        f"{fact} ({len({*used})} of {3 if fact < 'Fact 6.' else 2} entries; the first at distance {first[fact]:.3g}, "
+        f"radius {float(radii[used[0]]):.3g})"
+        for fact, used in fired.items()
+    ]
+    assert not block._forward_hooks
 
 
 def test_credibility_is_discounted_linucb() -> None:

@@ -109,8 +109,8 @@ def test_no_candidate_beats_the_front_of_the_controls(tmp_path: Path) -> None:
 
 
 def test_warnings_of_the_search_stand_on_the_page(one: Document, tmp_path: Path) -> None:
-    document = {**one, "warnings": ["task 'add' has <5> of its 10 clusters"]}
+    document = {**one, "warnings": ["task 'add' has <5> of its 10 clusters (`drawn: items`)"]}
     text, markdown = rendered(document, tmp_path)
-    assert "<li>task &#39;add&#39; has &lt;5&gt; of its 10 clusters</li>" in text
+    assert "<li>task &#39;add&#39; has &lt;5&gt; of its 10 clusters (<code>drawn: items</code>)</li>" in text
     assert "## Warnings" in markdown
-    assert "of its 10 clusters" in markdown
+    assert "of its 10 clusters (`drawn: items`)" in markdown

@@ -13,8 +13,8 @@ from worlds.report_page import view_of
 from worlds.swept import BRICKS, LAMBDA, METHOD, SEED, swept
 
 from workbench.compare.comparison import Comparison
+from workbench.report import page_text
 from workbench.report.markdown import markdown
-from workbench.report.page import html
 from workbench.report.sweeps import figures, grids, sentence
 
 
@@ -117,7 +117,7 @@ def test_seeds_alone_are_a_sentence(tmp_path: Path) -> None:
     mean = document["sweeps"][0]["points"][0]["levels"]["mean"]
     assert text.startswith(f"mine, mean over 2 seeds: mean over skills {100 * mean['value']:.1f} [")
     assert f"standard deviation between seeds {100 * mean['between']:.1f}" in text
-    assert text in html(view)
+    assert text in page_text(view)
     assert "mean over 2 seeds" in markdown(view)
 
 

@@ -10,9 +10,33 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from workbench.route.deciding.hidden import ChatFrame
+from workbench.route.deciding.hidden import KNOWN, ChatFrame
+
+
+def turns(before: str, after: str, answer: str, **roles: str) -> str:
+    """A template that writes each message alike, with its role (by default its own name) for ROLE in the text before it."""
+    role = before.replace(
+        "ROLE", "{{ " + repr({"user": "user", "assistant": "assistant", "system": "system", **roles}) + "[m['role']] }}"
+    )
+    return f"{{% for m in messages %}}{role}{{{{ m['content'] }}}}{after}{{% endfor %}}{{% if add_generation_prompt %}}{answer}{{% endif %}}"
+
 
 FAMILIES = {
+    "zephyr": turns("<|ROLE|>\n", "</s>\n", "<|assistant|>\n"),
+    "phi 3": turns("<|ROLE|>\n", "<|end|>\n", "<|assistant|>\n"),
+    "granite": turns("<|start_of_role|>ROLE<|end_of_role|>", "<|end_of_text|>\n", "<|start_of_role|>assistant<|end_of_role|>"),
+    "command r": turns(
+        "<|START_OF_TURN_TOKEN|><|ROLE_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        user="USER",
+        assistant="CHATBOT",
+        system="SYSTEM",
+    ),
+    # Here only the answer closes a message.
+    "falcon 3": turns("<|ROLE|>\n", "\n", "<|assistant|>\n"),
+    "deepseek": turns("ROLE", "", "<｜Assistant｜>", user="<｜User｜>", assistant="<｜Assistant｜>", system=""),
+    "alpaca": turns("ROLE", "\n\n", "### Response:\n", user="### Instruction:\n", assistant="### Response:\n", system=""),
     "chatml": (
         "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
         "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -25,9 +49,6 @@ FAMILIES = {
         "{% set ns = namespace(system='') %}{% for m in messages %}{% if m['role'] == 'system' %}{% set ns.system = m['content'] %}"
         "{% elif m['role'] == 'user' %}<s>[INST] {% if ns.system %}<<SYS>>\n{{ ns.system }}\n<</SYS>>\n\n{% set ns.system = '' %}{% endif %}"
         "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
-    ),
-    "zephyr": (
-        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     ),
     "own marks": (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -75,22 +96,9 @@ def test_the_last_message_is_what_is_routed(family: str, own: bool) -> None:
         rendered = chat(FAMILIES[family], [*before, text], system, answer)
         if family == "llama 2" and not own and system:
             continue  # the well-known marks do not know where a system message ends
+        if family in ("falcon 3", "deepseek", "alpaca") and not answer:
+            continue
         assert frame.message(rendered) == text, (rendered, frame.marks)
-
-
-KNOWN = (
-    ("<|im_start|>user\n", "<|im_end|>"),
-    ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-    ("<start_of_turn>user\n", "<end_of_turn>"),
-    ("[INST]", "[/INST]"),
-    ("<|user|>\n", "<|end|>"),
-    ("<|user|>\n", "</s>"),
-    ("<|user|>\n", "<|assistant|>"),
-    ("<｜User｜>", "<｜Assistant｜>"),
-    ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
-    ("<|start_of_role|>user<|end_of_role|>", "<|end_of_text|>"),
-    ("### Instruction:\n", "### Response:"),
-)
 
 
 @pytest.mark.parametrize(("opener", "closer"), KNOWN)

@@ -211,15 +211,28 @@ def test_a_check_counts_bricks_that_are_tied_as_one() -> None:
     confidence = [0.9, 0.8, 0.7, 0.61234, 0.5, 0.4, 0.65]
     checked = Checked("set", asked, [row[1] for row in rows], [row[2] for row in rows], confidence, [("a", "c")])
     assert checked.summary().to_dict() == {
-        "set": "set", "prompts": 7, "with_brick": 4, "right": 0.5, "right_score": 0.5, "to_base": 0.25, "wrong_brick": 0.25,
-        "without_brick": 3, "kept_by_base": 1 / 3,
-    }  # fmt: skip
+        "set": "set",
+        "prompts": 7,
+        "with_brick": 4,
+        "right": 0.5,
+        "right_score": 0.5,
+        "to_base": 0.25,
+        "wrong_brick": 0.25,
+        "without_brick": 3,
+        "kept_by_base": 1 / 3,
+    }
     assert checked.confusion(BRICKS) == {
-        "a": {"a": 1, "c": 1}, "b": {"base": 1}, "c": {"b": 1}, "base": {"a": 1, "b": 1, "base": 1}
-    }  # fmt: skip
+        "a": {"a": 1, "c": 1},
+        "b": {"base": 1},
+        "c": {"b": 1},
+        "base": {"a": 1, "b": 1, "base": 1},
+    }
     assert [(one.prompt, one.brick, one.chosen, one.confidence) for one in checked.wrong()] == [
-        ("2", "b", None, 0.7), ("6", None, "b", 0.65), ("3", "c", "b", 0.6123), ("5", None, "a", 0.4)
-    ]  # fmt: skip
+        ("2", "b", None, 0.7),
+        ("6", None, "b", 0.65),
+        ("3", "c", "b", 0.6123),
+        ("5", None, "a", 0.4),
+    ]
     many = Checked("set", asked[:1] * 12, [None] * 12, ["a"] * 12, [i / 10 for i in range(12)])
     assert [one.confidence for one in many.wrong()] == [i / 10 for i in range(11, 1, -1)]
 

@@ -71,6 +71,12 @@ def test_packages_in_a_folder_of_pythonpath_are_installed(tmp_path: Path) -> Non
     program = "import sys; from pathlib import Path; from workbench.scores.task_code import is_own; print(*(is_own(Path(p)) for p in sys.argv[1:]))"
     files = [tmp_path / name / "x.py" for name in ("libraries", "project", "project/inside")]
     path = os.pathsep.join([*(str(file.parent) for file in files), *sys.path])
-    done = subprocess.run([sys.executable, "-c", program, *map(str, files)], cwd=tmp_path / "project", env={**os.environ, "PYTHONPATH": path},
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, files)],
+        cwd=tmp_path / "project",
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["False", "True", "True"]

@@ -132,9 +132,15 @@ def test_the_same_import_again_changes_nothing_and_other_numbers_are_refused(out
     assert "already imported" in call("scores", "import", str(outside / "a")).stdout
     (scores,) = import_samples([outside / "a"], ScoreStore(project / "runs" / "scores"))
     assert json.loads(call("scores", "import", str(outside / "a"), "--json").stdout) == [
-        {"suite": "imported", "plan": scores.scores.plan, "name": "a", "digest": scores.scores.configuration.digest, "new": False,
-         "tasks": dict.fromkeys(sorted(TASKS), 24)}
-    ]  # fmt: skip
+        {
+            "suite": "imported",
+            "plan": scores.scores.plan,
+            "name": "a",
+            "digest": scores.scores.configuration.digest,
+            "new": False,
+            "tasks": dict.fromkeys(sorted(TASKS), 24),
+        }
+    ]
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
     error = refused("scores", "import", str(outside / "b"), "--name", "a")
     assert "suite 'imported' already has other numbers of 'a' on the same items" in error.message

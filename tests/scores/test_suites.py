@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from worlds.stored_scores import BASE, TIES, right, stored
@@ -15,11 +16,12 @@ from workbench.scores.groups import GroupScore, by_suite
 from workbench.scores.store import Metric, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import Suite
 
-OWN = Suite.model_validate({
-    "suite": "s", "tasks": ("a", "b"), "cluster": {"a": "passage"}, "limit": {"a": 7}, "min_effect": {"a": 0.1}, "tolerance": {"a": 0.2},
-    "worst": {"a": 0.3}, "drawn": {"a": "items"}, "roles": {"a": "retention"}, "chance": {"a": 0.5}, "owners": {"b": "brick"},
-    "contrasts": {"c": {"of": "a", "minus": "b"}}, "facts": {"tasks": {"efficacy": "a"}}, "gen_kwargs": {"a": 1},
-})  # fmt: skip
+OWN = Suite.model_validate(
+    yaml.safe_load("""
+{suite: s, tasks: [a, b], cluster: {a: passage}, limit: {a: 7}, min_effect: {a: 0.1}, tolerance: {a: 0.2}, worst: {a: 0.3}, drawn: {a: items},
+roles: {a: retention}, chance: {a: 0.5}, owners: {b: brick}, contrasts: {c: {of: a, minus: b}}, facts: {tasks: {efficacy: a}}, gen_kwargs: {a: 1}}
+""")
+)
 
 
 def test_settings_of_a_task() -> None:
@@ -36,7 +38,12 @@ def test_settings_of_a_task() -> None:
     assert said(OWN, "b", True) == ("cluster", None, 0.02, 0.02, None, False)
     assert said(OWN, "b", False) == ("cluster", None, None, None, None, False)
     assert [(OWN.role_of(task), OWN.guards(task)) for task in "abc"] == [("retention", True), ("skill", False), ("other", False)]
-    kinds = [("a", "multiple_choice", "acc"), ("b", "multiple_choice", "acc"), ("b", "multiple_choice", f"{WRITTEN},x"), ("b", "text", "acc")]  # fmt: skip
+    kinds = [
+        ("a", "multiple_choice", "acc"),
+        ("b", "multiple_choice", "acc"),
+        ("b", "multiple_choice", f"{WRITTEN},x"),
+        ("b", "text", "acc"),
+    ]
     assert [OWN.chance_of(*kind) for kind in kinds] == [0.5, None, 0.0, 0.0]
 
 
@@ -51,10 +58,21 @@ def test_some_tasks_of_a_suite() -> None:
 def test_defaults_and_bounds_of_a_suite() -> None:
     nothing = ("primary", "chance", "contrasts", "roles", "owners", "gen_kwargs")
     assert Suite(suite="s", tasks=("t",)).model_dump() == {
-        "suite": "s", "tasks": ("t",), "description": "", "cluster": "cluster", "baseline": "base", "alpha": 0.05, "correction": "max-t",
-        "min_effect": 0.02, "drawn": "clusters", "chat_template": False, "scorer": "prefix", "backend": "hf", **{k: {} for k in nothing},
+        "suite": "s",
+        "tasks": ("t",),
+        "description": "",
+        "cluster": "cluster",
+        "baseline": "base",
+        "alpha": 0.05,
+        "correction": "max-t",
+        "min_effect": 0.02,
+        "drawn": "clusters",
+        "chat_template": False,
+        "scorer": "prefix",
+        "backend": "hf",
+        **{k: {} for k in nothing},
         **dict.fromkeys(("limit", "tolerance", "worst", "facts", "num_fewshot", "system_instruction")),
-    }  # fmt: skip
+    }
     for part, name in ((OWN, "suite"), (OWN.contrasts["c"], "of"), (OWN.facts, "source")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(part, name, "x")

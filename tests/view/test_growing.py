@@ -16,19 +16,22 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out
 from worlds.viewer import Visitor, followed
 
-from workbench.api.subjects import Opened
-from workbench.cli._watch import check_watch, watching
+from workbench.cli._watch import Watched, check_watch, watching
 from workbench.errors import UsageError
+from workbench.events import Event
 from workbench.view.app import application
 from workbench.view.folder import Folder
-from workbench.view.growing import Growing, Pages
-from workbench.view.pages import LINKS, Site
+from workbench.view.growing import Growing
+from workbench.view.pages import Site
 from workbench.view.server import Served
+
+WHOLE = {"share": 0.5, "left": 60.0, "finished": 1, "of": 2}
+SCORED = "1 of 2 configurations are scored, 50 % of the items, about 60 s left"
 
 
 @pytest.fixture
 def growing() -> Growing:
-    return Growing(Pages(), LINKS)
+    return Growing(Site(), "evaluation")
 
 
 def served(growing: Growing, project: Path) -> Served:
@@ -39,22 +42,22 @@ def test_the_newest_report_is_sent(growing: Growing, tmp_path: Path) -> None:
     document = situation("winner")
     with served(growing, tmp_path) as server:
         visitor = Visitor(server.url)
-        assert visitor.ask("/")[1]["location"] == "/growing"
-        assert "Nothing can be compared yet" in visitor.page("/growing")
-        events = visitor.events("/growing/events?seen=0")
-        assert next(events) == ("say", "Nothing is scored yet.")
-        growing.say("3 of 10")
-        assert next(events) == ("say", "3 of 10")
+        for path in ("/", "/live"):
+            assert "Nothing can be compared yet" in visitor.page(path)
+        events = visitor.events("/growing/0")
+        assert next(events) == ("part", "Nothing is scored yet.")
+        growing.say("3 of <b>10")
+        assert next(events) == ("part", "3 of &lt;b&gt;10")
         growing.show(document)
         assert list(events) == [("page", 1)]
-        page = visitor.page("/growing")
-        assert 'data-version="1"' in page
+        page = visitor.page("/")
+        assert "/growing/1" in page
         assert document.recommendation
-        assert document.recommendation.text in page
-        assert next(visitor.events("/growing/events?seen=x")) == ("page", 1)
+        assert document.recommendation.text.partition(" [")[0] in page
+        assert visitor.ask("/growing/x")[0] == 404
         assert visitor.ask("/chat")[0] == 404
         growing.end(wait=False)
-        assert list(visitor.events("/growing/events?seen=1")) == [("say", "3 of 10"), ("end", "")]
+        assert list(visitor.events("/growing/1")) == [("end", "")]
 
 
 def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,14 +69,14 @@ def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, m
         Visitor(server.url)
     for wait in ("_SEEN", "_LAST"):
         monkeypatch.setattr(f"workbench.view.growing.{wait}", 600.0)  # of a page on a busy machine
-    growing, seen, open_ = Growing(Pages(), LINKS), list[Any](), threading.Event()
+    growing, seen, open_ = Growing(Site(), "evaluation"), list[Any](), threading.Event()
     with served(growing, tmp_path) as server:
         visitor = Visitor(server.url)
 
         def browse() -> None:
             for version in (0, 1):
-                seen.append(visitor.page("/growing"))
-                for event in visitor.events(f"/growing/events?seen={version}"):
+                seen.append(visitor.page("/"))
+                for event in visitor.events(f"/growing/{version}"):
                     open_.set()
                     seen.append(event)
 
@@ -84,7 +87,7 @@ def test_the_end_waits_for_an_open_page_only(growing: Growing, tmp_path: Path, m
         growing.end(wait=True)
         thread.join()
     assert seen[-1] == ("end", "")
-    assert 'data-version="1"' in seen[-3]
+    assert "/growing/1" in seen[-2]
 
 
 def test_a_port_in_use_is_refused() -> None:
@@ -99,13 +102,30 @@ def test_a_port_in_use_is_refused() -> None:
         check_watch(False, 80)
 
 
-def test_without_watch_nothing_is_served() -> None:
-    from workbench.cli._output import out
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"stage": "search", "text": "trial-3: 0.5", "done": 3, "total": 10}, "3 of 10 candidates are finished; trial-3: 0.5."),
+        ({"stage": "edit", "step": "rome", "text": "loss 0.1", "done": 3, "total": 10}, "Edit 3 of 10: loss 0.1."),
+        ({"stage": "search", "text": "control 1/7: base"}, "Control 1/7: base."),
+        (
+            {"stage": "score", "configuration": "a", "number": 1, "of": 2, "text": "w: pick", "overall": WHOLE},
+            f"{SCORED}; now a: w: pick.",
+        ),
+        ({"stage": "score", "configuration": "a", "scored": "w", "overall": WHOLE}, f"{SCORED}."),
+        ({"stage": "run"}, None),
+    ],
+)
+def test_what_open_pages_are_told(event: Event, said: str | None, growing: Growing) -> None:
+    """The counts of a step that a candidate is made by are no candidates."""
+    Watched(growing, lambda: None).event(event)
+    assert growing._said == (said or "Nothing is scored yet.")
 
-    opened: Opened = None  # type: ignore[assignment]
+
+def test_without_watch_nothing_is_served() -> None:
     before = threading.active_count()
-    with watching(opened, None, False, None) as events:
-        assert events == out.event
+    with watching("evaluation", False, None) as page:
+        page.event({"stage": "score", "text": "x"})
         assert threading.active_count() == before
 
 

@@ -83,6 +83,7 @@ def test_only_the_viewers_own_page_posts(visitor: TestClient) -> None:
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Content-Length": str(LONGEST_BODY + 1)},
         {"Content-Length": "-1"},
+        {"Transfer-Encoding": "chunked", "Content-Length": "2"},
     ):
         assert visitor.post("/ask", content=b"{}", headers={**good, **wrong}).status_code == 403, wrong
     assert visitor.post("/ask", content=b"{}", headers={"Content-Type": "application/json"}).status_code == 403

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ from worlds.search_world import RECIPE, folder_of, lay_out, search_of
 from worlds.toy_scores import ADD, AVERAGE, BASE, MERGE, SHARES, SORT, stored
 from worlds.viewer import Visitor
 
+from workbench.api.subjects import Request, open_subjects
+from workbench.events import Event
 from workbench.recipe.recipe import load_recipe
 from workbench.run.directory import RunDirectory, run_for
-from workbench.scores.store import Configuration, ScoreStore
+from workbench.scores.store import Configuration, Journal, ScoreStore
 from workbench.scores.suite import Suite
 from workbench.search.run import open_study, run
 from workbench.search.winner import conclude
@@ -44,7 +47,7 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 @pytest.fixture
 def client(world: Project) -> TestClient:
-    return TestClient(application(Site()), "http://127.0.0.1:8000")
+    return TestClient(application(Site()), "http://127.0.0.1:8000", headers={"Accept": "text/html"})
 
 
 def text(client: TestClient, path: str, status: int = 200) -> str:
@@ -79,7 +82,7 @@ def test_recipes_with_plan_and_differences(world: Project, client: TestClient) -
     differs = text(client, "/recipes/mix.yaml?against=mean.yaml")
     assert "They make different configurations." in differs or "is not known" in differs
     assert '<th scope="row">output.dtype</th>' in differs
-    answer = client.get("/recipes/wrong.yaml/plan")
+    answer = client.get("/recipes/wrong.yaml/plan", headers={"Accept": "*/*"})
     assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (422, "text/plain")
 
 
@@ -91,9 +94,9 @@ def test_runs_and_their_seals(world: Project, client: TestClient) -> None:
     (bad / "model" / "more.txt").write_text("x")
     run_for(world.path / "runs", EVIL.replace("/", "-"), "0" * 20).path.mkdir()
     (world.path / "runs" / f"{EVIL}-{'0' * 10}" / "run.json").write_text("{")
-    listed = {run.name: run for run in Folder().runs()}
-    assert (listed[name].seal, listed[name].status, listed[name].recipe) == ("whole", "done", "mean")
-    assert (listed[bad.name].seal, listed[bad.name].harm) == ("broken", [str(one) for one in RunDirectory(bad).harm()])
+    listed = Folder().runs()
+    assert (listed[name].seal, listed[name].status) == ("whole", "done")
+    assert (listed[bad.name].seal, listed[bad.name].broken) == ("broken", RunDirectory(bad).harm())
     assert listed[f"{EVIL}-{'0' * 10}"].status == "damaged"
     assert "1 broken" in text(client, "/")
     text(client, "/runs")
@@ -104,9 +107,15 @@ def test_runs_and_their_seals(world: Project, client: TestClient) -> None:
     assert f"workbench runs verify {name}" in page
     assert f"from_pretrained(&#34;runs/{name}/model&#34;)" in page
     assert "more.txt" in text(client, f"/runs/{bad.name}")
-    # A file that changed is read again.
+    # A file that changed is read again, also at equal size and time.
+    folder, file = Folder(), run_for(world.path / "runs", "mean", name[-10:]).path / "run.json"
+    assert folder.runs()[name].done
+    times = file.stat()
+    file.write_text(file.read_text("utf-8").replace('"status": "done"', '"status": "lost"'), "utf-8")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (file.stat().st_size, folder.runs()[name].status) == (times.st_size, "lost")
     (bad / "model" / "more.txt").unlink()
-    assert next(run for run in Folder().runs() if run.name == bad.name).seal == "whole"
+    assert Folder().runs()[bad.name].seal == "whole"
 
 
 def test_scores_become_the_report(world: Project, client: TestClient) -> None:
@@ -128,16 +137,18 @@ def test_scores_become_the_report(world: Project, client: TestClient) -> None:
     text(client, f"/scores/{folder}")
     assert "compared with add" in text(client, f"/scores/{folder}?name=merge&baseline=add")
     # Guarded tasks of another suite count too, unless the user takes them out.
-    guarded = Suite(suite="guard", tasks=("facts",), primary={"facts": "acc"}, roles={"facts": "guarded"})
+    guarded = Suite(suite="guard", tasks=("facts",), primary={"facts": "f1"}, roles={"facts": "guarded"})
     other = stored(store, {c: [values[c][2]] for c in (BASE, ADD, MERGE)}, suite=guarded, plan="q" * 32)
     beside = store.folder("guard", other[0].plan).name
-    assert f'value="{beside}" checked' in text(client, "/scores")
+    listed = text(client, "/scores")
+    assert f'value="{beside}" checked' in listed
+    assert len(re.findall(r'<td data-v="0\.\d+" class="bar"[^>]*>\d\d\.\d</td>', listed)) == 3 * 5 + 3, "every share in percent"
     page = text(client, f"/scores/{folder}?name=merge")
     assert "suite toy" in page
     assert "suite guard" in page
     assert "Not scored on every suite: sort, average." in page
     assert "--suite toy --suite guard" in page
-    assert "suite guard" not in text(client, f"/scores/{folder}?name=merge&with=")
+    assert "suite guard" not in text(client, f"/scores/{folder}?name=merge&beside=")
     next((world.path / "runs" / "scores" / folder).glob("[0-9a-f]*.json")).write_text('{"version": 2}')
     assert "Field required" in text(client, "/scores")
 
@@ -204,10 +215,19 @@ def test_work_in_progress_is_sent(world: Project) -> None:
             assert "&lt;img src=x" in sent
             assert "<img" not in sent
         assert "Nothing." in next(part for name, part in events if run_.name not in part)
-        partial = world.path / "runs" / "scores" / "words-123456789012" / "abcdef012345.partial"
-        partial.mkdir(parents=True)
-        (partial / "pick.jsonl").write_text("{}\n{}\n")
-        assert "pick: 2 answers are stored" in next(part for name, part in events if "abcdef" in part)
+        opened = open_subjects(Request(["mix"]), fetch=True)
+
+        def stop(event: Event) -> None:
+            if event.get("done"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            opened.scored("cpu", None, stop)
+        (journal,) = opened.store.root.glob("*/*.partial/*.jsonl")
+        answers = Journal(journal, json.loads(journal.read_text().partition("\n")[0])[1]).done
+        sent = next(part for name, part in events if "answers" in part)
+        assert f"{journal.stem}: {len(answers)} answers are stored" in sent
+        assert f">words: {opened.entries[0].name}<" in sent
 
 
 def test_events_are_one_line_of_data() -> None:

@@ -11,11 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from worlds.jsonl import write_jsonl
-from worlds.memory_world import FACTS, MEMORY
+from worlds.memory_world import FACTS, GRACE, MEMORY
 from worlds.project import CPU, Project
 from worlds.viewer import Visitor
 
 from workbench.cli import app
+from workbench.edit.memories.codebook import reading
 from workbench.models.prompts import load_tokenizer
 from workbench.run.materialize import materialize
 from workbench.view.app import application
@@ -28,6 +29,7 @@ TEXTS = {
     "ties": "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: ties, density: 0.5, lambda: 3.0}]\n",
     "deeper": "steps: [{grow: depth, blocks: 1}]\n",
     "memory": MEMORY,
+    "grace": GRACE,
     "fixed": "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: fixed, bricks: {one: 1.0}}]\n",
 }
 PROMPT = "w1 of w11 is"
@@ -52,16 +54,19 @@ def question(*names: str, prompt: str = PROMPT, tokens: int = 4) -> str:
     return json.dumps({"names": names, "prompt": prompt, "tokens": tokens, "plain": True})
 
 
-def asked(visitor: Visitor, *names: str) -> tuple[list[str], list[dict[str, Any]], list[Any]]:
+def asked(visitor: Visitor, *names: str, prompt: str = PROMPT) -> tuple[list[str], list[dict[str, Any]], list[Any]]:
     """Answers, what is said beside them, and notes."""
     texts, beside, notes = [""] * len(names), [dict[str, Any]() for _ in names], list[Any]()
-    events = list(visitor.events("/chat", question(*names)))
+    events = list(visitor.events("/chat", question(*names, prompt=prompt)))
     assert events[-1] == ("end", ""), events
+    number = -1
     for name, data in events:
-        if name == "piece":
-            texts[data["number"]] += data["text"]
+        if name == "model":
+            number = data["number"]
+        elif name == "piece":
+            texts[number] += data
         elif name == "done":
-            beside[data["number"]] = data
+            beside[number] = data
         elif name in ("note", "error"):
             notes.append(data)
     return texts, beside, notes
@@ -80,7 +85,8 @@ def test_answers_are_those_of_chat(world: Project, visitor: Visitor) -> None:
         for _ in range(2):  # loaded, and from memory
             texts, beside, notes = asked(visitor, *names)
             assert texts == [said(name) for name in names]
-        assert ("share one model" in "".join(notes)) is (len(names) == 3)
+        assert ("share one model" in notes[-1]) is (len(names) == 3)
+        assert len(names) > 1 or notes[-1] == "", "the page does not say any more that it loads"
         assert [one["make"] for one in beside] == [f"workbench run {name}" if name != "base" else "" for name in names]
 
 
@@ -95,11 +101,21 @@ def test_first_tokens_have_the_models_probabilities(world: Project, visitor: Vis
     assert [share for _, share in beside["first"]] == pytest.approx(best.values.tolist(), rel=1e-3)
 
 
-def test_a_router_and_a_memory_say_what_acted(visitor: Visitor) -> None:
-    _, beside, notes = asked(visitor, "fixed", "memory")
-    assert (beside[0]["bricks"], beside[0]["facts"]) == ("one", [])
-    assert (beside[1]["bricks"], beside[1]["facts"]) == ("", ["w1 of w11 is w31 w41."])
+def test_a_router_a_memory_and_a_codebook_say_what_acted(world: Project, visitor: Visitor) -> None:
+    _, beside, notes = asked(visitor, "fixed", "memory", "grace")
+    fact = "w1 of w11 is w31 w41."
+    resolved = world.resolve(GRACE, "grace.yaml")
+    model = materialize(resolved, CPU)
+    book, entry = model.codebook.book, model.codebook.facts.index(fact)
+    with torch.no_grad(), reading(model.codebook.block) as states:
+        model(**load_tokenizer(resolved.tokenizer_path)(PROMPT, return_tensors="pt"))
+    distance = float((states[0][-1] - book.keys[entry]).norm())
+    fired = f"{fact} (3 of 3 entries; the first at distance {distance:.3g}, radius {float(book.radii[entry]):.3g})"
+    assert [one["acted"] for one in beside] == [[["router", "one"]], [["memory", fact]], [["codebook", fired]]]
     assert "cannot share their weights" in notes[-1]
+    asked_alone = ["chat", "grace", "--plain", "--device", "cpu"]
+    assert f"[codebook: {fired}]" in CliRunner().invoke(app, asked_alone, input=f"{PROMPT}\n").stderr.replace("\n", " ")
+    assert asked(visitor, "grace", prompt="w0 of w50 is")[1][0]["acted"] == []
 
 
 def test_a_changed_recipe_is_loaded_anew(world: Project, visitor: Visitor) -> None:
@@ -130,7 +146,7 @@ def test_wrong_questions_are_refused(world: Project, visitor: Visitor, monkeypat
         (("avrage",), "expected a recipe"),
         (("org/name",), "no recipe, run or model on this machine"),
     ):
-        ((kind, error),) = list(visitor.events("/chat", question(*names)))[:-1]
+        kind, error = list(visitor.events("/chat", question(*names)))[-2]
         assert kind == "error"
         assert message in error["message"]
     # A project's own code needs trust, as in any command.

@@ -184,8 +184,16 @@ def _weights(world: Changing) -> None:
         {name: 1.5 * tensor for name, tensor in factors.items()}, path / "made" / "1.5.safetensors", metadata={"format": "pt"}
     )
     world.offer("lora/adapter_model.safetensors", (path / "made" / "1.5.safetensors").read_bytes())
-    world.json("lora/adapter_config.json", {"lora_alpha": 9}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"target_modules": ["q_proj"]},
-               {"rank_pattern": {"q_proj": 2}}, {"r": 8}, {"revision": "main"})  # fmt: skip
+    world.json(
+        "lora/adapter_config.json",
+        {"lora_alpha": 9},
+        {"use_rslora": True},
+        {"alpha_pattern": {"q_proj": 3}},
+        {"target_modules": ["q_proj"]},
+        {"rank_pattern": {"q_proj": 2}},
+        {"r": 8},
+        {"revision": "main"},
+    )
     (path / "lora" / "README.md").unlink(missing_ok=True)
     (path / "packed").mkdir()
     edit_json(path / "made" / "config.json", rms_norm_eps=0.01)

@@ -7,7 +7,7 @@ from typing import Any
 
 from worlds.search_document import compared
 
-from workbench.report import search
+from workbench import report
 from workbench.report.search.view import SearchView
 from workbench.search.result import SearchResult
 
@@ -19,7 +19,7 @@ def view_of(document: Document) -> SearchView:
 
 
 def render(document: Document, out: Path) -> list[Path]:
-    return search.render(SearchResult.of(document, "search.json"), out)
+    return report.render(SearchResult.of(document, "search.json"), out)
 
 
 def rendered(document: Document, folder: Path) -> tuple[str, str]:

@@ -66,6 +66,7 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every report that `--watch` serves from now on, as a browser gets it when it is told of it; none is skipped because it comes soon after another."""
     monkeypatch.setattr("workbench.cli._watch._PAUSE", 0.0)
     monkeypatch.setattr("workbench.cli._watch._SHARE", 1e9)
+    monkeypatch.setattr("workbench.view.growing._LAST", 0.0)  # these pages do not listen until the end
     pages, visitors = list[str](), list[Visitor]()
     show, begin = Growing.show, Served.__enter__
     counts: dict[int, int] = {}
@@ -78,9 +79,9 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def shown(growing: Growing, document: Any) -> None:
         seen = counts.get(id(growing), 0)
         show(growing, document)
-        assert next(visitors[-1].events(f"/growing/events?seen={seen}")) == ("page", seen + 1)
+        assert next(visitors[-1].events(f"/growing/{seen}")) == ("page", seen + 1)
         counts[id(growing)] = seen + 1
-        pages.append(visitors[-1].page("/growing"))
+        pages.append(visitors[-1].page("/"))
 
     monkeypatch.setattr(Served, "__enter__", begun)
     monkeypatch.setattr(Growing, "show", shown)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.api.naming import open_named
-from workbench.errors import size
+from workbench.errors import UsageError, size
 from workbench.events import Events, no_events
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ TOP = 5
 """Number of first tokens that an answer names."""
 
 
-def _never() -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Reply:
     """An answer, and what is known of how it came about.
@@ -32,14 +29,13 @@ class Reply:
     Attributes:
         text: The answer.
         first: The most probable first tokens with their probabilities, the chosen one first.
-        bricks: Bricks that a router chose for the prompt, such as "add+reverse"; "" for a model without a router.
-        facts: Facts that a memory put before the prompt, the best one first.
+        acted: What chose or changed it, and how: "router" with bricks, such as "add+reverse"; "memory" with each fact that was put before
+            the prompt, the best one first; "codebook" with each fact whose entries replaced outputs.
     """
 
     text: str
     first: Sequence[tuple[str, float]]
-    bricks: str
-    facts: Sequence[str]
+    acted: Sequence[tuple[str, str]]
 
 
 @dataclass
@@ -60,7 +56,7 @@ class Speaker:
     templated: bool
     history: list[dict[str, str]] = field(default_factory=list)
 
-    def answer(self, line: str, limit: int, write: Write, stop: Callable[[], bool] = _never) -> Reply:
+    def answer(self, line: str, limit: int, write: Write, stop: Callable[[], bool] = bool) -> Reply:
         """Answer a line.
 
         Args:
@@ -77,33 +73,34 @@ class Speaker:
         else:
             tokens = self.tokenizer(line, return_tensors="pt")
         model, first = self.model(), list[tuple[int, float]]()
-        made = model.generate(
-            **tokens.to(model.device),
-            max_new_tokens=limit,
-            do_sample=False,
-            streamer=_streamer(self.tokenizer, write),
-            logits_processor=[partial(_note_first, first)],
-            stopping_criteria=[lambda ids, *_, **__: ids.new_full((len(ids),), stop(), dtype=bool)],
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-        )
-        text = str(self.tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+        with model.codebook.noting() if hasattr(model, "codebook") else nullcontext(list[str]()) as entries:
+            made = model.generate(
+                **tokens.to(model.device),
+                max_new_tokens=limit,
+                do_sample=False,
+                streamer=_streamer(self.tokenizer, write),
+                logits_processor=[partial(_note_first, first)],
+                stopping_criteria=[lambda ids, *_, **__: ids.new_full((len(ids),), stop(), dtype=bool)],
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )
+        prompt = tokens["input_ids"]
+        text = str(self.tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True))
         self.history.append({"role": "assistant", "content": text})
         named = [(str(self.tokenizer.decode([token])), share) for token, share in first]
-        return Reply(text, named, self.bricks(), self._facts(tokens["input_ids"][0].tolist(), limit))
+        acted = [*_chosen(model, prompt[0].tolist(), limit), *(("codebook", entry) for entry in entries)]
+        return Reply(text, named, acted)
 
-    def bricks(self) -> str:
-        """Return the bricks that gave the last answer of a routed model; "" for other models."""
-        routing = getattr(self.model(), "routing", None)
-        return str(routing.label(routing.last.weights[0])) if routing is not None and not routing.by_token else ""
 
-    def _facts(self, prompt: Sequence[int], limit: int) -> list[str]:
-        """Return the facts that a text memory puts before a prompt."""
-        recall = getattr(self.model(), "recall", None)
-        if recall is None or recall.extended(prompt, limit) is None:
-            return []
+def _chosen(model: Any, prompt: Sequence[int], limit: int) -> Iterator[tuple[str, str]]:
+    """Yield the bricks that a router chose for a prompt, and the facts that a text memory puts before it."""
+    routing, recall = getattr(model, "routing", None), getattr(model, "recall", None)
+    if routing is not None and not routing.by_token:
+        yield "router", str(routing.label(routing.last.weights[0]))
+    if recall is not None and recall.extended(prompt, limit) is not None:
         from workbench.edit.memories.textmemory import query_of, sentence
 
-        return [sentence(one) for one in recall.store.recall(query_of(self.tokenizer, prompt))]
+        for fact in recall.store.recall(query_of(recall.tokenizer, prompt)):
+            yield "memory", sentence(fact)
 
 
 def open_speakers(
@@ -129,28 +126,26 @@ def open_speakers(
         WorkbenchError: If there is no such recipe, run or model, or if one has no model that can be loaded.
     """
     from workbench.models.prompts import load_tokenizer
-    from workbench.run.materialize import materialize, shared
+    from workbench.run.materialize import SharedModel, materialize, shared
 
+    if twice := next((name for name in targets if list(targets).count(name) > 1), None):
+        raise UsageError(f"{twice} is named twice", "Name different models, or one.")
     opened = [open_named(target, events, runs).resolved for target in targets]
     tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in opened]
     one = shared(opened, device, events) if len(opened) > 1 else None
     if one is not None:
-        both = "both" if len(opened) == 2 else "all three"
-        say(f"{both} share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")
+        all_ = "both" if len(opened) == 2 else "all three"
+        say(f"{all_} share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")
         models: list[Callable[[], Any]] = [partial(one.holding, i) for i in range(len(opened))]
     else:
-        models = [partial(_itself, materialize(resolved, device, events=events)) for resolved in opened]
+        alone = [SharedModel(materialize(resolved, device, events=events), []) for resolved in opened]
+        models = [partial(model.holding, 0) for model in alone]
         if len(models) > 1:
-            number = "two" if len(models) == 2 else "three"
-            say(f"{number} models are in memory, because they cannot share their weights")
+            say(f"{'two' if len(models) == 2 else 'three'} models are in memory, because they cannot share their weights")
     return [
         Speaker(target, model, tokenizer, bool(tokenizer.chat_template) and not plain)
         for target, model, tokenizer in zip(targets, models, tokenizers, strict=True)
     ]
-
-
-def _itself(model: Any) -> Any:
-    return model
 
 
 def _note_first(first: list[tuple[int, float]], _ids: Any, scores: Any) -> Any:
@@ -165,11 +160,6 @@ def _streamer(tokenizer: Any, write: Write) -> Any:
     """Return the streamer that passes generated text on, without the prompt and special tokens."""
     from transformers import TextStreamer
 
-    class Streamer(TextStreamer):  # type: ignore[misc]
-        """Passes text on instead of printing it."""
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            """Pass on a piece of text; nothing is added at the end."""
-            write(text)
-
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = lambda text, stream_end=False: write(text)
+    return streamer

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from workbench.compare.differences import Difference
     from workbench.compare.recommend import Recommendation
     from workbench.compare.swept import Sweep
-    from workbench.errors import LeftOut
     from workbench.scores.store import Scores, ScoreStore
     from workbench.search.result import SearchResult
 
@@ -61,18 +60,18 @@ class Result:
         Args:
             path: The HTML file, such as reports/mine.html; the others go beside it.
         """
-        return list(self._pages().render(self._shown(), Path(path)))
+        from workbench.report import render
 
-    def _pages(self) -> Any:
-        """Return the module with `render` and `page_text` for what is shown."""
-        raise NotImplementedError
+        return render(self._shown(), Path(path))
 
     def _shown(self) -> Comparison | SearchResult:
         """Return what the pages show."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        return in_notebook(self._pages().page_text(self._shown()))
+        from workbench.report import page_text
+
+        return in_notebook(page_text(self._shown()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,12 +137,6 @@ class ComparedScores(Result):
         names = [one.name for one in self.comparison.configurations]
         return f"<{len(names)} configurations against {self.baseline}: {', '.join(names)}>"
 
-    def _pages(self) -> Any:
-        """Return the module of the report."""
-        from workbench import report
-
-        return report
-
     def _shown(self) -> Comparison:
         return self.comparison
 
@@ -182,12 +175,6 @@ class FoundValues(Result):
 
     def __repr__(self) -> str:
         return f"<search {self.found.name}: {len(self.found.trials)} candidates, winner {self.winner}>"
-
-    def _pages(self) -> Any:
-        """Return the module of the pages of searches."""
-        from workbench.report import search
-
-        return search
 
     def _shown(self) -> SearchResult:
         return self.found

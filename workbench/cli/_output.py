@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from workbench.errors import WorkbenchError, duration, printable, shortened
@@ -169,20 +169,8 @@ class Terminal:
             self.say(f"{head}{text}{_whole_text(whole)}")
 
     def _advance(self, text: str, done: int, total: int) -> None:
-        if self._whole:
-            self.stop()
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TimeElapsedColumn(),
-                console=self.talk,
-                transient=True,
-            )
-            self._task = self._bar.add_task(printable(text), total=total)
-            self._bar.start()
-        assert self._task is not None
-        self._bar.update(self._task, description=printable(text), completed=done, total=total)
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+        self._show(False, columns, description=printable(text), completed=done, total=total)
         if done == total:
             self.stop()
             self.say(text)
@@ -190,25 +178,26 @@ class Terminal:
     def _advance_whole(self, event: Event, whole: Whole) -> None:
         """Show the line of the whole work: what is in progress, the share that is done, and the time left."""
         text = printable(f"{event['stage']:<8}{event['number']}/{event['of']} {event['configuration']}  {event.get('text', '')}")
-        if not self._whole:
-            self.stop()
-        if self._bar is None or self._task is None:
-            self._whole = True
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-                BarColumn(20),
-                TextColumn("{task.percentage:>3.0f} %{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
-                console=self.talk,
-                transient=True,
-            )
-            self._task = self._bar.add_task(text, total=1.0, left="")
-            self._bar.start()
-        if "text" in event:
-            self._bar.update(self._task, description=text)
-        self._bar.update(self._task, completed=whole["share"], left=time_left(whole))
+        columns = (
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(20),
+            TextColumn("{task.percentage:>3.0f} %{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
+        )
+        named = {"description": text} if "text" in event or self._bar is None or not self._whole else {}
+        self._show(True, columns, total=1.0, completed=whole["share"], left=time_left(whole), **named)
         if "scored" in event and whole["finished"] == whole["of"]:
             what = event["configuration"] if whole["of"] == 1 else f"{whole['of']}/{whole['of']} configurations"
             self.say(f"{event['stage']:<8}{what} {'is' if whole['of'] == 1 else 'are'} scored")
+
+    def _show(self, whole: bool, columns: Sequence[ProgressColumn], **values: Any) -> None:
+        """Show values in the bar, which is begun anew if the one before was of another kind."""
+        if self._whole != whole:
+            self.stop()
+        if self._bar is None or self._task is None:
+            self._bar, self._whole = Progress(*columns, console=self.talk, transient=True), whole
+            self._task = self._bar.add_task("", total=1.0, left="")
+            self._bar.start()
+        self._bar.update(self._task, **values)
 
     def stop(self) -> None:
         """Remove the progress bar before something else is printed."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,13 +13,16 @@ from workbench.api.subjects import Opened
 from workbench.cli._output import out, time_left
 from workbench.cli._recipes import compare_scores
 from workbench.errors import UsageError, WorkbenchError
-from workbench.events import Event, Events
+from workbench.events import Event
 
 if TYPE_CHECKING:
-    from workbench.search.result import SearchResult
+    from workbench.compare.comparison import Comparison
+    from workbench.search.result import SearchState
     from workbench.search.run import Search
-    from workbench.search.study import Study
-    from workbench.view.growing import Growing, Pages
+    from workbench.view.growing import Growing
+    from workbench.view.pages import Work
+
+    Report = Callable[[], Comparison | SearchState | None]
 
 WatchOpt = Annotated[
     bool, typer.Option("--watch", help="Show the growing report at an address of this machine until the command ends.")
@@ -54,172 +56,105 @@ def check_watch(watch: bool, port: int | None) -> None:
 
 
 @contextmanager
-def watching(opened: Opened, against: str | None, watch: bool, port: int | None) -> Iterator[Events]:
-    """Yield the receiver of an evaluation's progress events: the terminal, and with `--watch` the page as well.
+def watching(work: Work, watch: bool, port: int | None, report: Report = lambda: None) -> Iterator[Watched]:
+    """Yield the receiver of progress events: the terminal, and with `--watch` a page, served beside the other pages of the viewer.
 
     Args:
-        opened: What is scored.
-        against: Name of the baseline; None if the suite decides.
+        work: What the command does.
         watch: Value of `--watch`.
         port: Value of `--port`.
+        report: Returns the report of all scores that are stored; None if there is none yet.
     """
     if not watch:
-        yield out.event
+        yield Watched(None, report)
         return
-    from workbench.view.growing import Pages
-
-    with _served(Pages(), port) as growing:
-        page = _Comparison(growing, opened, against)
-        yield page.event
-        page.show(growing)
-
-
-@contextmanager
-def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
-    """Yield the receiver of a search's events; the page is served from here on.
-
-    Args:
-        watch: Value of `--watch`.
-        port: Value of `--port`.
-    """
-    if not watch:
-        yield WatchedSearch(None)
-        return
-    from workbench.report.search import page_text
-    from workbench.view.growing import Pages
-
-    lead = "The report appears here when the first control is scored."
-    with _served(Pages(page_text, "Search in progress", "No candidate is scored yet", lead), port) as growing:
-        page = WatchedSearch(growing)
-        try:
-            yield page
-        finally:
-            page.close()
-
-
-@contextmanager
-def _served(pages: Pages, port: int | None) -> Iterator[Growing]:
-    """Serve a growing page, and the other pages of the viewer beside it, until the block ends."""
     from workbench.view.app import application
     from workbench.view.growing import Growing
     from workbench.view.pages import LINKS, Site
     from workbench.view.server import Served
 
-    links = [(name, path) for name, path in LINKS if name != "Chat"]  # the device is at work
-    growing = Growing(pages, links)
-    with Served(application(Site(links=links), growing=growing), port or 0) as served:
+    site = Site(links=[(name, path) for name, path in LINKS if name != "Chat"])  # the device is at work
+    growing = Growing(site, work)
+    with Served(application(site, growing=growing), port or 0) as served:
         out.always(ADDRESS.format(served.url))
         try:
-            yield growing
+            page = Watched(growing, report)
+            yield page
+            page.show()
         except BaseException:
             growing.end(wait=False)
             raise
         growing.end(wait=True)
 
 
-class _Page(ABC):
+class Watched:
     """Passes events on to the terminal, and shows new scores on the page, if there is one, not too often."""
 
-    def __init__(self, growing: Growing | None) -> None:
-        self._growing = growing
-        self._next = 0.0
+    def __init__(self, growing: Growing | None, report: Report) -> None:
+        self._growing, self._report, self._next = growing, report, 0.0
+
+    def follow(self, report: Report) -> None:
+        """Show what a function returns from now on."""
+        self._report = report
 
     def event(self, event: Event) -> None:
         """Take a progress event."""
         out.event(event)
-        if self._growing is not None and self.tell(event, self._growing) and time.monotonic() >= self._next:
+        if self._growing is None:
+            return
+        if text := _said(event):
+            self._growing.say(text)
+        if _may_have_scored(event) and time.monotonic() >= self._next:
             started = time.monotonic()
-            self.show(self._growing)
+            self.show()
             ended = time.monotonic()
             self._next = ended + max(_PAUSE, (ended - started) / _SHARE)
 
-    @abstractmethod
-    def tell(self, event: Event, growing: Growing) -> bool:
-        """Tell open pages how far the work is, and return True if the event can mean new scores."""
-
-    @abstractmethod
-    def show(self, growing: Growing) -> None:
-        """Show the report of all scores that are stored now; nothing if there is nothing to show yet."""
-
-
-class _Comparison(_Page):
-    """The page of an evaluation."""
-
-    def __init__(self, growing: Growing, opened: Opened, against: str | None) -> None:
-        super().__init__(growing)
-        self.opened, self.against = opened, against
-
-    def tell(self, event: Event, growing: Growing) -> bool:
-        """Tell open pages how far the evaluation is."""
-        whole = event.get("overall")
-        if whole:
-            now = f"; now {event['configuration']}: {event['text']}" if event.get("text") else ""
-            growing.say(
-                f"{whole['finished']} of {whole['of']} configurations are scored, {100 * whole['share']:.0f} % of the items"
-                f"{time_left(whole)}{now}."
-            )
-        return "scored" in event or (event.get("stage") == "score" and "configuration" not in event)
-
-    def show(self, growing: Growing) -> None:
-        """Show the comparison of all scores that are stored now; nothing if they cannot be compared yet."""
-        from workbench.evaluate.scoring import stored
-
-        opened = self.opened
+    def show(self) -> None:
+        """Show the report as it is now."""
+        assert self._growing
         try:
-            scores, missing = stored(opened.entries, opened.plans, opened.store, self.against)
-            if len({s.configuration.name for s in scores}) < 2:
-                return
-            comparison = compare_scores(opened.store, scores, self.against, opened.project, opened.sweeps)
-        except WorkbenchError as error:  # the evaluation goes on; at its end the same comparison is made again
-            growing.say(f"The scores so far cannot be compared: {error.message.splitlines()[0]}")
+            report = self._report()
+        except WorkbenchError as error:  # the command goes on, and meets the same error where it matters
+            self._growing.say(f"The scores so far cannot be shown: {error.message.splitlines()[0]}")
             return
-        waiting = [f"Not scored yet: {', '.join(missing)}."] if missing else []
-        growing.show(comparison.warned(waiting))
+        if report is not None:
+            self._growing.show(report)
 
 
-class WatchedSearch(_Page):
-    """The page of a search. The study is opened a second time, so that candidates of other processes are on the page as well."""
+def _said(event: Event) -> str:
+    """Return how far the work is, for open pages."""
+    text = str(event.get("text", ""))
+    if whole := event.get("overall"):
+        scored = f"{whole['finished']} of {whole['of']} configurations are scored, {100 * whole['share']:.0f} % of the items"
+        return f"{scored}{time_left(whole)}" + (f"; now {event['configuration']}: {text}." if text else ".")
+    if "done" in event:
+        counts = f"{event['done']} of {event['total']}"
+        text = f"{counts} candidates are finished; {text}" if event["stage"] == "search" else f"{event['stage']} {counts}: {text}"
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
-    def __init__(self, growing: Growing | None) -> None:
-        super().__init__(growing)
-        self._search: Search | None = None
-        self._study: Study | None = None
 
-    def follow(self, search: Search) -> None:
-        """Show the candidates of a search from now on."""
-        self._search = search
+def _may_have_scored(event: Event) -> bool:
+    return "scored" in event or event["stage"] == "search" or (event["stage"] == "score" and "configuration" not in event)
 
-    def end(self, found: SearchResult) -> None:
-        """Show the report of the finished search."""
-        if self._growing is not None:
-            self._growing.show(found)
 
-    def tell(self, event: Event, growing: Growing) -> bool:
-        """Tell open pages how far the search is."""
-        text = str(event.get("text", ""))
-        if "done" in event:
-            text = f"{event['done']} of {event['total']} candidates are finished; {text}"
-        if text:
-            growing.say(f"{text[0].upper()}{text[1:]}.")
-        return event.get("stage") == "search"
+def scored_so_far(opened: Opened, against: str | None) -> Comparison | None:
+    """Return the comparison of all scores of an evaluation that are stored now; None before there are two configurations."""
+    from workbench.evaluate.scoring import stored
 
-    def show(self, growing: Growing) -> None:
-        """Show the controls and candidates that are scored now; nothing before the first control."""
-        from workbench.search.run import open_study
-        from workbench.search.winner import growing as so_far
+    scores, missing = stored(opened.entries, opened.plans, opened.store, against)
+    if len({s.configuration.name for s in scores}) < 2:
+        return None
+    comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps)
+    return comparison.warned([f"Not scored yet: {', '.join(missing)}."] if missing else [])
 
-        search = self._search
-        if search is None or not search.controls:
-            return
-        try:
-            self._study = self._study or open_study(search)
-            state = so_far(search, self._study)
-        except WorkbenchError as error:  # the search meets the same error where it matters
-            growing.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
-            return
-        growing.show(state)
 
-    def close(self) -> None:
-        """Release the study."""
-        if self._study is not None:
-            self._study.close()
+def searched_so_far(search: Search) -> SearchState | None:
+    """Return the controls and candidates that are scored now, those of other processes among them; None before the first control."""
+    from workbench.search.run import open_study
+    from workbench.search.winner import growing
+
+    if not search.controls:
+        return None
+    with closing(open_study(search)) as study:
+        return growing(search, study)

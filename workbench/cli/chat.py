@@ -31,36 +31,32 @@ def chat(
     """Chat with a recipe's result, a run or a model, or with two of them at once.
 
     One line per turn, with greedy decoding. Also reads lines from a pipe. With two, both get the same prompt, each with its own
-    chat template and history; `workbench view` shows their answers side by side. After each answer of a routed model, the bricks
-    that gave it are printed to standard error.
+    chat template and history; `workbench view` shows their answers side by side. Standard error says what acted: a router's bricks, a
+    memory's facts, or a codebook's entries.
     """
     from workbench.api.chatting import open_speakers
     from workbench.models.identity import pick_device
 
     if len(targets) > 2:
         raise UsageError(f"expected one or two models, found {len(targets)}", "workbench chat TARGET OTHER")
-    if len(targets) == 2 and targets[0] == targets[1]:
-        raise UsageError(f"{targets[0]} is named twice", "Name two different models, or one.")
     speakers = open_speakers(targets, runs_dir, pick_device(device), plain=plain, say=out.say, events=out.event)
     if sys.stdin.isatty():
-        kinds = {speaker.name: "the chat template" if speaker.templated else "plain text" for speaker in speakers}
-        used = (
-            next(iter(kinds.values()))
-            if len(set(kinds.values())) == 1
-            else ", ".join(f"{kind} for {name}" for name, kind in kinds.items())
-        )
+        kinds = ["the chat template" if speaker.templated else "plain text" for speaker in speakers]
+        each = ", ".join(f"{kind} for {speaker.name}" for kind, speaker in zip(kinds, speakers, strict=True))
+        used = kinds[0] if len(set(kinds)) == 1 else each
         out.say(f"enter an empty line or Ctrl-D to quit; using {used}")
         if len(speakers) == 2:
             out.say(f"side by side in a browser: {shell('workbench', 'view')}")
     while line := _ask():
+        acted = []
         for speaker in speakers:
             if len(speakers) > 1:
                 _write(f"[{speaker.name}]\n")
-            speaker.answer(line, max_new_tokens, _write)
+            reply = speaker.answer(line, max_new_tokens, _write)
+            acted += [(speaker.name, what if kind == "router" else f"{kind}: {what}") for kind, what in reply.acted]
             _write("\n")
-        for speaker in speakers:
-            if bricks := speaker.bricks():
-                out.say(f"[{bricks}]" if len(speakers) == 1 else f"[{speaker.name}: {bricks}]")
+        for name, what in acted:
+            out.say(f"[{what}]" if len(speakers) == 1 else f"[{name}: {what}]")
 
 
 def _ask() -> str:

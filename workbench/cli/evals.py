@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +35,7 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import command_line, compare_scores, printing
-from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching
+from workbench.cli._watch import PortOpt, WatchOpt, check_watch, scored_so_far, watching
 from workbench.cli.trust import reads_recipes
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 from workbench.project import relative
@@ -99,11 +100,11 @@ def evaluate(
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise UsageError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}")
-    with watching(opened, against, watch, port) as events:
+    with watching("evaluation", watch, port, partial(scored_so_far, opened, against)) as page:
         if engine == "local":
-            scores = opened.scored(device, server, events)
+            scores = opened.scored(device, server, page.event)
         else:
-            scores = opened.scored_on_cluster(request, device, server, workers, events)
+            scores = opened.scored_on_cluster(request, device, server, workers, page.event)
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     compared = len(opened.entries) > 1 and not recipes_alone
     comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps) if compared else None
@@ -330,8 +331,7 @@ def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
         results: Results of searches by recipe name.
         to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
     """
-    from workbench.report.page import stem
-    from workbench.report.search import render
+    from workbench.report import render, stem
 
     paths = []
     for name, found in results.items():

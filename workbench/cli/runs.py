@@ -28,11 +28,10 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     from workbench.run.record import RunRow
 
     listed = list_runs(runs_folder(runs_dir))
-    broken = {run.name: run.harm() if run.done else [] for run in listed}
     rows = [
         RunRow(
             name=run.name,
-            status="broken" if broken[run.name] else run.status,
+            status="broken" if run.broken else run.status,
             created=run.record.created if run.record else "",
             bytes=run.size(),
             configuration=run.digest,
@@ -49,10 +48,10 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             [[r.name, r.status or "", r.created or "", size(r.bytes), (r.configuration or "")[:12]] for r in rows],
             right=(3,),
         )
-        for name, found in broken.items():
-            if found:
-                out.warn(f"{name}: {described(found)}")
-        if unsealed := [run.name for run in listed if run.done and not run.sealed]:
+        for run in listed:
+            if run.broken:
+                out.warn(f"{run.name}: {described(run.broken)}")
+        if unsealed := [run.name for run in listed if run.seal == "not sealed"]:
             out.say(f"{', '.join(unsealed)}: {UNSEALED}")
 
     out.result(lambda: rows, text, json=json)

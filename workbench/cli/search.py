@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,7 @@ from workbench.cli._options import (
     VerboseOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching_search
+from workbench.cli._watch import PortOpt, WatchOpt, check_watch, searched_so_far, watching
 from workbench.cli.trust import reads_recipes
 from workbench.errors import shell
 from workbench.project import relative
@@ -76,7 +77,7 @@ def search(
     tracker = open_tracker(log, log_project)
     loaded = load_named(recipe, settings or (), out.say, runs_dir)
     scoring = Scoring(device, batch_size, limit)
-    with watching_search(watch, port) as page:
+    with watching("search", watch, port) as page:
         prepared = prepare(
             loaded,
             runs_dir or runs_of(loaded.project),
@@ -85,12 +86,12 @@ def search(
             budget=budget,
             events=page.event,
         )
-        page.follow(prepared)
+        page.follow(partial(searched_so_far, prepared))
         for warning in prepared.warnings:
             out.warn(warning)
         run(prepared)
         found = conclude(prepared, to)
-        page.end(found)
+        page.follow(lambda: found)
     out.result(lambda: found, lambda: _say_result(found, to, loaded.project), json=json)
     if tracker:
         out.say(log_runs(tracker, runs_of_search(found)))

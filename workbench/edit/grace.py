@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from workbench.edit.memories.codebook import Codebook, radii, reading, writing
+from workbench.edit.memories.codebook import Attached, Codebook, radii, reading, writing
+from workbench.edit.memories.textmemory import sentence
 from workbench.edit.places.parts import fact_pair
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.facts import Fact
@@ -155,8 +156,10 @@ class Grace(MemoryMethod):
         )
         book = Codebook(
             torch.cat([t["keys"] for t in tensors]), torch.cat([t["values"] for t in tensors]), torch.cat(entry_radii)
-        )
-        book.to(model.device).attach(model.get_submodule(kept.settings["block"]))
+        ).to(model.device)
+        block = model.get_submodule(kept.settings["block"])
+        book.attach(block)
+        model.codebook = Attached(book, block, [sentence(r) for r in used for _ in r.tensors["answer"]])
         return {"entries": len(book.keys), "radii": {"least": float(book.radii.min()), "most": float(book.radii.max())}}
 
     def _block(self, context: MethodContext) -> tuple[int, str, nn.Module]:

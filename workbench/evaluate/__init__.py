@@ -140,6 +140,7 @@ def evaluate(
         except RefusedError as error:
             store.refuse(plan, key, f"{configuration.name}: {error}")
             raise
+        store.begin(plan, key, configuration.name)
         for task in plan.suite.tasks:
             if task not in done:
                 journal = store.journal(plan, key, task)

@@ -26,7 +26,7 @@ from workbench.report.numbers import (
     unit_of,
 )
 from workbench.report.provenance import checks, facts, glossary, self_check
-from workbench.tables import Cell, Table, fence
+from workbench.tables import Cell, Table, fence, prose
 from workbench.tables import as_markdown as escape
 
 ROLE_NOTES = {
@@ -65,9 +65,9 @@ def _parts(view: Comparison) -> list[str | Table]:
         *sweeps.tables(view),
         *([f"**{escape(' '.join(losses))}**"] if (losses := wording.harm(view)) else []),
         escape(wording.scope(view)),
-        *([f"> **{escape(view.partial)}**"] if view.partial else []),
-        *(f"> **Control missing.** {escape(m)}" for m in wording.missing_controls(view)),
-        *map(escape, wording.sentences(view)),
+        *([f"> **{prose(view.partial)}**"] if view.partial else []),
+        *(f"> **Control missing.** {prose(m)}" for m in wording.missing_controls(view)),
+        *map(prose, wording.sentences(view)),
         "## Summary",
         _summary(view),
         escape(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
@@ -83,12 +83,12 @@ def _parts(view: Comparison) -> list[str | Table]:
         *_flips(view),
         *_configurations(view),
         "## Provenance",
-        bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
+        bullets(f"{term}: {prose(text)}" for term, text in facts(view)),
         *([fence(view.provenance.command, "sh")] if view.provenance.command else []),
         *_checks(view),
         "## How to read the numbers",
-        bullets(f"**{term}**: {escape(text)}" for term, text in glossary(view)),
-        *(["## Warnings", bullets(escape(w) for w in view.warnings)] if view.warnings else []),
+        bullets(f"**{term}**: {prose(text)}" for term, text in glossary(view)),
+        *(["## Warnings", bullets(map(prose, view.warnings))] if view.warnings else []),
     ]
 
 
@@ -113,9 +113,9 @@ def _decision(view: Comparison) -> list[str | Table]:
             ]
         )
     return [
-        f"**{escape(found.text)}**",
+        f"**{prose(found.text)}**",
         fence("\n".join(found.command), "sh") if found.command else "",
-        bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
+        bullets([*(f"What would help: {prose(h)}" for h in found.help), *map(prose, found.details)]),
         *([Table("leaders", header, rows)] if rows else []),
         escape(leaders.family),
     ]

@@ -187,8 +187,9 @@ def bracket(low: str, high: str, width: str) -> Markup:
 
 
 def prose(text: str) -> Markup:
-    """Return a sentence as markup, in which words between backticks are code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
+    """Return a sentence as markup, in which words between backticks are code and an interval stays on one line."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\[[-+\d.,%\u2212\u221e ]+\]", r'<span class="whole">\g<0></span>', marked))  # noqa: S704 - escaped
 
 
 def recipe_markup(text: str) -> Markup:

@@ -84,12 +84,16 @@ def raw(largest: float, word: str = "") -> Unit:
 def unit_of(view: Comparison, task: str) -> Unit:
     """Return the unit of a task's scores: points for shares of which higher is better, else the metric's own unit."""
     found, levels = view.task(task), view.levels.get(task, [])
-    largest = max(map(abs, levels), default=0.0)
     if found and found.contrast:  # its scores can be negative, so its unit is that of its first task
         points = view.task(found.contrast.of) is not None and unit_of(view, found.contrast.of) == POINTS
-        return POINTS if points else raw(largest)
-    if (found and (found.lower or found.ratio)) or not all(0 <= v <= 1 for v in levels):
-        return raw(largest, RATIO_WORDS.get((found and found.ratio) or "", ""))
+        return POINTS if points else raw(max(map(abs, levels), default=0.0))
+    return unit_for(levels, found.lower, found.ratio) if found else unit_for(levels)
+
+
+def unit_for(levels: Sequence[float], lower: bool | None = False, ratio: str | None = None) -> Unit:
+    """Return the unit of scores from all levels of a task; `lower`: lower is better; `ratio`: lm-eval's name of a ratio."""
+    if lower or ratio or not all(0 <= v <= 1 for v in levels):
+        return raw(max(map(abs, levels), default=0.0), RATIO_WORDS.get(ratio or "", ""))
     return POINTS
 
 

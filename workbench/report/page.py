@@ -1,15 +1,13 @@
-"""Rendering of a comparison document as HTML, Markdown and JSON."""
+"""The page of a comparison, and what the pages of all reports share."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,11 +15,10 @@ from markupsafe import Markup
 
 from workbench.compare.comparison import Comparison
 from workbench.errors import printable
-from workbench.files import write_bytes
 from workbench.report import decision, forest, items, marks, numbers, scatter, sweeps, wording
 from workbench.report.edits import COHORTS, counted, fact_suites, heading
 from workbench.report.files import with_tables
-from workbench.report.markdown import markdown, tables
+from workbench.report.markdown import tables
 from workbench.report.provenance import checks, created, facts, glossary, self_check
 from workbench.report.tints import DIFFERENCE
 
@@ -37,39 +34,6 @@ ROLE_WORDS = {
 SCRIPTS = ("report.js", "downloads.js", "filter.js", "diff.js", "items.js", "flips.js", "beside.js")
 FILTERED = 20
 """Rows of the summary table from which on it can be filtered by name and brick."""
-SUFFIXES = (".html", ".md", ".json")
-
-
-def render(comparison: Comparison, out: Path) -> list[Path]:
-    """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
-
-    Each file is replaced as a whole. The HTML page needs no other file and makes no request.
-
-    Args:
-        comparison: The comparison.
-        out: Path of the files; it may end in one of the three suffixes.
-    """
-    return write_files(out, html(comparison), markdown(comparison), comparison.to_dict())
-
-
-def page_text(comparison: Comparison) -> str:
-    """Return the HTML page of a comparison as text."""
-    return html(comparison)
-
-
-def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
-    """Write HTML, Markdown and the document as JSON under one name; `out` may end in one of the three suffixes."""
-    texts = (page, text, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_name(stem(out) + suffix) for suffix in SUFFIXES]
-    for path, content in zip(paths, texts, strict=True):
-        write_bytes(path, content.encode())
-    return paths
-
-
-def stem(out: Path) -> str:
-    """Return the name that the three files share."""
-    return out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
 
 
 @dataclass(frozen=True)
@@ -100,8 +64,7 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
     leading, many = decision.leading(view), len(view.judged) > decision.UNFOLDED or bool(view.sweeps)
     bricks = dict.fromkeys(brick for c in view.by_role for brick in c.parents)
     context = {
-        "view": view,
-        "unit_of": lambda task: numbers.unit_of(view, task),
+        **differences(view, leading if many else None),
         "viewer": viewer,
         "title": wording.title(view),
         "leaders": decision.leaders(view),
@@ -117,16 +80,12 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
         "glossary": glossary(view),
-        "panels": forest.panels(view, leading if many else None),
         "difference_matrix": marks.differences(view),
         "interference_matrix": marks.interference(view),
         "scatters": [sizes] if sizes else [],
         "self_check": self_check(view),
         "checks": checks(view),
         "diff_pair": wording.diff_pair(view),
-        "own_units": any(numbers.unit_of(view, t.name).scale != numbers.POINTS.scale for t in view.tasks),
-        "lower": [t.name for t in view.tasks if t.lower],
-        "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
         "sized": {k: any(getattr(c, k) is not None for c in view.by_role) for k in ("parameters", "bytes")},
         "costs": {c.name: decision.cost_cells(c.costs) for c in view.by_role},
         "cost_heads": list(zip(decision.COST_HEADS, decision.COST_NOTES, strict=True)),
@@ -162,9 +121,22 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
     return with_tables(filled("report.html.j2", context, SCRIPTS, styles), tables(view))
 
 
+def differences(view: Comparison, leading: Container[str] | None = None) -> dict[str, Any]:
+    """Return the template variables of the panels of differences; `leading` are the configurations that they show, None for all."""
+    return {
+        "view": view,
+        "unit_of": lambda task: numbers.unit_of(view, task),
+        "panels": forest.panels(view, leading),
+        "own_units": any(numbers.unit_of(view, t.name).scale != numbers.POINTS.scale for t in view.tasks),
+        "lower": [t.name for t in view.tasks if t.lower],
+        "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
+    }
+
+
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
-    if context.get("viewer") is not None:
+    context = {"viewer": None, **context}
+    if context["viewer"] is not None:
         scripts, styles = (*scripts, "view.js"), (*styles, "view.css")
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
     parts = {

@@ -20,8 +20,9 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,6 +232,23 @@ class RunDirectory:
         return sum(f.lstat().st_size for f in self.path.rglob("*") if f.is_file() and not f.is_symlink())
 
 
+@dataclass(frozen=True)
+class SeenRun(RunDirectory):
+    """A run as it was when its run.json was read, which is read once."""
+
+    record: RunRecord | None = None
+
+    @cached_property
+    def broken(self) -> list[Harm]:
+        """What differs between a finished run and its manifest."""
+        return self.harm() if self.done else []
+
+    @property
+    def seal(self) -> str:
+        """Whether its files are as sealed: "whole", "broken", "not sealed" (of an earlier version), or "" for one that is not finished."""
+        return "broken" if self.broken else "" if not self.done else "whole" if self.sealed else "not sealed"
+
+
 @contextmanager
 def hold(find: Callable[[], RunDirectory], wait: bool, events: Events) -> Iterator[RunDirectory]:
     """Lock a run directory for a `with` block.
@@ -277,9 +295,14 @@ def move_run(run: RunDirectory, to: RunDirectory, events: Events) -> RunDirector
     return to
 
 
-def list_runs(runs: Path) -> list[RunDirectory]:
-    """Return all run directories, newest first."""
-    every = [RunDirectory(p.parent) for p in sorted(runs.glob(f"*/{RECORD}"))]
+def list_runs(
+    runs: Path, read: Callable[[Path], RunRecord | None] = lambda file: RunDirectory(file.parent).record
+) -> list[SeenRun]:
+    """Return all run directories, newest first; `read` returns the content of a run.json."""
+    every = []
+    for file in sorted(runs.glob(f"*/{RECORD}")):
+        with suppress(FileNotFoundError):  # another process removes it
+            every.append(SeenRun(file.parent, read(file)))
     return sorted(every, key=lambda run: run.record.created if run.record else "", reverse=True)
 
 
@@ -296,7 +319,7 @@ def find_run(runs: Path, name: str) -> RunDirectory:
     exact = [run for run in every if run.name == name]
     matches = exact or [run for run in every if run.name.startswith(name)]
     if len(matches) == 1:
-        return matches[0]
+        return RunDirectory(matches[0].path)
     if matches:
         raise WorkbenchError(
             f"'{name}' matches {len(matches)} runs: {', '.join(run.name for run in matches[:4])}", "Give more of the name."

@@ -142,16 +142,11 @@ def swap(model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Te
             f"recipe {resolved.recipe.name}: its parameters differ from the live model's ({differing[0]} and {len(differing) - 1} more)",
             "A configuration that grows or unties the base has other parameters: use `materialize`.",
         )
-
-    def exchange() -> None:
-        for name, parameter in mine.items():
-            parameter.data, theirs[name].data = theirs[name].data, parameter.data
-
-    exchange()
+    both = SharedModel(model, [({name: parameter.data for name, parameter in theirs.items()}, model.generation_config)])
     try:
-        yield model
+        yield both.holding(1)
     finally:
-        exchange()
+        both.holding(0)
 
 
 class SharedModel:

@@ -49,6 +49,8 @@ __all__ = [
     "stored_plans",
 ]
 
+SCORED = "configuration.json"
+"""File beside the finished tasks of an interrupted evaluation: the name of the configuration, for those who look on."""
 _FORMAT_OF_0_2 = "plan-3 softmax-float32 seed-1234"
 
 
@@ -196,11 +198,13 @@ class ScoreStore:
         data = json.dumps({"digest": key, "content": _content(result), "result": result}, ensure_ascii=False).encode()
         write_rows(self._partial(plan, key, task), data)
 
+    def begin(self, plan: ScorePlan, key: str, name: str) -> None:
+        """Note the name of the configuration that is being scored from now on."""
+        write_json(self._partial(plan, key, "").with_name(SCORED), {"name": name})
+
     def journal(self, plan: ScorePlan, key: str, task: str) -> Journal:
         """Return the answers to single requests of a task that is being scored."""
-        path = self._partial(plan, key, task).with_name(f"{task}.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Journal(path, key)
+        return Journal(self._partial(plan, key, task).with_name(f"{task}.jsonl"), key)
 
     def refuse(self, plan: ScorePlan, key: str, reason: str) -> None:
         """Record that the plan's scorer failed its check on a configuration; see `settled`."""

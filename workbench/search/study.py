@@ -319,11 +319,9 @@ def recorded(folder: Path) -> list[TrialRow]:
     if not file.is_file():
         return []
     with _readable(file):
-        store, found = JournalStorage(JournalFileBackend(os.fspath(file))), []
-        for known in store.get_all_studies():
-            trials = store.get_all_trials(known._study_id, deepcopy=False, states=_DONE)
-            found += [_record(arm, t) for arm in ARMS if arm == known.study_name for t in trials]
-        return found
+        store = JournalStorage(JournalFileBackend(os.fspath(file)))
+        arms = [(arm, known._study_id) for known in store.get_all_studies() for arm in ARMS if arm == known.study_name]
+        return [_record(arm, t) for arm, study in arms for t in store.get_all_trials(study, deepcopy=False, states=_DONE)]
 
 
 def _record(arm: Arm, t: FrozenTrial) -> TrialRow:

@@ -1,24 +1,27 @@
-"""A page that grows: the report of an evaluation or a search of this process, which tells open browsers when it is a new one."""
+"""A page that grows: the report of an evaluation or a search of this process, which open browsers load again when there is a newer one."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
-from workbench.report.page import Viewer, filled, html
+from markupsafe import escape
 
+if TYPE_CHECKING:
+    from workbench.compare.comparison import Comparison
+    from workbench.search.result import SearchState
+    from workbench.view.pages import Site, Work
+
+_PAUSE = 0.2
+"""Seconds between two looks at what an open page shows."""
 _SEEN = 10.0
 """Seconds since its last request for which a page counts as open."""
 _LAST = 5.0
-"""Largest number of seconds that the end of the command waits for an open page to load the last report."""
-_ALIVE = 15.0
-"""Seconds after which a silent stream says something, so that a browser that is gone is noticed."""
+"""Largest number of seconds that the end of the command waits for an open page to load the last report and hear of the end."""
 
 
 def event(name: str, data: object = "") -> str:
@@ -26,100 +29,69 @@ def event(name: str, data: object = "") -> str:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-@dataclass(frozen=True)
-class Pages:
-    """The pages of one kind of work.
+async def changes(look: Callable[[], tuple[str, object]], pause: float) -> AsyncIterator[str]:
+    """Yield an event whenever it is another one; a line between them notices a browser that is gone.
 
-    Attributes:
-        page: Function of the comparison or the search's document and the viewer that returns the page.
-        eyebrow: The kind of work, above the heading of the page that is shown before there is a report.
-        title: Heading of that page.
-        lead: Sentence below the heading.
+    Args:
+        look: Returns name and data of the event now: `part` with what the page shows, or, as the last one, `page` or `end`.
+        pause: Seconds between two looks.
     """
-
-    page: Callable[[Any, Viewer], str] = html
-    eyebrow: str = "Evaluation in progress"
-    title: str = "Nothing can be compared yet"
-    lead: str = "The report appears here when the baseline and another configuration are scored."
+    last = None
+    while last is None or last[0] == "part":
+        found = await asyncio.to_thread(look)
+        yield event(*found) if found != last else ": still here\n\n"
+        last = found
+        await asyncio.sleep(pause)
 
 
 class Growing:
     """The newest report, which one thread replaces while others show it.
 
     Args:
-        pages: The pages.
-        links: Links of the viewer.
+        site: The pages of the viewer.
+        work: What this process does.
     """
 
-    def __init__(self, pages: Pages, links: Sequence[tuple[str, str]]) -> None:
-        self._pages, self._links = pages, links
-        self._lock = threading.Lock()
-        self._version, self._loaded, self._asked, self._open = 0, -1, -float("inf"), 0
+    def __init__(self, site: Site, work: Work) -> None:
+        self._site, self._work = site, work
         self._said, self._ended = "Nothing is scored yet.", False
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-        words = {"eyebrow": pages.eyebrow, "title": pages.title, "lead": pages.lead, "viewer": self._viewer(0)}
-        self._page = filled("growing.html.j2", words, ("report.js",), ("report.css",))
+        self._told, self._asked, self._open = False, -float("inf"), 0
+        self._newest = (0, site.growing(work))
 
-    def _viewer(self, version: int) -> Viewer:
-        return Viewer(self._links, "Live", version)
-
-    def show(self, document: Any) -> None:
-        """Show the report of a document from now on.
-
-        Args:
-            document: The comparison, or the document of the search.
-        """
-        page = self._pages.page(document, self._viewer(self._version + 1))
-        with self._lock:
-            self._version, self._page = self._version + 1, page
-        self._wake()
+    def show(self, document: Comparison | SearchState) -> None:
+        """Show the report of a comparison or a search from now on."""
+        version = self._newest[0] + 1
+        self._newest = version, self._site.growing(self._work, document, version)
 
     def say(self, text: str) -> None:
         """Tell open pages how far the work is."""
-        with self._lock:
-            self._said = text
-        self._wake()
+        self._said = text
 
     def page(self) -> str:
         """Return the newest page."""
-        with self._lock:
-            self._asked, self._loaded = time.monotonic(), self._version
-            return self._page
+        self._asked = time.monotonic()
+        return self._newest[1]
 
     async def events(self, seen: int) -> AsyncIterator[str]:
-        """Yield the events of a page: `say` with a text, `page` for a newer one, which ends the stream, and `end`.
+        """Yield the events of a page: how far the work is, a `page` that is newer, and the end of the command.
 
         Args:
             seen: Number of the page that the browser shows.
         """
-        changed, said = asyncio.Event(), None
-        waiting = (asyncio.get_running_loop(), changed)
-        with self._lock:
-            self._waiting.add(waiting)
-            self._open += 1
+        self._open += 1
         try:
-            while True:
-                changed.clear()
-                with self._lock:
-                    version, text, ended = self._version, self._said, self._ended
-                if version != seen:
-                    yield event("page", version)
-                    return
-                if text != said:
-                    yield event("say", text)
-                    said = text
-                if ended:
-                    yield event("end")
-                    return
-                try:
-                    await asyncio.wait_for(changed.wait(), _ALIVE)
-                except TimeoutError:
-                    yield ": still here\n\n"
+            async for text in changes(partial(self._now, seen), _PAUSE):
+                yield text
         finally:
-            with self._lock:
-                self._waiting.discard(waiting)
-                self._open -= 1
-                self._asked = time.monotonic()
+            self._open -= 1
+            self._asked = time.monotonic()
+
+    def _now(self, seen: int) -> tuple[str, object]:
+        ended = self._ended  # read first: what is shown before the end is on the page
+        if (version := self._newest[0]) != seen:
+            return "page", version
+        self._told |= ended
+        return ("end", "") if ended else ("part", str(escape(self._said)))
 
     def end(self, *, wait: bool) -> None:
         """Tell open pages that there will be no other report.
@@ -127,20 +99,9 @@ class Growing:
         Args:
             wait: Let a page that is open load the last report.
         """
-        with self._lock:
-            self._ended = True
-        self._wake()
+        self._ended = True
         end = time.monotonic() + _LAST
         while wait and time.monotonic() < end:
-            with self._lock:
-                shown = self._loaded == self._version and not self._open
-                if shown or (not self._open and time.monotonic() - self._asked > _SEEN):
-                    return
+            if not self._open and (self._told or time.monotonic() - self._asked > _SEEN):
+                return
             time.sleep(0.05)
-
-    def _wake(self) -> None:
-        with self._lock:
-            waiting = list(self._waiting)
-        for loop, changed in waiting:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(changed.set)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 if TYPE_CHECKING:
@@ -41,17 +41,14 @@ class Guard:
 
     Attributes:
         token: The secret in the address that the command prints.
+        url: That address.
     """
 
     def __init__(self, app: ASGIApp, port: int) -> None:
         self._app, self._port = app, port
         self.token = secrets.token_urlsafe(24)
+        self.url = f"http://{ADDRESS}:{port}/?token={self.token}"
         self._cookie, self._secret = f"workbench-{port}", secrets.token_urlsafe(24)  # browsers share cookies among ports
-
-    @property
-    def url(self) -> str:
-        """The address to open."""
-        return f"http://{ADDRESS}:{self._port}/?token={self.token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -70,25 +67,27 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the answer to a request that is not passed on; None for one that is."""
-        headers, method = Headers(scope=scope), scope["method"]
+        asked, method = HTTPConnection(scope), scope["method"]
+        headers = asked.headers
         host = headers.get("host", "").lower()
         if host not in {f"{name}:{self._port}" for name in (ADDRESS, "localhost")}:
             return PlainTextResponse("This page is shown to this machine only.\n", 403)
         if method not in ("GET", "POST"):
             return PlainTextResponse("Nothing can be changed here.\n", 405, {"Allow": "GET, POST"})
-        if (token := QueryParams(scope["query_string"]).get("token")) and method == "GET":
+        if (token := asked.query_params.get("token")) and method == "GET":
             if not _same(token, self.token):
                 return _closed()
             answer = RedirectResponse("/", 303)
             answer.set_cookie(self._cookie, self._secret, httponly=True, samesite="strict")
             return answer
-        if not _same(_cookie(headers, self._cookie), self._secret):
+        if not _same(asked.cookies.get(self._cookie, ""), self._secret):
             return _closed()
         if method == "POST" and (
             headers.get("origin", "").lower() != f"http://{host}"
             or headers.get("content-type", "").partition(";")[0] != "application/json"
             or not headers.get("content-length", "").isdecimal()
             or int(headers["content-length"]) > LONGEST_BODY
+            or "transfer-encoding" in headers  # the body may be longer than the header says
         ):
             return PlainTextResponse("This request does not come from the viewer's own page.\n", 403)
         return None
@@ -108,11 +107,3 @@ def _closed() -> Response:
 
 def _same(found: str, expected: str) -> bool:
     return secrets.compare_digest(found.encode(), expected.encode())
-
-
-def _cookie(headers: Headers, name: str) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
-    except CookieError:
-        return ""
-    return found.value if found else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -24,8 +23,6 @@ class Served:
         port: Port to listen on; 0 for a free one.
 
     Attributes:
-        port: The port.
-        guard: Decides who is answered.
         url: The address to open, with its token.
 
     Raises:
@@ -34,15 +31,13 @@ class Served:
 
     def __init__(self, app: ASGIApp, port: int = 0) -> None:
         self._socket = bound(port)
-        self.port = int(self._socket.getsockname()[1])
-        self.guard = Guard(app, self.port)
-        self.url = self.guard.url
+        guard = Guard(app, int(self._socket.getsockname()[1]))
+        self.url = guard.url
         self._server = uvicorn.Server(
             uvicorn.Config(
-                self.guard,
+                guard,
                 log_config=None,
                 log_level="critical",
-                access_log=False,
                 lifespan="off",
                 ws="none",
                 server_header=False,
@@ -56,7 +51,7 @@ class Served:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()

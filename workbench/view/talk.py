@@ -45,7 +45,7 @@ class Talk:
         self._loaded: tuple[tuple[object, ...], list[Speaker], str] = ((), [], "")
 
     async def answers(self, asked: Asked) -> AsyncIterator[str]:
-        """Yield events: `model`, `piece` and `done` of each configuration by its number, `note` and `error`, and `end`."""
+        """Yield events: for each configuration `model` with its number, `piece`s of its answer and `done`; `note` and `error`; and `end`."""
         queue: asyncio.Queue[str | None] = asyncio.Queue()
         loop, stopped = asyncio.get_running_loop(), threading.Event()
 
@@ -75,11 +75,8 @@ class Talk:
             stopped.set()
 
     def _answer(self, asked: Asked, tell: Tell, stop: Callable[[], bool]) -> None:
-        if len(set(asked.names)) < len(asked.names):
-            raise UsageError("a configuration is named twice", "Name different ones.")
         speakers, note = self._speakers(asked, tell)
-        if note:
-            tell("note", note)
+        tell("note", note)
         for number, speaker in enumerate(speakers):
             if stop():
                 return
@@ -87,9 +84,9 @@ class Talk:
             kind = "chat template" if speaker.templated else "plain text"
             tell("model", {"number": number, "kind": kind})
             speaker.history.clear()  # each question stands alone
-            reply = speaker.answer(asked.prompt, asked.tokens, partial(_piece, tell, number), stop)
-            shown = {"first": reply.first, "bricks": reply.bricks, "facts": reply.facts, "make": makes(speaker.name)}
-            tell("done", {"number": number, "seconds": round(time.monotonic() - started, 1), **shown})
+            reply = speaker.answer(asked.prompt, asked.tokens, partial(tell, "piece"), stop)
+            seconds = round(time.monotonic() - started, 1)
+            tell("done", {"seconds": seconds, "first": reply.first, "acted": reply.acted, "make": makes(speaker.name)})
 
     def _speakers(self, asked: Asked, tell: Tell) -> tuple[Sequence[Speaker], str]:
         """Return the models, loaded anew if another choice was asked before or their files have changed."""
@@ -108,10 +105,6 @@ class Talk:
             speakers = open_speakers(asked.names, None, pick_device(self._device), plain=asked.plain, say=notes.append)
             self._loaded = key, speakers, " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
         return self._loaded[1], self._loaded[2]
-
-
-def _piece(tell: Tell, number: int, text: str) -> None:
-    tell("piece", {"number": number, "text": text})
 
 
 def makes(name: str) -> str:

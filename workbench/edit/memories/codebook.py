@@ -44,14 +44,14 @@ class Codebook:
         """Return the codebook on a device."""
         return Codebook(self.keys.to(device), self.values.to(device), self.radii.to(device))
 
-    def lookup(self, states: Tensor) -> tuple[Tensor, Tensor]:
+    def lookup(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Find the states that lie within a ball.
 
         Args:
             states: [rows, inputs].
 
         Returns:
-            Indices of the rows, and of the nearest entry for each; both [hits].
+            Indices of the rows, of the nearest entry for each, and the distance from it; each [hits].
         """
         step = max(1, _ELEMENTS // max(1, len(self.keys)))
         parts = [self._pairs_within_radius(states[i : i + step].float(), i) for i in range(0, len(states), step)]
@@ -61,7 +61,7 @@ class Codebook:
         closest = distance == nearest[row]
         first = first.scatter_reduce(0, row[closest], entry[closest], "amin")
         hits = (first < len(self.keys)).nonzero()[:, 0]
-        return hits, first[hits]
+        return hits, first[hits], nearest[hits]
 
     def _pairs_within_radius(self, states: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (row, entry, distance) of every pair within the radius; rows are numbered from `start`."""
@@ -80,12 +80,46 @@ class Codebook:
             if current["codebook"].keys.device != output.device:
                 current["codebook"] = self.to(output.device)
             book = current["codebook"]
-            rows, entries = book.lookup(states)
+            rows, entries, _ = book.lookup(states)
             if not len(rows):
                 return None
             return output.index_put((rows,), book.values[entries].to(output.dtype))
 
         return _hook_block(block, replace)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A codebook at a block of a live model (`model.codebook`).
+
+    Attributes:
+        facts: The fact of each entry, as a sentence.
+    """
+
+    book: Codebook
+    block: nn.Module
+    facts: Sequence[str]
+
+    @contextmanager
+    def noting(self) -> Iterator[list[str]]:
+        """Say in a list, at the end of the block, which facts' entries replaced outputs within it, and how near they were."""
+        seen: dict[str, dict[int, float]] = {}
+        found: list[str] = []
+
+        def note(states: Tensor, _: Tensor) -> None:
+            _rows, entries, distances = self.book.to(states.device).lookup(states)
+            for entry, distance in zip(entries.tolist(), distances.tolist(), strict=True):
+                seen.setdefault(self.facts[entry], {}).setdefault(entry, distance)
+
+        hook = _hook_block(self.block, note)
+        try:
+            yield found
+        finally:
+            hook.remove()
+        for fact, distances in seen.items():
+            entry, distance = next(iter(distances.items()))
+            used = f"{len(distances)} of {self.facts.count(fact)} entries"
+            found.append(f"{fact} ({used}; the first at distance {distance:.3g}, radius {float(self.book.radii[entry]):.3g})")
 
 
 def radii(keys: Sequence[Tensor], answers: Sequence[Sequence[int]], reach: Sequence[Tensor], share: float) -> list[Tensor]:

@@ -1,7 +1,1 @@
-"""Reports of searches: one offline HTML page, Markdown, and the search's document as JSON."""
-
-from __future__ import annotations
-
-from workbench.report.search.page import page_text, render
-
-__all__ = ["page_text", "render"]
+"""Reports of searches: their page and their Markdown."""

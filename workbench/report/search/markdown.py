@@ -8,14 +8,14 @@ from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import wording
 from workbench.report.search.charts import best_so_far, pareto
 from workbench.report.search.view import SearchView, written
-from workbench.search.result import TestedRow, TrialRow
-from workbench.tables import Cell, Table, fence
+from workbench.search.result import SearchState, TestedRow, TrialRow
+from workbench.tables import Cell, Table, fence, prose
 from workbench.tables import as_markdown as escape
 
 
-def markdown(view: SearchView) -> str:
+def markdown(found: SearchState) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
-    return text_of(_parts(view))
+    return text_of(_parts(SearchView.of(found)))
 
 
 def tables(view: SearchView) -> list[Table]:
@@ -29,7 +29,7 @@ def _parts(view: SearchView) -> list[str | Table]:
     return [
         f"# {escape(wording.title(view))}",
         escape(wording.headline(view)),
-        *([f"> **{escape(partial)}**"] if partial else []),
+        *([f"> **{prose(partial)}**"] if partial else []),
         *(escape(s) for s in wording.sentences(view)),
         *_result(view),
         *_tasks(view),
@@ -40,8 +40,8 @@ def _parts(view: SearchView) -> list[str | Table]:
         *_recipes(view),
         "This search:",
         fence(view.command, "sh"),
-        bullets(f"{term}: {escape(text)}" for term, text in wording.facts(view)),
-        *(["## Warnings", bullets(escape(w) for w in warnings)] if warnings else []),
+        bullets(f"{term}: {prose(text)}" for term, text in wording.facts(view)),
+        *(["## Warnings", bullets(map(prose, warnings))] if warnings else []),
     ]
 
 

@@ -1,54 +1,28 @@
-"""Rendering of a search's document as HTML, Markdown and JSON."""
+"""The page of a search."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from workbench.compare.comparison import Comparison
-from workbench.report import forest, numbers, provenance
+from workbench.report import numbers, provenance
 from workbench.report.files import with_tables
 from workbench.report.numbers import count, listed, plural
-from workbench.report.page import Viewer, filled, write_files
+from workbench.report.page import Viewer, differences, filled
 from workbench.report.search import charts, parallel, wording
-from workbench.report.search.markdown import markdown, tables
+from workbench.report.search.markdown import tables
 from workbench.report.search.view import ObjectiveView, SearchView, written
-from workbench.search.result import SearchProgress, SearchResult, SearchState, TestedPart, TestedRow
+from workbench.search.result import SearchProgress, SearchState, TestedPart, TestedRow
 
 SCRIPTS = ("report.js", "downloads.js")
 STYLES = ("report.css", "search.css")
 
 
-def render(found: SearchResult, out: Path) -> list[Path]:
-    """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
-
-    Each file is replaced as a whole. The HTML page needs no other file and makes no request.
-
-    Args:
-        found: The result of a search.
-        out: Path of the files; it may end in one of the three suffixes.
-    """
-    view = SearchView.of(found)
-    return write_files(out, html(view), markdown(view), found.to_dict())
-
-
-def page_text(found: SearchState, viewer: Viewer | None = None) -> str:
-    """Return the HTML page of a search, finished or in progress, as text.
+def html(found: SearchState, viewer: Viewer | None = None) -> str:
+    """Return the HTML page of a search, finished or in progress, as text; the template escapes all values of the document.
 
     Args:
         found: The search.
         viewer: The viewer that shows the page; None for a file.
     """
-    return html(SearchView.of(found), viewer)
-
-
-def html(view: SearchView, viewer: Viewer | None = None) -> str:
-    """Return the page as text; the template escapes all values of the document.
-
-    Args:
-        view: The search.
-        viewer: The viewer that shows the page; None for a file.
-    """
+    view = SearchView.of(found)
     comparison = view.comparison if view.comparison is not None and view.comparison.rows else None
     context = {
         "search": view,
@@ -79,7 +53,8 @@ def html(view: SearchView, viewer: Viewer | None = None) -> str:
         "stopped": any(c.stopped for c in view.found.trials),
         "failed": any(c.failed for c in view.found.trials),
         "forest": comparison is not None,
-        **(_comparison(comparison) if comparison is not None else {}),
+        "many": False,
+        **(differences(comparison) if comparison is not None else {}),
     }
     return with_tables(filled("search.html.j2", context, SCRIPTS, STYLES), tables(view))
 
@@ -88,19 +63,6 @@ def _tested(view: SearchView, *parts: TestedPart) -> list[TestedRow]:
     """Return the tested configurations of some parts, the chosen ones or the best control first."""
     tested = [t for t in view.tested if t.part in parts]
     return sorted(tested, key=lambda t: (t.name not in view.chosen, t.name != view.found.best_control))
-
-
-def _comparison(view: Comparison) -> dict[str, Any]:
-    """Return the template variables of the panels of differences."""
-    return {
-        "view": view,
-        "unit_of": lambda task: numbers.unit_of(view, task),
-        "many": False,
-        "panels": forest.panels(view),
-        "own_units": any(numbers.unit_of(view, t.name).scale != numbers.POINTS.scale for t in view.tasks),
-        "lower": [t.name for t in view.tasks if t.lower],
-        "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
-    }
 
 
 def _headline(view: SearchView, progress: SearchProgress) -> str:

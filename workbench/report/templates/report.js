@@ -101,22 +101,22 @@ document.addEventListener("pointermove", look);
 document.addEventListener("scroll", () => { if (shown && corner(shown.node) !== shown.corner) hide(); }, { passive: true, capture: true });
 root.addEventListener("pointerleave", hide);
 
-// Copy button: local files may have no clipboard API; the text is then selected and copied.
-for (const button of document.querySelectorAll("button[data-copy]")) {
-  button.addEventListener("click", async () => {
-    const source = $(button.dataset.copy);
-    let done = false;
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      done = true;
-    } catch {
-      getSelection().selectAllChildren(source);
-      done = document.execCommand("copy");
-    }
-    button.textContent = done ? "Copied" : "Select and copy";
-    setTimeout(() => { button.textContent = "Copy"; }, 1600);
-  });
-}
+// Copy buttons, also of what is added later: local files may have no clipboard API; the text is then selected and copied.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-copy]");
+  if (!button) return;
+  const source = $(button.dataset.copy);
+  let done = false;
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    done = true;
+  } catch {
+    getSelection().selectAllChildren(source);
+    done = document.execCommand("copy");
+  }
+  button.textContent = done ? "Copied" : "Select and copy";
+  setTimeout(() => { button.textContent = "Copy"; }, 1600);
+});
 
 const closed = [];
 addEventListener("beforeprint", () => {

@@ -10,48 +10,29 @@ for (const part of document.querySelectorAll("[data-load]")) {
   }).catch(() => part.replaceChildren(el("p", "soft", "The server has ended."))).finally(() => part.removeAttribute("aria-busy"));
 }
 
-// A part that the server sends whenever it changes. A hidden tab lets its connection go: browsers open few to one server.
+// A part that the server sends whenever it changes, or a newer page. A hidden tab lets its connection go, because browsers open few to one
+// server; a report that grows (data-hidden) keeps it, so that it has the last scores when the command has ended.
 for (const part of document.querySelectorAll("[data-stream]")) {
   const end = document.querySelector("[data-stream-end]");
   let source = null;
-  const stop = (text) => { source.close(); if (end) end.textContent = text; };
+  const stop = (text) => {
+    source.close();
+    if (end) end.textContent = text || end.dataset.streamEnd;
+    for (const busy of document.querySelectorAll("[data-busy]")) busy.remove();
+  };
   const follow = () => {
     source = new EventSource(part.dataset.stream);
-    source.addEventListener("part", (event) => { part.innerHTML = JSON.parse(event.data); });
-    source.addEventListener("say", (event) => stop(JSON.parse(event.data)));
-    source.onerror = () => stop("The server has ended; this page stays as it is.");
+    source.addEventListener("part", (event) => { part.innerHTML = JSON.parse(event.data); }); // escaped by the server's templates
+    source.addEventListener("page", () => { source.close(); location.reload(); });
+    source.addEventListener("end", (event) => stop(JSON.parse(event.data)));
+    source.onerror = () => stop();
   };
-  document.addEventListener("visibilitychange", () => { if (document.hidden) source.close(); else if (source.readyState === 2) follow(); });
+  if (!("hidden" in part.dataset))
+    document.addEventListener("visibilitychange", () => { if (document.hidden) source.close(); else if (source.readyState === 2) follow(); });
   follow();
 }
 
-// A report that grows: a newer one is loaded, and the end of the command is said.
-const watchBox = $("watch");
-if (watchBox) {
-  const source = new EventSource("/growing/events?seen=" + watchBox.dataset.version);
-  const ended = (text) => {
-    source.close();
-    $("watch-head").textContent = "The command has ended.";
-    $("watch-text").textContent = text;
-  };
-  source.addEventListener("say", (event) => { $("watch-text").textContent = JSON.parse(event.data); });
-  source.addEventListener("page", () => { source.close(); location.reload(); });
-  source.addEventListener("end", () => ended("All scores are on this page, and stored: workbench report writes them to a file."));
-  source.onerror = () => ended("This page stays as it is until it is closed; the scores are stored: workbench report writes them to a file.");
-}
-
-// Rows that have the text of a filter stay.
-for (const box of document.querySelectorAll("input[data-filters]")) {
-  const rows = [...$(box.dataset.filters).tBodies[0].rows], count = document.querySelector(`[data-count="${box.dataset.filters}"]`);
-  const apply = () => {
-    const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
-    count.textContent = rows.filter((row) => !row.hidden).length + " of " + rows.length;
-  };
-  box.addEventListener("input", apply);
-  apply();
-}
-
+const ACTED = { router: "Router's choice", memory: "Facts that the memory put before the prompt", codebook: "Entries of the codebook that fired" };
 const chat = $("chat");
 if (chat) {
   let asking = null;
@@ -71,8 +52,10 @@ if (chat) {
   const finish = (pane, data) => {
     const beside = pane.querySelector(".beside"), part = (head) => beside.appendChild(el("h3", "", head));
     pane.querySelector(".kind").textContent += ", " + data.seconds + " s";
-    if (data.bricks) { part("Router's choice"); beside.append(el("p", "", data.bricks)); }
-    if (data.facts.length) { part("Facts that the memory put before the prompt"); for (const fact of data.facts) beside.append(el("p", "", fact)); }
+    for (const [kind, head] of Object.entries(ACTED)) {
+      const found = data.acted.filter(([acted]) => acted === kind);
+      if (found.length) beside.append(el("h3", "", head), ...found.map(([, text]) => el("p", "", text)));
+    }
     if (data.first.length) {
       part("First token");
       for (const [token, share] of data.first) {
@@ -85,19 +68,16 @@ if (chat) {
       part("Make this");
       const line = beside.appendChild(el("div", "command")), copy = el("button", "", "Copy");
       copy.type = "button";
-      const text = line.appendChild(el("pre", "", data.make));
-      copy.addEventListener("click", async () => {
-        try { await navigator.clipboard.writeText(data.make); copy.textContent = "Copied"; } catch { getSelection().selectAllChildren(text); copy.textContent = "Selected"; }
-      });
-      line.append(copy);
+      line.append(el("pre", "", data.make), copy);
+      line.firstChild.id = copy.dataset.copy = "make-" + document.querySelectorAll("#answers .command").length;
     }
   };
+  let pane = null; // of the model that answers
   const take = (name, data, shown) => {
-    const pane = shown[data.number];
     if (name === "note") says(data);
-    else if (name === "error") fails(data.message, data.hint);
-    else if (name === "model") { pane.querySelector(".kind").textContent = data.kind; pane.querySelector(".said").classList.add("busy"); }
-    else if (name === "piece") pane.querySelector(".said").append(data.text);
+    else if (name === "error") { says(""); fails(data.message, data.hint); }
+    else if (name === "model") { pane = shown[data.number]; pane.querySelector(".kind").textContent = data.kind; pane.querySelector(".said").classList.add("busy"); }
+    else if (name === "piece") pane.querySelector(".said").append(data);
     else if (name === "done") { pane.querySelector(".said").classList.remove("busy"); finish(pane, data); }
   };
   const ask = async () => {

@@ -231,7 +231,7 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Bric
 
 
 # What comes before and after a user's text in well-known templates, for models whose tokenizer has no template or another one.
-_KNOWN = (
+KNOWN = (
     ("<|im_start|>user\n", "<|im_end|>"),
     ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
     ("<start_of_turn>user\n", "<end_of_turn>"),
@@ -283,7 +283,7 @@ class ChatFrame:
         Args:
             text: A text with the template's special tokens.
         """
-        for marks in (self.marks, _KNOWN):
+        for marks in (self.marks, KNOWN):
             starts = {opener: text.rfind(opener) + len(opener) for opener, _ in marks if opener in text}
             found = [(starts[opener], -text.find(closer, starts[opener])) for opener, closer in marks if opener in starts]
             if ended := [(start, minus) for start, minus in found if minus <= 0]:
