@@ -16,9 +16,9 @@ from workbench.adapters.flavours import BAKE, TITLES
 from workbench.adapters.keys import USED, Part, Stored, is_copy, updates_both_alike
 from workbench.adapters.lora import FactorPair, LowRank, Patch, Places, Spot
 from workbench.adapters.tuners import rotation
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.models.architecture import UntiedWeights, disk_weight, is_embedding, is_head
-from workbench.things import resized_command
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
@@ -29,7 +29,10 @@ _UNSAVE = (
     "It is a copy of the base's own weight, which PEFT adds for embeddings and heads. Save the adapter again with "
     "model.save_pretrained(DIR, save_embedding_layers=False)."
 )
-_BAKED = "Bake the adapter, and use the result as a `checkpoint:`, whose added rows are kept:"
+_ADDED = (
+    "A `merge` into a checkpoint keeps its rows of added tokens if the tokenizer that it was trained with is in its folder. For other uses, "
+    "bake it, and use the result as a `checkpoint:`:"
+)
 _NO_BIAS = (
     "PEFT cannot merge this adapter either. Add a bias of zeros to the base (set attention_bias or mlp_bias in config.json and store "
     "the tensors), or train the adapter with lora_bias=False."
@@ -279,6 +282,8 @@ class Binder:
         if len(part.fields) > 1:
             raise WorkbenchError(f"{self.label}: {part.module} has both trained tokens and LoRA factors", BAKE)
         disk = self._whole(f"{part.module}.weight", "trainable_token_indices")
+        if disk in self.updates:  # rows replace those of the whole tensor, so that the sum of both deltas is another matrix
+            raise self._double_update_error("trained tokens", disk)
         update = tuners.token_rows(part, self.specs[disk], self.config, self.label)
         self._kinds["trainable_token_indices"] += 1
         targets = [disk]
@@ -310,12 +315,12 @@ class Binder:
         shape = self.places.shape(name)
         if shape != stored.shape:
             rows = shape[0] if shape else 0
+            typed, trained_on = str(relative(self.adapter.path)), str(self.config.get("base_model_name_or_path") or "BASE")
+            bake = ("workbench", "brick", "bake", typed, "--base", trained_on, "-o", f"{typed}-baked")
             vocabulary = " (another vocabulary)" if is_embedding(name) or is_head(name) else ""
             raise WorkbenchError(
                 f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
-                f"Its rows of added tokens need a base that has them. {_BAKED} {self._resized(stored.shape[0])}"
-                if vocabulary and stored.shape[0] > rows
-                else self._trained_on_hint(),
+                f"{_ADDED} {shell(*bake)}" if vocabulary and stored.shape[0] > rows else self._trained_on_hint(),
             )
         if ".base_layer." in stored.key and self.base is None:
             raise WorkbenchError(f"{self.label}: adapter key {stored.key} is a weight, not an update", _UNSAVE)
@@ -373,9 +378,6 @@ class Binder:
             f"{list(b.shape)} x {list(a.shape)}",
             self._trained_on_hint(),
         )
-
-    def _resized(self, rows: int) -> str:
-        return resized_command(self.adapter.path, str(self.config.get("base_model_name_or_path") or "BASE"), rows)
 
     def _trained_on_hint(self) -> str:
         trained_on = self.config.get("base_model_name_or_path")

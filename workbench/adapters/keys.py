@@ -198,6 +198,13 @@ class Keys:
     shared: dict[str, Stored] = field(default_factory=dict)
     copies: dict[tuple[str, str], bool] = field(default_factory=dict)
 
+    @property
+    def vocabulary(self) -> dict[str, Stored]:
+        """Live name -> tensor that is stored whole, or a part of its update, of embeddings and heads."""
+        parts = {f"{part.module}.weight": next(iter(part.fields.values())) for part in self.parts}
+        names = {name: name.rpartition(".")[0] for name in (*parts, *self.saved)}
+        return {n: {**parts, **self.saved}[n] for n, m in names.items() if is_embedding_module(m) or is_head_module(m)}
+
 
 def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
     """Assign every key of an adapter to a module and a role.
@@ -231,7 +238,7 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
             is_new = kind not in part.fields
             part.fields[kind] = stored
         else:
-            tensor_name = re.sub(r"\.(base_layer|modules_to_save)(?=\.)", "", name)
+            tensor_name = re.sub(r"\.(base_layer|modules_to_save|token_adapter)(?=\.)", "", name)
             is_new = tensor_name not in saved or _same_tensor(saved[tensor_name], stored)  # `bias: all` stores it once more
             saved[tensor_name] = stored
         if not is_new:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.adapters.bind import bind
+from workbench.adapters.bind import AdaptedWeights, bind
 from workbench.bricks.brick import Brick, BrickSource
 from workbench.bricks.header_folders import snapshot_with
 from workbench.errors import WorkbenchError
@@ -297,8 +297,8 @@ def find_ties(
     return reasons, problems
 
 
-def rows_of(brick: Brick, base: Model) -> tuple[Weights | None, dict[str, object] | None]:
-    """Return the weights and configuration of a checkpoint brick, the source of vocabulary rows; (None, None) for an adapter."""
-    if brick.kind != "checkpoint":
-        return None, None
+def rows_of(brick: Brick, base: Model) -> tuple[Weights, dict[str, object] | None]:
+    """Return the weights of a brick, the source of vocabulary rows, and the configuration of a checkpoint; an adapter has none."""
+    if brick.kind == "adapter":
+        return AdaptedWeights(brick.adapter, base), None
     return with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), brick.checkpoint.config

@@ -281,14 +281,19 @@ def check_same_vocabulary(
 
 
 def added_tokens(
-    name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
+    name: str,
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    base_path: Path,
+    base_specs: Mapping[str, TensorSpec],
+    padding: bool = False,
 ) -> str | None:
-    """Return a warning about the tokens that a checkpoint brick adds to the base's, each with a row.
+    """Return a warning about the tokens that a brick adds to the base's, each with a row.
 
-    It is empty if both have as many rows, and None if they differ otherwise.
+    It is empty if both have as many rows, unless tokens may also take rows of `padding`, and None if they differ otherwise.
     """
     tensor = next(iter(_vocabulary_tensors(base_specs)), "")
-    if tensor not in specs or specs[tensor].shape[0] == base_specs[tensor].shape[0]:
+    if tensor not in specs or (specs[tensor].shape[0] == base_specs[tensor].shape[0] and not padding):
         return ""
     difference, rows = _difference(path, base_path, f"brick '{name}'"), specs[tensor].shape[0]
     if not difference or difference.moved or difference.lacking or max(difference.extra.values()) >= rows:
@@ -331,7 +336,7 @@ def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path
     return error.reworded(
         f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
         error.hint
-        if "python -c" in (error.hint or "")
+        if "brick bake" in (error.hint or "")
         else "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
         f"tokenizer, then use `checkpoint: DIR` with `tokenizer: {{source: union}}` or `{{source: {name}}}`.",
     )
