@@ -115,10 +115,8 @@ def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Check
     path, revision = locate(reference, project, "base", hub)
     if kinds_of(path) == ["adapter"]:
         refuse_foreign(path, "base", reference)
-        thing, hint = look(path), "Set `base:` to the model that it was trained on, and list the adapter under `bricks:`."
-        raise WorkbenchError(
-            f"base: {reference} is a LoRA adapter, expected a model", thing.hint if thing and revision is None else hint
-        )
+        hint = thing.hint if (thing := look(project / reference)) else "Set `base:` to its base, and list it under `bricks:`."
+        raise WorkbenchError(f"base: {reference} is a LoRA adapter, expected a model", hint)
     read_config(path, "base")
     checkpoint = Checkpoint(path, "base")
     tidy(checkpoint)

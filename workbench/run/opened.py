@@ -114,11 +114,11 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     kinds = kinds_of(path)
     if kinds == ["adapter"]:
         refuse_foreign(path, label)
-        thing, brick = look(path), f"--brick {shell(f'{name.lower()}={reference}')}"
+        thing, brick = look(place), f"--brick {shell(f'{name.lower()}={reference}')}"
         new = f"Use it as a brick: workbench recipe new {shell(f'recipes/{name.lower()}.yaml')} --base BASE {brick}"
         raise WorkbenchError(
             f"{label}: expected a complete model, found a PEFT adapter ({ADAPTER_CONFIG})",
-            thing.hint if thing and place.exists() else new,
+            thing.hint if thing and thing.kind == "adapter" else new,
         )
     if not kinds:
         refuse_foreign(path, label)
