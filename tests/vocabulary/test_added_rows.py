@@ -122,7 +122,7 @@ REFUSED = {
         HEAD, "bricks: {chat: chat}\n" + STEPS, r"lm_head.weight has 300 rows, model.embed_tokens.weight has 302 rows; expected one row per token",
     ),
     "as an adapter": (
-        None, "bricks: {chat: chat}\n" + STEPS + "output: {form: adapter, rank: 4}\n", r"another vocabulary\); the tokenizer in its directory differs",
+        None, "bricks: {chat: chat}\n" + STEPS + "output: {form: adapter, rank: 4}\n", r"\(another vocabulary\)",
     ),
     "on the base": (None, "base: {adapter: chat, on: base}\nsteps: []\n", r"\(another vocabulary\)"),
     "a route": (None, "bricks: {chat: chat, two: chat}\nsteps: [{route: centroid, calibration: '{brick}.jsonl'}]\n", r"\(another vocabulary\)"),

@@ -104,27 +104,22 @@ class AdaptedWeights:
         self._adapter = adapter
         weights = base.weights.tied if isinstance(base.weights, UntiedWeights) else base.weights
         places, added = Places(base.weights.specs, base.config), dict[str, Stored]()
-        for name, stored in adapter.keys.vocabulary.items():
-            disk = None if places.is_tied_head(name) else places.whole(name)
-            shape = weights.specs[disk].shape if disk and disk in weights.specs else ()
-            if disk and stored.shape[1:] == shape[1:] and stored.shape[:1] > shape[:1]:
-                added[disk] = stored
+        for name, stored in adapter.keys.saved.items():
+            is_row = name.rpartition(".")[0] in adapter.keys.vocabulary and not places.is_tied_head(name)
+            if is_row and (disk := places.whole(name)) in weights.specs and disk is not None:
+                shape = weights.specs[disk].shape
+                added |= {disk: stored} if stored.shape[1:] == shape[1:] and stored.shape[0] > shape[0] else {}
         if added:
             weights = _Longer(weights, added)
             if isinstance(base.weights, UntiedWeights):
                 weights = UntiedWeights(weights, base.weights.embeddings, base.weights.head)
             base = Model(weights, {**base.config, "vocab_size": max(stored.shape[0] for stored in added.values())})
-        self.base = base
+        self.base, self.specs = base, base.weights.specs
 
     @cached_property
     def bound(self) -> BoundAdapter:
         """The updates, zero in rows that are stored as they are."""
         return bind(self._adapter, self.specs, self.base)
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """The base's specs, with the number of rows that the adapter has."""
-        return self.base.weights.specs
 
     def origin(self, name: str) -> str | None:
         """Delegate to the base."""

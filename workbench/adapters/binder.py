@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ _UNSAVE = (
     "model.save_pretrained(DIR, save_embedding_layers=False)."
 )
 _ADDED = (
-    "A `merge` into a checkpoint keeps its rows of added tokens if the tokenizer that it was trained with is in its folder. For other uses, "
-    "bake it, and use the result as a `checkpoint:`:"
+    "A `merge` into a checkpoint keeps rows of added tokens if the adapter has them whole (save_embedding_layers=True) and the tokenizer that it "
+    "was trained with. For other uses, bake it, and use the result as a `checkpoint:`:"
 )
 _NO_BIAS = (
     "PEFT cannot merge this adapter either. Add a bias of zeros to the base (set attention_bias or mlp_bias in config.json and store "
@@ -205,17 +206,7 @@ class Binder:
             raise self._layout_error(name)
         updates: dict[str, LowRank] = {}
         for spot in spots:
-            part = FactorPair(
-                pair.a,
-                pair.b,
-                pair.scale,
-                pair.flip,
-                _expert(spot, experts),
-                spot.rows,
-                spot.cols,
-                spot.swap,
-                pair.singular_values,
-            )
+            part = replace(pair, expert=_expert(spot, experts), rows=spot.rows, cols=spot.cols, swap=spot.swap)
             updates.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
         for disk, update in updates.items():
             self.updates[disk] = added(self.updates.get(disk), update)
@@ -314,13 +305,10 @@ class Binder:
             )
         shape = self.places.shape(name)
         if shape != stored.shape:
-            rows = shape[0] if shape else 0
-            typed, trained_on = str(relative(self.adapter.path)), str(self.config.get("base_model_name_or_path") or "BASE")
-            bake = ("workbench", "brick", "bake", typed, "--base", trained_on, "-o", f"{typed}-baked")
             vocabulary = " (another vocabulary)" if is_embedding(name) or is_head(name) else ""
             raise WorkbenchError(
                 f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
-                f"{_ADDED} {shell(*bake)}" if vocabulary and stored.shape[0] > rows else self._trained_on_hint(),
+                self._trained_on_hint(name, *stored.shape),
             )
         if ".base_layer." in stored.key and self.base is None:
             raise WorkbenchError(f"{self.label}: adapter key {stored.key} is a weight, not an update", _UNSAVE)
@@ -376,11 +364,17 @@ class Binder:
         return WorkbenchError(
             f"{self.label}: {disk} is {list(self.places.shape(name) or ())} in the base, the adapter's update is "
             f"{list(b.shape)} x {list(a.shape)}",
-            self._trained_on_hint(),
+            self._trained_on_hint(name, *b.shape, *a.shape),
         )
 
-    def _trained_on_hint(self) -> str:
+    def _trained_on_hint(self, name: str = "", *sizes: int) -> str:
+        """Return how to use an adapter of another shape; of one with more rows of the vocabulary than the base, how to keep them."""
         trained_on = self.config.get("base_model_name_or_path")
+        if (is_embedding(name) or is_head(name)) and max(sizes) > max(self.places.shape(name) or ()):
+            typed = str(relative(self.adapter.path))
+            return (
+                f"{_ADDED} {shell('workbench', 'brick', 'bake', typed, '--base', trained_on or 'BASE', '-o', f'{typed}-baked')}"
+            )
         return f"The adapter was trained on {trained_on}: set the recipe's `base:` to that model."
 
 

@@ -199,11 +199,10 @@ class Keys:
     copies: dict[tuple[str, str], bool] = field(default_factory=dict)
 
     @property
-    def vocabulary(self) -> dict[str, Stored]:
-        """Live name -> tensor that is stored whole, or a part of its update, of embeddings and heads."""
-        parts = {f"{part.module}.weight": next(iter(part.fields.values())) for part in self.parts}
-        names = {name: name.rpartition(".")[0] for name in (*parts, *self.saved)}
-        return {n: {**parts, **self.saved}[n] for n, m in names.items() if is_embedding_module(m) or is_head_module(m)}
+    def vocabulary(self) -> set[str]:
+        """Live modules with one row per token that are updated, or of which tensors are stored."""
+        modules = {*(part.module for part in self.parts), *(name.rpartition(".")[0] for name in self.saved)}
+        return {module for module in modules if is_embedding_module(module) or is_head_module(module)}
 
 
 def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:

@@ -80,10 +80,7 @@ def missing_extra(error: BaseException, command: str) -> WorkbenchError | None:
 
 
 def of_foreign(error: WorkbenchError, words: Sequence[str]) -> WorkbenchError | None:
-    """Return an error about a thing on the command line that no command takes as it is, with the hint of `open`; None for other errors.
-
-    Readers say what they found in place of what they expect. This is for those that look for something else first, such as a run.
-    """
+    """Return an error about a thing on the command line that no command takes as it is, with the hint of `open`; None for other errors."""
     from workbench.recognize import look
     from workbench.things import retyped
 
@@ -92,7 +89,10 @@ def of_foreign(error: WorkbenchError, words: Sequence[str]) -> WorkbenchError | 
         path = Path(name)
         if not path.name or path.name not in error.message:
             continue
-        thing, home = look(path), path.expanduser()
+        thing, home = (
+            look(path),
+            path.expanduser(),
+        )  # readers know some things; others look for something else first, such as a run
         may_be_read = path.is_file() and thing is not None and thing.kind in ("array", "pickle")  # by the command
         if thing and thing.problem and (thing.commands or [thing.problem])[0] not in said and not may_be_read:
             return error.reworded(error.message, f"{thing.name} is {thing.says}. {thing.hint}")

@@ -21,7 +21,7 @@ from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
 from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
-from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
+from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.header import HeadersOnlyError, has_headers_only
 
@@ -119,12 +119,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
     if brick.kind == "adapter":
         own = vocabulary.adapted(brick.name) if vocabulary else None
         base = own.base if own else resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
-        try:
-            bound = bind(brick.adapter, base.weights.specs, base)
-        except HeadersOnlyError:
-            raise
-        except WorkbenchError as error:
-            raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
+        bound = bind(brick.adapter, base.weights.specs, base)
         warnings += bound.notes
         with findings.or_at_run(f"{brick.label}: the edit was solved on this base"):
             check_edit(brick, resolved, hub)

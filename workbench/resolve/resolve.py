@@ -166,7 +166,7 @@ class _Builder:
     def _added_tokens(self, brick: Brick, base: Model) -> str | None:
         """Return a warning about tokens that a brick adds to the base's; "" if it adds none, None if they differ otherwise."""
         weights, adapts = rows_of(brick, base)[0], brick.kind == "adapter"
-        return added_tokens(brick.name, brick.path, weights.specs, self.checkpoint.path, self.checkpoint.specs, padding=adapts)
+        return added_tokens(brick.name, brick.path, weights.specs, self.checkpoint, padding=adapts)
 
     def _merges_rows(self, brick: Brick) -> bool:
         """Return whether the recipe only merges a brick, and the brick is a checkpoint or an adapter that trains rows of the vocabulary."""

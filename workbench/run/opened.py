@@ -114,12 +114,9 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     kinds = kinds_of(path)
     if kinds == ["adapter"]:
         refuse_foreign(path, label)
-        thing, brick = look(place), f"--brick {shell(f'{name.lower()}={reference}')}"
-        new = f"Use it as a brick: workbench recipe new {shell(f'recipes/{name.lower()}.yaml')} --base BASE {brick}"
-        raise WorkbenchError(
-            f"{label}: expected a complete model, found a PEFT adapter ({ADAPTER_CONFIG})",
-            thing.hint if thing and thing.kind == "adapter" else new,
-        )
+        new = f"workbench recipe new {shell(f'use-{name.lower()}')} --base BASE --brick {shell(f'{name.lower()}={reference}')}"
+        hint = thing.hint if (thing := look(place)) and thing.kind == "adapter" else new
+        raise WorkbenchError(f"{label}: expected a complete model, found a PEFT adapter ({ADAPTER_CONFIG})", hint)
     if not kinds:
         refuse_foreign(path, label)
         raise WorkbenchError(
