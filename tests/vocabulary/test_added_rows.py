@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worlds.commands import document, refused
+from worlds.commands import call, document, refused
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import config, save_adapter, tensors_of
@@ -156,6 +156,16 @@ def test_what_is_not_exact_is_refused(case: str, words_project: Project, vocabul
     save_words(tmp_path / "chat", [*BASE, *CHAT])
     bake(words[3], words[5], tmp_path / "baked", Work(CPU), project=tmp_path)
     assert tensors_of(tmp_path / "baked")[EMBED].shape[0] == 302
+
+
+def test_such_a_brick_is_shown_and_verified(words_project: Project, cwd: Path, vocabularies: Path, tmp_path: Path) -> None:
+    """With its rows; beside bricks of the base's vocabulary it is refused."""
+    trained(vocabularies / "base", tmp_path / "chat", [*BASE, *CHAT], modules_to_save=["embed_tokens", "lm_head"])
+    assert "chat: 4 tensors fit base" in call("brick", "verify", "chat", "--base", "base").stdout
+    rows = {row["name"]: row for row in document("brick", "show", "chat", "--base", "base")["delta"]["tensors"]}
+    saved = tensors_of(tmp_path / "chat")[f"base_model.model.{EMBED}"][:300] - tensors_of(vocabularies / "base")[EMBED]
+    assert rows[EMBED]["norm"] == pytest.approx(float(saved.norm()), rel=1e-5)
+    assert "(another vocabulary)" in refused("brick", "show", "chat", "third", "--base", "base").message
 
 
 def test_rows_beside_a_changed_table_are_refused(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -265,10 +265,11 @@ def untied(checkpoint: Checkpoint) -> Model:
     return Model(UntiedWeights(checkpoint, *names), untied_config(checkpoint.config))
 
 
-def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
-    """Return the base for a set of bricks, with a separate head if one of them unties it."""
+def base_for(bricks: Sequence[Brick], checkpoint: Checkpoint) -> Model:
+    """Return the base for a set of bricks, with a separate head if one of them unties it, and with the rows that an only adapter adds."""
     tied = Model(checkpoint, checkpoint.config)
-    return untied(checkpoint) if any(brick.unties(tied) for brick in bricks) else tied
+    base = untied(checkpoint) if any(brick.unties(tied) for brick in bricks) else tied
+    return AdaptedWeights(bricks[0].adapter, base).base if [brick.kind for brick in bricks] == ["adapter"] else base
 
 
 def find_ties(
