@@ -61,6 +61,8 @@ def test_every_command_gives_the_hint_of_open(command: str, foreign: Path, monke
         error = refused(*command.format(thing.name).split())
         told = thing.commands[0] if thing.commands else str(thing.problem).rpartition(". ")[2]
         assert told in (error.hint or ""), f"{thing.name}: {error.message} {error.hint}"
+        if command.split()[0] in ("plan", "chat") and thing.name in ("old-peft", "mlx-lora", "prompt"):
+            assert thing.says in error.message  # not "a LoRA adapter"
     assert not (foreign / "new").exists()
     assert not [*(foreign / "recipes").iterdir(), *(foreign / "bricks").glob("x/*")]
 
@@ -82,6 +84,16 @@ def test_every_command_says_how_to_type_a_name_of_another_system(
         error = refused(*(word.format(name) for word in command.split()))
         said = f"{error.message} {error.hint}"
         assert meant in said.replace(name, "").replace(str(Path(name)), ""), f"{name}: {said}"
+
+
+def test_an_error_about_something_else_keeps_its_hint(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one about a damaged file; a file's folder is no project."""
+    monkeypatch.chdir(foreign)
+    assert "on each line" in (refused("experts", "mlx", "--texts", "got/items.jsonl").hint or "")
+    (foreign / "got" / "old.gguf").write_bytes(b"GGUF")
+    error = refused("brick", "transplant", "got/old.gguf", "--to", "base", "-o", "new")
+    assert "not a complete GGUF file" in error.message
+    assert error.hint == "Download the file again."
 
 
 ROWS: dict[str, Sequence[str]] = {

@@ -73,6 +73,11 @@ def test_the_merged_model_is_that_of_peft(kind: str, rows: int, tied: bool, tmp_
     ids = resolved.vocabulary.tokens
     assert [ids[word] for word in CHAT] == [300, 301]
     assert resolved.base.config["vocab_size"] == max(rows, 302)
+    assert not any("the base's tokenizer is written" in warning for warning in resolved.warnings)
+    if takes_block:
+        plain = Project(tmp_path).resolve(f"bricks: {{chat: chat}}\n{STEPS}")
+        assert plain.vocabulary is None
+        assert "the base's tokenizer is written" in plain.warnings[0]
     read, found = [ids[word] for word in TEXT.split()], materialize(resolved, CPU)
     for expected in (peft, *([peft.merge_and_unload()] if not tied or "both" not in kind else [])):
         torch.testing.assert_close(logits(found, read), logits(expected, read), atol=2e-5, rtol=0)
@@ -156,6 +161,16 @@ def test_what_is_not_exact_is_refused(case: str, words_project: Project, vocabul
     save_words(tmp_path / "chat", [*BASE, *CHAT])
     bake(words[3], words[5], tmp_path / "baked", Work(CPU), project=tmp_path)
     assert tensors_of(tmp_path / "baked")[EMBED].shape[0] == 302
+
+
+def test_another_brick_s_tokens_are_kept_beside_an_adapter_that_lacks_some(
+    words_project: Project, vocabularies: Path, tmp_path: Path
+) -> None:
+    save_adapter(vocabularies / "base", tmp_path / "adapter", seed=1, target_modules=["q_proj", "lm_head"])
+    save_words(tmp_path / "adapter", BASE[:-1])
+    resolved = words_project.resolve(f"bricks: {{adapter: adapter, third: third}}\n{STEPS}")
+    assert resolved.vocabulary.plan.rows == 302
+    assert [member.name for member in resolved.vocabulary.members] == ["base", "third"]
 
 
 def test_such_a_brick_is_shown_and_verified(words_project: Project, cwd: Path, vocabularies: Path, tmp_path: Path) -> None:

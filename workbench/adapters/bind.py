@@ -105,8 +105,8 @@ class AdaptedWeights:
         weights = base.weights.tied if isinstance(base.weights, UntiedWeights) else base.weights
         places, added = Places(base.weights.specs, base.config), dict[str, Stored]()
         for name, stored in adapter.keys.saved.items():
-            is_row = name.rpartition(".")[0] in adapter.keys.vocabulary and not places.is_tied_head(name)
-            if is_row and (disk := places.whole(name)) in weights.specs and disk is not None:
+            disk = places.whole(name) if name.rpartition(".")[0] in adapter.keys.vocabulary else None
+            if disk is not None and disk in weights.specs:
                 shape = weights.specs[disk].shape
                 added |= {disk: stored} if stored.shape[1:] == shape[1:] and stored.shape[0] > shape[0] else {}
         if added:

@@ -153,7 +153,7 @@ class _Builder:
         if fields.tokenizer or fields.output.form != "checkpoint" or self.whole or self.teachers:
             return
         try:
-            for brick in filter(self._merges_rows, self.on_disk.values()):
+            for brick in filter(self._has_rows, self.on_disk.values()):
                 found = self._added_tokens(brick, Model(base, base.config))
                 added.append(found if brick.kind == "checkpoint" else found or "")
         except WorkbenchError:
@@ -168,11 +168,10 @@ class _Builder:
         weights, adapts = rows_of(brick, base)[0], brick.kind == "adapter"
         return added_tokens(brick.name, brick.path, weights.specs, self.checkpoint, padding=adapts)
 
-    def _merges_rows(self, brick: Brick) -> bool:
-        """Return whether the recipe only merges a brick, and the brick is a checkpoint or an adapter that trains rows of the vocabulary."""
-        steps = [step for step in self.recipe.steps if brick.name in self.recipe.used_bricks(step)]
-        trains = brick.kind == "checkpoint" or (bool(brick.adapter.keys.vocabulary) and all(step.merges for step in steps))
-        return bool(steps) and trains and not brick.part
+    def _has_rows(self, brick: Brick) -> bool:
+        """Return whether a brick that steps use is a whole checkpoint, or an adapter that trains or stores rows of the vocabulary."""
+        has = brick.kind == "checkpoint" or bool(brick.adapter.keys.vocabulary)
+        return has and not brick.part and brick.name in self.recipe.parents
 
     def _inner(self, name: str, target: str) -> Resolved:
         """Return a resolved recipe that is used as a brick."""
