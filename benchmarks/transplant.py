@@ -39,11 +39,11 @@ from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
-from workbench.run.compose import deltas
 from workbench.scores.paired import paired
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite, load_suite
 from workbench.steps.fields import BrickRef
+from workbench.upkeep.bricks import check_fit
 
 SKILLS = ("reverse", "glossary", "record")
 SUITE = "words"
@@ -141,7 +141,7 @@ def arms_of(project: Path, skill: str, options: argparse.Namespace) -> list[Arm]
 def feed_forward_part(project: Path, skill: str) -> float:
     """Return the share of the elements of a brick's delta that belong to feed-forward neurons."""
     base = resolve(from_data({"version": 1, "name": "base", "base": "base", "steps": []}, project)).base
-    touched = deltas(resolve_brick(skill, BrickRef(path=f"bricks/{skill}"), project), base)
+    touched = check_fit(resolve_brick(skill, BrickRef(path=f"bricks/{skill}"), project), base)
     sizes = {name: spec.numel for name, spec in base.weights.specs.items() if touched.touches(name)}
     axes = neuron_axes(base)
     return sum(size for name, size in sizes.items() if name in axes) / sum(sizes.values())

@@ -155,7 +155,9 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 104_160,
+    "lines of the package": 104_520,
+    # 250 lines: greedy texts without lm-eval's loop. 100: adapters with rows of added tokens as bricks, `ship --json`, the hint of `open` in
+    # every command.
     # 2,040 lines. 800: the viewer, its guard and its chat, in the place of the watch server and of the terminal's panes. 720: files of other
     # tools are known by one module, for `workbench open` and the hints of all readers; prefixes of wrappers and added tokens are read. 240:
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
@@ -168,14 +170,15 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 93_120,
+    "words of the documentation": 93_390,
+    # 260 words: rows of added tokens, `ship --json`, what commands say of things of other tools.
     # 2,050 words: the viewer and its security, which command takes which file of another tool, outputs of notebooks, pages of `view`, `open`, `ship`.
     # 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
     "fields of methods": 698,
-    "options of commands": 417,
-    # Port, browser, device and trust of the viewer; `open --json`, `suite new --drop-duplicates`; nine of `ship`, which are those of `run` and `report`.
-    "commands with --json": 47,
-    # `open`.
+    "options of commands": 418,
+    # Port, browser, device and trust of the viewer; `open --json`, `suite new --drop-duplicates`; ten of `ship`, which are those of `run` and `report`.
+    "commands with --json": 48,
+    # `open`, `ship`.
     "[str, Any] in the package": 104,
 }
 

@@ -312,11 +312,7 @@ class _File(_Named):
 
     def _lines(self, rows: str, modules: str = "") -> str:
         """Return the command that writes rows as one JSON object a line."""
-        to = (
-            self.path.with_suffix(".jsonl")
-            if self.path.suffix != ".jsonl"
-            else self.path.with_name(f"{self.path.stem}-rows.jsonl")
-        )
+        to = self.path.with_name(f"{self.path.stem}{'-rows' * (self.path.suffix == '.jsonl')}.jsonl")
         return f"python -c {shell(f'import {modules}json; [print(json.dumps(row)) for row in {rows}]')} > {shell(relative(to))}"
 
     def _yaml(self, text: str) -> Thing | None:
@@ -360,17 +356,8 @@ class _File(_Named):
         if is_object and "results" in row and row.keys() & {"configs", "versions", "n-shot"}:
             return look(self.path.absolute().parent)
         name, is_fact = things.benchmark_of(row), {"prompt", "target"} <= row.keys()
-        others = row.keys() & {
-            "choices",
-            "question",
-            "answer",
-            "gold",
-            "messages",
-            "conversations",
-            "completion",
-            "text",
-            "response",
-        }
+        asked, told = {"choices", "question", "answer", "gold"}, {"messages", "conversations", "completion", "text", "response"}
+        others = row.keys() & (asked | told)
         if not (name or is_fact or others):
             return None
         if is_list and (self.path.suffix == ".jsonl" or not (name or is_fact)):
@@ -381,7 +368,7 @@ class _File(_Named):
             return self.is_("benchmark", f"facts in the format of {name}", f"workbench facts import {typed} -o {to}")
         if is_fact:
             return self.is_("facts", "a file of facts", f"workbench facts check {typed}")
-        if row.keys() & {"choices", "question", "answer", "gold"}:
+        if row.keys() & asked:
             kind = "choice" if "choices" in row else "exact"
             return self.is_(
                 "items", "a file of items to score", f"workbench suite new {self.stem} --data {typed} --kind {kind} --base BASE"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from workbench import jsondoc
-from workbench.errors import shell
-from workbench.project import relative
 
 CONFIG, ADAPTER, CARD = "config.json", "adapter_config.json", "brick.yaml"
 ADAPTER_WEIGHTS, SINGLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
@@ -91,17 +88,6 @@ def convert_command(path: Path, more: str = "", options: str = "", then: str = "
         path = Path(str(fields_of(path / HEADERS_ONLY).get("repository", path)))
     kind = first if whole else "AutoModelForCausalLM"
     return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
-
-
-def resized_command(adapter: Path, base: str, rows: int) -> str:
-    """Return the shell command that bakes an adapter with rows of added tokens into its base, with its tokenizer."""
-    typed, out = json.dumps(str(relative(adapter))), json.dumps(f"{relative(adapter)}-baked")
-    load = f"m = M.from_pretrained({json.dumps(base)}); m.resize_token_embeddings({rows})"
-    save = f"P.from_pretrained(m, {typed}).merge_and_unload().save_pretrained({out}); T.from_pretrained({typed}).save_pretrained({out})"
-    code = (
-        f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; from peft import PeftModel as P; {load}; {save}"
-    )
-    return f"python -c {shell(code)}"
 
 
 def brick_name(path: Path) -> str:

@@ -155,6 +155,8 @@ def test_ship_runs_the_recommended_one() -> None:
     asked = CliRunner().invoke(app, ["ship", "--baseline", "mix", *limit], input="n\n")
     assert asked.exit_code == 1
     assert "score:" not in asked.output
+    told = document("ship", "--baseline", "mix", *limit)
+    assert told["made"] is None
     done = call("ship", "--baseline", "mix", "--yes", *limit)
     lines = [line.strip() for line in done.stdout.splitlines() if line.startswith("  workbench ")]
     assert made(lines).name in done.stdout
@@ -164,3 +166,11 @@ def test_ship_runs_the_recommended_one() -> None:
     assert found is not None
     assert compared["recommendation"]["command"] == found.command == ["workbench run mix", *lines[1:]]
     assert lines[0] == "workbench run recipes/mix.yaml"
+    shipped = document("ship", "--baseline", "mix", "--yes", *limit)
+    assert shipped == {**told, "made": document("run", "mix", "--device", "cpu")["model"]}
+    assert (told["recommendation"]["configuration"], told["recommendation"]["command"]) == ("mix", lines)
+    assert " ".join(told["recommendation"]["text"].split()) in " ".join(done.stdout.split())
+    rows = {c.name: c for c in compare("mix", baseline="mix", limit=4).comparison.configurations}
+    assert told.get("kept") == (rows["mix"].kept_mean.to_dict() if rows["mix"].kept_mean else None)
+    none = json.loads(call("ship", *limit, "--json", code=3).stdout)
+    assert (none["made"], none["recommendation"]["command"], none["recommendation"]["configuration"]) == (None, [], None)

@@ -73,7 +73,7 @@ COMMANDS = {
     "scores items": "--batch-size --first --json --limit --only --runs-dir --set --suite --task --text --trust-project-code",
     "scores ls": "--json --runs-dir",
     "search": "--batch-size --budget --device --json --limit --log --log-project --out --port --quiet --runs-dir --set --trials --trust-project-code --verbose --watch",
-    "ship": "--baseline --batch-size --device --limit --quiet --runs-dir --trust-project-code --verbose --yes",
+    "ship": "--baseline --batch-size --device --json --limit --quiet --runs-dir --trust-project-code --verbose --yes",
     "suite check": "--base --json --limit --trust-project-code --verbose",
     "suite ls": "--json",
     "suite new": "--base --cluster --data --drop-duplicates --force --json --kind --role --trust-project-code",

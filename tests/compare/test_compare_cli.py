@@ -197,7 +197,7 @@ def test_the_recommendation_is_printed_last(tmp_path: Path, monkeypatch: pytest.
 def test_of_many_the_terminal_shows_the_best_and_no_interval_breaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At 80 columns: the baseline and the five best, one sentence for each reason to withhold ratios, then what to ship and how."""
+    """At 80 columns `eval` shows the baseline and the five best, one sentence for each reason to withhold ratios, then what to ship and how."""
     comparison = many(24, ("dates", "triage", "units"))
     narrow(monkeypatch, 80)
     scores_table(comparison, [])
@@ -217,6 +217,10 @@ def test_of_many_the_terminal_shows_the_best_and_no_interval_breaks(
     assert lines[-len(about.command) :] == [f"  {command}" for command in about.command]
     assert lines[-len(about.command)] == f"  workbench run {about.configuration}"
     assert found.err.count("withheld") == len({(task, reason) for _, task, reason in comparison.withheld})
+    rows_table(comparison)  # of `compare`: every configuration, in blocks of this width
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line for line in lines if line in means} == set(means) - {"base"}
 
 
 @pytest.mark.parametrize("pair", [False, True])

@@ -20,7 +20,7 @@ from workbench.merge.measuring.delta_sums import Measures
 from workbench.merge.measuring.deltas import measure
 from workbench.models.layout import Model
 from workbench.report.heatmap import render_heat_maps
-from workbench.run.compose import deltas
+from workbench.upkeep.bricks import check_fit
 from workbench.weights.checkpoint import Checkpoint
 
 
@@ -29,7 +29,7 @@ def measured(base: Path, first: Path, *others: Path) -> Measures:
     model = Model(checkpoint, checkpoint.config)
 
     def brick(path: Path) -> Any:
-        return deltas(Brick(path.name, "adapter" if (path / WEIGHTS).is_file() else "checkpoint", path), model)
+        return check_fit(Brick(path.name, "adapter" if (path / WEIGHTS).is_file() else "checkpoint", path), model)
 
     return measure(model, brick(first), {path.name: brick(path) for path in others}, device=CPU, threads=1)
 

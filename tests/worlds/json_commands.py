@@ -95,6 +95,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("runs ls")
     document("eval", "recipes/mix.yaml", "--device", "cpu")
     document("compare", "recipes/mix.yaml", code=(0, 3))
+    document("ship", "--baseline", "mix", "--device", "cpu", "--yes")
     document("scores items", "recipes/mix.yaml", "--only", "all")
     document("scores import", "samples", "--name", "outside")
     document("scores ls")

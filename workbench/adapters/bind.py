@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from workbench.adapters.binder import Binder
-from workbench.adapters.dense import DeltaRows, Summed, Update
+from workbench.adapters.dense import DeltaRows, Summed, Update, UpdatedSource
 from workbench.adapters.flavours import unknown_fields
-from workbench.adapters.lora import LowRank
+from workbench.adapters.keys import Stored
+from workbench.adapters.lora import LowRank, Places
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.lazy import torch
+from workbench.models.architecture import UntiedWeights
 from workbench.models.layout import Model
 from workbench.weights.lowrank import Factors
-from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
+from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Adapter -> the base that it was bound to last, and the result: `resolve`, `plan` and `compose` bind the same adapters again.
 # An entry lives as long as its adapter, because no update refers to the adapter itself.
@@ -80,6 +86,77 @@ class BoundAdapter:
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open a tensor's update for reading by rows."""
         return self.places[name].open(device)
+
+    def updated(self, weights: Weights, name: str, source: Source, device: torch.device) -> Source:
+        """Return the reader of a tensor of the base plus its update."""
+        return UpdatedSource(source, self.open_delta(name, device), weights.specs[name], device) if self.touches(name) else source
+
+
+class AdaptedWeights:
+    """A base with an adapter on it, in the adapter's vocabulary: rows that it adds to the base's follow those; implements `Weights`.
+
+    Args:
+        adapter: The adapter.
+        base: The base that it is used on.
+    """
+
+    def __init__(self, adapter: Adapter, base: Model) -> None:
+        self._adapter = adapter
+        weights = base.weights.tied if isinstance(base.weights, UntiedWeights) else base.weights
+        places, added = Places(base.weights.specs, base.config), dict[str, Stored]()
+        for name, stored in adapter.keys.saved.items():
+            disk = places.whole(name) if name.rpartition(".")[0] in adapter.keys.vocabulary else None
+            if disk is not None and disk in weights.specs:
+                shape = weights.specs[disk].shape
+                added |= {disk: stored} if stored.shape[1:] == shape[1:] and stored.shape[0] > shape[0] else {}
+        if added:
+            weights = _Longer(weights, added)
+            if isinstance(base.weights, UntiedWeights):
+                weights = UntiedWeights(weights, base.weights.embeddings, base.weights.head)
+            base = Model(weights, {**base.config, "vocab_size": max(stored.shape[0] for stored in added.values())})
+        self.base, self.specs = base, base.weights.specs
+
+    @cached_property
+    def bound(self) -> BoundAdapter:
+        """The updates, zero in rows that are stored as they are."""
+        return bind(self._adapter, self.specs, self.base)
+
+    def origin(self, name: str) -> str | None:
+        """Delegate to the base."""
+        return self.base.weights.origin(name)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Open one tensor with the adapter's update."""
+        return self.bound.updated(self, name, self.base.weights.open(name, device), device)
+
+
+class _Longer:
+    """Weights with rows of an adapter after the last row of some tensors."""
+
+    def __init__(self, weights: Weights, added: Mapping[str, Stored]) -> None:
+        self._weights, self._added = weights, added
+        self.specs = {n: TensorSpec(added[n].shape, s.stored) if n in added else s for n, s in weights.specs.items()}
+
+    def origin(self, name: str) -> str | None:
+        return self._weights.origin(name)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        source = self._weights.open(name, device)
+        return _LongerSource(source, self._weights.specs[name].rows, self._added[name]) if name in self._added else source
+
+
+@dataclass(frozen=True)
+class _LongerSource:
+    source: Source
+    rows: int
+    added: Stored
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        own = min(max(self.rows - start, 0), stop - start)
+        if own:
+            self.source.read(start, start + own, out[:own])
+        if own < stop - start:
+            out[own:] = self.added.rows(start + own, stop, out.device)
 
 
 def _rank(update: Update) -> int | None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,9 @@ from workbench.adapters.flavours import BAKE, TITLES
 from workbench.adapters.keys import USED, Part, Stored, is_copy, updates_both_alike
 from workbench.adapters.lora import FactorPair, LowRank, Patch, Places, Spot
 from workbench.adapters.tuners import rotation
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.models.architecture import UntiedWeights, disk_weight, is_embedding, is_head
-from workbench.things import resized_command
+from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
@@ -29,7 +30,10 @@ _UNSAVE = (
     "It is a copy of the base's own weight, which PEFT adds for embeddings and heads. Save the adapter again with "
     "model.save_pretrained(DIR, save_embedding_layers=False)."
 )
-_BAKED = "Bake the adapter, and use the result as a `checkpoint:`, whose added rows are kept:"
+_ADDED = (
+    "A `merge` into a checkpoint keeps rows of added tokens if the adapter has them whole (save_embedding_layers=True) and the tokenizer that it "
+    "was trained with. For other uses, bake it, and use the result as a `checkpoint:`:"
+)
 _NO_BIAS = (
     "PEFT cannot merge this adapter either. Add a bias of zeros to the base (set attention_bias or mlp_bias in config.json and store "
     "the tensors), or train the adapter with lora_bias=False."
@@ -202,17 +206,7 @@ class Binder:
             raise self._layout_error(name)
         updates: dict[str, LowRank] = {}
         for spot in spots:
-            part = FactorPair(
-                pair.a,
-                pair.b,
-                pair.scale,
-                pair.flip,
-                _expert(spot, experts),
-                spot.rows,
-                spot.cols,
-                spot.swap,
-                pair.singular_values,
-            )
+            part = replace(pair, expert=_expert(spot, experts), rows=spot.rows, cols=spot.cols, swap=spot.swap)
             updates.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
         for disk, update in updates.items():
             self.updates[disk] = added(self.updates.get(disk), update)
@@ -279,6 +273,8 @@ class Binder:
         if len(part.fields) > 1:
             raise WorkbenchError(f"{self.label}: {part.module} has both trained tokens and LoRA factors", BAKE)
         disk = self._whole(f"{part.module}.weight", "trainable_token_indices")
+        if disk in self.updates:  # rows replace those of the whole tensor, so that the sum of both deltas is another matrix
+            raise self._double_update_error("trained tokens", disk)
         update = tuners.token_rows(part, self.specs[disk], self.config, self.label)
         self._kinds["trainable_token_indices"] += 1
         targets = [disk]
@@ -309,13 +305,10 @@ class Binder:
             )
         shape = self.places.shape(name)
         if shape != stored.shape:
-            rows = shape[0] if shape else 0
             vocabulary = " (another vocabulary)" if is_embedding(name) or is_head(name) else ""
             raise WorkbenchError(
                 f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
-                f"Its rows of added tokens need a base that has them. {_BAKED} {self._resized(stored.shape[0])}"
-                if vocabulary and stored.shape[0] > rows
-                else self._trained_on_hint(),
+                self._trained_on_hint(name, *stored.shape),
             )
         if ".base_layer." in stored.key and self.base is None:
             raise WorkbenchError(f"{self.label}: adapter key {stored.key} is a weight, not an update", _UNSAVE)
@@ -371,14 +364,17 @@ class Binder:
         return WorkbenchError(
             f"{self.label}: {disk} is {list(self.places.shape(name) or ())} in the base, the adapter's update is "
             f"{list(b.shape)} x {list(a.shape)}",
-            self._trained_on_hint(),
+            self._trained_on_hint(name, *b.shape, *a.shape),
         )
 
-    def _resized(self, rows: int) -> str:
-        return resized_command(self.adapter.path, str(self.config.get("base_model_name_or_path") or "BASE"), rows)
-
-    def _trained_on_hint(self) -> str:
+    def _trained_on_hint(self, name: str = "", *sizes: int) -> str:
+        """Return how to use an adapter of another shape; of one with more rows of the vocabulary than the base, how to keep them."""
         trained_on = self.config.get("base_model_name_or_path")
+        if (is_embedding(name) or is_head(name)) and max(sizes) > max(self.places.shape(name) or ()):
+            typed = str(relative(self.adapter.path))
+            return (
+                f"{_ADDED} {shell('workbench', 'brick', 'bake', typed, '--base', trained_on or 'BASE', '-o', f'{typed}-baked')}"
+            )
         return f"The adapter was trained on {trained_on}: set the recipe's `base:` to that model."
 
 

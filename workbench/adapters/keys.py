@@ -198,6 +198,12 @@ class Keys:
     shared: dict[str, Stored] = field(default_factory=dict)
     copies: dict[tuple[str, str], bool] = field(default_factory=dict)
 
+    @property
+    def vocabulary(self) -> set[str]:
+        """Live modules with one row per token that are updated, or of which tensors are stored."""
+        modules = {*(part.module for part in self.parts), *(name.rpartition(".")[0] for name in self.saved)}
+        return {module for module in modules if is_embedding_module(module) or is_head_module(module)}
+
 
 def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
     """Assign every key of an adapter to a module and a role.
@@ -231,7 +237,7 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
             is_new = kind not in part.fields
             part.fields[kind] = stored
         else:
-            tensor_name = re.sub(r"\.(base_layer|modules_to_save)(?=\.)", "", name)
+            tensor_name = re.sub(r"\.(base_layer|modules_to_save|token_adapter)(?=\.)", "", name)
             is_new = tensor_name not in saved or _same_tensor(saved[tensor_name], stored)  # `bias: all` stores it once more
             saved[tensor_name] = stored
         if not is_new:

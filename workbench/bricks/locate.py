@@ -7,7 +7,6 @@ from pathlib import Path
 from workbench import jsondoc
 from workbench.activations.sets import RECORD as NEURONS
 from workbench.adapters.bind import BoundAdapter, bind
-from workbench.adapters.dense import UpdatedSource
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
 from workbench.bricks.card import read_card
@@ -43,10 +42,7 @@ class AdaptedCheckpoint(Checkpoint):
 
     def open(self, name: str, device: torch.device) -> Source:
         """Open one tensor with the adapter's update."""
-        source = super().open(name, device)
-        if not self._bound.touches(name):
-            return source
-        return UpdatedSource(source, self._bound.open_delta(name, device), self.specs[name], device)
+        return self._bound.updated(self, name, super().open(name, device), device)
 
 
 def base_adapter(checkpoint: Checkpoint) -> Brick | None:
@@ -118,10 +114,9 @@ def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Check
     """
     path, revision = locate(reference, project, "base", hub)
     if kinds_of(path) == ["adapter"]:
-        raise WorkbenchError(
-            f"base: {reference} is a LoRA adapter, expected a model",
-            "Set `base:` to the model that it was trained on, and list the adapter under `bricks:`.",
-        )
+        refuse_foreign(path, "base", reference)
+        hint = thing.hint if (thing := look(project / reference)) else "Set `base:` to its base, and list it under `bricks:`."
+        raise WorkbenchError(f"base: {reference} is a LoRA adapter, expected a model", hint)
     read_config(path, "base")
     checkpoint = Checkpoint(path, "base")
     tidy(checkpoint)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.adapters.bind import bind
+from workbench.adapters.bind import AdaptedWeights, bind
 from workbench.bricks.brick import Brick, BrickSource
 from workbench.bricks.header_folders import snapshot_with
 from workbench.errors import WorkbenchError
@@ -265,10 +265,11 @@ def untied(checkpoint: Checkpoint) -> Model:
     return Model(UntiedWeights(checkpoint, *names), untied_config(checkpoint.config))
 
 
-def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
-    """Return the base for a set of bricks, with a separate head if one of them unties it."""
+def base_for(bricks: Sequence[Brick], checkpoint: Checkpoint) -> Model:
+    """Return the base for a set of bricks, with a separate head if one of them unties it, and with the rows that an only adapter adds."""
     tied = Model(checkpoint, checkpoint.config)
-    return untied(checkpoint) if any(brick.unties(tied) for brick in bricks) else tied
+    base = untied(checkpoint) if any(brick.unties(tied) for brick in bricks) else tied
+    return AdaptedWeights(bricks[0].adapter, base).base if [brick.kind for brick in bricks] == ["adapter"] else base
 
 
 def find_ties(
@@ -297,8 +298,8 @@ def find_ties(
     return reasons, problems
 
 
-def rows_of(brick: Brick, base: Model) -> tuple[Weights | None, dict[str, object] | None]:
-    """Return the weights and configuration of a checkpoint brick, the source of vocabulary rows; (None, None) for an adapter."""
-    if brick.kind != "checkpoint":
-        return None, None
+def rows_of(brick: Brick, base: Model) -> tuple[Weights, dict[str, object] | None]:
+    """Return the weights of a brick, the source of vocabulary rows, and the configuration of a checkpoint; an adapter has none."""
+    if brick.kind == "adapter":
+        return AdaptedWeights(brick.adapter, base), None
     return with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), brick.checkpoint.config

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from workbench.cli._failures import command_of, explained, missing_extra, short_of_memory, while_printing
+from workbench.cli._failures import command_of, explained, missing_extra, of_foreign, short_of_memory, while_printing
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError, shell
 
@@ -112,6 +112,7 @@ class _Commands(TyperGroup):
                 count=1,
             )
             ctx.fail(f"No such command '{args[0]}'. Did you mean `workbench {meant}`?")
+        ctx.meta["words"] = args
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -122,6 +123,10 @@ class _Commands(TyperGroup):
             out.stop()
             out.say("interrupted; run the same command again to resume")
             raise typer.Exit(130) from None
+        except WorkbenchError as error:
+            if foreign := of_foreign(error, ctx.meta.get("words", ())):
+                raise foreign from error
+            raise
 
 
 app = typer.Typer(

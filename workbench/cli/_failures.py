@@ -8,6 +8,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from workbench.errors import WorkbenchError, refuses_memory, size
@@ -76,6 +77,27 @@ def missing_extra(error: BaseException, command: str) -> WorkbenchError | None:
                 listed = f"{' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
                 return WorkbenchError(f"`{command}` needs {listed}: pip install 'brick-workbench[{extra}]'")
         cause = cause.__cause__
+    return None
+
+
+def of_foreign(error: WorkbenchError, words: Sequence[str]) -> WorkbenchError | None:
+    """Return an error about a thing on the command line that no command takes as it is, with the hint of `open`; None for other errors."""
+    from workbench.recognize import look
+    from workbench.things import retyped
+
+    said = f"{error.message} {error.hint}"  # many readers know it; others look for something else first, such as a run
+    with suppress(OSError, RuntimeError, ValueError):  # of a name that no path can have
+        for name in (word.rpartition("=")[2] for word in words):
+            path = Path(name)
+            if not path.name or path.name not in error.message:
+                continue
+            thing, home = look(path), path.expanduser()
+            may_be_read = path.is_file() and thing is not None and thing.kind in ("array", "pickle")  # by the command
+            if thing and thing.problem and (thing.commands or [thing.problem])[0] not in said and not may_be_read:
+                return error.reworded(error.message, f"{thing.name} is {thing.says}. {thing.hint}")
+            meant = str(home) if home != path and home.exists() else retyped(name)
+            if meant and meant not in said.replace(name, "").replace(str(path), ""):
+                return error.reworded(error.message, f"Write {meant}.")
     return None
 
 

@@ -148,7 +148,7 @@ def compare(
 ) -> None:
     """Compare stored scores with a baseline, paired item by item, and recommend a configuration.
 
-    Takes recipes, models, or runs imported under --suite. If exactly two are named without --baseline, the second is
+    Prints all configurations, of which `eval` shows the five best. Takes recipes, models, or runs imported under --suite. If exactly two are named without --baseline, the second is
     compared with the first; the recommendation and the guarded tasks are still held against the suite's baseline. Exits
     with 3 if a named configuration is worse than its baseline on a primary metric, guarded tasks included; with
     --require-safe, also if one is not shown safe on a guarded task. Otherwise exits with 1 if a configuration is left out

@@ -14,6 +14,7 @@ from workbench.advice.facts import FactsReport
 from workbench.bricks.card import ShownCard
 from workbench.compare.answers import Items
 from workbench.compare.comparison import ComparedRows
+from workbench.compare.recommend import ShippedConfiguration
 from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
 from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.conflicts import ImportedFacts
@@ -55,6 +56,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "run": RunResult,
     "eval": SuiteScores | list[SuiteScores],
     "compare": ComparedRows,
+    "ship": ShippedConfiguration,
     "search": SearchResult,
     "methods": MethodDescription | list[MethodDescription],
     "recipe diff": RecipeDifference,

@@ -65,7 +65,12 @@ def new(
     """
     from workbench.files import write_text
     from workbench.project import find_project
+    from workbench.recognize import look
+    from workbench.things import retyped
 
+    for ref in (base, *(entry.partition("=")[2] for entry in brick or [])):
+        if retyped(ref) or ((thing := look(Path(ref))) and thing.problem):
+            raise WorkbenchError(f"{ref}: no recipe takes this as it is")  # the command line adds what to type
     if project is not None:
         for folder in ("recipes", "bricks", "evals/suites", "evals/tasks"):
             (project / folder).mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference, MeanPairs, mean_over
 from workbench.compare.making import commands
 from workbench.compare.tables import Table
-from workbench.results import Number, Part
+from workbench.results import Number, Part, absent
 from workbench.scores.store import Configuration, Scores
 
 
@@ -92,6 +92,17 @@ class Recommendation(Part):
     def about(self) -> str | None:
         """Name of the recommended candidate, or of the one that misses least."""
         return self.configuration or self.closest
+
+
+class ShippedConfiguration(Part):
+    """The recommended configuration, why, and the commands that make and use it; or why none is recommended, and what would help."""
+
+    recommendation: Recommendation | None = absent()
+    """The recommendation, with its commands. It is absent if only controls are compared."""
+    kept: Kept | None = absent()
+    """Share of its best parents' skills that it keeps, with a 95 % interval. It is absent if that is not known."""
+    made: str | None
+    """Directory of the model that `--yes` made; null if nothing was run."""
 
 
 def recommendation_of(

@@ -156,7 +156,7 @@ def new_suite(
     folder = project / "evals"
     task_file, data_file = folder / "tasks" / f"{name}.yaml", folder / "tasks" / "data" / f"{name}.jsonl"
     suite_file, reader = folder / "suites" / f"{name}.yaml", folder / "tasks" / "localdata.py"
-    with expecting(data, "a file of items", "items", "facts", "texts"):
+    with expecting(data, "a file of items", "items", "texts", *(["facts"] if data.suffix == ".jsonl" else [])):
         rows, field, dropped = _rows(data, kind, cluster, "drop" in flags)
     chance = sum(1 / len(row["choices"]) for row in rows) / len(rows) if kind == "choice" else 0.0 if kind == "exact" else None
     described = f"{len(rows)} item{'s' if len(rows) > 1 else ''}"

@@ -357,10 +357,7 @@ def brick_cosines(
 def _weight_cosines(resolved: Resolved, names: Sequence[str], device: torch.device) -> Tensor:
     nested = resolved.nested
     changes = {
-        name: recipe_deltas(nested[name], resolved, device)
-        if name in nested
-        else deltas(resolved.on_disk[name], resolved.base, resolved.vocabulary)
-        for name in names
+        name: recipe_deltas(nested[name], resolved, device) if name in nested else deltas(name, resolved) for name in names
     }
     cosines = torch.eye(len(names), dtype=torch.float64)
     for i, name in enumerate(names[:-1]):

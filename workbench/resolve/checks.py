@@ -21,7 +21,7 @@ from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
 from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
-from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
+from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.header import HeadersOnlyError, has_headers_only
 
@@ -56,7 +56,7 @@ def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchErro
                 continue
             with findings.or_at_run(f"brick '{name}': is a low-rank update of linear layers"):
                 try:
-                    found = not_linear(brick.adapter, bind(brick.adapter, resolved.plain.weights.specs, resolved.plain))
+                    found = not_linear(brick.adapter, resolved.bound(name))
                 except HeadersOnlyError:
                     raise
                 except WorkbenchError:
@@ -75,7 +75,7 @@ def small_tensors(step: Step, resolved: Resolved) -> list[str]:
         return []
     names, base, bound = resolved.recipe.used_bricks(step), resolved.base, list[BoundAdapter]()
     try:
-        bound = [bind(resolved.adapters[name], base.weights.specs, base) for name in names if name in resolved.adapters]
+        bound = [resolved.bound(name) for name in names if name in resolved.adapters]
     except WorkbenchError:
         return []  # `check_brick` reports it
     shapes = {
@@ -117,18 +117,14 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
     warnings: list[str] = []
     plain, vocabulary = resolved.checkpoint, resolved.vocabulary
     if brick.kind == "adapter":
-        base = resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
-        try:
-            bound = bind(brick.adapter, base.weights.specs, base)
-        except HeadersOnlyError:
-            raise
-        except WorkbenchError as error:
-            raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
+        own = vocabulary.adapted(brick.name) if vocabulary else None
+        base = own.base if own else resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
+        bound = bind(brick.adapter, base.weights.specs, base)
         warnings += bound.notes
         with findings.or_at_run(f"{brick.label}: the edit was solved on this base"):
             check_edit(brick, resolved, hub)
-        if vocabulary is None:
-            warnings += check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
+        differences = check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
+        warnings += [] if vocabulary else differences
     else:
         if vocabulary is None:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)

@@ -153,15 +153,25 @@ class _Builder:
         if fields.tokenizer or fields.output.form != "checkpoint" or self.whole or self.teachers:
             return
         try:
-            for name, brick in self.on_disk.items():
-                if brick.kind == "checkpoint" and not brick.part and name in self.recipe.parents:
-                    added.append(added_tokens(name, brick.path, brick.checkpoint.specs, base.path, base.specs))
+            for brick in filter(self._has_rows, self.on_disk.values()):
+                found = self._added_tokens(brick, Model(base, base.config))
+                added.append(found if brick.kind == "checkpoint" else found or "")
         except WorkbenchError:
             return  # a check reports it
         warnings = list(filter(None, added))
         if warnings and None not in added:
             self.recipe = replace(self.recipe, fields=fields.model_copy(update={"tokenizer": TokenizerFields(source="union")}))
             self.findings.warnings += warnings
+
+    def _added_tokens(self, brick: Brick, base: Model) -> str | None:
+        """Return a warning about tokens that a brick adds to the base's; "" if it adds none, None if they differ otherwise."""
+        weights, adapts = rows_of(brick, base)[0], brick.kind == "adapter"
+        return added_tokens(brick.name, brick.path, weights.specs, self.checkpoint, padding=adapts)
+
+    def _has_rows(self, brick: Brick) -> bool:
+        """Return whether a brick that steps use is a whole checkpoint, or an adapter that trains or stores rows of the vocabulary."""
+        has = brick.kind == "checkpoint" or bool(brick.adapter.keys.vocabulary)
+        return has and not brick.part and brick.name in self.recipe.parents
 
     def _inner(self, name: str, target: str) -> Resolved:
         """Return a resolved recipe that is used as a brick."""
@@ -215,6 +225,8 @@ class _Builder:
 
     def _member(self, brick: Brick, key: str, base: Model) -> Member:
         """Return a brick whose vocabulary is aligned, or that gives its tokenizer."""
+        if brick.kind == "adapter" and not self._added_tokens(brick, base):
+            return Member(brick.name, brick.path, key, None, None)
         if brick.name != self.recipe.donor:
             return Member(brick.name, brick.path, key, *rows_of(brick, base))
         return Member(brick.name, brick.path, key, None, brick.checkpoint.config, brick.checkpoint)

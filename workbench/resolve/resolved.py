@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench.activations.sets import RECORD, TENSORS, NeuronSet, read_set
+from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, BrickSource, check_files
 from workbench.bricks.card import read_licence
@@ -87,6 +88,11 @@ class Resolved:
     def adapters(self) -> dict[str, Adapter]:
         """Name -> adapter, for bricks that are adapters."""
         return {name: brick.adapter for name, brick in self.on_disk.items() if brick.kind == "adapter"}
+
+    def bound(self, name: str) -> BoundAdapter:
+        """Return the updates of an adapter, on the base's own rows, and on those that the adapter adds to them."""
+        own = self.vocabulary.adapted(name) if self.vocabulary else None
+        return own.bound if own else bind(self.adapters[name], self.plain.weights.specs, self.plain)
 
     @property
     def _sources(self) -> list[BrickSource]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
 from workbench.adapters.read import CONFIG, Adapter
-from workbench.bricks.brick import Brick, fitted
+from workbench.bricks.brick import fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import json_digest, scratch_beside
@@ -28,7 +28,6 @@ from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of
 from workbench.steps import MergeMethod
-from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.device import default_threads
 
 
@@ -73,23 +72,17 @@ class Composition:
         return [{**result.record, **(result.report() if result.report else {})} for result in self.results]
 
 
-def deltas(brick: Brick, base: Model, vocabulary: AlignedVocabulary | None = None) -> Deltas:
+def deltas(name: str, resolved: Resolved) -> Deltas:
     """Return the deltas of a brick on disk, in the output's vocabulary.
-
-    Args:
-        brick: The brick.
-        base: The recipe's base.
-        vocabulary: The vocabulary of the `tokenizer` block; None for the base's.
 
     Raises:
         WorkbenchError: If the brick does not fit the base.
     """
-    if brick.kind == "adapter" and vocabulary is not None:
-        bound = bind(brick.adapter, vocabulary.plain.specs, Model(vocabulary.plain, base.config))
-        return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
+    brick, base, vocabulary = resolved.on_disk[name], resolved.base, resolved.vocabulary
     if brick.kind == "adapter":
-        return bind(brick.adapter, base.weights.specs, base)
-    return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
+        bound = resolved.bound(name)
+        return AlignedDeltas(bound, vocabulary.delta_rows(name), vocabulary.tensors) if vocabulary else bound
+    return WeightsDelta(fitted(brick, base, vocabulary.view(name) if vocabulary else None), base.weights)
 
 
 def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:
@@ -118,7 +111,7 @@ def brick_model(name: str, resolved: Resolved, device: torch.device, events: Eve
     brick, base = resolved.on_disk[name], resolved.base
     if brick.kind == "adapter":
         alone = method(MergeMethod, "task_arithmetic").model_validate({"merge": "task_arithmetic", "bricks": [name]})
-        bound = deltas(brick, base, resolved.vocabulary)
+        bound = deltas(name, resolved)
         return Model(MergedWeights(base, base, alone, StepBricks({name: bound})), base.config)
     if brick.part:
         return Model(brick.whole, brick.whole.config)
@@ -149,7 +142,7 @@ def step_context(resolved: Resolved, number: int, device: torch.device, events: 
     def brick_deltas(name: str) -> Deltas:
         if name in resolved.nested:
             return recipe_deltas(resolved.nested[name], resolved, device, events)
-        return deltas(resolved.on_disk[name], resolved.base, resolved.vocabulary)
+        return deltas(name, resolved)
 
     def whole_model(name: str) -> Model:
         return brick_model(name, resolved, device, events)

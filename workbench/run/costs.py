@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.activations.sets import NeuronSet
-from workbench.adapters.bind import BoundAdapter, bind
+from workbench.adapters.bind import BoundAdapter
 from workbench.adapters.computed import KINDS, Computed
-from workbench.adapters.read import Adapter
 from workbench.errors import size
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
@@ -124,16 +123,17 @@ def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
     return largest(work, needs.threads) + held
 
 
-def factor_bytes(adapter: Adapter, base: Model) -> int:
+def factor_bytes(resolved: Resolved, name: str) -> int:
     """Return the memory for an adapter's largest update while it is merged, in bytes.
 
     These are the factors as read, in float32 and stacked; for kinds that PEFT computes, also the whole delta of the largest module.
     """
+    adapter = resolved.adapters[name]
     factors = 24 * max((entry.spec.numel for entry in adapter.entries.values()), default=0)
     if adapter.config["peft_type"] not in KINDS:
         return factors
     try:
-        updates = bind(adapter, base.weights.specs, base).places.values()
+        updates = resolved.bound(name).places.values()
     except HeadersOnlyError:
         return factors
     return factors + max((update.held_bytes for update in updates if isinstance(update, Computed)), default=0)
@@ -167,14 +167,13 @@ def merged_ranks(resolved: Resolved, names: list[str]) -> dict[str, int | None] 
     Returns:
         None if a brick is no adapter, or an adapter needs tensors that are not local.
     """
-    adapters, base = resolved.adapters, resolved.base
-    if not adapters.keys() >= set(names):
+    if not resolved.adapters.keys() >= set(names):
         return None
     try:
-        bound = [bind(adapters[name], base.weights.specs, base) for name in names]
+        bound = [resolved.bound(name) for name in names]
     except HeadersOnlyError:
         return None
-    return {n: _rank(bound, n, s) for n, s in base.weights.specs.items() if any(b.touches(n) for b in bound)}
+    return {n: _rank(bound, n, s) for n, s in resolved.base.weights.specs.items() if any(b.touches(n) for b in bound)}
 
 
 def _rank(bound: Iterable[BoundAdapter], name: str, spec: TensorSpec) -> int | None:

@@ -23,7 +23,7 @@ from workbench.manifest import require_whole
 from workbench.models.skeleton import check_decoder
 from workbench.project import find_project
 from workbench.recipe.recipe import from_data
-from workbench.recognize import suggestion
+from workbench.recognize import look, suggestion
 from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
@@ -113,11 +113,10 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     path, _ = locate(target, project, label, replace(hub, headers_only=True))
     kinds = kinds_of(path)
     if kinds == ["adapter"]:
-        raise WorkbenchError(
-            f"{label}: expected a complete model, found a PEFT adapter ({ADAPTER_CONFIG})",
-            f"Use it as a brick: workbench recipe new {shell(f'recipes/{name.lower()}.yaml')} --base BASE "
-            f"--brick {shell(f'{name.lower()}={reference}')}",
-        )
+        refuse_foreign(path, label)
+        new = f"workbench recipe new {shell(f'use-{name.lower()}')} --base BASE --brick {shell(f'{name.lower()}={reference}')}"
+        hint = thing.hint if (thing := look(place)) and thing.kind == "adapter" else new
+        raise WorkbenchError(f"{label}: expected a complete model, found a PEFT adapter ({ADAPTER_CONFIG})", hint)
     if not kinds:
         refuse_foreign(path, label)
         raise WorkbenchError(

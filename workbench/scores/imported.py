@@ -20,7 +20,7 @@ from typing import Any
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
-from workbench.recognize import look
+from workbench.recognize import expecting
 from workbench.scores.groups import expanded
 from workbench.scores.plan import Item, PlanRecord, ScorePlan
 from workbench.scores.samples import Reported, TaskSamples, read_samples
@@ -176,27 +176,26 @@ def _plans(store: ScoreStore) -> list[tuple[PlanRecord, Path]]:
     ]
 
 
+_WRITTEN = "lm_eval writes such files with --log_samples --output_path DIR into DIR/MODEL/."
+
+
 def _expanded(files: Iterable[Path]) -> list[Path]:
     """Return the files; a folder stands for the newest file of each task in it, and in each of its folders."""
     expanded: dict[Path, None] = {}
     for file in files:
         if file.is_dir():
             inner = sorted((*file.glob("samples_*.jsonl"), *file.glob("*/samples_*.jsonl")), key=_date_of)
-            if not inner:
-                thing = look(file)
-                raise WorkbenchError(
-                    f"{file}: neither the folder nor a folder in it has samples_*.jsonl files{f'; found {thing.says}' if thing else ''}",
-                    thing.hint if thing else "lm_eval writes them with --log_samples --output_path DIR into DIR/MODEL/.",
-                )
+            with expecting(file, "results of lm-eval with items"):
+                if not inner:
+                    raise WorkbenchError(f"{file}: neither the folder nor a folder in it has samples_*.jsonl files", _WRITTEN)
             newest = {(p.parent, _task_of(p)): p for p in inner}
             expanded.update(dict.fromkeys(newest[key] for key in sorted(newest)))
         elif file.is_file():
+            with expecting(file, "results of lm-eval", "lm-eval"):
+                _task_of(file)
             expanded[file] = None
         else:
-            raise WorkbenchError(
-                f"{file}: the file does not exist",
-                "lm_eval writes sample files with --log_samples --output_path DIR into DIR/MODEL/.",
-            )
+            raise WorkbenchError(f"{file}: the file does not exist", _WRITTEN)
     return list(expanded)
 
 

@@ -91,7 +91,7 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     """
     if wanted.texts is None and wanted.by in NEED_TEXTS:
         raise UsageError(f"--by {wanted.by} reads texts, and --texts is missing", "Add --texts FILE.jsonl.")
-    brick = _brick(wanted.brick)
+    brick = _brick(wanted.brick, project)
     base = wanted.on or base_of(wanted.brick, project, "Name the model that the brick was trained on: --on MODEL.")
     checkpoint, _ = resolve_base(base, project)
     source, target = Model(checkpoint, checkpoint.config), _target(wanted.to, project)
@@ -109,9 +109,9 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     return Inputs(brick, base, bound, source, target, target_digest, layers, plan, by, modules, notes)
 
 
-def _brick(folder: Path) -> Brick:
+def _brick(folder: Path, project: Path) -> Brick:
     """Return the brick in a directory, which must be an adapter."""
-    brick = resolve_brick(brick_name(folder), BrickRef(path=str(folder.resolve())), folder)
+    brick = resolve_brick(brick_name(folder), BrickRef(path=str(folder.resolve())), project)
     if brick.kind != "adapter":
         raise WorkbenchError(
             f"{brick.label} is a {brick.kind}, expected an adapter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from workbench.adapters.bind import bind
 from workbench.bricks.brick import Brick, fitted
 from workbench.bricks.card import ShownCard
 from workbench.bricks.locate import resolve_base
@@ -15,10 +16,9 @@ from workbench.events import Events
 from workbench.lazy import torch
 from workbench.merge.measuring.delta_sums import BrickMeasures, Measures
 from workbench.merge.measuring.deltas import measure
-from workbench.merge.streaming.deltas import Deltas
+from workbench.merge.streaming.deltas import Deltas, WeightsDelta
 from workbench.models.layout import Model
 from workbench.results import Number
-from workbench.run.compose import deltas
 from workbench.run.route_statistics import card_folder, read_statistics
 from workbench.weights.device import default_threads, exact
 from workbench.weights.specs import block_elements, buffer, matrix
@@ -60,8 +60,8 @@ def measure_brick(brick: Brick, others: Sequence[Brick], base: str, device: torc
 def check_fit(brick: Brick, base: Model) -> Deltas:
     """Return a brick's deltas on a base."""
     if brick.kind == "checkpoint":
-        fitted(brick, base)
-    return deltas(brick, base)
+        return WeightsDelta(fitted(brick, base), base.weights)
+    return bind(brick.adapter, base.weights.specs, base)
 
 
 def read_all(bound: Deltas, base: Model) -> int:

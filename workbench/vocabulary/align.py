@@ -41,8 +41,8 @@ def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -
         rows = ", ".join(f"{name} has {count or 'no'} rows" for count, name in sorted(sizes.items()))
         raise WorkbenchError(
             f"{label}: {rows}; expected one row per token in {', '.join(tensors)}",
-            "A checkpoint brick needs the same tensors as the base: tie or untie its embeddings as in the base. If it only gives its "
-            "tokenizer, write `missing: omp` in the `tokenizer` block.",
+            "A checkpoint brick needs the same tensors as the base: tie or untie its embeddings as in the base. An adapter needs the rows of "
+            "all of them: save it with save_embedding_layers=True. If it only gives its tokenizer, write `missing: omp` in the block.",
         )
     return next(iter(sizes))
 

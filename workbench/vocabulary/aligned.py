@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench.adapters.bind import AdaptedWeights
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest, json_digest
 from workbench.lazy import no_grad, torch
@@ -208,7 +209,7 @@ class Member:
         name: "base" or the brick's name.
         path: Directory of its tokenizer.
         key: Sort key of its content, which orders the bricks.
-        weights: Its weights; None for an adapter, which has no vocabulary rows.
+        weights: Its weights; None for an adapter without tokens of its own.
         config: The content of config.json; None for an adapter.
         donor: Weights of a brick that no step uses and that gives the output its tokenizer; None for all others.
     """
@@ -271,7 +272,7 @@ class AlignedVocabulary:
     """The output's vocabulary and every model's rows in it.
 
     Attributes:
-        members: The models with vocabulary rows: the base, then checkpoint bricks in the order of their keys.
+        members: The models with vocabulary rows: the base, then bricks in the order of their keys.
         plan: The origin of every row of every model.
         tensors: Names of the tensors with one row per token.
         tokens: Token -> id in the output.
@@ -328,10 +329,15 @@ class AlignedVocabulary:
         combination = self._made.combination if self._made else None
         return AlignedWeights(self._weights, number, self.plan, self.tensors, self._whole_tensors, inner, combination)
 
-    @property
-    def base_rows(self) -> Index:
-        """[rows]: the base's row for each output row, or -1; an adapter's update follows these rows."""
-        return self.plan.own[0]
+    def adapted(self, brick: str) -> AdaptedWeights | None:
+        """Return the base with an adapter that has tokens of its own; None for an adapter of the base's vocabulary."""
+        found = [member.weights for member in self.members if member.name == brick]
+        return found[0] if found and isinstance(found[0], AdaptedWeights) else None
+
+    def delta_rows(self, adapter: str) -> Index:
+        """Return [rows]: an adapter's row for each output row, or -1 where the base has none, whose rows are the adapter's then."""
+        number = [member.name for member in self.members].index(adapter) if self.adapted(adapter) else 0
+        return np.where(self.plan.own[0] >= 0, self.plan.own[number], -1)
 
     def memory(self) -> int:
         """Return the bytes of all tensors that are read completely, of all models together: their rows are scattered, or rows are made."""

@@ -17,6 +17,7 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.vocabulary.aligned import vocabulary_tensors
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import TensorSpec
 
 _SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -280,17 +281,15 @@ def check_same_vocabulary(
     return [f"{text}{difference}; the base's tokenizer is written. {_BLOCK}"]
 
 
-def added_tokens(
-    name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
-) -> str | None:
-    """Return a warning about the tokens that a checkpoint brick adds to the base's, each with a row.
+def added_tokens(name: str, path: Path, specs: Mapping[str, TensorSpec], base: Checkpoint, padding: bool = False) -> str | None:
+    """Return a warning about the tokens that a brick adds to the base's, each with a row.
 
-    It is empty if both have as many rows, and None if they differ otherwise.
+    It is empty if both have as many rows, unless tokens may also take rows of `padding`, and None if they differ otherwise.
     """
-    tensor = next(iter(_vocabulary_tensors(base_specs)), "")
-    if tensor not in specs or specs[tensor].shape[0] == base_specs[tensor].shape[0]:
+    tensor = next(iter(_vocabulary_tensors(base.specs)), "")
+    if tensor not in specs or (specs[tensor].shape[0] == base.specs[tensor].shape[0] and not padding):
         return ""
-    difference, rows = _difference(path, base_path, f"brick '{name}'"), specs[tensor].shape[0]
+    difference, rows = _difference(path, base.path, f"brick '{name}'"), specs[tensor].shape[0]
     if not difference or difference.moved or difference.lacking or max(difference.extra.values()) >= rows:
         return None
     return (
@@ -321,20 +320,6 @@ def check_adapter_vocabulary(
             f"`checkpoint:` with `tokenizer: {{source: {name}}}`.",
         )
     return [f"{text}; the base's tokenizer is written (`tokenizer: {{source: {name}}}` writes the adapter's)"]
-
-
-def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path: Path) -> WorkbenchError:
-    """Add a hint to the error of an adapter that does not fit the base, if its tokenizer differs from the base's."""
-    difference = _difference(path, base_path, f"brick '{name}'")
-    if not difference:
-        return error
-    return error.reworded(
-        f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
-        error.hint
-        if "python -c" in (error.hint or "")
-        else "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
-        f"tokenizer, then use `checkpoint: DIR` with `tokenizer: {{source: union}}` or `{{source: {name}}}`.",
-    )
 
 
 def _vocabulary_tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
