@@ -199,7 +199,7 @@ def _bare(forward: Forward, layout: PackedLayout) -> None:
     for prefix, rows in layout.batches():
         width = max(len(row.tokens) for row in rows)
         ids = torch.tensor([row.tokens + [0] * (width - len(row.tokens)) for row in rows])
-        cache = {forward.cache_name: forward._cache(prefix, len(rows))} if prefix else {}
+        cache = {forward.cache_name: forward.cache(prefix, len(rows))} if prefix else {}
         hidden = model.base_model(input_ids=ids, use_cache=bool(prefix), **cache)[0]
         forward.head(hidden.reshape(-1, hidden.shape[-1])[: sum(row.predicted for row in rows)])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -35,6 +34,7 @@ from worlds.changing import (
     scored_and_compared,
 )
 from worlds.commands import document
+from worlds.file_changes import BREAKING, DAMAGES, WAYS, damage, whole, write
 from worlds.tiny import edit_json
 
 from workbench.errors import GateFailedError
@@ -47,10 +47,6 @@ LENGTH = 20
 SEED = 0
 RECIPES_EACH = 3
 """Recipes of one history: every recipe has its turn in three histories."""
-OLD = "overwritten, old times"
-WAYS = (OLD, OLD, OLD, "overwritten", "replaced", "replaced, old times", "cp -p", "cp -p")
-BREAKING = ("truncated", "deleted")
-DAMAGES = ("deleted", "cut", "emptied", "garbage", "{}", "[]", "same size", "same size", "same size")
 COMPARED = ("digests", "configurations", "said", "tasks", "edits", "bricks")
 """Folders of the cache whose contents are compared at each use; of the others, sizes."""
 ACTS = {
@@ -62,7 +58,7 @@ RARE = ("tokenizer", "config", "generation", "template", "adapter", "links")
 """Parts that few results depend on: they change twice as often as the others, whatever number of files they are in."""
 KEEN = {
     "tokenizer": ("taught", "spoken", "measured", "union"),
-    "template": ("spoken", "taught", "union"),
+    "template": ("spoken", "taught", "union", "mix"),
     "texts": ("taught", "spoken", "measured"),
 }
 """Part -> recipes whose weights depend on it, where not all do that read its files."""
@@ -81,28 +77,6 @@ MISSED = (AssertionError, pytest.fail.Exception)
 
 class Stopped(Exception):
     """A run is stopped here."""
-
-
-def write(file: Path, content: bytes, way: str) -> None:
-    """Give a file another content in one of the ways in which programs do that."""
-    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns) if file.exists() else None
-    if way.startswith("replaced"):
-        new = file.with_name("new")
-        new.write_bytes(content)
-        if times and way.endswith("old times"):
-            os.utime(new, ns=times)
-        new.rename(file)
-        return
-    if way == "cp -p":
-        other = file.with_name("new")
-        other.write_bytes(content)
-        os.utime(other, (1e9, 1e9))
-        shutil.copy2(other, file)
-        other.unlink()
-        return
-    file.write_bytes(content)
-    if times and way.endswith("old times"):
-        os.utime(file, ns=times)
 
 
 class Changes:
@@ -375,27 +349,6 @@ def reads(recipe: str, name: str) -> bool:
     """Whether a recipe reads a file, or what is behind a link."""
     used = {"base", f"recipes/{recipe}.yaml", *USES[recipe].split()}
     return name in used or name.split("/")[0] in used
-
-
-def whole(file: Path) -> bool:
-    """Whether a document is an object."""
-    try:
-        return isinstance(json.loads(file.read_bytes()), dict)
-    except ValueError:
-        return False
-
-
-def damage(file: Path, how: str) -> None:
-    """Damage a file; with "same size", its times too are the old ones."""
-    raw, half = file.read_bytes(), file.stat().st_size // 2
-    if how == "deleted":
-        file.unlink()
-    elif how == "same size" and raw:
-        write(file, raw[:half] + bytes([raw[half] ^ 1]) + raw[half + 1 :], OLD)
-    else:
-        file.write_bytes(
-            {"cut": raw[: len(raw) // 2], "emptied": b"", "garbage": b"\xff" * (len(raw) + 1)}.get(how, how.encode())
-        )
 
 
 def take_steps(world: Changing, place: Path, steps: int, seed: int = SEED) -> Iterator[int]:

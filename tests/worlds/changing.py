@@ -39,7 +39,7 @@ HEAD, BASE = "version: 1\n", "base: base\n"
 TASKS = "eval: [toy]\n"
 TUNE = "{edit: finetune, facts: facts.jsonl, form: lora, layers: [0], rank: 2, epochs: 2, min_efficacy: 0}"
 RECIPES = {
-    "mix": "bricks: {t: tuned, l: lora}\nsteps: [{merge: ties, density: 0.5}]\n",
+    "mix": "bricks: {t: tuned, l: lora}\nsteps: [{merge: ties, density: 0.5}]\neval: [toy, chat]\n",
     "masked": "bricks: {k: linked, w: wired, s: sharded}\nsteps: [{merge: dare, density: 0.5}]\n",
     "low": "bricks: {l: lora}\nsteps: [{merge: task_arithmetic, lambda: 0.5}]\noutput: {form: adapter}\n",
     "taught": f"steps: [{TUNE}]\neval: [toy, {{facts: facts.jsonl, tasks: [efficacy, neighbours, generated], neighbour_tokens: 2, max_tokens: 2, chat_template: true, controls: []}}]\n",
@@ -244,6 +244,7 @@ def _texts(world: Changing) -> None:
     world.offer("template.jinja", (b"w1", b"w2"))
     tasks = path / "evals" / "tasks"
     (path / "evals" / "suites" / "toy.yaml").write_text(SUITE, "utf-8")
+    (path / "evals" / "suites" / "chat.yaml").write_text(f"{SUITE.replace('toy', 'chat')}chat_template: true\n", "utf-8")
     changes = (
         (b"say]", b"say]\nlimit: 2"),
         (b"0.5", b"0.4"),

@@ -241,7 +241,7 @@ class _Rows:
         positions, keys = self.places[:, self.used : stop], self.places[:, :stop]
         seen = self.real[:, None, :stop] & (keys[:, None] <= positions[:, :, None])
         mask = additive_masks(seen, positions, keys, forward.windows, forward.model.dtype)
-        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, "use_cache": True}
+        inputs: dict[str, object] = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, "use_cache": True}
         with head_sees(forward.head, last):
             logits: Tensor = forward.model(**inputs, **{forward.cache_name: self.cache}).logits[0]
         self.used = stop
