@@ -10,7 +10,9 @@ four lettered choices; `story`, running text.
    `packed` and `prefix`, on the same tokenized requests. `token ratio` is tokens that HFLM forwards over tokens that the scorer forwards,
    padding included; `time ratio` the same of CPU seconds; `bare` a forward pass over the scorer's own tokens after the same
    cached prefix, with the model's own causal mask and the output head on as many positions.
-2. Whole processes: `workbench eval` of 8 configurations against 8 calls of `lm_eval` on the written checkpoints, children included.
+2. Texts: sums with and without five worked ones before them, written by HFLM and by `greedy` with the same batch size; `equal` are texts of
+   HFLM at that batch size, and `hflm_equal` those that HFLM itself gives again for one prompt at a time.
+3. Whole processes: `workbench eval` of 8 configurations against 8 calls of `lm_eval` on the written checkpoints, children included.
 
 Results go to benchmarks/results/eval.json.
 """
@@ -35,6 +37,8 @@ import torch
 from record import write_results
 
 from workbench.evaluate import build_plan
+from workbench.evaluate.greedy import Writer, batches, prompt_of
+from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.measured import quiet
 from workbench.evaluate.packed import Forward, PackedLayout, bounds_of, lay_out, shared_start
 from workbench.evaluate.scorer import Scorer
@@ -183,6 +187,44 @@ def _run(forward: Forward, layout: PackedLayout) -> None:
         forward.batch(prefix, rows)
 
 
+def texts(dtype: str, batch_size: int, items: int) -> dict[str, Any]:
+    """Measure HFLM and `greedy` on the same prompts in turn, without and with examples before the question."""
+    from lm_eval.api.instance import Instance
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(BASE, dtype=getattr(torch, dtype)).eval()
+    lm = SafeHFLM(model, tokenizer=AutoTokenizer.from_pretrained(BASE), batch_size=batch_size)
+    settings = {"until": ["\n"], "max_gen_toks": 24}
+    examples = "".join(f"Question: What is {17 * i + 11} plus {29 * i + 5}?\nAnswer: {46 * i + 16}\n\n" for i in range(5))
+    results: dict[str, Any] = {}
+    for name, before in (("no examples", ""), ("five examples", examples)):
+        contexts = [f"{before}Question: What is {97 * i % 900} plus {53 * i % 700}?\nAnswer:" for i in range(1, items + 1)]
+        requests = [Instance(request_type="generate_until", doc={}, arguments=(c, settings), idx=0) for c in contexts]
+
+        def written(contexts: list[str] = contexts) -> list[str]:
+            prompts = {i: prompt_of(lm, context, settings) for i, context in enumerate(contexts)}
+            found: dict[int, str] = {}
+            writer = Writer(lm, Forward(model))
+            for shared, batch in batches(lm, prompts):
+                found |= dict(zip(batch, writer.write(shared, [prompts[i] for i in batch]), strict=True))
+            return [found[i] for i in range(len(contexts))]
+
+        with quiet():
+            ours_seconds, ours = cpu(written)
+            hflm_seconds, hflm = cpu(partial(lm.generate_until, requests, disable_tqdm=True))
+            single = [lm.written(p.tokens, p.stops, p.most) for p in (prompt_of(lm, c, settings) for c in contexts)]
+        results[name] = {
+            "texts": len(contexts),
+            "seconds": {"hflm": round(hflm_seconds, 2), "greedy": round(ours_seconds, 2)},
+            "time_ratio": round(hflm_seconds / ours_seconds, 2),
+            "equal": sum(a == b for a, b in zip(ours, hflm, strict=True)),
+            "hflm_equal": sum(a == b for a, b in zip(single, hflm, strict=True)),
+        }
+        print(name, json.dumps(results[name]), flush=True)
+    return results
+
+
 def _default(scorer: Scorer, pairs: Any) -> None:
     scorer.lm.logits_cache = True
     try:
@@ -311,6 +353,7 @@ def main() -> None:
             "batch_size": options.batch_size,
             "dtype": options.dtype,
             "in_process": in_process(folder / "tasks", options.dtype, options.batch_size, options.repeats),
+            "texts": {dtype: texts(dtype, 32, 64) for dtype in ("bfloat16", "float32")},
         }
         if not options.no_processes:
             document["processes"] = whole_processes(folder, options.items, options.batch_size)

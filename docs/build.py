@@ -237,7 +237,23 @@ def scoring_block(project: Path) -> str:
         f"their mean counted for each): {whole['ratio']} times as much. The same `workbench eval` again takes {whole['again']:.1f} CPU s. "
         f"{cite(found, SCORING)}"
     )
-    return "\n\n".join([table(heads, rows, left=1), note, calls])
+    return "\n\n".join([table(heads, rows, left=1), note, *_texts(found), calls])
+
+
+def _texts(found: Mapping[str, Any]) -> list[str]:
+    """Greedy texts beside HFLM's, if they were measured."""
+    if "texts" not in found:
+        return []
+    heads = ["texts", "number", "CPU s, HFLM over ours", "equal to HFLM's", "HFLM's own, one by one, equal to its batches'"]
+    rows = [
+        [f"{prompts}, {dtype}", *(str(row[key]) for key in ("texts", "time_ratio", "equal", "hflm_equal"))]
+        for dtype, by_prompts in found["texts"].items()
+        for prompts, row in by_prompts.items()
+    ]
+    return [
+        table(heads, rows, left=1),
+        "Sums, without and after five worked ones, batch size 32, up to 24 new tokens, which end at a line break.",
+    ]
 
 
 def _merges(project: Path, name: str, explained: str = "") -> str:
