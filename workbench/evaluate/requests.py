@@ -12,6 +12,7 @@ from workbench.evaluate.gold import corpus_contributions, metrics_of
 from workbench.evaluate.measured import SEED, quiet, seeded
 from workbench.evaluate.packed import Bounds, PackedLayout, Pair
 from workbench.evaluate.tasks import load_tasks
+from workbench.models.prompts import check_template
 from workbench.scores.plan import GENERATED, Item, ScorePlan, item_ids
 from workbench.scores.statistics import RATIOS, UndefinedError, brier_score, codes
 from workbench.scores.store import Row, margin_of
@@ -171,15 +172,6 @@ def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
     for instance in sorted(instances, key=lambda instance: (instance.doc_id, instance.idx)):
         items.setdefault(instance.doc_id, []).append(instance)
     return items
-
-
-def check_template(suite: str, tokenizer: Any) -> None:
-    """Raise WorkbenchError if the tokenizer has no chat template, which the suite uses."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise WorkbenchError(
-            f"suite '{suite}' uses the chat template, but the tokenizer has none",
-            "Remove chat_template from the suite, or add the template to the tokenizer.",
-        )
 
 
 def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:

@@ -210,6 +210,15 @@ def plain(messages: Sequence[Message]) -> str:
     return "\n".join(f"{m.role}: {m.content}" for m in messages)
 
 
+def check_template(suite: str, tokenizer: Any) -> None:
+    """Raise WorkbenchError if the tokenizer has no chat template, which the suite uses."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise WorkbenchError(
+            f"suite '{suite}' uses the chat template, but the tokenizer has none",
+            "Remove chat_template from the suite, or add the template to the tokenizer.",
+        )
+
+
 def worded(tokenizer: Any, messages: Sequence[Mapping[str, str]], place: str, *, answers: bool = True) -> str:
     """Return messages as the chat template words them, with the beginning of the answer if the model `answers`.
 

@@ -24,14 +24,13 @@ from workbench.evaluate.facts.definitions import (
     write_whole_folder,
 )
 from workbench.evaluate.facts.wanted import Wanted
-from workbench.evaluate.requests import check_template
 from workbench.events import Events, no_events
 from workbench.facts.facts import FactKind
 from workbench.files import json_digest, read_memo, write_memo
 from workbench.manifest import has_its_files
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest
-from workbench.models.prompts import load_tokenizer, worded
+from workbench.models.prompts import check_template, load_tokenizer, worded
 from workbench.resolve.resolved import Resolved
 from workbench.scores.suite import FactTasks, Suite
 
