@@ -146,7 +146,7 @@ HELP: list[tuple[Decision, list[str]]] = [
     ),
     (
         none("unsafe", A, rows={"a": (row("odd"), row("text", verdict="worse"))}, harmful={"odd": ("one",), "text": ("two", "one")}),
-        ["Two and one alone are worse on text too: lower their weights or leave them out."],
+        ["Alone, two and one are worse on text too: lower their weights or leave them out."],
     ),
     (
         none("unsafe", A, rows={"a": (row(verdict="worse"),)}, harmful={"facts": ()}),

@@ -115,7 +115,7 @@ def test_a_brick_that_harms_alone_is_named(tmp_path: Path) -> None:
     shares = {**CONTROLS, **SITUATIONS["unsafe"]}
     harmful = next(c for c in shares if c.name == "add")
     found = compared(tmp_path, {**shares, harmful: (0.7, 0.3, 0.6)}).to_dict()["recommendation"]
-    assert found["help"] == ["Add alone is worse on facts too: lower its weight or leave it out."]
+    assert found["help"] == ["Alone, add is worse on facts too: lower its weight or leave it out."]
 
 
 def test_the_best_one_is_unsafe_and_the_next_is_shipped(tmp_path: Path) -> None:

@@ -215,16 +215,6 @@ def open_subjects(
         planned = partial(plans, entries, chosen, batch_size=request.batch_size, limit=request.limit)
         score_plans = planned(device=device, events=listener.events, lenient=lenient)
     return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
-    score_plans = plans(
-        entries,
-        chosen,
-        batch_size=request.batch_size,
-        limit=request.limit,
-        device=device,
-        events=listener.events,
-        lenient=lenient,
-    )
-    return Opened(entries, score_plans, store, project, runs, aliases, left_out, tuple(sweeps))
 
 
 def refuse_left_out(left_out: list[LeftOut]) -> None:

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from workbench.cli._failures import command_of, explained, missing_extra, short_of_memory, while_printing
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import RUNS_DIR, WorkbenchError, shell
 
 COMMANDS = {
     "plan": "run.plan",
@@ -149,6 +149,7 @@ def _main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     out.begin()
+    RUNS_DIR.set(None)
 
 
 def main() -> None:

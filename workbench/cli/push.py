@@ -20,6 +20,7 @@ _NO_BASE = (
     "the recipe names the base by the directory {}, which others do not have, so that what is sent names no base: add --base ORG/NAME if "
     "the base is on the hub"
 )
+_NO_ENCODER = "the memory's sentence encoder is not sent: others need it as the folder {} where they load the memory"
 
 
 def push(
@@ -64,7 +65,9 @@ def push(
     Sends a model, adapter or configuration with its card, as one commit. First the files are compared with the run's record, and the
     licenses of the inputs are checked. After an interruption the same command sends only what is missing.
     """
+    from workbench import jsondoc
     from workbench.bricks.upload import Target, check_reachable, upload
+    from workbench.run.memories import RECORD as MEMORY
     from workbench.ship.outward import CARD, content_of
     from workbench.ship.push import Pushed, contents, licence_of, package
 
@@ -78,6 +81,9 @@ def push(
     files = contents(packed, _card(packed, runs_dir), stated, base)
     if packed.local_base and base is None:
         out.warn(_NO_BASE.format(packed.local_base))
+    for path in files:
+        if Path(path).name == MEMORY and (encoder := jsondoc.parse(content_of(files[path]), path)["settings"].get("encoder")):
+            out.warn(_NO_ENCODER.format(encoder))
     sent = None
     if not dry_run:
         sent = upload(files, target, f"{packed.record.name or found.name}, made with brick-workbench", out.event)

@@ -171,6 +171,7 @@ def lineup(
 
 
 RENAME = "Rename one of them: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
+_SAME_NAME = f"Two configurations have this name. {RENAME}"
 
 
 def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | None) -> list[LineupEntry]:
@@ -198,12 +199,12 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
         for name in sorted(unscored & by_name.keys()):
             what = "recipe" if by_name[name].role == "configuration" else "brick"
             reason = f"brick '{name}' of {entry.name} is not scored alone: another {what} has its name"
-            left_out.append(LeftOut(name, reason, RENAME))
+            left_out.append(LeftOut(name, reason, _SAME_NAME))
             skipped.pop(name, None)
     for name, entry in skipped.items():
         what = "average of the bricks" if entry.role == "average" else "brick"
         assert left_out is not None  # otherwise an error was raised above
-        left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
+        left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", _SAME_NAME))
     return unique
 
 

@@ -237,9 +237,17 @@ def _charts(grid: Grid, measure: SweepMeasure, baseline: str, ringed: str | None
     scale, words = _scales(grid, measure, unit)
     charts = []
     for column, name in enumerate(grid.columns):
-        levels = [Level(baseline, measure.baseline * unit.scale, "item")] if measure.baseline is not None else []
+        levels = (
+            [Level(baseline, measure.baseline * unit.scale, "item", unit.score(measure.baseline))]
+            if measure.baseline is not None
+            else []
+        )
         if (fixed_level := grid.level(None, column, measure)) and grid.across:
-            levels.append(Level(f"{name}, without {grid.across.label}", fixed_level.value * unit.scale, "own"))
+            levels.append(
+                Level(
+                    f"{name}, without {grid.across.label}", fixed_level.value * unit.scale, "own", unit.score(fixed_level.value)
+                )
+            )
         drawn: list[tuple[tuple[float, float], Ends, str]] = []
         rings: list[tuple[float, float]] = []
         for row, place in sorted(enumerate(grid.places), key=lambda pair: pair[1]):
@@ -270,17 +278,18 @@ def _scales(grid: Grid, measure: SweepMeasure, unit: Unit) -> tuple[Scales, list
     marks = up.ticks()
     digits = decimals(marks)
     label = grid.across.label or grid.across.name
-    words = [text if isinstance(grid.across.values[0], list) else f"{label} {text}" for text in grid.rows]
+    lists = isinstance(grid.across.values[0], list)  # "3 bricks" is 3 below the axis
+    words = [text if lists else f"{label} {text}" for text in grid.rows]
     first, last = (min(grid.places), max(grid.places)) if grid.places else (0.0, 1.0)
     margin = 0.06 * (last - first) or 0.5
-    by_place = dict(zip(grid.places, grid.rows, strict=True))
+    by_place = {v: text.partition(" ")[0] if lists else text for v, text in zip(grid.places, grid.rows, strict=True)}
     scales = Scales(
         (first - margin, last + margin),
         (up.low, up.high),
         marks,
         _apart(grid, first - margin, last + margin),
         lambda v: fixed(v, digits),
-        lambda v: by_place[v].removesuffix("s").removesuffix(" brick") if v in by_place else f"{v:g}",
+        lambda v: by_place.get(v, f"{v:g}"),
     )
     return scales, words
 

@@ -151,7 +151,7 @@ class RunDirectory:
         if found := self.harm(digests=digests):
             raise GateFailedError(
                 f"{self.path}: {described(found)}",
-                f"{made_again(sizes_differ=bool(self.harm()))} If you changed a file on purpose: workbench runs verify {shell(self.name)} --accept FILE",
+                f"{made_again(sizes_differ=bool(self.harm()))} If you changed a file on purpose: {shell('workbench', 'runs', 'verify', self.name)} --accept FILE",
             )
         if not self.sealed:
             events({"stage": "run", "text": f"{self.name}: {UNSEALED}"})
