@@ -100,9 +100,7 @@ def refuses_memory(error: BaseException) -> bool:
 
 
 def shell(*words: object) -> str:
-    """Return words as one shell command, quoted where necessary, so that a printed command can be pasted.
-
-    A command that takes `--runs-dir` gets the one of this command line.
+    """Return words as one shell command to paste, quoted where necessary, with the `--runs-dir` of this command line.
 
     >>> shell("recipes/my merge.yaml")
     "'recipes/my merge.yaml'"
@@ -155,7 +153,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     # Names from untrusted files can be many and long, and difflib takes time quadratic in both.
     candidates = [k for k in known if len(k) <= 2 * len(name) + 4][:_COMPARED] if len(name) <= _NAME else []
-    close = get_close_matches(name, candidates, n=2, cutoff=0.6)
+    lower = {k.lower(): k for k in candidates}
+    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=2, cutoff=0.6)]
     if close:
         return "Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
     listed = [k if len(k) <= _NAME else f"{k[:_NAME]}…" for k in known[:_LISTED]]

@@ -112,11 +112,7 @@ def brick_name(path: Path) -> str:
 
 
 def as_name(text: str) -> str:
-    """Return a text as the name of a recipe or a brick; "" if nothing of it can stand in one.
-
-    >>> as_name("My merge (2)")
-    'my-merge-2'
-    """
+    """Return a text as the name of a recipe or a brick; "" if nothing of it can stand in one."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
 
 

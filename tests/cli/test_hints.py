@@ -157,7 +157,7 @@ def test_printed_commands_repeat_the_folder_of_runs(world: Project) -> None:
     (run,) = (world.path / "other runs").glob("mean-*")
     asked = CliRunner().invoke(app, ["runs", "rm", run.name, *place], input="")
     assert isinstance(asked.exception, WorkbenchError)
-    assert (asked.exception.message, run.is_dir()) == ("nothing was removed", True)
+    assert (asked.exception.hint, run.is_dir()) == ("Add --yes to the command.", True)
     assert printed(call("run", "mean").stderr, "score:  ") == ["workbench", "eval", "mean", "--suite", "mini"]
     for command in TAKE_RUNS:
         assert "--runs-dir" in call(command, *{"runs": ["ls"], "export": ["mean"]}.get(command, []), "--help").stdout

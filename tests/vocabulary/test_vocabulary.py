@@ -321,8 +321,8 @@ def test_recipe_as_brick(words_project: Project, vocabularies: Path, tmp_path: P
     block = "tokenizer: {tokens: {gained: {source: zero}}}\n"
     words_project.write(block + "bricks: {same: same}\nsteps: [{merge: average}]\n", "inner.yaml")
     steps += "bricks: {inner: {recipe: recipes/inner.yaml}}\n"
-    with pytest.raises(WorkbenchError, match="recipe inner changes the vocabulary, and this recipe has no such block") as caught:
+    with pytest.raises(WorkbenchError, match="recipe inner changes the vocabulary; this recipe has none") as caught:
         words_project.resolve(steps)
-    assert str(caught.value.hint).startswith("Move the block into this recipe")
+    assert str(caught.value.hint).startswith("Move the block here")
     words_project.write("bricks: {same: same}\nsteps: [{merge: average}]\n", "inner.yaml")
     assert words_project.resolve(steps + block).vocabulary is not None

@@ -147,7 +147,7 @@ def recipes_folder() -> Path:
 
 def recipe_files() -> list[Path]:
     """Return the project's recipes."""
-    return sorted(file for suffix in SUFFIXES for file in recipes_folder().glob(f"*{suffix}"))
+    return sorted(file for suffix in SUFFIXES for file in recipes_folder().glob(f"*{suffix}") if not file.is_dir())
 
 
 def runs_folder(runs: Path | None) -> Path:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -139,15 +138,6 @@ class Terminal:
         from rich.text import Text
 
         self.data.print(Text.assemble(*((printable(text), style) for text, style in parts)))
-
-    def agreed(self, question: str) -> bool:
-        """Ask for a yes; an end of the input, or Ctrl-C, is a no."""
-        self.stop()
-        try:
-            return typer.confirm(question)
-        except typer.Abort:
-            self.talk.print()
-            return False
 
     def event(self, event: Event) -> None:
         """Show a progress event: one line per stage, or a bar on a terminal if the event has counts.

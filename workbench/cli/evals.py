@@ -172,8 +172,7 @@ def compare(
 
     out.result(lambda: ComparedRows.of(whole, two, pair, Skipped.all(left_out)), text, json=json)
     lines = _gate(two, named, require_safe)
-    if two is not whole:
-        lines += [line for line in _gate(whole, named, require_safe, guarded=True) if line not in lines]
+    lines += [] if two is whole else [line for line in _gate(whole, named, require_safe, guarded=True) if line not in lines]
     if lines:
         for line in lines:
             out.say(line)

@@ -115,12 +115,12 @@ def write(
         )
     converted = to / GGUF if llama_cpp else None
     words = converter(subject.model.base_path, made.dtype, to.resolve() / GGUF) if server == "llama.cpp" else []
-    unnamed = subject.place is not None and not words and model_path(subject.place, to) is None
-    if unnamed:
+    model = ""
+    if subject.place is not None and not words and model_path(subject.place, to) is None:
         out.say("serve.sh does not name the model, which is outside of the project: MODEL does")
+        model = f"MODEL={shell(subject.place)} "
     if not brick and find(target, runs_dir).kind == "recipe":
         out.say(f"these are the bricks of {subject.name}; its result is exported by `workbench export RUN`")
-    model = f"MODEL={shell(subject.place)} " if unnamed else ""
     out.result(lambda: made, lambda: _written(made, to, converted, words, model), json=json)
 
 

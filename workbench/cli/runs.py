@@ -117,8 +117,10 @@ def rm(
     from workbench.run.directory import removable, remove_run
 
     chosen = list({run.path.resolve(): run for name in names for run in [removable(runs_folder(runs_dir), name)]}.values())
-    if not yes and not out.agreed(f"Remove {', '.join(run.name for run in chosen)} ({size(sum(run.size() for run in chosen))})?"):
-        raise WorkbenchError("nothing was removed", "workbench runs rm --yes removes without asking.")
+    if not yes and not typer.confirm(
+        f"Remove {', '.join(run.name for run in chosen)} ({size(sum(run.size() for run in chosen))})?"
+    ):
+        raise typer.Exit(1)
     for run in chosen:
         out.say(f"removed {run.name}, {size(remove_run(run))} freed")
 

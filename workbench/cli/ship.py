@@ -66,7 +66,7 @@ def ship(
     if words[1] != "run":
         out.say(f"{found.configuration} is there already: nothing has to be run")
         return
-    if not yes and not out.agreed(f"Run it? {found.command[0]}"):
+    if not yes and not typer.confirm(f"Run it? {found.command[0]}"):
         raise WorkbenchError("nothing was run", "workbench ship --yes runs it without asking.")
     settings = [value for option, value in zip(words[3::2], words[4::2], strict=True) if option == "--set"]
     run(words[2], settings, device=device, runs_dir=runs_dir, quiet=quiet, verbose=verbose)

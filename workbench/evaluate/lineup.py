@@ -13,6 +13,7 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
 from workbench.models.identity import identity, tokenizer_digest
+from workbench.project import relative
 from workbench.recipe.fields import FactsEval
 from workbench.recipe.recipe import Recipe, described, dump_step
 from workbench.resolve.resolve import resolve
@@ -185,7 +186,8 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
             continue
         control = next((e for e in (entry, other) if e.role not in ("base", "configuration")), None)
         if control is None or left_out is None:
-            raise WorkbenchError(f"two different configurations are called '{entry.name}'", RENAME)
+            files = " and ".join(str(relative(e.resolved.recipe.path)) for e in (other, entry) if e.resolved.recipe.path)
+            raise WorkbenchError(f"two different configurations are called '{entry.name}'{files and f' ({files})'}", RENAME)
         skipped[entry.name] = control
         if control is other:
             del by_name[entry.name]

@@ -237,17 +237,9 @@ def _charts(grid: Grid, measure: SweepMeasure, baseline: str, ringed: str | None
     scale, words = _scales(grid, measure, unit)
     charts = []
     for column, name in enumerate(grid.columns):
-        levels = (
-            [Level(baseline, measure.baseline * unit.scale, "item", unit.score(measure.baseline))]
-            if measure.baseline is not None
-            else []
-        )
+        levels = [Level(baseline, measure.baseline * unit.scale, "item")] if measure.baseline is not None else []
         if (fixed_level := grid.level(None, column, measure)) and grid.across:
-            levels.append(
-                Level(
-                    f"{name}, without {grid.across.label}", fixed_level.value * unit.scale, "own", unit.score(fixed_level.value)
-                )
-            )
+            levels.append(Level(f"{name}, without {grid.across.label}", fixed_level.value * unit.scale, "own"))
         drawn: list[tuple[tuple[float, float], Ends, str]] = []
         rings: list[tuple[float, float]] = []
         for row, place in sorted(enumerate(grid.places), key=lambda pair: pair[1]):
@@ -290,6 +282,7 @@ def _scales(grid: Grid, measure: SweepMeasure, unit: Unit) -> tuple[Scales, list
         _apart(grid, first - margin, last + margin),
         lambda v: fixed(v, digits),
         lambda v: by_place.get(v, f"{v:g}"),
+        lambda v: unit.score(v / unit.scale),
     )
     return scales, words
 
