@@ -157,6 +157,8 @@ def test_ship_runs_the_recommended_one() -> None:
         asked = CliRunner().invoke(app, ["ship", "--baseline", "mix", *limit], input=answer)
         assert isinstance(asked.exception, WorkbenchError), "a no, and an input that has ended"
         assert "score:" not in asked.output
+    elsewhere = call("ship", "--baseline", "mix", "--yes", *limit, "--runs-dir", "runs").stdout
+    assert "  workbench run recipes/mix.yaml --runs-dir runs\n" in elsewhere
     done = call("ship", "--baseline", "mix", "--yes", *limit)
     lines = [line.strip() for line in done.stdout.splitlines() if line.startswith("  workbench ")]
     assert made(lines).name in done.stdout

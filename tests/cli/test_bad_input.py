@@ -193,8 +193,8 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "a folder among the recipes": (lambda p: (p.path / "recipes" / "folder.yaml").mkdir(), GOOD + "eval: [mini]\n", ["ship", "mini"], 1, r"nothing is scored yet"),
     "a repository without an owner": (nothing, GOOD, ["push", "recipes/test.yaml", "name", "--dry-run"], 2, r"'name': expected the id of a repository"),
     "a branch with a space": (nothing, GOOD, ["push", "recipes/test.yaml", "a/b", "--revision", "a b", "--dry-run"], 2, r"--revision 'a b': expected the name of a branch"),
-    "new recipe, brick with a slash": (nothing, GOOD, ["recipe", "new", "n", "--brick", "a/b=bricks/one"], 2, r"--brick a/b=…: expected lower-case letters"),
-    "new recipe, a brick twice": (nothing, GOOD, ["recipe", "new", "n", "--brick", "a=bricks/one", "--brick", "a=bricks/two"], 2, r"--brick a=…: two bricks have this name"),
+    "new recipe, brick with a slash": (nothing, GOOD, ["recipe", "new", "n", "--brick", "a/b=bricks/one"], 2, r"--brick a/b=…: expected a name of its own, of a-z"),
+    "new recipe, a brick twice": (nothing, GOOD, ["recipe", "new", "n", "--brick", "a=bricks/one", "--brick", "a=bricks/two"], 2, r"--brick a=…: expected a name of its own"),
     "new recipe over an old one": (nothing, GOOD, ["recipe", "new", "recipes/test.yaml"], 1, r"recipes/test.yaml: already exists"),
 }  # fmt: skip
 

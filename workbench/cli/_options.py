@@ -52,8 +52,7 @@ DeviceOpt = Annotated[
 
 def _repeated(context: typer.Context, value: Path | None) -> Path | None:
     """Let printed commands repeat the option if it was typed; a variable of the environment holds for them anyway."""
-    source = context.get_parameter_source("runs_dir")
-    RUNS_DIR.set(value if source is not None and source.name == "COMMANDLINE" else None)
+    RUNS_DIR.set(value if "COMMANDLINE" in str(context.get_parameter_source("runs_dir")) else None)
     return value
 
 

@@ -16,11 +16,6 @@ from workbench.errors import shell, size
 if TYPE_CHECKING:
     from workbench.ship.push import Package, Pushed, PushedFile
 
-_NO_BASE = (
-    "the recipe names the base by the directory {}, which others do not have, so that what is sent names no base: add --base ORG/NAME if "
-    "the base is on the hub"
-)
-
 
 def push(
     run: Annotated[
@@ -111,7 +106,10 @@ def _lacking(packed: Package, files: Mapping[str, Path | bytes], base: str | Non
     from workbench.ship.outward import content_of
 
     if packed.local_base and base is None:
-        yield _NO_BASE.format(packed.local_base)
+        yield (
+            f"the recipe names the base by the directory {packed.local_base}, which others do not have, so that what is sent names no base: "
+            "add --base ORG/NAME if the base is on the hub"
+        )
     for path in (path for path in files if Path(path).name == MEMORY):
         if encoder := jsondoc.parse(content_of(files[path]), path)["settings"].get("encoder"):
             yield f"the memory's sentence encoder is not sent: others need it as the folder {encoder} where they load the memory"

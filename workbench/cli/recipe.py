@@ -77,8 +77,7 @@ def new(
         raise UsageError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora")
     names = [name for name, _, _ in pairs]
     if bad := [name for name in names if not re.fullmatch(NAME, name) or names.count(name) > 1]:
-        expected = "two bricks have this name" if names.count(bad[0]) > 1 else "expected lower-case letters, digits and . _ -"
-        raise UsageError(f"--brick {bad[0]}=…: {expected}", "Give each brick its own name: --brick math=org/math-lora")
+        raise UsageError(f"--brick {bad[0]}=…: expected a name of its own, of a-z, 0-9 and . _ -", "--brick math=org/math-lora")
     if project is not None:  # the recipe is read in the project's folder
         base, pairs = _located(base, project), [(name, equals, _located(ref, project)) for name, equals, ref in pairs]
     lines = "".join(f"\n  {name}: {yamldoc.flow(ref)}" for name, _, ref in pairs) or NO_BRICKS.rstrip("\n")

@@ -62,13 +62,12 @@ def ship(
         raise typer.Exit(3)
     if not found.command:
         raise WorkbenchError(f"{found.configuration} cannot be made here", "Score a recipe that makes it: workbench eval RECIPE")
-    words = shlex.split(found.command[0])
+    words = shlex.split(found.command[0].partition(" --runs-dir ")[0])
     if words[1] != "run":
         out.say(f"{found.configuration} is there already: nothing has to be run")
         return
     if not yes and not typer.confirm(f"Run it? {found.command[0]}"):
         raise WorkbenchError("nothing was run", "workbench ship --yes runs it without asking.")
-    settings = [value for option, value in zip(words[3::2], words[4::2], strict=True) if option == "--set"]
-    run(words[2], settings, device=device, runs_dir=runs_dir, quiet=quiet, verbose=verbose)
+    run(words[2], words[4::2], device=device, runs_dir=runs_dir, quiet=quiet, verbose=verbose)
     for line in found.command[1:]:
         out.say(line)

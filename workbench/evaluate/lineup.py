@@ -13,7 +13,6 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
 from workbench.models.identity import identity, tokenizer_digest
-from workbench.project import relative
 from workbench.recipe.fields import FactsEval
 from workbench.recipe.recipe import Recipe, described, dump_step
 from workbench.resolve.resolve import resolve
@@ -171,8 +170,7 @@ def lineup(
     return _one_of_each_name(entries, left_out)
 
 
-RENAME = "Rename one of them: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
-_SAME_NAME = f"Two configurations have this name. {RENAME}"
+RENAME = "Two configurations have this name. Rename one of them: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
 
 
 def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | None) -> list[LineupEntry]:
@@ -186,7 +184,7 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
             continue
         control = next((e for e in (entry, other) if e.role not in ("base", "configuration")), None)
         if control is None or left_out is None:
-            files = " and ".join(str(relative(e.resolved.recipe.path)) for e in (other, entry) if e.resolved.recipe.path)
+            files = " and ".join(str(e.resolved.recipe.path) for e in (other, entry) if e.resolved.recipe.path)
             raise WorkbenchError(f"two different configurations are called '{entry.name}'{files and f' ({files})'}", RENAME)
         skipped[entry.name] = control
         if control is other:
@@ -201,12 +199,12 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
         for name in sorted(unscored & by_name.keys()):
             what = "recipe" if by_name[name].role == "configuration" else "brick"
             reason = f"brick '{name}' of {entry.name} is not scored alone: another {what} has its name"
-            left_out.append(LeftOut(name, reason, _SAME_NAME))
+            left_out.append(LeftOut(name, reason, RENAME))
             skipped.pop(name, None)
     for name, entry in skipped.items():
         what = "average of the bricks" if entry.role == "average" else "brick"
         assert left_out is not None  # otherwise an error was raised above
-        left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", _SAME_NAME))
+        left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
     return unique
 
 

@@ -270,11 +270,10 @@ def _scales(grid: Grid, measure: SweepMeasure, unit: Unit) -> tuple[Scales, list
     marks = up.ticks()
     digits = decimals(marks)
     label = grid.across.label or grid.across.name
-    lists = isinstance(grid.across.values[0], list)  # "3 bricks" is 3 below the axis
-    words = [text if lists else f"{label} {text}" for text in grid.rows]
+    words = [text if isinstance(grid.across.values[0], list) else f"{label} {text}" for text in grid.rows]
     first, last = (min(grid.places), max(grid.places)) if grid.places else (0.0, 1.0)
     margin = 0.06 * (last - first) or 0.5
-    by_place = {v: text.partition(" ")[0] if lists else text for v, text in zip(grid.places, grid.rows, strict=True)}
+    by_place = dict(zip(grid.places, (text.partition(" brick")[0] for text in grid.rows), strict=True))  # "3 bricks" is 3
     scales = Scales(
         (first - margin, last + margin),
         (up.low, up.high),

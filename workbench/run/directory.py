@@ -146,7 +146,7 @@ class RunDirectory:
         if not self.done:
             raise WorkbenchError(
                 f"{self.path}: the run is not finished (status {self.status})",
-                "Run its recipe again to resume it.",
+                f"Run its recipe again to resume it; {shell('workbench', 'runs', 'show', self.name)} says why a run failed.",
             )
         if found := self.harm(digests=digests):
             raise GateFailedError(

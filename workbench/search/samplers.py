@@ -32,6 +32,7 @@ warnings.filterwarnings(
     "ignore", message="PedAnovaImportanceEvaluator computes"
 )  # it warns that low targets are better: `study` passes negative scores
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message="`constraints_func` has been deprecated")
 
 
 def sampler_name(space: Space, objectives: int) -> str:
