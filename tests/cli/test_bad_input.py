@@ -188,6 +188,7 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "name with a slash": (nothing, GOOD + "name: my/run\n", ["run"], 2, r"name: expected lower-case letters, digits and"),
     "suite with an unknown task": (unknown_task, GOOD, ["eval", "recipes/test.yaml", "--suite", "mini"], 1, r"unknown task 'mni'"),
     "two recipes of one name": (twin, GOOD + "eval: [mini]\n", ["eval", "recipes/test.yaml", "recipes/twin.yaml"], 1, r"two different configurations are called 'test' \(recipes/test.yaml and recipes/twin.yaml\)"),
+    "a recipe as a plain brick": (nothing, GOOD.replace("bricks/two", "recipes/test.yaml"), ["run"], 1, r"brick 'two': recipes/test.yaml is a recipe, expected a directory; Write `{recipe: recipes/test.yaml}`\."),
     "a missing shard": (missing_shard, MINE, ["run"], 1, r"names model-00002-of-00002.safetensors, which is missing"),
     "ship before eval": (nothing, GOOD + "eval: [mini]\n", ["ship", "mini"], 1, r"nothing is scored yet"),
     "a folder among the recipes": (lambda p: (p.path / "recipes" / "folder.yaml").mkdir(), GOOD + "eval: [mini]\n", ["ship", "mini"], 1, r"nothing is scored yet"),
@@ -208,7 +209,8 @@ def test_bad_input(case: str, project: Project, cwd: Path) -> None:
     before = {p for p in project.path.rglob("*") if ".workbench" not in p.parts}
     result = CliRunner().invoke(app, [*command, "recipes/test.yaml"] if len(command) == 1 else command)
     assert isinstance(result.exception, WorkbenchError), result.output + str(result.exception)
-    assert re.search(message, result.exception.message), result.exception.message
+    told = f"{result.exception.message}; {result.exception.hint}"
+    assert re.search(message, told), told
     assert result.exception.exit_code == code
     assert not list(project.path.glob("runs/*/model")), "nothing is written that could be taken for a result"
     assert {p for p in before if not p.exists()} == set(), "nothing is lost"
