@@ -7,8 +7,10 @@ import errno
 import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 _CONTROLS = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
@@ -98,12 +100,21 @@ def refuses_memory(error: BaseException) -> bool:
 
 
 def shell(*words: object) -> str:
-    """Return words as one shell command, quoted where necessary, so that a printed command can be pasted.
+    """Return words as one shell command to paste, quoted where necessary, with the `--runs-dir` of this command line.
 
     >>> shell("recipes/my merge.yaml")
     "'recipes/my merge.yaml'"
     """
+    place = RUNS_DIR.get()
+    if place is not None and words[0] == "workbench" and "--runs-dir" not in words and TAKE_RUNS.intersection(words[1:2]):
+        words = (*words, "--runs-dir", place)
     return shlex.join(map(str, words))
+
+
+RUNS_DIR: ContextVar[Path | None] = ContextVar("runs_dir", default=None)
+"""The value of `--runs-dir` on this command line; None if it was not typed."""
+TAKE_RUNS = frozenset(("chat", "compare", "eval", "export", "plan", "push", "report", "run", "runs", "search", "ship"))
+"""Commands with `--runs-dir` whose lines are printed."""
 
 
 def size(count: float) -> str:
@@ -142,7 +153,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     # Names from untrusted files can be many and long, and difflib takes time quadratic in both.
     candidates = [k for k in known if len(k) <= 2 * len(name) + 4][:_COMPARED] if len(name) <= _NAME else []
-    close = get_close_matches(name, candidates, n=2, cutoff=0.6)
+    lower = {k.lower(): k for k in candidates}
+    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=2, cutoff=0.6)]
     if close:
         return "Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
     listed = [k if len(k) <= _NAME else f"{k[:_NAME]}…" for k in known[:_LISTED]]

@@ -94,7 +94,12 @@ def brick_name(path: Path) -> str:
     """Return a valid brick name made from a directory's name, or from its parent's for a name that many have."""
     path = path.resolve()
     named = path.parent if SAVED.fullmatch(path.name) or path.name in ("adapter", "model", "final", "output") else path
-    return re.sub(r"[^a-z0-9._-]+", "-", named.name.lower()).strip("-._") or "brick"
+    return as_name(named.name) or "brick"
+
+
+def as_name(text: str) -> str:
+    """Return a text as the name of a recipe or a brick; "" if nothing of it can stand in one."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
 
 
 def fields_of(path: Path) -> dict[str, object]:

@@ -243,7 +243,9 @@ def _integer(text: str) -> str:
 
 def _entries(node: yaml.MappingNode, label: str) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
     for key_node, value in node.value:
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == f"{_TAG}merge":
+        if key_node.tag == f"{_TAG}merge":
+            raise InvalidRecipeError(f"{_place(key_node, label)} merge keys (<<) are not read", "Write the fields themselves.")
+        if not isinstance(key_node, yaml.ScalarNode):
             raise InvalidRecipeError(f"{_place(key_node, label)} keys must be plain words")
         _check_characters(key_node, label)
         if (key_node.tag == _DATE or key_node.value == "on") and not key_node.style:

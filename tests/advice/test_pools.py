@@ -48,10 +48,18 @@ def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, nam
 )
 def test_regimes(pairs: list[Pair], norm: float, regime: str, step: str | None) -> None:
     found, says = pools.regime_of({"a": norm, "b": norm / 2}, pairs)
-    recommended, reasons = pools.recommended(found, ["a", "b"], pairs)
+    places = {"a": "lora/a", "b": "my b", "c": "c"}
+    recommended, reasons = pools.recommended(found, places, pairs, "org/base")
     assert (found, (recommended or {}).get("merge")) == (regime, step)
     assert says.endswith(".")
     assert reasons
+    typed = {
+        "far": "barrier lora/a 'my b' --base org/base --text TEXTS.jsonl",
+        "contradicting": "advise lora/a c, or workbench brick",
+    }
+    assert step or f"workbench brick {typed.get(found, '')}" in "workbench brick " + " ".join(reasons), (
+        "paths, which can be typed"
+    )
 
 
 @pytest.mark.parametrize(

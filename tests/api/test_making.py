@@ -21,6 +21,7 @@ from workbench.api.subjects import Request, open_subjects
 from workbench.cli import app
 from workbench.compare.advice import CANDIDATES
 from workbench.compare.making import commands
+from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.models.live import compute
 from workbench.run.compose import compose
@@ -152,11 +153,15 @@ def test_ship_runs_the_recommended_one() -> None:
     limit = ("--limit", "4", "--device", "cpu")
     call("eval", "mix", *limit)
     assert "No configuration can be recommended" in call("ship", *limit, code=3).stdout
-    asked = CliRunner().invoke(app, ["ship", "--baseline", "mix", *limit], input="n\n")
-    assert asked.exit_code == 1
-    assert "score:" not in asked.output
+    for answer in ("n\n", ""):
+        asked = CliRunner().invoke(app, ["ship", "--baseline", "mix", *limit], input=answer)
+        assert asked.exit_code == 1, "a no, and an input that has ended"
+        assert isinstance(asked.exception, WorkbenchError)
+        assert "score:" not in asked.output
     told = document("ship", "--baseline", "mix", *limit)
     assert told["made"] is None
+    elsewhere = call("ship", "--baseline", "mix", "--yes", *limit, "--runs-dir", "runs").stdout
+    assert "  workbench run recipes/mix.yaml --runs-dir runs\n" in elsewhere
     done = call("ship", "--baseline", "mix", "--yes", *limit)
     lines = [line.strip() for line in done.stdout.splitlines() if line.startswith("  workbench ")]
     assert made(lines).name in done.stdout

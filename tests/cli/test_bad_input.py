@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from worlds.commands import call
 from worlds.project import Project
 from worlds.suites import mini_suite
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
+from workbench.recipe.recipe import load_recipe
 
 GOOD = """
 bricks: {one: bricks/one, two: bricks/two}
@@ -103,6 +105,25 @@ def nothing(_project: Project) -> None:
     pass
 
 
+def unknown_task(project: Project) -> None:
+    file = project.path / "evals" / "suites" / "mini.yaml"
+    file.write_text(file.read_text().replace("[mini]", "[mni]"))
+
+
+def twin(project: Project) -> None:
+    project.write(GOOD + "    lambda: 0.5\nname: test\n", "twin.yaml")
+
+
+def missing_shard(project: Project) -> None:
+    place = own(project, "full")
+    (place / "model.safetensors").rename(place / "model-00001-of-00002.safetensors")
+    parts = {
+        name: f"model-0000{1 + i % 2}-of-00002.safetensors"
+        for i, name in enumerate(load_file(place / "model-00001-of-00002.safetensors"))
+    }
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+
+
 MINE = "bricks: {mine: mine}\nsteps: [{merge: average}]\n"
 CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] = {
     # what: (preparation, recipe, command, exit code, message)
@@ -156,6 +177,25 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "training without settings": (nothing, GOOD, ["brick", "train", "bricks/one"], 1, r"no train.yaml"),
     "starter from a wrong file": (nothing, GOOD, ["brick", "fetch", "--from", "recipes/test.yaml"], 1, r"sha256 of the model is .*, expected b179c95"),
     "starter from a missing file": (nothing, GOOD, ["brick", "fetch", "--from", "nope.whl"], 1, r"--from nope.whl: .*No such file"),
+    "method in capitals": (nothing, GOOD.replace("task_arithmetic", "TIES"), ["run"], 2, r"unknown merge method 'TIES'. Did you mean 'ties'"),
+    "merge key": (nothing, "seed: &x {a: 1}\n" + GOOD.replace("- id: mix", "- <<: *x"), ["run"], 2, r"test.yaml:\d+:5 merge keys \(<<\) are not read"),
+    "percent in place of a share": (nothing, GOOD.replace("task_arithmetic", "ties\n    density: 20%"), ["run"], 2, r"density: expected a valid number, found '20%'"),
+    "weights as a list": (nothing, GOOD + "    bricks: [0.5, 0.5]\n", ["run"], 2, r"expected brick names, or a mapping of brick names to weights; found 0.5"),
+    "step ids twice": (nothing, GOOD + "  - {id: mix, merge: linear}\n", ["run"], 2, r"two steps have the id 'mix'"),
+    "sweep over no field": (nothing, GOOD + "sweep: {mix.lamda: [0.1, 0.2]}\n", ["plan"], 2, r"sweep.mix.lamda: no method of its step has a field 'lamda'"),
+    "name read as a Boolean": (nothing, GOOD + "name: no\n", ["run"], 2, r"name: expected a valid string, found False"),
+    "brick read as a Boolean": (nothing, GOOD.replace("one:", "no:"), ["run"], 2, r"YAML reads the key no as bool"),
+    "name with a slash": (nothing, GOOD + "name: my/run\n", ["run"], 2, r"name: expected lower-case letters, digits and"),
+    "suite with an unknown task": (unknown_task, GOOD, ["eval", "recipes/test.yaml", "--suite", "mini"], 1, r"unknown task 'mni'"),
+    "two recipes of one name": (twin, GOOD + "eval: [mini]\n", ["eval", "recipes/test.yaml", "recipes/twin.yaml"], 1, r"two different configurations are called 'test' \(recipes/test.yaml and recipes/twin.yaml\)"),
+    "a recipe as a plain brick": (nothing, GOOD.replace("bricks/two", "recipes/test.yaml"), ["run"], 1, r"brick 'two': recipes/test.yaml is a recipe, expected a directory; Write `{recipe: recipes/test.yaml}`\."),
+    "a missing shard": (missing_shard, MINE, ["run"], 1, r"names model-00002-of-00002.safetensors, which is missing"),
+    "ship before eval": (nothing, GOOD + "eval: [mini]\n", ["ship", "mini"], 1, r"nothing is scored yet"),
+    "a folder among the recipes": (lambda p: (p.path / "recipes" / "folder.yaml").mkdir(), GOOD + "eval: [mini]\n", ["ship", "mini"], 1, r"nothing is scored yet"),
+    "a repository without an owner": (nothing, GOOD, ["push", "recipes/test.yaml", "name", "--dry-run"], 2, r"'name': expected the id of a repository"),
+    "a branch with a space": (nothing, GOOD, ["push", "recipes/test.yaml", "a/b", "--revision", "a b", "--dry-run"], 2, r"--revision 'a b': expected the name of a branch"),
+    "new recipe, brick with a slash": (nothing, GOOD, ["recipe", "new", "n", "--brick", "a/b=bricks/one"], 2, r"--brick a/b=…: expected a name of its own, of a-z"),
+    "new recipe, a brick twice": (nothing, GOOD, ["recipe", "new", "n", "--brick", "a=bricks/one", "--brick", "a=bricks/two"], 2, r"--brick a=…: expected a name of its own"),
     "new recipe over an old one": (nothing, GOOD, ["recipe", "new", "recipes/test.yaml"], 1, r"recipes/test.yaml: already exists"),
 }  # fmt: skip
 
@@ -163,16 +203,26 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case: str, project: Project, cwd: Path) -> None:
     prepare, recipe, command, code, message = CASES[case]
-    prepare(project)
     mini_suite(project)
+    prepare(project)
     project.write(recipe)
     before = {p for p in project.path.rglob("*") if ".workbench" not in p.parts}
     result = CliRunner().invoke(app, [*command, "recipes/test.yaml"] if len(command) == 1 else command)
     assert isinstance(result.exception, WorkbenchError), result.output + str(result.exception)
-    assert re.search(message, result.exception.message), result.exception.message
+    told = f"{result.exception.message}; {result.exception.hint}"
+    assert re.search(message, told), told
     assert result.exception.exit_code == code
     assert not list(project.path.glob("runs/*/model")), "nothing is written that could be taken for a result"
     assert {p for p in before if not p.exists()} == set(), "nothing is lost"
+
+
+def test_a_new_recipe_names_what_was_typed(project: Project, cwd: Path) -> None:
+    """Also paths that YAML would cut or read otherwise."""
+    (project.path / "base #2").symlink_to((project.path / "base").resolve())
+    call("recipe", "new", "mine", "--base", "base #2", "--brick", "a=it: is", "--suite", "no", "--task", "on")
+    fields = load_recipe(project.path / "recipes" / "mine.yaml").fields
+    assert (fields.base, fields.bricks["a"].target) == ("base #2", "it: is")
+    assert [item if isinstance(item, str) else item.tasks for item in fields.eval] == ["no", ("on",)]
 
 
 def test_errors_have_message_hint_and_exit_code(project: Project) -> None:
@@ -184,3 +234,7 @@ def test_errors_have_message_hint_and_exit_code(project: Project) -> None:
     assert "error: brick 'two': no such directory: bricks/tow" in result.stderr
     assert "hint: Did you mean 'bricks/two'?" in result.stderr
     assert "Traceback" not in result.stderr
+    (project.path / "recipes" / "loop.yaml").symlink_to("loop.yaml")
+    result = subprocess.run([*command[:-1], "recipes/loop.yaml"], cwd=project.path, capture_output=True, text=True, check=False)
+    assert (result.returncode, "Traceback" in result.stderr) == (1, False)
+    assert "recipes/loop.yaml" in result.stderr

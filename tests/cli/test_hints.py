@@ -15,7 +15,7 @@ from worlds.search_world import lay_out, searched
 from worlds.suites import clustered_suite
 
 from workbench.cli import app
-from workbench.errors import WorkbenchError
+from workbench.errors import TAKE_RUNS, WorkbenchError
 from workbench.recipe.recipe import load_recipe
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
@@ -90,24 +90,28 @@ def printed(stderr: str, label: str) -> list[str]:
 
 
 def test_the_score_line_works(world: Project, tmp_path: Path) -> None:
-    """In a project whose path has spaces, and with what `--set` changed: the printed command scores what was written."""
+    """In a project whose path has spaces, and with what `--set` changed: the printed command scores what was written.
+
+    The edit before the merge is scored too, under a name from that of the file.
+    """
     place = tmp_path / "my project's folder"
     shutil.copytree(world.path, place, symlinks=True)
     project = Project(place)
     clustered_suite(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        project.write(TWO + "steps: [{id: mix, merge: linear}]\neval: [mini]\n", "my merge.yaml")
-        ran = call("run", "recipes/my merge.yaml", "--set", "mix.bricks={one: 2, two: 1}")
+        edit = "{edit: finetune, facts: facts.jsonl, epochs: 1, min_efficacy: 0}"
+        project.write(TWO + f"steps: [{edit}, {{id: mix, merge: linear}}]\neval: [mini]\n", "My merge.yaml")
+        ran = call("run", "recipes/My merge.yaml", "--set", "mix.bricks={one: 2, two: 1}")
         words = printed(ran.stderr, "score:  ")
-        assert words == ["workbench", "eval", "recipes/my merge.yaml", "--set", "mix.bricks={one: 2, two: 1}"]
-        call(*words[1:])
-        model = next((place / "runs").glob("my merge-*/model"))
+        assert words == ["workbench", "eval", "recipes/My merge.yaml", "--set", "mix.bricks={one: 2, two: 1}"]
+        assert "My merge-edited" in call(*words[1:]).stdout
+        model = next((place / "runs").glob("My merge-*/model"))
         assert printed(ran.stderr, "serve:  ") == ["vllm", "serve", str(model.relative_to(place))]
         words = printed(ran.stderr, "        lm_eval")
         assert words[words.index("--include_path") + 1] == "evals/tasks"
         assert words[words.index("--model_args") + 1].split(",")[0] == f"pretrained={model.relative_to(place)}"
-        command = call("compare", "recipes/my merge.yaml", "--set", "mix.bricks={one: 2, two: 1}", "--json", code=0)
+        command = call("compare", "recipes/My merge.yaml", "--set", "mix.bricks={one: 2, two: 1}", "--json", code=0)
         assert "left_out" not in command.stdout
 
 
@@ -140,6 +144,23 @@ def test_there_is_no_score_line_for_what_is_no_language_model(world: Project) ->
     assert "score:" not in said
     with pytest.raises(WorkbenchError, match="not a decoder-only language model"):
         call("eval", "recipes/encoder.yaml")
+
+
+def test_printed_commands_repeat_the_folder_of_runs(world: Project) -> None:
+    """Where it was typed; the next command of this process is without it."""
+    clustered_suite(world)
+    place = ("--runs-dir", "other runs")
+    said = call("run", "mean", *place, "--set", "seed=1").stderr
+    assert printed(said, "score:  ") == ["workbench", "eval", "mean", "--set", "seed=1", "--suite", "mini", *place]
+    said = call(*printed(said, "score:  ")[1:]).stderr
+    assert printed(said, "page: ") == ["workbench", "report", "mean", "--suite", "mini", "--set", "seed=1", *place]
+    (run,) = (world.path / "other runs").glob("mean-*")
+    asked = CliRunner().invoke(app, ["runs", "rm", run.name, *place], input="")
+    assert isinstance(asked.exception, WorkbenchError)
+    assert (asked.exception.hint, run.is_dir()) == ("Add --yes to the command.", True)
+    assert printed(call("run", "mean").stderr, "score:  ") == ["workbench", "eval", "mean", "--suite", "mini"]
+    for command in TAKE_RUNS:
+        assert "--runs-dir" in call(command, *{"runs": ["ls"], "export": ["mean"]}.get(command, []), "--help").stdout
 
 
 def test_hints_quote_paths(world: Project) -> None:

@@ -130,7 +130,7 @@ def test_a_recipe_with_the_name_of_a_brick_is_scored(world: Project) -> None:
     result, error = ended("eval", "one", "tilt", "--json")
     assert error is not None
     assert (error.message, error.exit_code) == ("left out: one", 1)
-    assert "Rename one" in (error.hint or "")
+    assert "Two configurations have this name. Rename one" in (error.hint or "")
     found: Any = json.loads(result.stdout)
     assert [c["name"] for c in found["configurations"]] == ["base", "two", "average", "one", "tilt"]
     assert [one["name"] for one in found["left_out"]] == ["one", "one"]

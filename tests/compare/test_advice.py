@@ -146,13 +146,13 @@ HELP: list[tuple[Decision, list[str]]] = [
     ),
     (
         none("unsafe", A, rows={"a": (row("odd"), row("text", verdict="worse"))}, harmful={"odd": ("one",), "text": ("two", "one")}),
-        ["Two and one alone are worse on text too: lower their weights or leave them out."],
+        ["Alone, two and one are worse on text too: lower their weights or leave them out."],
     ),
     (
         none("unsafe", A, rows={"a": (row(verdict="worse"),)}, harmful={"facts": ()}),
         ["Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."],
     ),
-    (none("too few clusters", A), ["Items from more templates or passages; more items of the same ones do not help."]),
+    (none("too few clusters", A), ["Items in more clusters, such as from more templates or passages; more items of the same clusters do not help."]),
     (
         none("not better", candidate("a", 0.5, diff=0.0, needs=99)),
         ["More items would hardly change this: try other methods, weights or bricks, for example with `workbench search`."],

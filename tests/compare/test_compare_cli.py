@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,11 @@ def run(
     code: int,
     suite: Suite = SUITE,
     clusters: int = 30,
+    skill: Sequence[float] | None = None,
 ) -> Result:
-    """Run `compare` over stored scores: `facts` are the items of the guarded task, and nothing else changes."""
+    """Run `compare` over stored scores: `facts` are the items of the guarded task, `skill` those of another one; nothing else changes."""
     store = ScoreStore(tmp_path / "scores")
-    values = {c: [right(0), right(0), line] for c, line in {BASE: right(0), **facts}.items()}
+    values = {BASE: [right(0)] * 3, **{c: [right(0), skill or right(0), line] for c, line in facts.items()}}
     scores = stored(store, values, suite=suite, clusters=clusters)
     monkeypatch.setattr("workbench.api.results.imported_scores", lambda *_: (scores, store, tmp_path))
     result = CliRunner().invoke(app, ["compare", *(c.name for c in values), *options], catch_exceptions=False)
@@ -58,6 +60,10 @@ def test_a_loss_on_a_guarded_task_ends_with_3_and_the_last_line_says_why(tmp_pat
     assert found.stderr.splitlines()[-1] == "exit status 3: merge is worse than base on facts"
     assert "On facts (tolerance 2.0 points), merge is worse than base; other is safe." in found.stderr
     assert "worse (tolerance 2.0)" in found.stdout
+    found = run(tmp_path / "both", monkeypatch, {MERGE: right(60)}, code=3, skill=right(60))
+    assert [line for line in found.stderr.splitlines() if "exit" in line] == [
+        "exit status 3: merge is worse than base on sort, facts"
+    ]
 
 
 def test_require_safe_refuses_what_is_not_shown_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

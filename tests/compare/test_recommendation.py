@@ -115,7 +115,7 @@ def test_a_brick_that_harms_alone_is_named(tmp_path: Path) -> None:
     shares = {**CONTROLS, **SITUATIONS["unsafe"]}
     harmful = next(c for c in shares if c.name == "add")
     found = compared(tmp_path, {**shares, harmful: (0.7, 0.3, 0.6)}).to_dict()["recommendation"]
-    assert found["help"] == ["Add alone is worse on facts too: lower its weight or leave it out."]
+    assert found["help"] == ["Alone, add is worse on facts too: lower its weight or leave it out."]
 
 
 def test_the_best_one_is_unsafe_and_the_next_is_shipped(tmp_path: Path) -> None:
@@ -150,7 +150,9 @@ def test_too_little_data(tmp_path: Path) -> None:
     assert (
         "these items cannot show whether ties is better than base (too few clusters: add has 6, at least 8 needed)" in few["text"]
     )
-    assert few["help"] == ["Items from more templates or passages; more items of the same ones do not help."]
+    assert few["help"] == [
+        "Items in more clusters, such as from more templates or passages; more items of the same clusters do not help."
+    ]
     doubt = recommended("winner", tmp_path / "doubt", tolerance=0.001)
     assert (doubt["configuration"], doubt["closest"], doubt["cause"]) == (None, "ties", "not shown safe")
     assert "ties has the highest mean, 72.5, but is not shown safe on facts (a loss of up to " in doubt["text"]

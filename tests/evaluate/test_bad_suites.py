@@ -14,7 +14,7 @@ from worlds.places import TASKS
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
-from workbench.evaluate.tasks import load_tasks
+from workbench.evaluate.tasks import foreign_code, load_tasks
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite, load_suite
 
@@ -106,6 +106,12 @@ def test_bundled_task_without_the_hub(
     with pytest.raises(WorkbenchError, match=r"task 'arc_easy' could not be loaded") as error:
         build_plan(Suite(suite="toy", tasks=("arc_easy",)), tokenizer, tasks_dir=tasks_dir)
     assert "unset HF_HUB_OFFLINE" in str(error.value.hint)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with pytest.raises(WorkbenchError) as error, foreign_code("gsm8k", "loaded"):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
+    assert error.value.hint == (
+        "The hub cannot be reached: check the network, or copy the task on a connected machine: workbench scores export gsm8k"
+    )
 
 
 def test_a_task_that_runs_the_models_code_needs_leave(tasks_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

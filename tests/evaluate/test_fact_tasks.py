@@ -162,7 +162,9 @@ def test_answers_are_looked_up_where_no_model_may_be_loaded(world: Project, monk
     assert {row["verdict"] for row in rows} <= {"cannot tell", "no item changed"}, "three facts decide nothing"
 
 
-def test_the_suite_is_shared_by_recipes_with_the_same_facts(world: Project) -> None:
+def test_the_suite_is_shared_by_recipes_with_the_same_facts(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project is not trusted: the code of facts is the package's own."""
+    monkeypatch.delenv("WORKBENCH_TRUST_PROJECT_CODE")
     world.write(EDIT.replace("0.01", "0.005") + F32 + "eval: [edits]\n", "other.yaml")
     world.write(EDIT + F32 + "eval: [edits]\n", "edit.yaml")
     found = document("eval", "edit", "other")

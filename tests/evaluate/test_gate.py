@@ -142,6 +142,7 @@ REFUSED = {
     "an included reader of lm-eval": ("include: {lm_eval}/tasks/babilong/babilong_qa1.yaml", "it calls lm-eval with arguments"),
     "a script as metric": ("metric_list: [{{metric: ./own.py, aggregation: mean}}]", "the metric ./own.py does not run"),
     "a metric by force": ("metric_list: [{{metric: acc, hf_evaluate: true}}]", "the metric acc does not run"),
+    "no function for metrics": ("process_results: null", "`process_results` is not removed"),
     "a pickle": ("custom_dataset:\ndataset_path: pandas", "`pandas` reads pickle files, which run code"),
 }
 

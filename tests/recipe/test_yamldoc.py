@@ -27,7 +27,7 @@ BAD = {
     "alias of itself": ("a: &x [*x]", "<text>:1:4 nested too deeply, or too many aliases"),
     "alias bomb": (BOMB, "nested too deeply, or too many aliases"),
     "brackets": ("[" * 5000, "nested too deeply"),
-    "merge key": ("<<: {a: 1}", "<text>:1:1 keys must be plain words"),
+    "merge key": ("<<: {a: 1}", "<text>:1:1 merge keys (<<) are not read"),
     "list as key": ("? [a]\n: 1", "<text>:1:3 keys must be plain words"),
     "boolean key": ("yes: 1", "<text>:1:1 YAML reads the key yes as bool, expected text"),
     "time as key": ("a: 1\n4:20: x", "<text>:2:1 YAML reads the key 4:20 as int, expected text"),

@@ -99,6 +99,7 @@ def test_lists_of_bricks_are_drawn_by_their_number(tmp_path: Path) -> None:
     assert (grid.rows, grid.places, grid.columns) == (("2 bricks", "3 bricks", "4 bricks"), (2.0, 3.0, 4.0), ("all",))
     (figure,) = figures(view)
     assert [chart.title for _, charts in figure.groups for chart in charts] == ["mine", "mine"]
+    assert ">2</text>" in str(figure.groups[0][1][0].drawing)
 
 
 def test_words_alone_are_points_without_a_line(tmp_path: Path) -> None:
@@ -106,6 +107,8 @@ def test_words_alone_are_points_without_a_line(tmp_path: Path) -> None:
     drawing = str(figure.groups[0][1][0].drawing)
     assert 'class="curve main"' not in drawing
     assert drawing.count('class="dot"') == 3
+    assert ">ties</text>" in drawing
+    assert re.search(r"<title>base: \d+\.\d</title>", drawing), "with the digits of the table, not those of the axis"
 
 
 def test_seeds_alone_are_a_sentence(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_the_record_has_accuracies_and_the_threshold(world: tuple[Any, Any]) -> 
     assert [row["routed"] for row in record["curve"]] == sorted((row["routed"] for row in record["curve"]), reverse=True)
     warning, *_, unread = record["warnings"]
     assert "as if it could not read them" in unread
-    assert warning.startswith("brick 'a' has 16 calibration prompts in 1 templates; with fewer than 16 prompts or 6 templates")
+    assert warning.startswith("brick 'a' has 16 calibration prompts in 1 template; with fewer than 16 prompts or 6 templates")
     given = fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}, threshold=0.5)
     assert given.threshold == given.record["abstain"]["threshold"] == 0.5
     assert given.record["abstain"]["rule"] == rule

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from worlds.search_world import searched
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
+from workbench.search import samplers
 from workbench.search.samplers import grid, sampler_name, starts
 from workbench.search.space import Space
 
@@ -24,6 +27,15 @@ def space(project: Project, dimensions: str, steps: str = "[{id: mix, merge: tie
 
 def steps(found: Space, values: dict[str, Any]) -> Any:
     return found.document(values)["steps"]
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "nsga2"])
+def test_samplers_warn_users_of_nothing(name: str, project: Project) -> None:
+    found = space(project, "{mix.lambda: [0.2, 1.2]}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        importlib.reload(samplers).make_sampler(name, found, 0, 0, guarded=True)
+    assert not caught
 
 
 def test_fields_of_a_step(project: Project) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -298,6 +299,8 @@ def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> 
     assert words[1:4] == ["elsewhere", "--served-model-name", "sum"]
     said = call("export", model.name, "--for", "vllm", *short, "-o", "inside").stderr
     assert "serve:  sh inside/serve.sh" in said
+    said = call("export", model.name, "--for", "vllm", *short, "-o", str(tmp_path / "far")).stderr
+    assert re.search(r"serve:  MODEL=.+/model.? sh \S+/far/serve.sh", said), "the model is outside of what is exported"
     found_there = arguments(world.path / "inside" / "serve.sh", "vllm", tmp_path)[1]
     assert Path(found_there).resolve() == (model / "model").resolve()
     found = document("export", "rounded", "--for", "vllm", *short, "-o", str(tmp_path / "rounded"))
@@ -370,6 +373,7 @@ def test_models_that_the_prompts_do_not_tell_apart_are_named(world: Project, tmp
     options = ("--tokens", "2", "--prompts", "prompts.jsonl", "--samples", "1")
     said = call("export", "twice", *VLLM, *options, "-o", str(tmp_path / "out")).stderr
     assert "the prompts do not tell 'one' from 'again'" in said.replace("\n", " ")
+    assert "these are the bricks of twice; its result is exported by `workbench export RUN`" in said
 
 
 def test_a_directory_with_files_is_never_overwritten(exported: Path) -> None:

@@ -318,5 +318,11 @@ def test_recipe_as_brick(words_project: Project, vocabularies: Path, tmp_path: P
     words_project.write(recipe("{source: union}"), "inner.yaml")
     with pytest.raises(WorkbenchError, match=r"the `tokenizer` block of recipe .* differs from this recipe's"):
         words_project.resolve(recipe("{source: union}", steps, bricks))
-    with pytest.raises(WorkbenchError, match=r"the `tokenizer` block of recipe .* differs from this recipe's"):
-        words_project.resolve(steps + "bricks: {inner: {recipe: recipes/inner.yaml}}\n")
+    block = "tokenizer: {tokens: {gained: {source: zero}}}\n"
+    words_project.write(block + "bricks: {same: same}\nsteps: [{merge: average}]\n", "inner.yaml")
+    steps += "bricks: {inner: {recipe: recipes/inner.yaml}}\n"
+    with pytest.raises(WorkbenchError, match="recipe inner changes the vocabulary; this recipe has none") as caught:
+        words_project.resolve(steps)
+    assert str(caught.value.hint).startswith("Move the block here")
+    words_project.write("bricks: {same: same}\nsteps: [{merge: average}]\n", "inner.yaml")
+    assert words_project.resolve(steps + block).vocabulary is not None

@@ -209,7 +209,7 @@ def advise(
     alone = _alone(runner, bricks) if runner else {}
     asked_base = runner.run("base", None) if runner else None
     weakest = weak(asked_base, alone) if asked_base else {}
-    proposal, trial = _proposed(norms, pairs, alone, weakest, set(texts)), None
+    proposal, trial = _proposed(norms, pairs, alone, weakest, set(texts), bricks, base), None
     if runner and asked_base:
         proposal, trial = _tried(proposal, asked_base, alone, weakest, runner)
     return Advice(
@@ -257,6 +257,8 @@ def _proposed(
     alone: Mapping[str, Floats],
     weakest: Collection[str],
     with_texts: Collection[str],
+    bricks: Mapping[str, str],
+    base: str,
 ) -> _Proposal:
     """Return the bricks to leave out, the regime of the others, the step and the warnings."""
     dropped, warnings = left_out(norms, pairs, alone)
@@ -265,11 +267,11 @@ def _proposed(
         regime, says = regime_of(norms, pairs)
         if regime not in INSTEAD:  # all bricks but one change nothing
             regime, says = "single", f"Nothing to merge: {'; '.join(f'{name} {why}' for name, why in dropped.items())}."
-        return _Proposal(regime, says, instead(regime, pairs, list(norms)), dropped, warnings)
+        return _Proposal(regime, says, instead(regime, pairs, bricks), dropped, warnings)
     norms = {name: norms[name] for name in used}
     pairs = [pair for pair in pairs if pair.one in norms and pair.two in norms]
     regime, says = regime_of(norms, pairs)
-    step, reasons = recommended(regime, used, pairs)
+    step, reasons = recommended(regime, {name: bricks[name] for name in used}, pairs, base)
     if max(norms.values()) > UNEQUAL * min(norms.values()):
         weights = equal_weights(norms, [name for name in used if alone and name not in weakest])
         warnings.append(unequal(norms, weights))

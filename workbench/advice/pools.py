@@ -185,8 +185,10 @@ def regime_of(norms: Mapping[str, float], pairs: Sequence[Pair]) -> tuple[Regime
     )
 
 
-def recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) -> tuple[Mapping[str, object] | None, list[str]]:
-    """Return the recommended step and the reasons for it."""
+def recommended(
+    regime: Regime, bricks: Mapping[str, str], pairs: Sequence[Pair], base: str
+) -> tuple[Mapping[str, object] | None, list[str]]:
+    """Return the recommended step and the reasons for it; bricks are given by name, with the directory to type."""
     if regime in INSTEAD:
         return None, instead(regime, pairs, bricks)
     if all(pair.rv > OVERLAPPING for pair in pairs):
@@ -194,7 +196,7 @@ def recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) ->
             "All bricks overlap with each other: a mean keeps what they have in common at its length, and a sum would add it once for each brick."
         ]
     if regime == "far":
-        barrier = shell("workbench", "brick", "barrier", *bricks[:2], "--base", "BASE", "--text", "TEXTS.jsonl")
+        barrier = shell("workbench", "brick", "barrier", *list(bricks.values())[:2], "--base", base, "--text", "TEXTS.jsonl")
         return None, [f"Measure first whether a linear merge has a chance: {barrier}. If it has none, route between the bricks."]
     reasons = [
         "TSV keeps the leading directions of each brick and decorrelates them, so that no brick is divided by the number of bricks."
@@ -221,12 +223,12 @@ INSTEAD: Mapping[str, list[str]] = {
 }
 
 
-def instead(regime: Regime, pairs: Sequence[Pair], bricks: Sequence[str]) -> list[str]:
+def instead(regime: Regime, pairs: Sequence[Pair], bricks: Mapping[str, str]) -> list[str]:
     """Return what to do instead of a merge; of several bricks of which two contradict each other, the rest can be merged."""
     clash = next((p for p in pairs if p.shared is not None and p.shared.contradicts), None)
     if regime != "contradicting" or clash is None or len(bricks) < 3:
         return list(INSTEAD[regime])
-    rest = [shell("workbench", "brick", "advise", *(b for b in bricks if b != out)) for out in (clash.two, clash.one)]
+    rest = [shell("workbench", "brick", "advise", *(p for b, p in bricks.items() if b != out)) for out in (clash.two, clash.one)]
     return [*INSTEAD[regime], f"The rest can be merged with one of the two: {rest[0]}, or {rest[1]}"]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.events import Events, no_events
 from workbench.project import find_project, relative, runs_of
-from workbench.things import retyped
+from workbench.things import as_name, retyped
 
 if TYPE_CHECKING:
     from workbench.bricks.hub import Hub
@@ -147,7 +147,7 @@ def recipes_folder() -> Path:
 
 def recipe_files() -> list[Path]:
     """Return the project's recipes."""
-    return sorted(file for suffix in SUFFIXES for file in recipes_folder().glob(f"*{suffix}"))
+    return sorted(file for suffix in SUFFIXES for file in recipes_folder().glob(f"*{suffix}") if not file.is_dir())
 
 
 def runs_folder(runs: Path | None) -> Path:
@@ -191,10 +191,8 @@ def load_named(
     if settings:
         raise UsageError(f"--set overrides recipe fields, but {name} is a model", "Remove --set, or name a recipe.")
     place = name if found.path is None else str(found.path.resolve())
-    label = re.sub(
-        r"[^a-z0-9._-]+", "-", Path(name.partition("@")[0] if found.path is None else found.path.name or place).name.lower()
-    )
-    return from_data({"version": 1, "name": label.lstrip("._-") or "model", "base": place, "steps": []}, find_project())
+    label = as_name(Path(name.partition("@")[0] if found.path is None else found.path.name or place).name)
+    return from_data({"version": 1, "name": label or "model", "base": place, "steps": []}, find_project())
 
 
 def open_named(

@@ -84,6 +84,7 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     if local.is_file():
         thing = look(local)
         found, hint = (thing.says, thing.hint) if thing else ("a file", "Use the directory that contains it.")
+        hint = f"Write `{{recipe: {reference}}}`." if thing and thing.kind == "recipe" and what.startswith("brick") else hint
         raise WorkbenchError(f"{what}: {reference} is {found}, expected a directory", hint)
     if local.exists():
         require_whole(local.resolve())

@@ -21,6 +21,7 @@ from workbench.errors import UsageError, WorkbenchError, printable, size
 from workbench.events import Events, no_events
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_NO_BRANCH = re.compile(r"^[-/.]|[\x00-\x20~^:?*\[\\\x7f]|\.\.|@\{|//|[/.]$|\.lock$|^$")  # as `git check-ref-format --branch`
 # Files that loaders look for. One of another model that stays in the repository could be loaded in the place of the new ones.
 _LOADED = (
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*config.json",
@@ -51,6 +52,8 @@ class Target:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils._validators import validate_repo_id
 
+        if self.revision is not None and _NO_BRANCH.search(self.revision):
+            raise UsageError(f"--revision {self.revision!r}: expected the name of a branch", "Example: --revision trial-2")
         try:
             validate_repo_id(self.repository)
             valid = HUB_ID.fullmatch(self.repository) is not None

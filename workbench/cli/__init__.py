@@ -123,6 +123,8 @@ class _Commands(TyperGroup):
             out.stop()
             out.say("interrupted; run the same command again to resume")
             raise typer.Exit(130) from None
+        except typer.Abort:  # the end of the input, or Ctrl-C at a question
+            raise WorkbenchError("nothing was done: the question has no answer", "Add --yes to the command.") from None
         except WorkbenchError as error:
             if foreign := of_foreign(error, ctx.meta.get("words", ())):
                 raise foreign from error
@@ -186,6 +188,8 @@ def main() -> None:
         if type(error).__name__ == "OutOfMemoryError":
             what = f"out of memory on the device: {str(error).splitlines()[0]}"
             _fail(WorkbenchError(what, "Use --device cpu or a smaller --batch-size."))
+        if str(error).startswith("Symlink loop from "):  # raised by pathlib before Python 3.13
+            _fail(WorkbenchError(f"{str(error)[18:]}: the symbolic link leads to itself", "Remove it, or name another file."))
         if "home directory" in str(error):  # raised by pathlib if neither HOME nor the user database names a home folder
             _fail(WorkbenchError("~: this user has no home folder", "Set HOME, or write the full path instead of ~."))
         raise

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from workbench.errors import RUNS_DIR
+
 RecipeArg = Annotated[
     str,
     typer.Argument(
@@ -46,9 +48,22 @@ SetOpt = Annotated[
 DeviceOpt = Annotated[
     str, typer.Option("--device", envvar="WORKBENCH_DEVICE", help="Device for computation: auto, cpu, cuda or cuda:N.")
 ]
+
+
+def _repeated(context: typer.Context, value: Path | None) -> Path | None:
+    """Let printed commands repeat the option if it was typed; a variable of the environment holds for them anyway."""
+    RUNS_DIR.set(value if "COMMANDLINE" in str(context.get_parameter_source("runs_dir")) else None)
+    return value
+
+
 RunsOpt = Annotated[
     Path | None,
-    typer.Option("--runs-dir", envvar="WORKBENCH_RUNS_DIR", help="Directory for runs and scores; default: runs/ in the project."),
+    typer.Option(
+        "--runs-dir",
+        envvar="WORKBENCH_RUNS_DIR",
+        callback=_repeated,
+        help="Directory for runs and scores; default: runs/ in the project.",
+    ),
 ]
 SweepOpt = Annotated[
     list[str] | None,

@@ -173,7 +173,7 @@ def compare(
 
     out.result(lambda: ComparedRows.of(whole, two, pair, Skipped.all(left_out)), text, json=json)
     lines = _gate(two, named, require_safe)
-    lines += [line for line in _gate(whole, named, require_safe, guarded=True) if line not in lines]
+    lines += [] if two is whole else [line for line in _gate(whole, named, require_safe, guarded=True) if line not in lines]
     if lines:
         for line in lines:
             out.say(line)
@@ -268,7 +268,7 @@ def stored_comparison(
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)
     configurations = [e.name for e in opened.entries if e.role == "configuration"]
     if names and (lacking := [name for name in configurations if name in missing and name not in pages]):
-        also = [f"workbench search {shell(name)} (to report its search alone)" for name in lacking if name in unsearched]
+        also = [f"{shell('workbench', 'search', name)} (to report its search alone)" for name in lacking if name in unsearched]
         again = "; ".join([hint, *also])
         earlier = opened.store.elsewhere(opened.plans, lacking)
         if len(lacking) == len(configurations) or (against or "base") in missing:

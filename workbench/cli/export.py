@@ -115,13 +115,17 @@ def write(
         )
     converted = to / GGUF if llama_cpp else None
     words = converter(subject.model.base_path, made.dtype, to.resolve() / GGUF) if server == "llama.cpp" else []
+    model = ""
     if subject.place is not None and not words and model_path(subject.place, to) is None:
-        out.say(f"serve.sh does not name the model, which is outside of the project: MODEL={shell(subject.place)}")
-    out.result(lambda: made, lambda: _written(made, to, converted, words), json=json)
+        out.say("serve.sh does not name the model, which is outside of the project: MODEL does")
+        model = f"MODEL={shell(subject.place)} "
+    if not brick and find(target, runs_dir).kind == "recipe":
+        out.say(f"these are the bricks of {subject.name}; its result is exported by `workbench export RUN`")
+    out.result(lambda: made, lambda: _written(made, to, converted, words, model), json=json)
 
 
-def _written(made: Exported, to: Path, converted: Path | None, words: list[str]) -> None:
-    """Print the files of an export and the next commands."""
+def _written(made: Exported, to: Path, converted: Path | None, words: list[str], model: str) -> None:
+    """Print the files of an export and the next commands; `model` sets the variable that serve.sh needs."""
     from workbench.ship.servers import PORTS
     from workbench.ship.servers import ROUTER_FILE as ROUTER
 
@@ -137,7 +141,7 @@ def _written(made: Exported, to: Path, converted: Path | None, words: list[str])
         out.line(str(converted))
     elif words:
         out.say(f"convert, in llama.cpp's folder:  {shell('python3', *words)}")
-    out.say(f"serve:  {shell('sh', to / 'serve.sh')}")
+    out.say(f"serve:  {model}{shell('sh', to / 'serve.sh')}")
     out.say(f"check:  workbench export check http://localhost:{PORTS[made.server]} --expected {shell(to)}")
 
 

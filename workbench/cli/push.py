@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +15,6 @@ from workbench.errors import shell, size
 
 if TYPE_CHECKING:
     from workbench.ship.push import Package, Pushed, PushedFile
-
-_NO_BASE = (
-    "the recipe names the base by the directory {}, which others do not have, so that what is sent names no base: add --base ORG/NAME if "
-    "the base is on the hub"
-)
 
 
 def push(
@@ -76,8 +71,8 @@ def push(
     packed = package(found)
     stated = licence_of(packed.record, licence, yes)
     files = contents(packed, _card(packed, runs_dir), stated, base)
-    if packed.local_base and base is None:
-        out.warn(_NO_BASE.format(packed.local_base))
+    for line in _lacking(packed, files, base):
+        out.warn(line)
     sent = None
     if not dry_run:
         sent = upload(files, target, f"{packed.record.name or found.name}, made with brick-workbench", out.event)
@@ -102,6 +97,22 @@ def push(
     out.result(lambda: pushed, lambda: _print(pushed), json=json)
     if not dry_run:
         out.say(_loading(packed, repository, target.revision))
+
+
+def _lacking(packed: Package, files: Mapping[str, Path | bytes], base: str | None) -> Iterator[str]:
+    """Yield warnings on what others need, and what is not sent."""
+    from workbench import jsondoc
+    from workbench.run.memories import RECORD as MEMORY
+    from workbench.ship.outward import content_of
+
+    if packed.local_base and base is None:
+        yield (
+            f"the recipe names the base by the directory {packed.local_base}, which others do not have, so that what is sent names no base: "
+            "add --base ORG/NAME if the base is on the hub"
+        )
+    for path in (path for path in files if Path(path).name == MEMORY):
+        if encoder := jsondoc.parse(content_of(files[path]), path)["settings"].get("encoder"):
+            yield f"the memory's sentence encoder is not sent: others need it as the folder {encoder} where they load the memory"
 
 
 def _card(packed: Package, runs_dir: Path | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,38 +64,43 @@ def new(
 
     Existing files are not overwritten.
     """
+    from workbench import yamldoc
     from workbench.files import write_text
     from workbench.project import find_project
     from workbench.recognize import look
+    from workbench.steps.fields import NAME
     from workbench.things import retyped
 
     for ref in (base, *(entry.partition("=")[2] for entry in brick or [])):
         if retyped(ref) or ((thing := look(Path(ref))) and thing.problem):
             raise WorkbenchError(f"{ref}: no recipe takes this as it is")  # the command line adds what to type
-    if project is not None:
-        for folder in ("recipes", "bricks", "evals/suites", "evals/tasks"):
-            (project / folder).mkdir(parents=True, exist_ok=True)
-        if not (project / ".gitignore").exists():
-            write_text(project / ".gitignore", IGNORED)
     path = _file(name, project)
     root = project or find_project(path)
     has_starter = (root / "bricks" / "add").is_dir() and (root / "bricks" / "reverse").is_dir()
     pairs = [entry.partition("=") for entry in brick or (["add=bricks/add", "reverse=bricks/reverse"] if has_starter else [])]
     if bad := [name for name, equals, ref in pairs if not equals or not ref]:
         raise UsageError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora")
+    names = [name for name, _, _ in pairs]
+    if bad := [name for name in names if not re.fullmatch(NAME, name) or names.count(name) > 1]:
+        raise UsageError(f"--brick {bad[0]}=…: expected a name of its own, of a-z, 0-9 and . _ -", "--brick math=org/math-lora")
     if project is not None:  # the recipe is read in the project's folder
         base, pairs = _located(base, project), [(name, equals, _located(ref, project)) for name, equals, ref in pairs]
-    lines = "".join(f"\n  {name}: {ref}" for name, _, ref in pairs) or NO_BRICKS.rstrip("\n")
+    lines = "".join(f"\n  {name}: {yamldoc.flow(ref)}" for name, _, ref in pairs) or NO_BRICKS.rstrip("\n")
     if suite is None and not task and (root / "evals" / "suites" / "starter.yaml").is_file():
         suite = "starter"
-    scored = [*([suite] if suite else []), *([f"{{tasks: [{', '.join(task)}]}}"] if task else [])]
+    scored = [*([suite] if suite else []), *([{"tasks": task}] if task else [])]
     text = TEMPLATE.format(
         path=shell(path),
-        base=base,
+        base=yamldoc.flow(base),
         bricks=lines,
         steps=STEPS if pairs else "",
-        suite=f"eval: [{', '.join(scored)}]\n" if scored else "",
+        suite=f"eval: {yamldoc.flow(scored)}\n" if scored else "",
     )
+    if project is not None:
+        for folder in ("recipes", "bricks", "evals/suites", "evals/tasks"):
+            (project / folder).mkdir(parents=True, exist_ok=True)
+        if not (project / ".gitignore").exists():
+            write_text(project / ".gitignore", IGNORED)
     write_text(path, text)
     out.line(str(path))
     if project is None:

@@ -206,7 +206,7 @@ def import_(
             )
         names = [s.configuration.name for s in store.list(imported[-1].plan)]
         if len(names) > 1:
-            out.say(f"compare: workbench compare {shell(*names, '--suite', suite)}")
+            out.say(f"compare: {shell('workbench', 'compare', *names, '--suite', suite)}")
         else:
             out.say("to compare, import another run on the same documents and prompts")
 

@@ -103,7 +103,7 @@ def _say_result(found: SearchResult, to: Path | None, project: Path) -> None:
     if to is not None and not found.recipes:
         out.say(f"{to} was not written: there is no winner")
     for name, path in found.recipes.items():
-        out.say(f"{name}: workbench run {shell(relative(project / path))}")
+        out.say(f"{name}: {shell('workbench', 'run', relative(project / path))}")
 
 
 def _table(found: SearchResult) -> None:

@@ -60,7 +60,7 @@ def ship(
         comparison = stored_comparison(opened, None, baseline, request.eval_command, {}, [])
     assert comparison is not None, "only pages of searches can stand alone"
     found, made = comparison.recommendation, None
-    words = shlex.split(found.command[0]) if found and found.command else []
+    words = shlex.split(found.command[0].partition(" --runs-dir ")[0]) if found and found.command else []
     if json and yes and words[1:2] == ["run"]:
         from workbench.run.device import Work, device_of_run
         from workbench.run.execute import execute

@@ -239,10 +239,10 @@ def helped(decision: Decision) -> list[str]:
         if task := next((t for t in tasks if decision.harmful.get(t)), None):
             bricks = decision.harmful[task]
             verb, what, those = ("is", "its weight", "it") if len(bricks) == 1 else ("are", "their weights", "them")
-            return [f"{_capital(_listed(bricks))} alone {verb} worse on {task} too: lower {what} or leave {those} out."]
+            return [f"Alone, {_listed(bricks)} {verb} worse on {task} too: lower {what} or leave {those} out."]
         return ["Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."]
     if decision.cause == "too few clusters":
-        return ["Items from more templates or passages; more items of the same ones do not help."]
+        return ["Items in more clusters, such as from more templates or passages; more items of the same clusters do not help."]
     if s.against_baseline is None or s.against_baseline.diff <= 0:
         return ["More items would hardly change this: try other methods, weights or bricks, for example with `workbench search`."]
     if s.against_baseline.needs:
@@ -373,7 +373,3 @@ def _about(number: int) -> str:
 def _listed(words: Iterable[str]) -> str:
     parts: Sequence[str] = list(words)
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

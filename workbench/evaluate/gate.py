@@ -137,7 +137,9 @@ def _check_settings(path: Path, config: Mapping[str, Any]) -> None:
     for field in ("custom_dataset", "class"):  # they are called with the task file's own arguments
         if callable(config.get(field)) and str(config[field].__module__).startswith("lm_eval."):
             raise refused(f"{path}: `{field}` does not run", path.parent, "it calls lm-eval with arguments of the task file")
-    for entry in config.get("metric_list") or ():
+    if not config.get("process_results", True):
+        raise refused(f"{path}: `process_results` is not removed", path.parent, "lm-eval then loads a task's metrics by name")
+    for entry in () if "process_results" in config else config.get("metric_list") or ():  # it computes them: lm-eval loads none
         metric = entry.get("metric") if isinstance(entry, Mapping) else None
         if isinstance(metric, str) and (entry.get("hf_evaluate") or metric not in metric_registry):
             raise refused(f"{path}: the metric {metric} does not run", path.parent, "it is a script that `evaluate` loads")

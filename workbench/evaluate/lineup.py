@@ -170,7 +170,7 @@ def lineup(
     return _one_of_each_name(entries, left_out)
 
 
-RENAME = "Rename one of them: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
+RENAME = "Two configurations have this name. Rename one of them: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
 
 
 def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | None) -> list[LineupEntry]:
@@ -184,7 +184,8 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
             continue
         control = next((e for e in (entry, other) if e.role not in ("base", "configuration")), None)
         if control is None or left_out is None:
-            raise WorkbenchError(f"two different configurations are called '{entry.name}'", RENAME)
+            files = " and ".join(str(e.resolved.recipe.path) for e in (other, entry) if e.resolved.recipe.path)
+            raise WorkbenchError(f"two different configurations are called '{entry.name}'{files and f' ({files})'}", RENAME)
         skipped[entry.name] = control
         if control is other:
             del by_name[entry.name]

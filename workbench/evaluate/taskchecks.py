@@ -119,7 +119,7 @@ def _tolerance(plan: ScorePlan, name: str) -> Iterator[SuiteCheck]:
     if n >= still:
         yield checked(name, "tolerance", "ok", text)
     else:
-        hint = f"Nothing can be shown safe: add items, or raise the suite's `tolerance` of {name}."
+        hint = f"Nothing can be shown safe: {'raise `limit`' if suite.limit else 'add items'}, or raise the suite's `tolerance` of {name}."
         yield checked(name, "tolerance", "warning", text, hint)
 
 

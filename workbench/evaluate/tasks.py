@@ -176,9 +176,10 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
         if refused := refused_cache(error, f"task '{name}'"):
             raise refused from error
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
+        away = "is offline: unset HF_HUB_OFFLINE" if offline else "cannot be reached: check the network"
         hint = (
-            f"The hub is offline: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"
-            if offline and isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
+            f"The hub {away}, or copy the task on a connected machine: workbench scores export {shell(name)}"
+            if isinstance(error, (OSError, ValueError, ImportError, RuntimeError) if offline else ConnectionError)
             else "Check the task's data and code; WORKBENCH_DEBUG=1 shows where it failed."
         )
         raise WorkbenchError(f"task '{name}' could not be {done}: {type(error).__name__}: {str(error)[:300]}", hint) from error

@@ -17,6 +17,7 @@ from workbench.recipe.methods import MethodFinder, methods
 from workbench.recipe.schema import RecipeFields, override, recipe_model
 from workbench.recognize import expecting
 from workbench.steps import RouteMethod, Step
+from workbench.things import as_name
 from workbench.vocabulary.fields import TokenRow
 
 
@@ -154,7 +155,7 @@ class Recipe:
         keep = set(self.fields.bricks) if block else set(bricks)
         data = {
             "version": 1,
-            "name": name,
+            "name": as_name(name),  # that of a file or of facts may have spaces or capitals
             "base": self.fields.base if isinstance(self.fields.base, str) else self.fields.base.model_dump(),
             "steps": list(steps),
             "seed": self.fields.seed,

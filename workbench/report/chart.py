@@ -307,6 +307,7 @@ class Scales:
         marks: Values that the x axis names.
         text: Format of y values.
         x_text: Format of x values.
+        level: Format of the values of dashed lines; default: that of y values, which has the digits of the axis.
     """
 
     x: tuple[float, float]
@@ -315,6 +316,7 @@ class Scales:
     marks: Sequence[float]
     text: Callable[[float], str] = "{:g}".format
     x_text: Callable[[float], str] = "{:g}".format
+    level: Callable[[float], str] | None = None
 
 
 def chart(
@@ -339,7 +341,7 @@ def chart(
     frame = Frame(Scale(*scales.x), Scale(*scales.y), 34, width - 8, 8, height - 22)
     parts = frame.rows(scales.ticks, list(map(scales.text, scales.ticks)), 29)
     parts += frame.columns(scales.marks, list(map(scales.x_text, scales.marks)), lines=False, below=16)
-    parts += [frame.level(v.value, f"level {v.kind}", f"{v.name}: {scales.text(v.value)}") for v in levels]
+    parts += [frame.level(v.value, f"level {v.kind}", f"{v.name}: {(scales.level or scales.text)(v.value)}") for v in levels]
     for curve in curves:
         for (x, y), ends in zip(curve.points, curve.ends, strict=False):
             parts += frame.bars(x, y, None, ends, "ends")

@@ -273,14 +273,15 @@ def _scales(grid: Grid, measure: SweepMeasure, unit: Unit) -> tuple[Scales, list
     words = [text if isinstance(grid.across.values[0], list) else f"{label} {text}" for text in grid.rows]
     first, last = (min(grid.places), max(grid.places)) if grid.places else (0.0, 1.0)
     margin = 0.06 * (last - first) or 0.5
-    by_place = dict(zip(grid.places, grid.rows, strict=True))
+    by_place = dict(zip(grid.places, (text.partition(" brick")[0] for text in grid.rows), strict=True))  # "3 bricks" is 3
     scales = Scales(
         (first - margin, last + margin),
         (up.low, up.high),
         marks,
         _apart(grid, first - margin, last + margin),
         lambda v: fixed(v, digits),
-        lambda v: by_place[v].removesuffix("s").removesuffix(" brick") if v in by_place else f"{v:g}",
+        lambda v: by_place.get(v, f"{v:g}"),
+        lambda v: unit.score(v / unit.scale),
     )
     return scales, words
 

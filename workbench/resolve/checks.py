@@ -100,9 +100,10 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
     """
     mine, theirs = (r.vocabulary.digest if r.vocabulary else None for r in (resolved, inner))
     if theirs is not None and mine != theirs:
+        found = "differs from this recipe's" if mine else "changes the vocabulary; this recipe has none"
+        hint = "Remove the block there: this recipe aligns its rows" if mine else "Move the block here: this recipe aligns both"
         raise WorkbenchError(
-            f"brick '{name}': the `tokenizer` block of recipe {inner.recipe.name} differs from this recipe's, so their vocabularies differ",
-            "Remove the block from that recipe (this recipe aligns its rows), or move its steps into this recipe.",
+            f"brick '{name}': the `tokenizer` block of recipe {inner.recipe.name} {found}", f"{hint}. Or move its steps here."
         )
     changes = inner.recipe.steps or inner.base_adapter or resolved.recipe.fields.bricks[name].any_base
     return [] if changes else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]

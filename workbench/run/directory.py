@@ -147,12 +147,12 @@ class RunDirectory:
         if not self.done:
             raise WorkbenchError(
                 f"{self.path}: the run is not finished (status {self.status})",
-                "Run its recipe again to resume it.",
+                f"Run its recipe again to resume it; {shell('workbench', 'runs', 'show', self.name)} says why a run failed.",
             )
         if found := self.harm(digests=digests):
             raise GateFailedError(
                 f"{self.path}: {described(found)}",
-                f"{made_again(sizes_differ=bool(self.harm()))} If you changed a file on purpose: workbench runs verify {shell(self.name)} --accept FILE",
+                f"{made_again(sizes_differ=bool(self.harm()))} If you changed a file on purpose: {shell('workbench', 'runs', 'verify', self.name)} --accept FILE",
             )
         if not self.sealed:
             events({"stage": "run", "text": f"{self.name}: {UNSEALED}"})

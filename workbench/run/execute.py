@@ -298,6 +298,6 @@ def verify_run(run: RunDirectory) -> Verified:
     if bad := [n for n in expected if actual.get(n) != expected[n]] + [n for n in actual if n not in expected]:
         raise GateFailedError(
             f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
-            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
+            f"{shell('workbench', 'runs', 'rm', run.name)}, then run the recipe again.",
         )
     return Verified({}, len(expected))

@@ -298,7 +298,7 @@ class ConfigurationForm(OutputForm):
         """Return the Python call that loads the model, and the command that lists the facts or explains a choice."""
         load = f'load:   workbench.load("{place}")'
         if output.router is not None:
-            return [load, f"ask:    workbench route explain {shell(place)} TEXT", f"chat:   workbench chat {shell(place)}"]
+            return [load, f"ask:    workbench route explain {shell(place)} TEXT", f"chat:   {shell('workbench', 'chat', place)}"]
         return [load, f"facts:  workbench memory ls {shell(place)}"]
 
 

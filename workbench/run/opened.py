@@ -99,7 +99,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
             return NamedModel(run.name, _with_adapter(run, hub))
         if not (place / "model").is_dir():
             raise WorkbenchError(
-                f"{label}: this run has no finished model", f"Resume it: workbench run {shell(place / 'recipe.yaml')}"
+                f"{label}: this run has no finished model", f"Resume it: {shell('workbench', 'run', place / 'recipe.yaml')}"
             )
         name, target = place.resolve().name, str((place / "model").resolve())
     elif place.is_dir():

@@ -77,7 +77,7 @@ def refusal(
     return (
         f"{name}: the edited model says {row.in_words}; `min_efficacy` asks for {100 * row.min_efficacy:g} %.{others} "
         f"No {what} was written",
-        f"Choose other `layers:`, increase the strength of the edit, or correct the facts. {set_by} writes the {what} anyway.",
+        f"Choose other `layers:`, increase the strength of the edit, word the `template:` of a memory in another way, or correct the facts. {set_by} writes the {what} anyway.",
     )
 
 

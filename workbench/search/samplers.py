@@ -29,7 +29,7 @@ EXCESS = "excess"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # hides the warning that greenlet would speed up sampling
 warnings.filterwarnings(
-    "ignore", message="PedAnovaImportanceEvaluator computes"
+    "ignore", message="PedAnovaImportanceEvaluator computes|`constraints_func` has been deprecated"
 )  # it warns that low targets are better: `study` passes negative scores
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 

@@ -15,6 +15,7 @@ from workbench.errors import InvalidRecipeError, WorkbenchError, shell
 from workbench.models.architecture import tied_embeddings
 from workbench.models.layout import Layout, Model
 from workbench.recipe.mergekit.config import Reference
+from workbench.things import as_name
 from workbench.weights.checkpoint import Checkpoint
 
 
@@ -104,8 +105,7 @@ class Places:
         """Return the brick name of a model: the last part of its path, made unique in the recipe."""
         key = str(reference)
         if key not in self.names:
-            last = Path((reference.lora or reference.model).partition("@")[0]).name.lower()
-            default_name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-") or "model"
+            default_name = as_name(Path((reference.lora or reference.model).partition("@")[0]).name) or "model"
             default_name = f"{default_name}-model" if default_name in self.reserved else default_name
             used, number, name = set(self.names.values()), 1, default_name
             while name in used:

@@ -223,7 +223,7 @@ class Samples:
             prompts = int((self.kind("plain") & (self.labels == label)).sum())
             if prompts < FEWEST_PROMPTS or self.templates[name] < FEWEST_TEMPLATES:
                 found.append(
-                    f"brick '{name}' has {prompts} calibration prompts in {self.templates[name]} templates; with fewer than "
+                    f"brick '{name}' has {prompts} calibration prompts in {self.templates[name]} template{'s'[: self.templates[name] != 1]}; with fewer than "
                     f"{FEWEST_PROMPTS} prompts or {FEWEST_TEMPLATES} templates the threshold is erratic"
                 )
         return found
