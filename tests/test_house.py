@@ -155,23 +155,24 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 104_520,
-    # 250 lines: greedy texts without lm-eval's loop. 100: adapters with rows of added tokens as bricks, `ship --json`, the hint of `open` in
-    # every command.
+    "lines of the package": 104_690,
+    # 300 lines: greedy texts without lm-eval's loop. 100: adapters with rows of added tokens as bricks, `ship --json`, the hint of `open` in
+    # every command. 60: what a walk from a wheel met.
     # 2,040 lines. 800: the viewer, its guard and its chat, in the place of the watch server and of the terminal's panes. 720: files of other
     # tools are known by one module, for `workbench open` and the hints of all readers; prefixes of wrappers and added tokens are read. 240:
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
     # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 487,
-    # 16: the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 73_980,
+    "files of the package": 488,
+    # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
+    "lines of the tests": 74_860,
+    # 880 lines: greedy texts, hints of 38 commands for 18 things of other tools, rows of added tokens, `ship --json`, 20 more bad inputs.
     # 3,450 lines. 1,600: what mutants found, exit codes, breaks that the state machine must find. 1,900: the viewer, files of other tools, commands
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 93_390,
-    # 260 words: rows of added tokens, `ship --json`, what commands say of things of other tools.
+    "words of the documentation": 93_690,
+    # 560 words: greedy texts and the check of a scorer, rows of added tokens, `ship --json`, what commands say of things of other tools.
     # 2,050 words: the viewer and its security, which command takes which file of another tool, outputs of notebooks, pages of `view`, `open`, `ship`.
     # 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
     "fields of methods": 698,
