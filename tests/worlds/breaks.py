@@ -105,7 +105,10 @@ BREAKS: dict[str, tuple[str, Any]] = {
     "the version of a memo is ignored": ("workbench.scores.task_code.read_memo", _of_any_version),
     "the key of scores has no tokenizer": ("workbench.evaluate.lineup.LineupEntry.tokenizer", property(lambda entry: "")),
     "the digest of a model has no class": ("workbench.weights.digests.meaning_of", _classless),
-    "the name of a run that was stopped has no weights": ("workbench.resolve.resolved.stamp", lambda entries: ""),
+    "the name of a run that was stopped has no inputs": (
+        "workbench.resolve.resolved.Resolved.stamp",
+        property(lambda resolved: resolved.recipe.name),
+    ),
     "the key of a suite of facts has no base": ("workbench.evaluate.facts.suite._identity", lambda base: []),
     "the key of scores has no generation settings": ("workbench.evaluate.lineup.LineupEntry._identity", _without_generation),
     "the digest of an adapter has no alpha_pattern": ("workbench.adapters.read.meaning", _without("alpha_pattern")),
