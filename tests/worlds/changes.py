@@ -205,7 +205,8 @@ class Changes:
         cache, how = self.project / ".workbench", self.random.choice(DAMAGES)
         if not (folders := sorted(path.name for path in cache.glob("*"))):
             return
-        folder = cache / self.random.choice([*folders, *(name for name in 2 * folders if OWNERS.get(name) in self.recipes)])
+        often = [name for name in 3 * folders if name == "digests" or OWNERS.get(name) in self.recipes]
+        folder = cache / self.random.choice([*folders, *often])
         # without its manifest, a result is one of an earlier version, which is trusted
         inner = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
         # names of entries have times and inodes in them: what is drawn is the same in every process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def whole(file: Path) -> bool:
 
 
 def damage(file: Path, how: str) -> None:
-    """Damage a file; with "same size", its times too are the old ones."""
-    raw, half = file.read_bytes(), file.stat().st_size // 2
+    """Damage a file; with "same size", its times too are the old ones, and a document has another digest in its middle if it has any."""
+    raw = file.read_bytes()
+    digests = [*re.finditer(rb"[0-9a-f]{16,}", raw)]
+    half = digests[len(digests) // 2].start() if digests else len(raw) // 2
     if how == "deleted":
         file.unlink()
     elif how == "same size" and raw:
