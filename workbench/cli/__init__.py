@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from workbench.cli._failures import command_of, explained, missing_extra, of_foreign, short_of_memory, while_printing
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import RUNS_DIR, WorkbenchError, shell
 
 COMMANDS = {
     "plan": "run.plan",
@@ -117,6 +117,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
+        typed = RUNS_DIR.set(None)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -129,6 +130,8 @@ class _Commands(TyperGroup):
             if foreign := of_foreign(error, ctx.meta.get("words", ())):
                 raise foreign from error
             raise
+        finally:
+            RUNS_DIR.reset(typed)
 
 
 app = typer.Typer(
