@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,10 +136,13 @@ def test_settings_of_the_model_itself(name: str, value: Any, ours: bool, tokeniz
     assert is_greedy(lm, {"until": ["\n"]}) is ours
 
 
-@pytest.mark.parametrize("part", ["_is_stateful", "recall", "routing"])
+@pytest.mark.parametrize("part", ["_is_stateful", "recall", "by_token", "whole_rows"])
 def test_models_that_lm_eval_writes_for(part: str, tokenizer: Any) -> None:
     lm = opened(tokenizer, CONFIGS["llama"])
-    setattr(lm.model, part, True)
+    routing = SimpleNamespace(by_token=False, whole_rows=False)
+    lm.model.routing = routing
+    assert is_greedy(lm, {"until": ["\n"]})
+    setattr(routing if hasattr(routing, part) else lm.model, part, True)
     assert not is_greedy(lm, {"until": ["\n"]})
 
 

@@ -57,7 +57,7 @@ class Prompt:
 def is_greedy(lm: SafeHFLM, settings: Mapping[str, Any]) -> bool:
     """Return whether a `Writer` can stand for HFLM: one most likely text, from a model whose keys and values are those of its tokens.
 
-    HFLM writes the texts of routed models and of those with a memory.
+    HFLM writes the texts of models with a memory, and of those whose bricks act by tokens.
     """
     model: Any = lm.model
     ours = all(settings[name] in _GREEDY[name] for name in _GREEDY if name in settings)
@@ -65,7 +65,10 @@ def is_greedy(lm: SafeHFLM, settings: Mapping[str, Any]) -> bool:
         return False
     if {*model.generation_config.to_diff_dict()} - {*_WITHOUT_EFFECT}:
         return False
-    return not getattr(model, "_is_stateful", False) and all(getattr(model, part, None) is None for part in ("recall", "routing"))
+    routing = getattr(model, "routing", None)
+    if routing is not None and (routing.by_token or routing.whole_rows):
+        return False
+    return not getattr(model, "_is_stateful", False) and getattr(model, "recall", None) is None
 
 
 def prompt_of(lm: SafeHFLM, context: str, settings: Mapping[str, Any]) -> Prompt:

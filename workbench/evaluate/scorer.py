@@ -126,7 +126,9 @@ class Scorer:
         return worst.model_copy(update={"documents": written + sum(check.documents for check in checks)})
 
     def _texts_to_check(self, tasks: Sequence[Requests]) -> list[dict[int, Prompt]]:
-        """Return the prompts of each task whose texts are written here and not by hflm."""
+        """Return the prompts of each task whose texts are written here and not by hflm; a router's bricks act in both alike."""
+        if getattr(self.model, "routing", None) is not None:
+            return []
         found = [self._greedy(task, members) for task in tasks for members in self._alike(task, task.generated)]
         return [prompts for prompts in found if prompts]
 
