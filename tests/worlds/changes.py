@@ -331,7 +331,7 @@ class Changes:
                 raise Stopped
 
         if self.random.random() < 0.7:
-            self.change()
+            self.change(recipe)
         with suppress(Stopped):
             outcome(self.project, lambda project, name: run(project, name, stop), recipe)
         self.did.append(f"run {recipe} stopped at event {event}")
