@@ -111,8 +111,8 @@ class Changes:
         """Ask once, so that what follows meets full caches."""
         for recipe in self.recipes:
             self.ask(run, recipe)
-        if self.tasks:
-            self.ask(scored, self.recipes[0])
+            if self.tasks:
+                self.ask(scored, recipe)
 
     def step(self) -> None:
         """Change something, or ask for something."""
