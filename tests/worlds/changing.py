@@ -226,7 +226,7 @@ def _texts(world: Changing) -> None:
         {"tokenizer_class": "LlamaTokenizer"},
     )
     world.json("base/tokenizer_config.json", *fields)
-    world.offer("base/chat_template.jinja", (b" {% endfor", b",{% endfor"))
+    world.offer("base/chat_template.jinja", (b"{{ m", b"w9 {{ m"))
     write_jsonl(
         path / "facts.jsonl",
         [
@@ -266,7 +266,7 @@ def _texts(world: Changing) -> None:
         (tasks / "data" / f"note-{number}.txt").write_text(note, "utf-8")
         (tasks / f"reader-{number}.py").write_text(READER.replace("::1", f"{number - 1}::1"), "utf-8")
         world.offer(f"evals/tasks/data/note-{number}.txt", (b"w1", b"w2"))
-        world.offer(f"evals/tasks/reader-{number}.py", (b"::1", b":9:"))
+        world.offer(f"evals/tasks/reader-{number}.py", (b"::1", b"::2"))
 
 
 def part_of(name: str) -> str:
