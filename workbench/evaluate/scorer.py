@@ -93,7 +93,7 @@ class Scorer:
         tasks = [self.requests[name] for name in self.tasks]
         if self.forward is None or not (any(task.pairs for task in tasks) or self._texts_to_check(tasks)):
             return None
-        key = alike(self.model, self.plan.tokenizer_digest, self.tasks)
+        key = alike(self.model, self.plan.tokenizer_digest, self.plan.suite.tasks)
         with self._scoring():
             if not can_be_short(self.model):
                 return self._compared(tasks)
@@ -105,7 +105,7 @@ class Scorer:
                 return found.model_copy(update={"whole": before})
             if self.plan.dtype != "float32":
                 found = found.model_copy(update={"spread": self._compared(tasks, short=True).spread})
-        if store:
+        if store and len(self.tasks) == len(self.plan.suite.tasks):  # the rest of an interrupted evaluation is no whole check
             store.keep_passed(self.plan, key, self.configuration.name)
         return found
 
