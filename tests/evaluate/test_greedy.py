@@ -117,6 +117,17 @@ def test_other_settings_are_left_to_lm_eval(settings: dict[str, Any], tokenizer:
     assert not is_greedy(opened(tokenizer, CONFIGS["llama"]), {"until": ["\n"], **settings})
 
 
+def test_a_special_token_as_a_stop_string_is_left_to_lm_eval(tokenizer: Any) -> None:
+    lm = opened(tokenizer, CONFIGS["llama"])
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    assert [is_greedy(lm, {"until": until}) for until in (["\n"], ["\n", "<turn>"], "<turn>", [lm.tokenizer.eos_token])] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "ours"),
     [

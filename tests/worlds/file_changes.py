@@ -37,7 +37,7 @@ def write(file: Path, content: bytes, way: str) -> None:
 
 
 def whole(file: Path) -> bool:
-    """Whether a document is an object."""
+    """Return whether a document is an object."""
     try:
         return isinstance(json.loads(file.read_bytes()), dict)
     except ValueError:

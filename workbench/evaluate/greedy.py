@@ -57,9 +57,12 @@ class Prompt:
 def is_greedy(lm: SafeHFLM, settings: Mapping[str, Any]) -> bool:
     """Return whether a `Writer` can stand for HFLM: one most likely text, from a model whose keys and values are those of its tokens.
 
-    HFLM writes the texts of models with a memory, and of those whose bricks act by tokens.
+    HFLM writes the texts of models with a memory, and of those whose bricks act by tokens. After a special token as a stop string its
+    texts go on until the whole batch has met it, which would differ here.
     """
     model: Any = lm.model
+    if any(token in str(settings.get("until")) for token in {*lm.tokenizer.all_special_tokens} - {lm.tokenizer.eos_token}):
+        return False
     ours = all(settings[name] in _GREEDY[name] for name in _GREEDY if name in settings)
     if not ours or {*settings} - {*_GREEDY, "until", "max_gen_toks"}:
         return False
@@ -213,7 +216,7 @@ class _Rows:
     """
 
     def __init__(self, forward: Forward, shared: list[int], rows: Sequence[list[int]], most: int) -> None:
-        self.forward, self.shared = forward, shared
+        self.forward = forward
         self.device, n, width = forward.model.device, len(shared), max(map(len, rows))
         self.ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
         self.lengths = torch.tensor([len(row) for row in rows], device=self.device)
