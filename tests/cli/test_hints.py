@@ -147,7 +147,7 @@ def test_there_is_no_score_line_for_what_is_no_language_model(world: Project) ->
 
 
 def test_printed_commands_repeat_the_folder_of_runs(world: Project) -> None:
-    """Where it was typed; the next command of this process is without it."""
+    """It is repeated where it was typed; the next command of this process is without it."""
     clustered_suite(world)
     place = ("--runs-dir", "other runs")
     said = call("run", "mean", *place, "--set", "seed=1").stderr

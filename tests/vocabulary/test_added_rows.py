@@ -174,7 +174,7 @@ def test_another_brick_s_tokens_are_kept_beside_an_adapter_that_lacks_some(
 
 
 def test_such_a_brick_is_shown_and_verified(words_project: Project, cwd: Path, vocabularies: Path, tmp_path: Path) -> None:
-    """With its rows; beside bricks of the base's vocabulary it is refused."""
+    """It is merged with its rows; beside bricks of the base's vocabulary it is refused."""
     trained(vocabularies / "base", tmp_path / "chat", [*BASE, *CHAT], modules_to_save=["embed_tokens", "lm_head"])
     assert "chat: 4 tensors fit base" in call("brick", "verify", "chat", "--base", "base").stdout
     rows = {row["name"]: row for row in document("brick", "show", "chat", "--base", "base")["delta"]["tensors"]}
@@ -196,7 +196,7 @@ def test_rows_beside_a_changed_table_are_refused(words_project: Project, vocabul
 
 
 def test_a_plan_of_an_adapter_on_the_head(words_project: Project, cwd: Path, vocabularies: Path, tmp_path: Path) -> None:
-    """Of the base's vocabulary in a union: it is planned on the rows on which it is merged. Moved tokens are refused with a block, too."""
+    """One of the base's vocabulary in a union is planned on the rows on which it is merged. Moved tokens are refused with a block, too."""
     save_adapter(vocabularies / "base", tmp_path / "adapter", seed=1, target_modules=["q_proj", "lm_head"])
     steps, bricks = "steps: [{merge: tsv, bricks: [adapter]}]\n", "bricks: {adapter: adapter, other: other}\n"
     file = words_project.write(recipe("{source: union}", steps, bricks))

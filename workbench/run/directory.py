@@ -240,12 +240,12 @@ class SeenRun(RunDirectory):
 
     @cached_property
     def broken(self) -> list[Harm]:
-        """What differs between a finished run and its manifest."""
+        """Return what differs between a finished run and its manifest."""
         return self.harm() if self.done else []
 
     @property
     def seal(self) -> str:
-        """Whether its files are as sealed: "whole", "broken", "not sealed" (of an earlier version), or "" for one that is not finished."""
+        """Say whether its files are as sealed: "whole", "broken", "not sealed" (of an earlier version), or "" for one that is not finished."""
         return "broken" if self.broken else "" if not self.done else "whole" if self.sealed else "not sealed"
 
 

@@ -1,4 +1,4 @@
-"""What a project has: recipes, runs, scores and searches, and what is in progress.
+"""List what a project has: recipes, runs, scores and searches, and what is in progress.
 
 A file is read again only if it has changed. One that cannot be read is listed with the reason.
 """
