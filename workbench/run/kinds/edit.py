@@ -26,6 +26,7 @@ from workbench.run.kind import Kind, StepContext, StepResult, Taught
 from workbench.run.record import FactsSaid
 from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
+from workbench.vocabulary.tokens import reading_bytes
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -65,7 +66,7 @@ class EditKind(Kind[EditMethod]):
             row |= cost_row(cost, seconds)
             needs.seconds += seconds
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
-            needs.hold(8 * numel(model))
+            needs.hold(8 * numel(model) + reading_bytes(resolved.base_path))
         return row, model
 
     def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:

@@ -23,6 +23,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, UnsolvedStep, cost_row, largest, merge_bytes, merged_ranks, numel, seconds_of, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.steps import EditMethod, Measured, MergeContext, MergeMethod
+from workbench.vocabulary.tokens import reading_bytes
 from workbench.weights.device import free_models, one_thread
 from workbench.weights.masks import TensorMask
 from workbench.weights.specs import Weights
@@ -97,7 +98,7 @@ class Merge(Kind[MergeMethod]):
         if step.laws.needs != "tensor":
             row |= {"needs": step.laws.needs, "inputs": step.inputs()}
             if measured := step.measure_bytes(resolved.base):
-                needs.hold(measured)
+                needs.hold(measured + reading_bytes(resolved.base_path))
         return row, model
 
 
