@@ -267,6 +267,11 @@ def test_tail_and_upper_layers_give_the_same_values(
         one = padded([row_of(Fact("f", text, "w10 w20", "w30"), context.tokenizer, "subject_last", "")], CPU)
         assert int(one.lookup.max()) == before
         assert (passes._tail(parts, one) is not one) == (before == 2 and family != "bloom")
+        kept = torch.tensor([1, 5, 6])
+        for rows in (batch, small):  # some rows as all of them
+            some, every = score(parts, rows.kept(kept)), score(parts, rows)
+            torch.testing.assert_close(some[0], every[0][kept], atol=1e-5, rtol=0)
+            assert some[1].tolist() == every[1][kept].tolist()
     assert layers_run(parts, batch) == list(range(LAYER, LAYERS))
 
     fast = optimise(context, parts, facts, tmp_path / "fast")
@@ -287,7 +292,8 @@ def test_tail_and_upper_layers_give_the_same_values(
 def layers_run(parts: Parts, batch: Padded) -> list[int]:
     """Layers whose feed-forward part a pass runs inside `upper`, and that nothing of it stays."""
     ran: list[int] = []
-    with torch.no_grad(), passes.upper(parts, LAYER, batch) as small:
+    with torch.no_grad(), passes.upper(parts, LAYER, batch) as inner:
+        small = inner.batch
         handles = [parts.out(i).register_forward_hook(lambda *_, i=i: ran.append(i)) for i in range(LAYERS)]
         with logits_at(parts, small.places):
             inside = run(parts, small).logits
@@ -309,8 +315,8 @@ def optimise(context: MethodContext, parts: Parts, facts: list[Fact], place: Pat
 
 
 @contextmanager
-def whole(_parts: Parts, _layer: int, batch: Padded) -> Iterator[Padded]:
-    yield batch
+def whole(_parts: Parts, _layer: int, batch: Padded) -> Iterator[passes.Upper]:
+    yield passes.Upper(batch, torch.zeros(len(batch.lookup)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])

@@ -15,6 +15,7 @@ from workbench.run.compose import compose
 from workbench.run.costs import FLOPS_PER_SECOND, TRANSFORMERS
 from workbench.run.plan import plan
 from workbench.run.teaching import check_efficacy
+from workbench.vocabulary.tokens import reading_bytes
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
 TUNE = "{id: tune, edit: finetune, facts: facts.jsonl, epochs: 3, batch_size: 2, learning_rate: 0.05}"
@@ -68,7 +69,8 @@ def test_what_the_cache_has_costs_nothing(facts: Project) -> None:
     assert counted["tune"].facts == len(composition.taught[0].facts) > 0
     parameters = sum(spec.numel for spec in composition.model.weights.specs.values())
     after = plan(facts.resolve(text), facts.path / "runs").peak_bytes
-    assert found.peak_bytes - after == 8 * parameters + TRANSFORMERS, "its facts are asked for once, on a live model"
+    tokenizer = reading_bytes(facts.path / "base")
+    assert found.peak_bytes - after == 8 * parameters + tokenizer + TRANSFORMERS, "its facts are asked for once, on a live model"
     nested = "bricks: {told: {recipe: recipes/test.yaml}}\nsteps: [{merge: average}]\n"
     assert "edits" not in plan(facts.resolve(nested, "outer.yaml"), facts.path / "runs").steps[0].to_dict()
 

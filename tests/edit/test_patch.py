@@ -14,7 +14,7 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import files_of, live, tensors_of
 
-from workbench.edit.gradient.neurons import separating
+from workbench.edit.gradient.neurons import Separator
 from workbench.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.run.plan import plan
@@ -65,8 +65,9 @@ def prompts(project: Project) -> list[tuple[torch.Tensor, list[int]]]:
 
 def test_the_key_of_two_points_is_the_one_computed_by_hand() -> None:
     """One query (1, 1), one other input (1, -1): k = (0, c) with c minimizing 2 (1 - c)² + 2 r c², which is 1 / (1 + r)."""
-    key = separating(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]]), ridge=0.25)
+    key, *products = Separator(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), ridge=0.25).key([0])
     torch.testing.assert_close(key, torch.tensor([0.0, 1 / 1.25], dtype=torch.float64), atol=1e-12, rtol=0)
+    assert products == pytest.approx([0.8, -0.8])
 
 
 def test_the_key_is_the_minimum_of_the_losses() -> None:
@@ -74,7 +75,9 @@ def test_the_key_is_the_minimum_of_the_losses() -> None:
     generator = torch.Generator().manual_seed(0)
     others = torch.randn(300, 12, generator=generator) + 0.8
     queries = torch.randn(3, 12, generator=generator) + 0.3
-    key = separating(queries, others, 1e-2).requires_grad_()
+    separator = Separator(torch.cat((queries, others)), 1e-2)
+    separator.key(range(40, 44))  # another key before it changes nothing
+    key = separator.key(range(3))[0].requires_grad_()
     both = torch.cat((queries, others)).double()
     scale = both.square().sum(1).mean()
     above = (1 + others.double() @ key).clamp(min=0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from safetensors import safe_open
 
 from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
-from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities, upper
+from workbench.edit.places.passes import Upper, added, keys_and_values, logits_at, run, target_log_probabilities, upper
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.files import json_digest
@@ -34,7 +34,7 @@ PARTS = ("key", "spread", "change", "output", "numbers")
 """Tensors in the file of a value."""
 KL = 0.0625
 """Weight of the divergence on "{subject} is a", as in ROME's and MEMIT's published settings."""
-_VERSION = 3
+_VERSION = 4
 _MOMENTUM = 0.5
 
 
@@ -155,17 +155,10 @@ def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: s
         label: Name in progress messages.
     """
     context = at.context
-    common = [
-        _VERSION,
-        model_key,
-        at.layer,
-        at.position,
-        list(at.contexts),
-        {**asdict(settings), "decay": 0.0},
-    ]  # keys from when there was a decay
+    common = [_VERSION, model_key, at.layer, at.position, list(at.contexts), asdict(settings)]
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
-    order, start = sorted(range(len(groups)), key=lambda i: len(groups[i][0].text)), 0
+    order, start = sorted(range(len(groups)), key=lambda i: _cost(at, groups[i])), 0
     while start < len(order):
         chunk = _next_chunk(groups, order[start:])
         if missing := [i for i in chunk if not is_whole(files[i])]:
@@ -176,6 +169,12 @@ def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: s
         start += len(chunk)
     context.progress(len(groups), len(groups), f"{label} at layer {at.layer}")
     return Values(files)
+
+
+def _cost(at: Lookup, group: Group) -> tuple[int, int]:
+    """Return what makes a group's rows dear beside others: the tokens from the lookup on, which each step runs, and the whole text."""
+    rows = [row_of(fact, at.context.tokenizer, at.position) for fact in group]
+    return max(len(row.tokens) - row.lookup for row in rows), len(group[0].text)
 
 
 def _next_chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
@@ -231,10 +230,9 @@ def _optimize(at: Lookup, groups: Sequence[Group], settings: Settings) -> list[V
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
-    plain_rows = torch.arange(0, len(rows), len(at.contexts) + 1, device=device)
     try:
-        with upper(parts, layer, batch) as small, logits_at(parts, _places(small, len(rows))):
-            descent = _Descent(at, small, owner, len(rows), plain_rows, outputs.norm(dim=1), settings).run()
+        with upper(parts, layer, batch) as passes:
+            descent = _Descent(at, passes, owner, len(rows), outputs, settings).run()
     finally:
         for p in trained:
             p.requires_grad_(True)
@@ -265,11 +263,6 @@ def _essence(at: Lookup, facts: Sequence[Fact]) -> list[EditRow]:
     return [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), tokenizer, position).prompt for f in facts]
 
 
-def _places(batch: Padded, rows: int) -> Tensor:
-    """Return the positions that predict targets; for rows from number `rows` on, the prompt's last position."""
-    return torch.cat([batch.places[batch.owner < rows], batch.places[batch.owner >= rows]])
-
-
 @dataclass(frozen=True)
 class _Optimum:
     """Results of a descent, per group: δ [group, d_out], steps taken, loss without and with δ, and `top` (see `Value`)."""
@@ -282,90 +275,102 @@ class _Optimum:
 
 
 class _Descent:
-    """Gradient descent on δ of several groups; each group stops on its own.
+    """Gradient descent on δ of several groups; each group stops on its own, and its rows are not run any more.
 
     Args:
         at: Where δ is added.
-        batch: Rows of the groups' facts, followed by one "{subject} is a" row per group, or none.
+        passes: Rows of the groups' facts, followed by one "{subject} is a" row per group, or none.
         owner: [row], index of the group.
         rows: Number of rows before the "{subject} is a" rows.
-        plain: Rows without a context.
-        anchor: [group], norm that strengths are relative to.
+        outputs: [group, d_out], the outputs without δ, whose norms are what strengths are relative to.
         settings: Settings of the optimization.
     """
 
-    def __init__(
-        self, at: Lookup, batch: Padded, owner: Tensor, rows: int, plain: Tensor, anchor: Tensor, settings: Settings
-    ) -> None:
-        self.parts, self.layer, self.batch, self.owner, self.rows = at.parts, at.layer, batch, owner, rows
-        self.plain, self.anchor, self.settings = plain, anchor, settings
-        weight = at.parts.out(at.layer).weight
-        assert isinstance(weight, torch.Tensor)
-        self.groups, self.width = len(anchor), int(weight.shape[1 if at.parts.transposed else 0])
+    def __init__(self, at: Lookup, passes: Upper, owner: Tensor, rows: int, outputs: Tensor, settings: Settings) -> None:
+        self.parts, self.layer, self.passes, self.owner, self.rows = at.parts, at.layer, passes, owner, rows
+        self.per_fact, self.outputs, self.settings = len(at.contexts) + 1, outputs, settings
+        self.groups, anchor = len(outputs), outputs.norm(dim=1)
         self.radius, self.step = settings.clamp * anchor, settings.rate * anchor[:, None]
-        of_facts = batch.owner < rows
-        self.narrow = Padded(
-            batch.tokens, batch.mask, batch.lookup, batch.places[of_facts], batch.targets[of_facts], batch.owner[of_facts]
-        )
 
     def run(self) -> _Optimum:
         """Descend until all groups are done or the steps are used up."""
-        change = torch.zeros(self.groups, self.width, device=self.anchor.device, requires_grad=True)
-        velocity = torch.zeros_like(change)
-        done = torch.zeros(self.groups, dtype=torch.bool, device=self.anchor.device)
-        steps = torch.zeros(self.groups, device=self.anchor.device)
+        change = torch.zeros_like(self.outputs, requires_grad=True)
+        velocity, steps = torch.zeros_like(change), torch.zeros_like(self.radius)
+        done = torch.zeros_like(self.radius, dtype=torch.bool)
         before: Tensor | None = None
         reference = best = loss = top = torch.zeros(0)
         for step in range(self.settings.steps + 1):
-            with added(self.parts, self.layer, self.batch, change, self.owner):
-                logits = run(self.parts, self.batch).logits
-            count = len(self.narrow.places)
-            mean, right = target_log_probabilities(logits[:, :count], self.narrow, self.rows)
+            logits, batch = self._logits(change)
+            count = len(batch.places)
+            mean, right = target_log_probabilities(logits[:, :count], batch, self.rows)
             step_loss, step_top = self._worst_loss(-mean.detach(), right)
             if before is None:
                 before, loss, top, best = step_loss, step_loss, step_top, change.detach().clone()
                 reference = logits[0, count:].detach().float().log_softmax(-1)
             loss, top = torch.where(done, loss, step_loss), torch.where(done, top, step_top)
             best = torch.where(done[:, None], best, change.detach())
-            done = done | self._confident(mean.detach(), right)
+            ended = self._confident(mean.detach(), right) & ~done
+            done = done | ended
             if step == self.settings.steps or bool(done.all()):
                 break
-            total = self._mean(-mean) + self._divergence(logits[0, count:], reference)
+            total = self._mean(-mean).sum() + self._divergence(logits[0, count:], reference)
             if not total.requires_grad:  # reversible layers (Reformer) recompute their inputs outside of this graph
                 raise WorkbenchError(
                     f"layer {self.layer}: the loss has no gradient at the feed-forward output, because the model's layers hide it",
                     "Teach the facts with `edit: finetune` or `edit: memory`.",
                 )
-            (gradient,) = torch.autograd.grad(total.sum(), change)
+            (gradient,) = torch.autograd.grad(total, change)
             steps += (~done).float()
             with torch.no_grad():
                 velocity.mul_(_MOMENTUM).add_(gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12), alpha=1 - _MOMENTUM)
                 change.sub_(self.step * velocity)
                 length = change.norm(dim=1)
                 change.mul_((self.radius / length.clamp(min=1e-12)).clamp(max=1.0)[:, None])
+            if bool(ended.any()):
+                reference = self._leave_out(done, reference)
         assert before is not None
         return _Optimum(best, steps, before, loss, top)
 
+    def _logits(self, change: Tensor) -> tuple[Tensor, Padded]:
+        """Return the logits at all targets of facts, then at the ends of "{subject} is a", and the rows with the former places only."""
+        batch = self.passes.batch
+        of_facts = batch.owner < self.rows
+        places = torch.cat([batch.places[of_facts], batch.places[~of_facts]])
+        with added(self.parts, self.layer, batch, change, self.owner), logits_at(self.parts, places):
+            logits = run(self.parts, batch).logits
+        own = batch.places[of_facts], batch.targets[of_facts], batch.owner[of_facts]
+        return logits, Padded(batch.tokens, batch.mask, batch.lookup, *own)
+
+    def _leave_out(self, done: Tensor, reference: Tensor) -> Tensor:
+        """Leave out the rows of groups that are done; return the reference of the other "{subject} is a" rows."""
+        going = ~done[self.owner]
+        kept = going.nonzero()[:, 0]
+        left = reference[going[self.rows :]] if len(reference) else reference
+        self.passes.keep(kept)
+        self.rows = int(going[: self.rows].sum())
+        self.owner = self.owner[kept]
+        return left
+
     def _divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
-        """Return the weighted divergence on "{subject} is a", per group; zeros without such rows."""
+        """Return the weighted divergence on "{subject} is a", summed over groups; zero without such rows."""
         if not len(reference):
-            return torch.zeros_like(self.anchor)
+            return torch.zeros((), device=logits.device)
         log_probabilities = logits.float().log_softmax(-1)
-        divergence = torch.nn.functional.kl_div(log_probabilities, reference, reduction="none", log_target=True)
-        return self.settings.kl * divergence.sum(1)
+        divergence = torch.nn.functional.kl_div(log_probabilities, reference, reduction="sum", log_target=True)
+        return self.settings.kl * divergence
 
     def _mean(self, rows: Tensor) -> Tensor:
-        """Return the mean over the rows of each group."""
+        """Return the mean over the rows of each group; 0 for one without rows, which is done."""
         owner = self.owner[: self.rows]
-        return torch.zeros(self.groups, device=rows.device).index_add(0, owner, rows) / torch.bincount(
-            owner, minlength=self.groups
-        )
+        counts = torch.bincount(owner, minlength=self.groups).clamp(min=1)
+        return torch.zeros(self.groups, device=rows.device).index_add(0, owner, rows) / counts
 
     def _worst_loss(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return each group's largest loss over plain prompts, and whether all its targets are the most likely tokens."""
-        owner = self.owner[self.plain]
-        worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
-        wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
+        plain = slice(None, None, self.per_fact)  # the row without a context is the first of each fact
+        owner = self.owner[: self.rows][plain]
+        worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[plain], "amax")
+        wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[plain]).float())
         return worst, wrong == 0
 
     def _confident(self, mean: Tensor, right: Tensor) -> Tensor:

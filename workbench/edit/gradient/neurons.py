@@ -269,51 +269,94 @@ RIDGE = 1e-3
 _ROUNDS, _HALVINGS = 100, 20
 
 
-@no_grad
-def separating(queries: Tensor, others: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Return the key k that is above the margin at queries and below it at other inputs.
+class Separator:
+    """Keys that are above the margin at a few inputs, the queries, and below it at all others.
 
-    It minimizes, with s² the mean squared norm of all inputs, m other inputs and p queries,
+    The key k of p queries among m + p inputs minimizes, with s² the mean squared norm of all inputs,
 
         Σ over others of max(0, 1 + k·x)² + (m / p) Σ over queries of max(0, 1 − k·q)² + ridge · s² ‖k‖²
 
     The first sum is the memory loss and the second the activation loss of Huang et al. 2023, with a squared hinge in place of the
     exponential: the minimum is unique, and Newton steps reach it up to rounding because the loss is piecewise quadratic.
 
-    Args:
-        queries: [p, width].
-        others: [m, width]; at least one.
-        ridge: Weight of the squared norm.
-
-    Returns:
-        The key [width], float64.
+    Keys of many queries share their inputs. So each search starts at the key that is below the margin at all inputs, with its normal
+    matrix, and a step adds and removes only the inputs that came below or above their margin.
 
     Source:
         Keerthi and DeCoste 2005, A modified finite Newton method for fast solution of large scale linear SVMs.
     """
-    inputs = torch.cat((queries, others)).double()
-    scale = inputs.square().sum(1).mean().sqrt()
-    signs = torch.cat((torch.ones(len(queries)), -torch.ones(len(others)))).double()
-    weights = torch.cat((torch.full((len(queries),), max(1.0, len(others) / len(queries))), torch.ones(len(others)))).double()
-    signed = inputs / scale * signs[:, None]  # the margin is 1 for every row
 
-    def loss(key: Tensor) -> Tensor:
-        return (weights * (1 - signed @ key).clamp(min=0).square()).sum() + ridge * key.square().sum()
+    @no_grad
+    def __init__(self, inputs: Tensor, ridge: float = RIDGE) -> None:
+        """Prepare the search.
 
-    key = torch.zeros(inputs.shape[1], dtype=torch.float64)
-    value = loss(key)
-    for _ in range(_ROUNDS):
-        below = signed @ key < 1
-        rows, weight = signed[below], weights[below]
-        normal = rows.T @ (weight[:, None] * rows)
-        normal.diagonal().add_(ridge)
-        step = torch.linalg.solve(normal, rows.T @ weight) - key
-        length = 1.0
-        for _ in range(_HALVINGS):
-            if (tried := loss(key + length * step)) < value:
-                break
-            length /= 2
-        else:
-            break  # no step lowers the loss by more than rounding
-        key, value = key + length * step, tried
-    return key / scale
+        Args:
+            inputs: [m + p, width], each input once.
+            ridge: Weight of the squared norm.
+        """
+        self._ridge = ridge
+        self._scale = inputs.double().square().sum(1).mean().sqrt()
+        self._inputs = inputs.double() / self._scale
+        count, width = inputs.shape
+        ones = torch.ones(count, dtype=torch.float64)
+        nothing = _Search(
+            torch.zeros(width, dtype=torch.float64), ridge * torch.eye(width, dtype=torch.float64), torch.zeros_like(ones)
+        )
+        self._start = self._minimum(nothing, -ones, ones)
+
+    @no_grad
+    def key(self, queries: Sequence[int]) -> tuple[Tensor, float, float]:
+        """Return the key [width] in float64 of some inputs, its smallest product with these, and its largest with all others."""
+        chosen, count = list(queries), len(self._inputs)
+        signs, weights = (torch.full((count,), value, dtype=torch.float64) for value in (-1.0, 1.0))
+        signs[chosen], weights[chosen] = 1.0, max(1.0, (count - len(chosen)) / len(chosen))
+        found = self._minimum(self._start, signs, weights).key
+        products = self._inputs @ found
+        return found / self._scale, float(products[chosen].min()), float(products[signs < 0].max())
+
+    def _minimum(self, start: _Search, signs: Tensor, weights: Tensor) -> _Search:
+        """Return the minimum of Σ weight · max(0, 1 − sign · k·x)² + ridge ‖k‖², searched from another one.
+
+        Args:
+            start: Where the search starts.
+            signs: [input] 1 or -1.
+            weights: [input].
+        """
+        inputs, key, normal, counted = self._inputs, start.key, start.normal.clone(), start.counted
+
+        def loss(margins: Tensor, key: Tensor) -> Tensor:
+            return (weights * (1 - margins).clamp(min=0).square()).sum() + self._ridge * key.square().sum()
+
+        margins = signs * (inputs @ key)
+        value = loss(margins, key)
+        for _ in range(_ROUNDS):
+            below = weights * (margins < 1)
+            rows = (below != counted).nonzero()[:, 0]
+            changed = inputs[rows]
+            normal += changed.T @ ((below - counted)[rows, None] * changed)
+            counted = below
+            step = torch.linalg.solve(normal, inputs.T @ (below * signs)) - key
+            direction, length = signs * (inputs @ step), 1.0
+            for _ in range(_HALVINGS):
+                if (tried := loss(margins + length * direction, key + length * step)) < value:
+                    break
+                length /= 2
+            else:
+                break  # no step lowers the loss by more than rounding
+            key, margins, value = key + length * step, margins + length * direction, tried
+        return _Search(key, normal, counted)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A key with the normal matrix of its next Newton step.
+
+    Attributes:
+        key: [width].
+        normal: [width, width], the weighted sum of x xᵀ over the inputs below their margin, and the ridge.
+        counted: [input] weight with which each is in `normal`, 0 for those above.
+    """
+
+    key: Tensor
+    normal: Tensor
+    counted: Tensor

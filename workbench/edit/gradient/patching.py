@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.values import Group, Lookup, Settings, grouped, values
-from workbench.edit.gradient.neurons import Block, Neurons, inputs_of, installed, old_values, separating
+from workbench.edit.gradient.neurons import Block, Neurons, Separator, inputs_of, installed, old_values
 from workbench.edit.gradient.tuning import chunks
-from workbench.edit.places.parts import EditRow, Parts, padded
+from workbench.edit.places.parts import EditRow, Padded, Parts, padded
 from workbench.edit.places.passes import logits_at, run, upper
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
@@ -153,14 +154,12 @@ def solve_keys(
     ups: list[Tensor] = []
     shifts: list[float] = []
     margins: list[tuple[float, float]] = []
+    every = torch.cat((torch.stack(list(pool.values())), ordinary))
+    separator = Separator(torch.nn.functional.pad(every, (0, 1), value=unit) if block.biased else every)
+    place = {prefix: number for number, prefix in enumerate(pool)}
     for number, mistake in enumerate(mistakes):
-        queries = torch.stack([pool[prefix] for prefix in dict.fromkeys(mistake.queries)])
-        elsewhere = [state for prefix, state in pool.items() if prefix not in mistake.queries]
-        others = torch.cat((ordinary, torch.stack(elsewhere))) if elsewhere else ordinary
-        if block.biased:
-            queries, others = (torch.nn.functional.pad(x, (0, 1), value=unit) for x in (queries, others))
-        key = separating(queries, others)
-        margins.append((float((queries.double() @ key).min()), float((others.double() @ key).max())))
+        key, *products = separator.key([place[prefix] for prefix in dict.fromkeys(mistake.queries)])
+        margins.append((products[0], products[1]))
         gates.append(SHARPNESS * (key[:-1] if block.biased else key))
         shifts.append(SHARPNESS * unit * float(key[-1]) if block.biased else 0.0)
         own = pool[mistake.queries[0]].double()
@@ -243,16 +242,17 @@ def train_values(
             corrected = [(fact, place) in needed for fact, row in listed for place in range(len(row.target))]
             batch = padded([row for _, row in listed], device)
             with (
-                upper(parts, block.layer, batch) as small,
+                upper(parts, block.layer, batch) as passes,
                 hooked(parts.out(block.layer), after=add),
-                logits_at(parts, small.places),
+                logits_at(parts, passes.batch.places),
             ):
+                small = passes.batch
                 lengths = RATE * keys.anchors[own].to(device)
                 taken = _descend(
                     values,
                     own,
                     lengths,
-                    lambda: run(parts, small).logits[0],
+                    partial(_logits, parts, small),
                     small.targets,
                     torch.tensor(corrected, device=device),
                     descent,
@@ -261,6 +261,12 @@ def train_values(
             progress(number + 1, len(groups), "values")
     columns = (values.detach() * scale[:, None]).cpu()
     return Neurons(keys.changes.index, keys.changes.rows, keys.changes.shifts, columns), {"steps": steps}
+
+
+def _logits(parts: Parts, batch: Padded) -> Tensor:
+    """Return the logits [place, vocabulary] at the places that the head is restricted to."""
+    logits: Tensor = run(parts, batch).logits[0]
+    return logits
 
 
 def _descend(

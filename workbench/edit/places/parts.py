@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -203,7 +203,7 @@ class Padded:
         places: Flat indices into [row · position] of all positions that predict a target token, row by row.
         targets: The target token at each of these positions.
         owner: The row of each of these positions.
-        inputs: Model inputs other than the tokens; None for the mask alone.
+        earlier: What the tokens see of others that were run before; None if the rows are whole.
     """
 
     tokens: Tensor
@@ -212,7 +212,49 @@ class Padded:
     places: Tensor
     targets: Tensor
     owner: Tensor
-    inputs: Callable[[], dict[str, object]] | None = None
+    earlier: Earlier | None = None
+
+    def kept(self, rows: Tensor) -> Padded:
+        """Return some of the rows, given in ascending order."""
+        width, number = self.tokens.shape[1], torch.full_like(self.lookup, -1)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        owner = number[self.owner]
+        own = owner >= 0
+        places = owner[own] * width + self.places[own] % width
+        earlier = self.earlier.kept(rows) if self.earlier else None
+        return Padded(self.tokens[rows], self.mask[rows], self.lookup[rows], places, self.targets[own], owner[own], earlier)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Tokens that were run before those of a batch.
+
+    Attributes:
+        cached: Of each layer the keys and values [row, head, position, width].
+        attention: The model's `attention_mask`, one tensor or one for each kind of attention: [row, 1, query, key].
+        positions: [row, position] of the batch's own tokens.
+        cache: Name of the model's argument for a cache.
+    """
+
+    cached: Sequence[tuple[Tensor, Tensor]]
+    attention: Tensor | dict[str, Tensor]
+    positions: Tensor
+    cache: str
+
+    def inputs(self) -> dict[str, object]:
+        """Return the model's inputs other than the tokens, with a new cache, because a pass adds to it."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self.cached):
+            cache.update(keys, values, number)
+        return {"attention_mask": self.attention, "position_ids": self.positions, "use_cache": True, self.cache: cache}
+
+    def kept(self, rows: Tensor) -> Earlier:
+        """Return what some of the rows see."""
+        masks = self.attention
+        attention = {kind: mask[rows] for kind, mask in masks.items()} if isinstance(masks, dict) else masks[rows]
+        return Earlier([(keys[rows], values[rows]) for keys, values in self.cached], attention, self.positions[rows], self.cache)
 
 
 def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "", end: bool = False) -> EditRow:

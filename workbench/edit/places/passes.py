@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.edit.places.parts import Padded, Parts
+from workbench.edit.places.parts import Earlier, Padded, Parts
 from workbench.errors import WorkbenchError, refuses_memory
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import Stopped, additive_masks, cache_name, head_sees, hooked, shaped, states_of, windows
@@ -48,7 +48,7 @@ def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Te
 
 def run(parts: Parts, batch: Padded) -> Any:
     """Run a forward pass; return None if a hook ends it early."""
-    inputs = batch.inputs() if batch.inputs else {"attention_mask": batch.mask, "use_cache": False}
+    inputs = batch.earlier.inputs() if batch.earlier else {"attention_mask": batch.mask, "use_cache": False}
     try:
         return parts.model(input_ids=batch.tokens, **inputs)
     except Stopped:
@@ -163,32 +163,51 @@ def self_test(parts: Parts, layer: int, batch: Padded) -> float:
 TOLERANCE = 1e-3
 
 
+@dataclass
+class Upper:
+    """Passes that start at a layer, and at each row's lookup where the model can.
+
+    Attributes:
+        batch: The rows to run; their `lookup`, `places` and `owner` refer to their own tokens.
+        states: The hidden states [row, position, width] at which a pass starts.
+    """
+
+    batch: Padded
+    states: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Run only some of the rows from now on, given in ascending order."""
+        self.batch, self.states = self.batch.kept(rows), self.states[rows]
+
+
 @contextmanager
-def upper(parts: Parts, layer: int, batch: Padded) -> Iterator[Padded]:
-    """Yield the batch to run within the block; its `lookup`, `places`, `targets` and `owner` refer to its own tokens.
+def upper(parts: Parts, layer: int, batch: Padded) -> Iterator[Upper]:
+    """Run only the layers from one on within the block, and only the tokens from each row's lookup on.
 
     Args:
         parts: Parts of the model; its weights must not change within the block.
         layer: The edited layer.
         batch: Whole rows.
     """
-    small = _tail(parts, batch)
-    with _from_layer(parts, layer, small):
-        yield small
+    with _from_layer(parts, layer, _tail(parts, batch)) as passes:
+        yield passes
 
 
 def _tail(parts: Parts, batch: Padded) -> Padded:
     """Return the tokens from each row's lookup on, with a cache of the earlier ones; the whole batch if that is not supported.
 
     Models without an argument for a cache or for positions ignore them, or fail: BLOOM, MPT, GPT-1, Reformer. Others fail at a cache of
-    keys and values alone (state-space layers), or at a mask of one's own.
+    keys and values alone (state-space layers), or at a mask of one's own. What a model does depends on its architecture and on lengths,
+    so that the rows with the most tokens, and with the most and the fewest before their lookup, stand for all.
     """
     taken = inspect.signature(parts.model.forward).parameters
     if int(batch.lookup.max()) < 2 or not {cache_name(parts.model), "position_ids"} <= taken.keys():
         return batch
+    chosen = {int(batch.mask.sum(1).argmax()), int(batch.lookup.argmax()), int(batch.lookup.argmin())}
+    extremes = torch.tensor(sorted(chosen), device=batch.lookup.device)
     try:
         small = _cut(parts, batch)
-        expected, actual = score(parts, batch)[0], score(parts, small)[0]
+        expected, actual = (score(parts, rows.kept(extremes))[0] for rows in (batch, small))
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         if refuses_memory(error):
             raise
@@ -226,19 +245,14 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
     visible = torch.cat((sees_earlier, sees_own), 2)
     attention = additive_masks(visible, positions, torch.cat((earlier, positions), 1), kinds, dtype)
 
-    def inputs() -> dict[str, object]:
-        cache = DynamicCache()
-        for number, (keys, values) in enumerate(cached):
-            cache.update(keys, values, number)
-        return {"attention_mask": attention, "position_ids": positions, "use_cache": True, name: cache}
-
     row, place = batch.places // batch.tokens.shape[1], batch.places % batch.tokens.shape[1]
     places = row * width + place - batch.lookup[row]
-    return replace(batch, tokens=tokens, mask=mask, lookup=torch.zeros_like(batch.lookup), places=places, inputs=inputs)
+    rest = Earlier(cached, attention, positions, name)
+    return replace(batch, tokens=tokens, mask=mask, lookup=torch.zeros_like(batch.lookup), places=places, earlier=rest)
 
 
 @contextmanager
-def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
+def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[Upper]:
     """Make forward passes within the block start at `layer`, with hidden states that are computed once."""
     hidden_states: list[Tensor] = []
 
@@ -259,14 +273,14 @@ def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
         return (hidden, None, None) if tuples else hidden
 
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
-        return ((hidden_states[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden_states[0]})
+        return ((passes.states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": passes.states})
 
-    below = list(parts.layers[:layer])
+    passes, below = Upper(batch, hidden_states[0]), list(parts.layers[:layer])
     handle = parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
     try:
         for module in below:
             module.forward = pass_through
-        yield
+        yield passes
     finally:
         handle.remove()
         for module in below:
