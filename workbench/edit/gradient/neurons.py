@@ -279,8 +279,12 @@ class Separator:
     The first sum is the memory loss and the second the activation loss of Huang et al. 2023, with a squared hinge in place of the
     exponential: the minimum is unique, and Newton steps reach it up to rounding because the loss is piecewise quadratic.
 
-    Keys of many queries share their inputs. So each search starts at the key that is below the margin at all inputs, with its normal
-    matrix, and a step adds and removes only the inputs that came below or above their margin.
+    Keys share the inputs. So each search starts at the key that is below the margin at all inputs, with the sum of xxᵀ over those
+    that count there, and a step adds and removes only the inputs that came below or above their margin.
+
+    Args:
+        inputs: [m + p, width], each input once.
+        ridge: Weight of the squared norm.
 
     Source:
         Keerthi and DeCoste 2005, A modified finite Newton method for fast solution of large scale linear SVMs.
@@ -288,41 +292,32 @@ class Separator:
 
     @no_grad
     def __init__(self, inputs: Tensor, ridge: float = RIDGE) -> None:
-        """Prepare the search.
-
-        Args:
-            inputs: [m + p, width], each input once.
-            ridge: Weight of the squared norm.
-        """
-        self._ridge = ridge
-        self._scale = inputs.double().square().sum(1).mean().sqrt()
+        self._scale, self._ridge = inputs.double().square().sum(1).mean().sqrt(), ridge
         self._inputs = inputs.double() / self._scale
-        count, width = inputs.shape
-        ones = torch.ones(count, dtype=torch.float64)
-        nothing = _Search(
-            torch.zeros(width, dtype=torch.float64), ridge * torch.eye(width, dtype=torch.float64), torch.zeros_like(ones)
-        )
-        self._start = self._minimum(nothing, -ones, ones)
+        ones, zero = torch.ones(len(inputs)).double(), torch.zeros(inputs.shape[1]).double()
+        self._start = self._minimum((zero, ridge * torch.eye(len(zero)).double(), 0 * ones), -ones, ones)
 
     @no_grad
     def key(self, queries: Sequence[int]) -> tuple[Tensor, float, float]:
         """Return the key [width] in float64 of some inputs, its smallest product with these, and its largest with all others."""
-        chosen, count = list(queries), len(self._inputs)
-        signs, weights = (torch.full((count,), value, dtype=torch.float64) for value in (-1.0, 1.0))
-        signs[chosen], weights[chosen] = 1.0, max(1.0, (count - len(chosen)) / len(chosen))
-        found = self._minimum(self._start, signs, weights).key
-        products = self._inputs @ found
-        return found / self._scale, float(products[chosen].min()), float(products[signs < 0].max())
+        chosen, signs, weights = list(queries), -torch.ones(len(self._inputs)).double(), torch.ones(len(self._inputs)).double()
+        signs[chosen], weights[chosen] = 1.0, max(1.0, (len(signs) - len(chosen)) / len(chosen))
+        key, _, _ = self._minimum(self._start, signs, weights)
+        products = self._inputs @ key
+        return key / self._scale, float(products[chosen].min()), float(products[signs < 0].max())
 
-    def _minimum(self, start: _Search, signs: Tensor, weights: Tensor) -> _Search:
+    def _minimum(self, start: tuple[Tensor, Tensor, Tensor], signs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the minimum of Σ weight · max(0, 1 − sign · k·x)² + ridge ‖k‖², searched from another one.
 
         Args:
-            start: Where the search starts.
+            start: A key [width], a weighted sum of xxᵀ with the ridge [width, width], and each input's weight in it [input].
             signs: [input] 1 or -1.
             weights: [input].
+
+        Returns:
+            The same three at the minimum.
         """
-        inputs, key, normal, counted = self._inputs, start.key, start.normal.clone(), start.counted
+        inputs, (key, normal, counted) = self._inputs, start
 
         def loss(margins: Tensor, key: Tensor) -> Tensor:
             return (weights * (1 - margins).clamp(min=0).square()).sum() + self._ridge * key.square().sum()
@@ -333,8 +328,7 @@ class Separator:
             below = weights * (margins < 1)
             rows = (below != counted).nonzero()[:, 0]
             changed = inputs[rows]
-            normal += changed.T @ ((below - counted)[rows, None] * changed)
-            counted = below
+            normal, counted = normal + changed.T @ ((below - counted)[rows, None] * changed), below
             step = torch.linalg.solve(normal, inputs.T @ (below * signs)) - key
             direction, length = signs * (inputs @ step), 1.0
             for _ in range(_HALVINGS):
@@ -344,19 +338,4 @@ class Separator:
             else:
                 break  # no step lowers the loss by more than rounding
             key, margins, value = key + length * step, margins + length * direction, tried
-        return _Search(key, normal, counted)
-
-
-@dataclass(frozen=True)
-class _Search:
-    """A key with the normal matrix of its next Newton step.
-
-    Attributes:
-        key: [width].
-        normal: [width, width], the weighted sum of x xᵀ over the inputs below their margin, and the ridge.
-        counted: [input] weight with which each is in `normal`, 0 for those above.
-    """
-
-    key: Tensor
-    normal: Tensor
-    counted: Tensor
+        return key, normal, counted

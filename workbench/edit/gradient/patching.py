@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.preset import Preset
@@ -246,14 +245,13 @@ def train_values(
                 hooked(parts.out(block.layer), after=add),
                 logits_at(parts, passes.batch.places),
             ):
-                small = passes.batch
                 lengths = RATE * keys.anchors[own].to(device)
                 taken = _descend(
                     values,
                     own,
                     lengths,
-                    partial(_logits, parts, small),
-                    small.targets,
+                    parts,
+                    passes.batch,
                     torch.tensor(corrected, device=device),
                     descent,
                 )
@@ -263,18 +261,12 @@ def train_values(
     return Neurons(keys.changes.index, keys.changes.rows, keys.changes.shifts, columns), {"steps": steps}
 
 
-def _logits(parts: Parts, batch: Padded) -> Tensor:
-    """Return the logits [place, vocabulary] at the places that the head is restricted to."""
-    logits: Tensor = run(parts, batch).logits[0]
-    return logits
-
-
 def _descend(
     values: Tensor,
     own: Sequence[int],
     lengths: Tensor,
-    logits: Callable[[], Tensor],
-    targets: Tensor,
+    parts: Parts,
+    batch: Padded,
     corrected: Tensor,
     descent: Descent,
 ) -> int:
@@ -284,16 +276,16 @@ def _descend(
         values: [neuron, width], changed in place.
         own: Neurons whose values move.
         lengths: [own], length of a step.
-        logits: Runs the model and returns logits [place, vocabulary].
-        targets: [place].
+        parts: Parts of the model, whose head sees the places of the batch.
+        batch: The rows.
         corrected: [place], whether a neuron is there.
         descent: Settings.
     """
     motion = torch.zeros(len(own), values.shape[1], device=values.device)
     for step in range(descent.steps + 1):
-        scores = logits().float().log_softmax(-1)
-        chosen = scores.gather(1, targets[:, None])[:, 0]
-        said = scores.argmax(-1) == targets
+        scores = run(parts, batch).logits[0].float().log_softmax(-1)
+        chosen = scores.gather(1, batch.targets[:, None])[:, 0]
+        said = scores.argmax(-1) == batch.targets
         done = said & (~corrected | (chosen.exp() >= descent.confidence))
         if bool(done.all()) or step == descent.steps:
             return step
