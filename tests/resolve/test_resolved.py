@@ -185,3 +185,13 @@ def test_all_problems_are_reported_at_once(project: Project) -> None:
         "'three'",
         "'one'",
     ]
+
+
+def test_damaged_generation_settings_are_refused_before_any_work(project: Project) -> None:
+    base = project.path / "base"
+    own = base.resolve()
+    base.unlink()
+    shutil.copytree(own, base)
+    (base / "generation_config.json").write_text("[]")
+    with pytest.raises(WorkbenchError, match=r"generation_config\.json"):
+        project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: average}]\n")

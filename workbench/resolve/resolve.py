@@ -13,6 +13,7 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import AdaptedCheckpoint, base_adapter, base_digest, resolve_base, resolve_brick
 from workbench.bricks.origin import find_ties, rows_of, untied
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.models.identity import generation_settings
 from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, load_recipe
@@ -123,6 +124,7 @@ class _Builder:
         self._check(inputs, unread)
         findings.raise_problems()
         resolved = _with_tokenizers(inputs)
+        generation_settings(resolved.tokenizer_path, resolved.base.config)  # a damaged file ends here, before any work
         check_streams(resolved, self.hub, findings)
         findings.warnings += edit_warnings(resolved, self.hub, findings)
         deferred = (*self.checkpoint.deferred, *findings.deferred, *(d for b in resolved.bricks.values() for d in b.deferred))
