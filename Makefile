@@ -84,8 +84,9 @@ site: $(READY)  ## build the documentation site in site/; a broken link is an er
 	@$(BIN)python -m sphinx -W --keep-going -q -b html -c docs . site
 	@echo "site    site/index.html"
 
-bench: bricks/starter/base/config.json  ## run the benchmarks
-	@$(BIN)python benchmarks/merge.py
+bench: bricks/starter/base/config.json  ## measure the page on speed again, in about an hour on an idle machine
+	@$(BIN)python benchmarks/merge.py --size S --methods linear task_arithmetic slerp ties dare lora
+	@for name in core_space edit_solve startup eval search route; do $(BIN)python benchmarks/$$name.py || exit 1; done
 
 gpu: bricks/starter/base/config.json  ## tests and benchmarks on a CUDA device, in under nine minutes; skipped with a line where there is none
 	@$(BIN)python benchmarks/gpu.py $(ARGS)

@@ -33,9 +33,10 @@ import prune_figure
 import road_figure
 import route_tables
 import scoring_tables
+import speed_tables
 import update_tables
 import yaml
-from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, cite, interval, points, results, signed, table
+from cells import BLOCKS, MISSING, SIGNED, SIGNS, block, interval, points, results, signed, table
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli import published
@@ -53,15 +54,14 @@ TABLES = (
     other_tables,
     route_tables,
     scoring_tables,
+    speed_tables,
     update_tables,
 )
 """Modules that register blocks of pages."""
 RESULTS = "benchmarks/results/starter.json"
-MERGE = "benchmarks/results/merge-M.json"
 SMOKE = "benchmarks/results/starter-smoke.json"
 DEMO = "benchmarks/results/starter-demo.json"
 SIX = "benchmarks/results/starter-six.json"
-MERGE_SMALL = "benchmarks/results/merge-S.json"
 MARK = re.compile(r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<body>.*?)(?P<end><!-- (?P=name):end -->)", re.DOTALL)
 
 
@@ -184,61 +184,6 @@ def interference_block(found: dict[str, Any]) -> str:
     return table(["brick alone", *matrix["tasks"]], rows, left=1)
 
 
-def merge_block(project: Path) -> str:
-    """Merging checkpoints of 1.6 B parameters: CPU time and peak memory, beside mergekit in the same run."""
-    explained = (
-        " CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's CPU seconds over the workbench's, start-up included, "
-        "then with the start-up of both taken off. Over floor: CPU seconds without start-up over those of a process that only reads the inputs and "
-        "writes the output. Two threads: wall time on one over wall time on two. mergekit computes in the dtype that its column names."
-    )
-    return _merges(project, MERGE, explained)
-
-
-def merge_small_block(project: Path) -> str:
-    """The same with checkpoints of 0.5 B parameters."""
-    return _merges(project, MERGE_SMALL)
-
-
-def _merges(project: Path, name: str, explained: str = "") -> str:
-    """The table of a results file of `benchmarks/merge.py`; `explained` says what its columns are."""
-    found = results(project, name)
-    if found is None or not all("floor" in row for row in found["rows"]):  # files of before the floor was measured
-        return MISSING
-    heads = ["merge", "CPU s", "peak GB", "over floor"]
-    for dtype in ("bfloat16", "float32"):
-        heads += [f"mergekit {dtype}, CPU s", "peak GB", "ratio", "ratio without start-up"]
-    rows = [
-        [
-            f"`{row['method']}`",
-            f"{row['workbench']['cpu']:.1f}",
-            _gigabytes(row["workbench"]),
-            str(row["over_floor"]),
-            *_peer(row.get("mergekit_bfloat16")),
-            *_peer(row.get("mergekit_float32")),
-            str(row.get("two_threads", {}).get("wall_ratio", "")),
-        ]
-        for row in found["rows"]
-    ]
-    layers, hidden, mlp, _ = found["shape"]
-    note = (
-        f"Random bf16 llama checkpoints of {layers} layers, hidden size {hidden}, MLP {mlp}: base and three fine-tunes (two for `slerp`), or three "
-        f"rank-16 adapters (`lora`, task arithmetic).{explained} {cite(found, name)}"
-    )
-    return table([*heads, "two threads"], rows, left=1) + "\n\n" + note
-
-
-def _peer(row: Mapping[str, Any] | None) -> list[str]:
-    """mergekit's cells: CPU seconds, peak, ratio, ratio without start-up."""
-    if row is None:
-        return [""] * 4
-    return [f"{row['cpu']:.1f}", _gigabytes(row), str(row["cpu_ratio"]), str(row["cpu_ratio_without_start"])]
-
-
-def _gigabytes(row: Mapping[str, Any]) -> str:
-    planned = f" (plan {row['planned_peak'] / 1e9:.2f})" if "planned_peak" in row else ""
-    return f"{row['peak'] / 1e9:.2f}{planned}"
-
-
 def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> str:
     """A row for each configuration, a column for each task; kept beside skills, the difference beside retention."""
     rows = {(row["configuration"], row["task"]): row for row in found["rows"]}
@@ -325,8 +270,6 @@ def _training(card: BrickCard) -> list[str]:
 BLOCKS.update(
     {
         "items": items_block,
-        "merge": merge_block,
-        "merge_small": merge_small_block,
         "skills": skills_block,
     }
 )

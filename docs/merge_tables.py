@@ -10,7 +10,6 @@ from cells import block, points, signed, table
 
 from workbench.scores.paired import paired
 
-CORE = "benchmarks/results/core-space.json"
 WUDI = "benchmarks/results/wudi.json"
 MISSING_ROWS = "benchmarks/results/missing-rows.json"
 POOLS, POOLS_FIGURE = "benchmarks/results/merge-pools.json", "merging-pools.svg"
@@ -186,28 +185,6 @@ def forward_block(found: dict[str, Any]) -> str:
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
-
-
-@block("core", CORE)
-def core_block(found: dict[str, Any]) -> str:
-    """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
-    rows = [
-        [
-            f"`{r['method']}`",
-            f"{r['factors_seconds']:.2f}",
-            f"{r['whole_seconds']:.1f}",
-            f"{r['ratio']}",
-            f"{r['relative_difference']:.1e}",
-        ]
-        for r in found["rows"]
-    ]
-    heads = ["merge", "from factors, CPU s", "whole deltas, CPU s", "ratio", "relative difference"]
-    note = (
-        f"{found['adapters']} random adapters of rank {found['rank']} on a {found['size']} x {found['size']} layer, float32, "
-        f"{found['threads']} thread; the bases that they share and their core matrices take {found['basis_seconds']:.2f} s of the first "
-        f"column."
-    )
-    return table(heads, rows, left=1) + "\n\n" + note
 
 
 @block("wudi", WUDI)

@@ -104,7 +104,7 @@ def test_results_table_says_when_nothing_is_measured(build: ModuleType, tmp_path
 
 
 def test_merge_tables_have_the_numbers_of_the_file(build: ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / build.MERGE
+    path = tmp_path / build.speed_tables.MERGE
     path.parent.mkdir(parents=True)
     new = {"cpu": 12.3, "wall": 13.0, "peak": 250_000_000}
     peer = {
@@ -123,7 +123,7 @@ def test_merge_tables_have_the_numbers_of_the_file(build: ModuleType, tmp_path: 
     ]  # fmt: skip
     document = {"machine": "2 cores", "command": "python merge.py", "commit": "0123456789abcdef", "shape": [24, 2048, 8192, 32]}
     path.write_text(json.dumps({**document, "rows": rows}), "utf-8")
-    text = build.merge_block(tmp_path)
+    text = build.BLOCKS["merge"](tmp_path)
     assert [row for table in tables_of(text) for row in table[1:]] == [
         ["`linear`", "12.3", "0.25", "1.33", "61.5", "9.00", "5.0", "5.4", "", "", "", "", "1.8"],
         ["`ties`", "12.3", "0.25", "1.18", *[""] * 9],
@@ -131,7 +131,7 @@ def test_merge_tables_have_the_numbers_of_the_file(build: ModuleType, tmp_path: 
     assert text.endswith("2 cores: [merge-M.json](../benchmarks/results/merge-M.json).")
     old = [{"method": "linear", "workbench": new, "mergekit": new, "cpu_ratio": 1.8, "peak_ratio": 53.7}]
     path.write_text(json.dumps({**document, "rows": old, "threads": 1}), "utf-8")
-    assert build.merge_block(tmp_path) == build.merge_small_block(tmp_path) == build.BLOCKS["core"](tmp_path) == build.MISSING
+    assert {build.BLOCKS[name](tmp_path) for name in ("merge", "core")} == {build.MISSING}
 
 
 def _options(words: list[str]) -> set[str]:
