@@ -155,8 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 104_790,
-    # 80 lines: facts that are done leave a descent, keys of patch neurons share their sums.
+    "lines of the package": 104_800,
+    # 90 lines: facts that are done leave a descent, keys of patch neurons share their sums, `plan` refuses a recipe that grows as a brick.
     # 300 lines: greedy texts without lm-eval's loop. 100: adapters with rows of added tokens as bricks, `ship --json`, the hint of `open` in
     # every command. 60: what a walk from a wheel met.
     # 2,040 lines. 800: the viewer, its guard and its chat, in the place of the watch server and of the terminal's panes. 720: files of other

@@ -15,6 +15,7 @@ from worlds.tiny import VOCABULARY, WORDS, edit_json, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.files import read_json
+from workbench.run.plan import plan
 
 # Families whose embeddings or heads differ; `test_growth_table.py` grows the others.
 FAMILIES = ["llama", "qwen2", "gemma2", "gpt_neox", "gpt2", "phi", "opt", "granite", "cohere"]
@@ -156,4 +157,4 @@ def test_a_recipe_with_other_tokens_is_no_brick(project: Project) -> None:
     inner: dict[str, Any] = {"name": "inner.yaml"}
     project.write('steps: [{grow: vocabulary, tokens: ["<a>"]}]\n', **inner)
     with pytest.raises(WorkbenchError, match="recipe inner cannot be a brick: it grows the base"):
-        project.run("bricks: {inner: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n")
+        plan(project.resolve("bricks: {inner: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n"), project.path / "runs")

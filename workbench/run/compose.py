@@ -26,9 +26,10 @@ from workbench.models.layout import Model
 from workbench.recipe.methods import method
 from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result
 from workbench.resolve.resolved import Resolved
-from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of
+from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of, shapes_before
 from workbench.steps import MergeMethod
 from workbench.weights.device import default_threads
+from workbench.weights.specs import Weights
 
 
 @dataclass(frozen=True)
@@ -86,22 +87,31 @@ def deltas(name: str, resolved: Resolved) -> Deltas:
 
 
 def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:
-    """Return the deltas of a recipe used as a brick, in the output's vocabulary. The recipe is composed now.
+    """Return the deltas of a recipe used as a brick, in the output's vocabulary. The recipe is composed now, if it may be a brick."""
+    check_brick(nested, outer)
+    return WeightsDelta(_on_base(compose(nested, device, events).model, nested, outer), outer.base.weights)
+
+
+def check_brick(nested: Resolved, outer: Resolved) -> None:
+    """Check from headers that a recipe can be a brick.
 
     Raises:
         WorkbenchError: If the recipe grows the base, so that its tensors have other shapes or tokens.
     """
-    composed, base = compose(nested, device, events).model, outer.base.weights
-    weights = with_head_of(composed.weights, base, composed.config)
-    if outer.vocabulary is not None and nested.vocabulary is None:
-        weights = outer.vocabulary.on_base(weights)
+    weights = _on_base(shapes_before(nested, len(nested.recipe.steps)), nested, outer)
     other_tokens = nested.tokenizer_path != nested.tokenizer_at(0)
-    if other_tokens or {n: s.shape for n, s in weights.specs.items()} != {n: s.shape for n, s in base.specs.items()}:
+    shapes, own = ({name: spec.shape for name, spec in w.specs.items()} for w in (outer.base.weights, weights))
+    if other_tokens or shapes != own:
         raise WorkbenchError(
             f"recipe {nested.recipe.name} cannot be a brick: it grows the base, so its tensors have no delta to the base's tensors",
             "Move its grow step into this recipe.",
         )
-    return WeightsDelta(weights, base)
+
+
+def _on_base(model: Model, nested: Resolved, outer: Resolved) -> Weights:
+    """Return a nested recipe's weights with the head and, if only the outer recipe aligns tokens, the rows of the outer one's base."""
+    weights = with_head_of(model.weights, outer.base.weights, model.config)
+    return outer.vocabulary.on_base(weights) if outer.vocabulary is not None and nested.vocabulary is None else weights
 
 
 def brick_model(name: str, resolved: Resolved, device: torch.device, events: Events = no_events) -> Model:
