@@ -84,7 +84,7 @@ site: $(READY)  ## build the documentation site in site/; a broken link is an er
 	@$(BIN)python -m sphinx -W --keep-going -q -b html -c docs . site
 	@echo "site    site/index.html"
 
-bench: bricks/starter/base/config.json  ## measure the page on speed again, in about an hour on an idle machine
+bench: bricks/starter/base/config.json  ## measure the page on speed again, on an idle machine
 	@$(BIN)python benchmarks/merge.py --size S --methods linear task_arithmetic slerp ties dare lora
 	@for name in core_space edit_solve startup eval search route; do $(BIN)python benchmarks/$$name.py || exit 1; done
 

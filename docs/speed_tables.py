@@ -22,15 +22,8 @@ def _merged(found: dict[str, Any]) -> Iterator[Row]:
 
 def _spectral(found: dict[str, Any]) -> Iterator[Row]:
     for row in found["rows"]:
-        own = row["factors_seconds"]
-        yield (
-            f"`{row['method']}` of {found['adapters']} adapters, one layer",
-            "whole deltas",
-            row["whole_seconds"],
-            own,
-            row["ratio"],
-            None,
-        )
+        work, peer = f"`{row['method']}` of {found['adapters']} adapters, one layer", row["whole_seconds"]
+        yield work, "whole deltas", peer, row["factors_seconds"], row["ratio"], None
 
 
 def _scored(found: dict[str, Any]) -> Iterator[Row]:
@@ -40,39 +33,20 @@ def _scored(found: dict[str, Any]) -> Iterator[Row]:
         yield f"choices, `{task}`", "HFLM", peer, own, inner[task][scorer]["time_ratio"], inner[task][scorer]["over_bare"]
     for prompts, row in found.get("texts", {}).get(found["dtype"], {}).items():
         yield f"greedy texts, {prompts}", "HFLM", None, None, row["time_ratio"], None
-    yield (
-        f"`eval` of {whole['configurations']} configurations",
-        "`lm_eval`",
-        whole["lm_eval_seconds"],
-        whole["seconds"],
-        whole["ratio"],
-        None,
-    )
+    work = f"`eval` of {whole['configurations']} configurations"
+    yield work, "`lm_eval`", whole["lm_eval_seconds"], whole["seconds"], whole["ratio"], None
 
 
 def _searched(found: dict[str, Any]) -> Iterator[Row]:
-    peer, own = found["peer"]["cpu"], found["search"]["cpu"]
-    yield (
-        f"`search`, {found['candidates']} candidates",
-        "mergekit and `lm_eval`",
-        peer,
-        own,
-        found["ratio"]["search"]["cpu"],
-        None,
-    )
+    peer, own, work = found["peer"]["cpu"], found["search"]["cpu"], f"`search`, {found['candidates']} candidates"
+    yield work, "mergekit and `lm_eval`", peer, own, found["ratio"]["search"]["cpu"], None
 
 
 def _solved(found: dict[str, Any]) -> Iterator[Row]:
     for row in found["rows"]:
         peer, own = (sorted(row[name])[1] for name in ("reference_seconds", "seconds"))
-        yield (
-            f"`memit`'s solve, {row['facts']:,} facts, {row['inputs']} inputs",
-            "the formulas, float64",
-            peer,
-            own,
-            row["ratio"],
-            None,
-        )
+        work = f"`memit`'s solve, {row['facts']:,} facts, {row['inputs']} inputs"
+        yield work, "the formulas, float64", peer, own, row["ratio"], None
 
 
 def _routed(found: dict[str, Any]) -> Iterator[Row]:
@@ -88,9 +62,14 @@ def _started(found: dict[str, Any]) -> Iterator[Row]:
 
 
 SOURCES: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
-    "merge-S": _merged, "core-space": _spectral, "eval": _scored, "search": _searched, "edit-solve": _solved, "route": _routed,
+    "merge-S": _merged,
+    "core-space": _spectral,
+    "eval": _scored,
+    "search": _searched,
+    "edit-solve": _solved,
+    "route": _routed,
     "startup": _started,
-}  # fmt: skip
+}
 
 
 def speed_block(project: Path) -> str:

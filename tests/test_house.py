@@ -166,7 +166,7 @@ BUDGET = {
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
     "files of the package": 488,
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 74_920,
+    "lines of the tests": 74_940,
     # 880 lines: greedy texts, hints of 38 commands for 18 things of other tools, rows of added tokens, `ship --json`, 20 more bad inputs.
     # 3,450 lines. 1,600: what mutants found, exit codes, breaks that the state machine must find. 1,900: the viewer, files of other tools, commands
     # of recommendations, what leaves this machine.

@@ -62,6 +62,8 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  min over v of −log p(token)"
     )
 
+    version = 2  # searches for keys share a start, which changes their last bits
+
     edit: Literal["patch"]
     facts: str
     """Facts file or published data set (see docs/facts.md), relative to the project."""

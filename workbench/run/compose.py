@@ -88,20 +88,19 @@ def deltas(name: str, resolved: Resolved) -> Deltas:
 
 def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:
     """Return the deltas of a recipe used as a brick, in the output's vocabulary. The recipe is composed now, if it may be a brick."""
-    check_brick(nested, outer)
+    check_not_grown(nested, outer)
     return WeightsDelta(_on_base(compose(nested, device, events).model, nested, outer), outer.base.weights)
 
 
-def check_brick(nested: Resolved, outer: Resolved) -> None:
-    """Check from headers that a recipe can be a brick.
+def check_not_grown(nested: Resolved, outer: Resolved) -> None:
+    """Check from headers that a recipe used as a brick keeps the shapes and tokens of the base.
 
     Raises:
         WorkbenchError: If the recipe grows the base, so that its tensors have other shapes or tokens.
     """
-    weights = _on_base(shapes_before(nested, len(nested.recipe.steps)), nested, outer)
-    other_tokens = nested.tokenizer_path != nested.tokenizer_at(0)
-    shapes, own = ({name: spec.shape for name, spec in w.specs.items()} for w in (outer.base.weights, weights))
-    if other_tokens or shapes != own:
+    planned = _on_base(shapes_before(nested, len(nested.recipe.steps)), nested, outer)
+    before, after = ({name: spec.shape for name, spec in weights.specs.items()} for weights in (outer.base.weights, planned))
+    if before != after or nested.tokenizer_path != nested.tokenizer_at(0):
         raise WorkbenchError(
             f"recipe {nested.recipe.name} cannot be a brick: it grows the base, so its tensors have no delta to the base's tensors",
             "Move its grow step into this recipe.",

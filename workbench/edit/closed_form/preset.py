@@ -81,7 +81,7 @@ class Preset(EditMethod):
     """Joint mode: number of rounds in which facts that the edited model does not know yet get a larger change, with the same
     keys."""
 
-    version = 3
+    version = 4  # facts that are done leave their batch, which changes last bits
     page = "closed-form"
     keyed_if_set = frozenset({"continues", "preserve_steps"})
     constants = MappingProxyType(

@@ -275,7 +275,8 @@ def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[Upper]:
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
         return ((passes.states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": passes.states})
 
-    passes, below = Upper(batch, hidden_states[0]), list(parts.layers[:layer])
+    passes = Upper(batch, hidden_states[0])
+    below = list(parts.layers[:layer])
     handle = parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
     try:
         for module in below:

@@ -20,7 +20,7 @@ from workbench.models.skeleton import causal_skeleton
 from workbench.recipe.methods import method
 from workbench.resolve.keys import products
 from workbench.resolve.resolved import Resolved
-from workbench.run.compose import check_brick
+from workbench.run.compose import check_not_grown
 from workbench.run.costs import Needs, UnsolvedStep, cost_row, largest, merge_bytes, merged_ranks, numel, seconds_of, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.steps import EditMethod, Measured, MergeContext, MergeMethod
@@ -91,7 +91,7 @@ class Merge(Kind[MergeMethod]):
             needs.ranks[name] = None if rank is None or before is None else before + rank
         nested = [name for name in names if name in resolved.nested]
         for name in nested:
-            check_brick(resolved.nested[name], resolved)
+            check_not_grown(resolved.nested[name], resolved)
         if unsolved := [inner for name in nested for inner in _unsolved(resolved.nested[name], name)]:
             row["edits"] = unsolved
             needs.seconds += sum(step.seconds or 0 for step in unsolved)
