@@ -6,6 +6,7 @@ Random bf16 llama checkpoints: a base, three fine-tunes, three rank-16 adapters.
 thread, mergekit with its common `dtype: bfloat16`, mergekit in float32, and the workbench on two threads. Every measurement is
 one whole process, pinned to its cores, with its inputs in the page cache; each tool's start-up is measured by the same merge of
 a tiny model. The workbench starts without any remembered digest. The floor is a process that reads the inputs into one buffer and writes the output.
+`cold` has wall seconds of the workbench and of the floor after posix_fadvise(DONTNEED) on every input, so that both read from the disk.
 Results go to benchmarks/results/merge-<size>.json with machine, command and commit. Needs about 9x the model's size on disk
 (S: 1.0 GB, M: 3.2 GB a model); removed at the end.
 """
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +116,16 @@ def pin(cpus: str) -> list[str]:
     return ["taskset", "-c", cpus] if shutil.which("taskset") else []
 
 
-def ours(folder: Path, method: str, threads: int, last: int, device: str = "cpu") -> dict[str, float]:
+def ours(folder: Path, method: str, threads: int, last: int, device: str = "cpu", *, cold: bool = False) -> dict[str, float]:
     """Measure the workbench without earlier runs and cached digests."""
     file = recipe(folder, method)
     for name in ("runs", ".workbench"):
         shutil.rmtree(folder / name, ignore_errors=True)
     command = [sys.executable, "-m", "workbench", "run", str(file), "--quiet", "--device", device, "--threads", str(threads)]
-    warm(folder, method)
     planned = subprocess.run(
         [sys.executable, "-m", "workbench", "plan", str(file), "--json"], capture_output=True, text=True, check=True
     )
+    (cool if cold else warm)(folder, method)
     result = measure(command, 1, ",".join(map(str, range(last, last - threads, -1))))
     shutil.rmtree(folder / "runs")
     return {**result, "planned_peak": json.loads(planned.stdout)["peak_bytes"]}
@@ -155,9 +157,17 @@ def warm(folder: Path, method: str) -> None:
                 pass
 
 
-def floor(folder: Path, method: str, last: int) -> dict[str, float]:
+def cool(folder: Path, method: str) -> None:
+    """Drop a merge's inputs from the page cache; pages that were never written to the disk would stay."""
+    os.sync()
+    for name in inputs(folder, method):
+        with open(name, "rb", buffering=0) as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def floor(folder: Path, method: str, last: int, *, cold: bool = False) -> dict[str, float]:
     """Measure reading of the inputs and writing of the output, without start-up."""
-    warm(folder, method)
+    (cool if cold else warm)(folder, method)
     files = inputs(folder, method)
     process = subprocess.run(
         [*pin(str(last)), sys.executable, "-c", FLOOR, str(folder / "floor"), *files], capture_output=True, text=True, check=True
@@ -172,6 +182,11 @@ def compare(folder: Path, tiny: Path, method: str, dtypes: list[str], measured: 
     start = min(ours(tiny, method, 1, last)["cpu"] for _ in range(2))
     work = max(row["workbench"]["cpu"] - start, 0.01)
     row |= {"start_cpu": start, "over_floor": round(work / row["floor"]["cpu"], 2)}
+    walls = [
+        min(f(folder, method, cold=True)["wall"] for _ in range(2))
+        for f in (partial(ours, threads=1, last=last), partial(floor, last=last))
+    ]
+    row["cold"] = {"workbench": walls[0], "floor": walls[1], "over_floor": round(walls[0] / walls[1], 2)}
     for dtype in dtypes:
         if (method.removesuffix("_l1"), dtype) not in measured:
             measured[method, dtype] = theirs(folder, method, dtype, str(last)), theirs(tiny, method, dtype, str(last))["cpu"]
