@@ -86,7 +86,7 @@ site: $(READY)  ## build the documentation site in site/; a broken link is an er
 
 bench: bricks/starter/base/config.json  ## measure the page on speed again, on an idle machine
 	@$(BIN)python benchmarks/merge.py --size S --methods linear task_arithmetic slerp ties dare lora
-	@for name in core_space edit_solve startup eval search route; do $(BIN)python benchmarks/$$name.py || exit 1; done
+	@for name in core_space edit_solve startup train eval search route; do $(BIN)python benchmarks/$$name.py || exit 1; done
 
 gpu: bricks/starter/base/config.json  ## tests and benchmarks on a CUDA device, in under nine minutes; skipped with a line where there is none
 	@$(BIN)python benchmarks/gpu.py $(ARGS)

@@ -35,16 +35,18 @@ def scoring_block(found: dict[str, Any]) -> str:
         "the same with logits_cache",
         "CPU s over a bare forward",
     ]
-    check, whole = found["in_process"]["check"], found["processes"]
+    check, processes = found["in_process"]["check"], found["processes"]
+    processes = processes if isinstance(processes, list) else [processes]
     note = (
         f"{found['items']} items a task, {found['dtype']}, batch size {found['batch_size']}, one thread. `long`: five choices of several tokens after a passage; `letters`: four "
         "letters after five examples; `story`: running text. HFLM with the settings above; with `logits_cache` its default, whose values are wrong where "
         f"choices share tokens. Largest difference of a log-likelihood in the check: {check['max_difference']:.2g} nats (tolerance {check['tolerance']:.2g})."
     )
-    calls = (
-        f"Whole processes: {whole['configurations']} configurations (controls included) on `long` and `letters` take {whole['seconds']:.0f} CPU s by one `workbench eval`, composing "
-        f"included, and {whole['lm_eval_seconds']:.0f} by as many calls of `lm_eval` on written checkpoints ({len(whole['lm_eval_calls'])} calls measured, "
-        f"their mean counted for each): {whole['ratio']} times as much. The same `workbench eval` again takes {whole['again']:.1f} CPU s. "
+    calls = "Whole processes, on `long` and `letters`, composing included: " + " ".join(
+        f"{whole['configurations']} configurations (controls included) take {whole['seconds']:.0f} CPU s by one `workbench eval` and "
+        f"{whole['lm_eval_seconds']:.0f} by as many calls of `lm_eval` on written checkpoints ({len(whole['lm_eval_calls'])} calls measured, "
+        f"their mean counted for each), {whole['ratio']} times as much; the same `workbench eval` again takes {whole['again']:.1f} CPU s."
+        for whole in processes
     )
     return "\n\n".join([table(heads, rows, left=1), note, *_texts(found), calls])
 

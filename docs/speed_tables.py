@@ -18,6 +18,16 @@ def _merged(found: dict[str, Any]) -> Iterator[Row]:
     for row in found["rows"]:
         peer, own = row["mergekit_bfloat16"], row["workbench"]["cpu"]
         yield f"merge, 0.5 B, `{row['method']}`", "mergekit", peer["cpu"], own, peer["cpu_ratio"], row["over_floor"]
+        if cold := row.get("cold"):
+            work = f"the same, from the disk (wall), `{row['method']}`"
+            yield (
+                work,
+                "plain read and write",
+                cold["floor"],
+                cold["workbench"],
+                round(cold["floor"] / cold["workbench"], 2),
+                None,
+            )
 
 
 def _spectral(found: dict[str, Any]) -> Iterator[Row]:
@@ -27,14 +37,15 @@ def _spectral(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def _scored(found: dict[str, Any]) -> Iterator[Row]:
-    inner, whole = found["in_process"], found["processes"]
+    inner = found["in_process"]
     for task, scorer in (("long", "packed"), ("letters", "prefix")):
         peer, own = (inner[task]["seconds"][name] for name in ("hflm", scorer))
         yield f"choices, `{task}`", "HFLM", peer, own, inner[task][scorer]["time_ratio"], inner[task][scorer]["over_bare"]
     for prompts, row in found.get("texts", {}).get(found["dtype"], {}).items():
         yield f"greedy texts, {prompts}", "HFLM", None, None, row["time_ratio"], None
-    work = f"`eval` of {whole['configurations']} configurations"
-    yield work, "`lm_eval`", whole["lm_eval_seconds"], whole["seconds"], whole["ratio"], None
+    for whole in [found["processes"]] if isinstance(found["processes"], dict) else found["processes"]:
+        work = f"`eval` of {whole['configurations']} configurations"
+        yield work, "`lm_eval`", whole["lm_eval_seconds"], whole["seconds"], whole["ratio"], None
 
 
 def _searched(found: dict[str, Any]) -> Iterator[Row]:
@@ -54,6 +65,12 @@ def _routed(found: dict[str, Any]) -> Iterator[Row]:
         yield f"generation, mixed batch, adapters: {row['bricks']}", "PEFT", None, None, row["peft mixed"]["decode_ratio"], None
 
 
+def _trained(found: dict[str, Any]) -> Iterator[Row]:
+    for row in found["results"]:
+        step = row["seconds_a_step"]
+        yield f"`brick train`, a step, {row['rows']}", "PEFT and the Trainer", step["peft"], step["workbench"], row["ratio"], None
+
+
 def _started(found: dict[str, Any]) -> Iterator[Row]:
     least = found["commands"]["import torch"]["seconds"]
     for name in ("--help", "methods", "plan", "runs ls", "compare", "report"):
@@ -68,6 +85,7 @@ SOURCES: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "search": _searched,
     "edit-solve": _solved,
     "route": _routed,
+    "train": _trained,
     "startup": _started,
 }
 
