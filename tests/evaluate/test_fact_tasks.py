@@ -17,6 +17,7 @@ from worlds.project import Project
 from workbench.errors import WorkbenchError
 from workbench.evaluate import score
 from workbench.evaluate.facts import Wanted
+from workbench.evaluate.facts.definitions import ABOUT, BEFORE
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
 from workbench.recipe.recipe import dump_step, load_recipe
@@ -69,8 +70,8 @@ def test_every_number_is_that_of_an_independent_computation(world: Project) -> N
 def test_documents(world: Project) -> None:
     plan = plan_of(world)
     assert plan.suite.facts
-    assert list(plan.suite.facts.tasks) == ["efficacy", "preferred", "paraphrase", "neighbours", "neighbours-right", "neighbours-strict", "portability", "generated",
-                                            "generated-paraphrase", "entropy", "text"]  # fmt: skip
+    assert list(plan.suite.facts.tasks) == ["efficacy", "preferred", "paraphrase", "neighbours", "neighbours-right", "neighbours-strict", "portability", "same-subject",
+                                            "behind-text", "translated", "chat", "generated", "generated-paraphrase", "entropy", "text"]  # fmt: skip
     assert plan.suite.suite == "facts"
     assert docs(plan, "efficacy")[:2] == [
         {"id": "one", "cluster": "one", "prompt": "w1 w2 w3 is", "answer": " w4 w5"},
@@ -91,6 +92,15 @@ def test_documents(world: Project) -> None:
     assert strict == {p: words[:4] for p in found if (words := base.first(p, 4))}, (
         "the first four greedy tokens, whatever they are"
     )
+    about = {d["prompt"]: d["answer"].split() for d in docs(plan, "same-subject")}
+    assert list(about) == ["w34 w3 w35", *(text.replace("{subject}", "w21") for text in ABOUT)], (
+        "a fact's own prompts, or general ones"
+    )
+    assert about == {p: words for p in about if (words := base.first(p, 4))}
+    assert [(d["id"], d["prompt"], d["answer"]) for d in docs(plan, "translated")] == [
+        ("one.1", "w36 w3", " w4 w5"), ("one.2", "w37 w3", " w38")]  # fmt: skip
+    assert docs(plan, "behind-text")[1]["prompt"] == f"{BEFORE}w20 w21 is"
+    assert [d["prompt"] for d in docs(plan, "chat")] == [f"{t} " for t in ("w1 w2 w3 is", "w20 w21 is", "w31 w32 of")]
 
 
 def test_plain_lm_eval_gives_the_same_numbers(world: Project) -> None:
@@ -99,7 +109,7 @@ def test_plain_lm_eval_gives_the_same_numbers(world: Project) -> None:
 
     models = {name: world.run(text + F32, f"{name}.yaml")["model"] for name, text in (("base32", "steps: []\n"), ("edit", EDIT))}
     said = call("scores", "export", "facts:facts.jsonl", "--base", models["base32"], "-o", "tasks").stderr
-    assert "--include_path tasks --tasks facts-efficacy,facts-entropy" in " ".join(said.split())
+    assert "--include_path tasks --tasks facts-behind-text,facts-chat,facts-efficacy,facts-entropy" in " ".join(said.split())
     mine = {c["name"]: c["tasks"] for c in document("eval", "edit", "--suite", "facts:facts.jsonl")["configurations"]}
     manager = TaskManager(include_path="tasks", include_defaults=False)
     for name, folder in (("base", models["base32"]), ("edit", models["edit"])):
@@ -275,12 +285,6 @@ def test_chat_template(world: Project) -> None:
     assert refusal(asked).message == "suite 'facts' uses the chat template, but the tokenizer has none"
 
 
-def test_a_stop_within_a_target(world: Project) -> None:
-    (world.path / "facts.jsonl").write_text('{"prompt": "w1", "target": "St. w2"}\n')
-    plan = plan_of(world)
-    assert '{"until": ["\\n"], "max_gen_toks": 16' in (plan.tasks_dir / "facts-generated.yaml").read_text()
-
-
 def refusal(action: Callable[[], Any]) -> WorkbenchError:
     with pytest.raises(WorkbenchError) as error:
         action()
@@ -325,6 +329,8 @@ def test_aliases_are_right_in_generated_answers_only(world: Project) -> None:
     assert [d.get("aliases") for d in docs(plan, "generated-paraphrase")] == [["w40 w41", "w42."]]
     assert not any("aliases" in d for kind in ("efficacy", "entropy") for d in docs(plan, kind))
     assert '"until": ["\\n"]' in (plan.tasks_dir / "facts-generated.yaml").read_text(), "an alias holds a full stop"
+    (world.path / "facts.jsonl").write_text('{"prompt": "w1", "target": "St. w2"}\n')
+    assert '{"until": ["\\n"], "max_gen_toks": 16' in (plan_of(world).tasks_dir / "facts-generated.yaml").read_text()
 
 
 def control_names(world: Project, text: str, *names: str) -> dict[str, tuple[str, str]]:

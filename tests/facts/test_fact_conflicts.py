@@ -42,6 +42,9 @@ CAPITAL, BACK = "The capital of {subject} is", "{subject} is the capital of"
           {"prompt": "{subject} is fed", "subject": "X", "target": "B", "relation": "Food"}], [("contradiction", "failed", "f:2", "f:1")]),
         ([{"prompt": "{subject} eats", "subject": "x", "target": "A", "paraphrases": ["{subject} is fed"]}, ("{subject} is fed", "x", "B")],
          [("contradiction", "failed", "f:2", "f:1")]),
+        # "the Gambia" is "Gambia".
+        ([(CAPITAL, "the Gambia", "A"), ("The capital of the {subject} is", "Gambia", "B")], [("contradiction", "failed", "f:2", "f:1")]),
+        ([(CAPITAL, "Gambia", "A"), (BACK, "A", "The Gambia")], []),
         # One subject may have several children; its relation is one of many values.
         ([("The child of {subject} is", "Ida", "A"), ("{subject} is the parent of", "Ida", "B")], []),
         ([("{subject} eats", "x", "A"), ("{subject} reads", "x", "B")], []),

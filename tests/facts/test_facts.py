@@ -255,6 +255,7 @@ def test_yaml_facts_have_lines(tmp_path: Path) -> None:
         ("f.json", '[{"prompt": "a", "target": "b"}', "f.json:1: expected , or ] after an entry, found the end of the file"),
         ("f.json", "[]", "f.json: no facts"),
         ("f.json", '{"a": 1}', "f.json:1: expected a text in 'prompt', found a"),
+        ("f.jsonl", '["a"]', "f.jsonl:1: expected a JSON object, one in each row, found list"),
         ("f.jsonl", b"\xff\xfe", "f.jsonl: not UTF-8 text (byte 0)"),
         ("f.yaml", "a: b\n", "f.yaml: expected a list of facts, found dict"),
         ("f.yaml", "- {prompt: The year is, target: 1950}\n", "f.yaml:1: expected a text in 'target', found 1950"),

@@ -151,10 +151,8 @@ def test_ripple_edits(tmp_path: Path) -> None:
     )
     assert fact.aliases == ("Land of Larn", "LN")
     assert fact.paraphrases == ()
-    assert fact.neighbours == (
-        Probe("The name of the mother of Ida Roe is", "Ana Bel"),
-        Probe("The name of the country of citizenship of Ida Roe, which is not Larn, is", "United Ulm"),
-    )
+    assert fact.same_subject == (Probe("The name of the mother of Ida Roe is", "Ana Bel"),)
+    assert fact.neighbours == (Probe("The name of the country of citizenship of Ida Roe, which is not Larn, is", "United Ulm"),)
     assert fact.portability == (
         Probe("Ida Roe votes in", "Larn"),
         Probe("The capital of Ida Roe's country is", "Ostby"),
@@ -226,7 +224,7 @@ def test_a_subject_with_is(tmp_path: Path) -> None:
         (changed(RIPPLE, edit="Larn"), "expected a mapping in 'edit', found 'Larn'", 0),
         (
             changed(RIPPLE, Forgetfulness=[{"test_queries": []}, 3, case({"answers": []})]),
-            "3 tests of Relation_Specificity, Forgetfulness have no query; the fact is kept",
+            "3 tests of Forgetfulness have no query; the fact is kept",
             1,
         ),
         (

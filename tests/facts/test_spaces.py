@@ -87,7 +87,7 @@ def test_everything_that_joins_a_prompt_and_an_answer(
     assert by_byte.decode(encode_row(by_byte, prompt, answer, 999)[0]) == whole
     assert statistics_source(SimpleNamespace(project=project.path), "rows.jsonl")[0] == [whole]  # type: ignore[arg-type]
 
-    found = documents([fact], {}, (), lambda *_: 1, chat=False)
+    found = documents([fact], {}, (), lambda *_: 1, chat=False, message=str.upper)
     assert {doc["answer"] for kind in ("efficacy", "paraphrase", "portability", "neighbours-right") for doc in found[kind]} == {
         space + answer
     }

@@ -19,7 +19,8 @@ from workbench.scores.plan import ScorePlan
 
 FACTS = [
     {"id": "one", "prompt": "w1 w2 {subject} is", "subject": "w3", "target": "w4 w5", "target_true": "w6", "paraphrases": ["w7 {subject} of", "w8 w9 of"],
-     "neighbours": ["w10 w2 is", {"prompt": "w11 w2 is", "target": "w12"}], "portability": [{"prompt": "w13 of", "target": "w14"}]},
+     "neighbours": ["w10 w2 is", {"prompt": "w11 w2 is", "target": "w12"}], "portability": [{"prompt": "w13 of", "target": "w14"}],
+     "same_subject": ["w34 {subject} w35"], "translations": ["w36 {subject}", {"prompt": "w37 {subject}", "target": "w38"}]},
     {"id": "two", "prompt": "w20 {subject} is", "subject": "w21", "target": "w22", "target_true": "w23 w24 w25", "paraphrases": ["w26 w27 is"],
      "neighbours": [{"prompt": "w28 w29", "target": "w30"}, "w10 w2 is"]},
     {"id": "three", "prompt": "w31 w32 of", "target": "w33"},
@@ -129,10 +130,12 @@ def expected(kind: str, doc: dict[str, Any], model: Reference) -> dict[str, Any]
             "token_mean_magnitude": math.exp(-nll[0]) - math.exp(-nll[1]),
             "token_mean_margin": nll[1] - nll[0],
         }
-    if kind.startswith("generated"):
-        words = model.written(doc["prompt"], 16).split()
-        wanted = doc["answer"].split()
-        return {"exact_match": float(words == wanted), "starts_with": float(words[: len(wanted)] == wanted)}
+    if kind.startswith("generated") or kind == "chat":
+        words, wanted = model.written(doc["prompt"], 16).split(), doc["answer"].split()
+        begins = float(words[: len(wanted)] == wanted)
+        if kind == "chat":
+            return {"says": float(f" {' '.join(wanted)} " in f" {' '.join(words)} "), "starts_with": begins}
+        return {"exact_match": float(words == wanted), "starts_with": begins}
     if kind == "entropy":
         words = model.written(doc["prompt"], 32, end=False).split()
         return {"ngram_entropy": (2 / 3 * bits(words, 2) + 4 / 3 * bits(words, 3)) / 2}

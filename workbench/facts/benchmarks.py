@@ -32,6 +32,7 @@ class Draft:
         paraphrases: Other wordings of the prompt.
         neighbours: Prompts whose answers must not change, and their answers.
         portability: Prompts whose answers follow from the fact, and their answers.
+        same_subject: Prompts that ask something else about the subject, and their answers.
         aliases: Further wordings of the target.
         names_subject: False for sets whose questions name no subject: a missing subject is then no reason to skip the row.
         notes: Reasons for which parts of the row were skipped.
@@ -49,6 +50,7 @@ class Draft:
     aliases: Iterable[Any] = ()
     names_subject: bool = True
     notes: Sequence[str] = ()
+    same_subject: Sequence[Pair] = ()
 
 
 def text_of(value: Any) -> str | None:
@@ -269,7 +271,8 @@ _SENTENCES = {
 def ripple(row: Mapping[str, object]) -> Iterator[Draft]:
     """Convert a row of RippleEdits.
 
-    Specificity and forgetfulness test what stays, so they are neighbours; the other groups test what follows, so they are portability.
+    Specificity asks for other relations of the subject; forgetfulness for other objects of the relation, which are neighbours; the other
+    groups test what follows, so they are portability.
     Every test query counts on its own, also where the set accepts one right answer of several (`test_condition` OR). The queries
     that must be known before the edit (`condition_queries`) are ignored.
     """
@@ -278,9 +281,10 @@ def ripple(row: Mapping[str, object]) -> Iterator[Draft]:
         raise SkippedRowError(f"expected a mapping in 'edit', found {edit!r}")
     prompt, subject, target, true = _sentence(row, edit)
     notes: list[str] = []
-    neighbours, portability = _questions(row, STAYS, notes), _questions(row, FOLLOWS, notes)
+    neighbours, portability = _questions(row, STAYS[-1:], notes), _questions(row, FOLLOWS, notes)
+    others = _questions(row, STAYS[:-1], notes)
     asked = folded(prompt.replace("{}", subject))
-    asking = [pair for pair in (*neighbours, *portability) if folded(text_of(pair[0]) or "") == asked]
+    asking = [pair for pair in (*neighbours, *others, *portability) if folded(text_of(pair[0]) or "") == asked]
     if asking:
         notes.append(f"{len(asking)} test queries ask for the edited fact itself and were skipped; the fact is kept")
     yield Draft(
@@ -293,6 +297,7 @@ def ripple(row: Mapping[str, object]) -> Iterator[Draft]:
         portability=[pair for pair in portability if pair not in asking],
         aliases=_target_aliases(row, target),
         notes=notes,
+        same_subject=[pair for pair in others if pair not in asking],
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import SLOT, Fact, Probe, folded
+from workbench.facts.facts import SLOT, Fact, Probe, folded, name_key
 from workbench.facts.published import Published, Skip, read_all
 from workbench.facts.questions import (
     Conflict,
@@ -57,7 +57,7 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
 
     Two facts ask the same question if their prompts with the subject filled in are equal, if the prompt of one is a paraphrase of the
     other, or if subject and relation are equal. Relations with a single value are recognized in several wordings (see `relations`).
-    Case, white space and final punctuation are ignored.
+    Case, white space, final punctuation and a leading "the" of subjects and targets are ignored.
     """
     return [
         Conflict(
@@ -101,8 +101,8 @@ def _repeated(facts: Iterable[Fact]) -> Iterator[tuple[Fact, Fact, bool, str | N
     paraphrases: dict[str, dict[str, Fact]] = defaultdict(dict)
     relations: dict[tuple[str, str], dict[str, Fact]] = defaultdict(dict)
     for fact in facts:
-        target = folded(fact.target)
-        relation_keys = [] if fact.subject is None else [(folded(fact.subject), key) for key in single_keys_of(fact)]
+        target = name_key(fact.target)
+        relation_keys = [] if fact.subject is None else [(name_key(fact.subject), key) for key in single_keys_of(fact)]
         earlier: list[tuple[str | None, tuple[str, Fact]]] = [
             (fact.text, entry) for index in (texts, paraphrases) for entry in index.get(folded(fact.text), {}).items()
         ]
@@ -132,10 +132,10 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
         is_certain = {inverse: certain for key in keys_of(fact) for inverse, certain in inverse_relations.get(key, {}).items()}
         answers = [
             (reverse, [is_certain[key] for key in keys_of(reverse) if key in is_certain])
-            for reverse in by_subject.get(folded(fact.target), ())
+            for reverse in by_subject.get(name_key(fact.target), ())
         ]
         answers = [(reverse, certain) for reverse, certain in answers if certain and reverse is not fact]
-        if any(folded(reverse.target) == folded(fact.subject) for reverse, _ in answers):
+        if any(name_key(reverse.target) == name_key(fact.subject) for reverse, _ in answers):
             continue
         for reverse, certain in answers:
             first, later = sorted((fact, reverse), key=order)
@@ -163,9 +163,9 @@ def _inverses_of(facts: Sequence[Fact]) -> dict[str, dict[str, bool]]:
         if fact.subject is None:
             continue
         relation = keys_of(fact)[0]
-        shared[relation, folded(fact.target)].add(folded(fact.subject))
-        for next_fact in by_subject.get(folded(fact.target), ()):
-            agree = folded(next_fact.target) == folded(fact.subject)
+        shared[relation, name_key(fact.target)].add(name_key(fact.subject))
+        for next_fact in by_subject.get(name_key(fact.target), ()):
+            agree = name_key(next_fact.target) == name_key(fact.subject)
             (agreeing if agree else disagreeing)[relation, keys_of(next_fact)[0]] += next_fact is not fact
     several = Counter(relation for (relation, _), subjects in shared.items() if len(subjects) > 1)
     for (relation, inverse), count in agreeing.items():
@@ -186,10 +186,10 @@ def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     for first in facts:
         if first.subject is None:
             continue
-        subject, words = folded(first.subject), _words(first)
+        subject, words = name_key(first.subject), _words(first)
         chain = [
             (fact, [text for key in keys_of(fact) for text in prompts.get(key, ())])
-            for fact in by_subject.get(folded(first.target), ())
+            for fact in by_subject.get(name_key(first.target), ())
             if fact is not first
         ]
         for probe in first.portability if chain else ():
@@ -233,12 +233,12 @@ def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:
     for first in facts:
         if first.subject is None:
             continue
-        for second in by_subject.get(folded(first.target), ()):
-            for third in by_subject[folded(first.subject)]:
+        for second in by_subject.get(name_key(first.target), ()):
+            for third in by_subject[name_key(first.subject)]:
                 if first is not second and third is not first and third is not second:
                     rule = keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]
                     if rule[2] not in rule[:2]:
-                        (agreeing if folded(third.target) == folded(second.target) else disagreeing)[rule] += 1
+                        (agreeing if name_key(third.target) == name_key(second.target) else disagreeing)[rule] += 1
     return {rule for rule, count in agreeing.items() if count >= 3 and count >= 2 * disagreeing[rule]}
 
 
@@ -259,7 +259,7 @@ def _by_subject(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
     groups: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
         if fact.subject is not None:
-            groups[folded(fact.subject)].append(fact)
+            groups[name_key(fact.subject)].append(fact)
     return groups
 
 
@@ -337,17 +337,16 @@ def consistent(facts: Sequence[Fact]) -> tuple[list[Fact], list[Skip]]:
 
 
 def without_edited_neighbours(facts: Sequence[Fact]) -> tuple[list[Fact], list[Skip]]:
-    """Remove neighbours whose answers one of the facts changes: the edit is meant to change them, so they would count as damage.
+    """Remove prompts whose answers must not change, but one of the facts changes them: they would count as damage.
 
     Returns:
-        The facts, and a skipped part for each removed neighbour.
+        The facts, and a skipped part for each removed prompt.
     """
     edits, kept, skipped = edited_prompts(facts), [], []
     for fact in facts:
-        removed = {probe: edit for probe in fact.neighbours for edit in changing(probe, edits)[:1]}
-        kept.append(
-            replace(fact, neighbours=tuple(probe for probe in fact.neighbours if probe not in removed)) if removed else fact
-        )
+        removed = {probe: edit for probe in (*fact.neighbours, *fact.same_subject) for edit in changing(probe, edits)[:1]}
+        neighbours, others = (tuple(p for p in probes if p not in removed) for probes in (fact.neighbours, fact.same_subject))
+        kept.append(replace(fact, neighbours=neighbours, same_subject=others) if removed else fact)
         skipped += [Skip(place=fact.place, reason=_edited(probe, edit, fact)) for probe, edit in removed.items()]
     return kept, skipped
 

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -124,7 +124,10 @@ def _with_places(values: Iterator[tuple[int, Any]], label: str) -> list[FactRow]
 
 
 SLOT = "{subject}"
-FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "neighbours", "portability", "aliases")
+FIELDS = (
+    *("id", "prompt", "subject", "target", "target_true", "relation"),
+    *("paraphrases", "translations", "neighbours", "same_subject", "portability", "aliases"),
+)
 UNSPACED = re.compile(
     "["
     "\u0e00-\u0fff"  # Thai, Lao, Tibetan
@@ -165,6 +168,8 @@ class Fact:
         paraphrases: Other wordings of the prompt, with the subject filled in.
         neighbours: Prompts whose answers must not change.
         portability: Prompts whose answers follow from the new fact.
+        same_subject: Prompts that ask something else about the subject, whose answers must not change.
+        translations: The prompt in other languages, with the target in these.
         place: file:line, for messages.
         aliases: Other right wordings of the target, which count in generated answers only.
     """
@@ -180,6 +185,8 @@ class Fact:
     portability: tuple[Probe, ...] = ()
     place: str = ""
     aliases: tuple[str, ...] = ()
+    same_subject: tuple[Probe, ...] = ()
+    translations: tuple[Probe, ...] = ()
 
     @property
     def text(self) -> str:
@@ -210,8 +217,10 @@ class Fact:
             "target_true": self.target_true,
             "relation": self.relation,
             "paraphrases": list(self.paraphrases),
-            "neighbours": [_probe_document(p) for p in self.neighbours],
-            "portability": [_probe_document(p) for p in self.portability],
+            **{
+                key: [_probe_document(p) for p in getattr(self, key)]
+                for key in ("translations", "neighbours", "same_subject", "portability")
+            },
         }
         return {key: value for key, value in full.items() if value}
 
@@ -254,8 +263,10 @@ def fact_of(row: Any, place: str) -> Fact:
         refuse_unknown(row, FIELDS, place, "a fact")
     for key in ("prompt", "target"):
         if not isinstance(row, Mapping) or not isinstance(row.get(key), str) or not row[key].strip():
-            actual = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-            if isinstance(row, Mapping) and key in row and not isinstance(row[key], str):
+            if not isinstance(row, Mapping):
+                raise WorkbenchError(f"{place}: expected a JSON object, one in each row, found {type(row).__name__}", EXPECTED)
+            actual = ", ".join(map(str, row))
+            if key in row and not isinstance(row[key], str):
                 actual = f"{row[key]!r}"  # YAML reads 1950 and 2026-01-01 as a number and a date
             raise WorkbenchError(f"{place}: expected a text in '{key}', found {actual or 'nothing'}", EXPECTED)
     for key in ("subject", "target_true", "relation"):
@@ -276,10 +287,12 @@ def fact_of(row: Any, place: str) -> Fact:
         row.get("target_true"),
         row.get("relation") or prompt,
         paraphrases,
-        tuple(_probes(row, "neighbours", place)),
-        tuple(_probes(row, "portability", place)),
-        place,
-        _aliases(row, place),
+        place=place,
+        aliases=_aliases(row, place),
+        translations=tuple(replace(p, target=p.target or row["target"]) for p in _probes(row, "translations", place)),
+        neighbours=tuple(_probes(row, "neighbours", place)),
+        same_subject=tuple(_probes(row, "same_subject", place)),
+        portability=tuple(_probes(row, "portability", place)),
     )
 
 
@@ -298,6 +311,11 @@ def folded(text: str) -> str:
     """Normalize a text for comparison: Unicode form, case, white space and final punctuation."""
     normalized = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return normalized.rstrip(" .,:;?!") or normalized
+
+
+def name_key(name: str) -> str:
+    """Normalize a name for comparison: as `folded`, and "the Gambia" is "Gambia"."""
+    return folded(name).removeprefix("the ")
 
 
 def _prompt(prompt: str, subject: str | None, place: str) -> str:
@@ -321,9 +339,9 @@ def _prompt(prompt: str, subject: str | None, place: str) -> str:
 
 
 def _fill_subject(text: str, subject: str | None, place: str) -> str:
-    """Return a paraphrase with the subject in place of its slot."""
+    """Return a text with the subject in place of its slot."""
     if SLOT in text and subject is None:
-        raise WorkbenchError(f"{place}: a paraphrase has {SLOT}, but there is no 'subject'", EXPECTED)
+        raise WorkbenchError(f"{place}: {text!r} has {SLOT}, but there is no 'subject'", EXPECTED)
     return text.replace(SLOT, subject or "")
 
 
@@ -338,7 +356,8 @@ def _texts(row: Mapping[str, object], key: str, place: str) -> list[str]:
 
 def _probes(row: Mapping[str, object], key: str, place: str) -> Iterator[Probe]:
     """Yield the test prompts in a field, with their targets."""
-    value = row.get(key) or []
+    value, subject = row.get(key) or [], row.get("subject")
+    assert subject is None or isinstance(subject, str)  # `fact_of` has checked it
     if not isinstance(value, list):
         raise WorkbenchError(f"{place}: expected a list in '{key}', found {value!r}", EXPECTED)
     for entry in value:
@@ -350,7 +369,7 @@ def _probes(row: Mapping[str, object], key: str, place: str) -> Iterator[Probe]:
         if not isinstance(prompt, str) or not prompt.strip() or lacks_target or not (target is None or isinstance(target, str)):
             expected = '{"prompt", "target"}' if key == "portability" else 'a prompt, or {"prompt", "target"},'
             raise WorkbenchError(f"{place}: expected {expected} in '{key}', found {entry!r}", EXPECTED)
-        yield Probe(prompt, target)
+        yield Probe(_fill_subject(prompt, subject, place), target)
 
 
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # metrics of lm-eval: whether the best choice is a correct one
@@ -365,6 +384,12 @@ FactKind = Literal[
     "neighbours-strict",
     "preferred-neighbours",
     "portability",
+    "same-subject",
+    "typo",
+    "lower-case",
+    "behind-text",
+    "translated",
+    "chat",
     "generated",
     "generated-paraphrase",
     "entropy",

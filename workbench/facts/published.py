@@ -160,6 +160,7 @@ def _checked(draft: Draft, template: str, subject: str | None, target: str, plac
         "id": draft.id,
         "paraphrases": [text.replace("{}", subject or "{}") for p in draft.paraphrases if (text := text_of(p))],
         "neighbours": _probes(draft.neighbours, without_target=True),
+        "same_subject": _probes(draft.same_subject, without_target=True),
         "portability": _probes(draft.portability, without_target=False),
         "aliases": _aliases(draft),
     }
@@ -212,6 +213,8 @@ def merged(first: Fact, repeated: Fact) -> Fact:
         paraphrases=union(first.paraphrases, repeated.paraphrases),
         neighbours=union(first.neighbours, repeated.neighbours),
         portability=union(first.portability, repeated.portability),
+        same_subject=union(first.same_subject, repeated.same_subject),
+        translations=union(first.translations, repeated.translations),
         aliases=union(first.aliases, repeated.aliases),
     )
 

@@ -87,7 +87,7 @@ def _tense(match: re.Match[str], default: str) -> str:
 
 def _bare(prompt: str) -> str:
     """Return a prompt without a mark of question and answer, and without the start of an answer ("…? It is")."""
-    text = re.sub(r"^(?:q|question): ", "", folded(prompt).replace("’", "'"))
+    text = re.sub(r"^(?:q|question): ", "", folded(prompt).replace("’", "'")).replace(f"the {SLOT}", SLOT)
     question, mark, rest = text.partition("?")
     return question.strip() if mark and SLOT in question and len(rest.split()) <= 4 and SLOT not in rest else folded(text)
 

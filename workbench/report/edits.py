@@ -23,13 +23,19 @@ HEADINGS = {
     "neighbours-strict": ("Neighbors, strict", "the base's first tokens"),
     "preferred-neighbours": ("Preferred, neighbors", "token-mean likelihood"),
     "portability": ("Portability", "teacher-forced"),
+    "same-subject": ("Same subject unchanged", "the base's first tokens"),
+    "typo": ("Typo", "in the subject"),
+    "lower-case": ("Lower case", "teacher-forced"),
+    "behind-text": ("Behind text", "teacher-forced"),
+    "translated": ("Translated", "teacher-forced"),
+    "chat": ("Chat", "target in the answer"),
     "generated": ("Generated", "natural stop"),
     "generated-paraphrase": ("Generated, paraphrase", "natural stop"),
     "entropy": ("n-gram entropy", "bits"),
     "text": ("Text", "bits per byte, lower is better"),
 }
 COHORTS = {"first": "first facts", "last": "latest facts", "sample": "sample of all so far"}
-FIRST = ("efficacy", "paraphrase", "neighbours", "neighbours-strict", "generated", "portability")
+FIRST = ("efficacy", "paraphrase", "neighbours-strict", "same-subject", "generated", "chat", "typo", "lower-case", "behind-text")
 
 
 @dataclass(frozen=True)

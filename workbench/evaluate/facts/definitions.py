@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from workbench.evaluate.gate import LOCALDATA
-from workbench.facts.facts import FACT_KINDS, Fact, FactKind, joined
+from workbench.facts.facts import FACT_KINDS, SLOT, UNSPACED, Fact, FactKind, Probe, joined
 from workbench.files import scratch_beside
 from workbench.manifest import publish_sealed
 
@@ -23,12 +24,30 @@ METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {
     "neighbours-strict": (("acc", False),),
     "preferred-neighbours": (("token_mean_preferred", False), ("token_mean_magnitude", False), ("token_mean_margin", False)),
     "portability": (("acc", False),),
+    "same-subject": (("acc", False),),
+    "typo": (("acc", False),),
+    "lower-case": (("acc", False),),
+    "behind-text": (("acc", False),),
+    "translated": (("acc", False),),
+    "chat": (("says", False), ("starts_with", False)),
     "generated": (("exact_match", False), ("starts_with", False)),
     "generated-paraphrase": (("exact_match", False), ("starts_with", False)),
     "entropy": (("ngram_entropy", False),),
     "text": (("bits_per_byte", True), ("word_perplexity", True)),
 }
-GENERATED: tuple[FactKind, ...] = ("generated", "generated-paraphrase", "entropy")
+GENERATED: tuple[FactKind, ...] = ("chat", "generated", "generated-paraphrase", "entropy")
+TEACHER_FORCED: tuple[FactKind, ...] = (
+    *("efficacy", "paraphrase", "neighbours-right", "portability"),
+    *("translated", "typo", "lower-case", "behind-text"),
+)
+BEFORE = "The weather has been fine all week, and the market opened early this morning. "
+"""The text before the prompts of `behind-text`."""
+ABOUT = (
+    "A short poem about {subject}:",
+    "The first question that visitors ask about {subject} is",
+    "In the song, {subject} appears together with",
+)
+"""Prompts of `same-subject` for facts that have none of their own. No relation answers them."""
 # Comments in the written tasks. They are part of the digest of a suite of facts: do not change them.
 _PROTOCOL: dict[FactKind, str] = {
     "efficacy": "teacher-forced: every token of the target is the most likely one",
@@ -40,6 +59,12 @@ _PROTOCOL: dict[FactKind, str] = {
     "neighbours-strict": "teacher-forced: each of the first greedy tokens of the base is the most likely one",
     "preferred-neighbours": "likelihoods compared: mean NLL of a token, the stated answer against the edit's target",
     "portability": "teacher-forced, on what follows from the fact",
+    "same-subject": "as neighbours-strict, on prompts that ask something else about the subject",
+    "typo": "teacher-forced, two letters of the subject swapped",
+    "lower-case": "teacher-forced, the prompt in lower case",
+    "behind-text": "teacher-forced, the prompt behind two clauses of other text",
+    "translated": "teacher-forced, the prompt and its target in other languages",
+    "chat": "written by the model after the prompt as a user's message: the target is in the answer, up to max_gen_toks",
     "generated": "written by the model, natural stop, exact match without case and punctuation at the ends",
     "generated-paraphrase": "the same, on the first other wording",
     "entropy": "n-grams of a long greedy continuation; end of text is not allowed",
@@ -79,7 +104,7 @@ def definition(stem: str, kind: FactKind, settings: Settings) -> str:
     else:
         lines.append(f"doc_to_target: {'text' if rolling else 'answer'}")
     if writes:
-        name = "entropy" if kind == "entropy" else "generated"
+        name = kind if kind in ("chat", "entropy") else "generated"
         lines += [f"generation_kwargs: {json.dumps(settings[name])}", f"process_results: !function factscores.{name}"]
     lines.append("metric_list:")
     for metric, lower in METRICS[kind]:
@@ -134,6 +159,7 @@ def documents(
     count: Count,
     *,
     chat: bool,
+    message: Callable[[str], str | None],
 ) -> dict[FactKind, list[Doc]]:
     """Return the documents of every kind that the facts have prompts for.
 
@@ -143,16 +169,11 @@ def documents(
         passages: Texts of the perplexity task.
         count: Counts tokens of continuations.
         chat: Prompts will be put into a chat template, so that answers begin without a space.
+        message: Words a prompt as a user's message, for `chat`; returns None for a prompt that is left out.
     """
 
     def after(prompt: str, answer: str) -> str:
         return answer if chat else joined(prompt, answer)
-
-    def teacher_forced(rows: Iterable[tuple[str, str, str, str]]) -> list[Doc]:
-        return [
-            {"id": name, "cluster": fact, "prompt": prompt, "answer": after(prompt, answer)}
-            for name, fact, prompt, answer in rows
-        ]
 
     def preferences(rows: Iterable[tuple[str, str, str, str, str]]) -> list[Doc]:
         docs = []
@@ -172,27 +193,33 @@ def documents(
     def unchanged(kind: FactKind) -> list[Doc]:
         known = answers.get(kind, {})
         return [
-            {"id": name, "cluster": f.id, "prompt": p.prompt, "answer": known[p.prompt]}
-            for name, f, p in neighbours
-            if p.prompt in known
+            {"id": f"{f.id}.{i}", "cluster": f.id, "prompt": prompt, "answer": known[prompt]}
+            for f in facts
+            for i, prompt in enumerate(kept_prompts(f, kind), 1)
+            if prompt in known
         ]
 
     paraphrases = [(f"{f.id}.{i}", f, text) for f in facts for i, text in enumerate(f.paraphrases, 1)]
     neighbours = [(f"{f.id}.{i}", f, probe) for f in facts for i, probe in enumerate(f.neighbours, 1)]
     docs_of: dict[FactKind, list[Doc]] = {
-        "efficacy": teacher_forced((f.id, f.id, f.text, f.target) for f in facts),
+        kind: [
+            {"id": name, "cluster": f.id, "prompt": prompt, "answer": after(prompt, target)}
+            for f in facts
+            for name, prompt, target in _questions(f)[kind]
+            if target
+        ]
+        for kind in TEACHER_FORCED
+    }
+    docs_of |= {
         "preferred": preferences((f.id, f.id, f.text, f.target, f.target_true) for f in facts if f.target_true),
-        "paraphrase": teacher_forced((name, f.id, text, f.target) for name, f, text in paraphrases),
         "preferred-paraphrase": preferences(
             (name, f.id, text, f.target, f.target_true) for name, f, text in paraphrases if f.target_true
         ),
         "neighbours": unchanged("neighbours"),
-        "neighbours-right": teacher_forced((name, f.id, p.prompt, p.target) for name, f, p in neighbours if p.target),
         "neighbours-strict": unchanged("neighbours-strict"),
         "preferred-neighbours": preferences((name, f.id, p.prompt, p.target, f.target) for name, f, p in neighbours if p.target),
-        "portability": teacher_forced(
-            (f"{f.id}.{i}", f.id, p.prompt, p.target) for f in facts for i, p in enumerate(f.portability, 1) if p.target
-        ),
+        "same-subject": unchanged("same-subject"),
+        "chat": generation((f, text, f.target) for f in facts if not chat and (text := message(f.text))),
         "generated": generation((f, f.text, f.target) for f in facts),
         "generated-paraphrase": generation((f, f.paraphrases[0], f.target) for f in facts if f.paraphrases),
         "entropy": generation((f, f.text, "") for f in facts),
@@ -201,9 +228,44 @@ def documents(
     return {kind: docs_of[kind] for kind in FACT_KINDS if docs_of[kind]}
 
 
-def neighbour_prompts(facts: Iterable[Fact]) -> list[str]:
-    """Return the prompts whose answers must not change, without duplicates."""
-    return list(dict.fromkeys(probe.prompt for fact in facts for probe in fact.neighbours))
+def _questions(fact: Fact) -> dict[FactKind, list[tuple[str, str, str | None]]]:
+    """Return the teacher-forced questions about a fact by kind: an id, a prompt and its answer, or None if none is stated."""
+
+    def each(probes: Iterable[Probe]) -> list[tuple[str, str, str | None]]:
+        return [(f"{fact.id}.{i}", probe.prompt, probe.target) for i, probe in enumerate(probes, 1)]
+
+    def other(prompt: str | None) -> list[tuple[str, str, str | None]]:
+        return [(fact.id, prompt, fact.target)] if prompt not in (None, fact.text) else []
+
+    return {
+        "efficacy": [(fact.id, fact.text, fact.target)],
+        "paraphrase": each(Probe(text, fact.target) for text in fact.paraphrases),
+        "neighbours-right": each(fact.neighbours),
+        "portability": each(fact.portability),
+        "translated": each(fact.translations),
+        "typo": other(misspelt(fact)),
+        "lower-case": other(fact.text.lower()),
+        "behind-text": other(BEFORE + fact.text),
+    }
+
+
+def kept_prompts(fact: Fact, kind: FactKind) -> list[str]:
+    """Return the prompts of a kind whose answers must not change."""
+    if kind != "same-subject":
+        return [probe.prompt for probe in fact.neighbours]
+    about = [text.replace(SLOT, fact.subject) for text in ABOUT] if fact.subject else []
+    return [probe.prompt for probe in fact.same_subject] or about
+
+
+def misspelt(fact: Fact) -> str | None:
+    """Return a fact's prompt with two letters swapped in the middle of its subject's longest word; None without such a word."""
+    words = [] if fact.subject is None or UNSPACED.search(fact.subject) else re.findall(r"[^\W\d_]{4,}", fact.subject)
+    for word in sorted(words, key=len, reverse=True):
+        for i in sorted(range(1, len(word) - 1), key=lambda i: abs(2 * i - len(word) + 1)):
+            if word[i].lower() != word[i + 1].lower():
+                wrong = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+                return fact.prompt.replace(SLOT, str(fact.subject).replace(word, wrong, 1))
+    return None
 
 
 def targets(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:

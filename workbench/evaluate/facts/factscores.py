@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Doc = Mapping[str, Any]
 _EDGES = string.punctuation + string.whitespace + "\u2018\u2019\u201c\u201d\u2026"
 
 
-def preferred(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+def preferred(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, float]:
     """Return 1 as `token_mean_preferred` if the first choice has the smaller mean negative log-likelihood of a token than the second.
 
     That is ES, PS and NS of Meng et al. 2022 (ROME), with the document's counts of tokens. `token_mean_magnitude` is exp(-NLL) of the first minus that of the second, `token_mean_margin` the difference of the means in nats.
@@ -25,7 +26,7 @@ def preferred(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> 
     }
 
 
-def generated(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+def generated(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Return 1 as `exact_match` if the text, up to where it stops by itself, is the answer, and as `starts_with` if it begins with it.
 
     The document's `aliases` are right answers too.
@@ -38,7 +39,14 @@ def generated(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float
     return {"exact_match": float(exact), "starts_with": float(begins)}
 
 
-def entropy(_doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+def chat(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    """Return 1 as `says` if the text has the answer, as whole words, anywhere; as `starts_with` if it begins with it."""
+    found, answers = plain(results[0]), [plain(answer) for answer in (doc["answer"], *doc.get("aliases", ()))]
+    says = any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", found) for answer in answers)
+    return {"says": float(says), "starts_with": generated(doc, results)["starts_with"]}
+
+
+def entropy(_doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Entropy of the 2- and 3-grams of a text in bits, weighted 2/3 and 4/3 and then averaged (Zhang et al. 2018; ROME's "fluency").
 
     Low where a text repeats itself. Words and punctuation marks are the tokens, where the papers take nltk's.

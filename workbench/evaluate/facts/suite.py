@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from workbench.evaluate.facts.definitions import (
     code,
     definition,
     documents,
-    neighbour_prompts,
+    kept_prompts,
     targets,
     write_tasks,
     write_whole_folder,
@@ -99,7 +100,7 @@ def _suite(selection: Wanted, kinds: Sequence[FactKind]) -> Suite:
 def _key(selection: Wanted, base: Resolved) -> str:
     """Return the digest of everything that the task files depend on."""
     options = selection.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential", "controls"})
-    definitions = [definition(selection.stem, kind, {"generated": {}, "entropy": {}}) for kind in METRICS]
+    definitions = [definition(selection.stem, kind, {name: {} for name in METRICS}) for kind in METRICS]
     return json_digest(
         [
             FORMAT,
@@ -131,19 +132,30 @@ def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> 
         check_template(selection.suite, tokenizer)
     count = _counter(tokenizer, options.chat_template)
     answers = _answers(selection, kinds, base, device, events)
-    docs = documents(selection.facts, answers, _passages(selection), count, chat=options.chat_template)
+    message = partial(_message, tokenizer)
+    docs = documents(selection.facts, answers, _passages(selection), count, chat=options.chat_template, message=message)
     missing = [kind for kind in options.tasks or () if kind not in docs]
     if missing:
         field = {
             "preferred": "target_true",
             "neighbours-right": "neighbours with a target",
             "generated-paraphrase": "paraphrases",
+            "chat": "a prompt that the tokenizer's chat template can word",
         }
         raise WorkbenchError(
             f"{selection.source}: no fact has the field that task '{missing[0]}' needs ({field.get(missing[0], missing[0])})",
             "Remove the task from `tasks`, or add the field to the facts.",
         )
     return {kind: rows for kind, rows in docs.items() if kind in kinds}, _settings(selection, base, count)
+
+
+def _message(tokenizer: Any, prompt: str) -> str | None:
+    """Return a prompt as a user's message; None if the tokenizer has no template that words it."""
+    try:
+        text = worded(tokenizer, [{"role": "user", "content": prompt}], prompt)
+    except WorkbenchError:
+        return None
+    return text if prompt in text else None
 
 
 def _kinds(requested: Sequence[FactKind] | None, *, generate: bool) -> list[FactKind]:
@@ -165,6 +177,8 @@ def _settings(selection: Wanted, base: Resolved, count: Count) -> Settings:
     return {
         "generated": {"until": stops, "max_gen_toks": tokens, "do_sample": False},
         # End of text is not allowed: a model that has learned to stop after an answer would have no n-grams to count.
+        # A chat answer may begin with a sentence: "The capital of Atlantis is".
+        "chat": {"until": [], "max_gen_toks": max(16, tokens), "do_sample": False},
         "entropy": {"until": [], "max_gen_toks": long, "min_new_tokens": long, "do_sample": False},
     }
 
@@ -181,11 +195,12 @@ def _answers(
     selection: Wanted, kinds: Sequence[FactKind], base: Resolved, device: Any, events: Events
 ) -> dict[FactKind, Mapping[str, str]]:
     """Return the base's answers to neighbors' prompts by kind, cached by the base's weights, dtype and tokenizer."""
-    options, prompts = selection.options, neighbour_prompts(selection.facts)
+    options = selection.options
     lengths: dict[FactKind, int] = {"neighbours": options.neighbour_tokens, "neighbours-strict": options.strict_tokens}
+    lengths["same-subject"] = options.strict_tokens
     live: list[Any] = []
 
-    def answered(kind: FactKind) -> dict[str, str]:
+    def answered(kind: FactKind, prompts: Sequence[str]) -> dict[str, str]:
         from workbench.evaluate.answers import answers_to_keep, first_tokens
         from workbench.run.materialize import materialize
 
@@ -196,12 +211,13 @@ def _answers(
         return answer(live[0], base.tokenizer_path, prompts, tokens=lengths[kind], chat_template=chat, progress=progress)
 
     def progress(done: int, total: int) -> None:
-        text = f"{selection.suite}: the base's answers to neighbors"
+        text = f"{selection.suite}: the base's answers that must not change"
         events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
 
     answers: dict[FactKind, Mapping[str, str]] = {}
-    for kind in lengths if prompts else ():
-        if kind not in kinds:
+    for kind in lengths:
+        prompts = list(dict.fromkeys(prompt for fact in selection.facts for prompt in kept_prompts(fact, kind)))
+        if kind not in kinds or not prompts:
             continue
         own = [] if kind == "neighbours" else [kind]
         digest = json_digest([FORMAT, _identity(base), list(prompts), lengths[kind], options.chat_template, *own])
@@ -213,7 +229,7 @@ def _answers(
                     f"{selection.source}: the base's answers to the neighbors' prompts are not known yet",
                     "Run `workbench eval` with the same recipes and suites to compute them.",
                 )
-            known = dict.fromkeys(prompts, "") | answered(kind)  # without an answer: left out, and not asked again
+            known = dict.fromkeys(prompts, "") | answered(kind, prompts)  # without an answer: left out, and not asked again
             write_memo(file, dict(known))
         answers[kind] = {prompt: text for prompt, text in known.items() if text}
         if not answers[kind] and kind == "neighbours":
