@@ -174,13 +174,8 @@ def _place(bucket: Bucket) -> Path:
 @cache
 def _environment() -> Environment:
     """Return the environment of all templates, which keeps compiled ones: a watched page is filled again and again."""
-    found = Environment(
-        loader=PackageLoader("workbench.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        bytecode_cache=_Compiled(),
-    )
+    found = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found.bytecode_cache = _Compiled()
     found.filters["prose"] = marks.prose
     return found
 
