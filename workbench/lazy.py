@@ -1,8 +1,8 @@
-"""torch, which is imported when it is first used.
+"""torch and numpy, which are imported when they are first used.
 
-Importing torch takes longer than most commands run. Modules that describe models and methods are imported by commands that compute
-nothing, such as `plan`, so modules of this package write `from workbench.lazy import torch` instead of `import torch`, and import
-names that only annotations need, such as `Tensor`, for type checkers only.
+Importing torch takes longer than most commands run, and numpy a sixth of `plan`. Modules that describe models and methods are imported by
+commands that compute nothing, so they write `from workbench.lazy import np, torch` instead of `import torch`, and import names that only
+annotations need, such as `Tensor`, for type checkers only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import wraps
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+__all__ = ["no_grad", "np", "torch"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,14 +32,17 @@ class _OnFirstUse(ModuleType):
         module = import_module(self.__name__)
         for user, importer in list(sys.modules.items()):
             # The modules of this package then refer to the module itself, at no further cost.
-            if user.startswith("workbench.") and vars(importer).get(self.__name__) is self:
-                setattr(importer, self.__name__, module)
+            for alias in ("np", "torch") if user.startswith("workbench.") else ():
+                if vars(importer).get(alias) is self:
+                    setattr(importer, alias, module)
         return getattr(module, name)
 
 
 if TYPE_CHECKING:
-    import torch as torch
+    import numpy as np
+    import torch
 else:
+    np = sys.modules.get("numpy") or _OnFirstUse("numpy")
     torch = sys.modules.get("torch") or _OnFirstUse("torch")
 
 

@@ -63,6 +63,11 @@ def is_writable(path: Path) -> bool:
     return os.access(existing, os.W_OK)
 
 
+def remembered(kind: str, key: str) -> Path:
+    """Return the file of what is remembered of a kind under a key, for every project of this user."""
+    return next(user_caches(), Path(os.devnull)) / kind / f"{key}.json"
+
+
 def user_caches() -> Iterator[Path]:
     """Yield directories that are outside every project: the user's cache, then a private one below the temporary directory."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (pathlib raises without a home)

@@ -27,7 +27,7 @@ from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
 from workbench.errors import WorkbenchError
-from workbench.evaluate.facts import Wanted
+from workbench.evaluate.facts.wanted import Wanted
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
 from workbench.facts.facts import Fact

@@ -14,7 +14,7 @@ from worlds.project import CPU, Project
 from worlds.report_page import Page
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.facts import Wanted, sequential
+from workbench.evaluate.facts.wanted import Wanted, sequential
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
 from workbench.recipe.fields import FactsEval, SequentialEval

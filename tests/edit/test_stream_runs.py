@@ -19,8 +19,7 @@ from worlds.tiny import files_of, unseal
 
 from workbench.edit.closed_form import values
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.evaluate.facts import Wanted
-from workbench.evaluate.facts.wanted import edited_for
+from workbench.evaluate.facts.wanted import Wanted, edited_for
 from workbench.evaluate.plans import suites_of
 from workbench.files import file_digest
 from workbench.recipe.recipe import load_recipe

@@ -16,8 +16,8 @@ from worlds.project import Project
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import score
-from workbench.evaluate.facts import Wanted
 from workbench.evaluate.facts.definitions import ABOUT, BEFORE
+from workbench.evaluate.facts.wanted import Wanted
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
 from workbench.recipe.recipe import dump_step, load_recipe

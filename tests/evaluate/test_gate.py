@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.evaluate.gate import LOCALDATA, Sandbox, sandbox_templates
+from workbench.evaluate.gate import LOCALDATA, sandbox, sandbox_templates
 from workbench.trust import VARIABLE, settings_file
 
 OS = "__globals__['os'].system('touch {marker}')"
@@ -232,7 +232,7 @@ def test_values_of_documents_run_no_methods(project: Path) -> None:
     from lm_eval import utils
 
     sandbox_templates()
-    assert isinstance(utils.env, Sandbox)
+    assert isinstance(utils.env, sandbox())
     with pytest.raises(SecurityError):
         utils.apply_template("{{ image.save('ran') }}", {"image": Image()})
     assert not (project / "ran").exists()

@@ -70,15 +70,10 @@ def test_what_only_a_tensor_shows_is_named_with_it(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("found", "message"),
-    [(None, "mergekit, which is not installed"), ("0.2.0", "needs mergekit >=0.1.5,<0.2; found 0.2.0"), ("0.1.4", "found 0.1.4")],
+    [("not installed", "mergekit, which is not installed"), ("0.2.0", "needs mergekit >=0.1.5,<0.2; found 0.2.0"), ("0.1.4", "found 0.1.4")],
 )  # fmt: skip
-def test_without_mergekit_the_command_that_installs_it(found: str | None, message: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    def version(_name: str) -> str:
-        if found is None:
-            raise api.PackageNotFoundError
-        return found
-
-    monkeypatch.setattr(api, "version", version)
+def test_without_mergekit_the_command_that_installs_it(found: str, message: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(api, "installed", lambda name: {name: found})
     api.method.cache_clear()
     api.parameters.cache_clear()
     try:

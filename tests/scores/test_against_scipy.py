@@ -25,7 +25,7 @@ from workbench.evaluate.gold import corpus_contributions
 from workbench.neurons.locate import agreement
 from workbench.report.neurons import random_overlap
 from workbench.scores.paired import paired, paired_ratio
-from workbench.scores.signflips import step_down, tails
+from workbench.scores.signflips import step_down, t_tail, tails
 from workbench.scores.statistics import (
     UndefinedError,
     brier_score,
@@ -245,8 +245,12 @@ def test_power(n: int) -> None:
 @pytest.mark.parametrize("df", [0.3, 1, 1.7, 12, 1e6])
 def test_quantiles(df: float) -> None:
     """Less than one degree of freedom counts as one, where scipy's quantile has no bound."""
-    assert upper_t(0.025, df) == pytest.approx(stats.t.isf(0.025, max(df, 1)))
+    for tail in (1e-9, 0.025, 0.4, 0.8):
+        assert upper_t(tail, df) == pytest.approx(stats.t.isf(tail, max(df, 1)), rel=1e-11)
     assert df >= 1 or upper_t(0.025, df) < stats.t.isf(0.025, df)
+    for t in (0.0, 0.01, 1.3, 7.0, 40.0, math.inf):
+        assert t_tail(t, max(df, 1)) == pytest.approx(stats.t.sf(t, max(df, 1)), rel=1e-11)
+    assert (upper_t(0.0, df), upper_t(0.5, df)) == (math.inf, 0.0)
 
 
 def test_resampled_clusters_beside_scipys_bootstrap() -> None:

@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-
 from workbench.activations.feedforward import FeedForward, FeedForwardSample
 from workbench.activations.sites import Progress
 from workbench.errors import UsageError
 from workbench.files import json_digest
-from workbench.lazy import no_grad, torch
+from workbench.lazy import no_grad, np, torch
 from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:

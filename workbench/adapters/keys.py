@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
 from workbench.adapters.flavours import BAKE
 from workbench.errors import WorkbenchError
 from workbench.identity import open_unchanged
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.models.architecture import is_embedding_module, is_head_module, tied_embeddings
 from workbench.weights.digests import entry_digest
 from workbench.weights.header import Entry

@@ -169,7 +169,7 @@ def open_subjects(
         WorkbenchError: If an argument is neither a recipe nor a model, or if no recipe remains.
     """
     from workbench.bricks.hub import Hub
-    from workbench.evaluate.facts import Wanted
+    from workbench.evaluate.facts.wanted import Wanted
     from workbench.evaluate.lineup import lineup
     from workbench.evaluate.plans import plans, recorded_plans, suites_of
     from workbench.project import find_project, runs_of

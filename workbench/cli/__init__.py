@@ -213,7 +213,7 @@ def _drop_output() -> None:
 
 
 def silence() -> None:
-    """Silence libraries through environment variables, before they are imported. Variables that the user has set stay."""
+    """Silence libraries and their plug-ins through environment variables, before they are imported. Variables that the user has set stay."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -221,5 +221,6 @@ def silence() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DATASETS_VERBOSITY": "error",
+        "PYDANTIC_DISABLE_PLUGINS": "__all__",  # pydantic would look for some in every installed distribution
     }.items():
         os.environ.setdefault(name, value)

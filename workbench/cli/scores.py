@@ -305,7 +305,8 @@ def export(
 
 def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     """Export the tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
-    from workbench.evaluate.facts import PREFIX, export_facts, wanted
+    from workbench.evaluate.facts.suite import export_facts
+    from workbench.evaluate.facts.wanted import PREFIX, wanted
     from workbench.models.identity import pick_device
     from workbench.project import find_project
     from workbench.recipe.fields import FactsEval

@@ -15,9 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import SandboxedEnvironment
-
 from workbench.errors import WorkbenchError
 from workbench.evaluate.measured import SEED
 from workbench.files import bytes_digest
@@ -32,39 +29,47 @@ _PLAIN = ("builtins", "datetime", "decimal", "jinja2")
 _LARGEST = 1_000_000
 
 
-class Sandbox(SandboxedEnvironment):
-    """jinja's sandbox with two more limits: methods of plain values alone (images can write files), and no huge products."""
+@cache
+def sandbox() -> type[Any]:
+    """Return the class of the sandbox; jinja is imported only where templates are rendered."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import SandboxedEnvironment
 
-    intercepted_binops = frozenset(("*", "**"))
+    class Sandbox(SandboxedEnvironment):
+        """jinja's sandbox with two more limits: methods of plain values alone (images can write files), and no huge products."""
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Return whether a template may read an attribute."""
-        return type(obj).__module__.partition(".")[0] in _PLAIN and super().is_safe_attribute(obj, attr, value)
+        intercepted_binops = frozenset(("*", "**"))
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Return a product or a power, unless it is huge."""
-        sizes = [
-            value.bit_length() if isinstance(value, int) else len(value) if hasattr(value, "__len__") else 0
-            for value in (left, right)
-        ]
-        counts = [value for value in (left, right) if isinstance(value, int)]
-        if operator == "**" or len(counts) == 2:
-            size = sizes[0] * abs(right) if operator == "**" and isinstance(right, int) else sum(sizes)
-        else:
-            size = max(sizes) * counts[0] if counts else 0
-        if size > _LARGEST:
-            raise SecurityError(f"the result of {operator} is too large")
-        return super().call_binop(context, operator, left, right)
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            """Return whether a template may read an attribute."""
+            return type(obj).__module__.partition(".")[0] in _PLAIN and super().is_safe_attribute(obj, attr, value)
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            """Return a product or a power, unless it is huge."""
+            sizes = [
+                value.bit_length() if isinstance(value, int) else len(value) if hasattr(value, "__len__") else 0
+                for value in (left, right)
+            ]
+            counts = [value for value in (left, right) if isinstance(value, int)]
+            if operator == "**" or len(counts) == 2:
+                size = sizes[0] * abs(right) if operator == "**" and isinstance(right, int) else sum(sizes)
+            else:
+                size = max(sizes) * counts[0] if counts else 0
+            if size > _LARGEST:
+                raise SecurityError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
+
+    return Sandbox
 
 
 def sandbox_templates() -> None:
     """Make lm-eval render all templates of this process in the sandbox, with its own filters and settings."""
     from lm_eval import utils
 
-    if isinstance(utils.env, Sandbox):
+    if isinstance(utils.env, sandbox()):
         return
     names = ("trim_blocks", "lstrip_blocks", "keep_trailing_newline", "undefined", "loader")
-    env = Sandbox(**{name: getattr(utils.env, name) for name in names})
+    env = sandbox()(**{name: getattr(utils.env, name) for name in names})
     env.filters |= utils.env.filters
     utils.env = env
 

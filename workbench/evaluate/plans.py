@@ -9,7 +9,8 @@ from typing import Any
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate import build_plan
-from workbench.evaluate.facts import EDITS, PREFIX, Wanted, build, facts_of_edits, sequential, streams_of, wanted
+from workbench.evaluate.facts.suite import build
+from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, facts_of_edits, sequential, streams_of, wanted
 from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events, no_events
 from workbench.recipe.fields import FactsEval, InlineEval

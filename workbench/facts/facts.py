@@ -17,6 +17,8 @@ from workbench.recognize import suggestion
 
 ACTION = "action"
 """Field of rows that are no facts but remove one; see `stream`."""
+FACTS = "facts.jsonl"
+"""The file of facts of an edit or of a memory, in its directory."""
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
 
 

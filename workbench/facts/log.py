@@ -26,19 +26,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import model_validator
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts.facts import Fact, fact_of
 from workbench.files import write_bytes
+from workbench.lazy import np
 from workbench.results import Number, OpenPart, Part, Result, absent
 
-Vector = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import ConfigDict, Field
 
+from workbench.lazy import np
 from workbench.steps import FuseMethod, register
 from workbench.train.spec import HubData
 from workbench.train.step import RowTraining

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from workbench.errors import InvalidRecipeError
@@ -25,7 +24,7 @@ from workbench.grow.mixtures.targets import (
     mixture_config,
 )
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
 from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.activations.partition import WITH_TEXTS, Division, Partition
@@ -25,6 +24,7 @@ from workbench.grow.mixtures.targets import (
     mixture_config,
 )
 from workbench.grow.mixtures.texts import TextMethod
+from workbench.lazy import np
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_unknown
 from workbench.files import json_digest
 from workbench.grow.expansion.parts import check_shapes
+from workbench.lazy import np
 from workbench.models.identity import GENERATION
 from workbench.models.layout import Model
 from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
@@ -21,8 +20,6 @@ from workbench.steps.fields import Whole
 from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.files import Addition, configured, tokenizer_digests, write_tokenizer
 from workbench.vocabulary.tokens import checked_tokenizer, read_tokens
-
-Rows = NDArray[np.int64]
 
 
 @register
@@ -156,7 +153,7 @@ class Vocabulary(GrowMethod):
             rows = -(-rows // self.pad_to_multiple_of) * self.pad_to_multiple_of
         index = np.concatenate([np.arange(before), np.full(rows - before, NEW)])
         index[ids] = NEW
-        everything: Rows = np.array([i for i in self._known if i < before], np.int64)
+        everything = np.array([i for i in self._known if i < before], np.int64)
         means = {int(row): everything for row in np.flatnonzero(index == NEW)}
         means |= {row: np.array(pieces, np.int64) for row, pieces in self._sources.items()}
         tensors = {n: Grown(n, rows=Axis(index), means=means) if n in names else Grown(n) for n in model.weights.specs}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +18,11 @@ from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError
-from workbench.files import bytes_digest, json_digest
+from workbench.files import bytes_digest, json_digest, read_memo, write_memo
 from workbench.identity import WatchedFiles, installed
 from workbench.lazy import torch
 from workbench.models.architecture import text_parts
+from workbench.project import remembered
 from workbench.weights.device import prepare
 
 
@@ -154,8 +156,7 @@ _NOT_TOKENS = frozenset(
     {"padding", "truncation", "name_or_path", "transformers_version", "is_local", "local_files_only", "chat_template"}
 )
 _HINT = "Download the tokenizer's files again."
-# Digest of a file's bytes -> digest of its meaning: a tokenizer.json of 30 MB is parsed once a process, however often it is asked for.
-_MEANINGS: dict[str, str] = {}
+_SMALL = 100_000  # bytes of a file that is parsed each time: parsing 30 MB takes seconds
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
@@ -193,10 +194,15 @@ def _meaning(file: Path, content: bytes) -> str:
     plain = bytes_digest(content)
     if file.name not in _OBJECTS:
         return plain
-    if plain not in _MEANINGS:
-        fields = jsondoc.as_object(jsondoc.parse(content, str(file), _HINT, infinite=True), str(file), _HINT)
-        _MEANINGS[plain] = json_digest({key: value for key, value in fields.items() if key not in _NOT_TOKENS})
-    return _MEANINGS[plain]
+    place = remembered("tokenizers", json_digest([plain, sorted(_NOT_TOKENS)]))
+    if len(content) > _SMALL and (memo := read_memo(place, meaning=str)):
+        return str(memo["meaning"])
+    fields = jsondoc.as_object(jsondoc.parse(content, str(file), _HINT, infinite=True), str(file), _HINT)
+    meaning = json_digest({key: value for key, value in fields.items() if key not in _NOT_TOKENS})
+    if len(content) > _SMALL:
+        with suppress(OSError):
+            write_memo(place, {"meaning": meaning})
+    return meaning
 
 
 def template_digest(folder: Path, watched: WatchedFiles | None = None) -> str | None:

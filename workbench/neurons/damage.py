@@ -112,14 +112,12 @@ class ItemGroups:
             function: The function that it depends on; None for all.
             alpha: One minus the confidence.
         """
-        from scipy.special import ndtr
-
         sizes = [self.clusters(n) for n in (range(len(self.functions)) if function is None else [function])]
         freedom = sum(size - 1 for size in sizes)
         if not freedom:
             return torch.full(draws.shape[1:], -math.inf), torch.full(draws.shape[1:], math.inf)
         widening = math.sqrt(sum(sizes) / freedom)
-        tail = float(ndtr(-widening * upper_t(alpha / 2, freedom)))
+        tail = math.erfc(widening / math.sqrt(2) * upper_t(alpha / 2, freedom)) / 2
         values = draws.numpy()
         low = np.quantile(values, tail, axis=0, method="lower")
         high = np.quantile(values, 1 - tail, axis=0, method="higher")

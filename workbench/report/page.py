@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BytecodeCache, Environment, PackageLoader, StrictUndefined, __version__
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from workbench.compare.comparison import Comparison
 from workbench.errors import printable
+from workbench.files import read_memo, write_memo
+from workbench.project import remembered
 from workbench.report import decision, forest, items, marks, numbers, scatter, sweeps, wording
 from workbench.report.edits import COHORTS, counted, fact_suites, heading
 from workbench.report.files import with_tables
@@ -147,10 +152,30 @@ def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], st
     return printable(_environment().get_template(template).render(context, **parts, **_helpers()))
 
 
+class _Compiled(BytecodeCache):
+    """Compiled templates in the user's cache, for jinja, which compiles one again if its text has another digest."""
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Read a compiled template, if there is one."""
+        if memo := read_memo(_place(bucket), code=str):
+            bucket.bytecode_from_string(base64.b64decode(memo["code"]))
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Write a compiled template, if that is possible."""
+        with suppress(OSError):
+            write_memo(_place(bucket), {"code": base64.b64encode(bucket.bytecode_to_string()).decode()})
+
+
+def _place(bucket: Bucket) -> Path:
+    """Return the file of a compiled template; its name has what decides the code besides the template's text."""
+    return remembered("templates", f"{bucket.key}-{__version__}-escaped-trimmed")
+
+
 @cache
 def _environment() -> Environment:
     """Return the environment of all templates, which keeps compiled ones: a watched page is filled again and again."""
     found = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found.bytecode_cache = _Compiled()
     found.filters["prose"] = marks.prose
     return found
 

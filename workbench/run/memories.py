@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import Fact, facts_text
+from workbench.facts.facts import FACTS, Fact, facts_text
 from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Credibility, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json, write_text
 from workbench.manifest import changing, read_manifest
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-RECORD, FACTS = "memory.json", "facts.jsonl"
+RECORD = "memory.json"
 
 
 class MemoryRecord(Result):

@@ -25,7 +25,7 @@ from functools import cached_property
 
 import numpy as np
 
-from workbench.scores.signflips import TINY, skew_p, tails, times_needed, unseen_p
+from workbench.scores.signflips import TINY, skew_p, t_tail, tails, times_needed, unseen_p
 from workbench.scores.statistics import Floats, effective_clusters, upper_t
 
 _UNSEEN, _SKEW = 1 / 2, 4 / 5  # of the p of `unseen_p` and `skew_p`, for scores with a range
@@ -172,9 +172,7 @@ class Changes:
 
     def level(self, critical: float) -> float:
         """Return the one-sided level of a test at a critical value."""
-        from scipy.special import stdtr
-
-        return float(stdtr(max(self.effective - 1, 1.0), -self.as_t(critical)))
+        return t_tail(self.as_t(critical), max(self.effective - 1, 1.0))
 
     def excludes(self, size: float, side: int, level: float, times: float = 1.0) -> bool:
         """Return True if the data exclude a mean change of this size or more, also one that few clusters have and no drawn one shows.

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, PrivateAttr
 
+from workbench.lazy import np
 from workbench.models.layout import Model
 from workbench.steps.merge import Measured
 from workbench.steps.step import BrickStep, KeyContext, Problem
@@ -19,6 +18,7 @@ from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Preserves = Literal["exact", "approximate", "no"]

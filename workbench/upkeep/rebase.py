@@ -18,7 +18,7 @@ from workbench.bricks.locate import resolve_brick
 from workbench.edit.places.knowledge import said_by
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
-from workbench.facts.facts import Fact
+from workbench.facts.facts import FACTS, Fact
 from workbench.facts.published import read_facts
 from workbench.files import check_new, new_directory
 from workbench.lazy import torch
@@ -32,7 +32,7 @@ from workbench.resolve.edits import edit_record
 from workbench.results import Number, Part
 from workbench.run.compose import compose
 from workbench.run.kind import kind_of
-from workbench.run.kinds.edit import FACTS, RECORD, write_edit
+from workbench.run.kinds.edit import RECORD, write_edit
 from workbench.run.opened import NamedModel
 from workbench.run.record import FactsSaid
 from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal

@@ -13,12 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from workbench.adapters.bind import AdaptedWeights
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest, json_digest
-from workbench.lazy import no_grad, torch
+from workbench.lazy import no_grad, np, torch
 from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model

@@ -20,9 +20,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.weights.specs import NUMPY, Weights, as_array, empty, load
 
 if TYPE_CHECKING:

@@ -21,11 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import xxhash
 
 from workbench.files import scratch_beside, sync
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.project import user_caches
 from workbench.weights.specs import as_array, torch_dtype
 

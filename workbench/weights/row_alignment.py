@@ -13,9 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
-import numpy as np
-
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, load
 

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.weights.kernels import (
     INFINITE,
     all_finite,

@@ -16,12 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
     NumpyArray = npt.NDArray[Any]
@@ -189,7 +187,7 @@ DTYPES: dict[str, tuple[str, int, str]] = {
 }
 _NAMES = {torch_name: name for name, (torch_name, *_) in DTYPES.items()}
 # Dtypes in numpy, which has no bfloat16: its bits are kept in uint16.
-_NUMPY = {name: np.dtype("uint16" if name == "BF16" else dtype) for name, (dtype, *_) in DTYPES.items()}
+_NUMPY = {name: "uint16" if name == "BF16" else dtype for name, (dtype, *_) in DTYPES.items()}
 
 
 def stored_name(dtype: torch.dtype | str) -> str:

@@ -20,7 +20,7 @@ from pydantic import Field, StrictInt, ValidationError, model_validator
 from workbench.edit.closed_form.values import PARTS
 from workbench.edit.places.parts import Position
 from workbench.errors import InvalidRecipeError
-from workbench.facts.facts import EXPECTED, Fact, fact_of, read_rows
+from workbench.facts.facts import EXPECTED, FACTS, Fact, fact_of, read_rows
 from workbench.facts.published import read_facts
 from workbench.facts.stream import Start, latest
 from workbench.files import file_digest, read_json
@@ -31,7 +31,7 @@ from workbench.weights.header import read_header, save_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-RECORD, FACTS, STREAM, HISTORY = "edit.json", "facts.jsonl", "stream.jsonl", "history.safetensors"
+RECORD, STREAM, HISTORY = "edit.json", "stream.jsonl", "history.safetensors"
 _CHOICE = ("layers", "position", "positions", "pilot", "trace", "candidates", "sweep")
 """Entries of the record that say where facts are written, and why."""
 _KEY = re.compile("[0-9a-f]{32}")

@@ -11,14 +11,13 @@ from pathlib import Path
 import xxhash
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.facts.facts import Fact
+from workbench.facts.facts import FACTS, Fact
 from workbench.facts.published import read_facts
 from workbench.facts.stream import Start, Stream, read_stream
 from workbench.files import json_digest
 from workbench.recipe.fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import Recipe, dump_step, load_recipe
 from workbench.resolve.resolved import Resolved
-from workbench.run.kinds.edit import FACTS
 from workbench.steps import EditMethod, Step
 
 EDITS = "edits"

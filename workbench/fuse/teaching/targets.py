@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from workbench.fuse.teaching.distributions import NONE, Pass, Reading, Shards
+from workbench.lazy import np
 from workbench.results import Number, Part, Result
 
 if TYPE_CHECKING:

@@ -9,16 +9,14 @@ from itertools import accumulate, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.models.live import live_runs
 from workbench.steps import NEW, Axis, Grown, Growth
 from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, load, matrix
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.norms import layer_norm, rms_norm
 from workbench.grow.expansion.parts import (
@@ -24,6 +22,7 @@ from workbench.grow.expansion.parts import (
     module_leaf,
     with_text,
 )
+from workbench.lazy import np
 from workbench.models.architecture import is_embedding, is_head, is_head_module
 from workbench.steps import NEW, Axis, Grown, Growth
 

@@ -7,21 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from workbench.activations.importance import channel_strengths, input_strengths, scale_ratios
 from workbench.activations.sites import Site
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import DecoderParts
 from workbench.grow.expansion.resize import Resize, StreamNorms, resize_stream, stream_norms
 from workbench.grow.mixtures.gates import live_modules
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import Axis
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 

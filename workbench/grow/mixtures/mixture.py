@@ -13,12 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import check_places, check_shapes, text_config, with_text
-from workbench.lazy import no_grad, torch
+from workbench.lazy import no_grad, np, torch
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.hooks import chosen, expert_modules, unread
 from workbench.models.layout import Model
@@ -30,6 +27,7 @@ from workbench.steps import Axis, Grown
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 

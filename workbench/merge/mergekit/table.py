@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
+from workbench.identity import installed
 from workbench.steps import Laws
 
 if TYPE_CHECKING:
@@ -41,20 +41,19 @@ def method(name: str) -> Any:
     Raises:
         WorkbenchError: If mergekit is missing, has an unsupported version or cannot be imported, or has no such method.
     """
-    try:
-        installed = version("mergekit")
-    except PackageNotFoundError:
-        raise WorkbenchError(f"mergekit/{name} needs mergekit, which is not installed", INSTALL) from None
-    if not installed.startswith("0.1.") or _numbers(installed) < (0, 1, 5):
-        raise WorkbenchError(f"mergekit/{name} needs mergekit >=0.1.5,<0.2; found {installed}", INSTALL)
+    found = installed("mergekit")["mergekit"]
+    if found == "not installed":
+        raise WorkbenchError(f"mergekit/{name} needs mergekit, which is not installed", INSTALL)
+    if not found.startswith("0.1.") or _numbers(found) < (0, 1, 5):
+        raise WorkbenchError(f"mergekit/{name} needs mergekit >=0.1.5,<0.2; found {found}", INSTALL)
     try:
         from mergekit import merge_methods
     except ImportError as error:
-        raise WorkbenchError(f"mergekit/{name}: mergekit {installed} cannot be imported ({error})", INSTALL) from error
+        raise WorkbenchError(f"mergekit/{name}: mergekit {found} cannot be imported ({error})", INSTALL) from error
     try:
         return merge_methods.get(name)
     except RuntimeError:
-        raise WorkbenchError(f"mergekit {installed} has no method {name}", INSTALL) from None
+        raise WorkbenchError(f"mergekit {found} has no method {name}", INSTALL) from None
 
 
 @cache
@@ -88,10 +87,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def version_number() -> int:
     """Return the version number for cache keys: the bridge's version and mergekit's, so that a new mergekit computes again."""
-    try:
-        numbers = (*_numbers(version("mergekit")), 0, 0, 0)[:3]
-    except PackageNotFoundError:
-        numbers = (0, 0, 0)
+    numbers = (*_numbers(installed("mergekit")["mergekit"]), 0, 0, 0)[:3]
     return 1_000_000 + numbers[0] * 10_000 + numbers[1] * 100 + numbers[2]
 
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from workbench.adapters.dense import DeltaRows
-from workbench.lazy import torch
+from workbench.lazy import np, torch
 from workbench.weights import kernels
 from workbench.weights.lowrank import Factors
 from workbench.weights.masks import TensorMask

@@ -12,7 +12,7 @@ from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
-from workbench.facts.facts import Fact, write_facts
+from workbench.facts.facts import FACTS, Fact, write_facts
 from workbench.facts.published import read_facts
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.lazy import torch
@@ -32,7 +32,7 @@ from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors, LowRankSum
 from workbench.weights.specs import TensorSpec
 
-RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
+RECORD, KEYS = "edit.json", "keys.safetensors"
 
 
 class EditKind(Kind[EditMethod]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.facts.facts import write_facts
+from workbench.facts.facts import FACTS, write_facts
 from workbench.facts.log import ADD, RECIPE, Credibility, append, lines_of
 from workbench.files import write_json
 from workbench.manifest import reusable
@@ -15,7 +15,7 @@ from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
 from workbench.run.kind import Kind, StepContext, StepResult, Taught
-from workbench.run.memories import FACTS, RECORD, MemoryRecord, SavedMemory, save_tensors_of
+from workbench.run.memories import RECORD, MemoryRecord, SavedMemory, save_tensors_of
 from workbench.run.teaching import is_counted, live_session
 from workbench.steps import MemoryMethod, Remembered
 
