@@ -126,10 +126,7 @@ def _with_places(values: Iterator[tuple[int, Any]], label: str) -> list[FactRow]
 
 
 SLOT = "{subject}"
-FIELDS = (
-    *("id", "prompt", "subject", "target", "target_true", "relation"),
-    *("paraphrases", "translations", "neighbours", "same_subject", "portability", "aliases"),
-)
+FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "translations", "neighbours", "same_subject", "portability", "aliases")  # fmt: skip
 UNSPACED = re.compile(
     "["
     "\u0e00-\u0fff"  # Thai, Lao, Tibetan
