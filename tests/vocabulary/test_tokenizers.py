@@ -337,3 +337,12 @@ def test_tokens_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
     with pytest.raises(WorkbenchError, match="is not a tokenizer"):
         read_tokens(tmp_path, "t")
+
+
+def test_a_large_tokenizer_that_changes_has_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen = []
+    for token in ("one", "two", "one"):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"padding": token, "tokens": [token] * 20_000}))
+        seen.append(tokenizer_digest(tmp_path))
+    assert (seen[0] == seen[2], seen[0] == seen[1], len(list(tmp_path.glob("cache/*/tokenizers/*")))) == (True, False, 2)
