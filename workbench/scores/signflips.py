@@ -84,7 +84,7 @@ def beyond(u: float, df: float) -> float:
 
 
 def t_tail(t: float, df: float) -> float:
-    """Return the probability that Student's t exceeds `t` >= 0, to 13 digits. scipy.special takes a quarter of a comparison to import."""
+    """Return the probability that Student's t exceeds `t` >= 0, to 12 digits. scipy.special takes a quarter of a comparison to import."""
     return beyond(math.asinh(t / math.sqrt(df)), df) / beyond(0.0, df) / 2
 
 
