@@ -253,15 +253,16 @@ BEFORE = ["w1 w2 w3 w4 w5 w6 w7 w8", "w9 w10 w11"]  # lookups of different place
 def test_tail_and_upper_layers_give_the_same_values(
     family: str, context_for: Callable[[str], MethodContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tokens from the lookup on, behind cached ones, and layers from the written one up: as whole rows. In BLOOM, whose masks
+    """Tokens from the lookup on, shared beginnings, and layers from the written one up: as whole rows. In BLOOM, whose masks
     cannot be one's own, and GPT-Neo, whose windows count cached tokens, whole rows are run."""
     parts = Parts.of(context := context_for(family))
     facts = [Fact(f"f{i}", "w3 of {subject} is", f"w{i + 10} w{i + 20}", f"w{i + 30} w{i + 40}") for i in range(3)]
-    batch = padded([row_of(f, context.tokenizer, "subject_last", before) for f in facts for before in ("", *BEFORE)], CPU)
+    rows = [row_of(f, context.tokenizer, "subject_last", before) for f in facts for before in ("", *BEFORE)]
+    batch, once = padded(rows, CPU), passes.packer(parts, rows)(rows)
     small = passes._tail(parts, batch)
-    assert (small is not batch) == (family not in ("bloom", "gpt_neo"))
-    if small is not batch:
-        assert small.tokens.shape == (9, 3), "subject's last token, is, the target's first"
+    assert (small is not batch) == (family not in ("bloom", "gpt_neo")) == (once.tokens.numel() < int(batch.mask.sum()))
+    assert small is batch or small.tokens.shape == (9, 3), "subject's last token, is, the target's first"
+    torch.testing.assert_close(score(parts, once)[0], score(parts, batch)[0], atol=1e-5, rtol=0)
     for text, before in (("{subject} is", 1), ("w3 {subject} is", 2)):  # a cache of one token saves nothing
         one = padded([row_of(Fact("f", text, "w10 w20", "w30"), context.tokenizer, "subject_last", "")], CPU)
         assert int(one.lookup.max()) == before
@@ -272,9 +273,7 @@ def test_tail_and_upper_layers_give_the_same_values(
     assert layers_run(parts, batch) == list(range(LAYER, LAYERS))
 
     fast = optimise(context, parts, facts, tmp_path / "fast")
-    monkeypatch.setattr(
-        values, "upper", lambda _parts, _layer, rows: nullcontext(passes.Upper(rows, torch.zeros(len(rows.lookup))))
-    )
+    monkeypatch.setattr(values, "upper", lambda _, _layer, rows: nullcontext(passes.Upper(rows, torch.zeros(len(rows.lookup)))))
     slow = optimise(context, parts, facts, tmp_path / "slow")
     for one, other in zip(fast, slow, strict=True):
         assert float(other.change.norm()) > 0.01

@@ -152,7 +152,6 @@ def _recorded(blocks: torch.nn.ModuleList) -> Iterator[dict[int, tuple[Tensor, A
     """Record block -> (input, output) of the latest forward pass within the block."""
     seen: dict[int, tuple[Tensor, Any]] = {}
     inputs: dict[int, Tensor] = {}
-    handles = []
 
     def hooks(number: int) -> tuple[Any, Any]:
         def before(_module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -163,14 +162,12 @@ def _recorded(blocks: torch.nn.ModuleList) -> Iterator[dict[int, tuple[Tensor, A
 
         return before, after
 
-    for number, block in enumerate(blocks):
-        before, after = hooks(number)
-        handles += [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
-    try:
+    with ExitStack() as handles:
+        for number, block in enumerate(blocks):
+            before, after = hooks(number)
+            handles.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
+            handles.enter_context(block.register_forward_hook(after))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

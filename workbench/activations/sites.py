@@ -8,7 +8,7 @@ gives it, which is 0 where it is not selected. Weights are never changed, so not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -117,15 +117,11 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visitor) -> I
     Raises:
         WorkbenchError: During a forward pass, if the experts of a site do not receive the router's choice.
     """
-    hooks = []
-    for number, site in enumerate(sites):
-        hook = _on_neurons(number, visit) if site.kind == "neurons" else _on_experts(number, site, visit, model)
-        hooks.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for number, site in enumerate(sites):
+            hook = _on_neurons(number, visit) if site.kind == "neurons" else _on_experts(number, site, visit, model)
+            hooks.enter_context(site.module.register_forward_pre_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def switching_off(model: PreTrainedModel, sites: Sequence[Site], units: Mapping[int, Tensor]) -> Any:

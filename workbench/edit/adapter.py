@@ -58,6 +58,8 @@ class AdapterEdit(EditMethod):
     paper = "Hu et al. 2021, LoRA, arXiv 2106.09685"
     formula = "min over B, A of Σ −log p(target | wording) + ε·−log p(end) + w_n·KL(neighbors) + w_r·KL(text);  ΔW = s·BA"
 
+    version = 2  # rows that begin alike are run as one, which changes last bits
+
     edit: Literal["adapter"]
     facts: str
     """Facts file or published data set (see docs/facts.md), relative to the project."""

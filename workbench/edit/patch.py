@@ -13,10 +13,9 @@ from workbench.edit.closed_form.closed_form import FACTS, LAYERS, choose, editor
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.closed_form.preset import LONGEST
 from workbench.edit.closed_form.values import Group, Lookup
-from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
+from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed
 from workbench.edit.gradient.patching import (
     RATE,
-    ROWS_AT_ONCE,
     SHARPNESS,
     Descent,
     Keys,
@@ -28,6 +27,7 @@ from workbench.edit.gradient.patching import (
     subjects_of,
     train_values,
 )
+from workbench.edit.gradient.tuning import chunks
 from workbench.edit.inputs import contexts, generated_prompts, read_for
 from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
@@ -62,7 +62,7 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  min over v of −log p(token)"
     )
 
-    version = 2  # searches for keys share a start, which changes their last bits
+    version = 3  # rows that begin alike are run as one, and searches for keys take few inputs, which changes last bits
 
     edit: Literal["patch"]
     facts: str
@@ -282,7 +282,7 @@ def _measured(
     """Return the margin of every neuron, its largest activation at another mistake's query, and the facts that are said."""
     index = keys.changes.index
     out = block.parts.out(block.layer)
-    states = inputs_of(block.parts, out, [m.queries[0] for m in mistakes], ROWS_AT_ONCE, index)
+    states = inputs_of(block.parts, out, [m.queries[0] for m in mistakes], index)
     shares = [(s[-1] / keys.activations).abs().tolist() for s in states]
     patches = []
     for number, (mistake, (query, other)) in enumerate(zip(mistakes, keys.margins, strict=True)):
@@ -296,7 +296,8 @@ def _measured(
                 "at_other_facts": float(f"{max((row[number] for i, row in enumerate(shares) if i != number), default=0.0):.3g}"),
             }
         )
-    said = [bool(score(block.parts, padded([wordings[0]], context.device))[1][0]) for wordings in rows]
+    own = chunks([wordings[0] for wordings in rows], ROWS_AT_ONCE)
+    said = [bool(right) for chosen in own for right in score(block.parts, padded(chosen, context.device))[1]]
     return {
         "patches": patches,
         "sharpness": SHARPNESS,
@@ -310,7 +311,7 @@ def _gating(block: Block, keys: Keys, rows: Sequence[list[int]]) -> dict[str, ob
     """Return how often a neuron is active in text that no key has seen, and its largest activation relative to its query's."""
     index = keys.changes.index
     active, tokens, largest = 0, 0, 0.0
-    for states in inputs_of(block.parts, block.parts.out(block.layer), rows, ROWS_AT_ONCE, index):
+    for states in inputs_of(block.parts, block.parts.out(block.layer), rows, index):
         shares = (states / keys.activations).abs()
         active += int((shares > BOUND).any(dim=1).sum())
         tokens += len(shares)

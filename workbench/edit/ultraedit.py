@@ -19,7 +19,7 @@ from workbench.facts.conflicts import require_consistent
 from workbench.facts.facts import Fact
 from workbench.facts.stream import latest
 from workbench.lazy import torch
-from workbench.models.hooks import hooked
+from workbench.models.hooks import frozen, hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Cost, Edit, EditMethod, MethodContext, register
@@ -195,17 +195,11 @@ class _UltraSolve:
         """Write all batches, one after another."""
         method, parts = self.method, self.parts
         size = len(facts) if method.mode == "joint" else method.mode.sequential.batch
-        trained = [p for p in parts.model.parameters() if p.requires_grad]
-        for p in trained:
-            p.requires_grad_(False)
         outcome: dict[str, Outcome] = {}
-        try:
+        with frozen(parts.model):
             for start in range(0, len(facts), size):
                 records = self._write_batch(latest(facts[start : start + size]), start, len(facts))
                 outcome |= {record["id"]: record for record in records}
-        finally:
-            for p in trained:
-                p.requires_grad_(True)
         factors = {
             f"{parts.modules[layer]}.weight": factors_of_steps(self.updates[layer], self.pairs[layer]) for layer in self.layers
         }

@@ -161,8 +161,5 @@ def _contiguous_head(model: Any) -> Iterator[None]:
     """
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(),)) if head is not None else None
-    try:
+    with hook or contextlib.nullcontext():
         yield
-    finally:
-        if hook is not None:
-            hook.remove()

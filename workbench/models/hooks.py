@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
@@ -134,12 +134,10 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(see(name), with_kwargs=True) for name in modules]
-    try:
+    with ExitStack() as hooks:
+        for name in modules:
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(see(name), with_kwargs=True))
         yield selected
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def unread(name: str, model: PreTrainedModel) -> WorkbenchError:
@@ -244,16 +242,11 @@ def hooked(
     module: torch.nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
 ) -> Iterator[None]:
     """Register a forward pre-hook, a forward hook, or both, within the block."""
-    handles = []
-    if before is not None:
-        handles.append(module.register_forward_pre_hook(before))
-    if after is not None:
-        handles.append(module.register_forward_hook(after))
-    try:
+    with (
+        module.register_forward_pre_hook(before) if before else nullcontext(),
+        module.register_forward_hook(after) if after else nullcontext(),
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -131,19 +131,8 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
     x, base, is_delta = rows.bricks[brick], rows.base, rows.are_deltas[brick]
     assert x is not None, "a brick that does not change the tensor has no delta to count"
     if library := library_for(x, *([base] if base is not None else [])):
-        return int(
-            library.wb_window(
-                pointer(x),
-                kind_of(x),
-                is_delta,
-                pointer(base),
-                _kind(base),
-                count_of(x),
-                ctypes.c_uint32(low),
-                ctypes.c_uint32(len(counts)),
-                pointer(counts),
-            )
-        )
+        delta_of = pointer(x), kind_of(x), is_delta, pointer(base), _kind(base), count_of(x)
+        return int(library.wb_window(*delta_of, ctypes.c_uint32(low), ctypes.c_uint32(len(counts)), pointer(counts)))
     bits = magnitude_bits(rows.delta(brick, scratch(x, 0))).view(-1)
     in_window = bits[(bits >= low) & (bits < low + len(counts))].sub_(low).long()
     counts.scatter_add_(0, in_window, torch.ones_like(in_window, dtype=counts.dtype))
@@ -180,19 +169,9 @@ def drop_sums(rows: Rows, brick: int, drop: Drop, index: int, sums: list[float])
         return sums
     if library := library_for(x, *([base] if base is not None else [])):
         totals = (ctypes.c_double * 2)(*sums)
-        finite = library.wb_drop_sums(
-            pointer(x),
-            kind_of(x),
-            is_delta,
-            pointer(base),
-            _kind(base),
-            count_of(x),
-            ctypes.c_uint64(drop.key),
-            ctypes.c_uint64(index),
-            ctypes.c_uint64(drop.below),
-            totals,
-        )
-        return list(totals) if finite else None
+        delta_of = pointer(x), kind_of(x), is_delta, pointer(base), _kind(base), count_of(x)
+        choice = ctypes.c_uint64(drop.key), ctypes.c_uint64(index), ctypes.c_uint64(drop.below)
+        return list(totals) if library.wb_drop_sums(*delta_of, *choice, totals) else None
     delta = rows.delta(brick, scratch(x, 0))
     if not all_finite(delta):
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,34 +242,16 @@ def _add_batch(parts: Parts, sums: dict[int, MomentSums], rows: list[list[int]],
     not_padding = batch.mask.flatten().bool()
     first = (batch.mask.cumsum(1) == 1).flatten()[not_padding]
     highest = max(sums)
-    if len(sums) == 1:
-        _run_to_highest(parts, highest, sums, not_padding, first, batch)
-    else:
-        handles = [
-            parts.out(layer).register_forward_pre_hook(_adder(sums, layer, not_padding, first))
-            for layer in sums
-            if layer != highest
-        ]
-        try:
-            _run_to_highest(parts, highest, sums, not_padding, first, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-    return sums[highest].counts[0]
 
-
-def _run_to_highest(
-    parts: Parts, highest: int, sums: dict[int, MomentSums], not_padding: Tensor, first: Tensor, batch: Padded
-) -> None:
-    """Run a batch up to the highest layer, whose inputs are added too."""
-    add = _adder(sums, highest, not_padding, first)
-
-    def add_and_stop(module: Any, args: tuple[Tensor, ...]) -> None:
-        add(module, args)
+    def stop(*_: Any) -> None:
         raise Stopped
 
-    with torch.no_grad(), hooked(parts.out(highest), before=add_and_stop):
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer in sums:
+            hooks.enter_context(hooked(parts.out(layer), before=_adder(sums, layer, not_padding, first)))
+        hooks.enter_context(hooked(parts.out(highest), before=stop))
         run(parts, batch)
+    return sums[highest].counts[0]
 
 
 def _adder(sums: dict[int, MomentSums], layer: int, not_padding: Tensor, first: Tensor) -> Any:

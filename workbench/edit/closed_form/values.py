@@ -22,6 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
+from workbench.models.hooks import frozen
 from workbench.steps import MethodContext
 from workbench.weights.header import is_whole, save_tensors
 
@@ -227,15 +228,8 @@ def _optimize(at: Lookup, groups: Sequence[Group], settings: Settings) -> list[V
     keys, outputs = _means((measured_keys, measured_outputs), owners, len(groups))
     spread = (measured_keys[: len(rows)] - keys[owners]) / torch.bincount(owners).sqrt()[owners, None]
     owner = torch.cat([owners, torch.arange(len(groups), device=device)]) if essence else owners
-    trained = [p for p in parts.model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        with upper(parts, layer, batch) as passes:
-            descent = _Descent(at, passes, owner, len(rows), outputs, settings).run()
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
+    with frozen(parts.model), upper(parts, layer, batch) as passes:
+        descent = _Descent(at, passes, owner, len(rows), outputs, settings).run()
     return [
         Value(
             keys[i].cpu(),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from workbench.edit.gradient.neurons import ROWS_AT_ONCE
 from workbench.edit.gradient.tuning import LowRankUpdate, TrainedUpdate, chunks, token_losses
-from workbench.edit.places.parts import EditRow, Parts, padded, row_of
-from workbench.edit.places.passes import logits_at, run
+from workbench.edit.places.parts import EditRow, Padded, Parts, padded, row_of
+from workbench.edit.places.passes import Packer, logits_at, packer, run
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.lazy import no_grad, torch
-from workbench.models.hooks import mean_divergence
+from workbench.models.hooks import hooked, mean_divergence
 from workbench.models.prompts import encode_rendered
 from workbench.models.texts import TextRow
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-ROWS_AT_ONCE = 32
-"""Number of prompts that are continued together."""
 CONTINUED = 4
 """Number of the base's own tokens after a preserved prompt whose distributions are preserved too."""
 REPLAYED = 2
@@ -150,13 +148,12 @@ def continued(parts: Parts, prompts: Sequence[EditRow], count: int, end: int | N
         count: Number of tokens of the continuation.
         end: The end-of-text token, which ends a continuation; None: there is none.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].tokens)
     targets: dict[int, list[int]] = {i: [] for i in order}
-    for start in range(0, len(order), ROWS_AT_ONCE):
-        growing = order[start : start + ROWS_AT_ONCE]
+    batched = packer(parts, prompts)
+    for growing in map(list, chunks(order, ROWS_AT_ONCE)):
         for _ in range(count):
-            rows = [_row((*prompts[i].tokens, *targets[i]), (0,)) for i in growing]
-            batch = padded(rows, parts.model.device)
+            batch = batched([_row((*prompts[i].tokens, *targets[i]), (0,)) for i in growing])
             with logits_at(parts, batch.places):
                 best = run(parts, batch).logits[0].argmax(-1).tolist()
             for i, token in zip(growing, best, strict=True):
@@ -247,6 +244,9 @@ def train(
     """
     optimizer = torch.optim.Adam([p for update in updates for p in update.parameters], lr=course.learning_rate)
     pools = [(one, drawn(one.rows, generator)) for one in preserved if one.rows and one.weight]
+    learned = [row for lesson in lessons for row in (lesson.plain, *lesson.others)]
+    batched = packer(parts, [*learned, *(row for one, _ in pools for row in one.rows)])
+    reference = Reference(parts, updates, batched)
     steps, epoch, means = 0, 0, dict[str, float]()
     for epoch in range(1, course.epochs + 1):
         worst, terms = 0.0, list[dict[str, float]]()
@@ -254,13 +254,13 @@ def train(
         for chosen in chunks(order, course.batch_size):
             optimizer.zero_grad()
             rows = [row for i in chosen for row in lessons[i].drawn(generator)]
-            losses = row_losses(parts, rows, END_WEIGHT, ends=lessons[0].ends)[0]
+            losses = row_losses(parts, batched(rows), END_WEIGHT, ends=lessons[0].ends)[0]
             loss = losses.mean()
             loss.backward()  # type: ignore[no-untyped-call]
             worst = max(worst, float(losses.detach().max()))
             terms.append({"facts": float(loss.detach())})
             for one, pool in pools:
-                divergence = preserved_loss(parts, list(islice(pool, min(one.batch, len(one.rows)))), updates)
+                divergence = reference.divergence(list(islice(pool, min(one.batch, len(one.rows)))))
                 (one.weight * divergence).backward()  # type: ignore[no-untyped-call]
                 terms[-1][one.name] = float(divergence.detach())
             if not all(math.isfinite(value) for value in terms[-1].values()):
@@ -275,42 +275,71 @@ def train(
     return {"epochs": epoch, "steps": steps, "loss": means}
 
 
-def row_losses(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends: bool) -> tuple[Tensor, Tensor]:
+def row_losses(parts: Parts, batch: Padded, end_weight: float, *, ends: bool) -> tuple[Tensor, Tensor]:
     """Return the losses of rows, and each row's mean −log p over the tokens of its target without the end of text.
 
     The loss of a row is that mean, plus `end_weight` times −log p(end of text).
 
     Args:
         parts: Parts of the model.
-        rows: The rows.
+        batch: The rows.
         end_weight: Weight of the end-of-text token.
         ends: True if the last token of every target is the end of text.
 
     Returns:
         Two tensors [row].
     """
-    batch = padded(rows, parts.model.device)
-    losses = token_losses(parts, batch)
-    lengths = [len(row.target) - ends for row in rows]
-    in_target = [True] * len(losses)
-    if ends:
-        position = -1
-        for row in rows:
-            position += len(row.target)
-            in_target[position] = False
-    mask = torch.tensor(in_target, device=losses.device)
-    sizes = torch.tensor(lengths, dtype=losses.dtype, device=losses.device)
-    targets = torch.zeros_like(sizes).index_add(0, batch.owner[mask], losses[mask]) / sizes
+    losses, owner = token_losses(parts, batch), batch.owner
+    mask = torch.ones_like(owner, dtype=torch.bool)
+    mask[:-1] = (owner[1:] == owner[:-1]) | (not ends)
+    mask[-1:] = not ends
+    sizes = torch.bincount(owner[mask], minlength=len(batch.lookup)).to(losses)
+    targets = torch.zeros_like(sizes).index_add(0, owner[mask], losses[mask]) / sizes
     return (targets + end_weight * losses[~mask] if ends else targets), targets
 
 
-def preserved_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[TrainedUpdate]) -> Tensor:
-    """Return the mean over targets of KL(without the updates ‖ with them), in nats."""
-    batch = padded(rows, parts.model.device)
-    with logits_at(parts, batch.places):
-        with torch.no_grad(), silent(updates):
-            wanted = run(parts, batch).logits[0]
-        return mean_divergence(wanted, run(parts, batch).logits[0])
+@dataclass
+class Reference:
+    """What a model gives without its updates.
+
+    Attributes:
+        parts: Parts of the model.
+        updates: The updates, which are attached.
+        batched: What makes a batch of rows.
+        known: Row -> inputs of the output head at its targets. Logits would be many times as large.
+    """
+
+    parts: Parts
+    updates: Sequence[TrainedUpdate]
+    batched: Packer
+    known: dict[EditRow, Tensor] = field(default_factory=dict)
+
+    def divergence(self, rows: Sequence[EditRow]) -> Tensor:
+        """Return the mean over targets of KL(without the updates ‖ with them), in nats."""
+        wanted, batch = self._logits(rows), self.batched(rows)
+        with logits_at(self.parts, batch.places):
+            return mean_divergence(wanted, run(self.parts, batch).logits[0])
+
+    @no_grad
+    def _logits(self, rows: Sequence[EditRow]) -> Tensor:
+        """Return the logits [place, vocabulary] without the updates. If all rows are known, one token is run for what follows the head."""
+        new = [row for row in dict.fromkeys(rows) if row not in self.known]
+        batch = self.batched(new or [_row(rows[0].tokens[:1], (0,))])
+
+        def exchange(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            states = inputs[0].reshape(-1, inputs[0].shape[-1])[batch.places]
+            self.known.update(zip(new, torch.split(states, [len(row.target) for row in new]) if new else (), strict=True))
+            return (torch.cat([self.known[row] for row in rows])[None], *inputs[1:])
+
+        try:
+            for update in self.updates:
+                update.active = False
+            with hooked(self.parts.model.get_output_embeddings(), before=exchange):
+                logits: Tensor = run(self.parts, batch).logits[0]
+                return logits
+        finally:
+            for update in self.updates:
+                update.active = True
 
 
 @no_grad
@@ -318,17 +347,6 @@ def target_losses(parts: Parts, lessons: Sequence[Lesson], batch_size: int) -> l
     """Return the mean −log p per token of each fact's target after its own prompt."""
     losses: list[float] = []
     for chosen in chunks(lessons, batch_size):
-        losses += row_losses(parts, [lesson.plain for lesson in chosen], 0.0, ends=chosen[0].ends)[1].tolist()
+        batch = padded([lesson.plain for lesson in chosen], parts.model.device)
+        losses += row_losses(parts, batch, 0.0, ends=chosen[0].ends)[1].tolist()
     return losses
-
-
-@contextmanager
-def silent(updates: Sequence[TrainedUpdate]) -> Iterator[None]:
-    """Run the model without the updates within the block."""
-    try:
-        for update in updates:
-            update.active = False
-        yield
-    finally:
-        for update in updates:
-            update.active = True

@@ -7,18 +7,20 @@ a = σ(k·x + b) or a = σ(g·x + b) · (u·x + c), and the block's output gets 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.lora import Places
-from workbench.edit.places.parts import Padded, Parts
-from workbench.edit.places.passes import run
+from workbench.edit.gradient.tuning import chunks
+from workbench.edit.places.parts import EditRow, Parts, padded
+from workbench.edit.places.passes import packer, run
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.hooks import Stopped, hooked, is_attention, n_outputs
-from workbench.models.texts import side_by_side
+from workbench.models.texts import batch_limit, by_length
 from workbench.steps import MethodContext
 from workbench.weights.lowrank import Factors
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+ROWS_AT_ONCE = 32
+"""Number of rows with shared beginnings in a forward pass."""
 _OFF, _ON = -1e4, 1e2
 """Pre-activations at which a gate is off and on."""
 _INSTEAD = "Choose another edit method, such as `edit: memit`, or `edit: memory`."
@@ -171,25 +175,21 @@ def _activations(parts: Parts, layer: int, values: dict[str, float], neuron: int
         seen.append(args[0].reshape(-1, args[0].shape[-1]).float())
         raise Stopped
 
-    handles = [parts.model.get_submodule(name).register_forward_hook(set_to(value)) for name, value in values.items()]
-    try:
-        with hooked(parts.out(layer), before=keep):
-            run(parts, rows_only([[0, 1]], parts.model.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(parts.out(layer), before=keep), ExitStack() as hooks:
+        for name, value in values.items():
+            hooks.enter_context(hooked(parts.model.get_submodule(name), after=set_to(value)))
+        run(parts, padded([whole_row([0, 1])], parts.model.device))
     return seen[0]
 
 
-def rows_only(rows: Sequence[Sequence[int]], device: torch.device) -> Padded:
-    """Return rows of tokens as a padded batch without targets."""
-    batch, empty = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
-    return Padded(batch.tokens, batch.mask, empty, empty, empty, empty)
+def whole_row(tokens: Sequence[int]) -> EditRow:
+    """Return a row of tokens whose places are all of them."""
+    return EditRow(tuple(tokens), 0, 0, tuple(tokens), (0, 1))
 
 
 @no_grad
 def inputs_of(
-    parts: Parts, module: nn.Module, rows: Sequence[Sequence[int]], at_once: int, chosen: Sequence[int] | None = None
+    parts: Parts, module: nn.Module, rows: Sequence[Sequence[int]], chosen: Sequence[int] | None = None, *, alike: bool = False
 ) -> list[Tensor]:
     """Return a module's inputs at every token of some rows: for each row [token, width], on the CPU.
 
@@ -197,26 +197,29 @@ def inputs_of(
         parts: Parts of the model.
         module: A linear module; what follows it is not run.
         rows: Rows of tokens.
-        at_once: Number of rows in a forward pass.
         chosen: Indices of the inputs that are returned; None: all.
+        alike: True if many rows begin with the same tokens.
     """
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), at_once):
-        numbers = order[start : start + at_once]
+    listed, device = [whole_row(row) for row in rows], parts.model.device
+    if alike:
+        batched, groups = packer(parts, listed), chunks(sorted(range(len(rows)), key=lambda i: listed[i].tokens), ROWS_AT_ONCE)
+    else:
+        batched, groups = partial(padded, device=device), by_length(list(map(len, rows)), batch_limit(device))
+    for numbers in groups:
         seen: list[Tensor] = []
 
         def keep(_module: Any, args: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
             seen.append(args[0])
             raise Stopped
 
-        batch = rows_only([rows[i] for i in numbers], parts.model.device)
+        batch = batched([listed[i] for i in numbers])
         with hooked(module, before=keep):
             run(parts, batch)
-        states = seen[0].reshape(*batch.tokens.shape, -1)
-        states = states if chosen is None else states[..., list(chosen)]
-        for i, row, mask in zip(numbers, states, batch.mask, strict=True):
-            found[i] = row[mask.bool()].float().cpu()
+        states = seen[0].reshape(batch.tokens.numel(), -1)
+        states = (states if chosen is None else states[:, list(chosen)])[batch.places].float().cpu()
+        for i, own in zip(numbers, torch.split(states, [len(rows[i]) for i in numbers]), strict=True):
+            found[i] = own
     return found
 
 
@@ -266,7 +269,7 @@ def installed(block: Block, neurons: Neurons) -> Iterator[None]:
 
 RIDGE = 1e-3
 """Weight of ‖k‖², for inputs with a mean squared norm of 1."""
-_ROUNDS, _HALVINGS = 100, 20
+_ROUNDS, _HALVINGS, _ADDED = 100, 20, 64
 
 
 class Separator:
@@ -279,8 +282,8 @@ class Separator:
     The first sum is the memory loss and the second the activation loss of Huang et al. 2023, with a squared hinge in place of the
     exponential: the minimum is unique, and Newton steps reach it up to rounding because the loss is piecewise quadratic.
 
-    Keys share the inputs. So each search starts at the key that is below the margin at all inputs, with the sum of xxᵀ over those
-    that count there, and a step adds and removes only the inputs that came below or above their margin.
+    Few inputs count at the minimum. So a search takes only some of them, adds the others that are furthest on the wrong side of their
+    margin, and ends when there are none. It begins with those that count in the key that is below the margin at all inputs.
 
     Args:
         inputs: [m + p, width], each input once.
@@ -294,48 +297,60 @@ class Separator:
     def __init__(self, inputs: Tensor, ridge: float = RIDGE) -> None:
         self._scale, self._ridge = inputs.double().square().sum(1).mean().sqrt(), ridge
         self._inputs = inputs.double() / self._scale
-        ones, zero = torch.ones(len(inputs)).double(), torch.zeros(inputs.shape[1]).double()
-        self._start = self._minimum((zero, ridge * torch.eye(len(zero)).double(), 0 * ones), -ones, ones)
+        ones = torch.ones(len(inputs)).double()
+        key = self._minimum(torch.arange(min(_ADDED, len(inputs))), -ones, ones)
+        self._near = (self._inputs @ key > -1).nonzero()[:, 0].tolist()
 
     @no_grad
     def key(self, queries: Sequence[int]) -> tuple[Tensor, float, float]:
         """Return the key [width] in float64 of some inputs, its smallest product with these, and its largest with all others."""
         chosen, signs, weights = list(queries), -torch.ones(len(self._inputs)).double(), torch.ones(len(self._inputs)).double()
         signs[chosen], weights[chosen] = 1.0, max(1.0, (len(signs) - len(chosen)) / len(chosen))
-        key, _, _ = self._minimum(self._start, signs, weights)
+        key = self._minimum(torch.tensor(sorted({*self._near, *chosen})), signs, weights)
         products = self._inputs @ key
         return key / self._scale, float(products[chosen].min()), float(products[signs < 0].max())
 
-    def _minimum(self, start: tuple[Tensor, Tensor, Tensor], signs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the minimum of Σ weight · max(0, 1 − sign · k·x)² + ridge ‖k‖², searched from another one.
+    def _minimum(self, taken: Tensor, signs: Tensor, weights: Tensor) -> Tensor:
+        """Return the key [width] that minimizes Σ weight · max(0, 1 − sign · k·x)² + ridge ‖k‖².
 
         Args:
-            start: A key [width], a weighted sum of xxᵀ with the ridge [width, width], and each input's weight in it [input].
+            taken: Indices of the inputs that the search begins with.
             signs: [input] 1 or -1.
             weights: [input].
-
-        Returns:
-            The same three at the minimum.
         """
-        inputs, (key, normal, counted) = self._inputs, start
+        shares = torch.zeros(len(taken)).double()
+        while True:
+            rows = self._inputs[taken]
+            shares = self._shares(rows @ rows.T, shares, signs[taken], weights[taken])
+            key = rows.T @ shares
+            margins = signs * (self._inputs @ key)
+            margins[taken] = 1.0
+            if not (missing := int((margins < 1).sum())):
+                return key
+            added = margins.topk(min(missing, _ADDED), largest=False).indices
+            taken, shares = torch.cat((taken, added)), torch.nn.functional.pad(shares, (0, len(added)))
 
-        def loss(margins: Tensor, key: Tensor) -> Tensor:
-            return (weights * (1 - margins).clamp(min=0).square()).sum() + self._ridge * key.square().sum()
+    def _shares(self, products: Tensor, shares: Tensor, signs: Tensor, weights: Tensor) -> Tensor:
+        """Return each input's share of the key [input], which is the sum of shares times inputs, from their products and a first guess."""
 
-        margins = signs * (inputs @ key)
-        value = loss(margins, key)
+        def loss(margins: Tensor, shares: Tensor) -> Tensor:
+            squares = (weights * (1 - margins).clamp(min=0).square()).sum()
+            return squares + self._ridge * (shares @ (products @ shares))
+
+        margins = signs * (products @ shares)
+        value = loss(margins, shares)
         for _ in range(_ROUNDS):
-            below = weights * (margins < 1)
-            rows = (below != counted).nonzero()[:, 0]
-            changed = inputs[rows]
-            normal, counted = normal + changed.T @ ((below - counted)[rows, None] * changed), below
-            step = torch.linalg.solve(normal, inputs.T @ (below * signs)) - key
-            direction, length = signs * (inputs @ step), 1.0
+            below = (margins < 1).nonzero()[:, 0]
+            step = -shares
+            step[below] += torch.linalg.solve(
+                products[below[:, None], below] + torch.diag(self._ridge / weights[below]), signs[below]
+            )
+            direction, length = signs * (products @ step), 1.0
             for _ in range(_HALVINGS):
-                if (tried := loss(margins + length * direction, key + length * step)) < value:
+                if (tried := loss(margins + length * direction, shares + length * step)) < value:
                     break
                 length /= 2
             else:
                 break  # no step lowers the loss by more than rounding
-            key, margins, value = key + length * step, margins + length * direction, tried
-        return key, normal, counted
+            shares, margins, value = shares + length * step, margins + length * direction, tried
+        return shares

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.values import Group, Lookup, Settings, grouped, values
-from workbench.edit.gradient.neurons import Block, Neurons, Separator, inputs_of, installed, old_values
+from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, Neurons, Separator, inputs_of, installed, old_values
 from workbench.edit.gradient.tuning import chunks
 from workbench.edit.places.parts import EditRow, Padded, Parts, padded
 from workbench.edit.places.passes import logits_at, run, upper
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHARPNESS = 100.0
 """Pre-activation of a neuron at a margin of 1. SiLU and GELU are exactly zero in float32 at -89 and below."""
-FACTS_AT_ONCE, ROWS_AT_ONCE = 8, 16
+FACTS_AT_ONCE = 8
 RATE = 0.25
 """Length of a step for the values, relative to the norm of the projection's output at the query; that of the closed-form editors."""
 _MOMENTUM = 0.5
@@ -144,10 +144,10 @@ def solve_keys(
     parts, index = block.parts, block.free[: len(mistakes)]
     gate = block.module(block.gate)
     pool: dict[Prefix, Tensor] = {}
-    for row, states in zip(prompts, inputs_of(parts, gate, prompts, ROWS_AT_ONCE), strict=True):
+    for row, states in zip(prompts, inputs_of(parts, gate, prompts, alike=True), strict=True):
         for position, state in enumerate(states, 1):
             pool.setdefault(tuple(row[:position]), state)
-    ordinary = torch.cat(inputs_of(parts, gate, texts, ROWS_AT_ONCE))
+    ordinary = torch.cat(inputs_of(parts, gate, texts))
     unit = float(ordinary.double().square().sum(1).mean().sqrt())
     gates: list[Tensor] = []
     ups: list[Tensor] = []
@@ -191,7 +191,7 @@ def solve_keys(
 def _at_queries(block: Block, index: Sequence[int], mistakes: Sequence[Mistake]) -> tuple[Tensor, Tensor]:
     """Return each neuron's activation at its fact's own query, and the norm of the projection's output there."""
     out = block.parts.out(block.layer)
-    states = inputs_of(block.parts, out, [m.queries[0] for m in mistakes], ROWS_AT_ONCE)
+    states = inputs_of(block.parts, out, [m.queries[0] for m in mistakes])
     last = torch.stack([rows[-1] for rows in states])
     activations = last[range(len(index)), list(index)]
     return activations, out(last.to(block.parts.model.device)).norm(dim=1).cpu()

@@ -111,11 +111,8 @@ class Attached:
             for entry, distance in zip(entries.tolist(), distances.tolist(), strict=True):
                 seen.setdefault(self.facts[entry], {}).setdefault(entry, distance)
 
-        hook = _hook_block(self.block, note)
-        try:
+        with _hook_block(self.block, note):
             yield found
-        finally:
-            hook.remove()
         for fact, distances in seen.items():
             entry, distance = next(iter(distances.items()))
             used = f"{len(distances)} of {self.facts.count(fact)} entries"
@@ -162,21 +159,15 @@ def reading(block: nn.Module) -> Iterator[list[Tensor]]:
     def record(states: Tensor, output: Tensor) -> None:
         recorded[:] = [part.detach().float() for part in (states, output)]
 
-    hook = _hook_block(block, record)
-    try:
+    with _hook_block(block, record):
         yield recorded
-    finally:
-        hook.remove()
 
 
 @contextmanager
 def writing(block: nn.Module, places: Tensor, values: Tensor) -> Iterator[None]:
     """Set the block's outputs at some positions (of [batch, time], flattened) to `values` [places, width]."""
-    hook = _hook_block(block, lambda _, output: output.index_put((places,), values.to(output.dtype)))
-    try:
+    with _hook_block(block, lambda _, output: output.index_put((places,), values.to(output.dtype))):
         yield
-    finally:
-        hook.remove()
 
 
 def _hook_block(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | None]) -> Any:

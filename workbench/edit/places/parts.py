@@ -243,6 +243,8 @@ class Earlier:
 
     def inputs(self) -> dict[str, object]:
         """Return the model's inputs other than the tokens, with a new cache, because a pass adds to it."""
+        if not self.cached:
+            return {"attention_mask": self.attention, "position_ids": self.positions, "use_cache": False}
         from transformers import DynamicCache
 
         cache = DynamicCache()

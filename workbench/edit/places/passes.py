@@ -1,18 +1,19 @@
-"""Forward passes for edits: a layer's inputs and outputs, added shifts, logits at some positions, and passes of the upper layers alone.
+"""Forward passes for edits: a layer's inputs and outputs, added shifts, logits at some positions, and passes without what is known.
 
 Earlier tokens and lower layers of a causal model do not depend on an edit. Their keys, values and hidden states are computed once for
-all optimization steps (`upper`). If a model does not give the same numbers this way, whole rows are run.
+all optimization steps (`upper`). Tokens that begin several rows of a batch are run once (`packer`). If a model does not give the same
+numbers this way, whole rows are run.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.edit.places.parts import Earlier, Padded, Parts
+from workbench.edit.places.parts import Earlier, EditRow, Padded, Parts, padded
 from workbench.errors import WorkbenchError, refuses_memory
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import Stopped, additive_masks, cache_name, head_sees, hooked, shaped, states_of, windows
@@ -200,19 +201,82 @@ def _tail(parts: Parts, batch: Padded) -> Padded:
     keys and values alone (state-space layers), or at a mask of one's own. What a model does depends on its architecture and on lengths,
     so that the rows with the most tokens, and with the most and the fewest before their lookup, stand for all.
     """
-    taken = inspect.signature(parts.model.forward).parameters
-    if int(batch.lookup.max()) < 2 or not {cache_name(parts.model), "position_ids"} <= taken.keys():
+    if int(batch.lookup.max()) < 2:
         return batch
     chosen = {int(batch.mask.sum(1).argmax()), int(batch.lookup.argmax()), int(batch.lookup.argmin())}
     extremes = torch.tensor(sorted(chosen), device=batch.lookup.device)
+    return _same(parts, batch, lambda: _cut(parts, batch), lambda rows: rows.kept(extremes))
+
+
+def _same(parts: Parts, batch: Padded, make: Callable[[], Padded], tested: Callable[[Padded], Padded]) -> Padded:
+    """Return another form of a batch if the model takes it and gives the same numbers for the tested rows, otherwise the batch."""
+    taken = inspect.signature(parts.model.forward).parameters
+    if not {cache_name(parts.model), "position_ids"} <= taken.keys():
+        return batch
     try:
-        small = _cut(parts, batch)
-        expected, actual = (score(parts, rows.kept(extremes))[0] for rows in (batch, small))
+        other = make()
+        expected, actual = (score(parts, tested(rows))[0] for rows in (batch, other))
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         if refuses_memory(error):
             raise
         return batch
-    return small if float((expected - actual).abs().max()) < TOLERANCE else batch
+    return other if float((expected - actual).abs().max()) < TOLERANCE else batch
+
+
+PACKED = 256
+"""Largest number of tokens that are packed: in the attention, all of them are the keys of each."""
+Packer = Callable[[Sequence[EditRow]], Padded]
+
+
+def packer(parts: Parts, rows: Sequence[EditRow]) -> Packer:
+    """Return what makes a batch of rows: packed, or padded if the model does not give the same numbers for packed rows.
+
+    Args:
+        parts: Parts of the model.
+        rows: All rows. As many as can be packed stand for all, because some models count the tokens between two: the shortest two, and
+            the longest ones.
+    """
+    ordered, few, room = sorted(rows, key=lambda row: len(row.tokens)), list[EditRow](), PACKED
+    for row in [*ordered[:2], *ordered[:1:-1]]:
+        if len(row.tokens) <= room:
+            few.append(row)
+            room -= len(row.tokens)
+    whole = padded(few, parts.model.device) if few else None
+    if whole is None or _same(parts, whole, lambda: packed(parts, few), lambda rows: rows) is whole:
+        return lambda chosen: padded(chosen, parts.model.device)
+    return lambda chosen: packed(parts, chosen)
+
+
+def packed(parts: Parts, rows: Sequence[EditRow]) -> Padded:
+    """Return rows as one without padding, in which tokens that begin several rows stand once; with too many tokens, padded rows.
+
+    Every token sees the ones before it in its own rows. `lookup` and `places` refer to the one row, `owner` to the given ones, so that
+    `kept` cannot leave rows out.
+    """
+    numbers: dict[tuple[int, int], int] = {}  # (number of the token before, token) -> number
+    chains = []
+    for row in rows:
+        chain = [-1]
+        for token in row.tokens:
+            chain.append(numbers.setdefault((chain[-1], token), len(numbers)))
+        chains.append(torch.tensor(chain[1:]))
+    batch, count = padded(rows, parts.model.device), len(numbers)
+    if count > PACKED:
+        return batch
+    visible, positions = torch.zeros(1, count, count, dtype=torch.bool), torch.zeros(1, count, dtype=torch.long)
+    for own in chains:
+        visible[0, own[:, None], own] |= torch.ones(len(own), len(own)).tril().bool()
+        positions[0, own] = torch.arange(len(own))
+    device, config = batch.tokens.device, parts.model.config
+    tokens = torch.tensor([[token for _, token in numbers]])
+    visible, positions, tokens = visible.to(device), positions.to(device), tokens.to(device)
+    attention = additive_masks(visible, positions, positions, windows(config), parts.model.dtype)
+    at = torch.nn.utils.rnn.pad_sequence(chains, batch_first=True).to(device)
+    lookup = at.gather(1, batch.lookup[:, None])[:, 0]
+    rest = Earlier((), attention, positions, cache_name(parts.model))
+    return replace(
+        batch, tokens=tokens, mask=torch.ones_like(tokens), lookup=lookup, places=at.flatten()[batch.places], earlier=rest
+    )
 
 
 def _cut(parts: Parts, batch: Padded) -> Padded:
@@ -255,47 +319,30 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
 def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[Upper]:
     """Make forward passes within the block start at `layer`, with hidden states that are computed once."""
     hidden_states: list[Tensor] = []
+    tuples: list[bool] = []
 
     def record(_module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         hidden_states.append((args[0] if args else kwargs["hidden_states"]).detach())
         raise Stopped
 
-    handle = parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            run(parts, batch)
-    finally:
-        handle.remove()
-    tuples = _layers_return_tuples(parts, batch)
+    note = hooked(parts.layers[0], after=lambda _module, _args, output: tuples.append(isinstance(output, tuple)))
+    with torch.no_grad(), note, parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True):
+        run(parts, batch)
 
     def pass_through(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, None, None) if tuples else hidden
+        return (hidden, None, None) if tuples[0] else hidden
 
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
         return ((passes.states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": passes.states})
 
     passes = Upper(batch, hidden_states[0])
     below = list(parts.layers[:layer])
-    handle = parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        for module in below:
-            module.forward = pass_through
-        yield passes
-    finally:
-        handle.remove()
-        for module in below:
-            module.__dict__.pop("forward", None)
-
-
-def _layers_return_tuples(parts: Parts, batch: Padded) -> bool:
-    """Return whether a layer's forward returns a tuple instead of the hidden state alone."""
-    results: list[bool] = []
-
-    def check(_module: Any, _args: Any, output: Any) -> None:
-        results.append(isinstance(output, tuple))
-        raise Stopped
-
-    with torch.no_grad(), hooked(parts.layers[0], after=check):
-        run(parts, batch)
-    return results[0]
+    with parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True):
+        try:
+            for module in below:
+                module.forward = pass_through
+            yield passes
+        finally:
+            for module in below:
+                module.__dict__.pop("forward", None)

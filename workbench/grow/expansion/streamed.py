@@ -112,19 +112,12 @@ class Streamed:
                 raise NotStreamedError(f"an argument of {name} is on the meta device")
             loaded.enter_context(self._loaded(names))
 
-        def free_tensors(*_: Any) -> None:
-            loaded.close()
-
-        handles = [
+        with (
+            loaded,
             module.register_forward_pre_hook(load_tensors, with_kwargs=True),
-            module.register_forward_hook(free_tensors, always_call=True),
-        ]
-        try:
+            module.register_forward_hook(lambda *_: loaded.close(), always_call=True),
+        ):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            loaded.close()
 
     def _tensor(self, pieces: tuple[Piece, ...], shape: tuple[int, ...]) -> Tensor:
         """Return a live tensor in float32 (integers keep their dtype), filled from its pieces."""

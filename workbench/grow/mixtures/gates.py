@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -263,12 +263,10 @@ def _recording_inputs(live: Any, modules: Mapping[str, str]) -> Iterator[dict[st
 
         return hook
 
-    hooks = [live.get_submodule(module).register_forward_pre_hook(recorder(reader)) for reader, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for reader, module in modules.items():
+            hooks.enter_context(live.get_submodule(module).register_forward_pre_hook(recorder(reader)))
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _solve(moments: Sequence[_Moments]) -> Tensor:
