@@ -288,7 +288,8 @@ def call(project: Path, *words: str) -> tuple[float, str]:
 
 def whole_processes(folder: Path, items: int, batch_size: int) -> list[dict[str, Any]]:
     """Score five and nine configurations with one `workbench eval` each in a new project, and two with one `lm_eval` each."""
-    rows, batch = [], ("--batch-size", str(batch_size))
+    rows: list[dict[str, Any]] = []
+    batch = ("--batch-size", str(batch_size))
     for count in (1, len(RECIPES)):
         project = folder / f"project-{count}"
         new_project(project, items)
