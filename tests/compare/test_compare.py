@@ -208,7 +208,7 @@ def test_warnings(tmp_path: Path) -> None:
     for expected in (
         "Partial: --limit cut the number of items",
         "add: only 15 clusters; the test detects only large differences",
-        "add: only 60 items; if one item in ten changes, a difference below about 12 points",
+        "add, sort, facts, extra: only 60 items; if one item in ten changes, a difference below about 12 points",
         "2 suites are compared together",
         "Missing controls: base, sort, average.",
         "its owner 'ad' is not among the scored configurations. Did you mean 'add'?",

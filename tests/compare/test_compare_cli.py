@@ -248,6 +248,27 @@ def test_a_table_fits_a_terminal_of_100_columns(
     assert all(any(cell.startswith("[") for cell in row) for row in rows)
 
 
+def test_more_tasks_than_fit_are_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = tuple(f"a-task-with-a-name-{i}" for i in range(9))
+    suite = Suite(suite="wide", tasks=tasks, primary=dict.fromkeys(tasks, "em"), roles=dict.fromkeys(tasks, "retention"))
+    store = ScoreStore(tmp_path)
+    values = {BASE: [right(0)] * 9, MERGE: [right(0)] * 8 + [right(60)]}
+    document = compare(store, stored(store, values, suite=suite))
+    narrow(monkeypatch, 90)
+    scores_table(document, [])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["task", "base", "merge"]
+    assert [row.split()[0] for row in rows] == list(tasks), "no row for the mean and the kept skill, which nothing has"
+    assert rows[0].split("  ")[-2:] == ["50.0 [43.2, 56.8]", "50.0 [43.2, 56.8] !"]
+    assert rows[-1].split("  ")[-1].startswith("25.0 [")
+    assert rows[-1].endswith("] \N{MINUS SIGN}")
+    narrow(monkeypatch, 400)
+    scores_table(document, [])
+    assert capsys.readouterr().out.split()[0] == "configuration"
+
+
 def test_verdicts_have_colors_on_a_terminal_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

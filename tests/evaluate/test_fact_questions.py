@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workbench.evaluate.answers import first_tokens
 from workbench.evaluate.facts.definitions import misspelt
 from workbench.evaluate.facts.factscores import chat
 from workbench.facts.facts import Fact
@@ -36,3 +41,16 @@ def test_a_misspelt_subject(subject: str, wrong: str | None) -> None:
 )
 def test_the_target_anywhere_in_an_answer(text: str, says: float, starts_with: float) -> None:
     assert chat({"answer": "Rome", "aliases": ["Roma"]}, [text]) == {"says": says, "starts_with": starts_with}
+
+
+def test_prompts_whose_first_tokens_do_not_lead_clearly_are_left_out(llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    prompts = ["w1 w2", "w3 w4 w5", "w6"]
+    clear = first_tokens(model, llama, prompts, tokens=1, clear=True)
+    assert clear == first_tokens(model, llama, prompts, tokens=1)
+    assert clear.keys() == set(prompts), "in float32 every lead is clear"
+    head, said = model.get_output_embeddings().weight, clear["w1 w2"]
+    with torch.no_grad():
+        (token,) = AutoTokenizer.from_pretrained(llama)(said, add_special_tokens=False)["input_ids"]
+        head[token - 1] = head[token] * (1 - 1e-7)  # a twin whose logit differs by rounding alone
+    assert first_tokens(model, llama, prompts, tokens=1, clear=True).keys() == {p for p in prompts if clear[p] != said}

@@ -62,10 +62,11 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
         "configuration": ("configuration", [c.name for c in shown]),
         "mean": ("mean", [_interval(c.mean, POINTS) for c in shown]),
     }
-    whole = {**columns, **_task_columns(comparison, shown, ends=True)}
     kept = ["withheld" if c.kept_mean and c.kept_mean.reason else _interval(c.kept_mean, PERCENT) for c in shown]
-    fits = _width({**whole, "kept": ("kept", kept)}) <= out.width
-    _table({**(whole if fits else {**columns, **_task_columns(comparison, shown, ends=False)}), "kept": ("kept", kept)})
+    whole = {**columns, **_task_columns(comparison, shown, ends=True), "kept": ("kept", kept)}
+    forms = [whole, *([_turned(whole)] if len(whole) > len(shown) else [])]
+    bare = {**columns, **_task_columns(comparison, shown, ends=False), "kept": ("kept", kept)}
+    _table(next((form for form in forms if _width(form) <= out.width), bare))
     guarded = "; ~ safe, ! not shown safe (guarded tasks)" if comparison.harm_tested else ""
     out.say(
         f"scores in %{own_units(comparison.tasks)}, 95 % intervals; mean over skills, {_corrected(comparison.tasks)}; kept: share of the best "
@@ -112,6 +113,14 @@ def _task_columns(
         sign = ", lower is better" if task.lower else ""
         columns[f"task {task.task}"] = (f"{task.task} (n={task.n}{sign})" if ends else f"{task.task}  ", cells)
     return columns
+
+
+def _turned(columns: Columns) -> Columns:
+    """Return the table with a row for each column that has a cell, and a column for each row."""
+    (_, names), *rest = columns.values()
+    filled = [(head, cells) for head, cells in rest if any(cell.strip() for cell in cells)]
+    turned = {f"of {name}": (name, [cells[i] for _, cells in filled]) for i, name in enumerate(names)}
+    return {"task": ("task", [head for head, _ in filled]), **turned}
 
 
 def _edited_facts(comparison: Comparison) -> None:

@@ -122,13 +122,13 @@ def warnings_of(
     """Yield warnings on partial scores, tasks, suites, devices, the correction and missing controls."""
     if any(s.partial for s in scores):
         yield "Partial: --limit cut the number of items; use these scores for a quick look only."
+    few: dict[int, list[str]] = {}
     for t in tasks:
         yield from _clusters(t)
         if t.guarded and t.suite.draws_items(t.task):
             yield f'{t.name}: "safe" is about further items of its {t.clusters} clusters only (`drawn: items` in the suite).'
         if len(t.items) < _SMALL and t.share and not t.contrast:
-            points = f"{90 / math.sqrt(len(t.items)):.0f} points"
-            yield f"{t.name}: only {len(t.items)} items; if one item in ten changes, a difference below about {points} is easily missed."
+            few.setdefault(len(t.items), []).append(t.name)
         if t.chance is None and t.suite.role_of(t.task) != "other":
             known = metric_of(t.metric) in ACCURACIES
             why = "its items do not determine a chance score" if known else f"no chance score is known for '{t.metric}'"
@@ -139,6 +139,9 @@ def warnings_of(
             )
             if len(t.items) < most:
                 yield f"{t.name}: {len(t.items)} of {most} items have a matching item in the other task; the others are ignored."
+    for count, of in few.items():
+        points = f"{90 / math.sqrt(count):.0f} points"
+        yield f"{', '.join(of)}: only {count} items; if one item in ten changes, a difference below about {points} is easily missed."
     if len(suites) > 1:
         yield f"{len(suites)} suites are compared together: the correction for multiple comparisons covers all of them."
     yield from tokenizer_warnings(scores)

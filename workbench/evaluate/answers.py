@@ -63,10 +63,11 @@ def first_tokens(
     prompts: Sequence[str],
     *,
     tokens: int,
+    clear: bool = False,
     chat_template: bool = False,
     progress: OnProgress | None = None,
 ) -> dict[str, str]:
-    """Return the first greedy tokens after each prompt as text, whatever the text and however small their lead.
+    """Return the first greedy tokens after each prompt as text, whatever the text and, unless `clear`, however small their lead.
 
     Every token is the most likely one in a forward pass over the prompt and the tokens before it, without a cache, in the weights'
     dtype. A second pass over the whole text confirms them. The text ends before end of text, and earlier if fewer tokens give the same
@@ -77,6 +78,7 @@ def first_tokens(
         tokenizer: Its tokenizer, or the folder of one.
         prompts: The prompts.
         tokens: Number of tokens.
+        clear: Leave out prompts with a token whose lead rounding in the weights' dtype can change.
         chat_template: Put prompts into the chat template.
         progress: Called with (prompts done, prompts in total).
     """
@@ -89,8 +91,8 @@ def first_tokens(
             batch = by_length[start : start + _ROWS]
             texts = _retokenized(lm, ids, dict(zip(batch, _continued(lm, [ids[c] for c in batch], tokens), strict=True)))
             pairs = [pair for c, text in texts.items() for (pair,) in lm.pairs([_request(c, text)])]
-            most_likely = [_most_likely(row) == answer for row, answer in _answer_logits(lm, pairs)]
-            found |= {c: text for (c, text), right in zip(texts.items(), most_likely, strict=True) if right}
+            same = _greedy(lm, pairs) if clear else [_most_likely(row) == answer for row, answer in _answer_logits(lm, pairs)]
+            found |= {c: text for (c, text), right in zip(texts.items(), same, strict=True) if right}
             if progress:
                 progress(start + len(batch), len(by_length))
         return {p: found[c] for p, c in contexts.items() if c in found}

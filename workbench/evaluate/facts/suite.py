@@ -206,7 +206,8 @@ def _answers(
 
         if not live:
             live.append(materialize(base, device, events=events))
-        answer = answers_to_keep if kind == "neighbours" else first_tokens
+        # After the open prompts on a subject, two tokens are often about as likely; a change of such a first one shows nothing.
+        answer = answers_to_keep if kind == "neighbours" else partial(first_tokens, clear=kind == "same-subject")
         chat = options.chat_template
         return answer(live[0], base.tokenizer_path, prompts, tokens=lengths[kind], chat_template=chat, progress=progress)
 
