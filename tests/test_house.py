@@ -155,7 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 104_935,
+    "lines of the package": 105_005,
+    # 70 lines: patch takes neurons that write little, so that its result is an adapter of the base.
     # 110 lines: facts are asked with typos, in lower case, behind text, in a chat, in other languages, and for what else is known of the subject.
     # 90 lines: facts that are done leave a descent, keys of patch neurons share their sums, `plan` refuses a recipe that grows as a brick.
     # 300 lines: greedy texts without lm-eval's loop. 100: adapters with rows of added tokens as bricks, `ship --json`, the hint of `open` in
@@ -167,15 +168,16 @@ BUDGET = {
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
     "files of the package": 488,
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 75_035,
+    "lines of the tests": 75_095,
+    # 60 lines: the neurons that patch takes.
     # 50 lines: the same.
     # 880 lines: greedy texts, hints of 38 commands for 18 things of other tools, rows of added tokens, `ship --json`, 20 more bad inputs.
     # 3,450 lines. 1,600: what mutants found, exit codes, breaks that the state machine must find. 1,900: the viewer, files of other tools, commands
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 94_315,
-    # 220 words: the new questions about facts; a measured step of `brick train`; what is remembered for the user.
+    "words of the documentation": 94_430,
+    # 340 words: the new questions about facts; neurons that patch takes; a measured step of `brick train`; what is remembered for the user.
     # 380 words: one page on speed, where each figure has its peer, machine, command and commit.
     # 560 words: greedy texts and the check of a scorer, rows of added tokens, `ship --json`, what commands say of things of other tools.
     # 2,050 words: the viewer and its security, which command takes which file of another tool, outputs of notebooks, pages of `view`, `open`, `ship`.

@@ -14,7 +14,9 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import files_of, live, tensors_of
 
+from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.gradient.neurons import Separator
+from workbench.edit.patch import _split
 from workbench.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.run.plan import plan
@@ -224,12 +226,68 @@ def refused(project: Project, text: str, match: str) -> WorkbenchError:
 
 
 def test_too_few_neurons_name_the_line_to_write(tmp_path: Path) -> None:
-    project = world(tmp_path / "p", "llama")
-    error = refused(project, f"steps: [{patch()}]\n", r"need \d neurons, .* layer 2 has 0 that write nothing yet")
+    project = world(tmp_path / "p", "llama", facts=8)
+    error = refused(
+        project, f"steps: [{patch()}]\n", r"need \d+ neurons, .* layer 1 has 0 that write nothing yet, and lends 12 others"
+    )
     needed = int(str(error).split("need ")[1].split()[0])
     assert f"`- {{grow: width, neurons: {48 + needed}}}`" in error.hint
-    error = refused(project, f"steps: [{grow(more=1)}, {patch()}]\n", "layer 2 has 1 that write nothing yet")
-    assert f"neurons: {48 + needed}" in error.hint
+    error = refused(project, f"steps: [{grow(more=1)}, {patch()}]\n", "layer 2 has 1 that write nothing yet, and lends 12 others")
+    assert f"neurons: {49 + needed - 1}" in error.hint
+
+
+def importance(model: torch.nn.Module, layer: int, rows: list[list[int]]) -> torch.Tensor:
+    """Mean over tokens of |activation| times the length of the column, with hooks of its own."""
+    out = model.get_submodule(f"model.layers.{layer}.mlp.down_proj")
+    seen: list[torch.Tensor] = []
+    handle = out.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0].abs()))
+    with torch.no_grad():
+        for row in rows:
+            model(torch.tensor([row]))
+    handle.remove()
+    assert isinstance(out.weight, torch.Tensor)
+    return torch.cat(seen).mean(0) * out.weight.norm(dim=0)
+
+
+def test_without_new_neurons_the_least_used_ones_are_lent(tmp_path: Path) -> None:
+    """The model keeps its shape, the edit is an adapter for the base, and nothing but the lent neurons changes."""
+    project = world(tmp_path / "p", "llama")
+    run = project.run(f"steps: [{patch()}]\n" + F32)
+    (record,) = run["steps"]
+    base, new = live(project.path / "base"), live(Path(run["model"]))
+    chosen = sorted(one["neuron"] for one in record["patches"])
+    assert record["lent"] == record["neurons"] == len(chosen) > 0
+    assert record["layers"] == [1], "two fifths of three layers"
+    context = context_of(project)
+    text, _ = _split(list(token_rows(context, statistics_source(context, "text.txt")[0])), 2 * base.config.hidden_size)
+    assert chosen == sorted(importance(base, 1, text).argsort()[: len(chosen)].tolist())
+    for prompt, target in prompts(project):
+        answer = new.generate(prompt, max_new_tokens=len(target), do_sample=False, pad_token_id=0)[0, prompt.shape[1] :]
+        assert answer.tolist() == target
+    old, found = tensors_of(project.path / "base"), tensors_of(Path(run["model"]))
+    assert {name: tensor.shape for name, tensor in old.items()} == {name: tensor.shape for name, tensor in found.items()}
+    for name in (name for name in old if not torch.equal(old[name], found[name])):
+        assert name.startswith("model.layers.1.mlp."), name
+        along = 1 if "down_proj" in name else 0
+        assert set((old[name] != found[name]).nonzero()[:, along].tolist()) <= set(chosen), name
+    brick = Path(run["run"]) / "edits" / "edit-patch"
+    merged = project.run(f"bricks: {{b: {brick}}}\nsteps: [{{merge: task_arithmetic, bricks: {{b: 1}}}}]\n" + F32, "merged.yaml")
+    for name, tensor in tensors_of(Path(merged["model"])).items():
+        torch.testing.assert_close(tensor, found[name], atol=1e-5, rtol=1e-5)
+
+
+def test_neurons_of_an_earlier_edit_are_not_lent(tmp_path: Path) -> None:
+    """They are silent on text, so that they would be the first."""
+    project = world(tmp_path / "p", "llama", facts=4)
+    rows = (project.path / "facts.jsonl").read_text().splitlines()
+    (project.path / "one.jsonl").write_text("\n".join(rows[:2]) + "\n")
+    (project.path / "two.jsonl").write_text("\n".join(rows[2:]) + "\n")
+    steps = [patch(id=name, facts=f"{name}.jsonl", layer=1) for name in ("one", "two")]
+    run = project.run(f"steps: [{', '.join(steps)}]\n" + F32)
+    first, second = ({one["neuron"] for one in step["patches"]} for step in run["steps"])
+    assert first
+    assert second
+    assert not first & second
 
 
 def test_what_cannot_be_patched_is_refused(tmp_path: Path) -> None:

@@ -189,8 +189,10 @@ def test_what_has_no_place_at_a_subject_is_refused(tmp_path: Path) -> None:
     project = world(tmp_path / "p")
     with pytest.raises(WorkbenchError, match="`end_of_text` is for neurons at `prompt_last`"):
         project.resolve(f"steps: [{grow()}, {patch(end_of_text=True)}]\n")
+    subjects = [{"prompt": "w1 {subject} is", "subject": f"w{i}", "target": f"w{i + 1}"} for i in range(20, 40)]
+    write_jsonl(project.path / "facts.jsonl", subjects)
     with pytest.raises(
-        WorkbenchError, match="the facts need 2 neurons, one for each subject with a fact that the model does not say"
+        WorkbenchError, match=r"the facts need \d\d neurons, one for each subject with a fact that the model does not say"
     ):
         project.run(f"steps: [{grow(more=1)}, {patch()}]\n")
     write_jsonl(project.path / "facts.jsonl", [FACTS[0], {"prompt": "w1 is", "target": "w2"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
@@ -13,13 +14,14 @@ from workbench.edit.closed_form.closed_form import FACTS, LAYERS, choose, editor
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.closed_form.preset import LONGEST
 from workbench.edit.closed_form.values import Group, Lookup
-from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed
+from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed, least_used, lending
 from workbench.edit.gradient.patching import (
     RATE,
     SHARPNESS,
     Descent,
     Keys,
     Mistake,
+    Prefix,
     RowsOfFact,
     find_mistakes,
     solve_keys,
@@ -43,6 +45,8 @@ from workbench.steps import Cost, Edit, EditMethod, KeyContext, MethodContext, r
 from workbench.steps.fields import Real, Whole
 from workbench.weights.device import one_thread
 
+LENT = 4
+"""A layer lends at most one in so many of its neurons."""
 BOUND = 1e-3
 """A neuron counts as active where its activation is above this share of the one at its fact's query."""
 
@@ -52,8 +56,8 @@ class Patch(EditMethod):
     """Write new neurons for what the model does not say: one for each token, or one for each subject (Huang et al. 2023, Transformer-Patcher).
 
     Each neuron's key is above a margin at its query and below it at ordinary text, neighbors and other queries, where the neuron is
-    silent. Its value is trained until the target is said. The neurons must exist and write nothing yet: `grow: width` before this
-    step adds them.
+    silent. Its value is trained until the target is said. The neurons are those that write nothing, which `grow: width` before this step
+    adds, and then those of the layer that write least to ordinary text, at most a quarter of it: what these wrote is lost.
     """
 
     paper = "Huang et al. 2023, Transformer-Patcher: one mistake worth one neuron, arXiv 2301.09785"
@@ -62,7 +66,7 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  min over v of −log p(token)"
     )
 
-    version = 3  # rows that begin alike are run as one, and searches for keys take few inputs, which changes last bits
+    version = 4  # neurons that write little are lent; since 3, rows that begin alike are run as one
 
     edit: Literal["patch"]
     facts: str
@@ -73,8 +77,9 @@ class Patch(EditMethod):
     """Token at which the neurons act: `prompt_last`: one for each token of a target, before it, in the fact's own wording;
     `subject_last`: one for each subject, at its last token in any wording, with the value that `edit: memit` would write there."""
     layer: Whole | None = None
-    """Layer whose feed-forward block gets the neurons, from 0. Default: the last one; with `subject_last`, the one that works best in
-    `memit`'s sweep on well-known facts."""
+    """Layer whose feed-forward block gets the neurons, from 0. Default: the last one if it has neurons that write nothing, else the one at
+    two fifths of the depth, where the least used neurons are missed least; with `subject_last`, the one that works best in `memit`'s sweep
+    on well-known facts."""
     statistics: str | None = None
     """Text at whose tokens the neurons must be silent: JSONL or plain text, relative to the project. Default: the text that comes
     with the workbench."""
@@ -164,17 +169,13 @@ class Patch(EditMethod):
         check_rows(facts, context.tokenizer, longest, self.end_of_text)
         parts = Parts.of(context)
         layer = self._layer(context, parts, facts)
-        block = find_block(parts, layer, context)
+        whole = find_block(parts, layer, context)
         texts, _ = statistics_source(context, self.statistics)
         rows = self._wordings(context, facts, texts, longest)
         at_subjects = self.position == "subject_last"
-        with frozen(context.model), one_thread():
-            mistakes, groups = find_mistakes(parts, facts, rows), list[Group]()
-            if at_subjects:
-                mistakes, groups = subjects_of(facts, rows, mistakes)
-            self._check_count(block, len(mistakes))
-            width = n_outputs(parts.out(layer)) or 0
-            seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
+        width = n_outputs(parts.out(layer)) or 0
+        seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
+        with frozen(context.model), one_thread(), self._room(whole, facts, rows, seen) as (block, mistakes, groups):
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.confidence)
             if at_subjects:
@@ -189,8 +190,43 @@ class Patch(EditMethod):
                     "tokens": sum(map(len, seen)),
                     **_gating(block, keys, unseen),
                 }
-        record = {"layers": [layer], "order": "free", "facts": len(facts), "neurons": len(mistakes), **record}
+        record = {
+            "layers": [layer],
+            "order": "free",
+            "facts": len(facts),
+            "neurons": len(mistakes),
+            "lent": len(block.lent),
+            **record,
+        }
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
+
+    @contextmanager
+    def _room(
+        self, whole: Block, facts: Sequence[Fact], rows: Sequence[RowsOfFact], texts: Sequence[list[int]]
+    ) -> Iterator[tuple[Block, list[Mistake], list[Group]]]:
+        """Yield the block with neurons for the mistakes, the mistakes, and for neurons at subjects the facts about each.
+
+        Without the neurons that are lent, the model may make other mistakes, which then need neurons too.
+        """
+        found: dict[Prefix, Mistake] = {}
+        order: tuple[int, ...] = ()
+        while True:
+            listed, groups = list(found.values()), list[Group]()
+            if self.position == "subject_last":
+                listed, groups = subjects_of(facts, rows, listed)
+            if len(listed) > len(whole.free) and not order:
+                order = least_used(whole, texts)[: whole.parts.width(whole.layer) // LENT]
+            self._check_count(whole, len(order), len(listed))
+            with lending(whole, order, len(listed)) as block:
+                found |= (new := {m.queries[0]: m for m in find_mistakes(whole.parts, facts, rows) if m.queries[0] not in found})
+                if found and not new:
+                    yield block, listed, groups
+                    return
+            if not found:
+                raise WorkbenchError(
+                    f"edit patch: the model says every target of {self.facts} already, so there is no mistake to patch",
+                    "Remove the step.",
+                )
 
     def _layer(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> int:
         """Return the layer that gets the neurons."""
@@ -198,7 +234,8 @@ class Patch(EditMethod):
             parts.check_layers((self.layer,), "edit patch")
             return self.layer
         if self.position == "prompt_last":
-            return parts.editable[-1]
+            last, depth = parts.editable[-1], len(parts.layers)
+            return last if find_block(parts, last, context).free else min(parts.editable, key=lambda i: abs(5 * i - 2 * depth))
         memit = editor("memit").model_validate({"edit": "memit", "facts": self.facts, "statistics": self.statistics})
         choice = choose(memit, context, parts, facts)
         layer = choice.layers[0]
@@ -228,19 +265,14 @@ class Patch(EditMethod):
         encoded = [list(encode_text(context.tokenizer, text)) for text in dict.fromkeys(texts)]
         return [list(row.tokens) for wordings in rows for row in wordings] + [row for row in encoded if row]
 
-    def _check_count(self, block: Block, needed: int) -> None:
-        """Raise WorkbenchError if there is nothing to write, or there are too few neurons."""
-        if not needed:
-            raise WorkbenchError(
-                f"edit patch: the model says every target of {self.facts} already, so there is no mistake to patch",
-                "Remove the step.",
-            )
-        if needed > len(block.free):
+    def _check_count(self, block: Block, lent: int, needed: int) -> None:
+        """Raise WorkbenchError if there are too few neurons."""
+        if needed > len(block.free) + lent:
             total = block.parts.width(block.layer) + needed - len(block.free)
             unit = "subject with a fact" if self.position == "subject_last" else "token"
             raise WorkbenchError(
                 f"edit patch: the facts need {needed} neurons, one for each {unit} that the model does not say; layer {block.layer} has "
-                f"{len(block.free)} that write nothing yet",
+                f"{len(block.free)} that write nothing yet, and lends {lent} others, at most 1 in {LENT}",
                 f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
                 "write nothing, so that the model stays the same.",
             )

@@ -1,4 +1,4 @@
-"""Neurons of a live feed-forward block that write nothing yet, and keys that separate a query from other inputs.
+"""Neurons of a live feed-forward block that write nothing or little, and keys that separate a query from other inputs.
 
 A neuron is a row of each matrix into the block (one, or a gate and an up matrix) and a column of the matrix out of it:
 a = σ(k·x + b) or a = σ(g·x + b) · (u·x + c), and the block's output gets a · v.
@@ -6,9 +6,9 @@ a = σ(k·x + b) or a = σ(g·x + b) · (u·x + c), and the block's output gets 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ class Block:
         up: Live name of the module whose output multiplies it; None in a block without a gate.
         biased: True if all modules of the block have a bias, so that a neuron can have one.
         free: Indices of the neurons that write nothing: their weights of the output projection are zero.
+        others: Indices of the other neurons whose biases are zero or can be changed.
+        lent: Neuron among `free` that wrote something -> the column that it had [width], float32.
     """
 
     parts: Parts
@@ -54,6 +56,8 @@ class Block:
     up: str | None
     biased: bool
     free: tuple[int, ...]
+    others: tuple[int, ...]
+    lent: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def out(self) -> str:
@@ -87,8 +91,10 @@ class Neurons:
         width = block.parts.width(block.layer)
         places = torch.zeros(width, len(self.index))
         places[list(self.index), list(range(len(self.index)))] = 1.0
+        nothing = torch.zeros(self.columns.shape[1])
+        columns = self.columns - torch.stack([block.lent.get(neuron, nothing) for neuron in self.index])
         updates = {f"{name}.weight": _stored(block, name, Factors(places.clone(), rows)) for name, rows in self.rows.items()}
-        updates[f"{block.out}.weight"] = _stored(block, block.out, Factors(self.columns.T.contiguous(), places.T.contiguous()))
+        updates[f"{block.out}.weight"] = _stored(block, block.out, Factors(columns.T.contiguous(), places.T.contiguous()))
         for name, shift in self.shifts.items():
             updates[f"{name}.bias"] = Factors((places @ shift)[:, None], torch.ones(1, 1))
         return updates
@@ -121,14 +127,48 @@ def find_block(parts: Parts, layer: int, context: MethodContext) -> Block:
     biases = [getattr(parts.model.get_submodule(name), "bias", None) for name in (*names, parts.modules[layer])]
     biased = all(bias is not None for bias in biases)
     silent = ~_by_neuron(parts.out(layer), inputs=True).any(dim=1)
+    usable = torch.ones_like(silent)
     for bias in biases[:-1] if not biased else []:
         if bias is not None:  # a bias that the edit cannot change has to be zero
-            silent &= bias.data == 0
-    free = tuple(silent.nonzero().flatten().tolist())
-    if not free:
-        return Block(parts, layer, names[0], None, biased, free)
-    gate, up = _roles(parts, layer, names, free[0])
-    return Block(parts, layer, gate, up, biased, free)
+            usable &= bias.data == 0
+    free, others = (tuple(chosen.nonzero().flatten().tolist()) for chosen in (usable & silent, usable & ~silent))
+    gate, up = _roles(parts, layer, names, free[0] if free else 0)
+    return Block(parts, layer, gate, up, biased, free, others)
+
+
+_SHARP = 10
+"""Length of a key, relative to the block's median, above which a neuron may hold an earlier edit: keys of patch neurons are about 100."""
+
+
+@no_grad
+def least_used(block: Block, rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the neurons that write least first, by the mean over tokens of |activation| times the length of the column.
+
+    Neurons with sharp keys are left out: texts hardly activate them, because they hold the facts of an earlier edit.
+
+    Args:
+        block: The block.
+        rows: Rows of tokens of ordinary text.
+    """
+    out, total = block.parts.out(block.layer), torch.zeros(())
+    for chosen in chunks(rows, ROWS_AT_ONCE):
+        total = total + torch.stack([states.abs().sum(0) for states in inputs_of(block.parts, out, chosen)]).sum(0)
+    lengths = _by_neuron(block.module(block.gate), inputs=False).norm(dim=1).cpu()
+    written = total * _by_neuron(out, inputs=True).norm(dim=1).cpu()
+    lendable = [i for i in block.others if lengths[i] <= _SHARP * lengths.median()]
+    return tuple(sorted(lendable, key=written.__getitem__))
+
+
+@contextmanager
+def lending(block: Block, order: Sequence[int], count: int) -> Iterator[Block]:
+    """Silence the first neurons in an order until `count` write nothing, and yield the block with them; their columns return at the end."""
+    taken, view = list(order[: max(0, count - len(block.free))]), _by_neuron(block.module(block.out), inputs=True)
+    own = view[taken].clone()
+    view[taken] = 0
+    try:
+        yield replace(block, free=(*block.free, *taken), lent=dict(zip(taken, own.float().cpu(), strict=True)))
+    finally:
+        view[taken] = own
 
 
 def _roles(parts: Parts, layer: int, names: Sequence[str], neuron: int) -> tuple[str, str | None]:
