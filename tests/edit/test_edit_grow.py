@@ -132,8 +132,8 @@ GOOD = '{"prompt": "a is", "target": "b"}\n'
         (GOOD + "\n" + '{"prompt": "a"}\n', "f.jsonl:3: expected a text in 'target', found prompt"),
         ('{"prompt": "", "target": "b"}\n', "f.jsonl:1: expected a text in 'prompt', found prompt, target"),
         ('{"prompt": 3, "target": "b"}\n', "f.jsonl:1: expected a text in 'prompt'"),
-        ('["a", "b"]\n', "f.jsonl:1: expected a text in 'prompt', found list"),
-        ("3\n", "f.jsonl:1: expected a text in 'prompt', found int"),
+        ('["a", "b"]\n', "f.jsonl:1: expected a JSON object, one in each row, found list"),
+        ("3\n", "f.jsonl:1: expected a JSON object, one in each row, found int"),
         (
             GOOD + '{"prompt": "a is", "target": "c"}\n',
             "f.jsonl:2: same prompt as f.jsonl:1, but another target ('c' instead of 'b')",
