@@ -168,7 +168,7 @@ BUDGET = {
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
     "files of the package": 488,
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 75_095,
+    "lines of the tests": 75_100,
     # 60 lines: the neurons that patch takes.
     # 50 lines: the same.
     # 880 lines: greedy texts, hints of 38 commands for 18 things of other tools, rows of added tokens, `ship --json`, 20 more bad inputs.

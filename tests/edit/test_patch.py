@@ -261,6 +261,9 @@ def test_without_new_neurons_the_least_used_ones_are_lent(tmp_path: Path) -> Non
     context = context_of(project)
     text, _ = _split(list(token_rows(context, statistics_source(context, "text.txt")[0])), 2 * base.config.hidden_size)
     assert chosen == sorted(importance(base, 1, text).argsort()[: len(chosen)].tolist())
+    own = [tensor.clone() for tensor in context.model.state_dict().values()]
+    solve(context)
+    assert all(map(torch.equal, own, context.model.state_dict().values())), "columns return"
     for prompt, target in prompts(project):
         answer = new.generate(prompt, max_new_tokens=len(target), do_sample=False, pad_token_id=0)[0, prompt.shape[1] :]
         assert answer.tolist() == target

@@ -97,8 +97,8 @@ def test_documents(world: Project) -> None:
         "a fact's own prompts, or general ones"
     )
     assert about == {p: words for p in about if (words := base.first(p, 4))}
-    assert [(d["id"], d["prompt"], d["answer"]) for d in docs(plan, "translated")] == [
-        ("one.1", "w36 w3", " w4 w5"), ("one.2", "w37 w3", " w38")]  # fmt: skip
+    translated = [(d["id"], d["prompt"], d["answer"]) for d in docs(plan, "translated")]
+    assert translated == [("one.1", "w36 w3", " w4 w5"), ("one.2", "w37 w3", " w38")]
     assert docs(plan, "behind-text")[1]["prompt"] == f"{BEFORE}w20 w21 is"
     assert [d["prompt"] for d in docs(plan, "chat")] == [f"{t} " for t in ("w1 w2 w3 is", "w20 w21 is", "w31 w32 of")]
 

@@ -190,14 +190,8 @@ class Patch(EditMethod):
                     "tokens": sum(map(len, seen)),
                     **_gating(block, keys, unseen),
                 }
-        record = {
-            "layers": [layer],
-            "order": "free",
-            "facts": len(facts),
-            "neurons": len(mistakes),
-            "lent": len(block.lent),
-            **record,
-        }
+        record["lent"] = len(block.lent)
+        record = {"layers": [layer], "order": "free", "facts": len(facts), "neurons": len(mistakes), **record}
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
 
     @contextmanager
@@ -208,8 +202,16 @@ class Patch(EditMethod):
 
         Without the neurons that are lent, the model may make other mistakes, which then need neurons too.
         """
-        found: dict[Prefix, Mistake] = {}
-        order: tuple[int, ...] = ()
+
+        def mistakes() -> dict[Prefix, Mistake]:
+            return {m.queries[0]: m for m in find_mistakes(whole.parts, facts, rows)}
+
+        found, order = mistakes(), tuple[int, ...]()
+        if not found:
+            raise WorkbenchError(
+                f"edit patch: the model says every target of {self.facts} already, so there is no mistake to patch",
+                "Remove the step.",
+            )
         while True:
             listed, groups = list(found.values()), list[Group]()
             if self.position == "subject_last":
@@ -218,15 +220,11 @@ class Patch(EditMethod):
                 order = least_used(whole, texts)[: whole.parts.width(whole.layer) // LENT]
             self._check_count(whole, len(order), len(listed))
             with lending(whole, order, len(listed)) as block:
-                found |= (new := {m.queries[0]: m for m in find_mistakes(whole.parts, facts, rows) if m.queries[0] not in found})
-                if found and not new:
+                others = mistakes() if block.lent else {}
+                if others.keys() <= found.keys():
                     yield block, listed, groups
                     return
-            if not found:
-                raise WorkbenchError(
-                    f"edit patch: the model says every target of {self.facts} already, so there is no mistake to patch",
-                    "Remove the step.",
-                )
+            found |= others
 
     def _layer(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> int:
         """Return the layer that gets the neurons."""

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -126,7 +126,6 @@ def _with_places(values: Iterator[tuple[int, Any]], label: str) -> list[FactRow]
 
 
 SLOT = "{subject}"
-FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "translations", "neighbours", "same_subject", "portability", "aliases")  # fmt: skip
 UNSPACED = re.compile(
     "["
     "\u0e00-\u0fff"  # Thai, Lao, Tibetan
@@ -259,7 +258,7 @@ def fact_of(row: Any, place: str) -> Fact:
         WorkbenchError: If the row is invalid; see `read_facts`.
     """
     if isinstance(row, Mapping) and "prompt" in row and "target" in row:
-        refuse_unknown(row, FIELDS, place, "a fact")
+        refuse_unknown(row, [field.name for field in fields(Fact) if field.name != "place"], place, "a fact")
     for key in ("prompt", "target"):
         if not isinstance(row, Mapping) or not isinstance(row.get(key), str) or not row[key].strip():
             if not isinstance(row, Mapping):

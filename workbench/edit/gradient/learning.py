@@ -300,7 +300,7 @@ def row_losses(parts: Parts, batch: Padded, end_weight: float, *, ends: bool) ->
 
 @dataclass
 class Reference:
-    """What a model gives without its updates.
+    """Compare a model with what it gives without its updates.
 
     Attributes:
         parts: Parts of the model.

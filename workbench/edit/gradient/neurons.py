@@ -155,8 +155,8 @@ def least_used(block: Block, rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
         total = total + torch.stack([states.abs().sum(0) for states in inputs_of(block.parts, out, chosen)]).sum(0)
     lengths = _by_neuron(block.module(block.gate), inputs=False).norm(dim=1).cpu()
     written = total * _by_neuron(out, inputs=True).norm(dim=1).cpu()
-    lendable = [i for i in block.others if lengths[i] <= _SHARP * lengths.median()]
-    return tuple(sorted(lendable, key=written.__getitem__))
+    blunt = (lengths <= _SHARP * lengths.median()).tolist()
+    return tuple(sorted((i for i in block.others if blunt[i]), key=written.tolist().__getitem__))
 
 
 @contextmanager

@@ -201,11 +201,12 @@ def documents(
 
     paraphrases = [(f"{f.id}.{i}", f, text) for f in facts for i, text in enumerate(f.paraphrases, 1)]
     neighbours = [(f"{f.id}.{i}", f, probe) for f in facts for i, probe in enumerate(f.neighbours, 1)]
+    questions = [(f, _questions(f)) for f in facts]
     docs_of: dict[FactKind, list[Doc]] = {
         kind: [
             {"id": name, "cluster": f.id, "prompt": prompt, "answer": after(prompt, target)}
-            for f in facts
-            for name, prompt, target in _questions(f)[kind]
+            for f, asked in questions
+            for name, prompt, target in asked[kind]
             if target
         ]
         for kind in TEACHER_FORCED
