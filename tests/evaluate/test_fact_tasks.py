@@ -96,7 +96,7 @@ def test_documents(world: Project) -> None:
     assert list(about) == ["w34 w3 w35", *(text.replace("{subject}", "w21") for text in ABOUT)], (
         "a fact's own prompts, or general ones"
     )
-    assert about == {p: words for p in about if (words := base.first(p, 4))}
+    assert about == {p: words for p in about if (words := base.first(p, 1))}
     translated = [(d["id"], d["prompt"], d["answer"]) for d in docs(plan, "translated")]
     assert translated == [("one.1", "w36 w3", " w4 w5"), ("one.2", "w37 w3", " w38")]
     assert docs(plan, "behind-text")[1]["prompt"] == f"{BEFORE}w20 w21 is"

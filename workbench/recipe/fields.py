@@ -55,7 +55,7 @@ class FactsEval(Strict):
     neighbour_tokens: Whole = Field(8, ge=1, le=512)
     """Maximum number of tokens of the base's answer to a neighbor prompt, which the edited model must repeat."""
     strict_tokens: Whole = Field(4, ge=1, le=64)
-    """Number of the base's first greedy tokens that `neighbours-strict` and `same-subject` compare."""
+    """Number of the base's first greedy tokens after a neighbor prompt that `neighbours-strict` compares."""
     controls: tuple[Literal["memory", "finetune", "adapter"], ...] = ("memory",)
     """Other ways to teach the same facts, scored as controls: `memory` puts the facts before the prompt; `finetune` and `adapter` train on them, which takes minutes."""
     text: str | None = None

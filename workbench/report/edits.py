@@ -23,7 +23,7 @@ HEADINGS = {
     "neighbours-strict": ("Neighbors, strict", "the base's first tokens"),
     "preferred-neighbours": ("Preferred, neighbors", "token-mean likelihood"),
     "portability": ("Portability", "teacher-forced"),
-    "same-subject": ("Same subject unchanged", "the base's first tokens"),
+    "same-subject": ("Same subject unchanged", "the base's first token"),
     "typo": ("Typo", "in the subject"),
     "lower-case": ("Lower case", "teacher-forced"),
     "behind-text": ("Behind text", "teacher-forced"),

@@ -59,7 +59,7 @@ _PROTOCOL: dict[FactKind, str] = {
     "neighbours-strict": "teacher-forced: each of the first greedy tokens of the base is the most likely one",
     "preferred-neighbours": "likelihoods compared: mean NLL of a token, the stated answer against the edit's target",
     "portability": "teacher-forced, on what follows from the fact",
-    "same-subject": "as neighbours-strict, on prompts that ask something else about the subject, where the base's tokens lead clearly",
+    "same-subject": "teacher-forced: the base's first token, where it leads clearly, on prompts that ask something else about the subject",
     "typo": "teacher-forced, two letters of the subject swapped",
     "lower-case": "teacher-forced, the prompt in lower case",
     "behind-text": "teacher-forced, the prompt behind two clauses of other text",

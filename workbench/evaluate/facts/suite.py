@@ -197,7 +197,7 @@ def _answers(
     """Return the base's answers to neighbors' prompts by kind, cached by the base's weights, dtype and tokenizer."""
     options = selection.options
     lengths: dict[FactKind, int] = {"neighbours": options.neighbour_tokens, "neighbours-strict": options.strict_tokens}
-    lengths["same-subject"] = options.strict_tokens
+    lengths["same-subject"] = 1  # of more tokens after an open prompt, one is nearly always about as likely as another
     live: list[Any] = []
 
     def answered(kind: FactKind, prompts: Sequence[str]) -> dict[str, str]:
@@ -206,7 +206,6 @@ def _answers(
 
         if not live:
             live.append(materialize(base, device, events=events))
-        # After the open prompts on a subject, two tokens are often about as likely; a change of such a first one shows nothing.
         answer = answers_to_keep if kind == "neighbours" else partial(first_tokens, clear=kind == "same-subject")
         chat = options.chat_template
         return answer(live[0], base.tokenizer_path, prompts, tokens=lengths[kind], chat_template=chat, progress=progress)
