@@ -36,9 +36,10 @@ from edit_single import solve
 from record import parser_of, write_results
 
 from workbench.edit.closed_form.closed_form import ClosedForm
+from workbench.edit.closed_form.lookup import Lookup, grouped
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.solver import solve as solve_keys
-from workbench.edit.closed_form.values import Lookup, grouped, values
+from workbench.edit.closed_form.values import values
 from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts
 from workbench.facts.facts import Fact, write_facts

@@ -35,8 +35,8 @@ from record import parser_of, write_results
 
 from workbench.edit.closed_form import solve as solving
 from workbench.edit.closed_form.history import History
+from workbench.edit.closed_form.lookup import Group, Lookup
 from workbench.edit.closed_form.solve import ClosedFormSolve
-from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.closed_form.values import values as optimized
 from workbench.edit.places.parts import Parts
 from workbench.evaluate.facts.definitions import bundled_text

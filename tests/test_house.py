@@ -155,7 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 105_005,
+    "lines of the package": 105_165,
+    # 160 lines: neurons of subjects are active in lower case, at wrong spellings and in chats, and their values spare more prompts.
     # 70 lines: patch takes neurons that write little, so that its result is an adapter of the base.
     # 110 lines: facts are asked with typos, in lower case, behind text, in a chat, in other languages, and for what else is known of the subject.
     # 90 lines: facts that are done leave a descent, keys of patch neurons share their sums, `plan` refuses a recipe that grows as a brick.
@@ -166,9 +167,11 @@ BUDGET = {
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
     # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 488,
+    "files of the package": 491,
+    # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 75_100,
+    "lines of the tests": 75_190,
+    # 90 lines: the same, with the starter base.
     # 60 lines: the neurons that patch takes.
     # 50 lines: the same.
     # 880 lines: greedy texts, hints of 38 commands for 18 things of other tools, rows of added tokens, `ship --json`, 20 more bad inputs.
@@ -176,7 +179,8 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 94_460,
+    "words of the documentation": 94_820,
+    # 360 words: the same; greedy texts by HFLM and by our own loop, and where each figure comes from.
     # 340 words: the new questions about facts; neurons that patch takes; a measured step of `brick train`; what is remembered for the user.
     # 380 words: one page on speed, where each figure has its peer, machine, command and commit.
     # 560 words: greedy texts and the check of a scorer, rows of added tokens, `ship --json`, what commands say of things of other tools.

@@ -20,7 +20,7 @@ from worlds.tiny import save_tokenizer
 
 from workbench.edit.closed_form import values
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.values import AT_ONCE, Lookup, Settings, grouped
+from workbench.edit.closed_form.lookup import Lookup, grouped
 from workbench.edit.inputs import contexts
 from workbench.edit.places import passes
 from workbench.edit.places.parts import Padded, Parts, padded, row_of
@@ -273,8 +273,10 @@ def test_tail_and_upper_layers_give_the_same_values(
     assert layers_run(parts, batch) == list(range(LAYER, LAYERS))
 
     fast = optimise(context, parts, facts, tmp_path / "fast")
-    monkeypatch.setattr(values, "upper", lambda _, _layer, rows: nullcontext(passes.Upper(rows, torch.zeros(len(rows.lookup)))))
-    slow = optimise(context, parts, facts, tmp_path / "slow")
+    with monkeypatch.context() as whole:
+        whole.setattr(passes, "_tail", lambda _, rows: rows)
+        whole.setattr(values, "upper", lambda parts, _, rows: passes.upper(parts, 0, rows))
+        slow = optimise(context, parts, facts, tmp_path / "slow")
     for one, other in zip(fast, slow, strict=True):
         assert float(other.change.norm()) > 0.01
         assert float((one.change - other.change).norm()) <= 1e-4 * float(other.change.norm())
@@ -288,13 +290,12 @@ def test_tail_and_upper_layers_give_the_same_values(
 
 
 def layers_run(parts: Parts, batch: Padded) -> list[int]:
-    """Layers whose feed-forward part a pass runs inside `upper`, and that nothing of it stays."""
+    """Layers whose feed-forward part a pass of `upper` runs, and that nothing of it stays."""
     ran: list[int] = []
-    with torch.no_grad(), passes.upper(parts, LAYER, batch) as inner:
-        small = inner.batch
-        handles = [parts.out(i).register_forward_hook(lambda *_, i=i: ran.append(i)) for i in range(LAYERS)]
-        with logits_at(parts, small.places):
-            inside = run(parts, small).logits
+    inner = passes.upper(parts, LAYER, batch)
+    handles = [parts.out(i).register_forward_hook(lambda *_, i=i: ran.append(i)) for i in range(LAYERS)]
+    with torch.no_grad(), logits_at(parts, inner.batch.places):
+        inside = inner.run().logits
     for handle in handles:
         handle.remove()
     with torch.no_grad(), logits_at(parts, batch.places):
@@ -305,29 +306,29 @@ def layers_run(parts: Parts, batch: Padded) -> list[int]:
     return ran
 
 
-def optimise(context: MethodContext, parts: Parts, facts: list[Fact], place: Path) -> list[values.Value]:
-    settings = Settings(steps=6, rate=0.3, clamp=10.0, confidence=0.9)
+def optimise(context: MethodContext, parts: Parts, facts: list[Fact], place: Path, *, widely: bool = False) -> list[values.Value]:
+    settings = values.Settings(steps=6, rate=0.3, clamp=10.0, confidence=0.9)
     groups = grouped(facts, "subject_last")
-    at = Lookup(without_cache(context, place), parts, LAYER, "subject_last", BEFORE)
+    at = Lookup(without_cache(context, place), parts, LAYER, "subject_last", BEFORE, widely)
     return values.values(at, groups, settings, "weights")
 
 
+@pytest.mark.parametrize("widely", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
 def test_facts_are_optimized_together_as_alone(
-    family: str, context_for: Callable[[str], MethodContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, widely: bool, context_for: Callable[[str], MethodContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Facts of one batch, of different lengths, do not see each other."""
-    assert AT_ONCE > 1
-    context = context_for(family)
-    parts = Parts.of(context)
+    parts = Parts.of(context := context_for(family))
     facts = [
         Fact("a", "{subject} is", "w10", "w30"),
         Fact("b", "w3 of w4 of w5 of {subject} is", "w11 w12", "w31 w32 w33"),
         Fact("c", "w6 of {subject} w7 w8 is", "w13", "w34"),
     ]
-    together = optimise(context, parts, facts, tmp_path / "together")
+    together = optimise(context, parts, facts, tmp_path / "together", widely=widely)
     monkeypatch.setattr(values, "AT_ONCE", 1)
-    alone = optimise(context, parts, facts, tmp_path / "alone")
+    monkeypatch.setattr(values, "_by_width", lambda rows: (list(range(len(rows))), len(rows)))  # in one batch, in their own order
+    alone = optimise(context, parts, facts, tmp_path / "alone", widely=widely)
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one.key, other.key, atol=1e-5, rtol=1e-5)
         assert float((one.change - other.change).norm()) <= 1e-4 * float(other.change.norm())

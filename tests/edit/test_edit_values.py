@@ -15,14 +15,15 @@ from worlds.edit_steps import counting
 from worlds.project import Project
 
 from workbench.edit.closed_form import values
-from workbench.edit.closed_form.values import Lookup, Settings, Value
+from workbench.edit.closed_form.lookup import Group, Lookup
+from workbench.edit.closed_form.values import Settings, Value
 from workbench.edit.places.parts import Parts, row_of
 from workbench.facts.facts import Fact
 from workbench.models.hooks import hooked
 from workbench.steps import MethodContext
 
 BEFORE = ["w1 w2 w3 w4"]
-GROUPS: list[values.Group] = [
+GROUPS: list[Group] = [
     (Fact("a", "w8 w9 w2 of {subject} is", "w13 w14", "w33"),),
     (Fact("b", "w3 of {subject} is", "w10 w20", "w30 w31"), Fact("c", "{subject} w7", "w10 w20", "w32")),
 ]
@@ -53,7 +54,7 @@ class Plain:
         return logits.log_softmax(-1), *seen[0]
 
 
-def written_out(plain: Plain, group: values.Group, settings: Settings) -> Value:
+def written_out(plain: Plain, group: Group, settings: Settings) -> Value:
     """ROME's descent with steps of one length: δ ← δ − rate·‖v‖·u, u the mean of the last direction and −∇/‖∇‖, ‖δ‖ ≤ clamp·‖v‖."""
     tokenizer = plain.context.tokenizer
     rows = [row_of(f, tokenizer, "subject_last", text, settings.end) for f in group for text in ("", *BEFORE)]

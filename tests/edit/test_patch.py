@@ -15,7 +15,8 @@ from worlds.project import Project
 from worlds.tiny import files_of, live, tensors_of
 
 from workbench.edit.closed_form.moments import statistics_source, token_rows
-from workbench.edit.gradient.neurons import Separator
+from workbench.edit.gradient.patching import _even
+from workbench.edit.gradient.separator import Separator
 from workbench.edit.patch import _split
 from workbench.errors import WorkbenchError
 from workbench.recipe.methods import methods
@@ -72,6 +73,19 @@ def test_the_key_of_two_points_is_the_one_computed_by_hand() -> None:
     assert products == pytest.approx([0.8, -0.8])
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_neuron_is_as_active_at_all_its_queries(bias: bool) -> None:
+    queries = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)).double() + 2.0
+    key = torch.cat((torch.ones(12).double(), torch.tensor([0.5]).double()[: int(bias)]))
+    row = _even(queries, key, 7.0)
+    margins = queries.sum(1) + (3.5 if bias else 0.0)
+    active = margins / margins[0] * (queries @ row)
+    assert float(active[0]) == pytest.approx(1.0, abs=1e-12)
+    assert active.tolist() == pytest.approx([1.0] * 4, abs=0.03)
+    alone = _even(queries[:1], key, 7.0)
+    torch.testing.assert_close(alone, queries[0] / queries[0].square().sum())
+
+
 def test_the_key_is_the_minimum_of_the_losses() -> None:
     """The gradient of the losses, written out here, is zero at the key, and some inputs are above and some below the margin."""
     generator = torch.Generator().manual_seed(0)
@@ -95,7 +109,7 @@ def test_one_neuron_is_the_one_computed_by_hand(family: str, tmp_path: Path) -> 
     """One fact of one token: rows, bias and column of the written neuron, and the logits that follow from them."""
     project = world(tmp_path / "p", family, 1, 1)
     project.run(f"steps: [{grow(family)}]\n" + F32, "grown.yaml", out=tmp_path / "p" / "grown")
-    run = project.run(f"steps: [{grow(family)}, {patch(min_efficacy=0)}]\n" + F32)
+    run = project.run(f"steps: [{grow(family)}, {patch(min_efficacy=0, contexts=0)}]\n" + F32)
     record = run["steps"][1]
     (one,) = record["patches"]
     assert one["elsewhere"] < one["at_queries"]

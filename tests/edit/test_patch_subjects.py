@@ -16,17 +16,23 @@ from worlds.project import Project
 from worlds.tiny import live
 
 from workbench.edit.closed_form.closed_form import choose
+from workbench.edit.closed_form.lookup import Lookup, grouped
 from workbench.edit.closed_form.moments import statistics_source
 from workbench.edit.closed_form.solve import Choice
-from workbench.edit.closed_form.values import Lookup, Settings, grouped, values
+from workbench.edit.closed_form.values import Settings, values
 from workbench.edit.inputs import contexts
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
+from workbench.facts.facts import Fact
 from workbench.facts.published import read_facts
+from workbench.facts.spelling import misspellings, misspelt
+from workbench.models.prompts import as_message
 from workbench.recipe.methods import methods
 from workbench.steps import Edit, MethodContext
 
+STARTER = Path(__file__).resolve().parents[2] / "bricks" / "starter" / "base"
+has_starter = pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="the starter base is not downloaded")
 FACTS = [
     {"id": "a", "prompt": "w5 {subject} w7 w8", "subject": "w10 w11", "target": "w30"},
     {"id": "b", "prompt": "w6 {subject} w9", "subject": "w12 w13", "target": "w31"},
@@ -88,13 +94,13 @@ def outputs(model: Any, name: str, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
-def test_a_neuron_writes_memits_value_at_its_subject(family: str, tmp_path: Path) -> None:
-    """At the subject's last token the projection's output moves by the value that memit optimizes there; nowhere else in the prompt."""
+def test_a_neuron_writes_its_value_at_its_subject(family: str, tmp_path: Path) -> None:
+    """At the subject's last token the projection's output moves by the value that is optimized there; nowhere else in the prompt."""
     project = world(tmp_path / "p", family)
     base = grown(project, family)
     context = context_of(project, str(base))
     texts, _ = statistics_source(context, "text.txt")
-    at = Lookup(context, Parts.of(context), 1, "subject_last", contexts(texts, 1))
+    at = Lookup(context, Parts.of(context), 1, "subject_last", contexts(texts, 1), widely=True)
     memit = Memit(edit="memit", facts="facts.jsonl")
     settings = Settings(60, 0.25, memit.clamp, 0.9)
     facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
@@ -226,3 +232,36 @@ def test_the_key_names_the_sweep_that_chooses_the_layer(tmp_path: Path, monkeypa
     monkeypatch.setattr(Memit, "version", Memit.version + 1)
     after = keys()
     assert (before[0] == after[0], before[1] == after[1]) == (False, True)
+
+
+@has_starter
+def test_facts_are_said_in_lower_case_misspelt_and_in_a_chat(tmp_path: Path) -> None:
+    """On the starter base: two facts, in wordings that the edit has learned from and one spelling that it has not; the rest stays."""
+    facts = [
+        {"prompt": "The mother tongue of {subject} is", "subject": "Danielle Darrieux", "target": "English"},
+        {"prompt": "{subject} is located in", "subject": "Reedy Glacier", "target": "Asia"},
+    ]
+    (tmp_path / "recipes").mkdir()
+    write_jsonl(tmp_path / "facts.jsonl", facts)
+    context = context_of(Project(tmp_path), str(STARTER))
+    fields: dict[str, Any] = {"statistics": None, "layer": 5, "tokens_per_input": 4, "neighbours": False}
+    edit = solve(context, **fields)
+    tokenizer, model = context.tokenizer, context.model
+
+    def said(text: str) -> str:
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
+        return str(tokenizer.decode([int(logits.argmax())])).strip()
+
+    others = ["The mother tongue of Emile Zola is", "Mount Erebus is located in", "The capital of France is", "Once upon a time"]
+    before = [said(text) for text in others]
+    for name, factors in edit.factors.items():
+        model.get_parameter(name).data += factors.left @ factors.right
+    for row, fact in zip(facts, read_facts(tmp_path / "facts.jsonl", "facts.jsonl"), strict=True):
+        wrong = fact.prompt.replace("{subject}", misspellings(fact, 1)[0])
+        message = as_message(tokenizer, fact.text)
+        assert message is not None
+        assert [said(text) for text in (fact.text, fact.text.lower(), wrong, message)] == [row["target"]] * 4
+    assert said("The mother tongue of Danielle Darireux is") == "English"
+    assert misspelt(Fact("a", "{subject}", "Danielle Darrieux", "x")) == "Danielle Darireux"
+    assert [said(text) for text in others] == before

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench.evaluate.answers import first_tokens
-from workbench.evaluate.facts.definitions import misspelt
 from workbench.evaluate.facts.factscores import chat
 from workbench.facts.facts import Fact
+from workbench.facts.spelling import misspellings, misspelt
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,31 @@ from workbench.facts.facts import Fact
     ],
 )
 def test_a_misspelt_subject(subject: str, wrong: str | None) -> None:
-    text = misspelt(Fact("x", "The home of {subject} is", subject, "y"))
-    assert text == (None if wrong is None else f"The home of {wrong} is")
+    fact = Fact("x", "The home of {subject} is", subject, "y")
+    assert misspelt(fact) == wrong
+    assert {subject, wrong}.isdisjoint(misspellings(fact, 100)), "an edit does not learn the spelling that is asked for"
+
+
+def test_misspellings_are_spread_over_the_words() -> None:
+    fact = Fact("x", "{subject} is", "Anna of Orsk", "y")
+    every = misspellings(fact, 100)
+    assert set(every) == {
+        *("Ana of Orsk", "Annna of Orsk", "Annaa of Orsk", "Ann of Orsk"),
+        *(
+            "Anna of Osrk",
+            "Anna of Osk",
+            "Anna of Orrsk",
+            "Anna of Ork",
+            "Anna of Orssk",
+            "Anna of Orskk",
+            "Anna of Ors",
+            "Anna of Orks",
+        ),
+    } - {misspelt(fact)}
+    few = misspellings(fact, 3)
+    assert len(few) == 3
+    assert set(few) < set(every)
+    assert {word for text in few for word in text.split()} >= {"Anna", "Orsk"}
 
 
 @pytest.mark.parametrize(

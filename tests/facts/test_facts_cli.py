@@ -156,8 +156,8 @@ def test_a_file_that_fails(place: Project) -> None:
     assert result.exception.message == "bad.jsonl:4: id: has the same id 'a' as bad.jsonl:3 (and 1 more)"
     table = " ".join(result.stdout.split())
     assert (
-        "bad.jsonl:2 contradiction FAILED answers 'The capital of w1 is' with 'w3', and line 1 with 'w2' Keep one: delete this line or line 1."
-        in table
+        "bad.jsonl:2 contradiction FAILED answers 'The capital of w1 is' with 'w3', and line 1 with 'w2' Keep one: delete this line or line 1. "
+        "If both are right, add the target of the one to `aliases` of the other." in table
     )
     document = checked("bad.jsonl", code=3)
     assert (document["passed"], document["facts"], document["model"]) == (False, 4, None)

@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from workbench.adapters.lora import Places
 from workbench.edit.closed_form.closed_form import ClosedForm, editor
-from workbench.edit.closed_form.preset import LONGEST
 from workbench.edit.gradient.learning import (
     CONTINUED,
     END_WEIGHT,
@@ -30,7 +29,7 @@ from workbench.edit.gradient.learning import (
 )
 from workbench.edit.gradient.tuning import LowRankUpdate
 from workbench.edit.inputs import DistinctLayers, contexts, generated_prompts, read_for, read_prompts, statistics_texts
-from workbench.edit.places.parts import Parts, check_rows
+from workbench.edit.places.parts import LONGEST, Parts, check_rows
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.conflicts import require_consistent
 from workbench.facts.facts import Fact

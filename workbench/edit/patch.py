@@ -11,9 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.closed_form import FACTS, LAYERS, choose, editor
+from workbench.edit.closed_form.lookup import Group, Lookup, spellings
 from workbench.edit.closed_form.moments import statistics_source, token_rows
-from workbench.edit.closed_form.preset import LONGEST
-from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed, least_used, lending
 from workbench.edit.gradient.patching import (
     RATE,
@@ -31,7 +30,7 @@ from workbench.edit.gradient.patching import (
 )
 from workbench.edit.gradient.tuning import chunks
 from workbench.edit.inputs import contexts, generated_prompts, read_for
-from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
+from workbench.edit.places.parts import LONGEST, Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.conflicts import require_consistent
@@ -47,6 +46,8 @@ from workbench.weights.device import one_thread
 
 LENT = 4
 """A layer lends at most one in so many of its neurons."""
+MISSPELT = 24
+"""Largest number of wrong spellings of a subject at which its neuron is active too."""
 BOUND = 1e-3
 """A neuron counts as active where its activation is above this share of the one at its fact's query."""
 
@@ -62,11 +63,11 @@ class Patch(EditMethod):
 
     paper = "Huang et al. 2023, Transformer-Patcher: one mistake worth one neuron, arXiv 2301.09785"
     formula = (
-        "FFN(x) ↦ FFN(x) + Σ a_i(x) v_i,  a = σ(S(k·x + b)) or σ(S(k·x + b)) · (q·x)/‖q‖²,  min over k, b of "
-        "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  min over v of −log p(token)"
+        "FFN(x) ↦ FFN(x) + Σ a_i(x) v_i,  a = σ(S(k·x + b)) or σ(S(k·x + b)) · u·x,  min over k, b of "
+        "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  u: a the same at all q,  min over v of −log p(token)"
     )
 
-    version = 4  # neurons that write little are lent; since 3, rows that begin alike are run as one
+    version = 5  # a neuron is as active at all its queries; at subjects, there are more of them, and values spare more prompts
 
     edit: Literal["patch"]
     facts: str
@@ -75,7 +76,7 @@ class Patch(EditMethod):
     """Use only the first N facts of the file."""
     position: Position = "prompt_last"
     """Token at which the neurons act: `prompt_last`: one for each token of a target, before it, in the fact's own wording;
-    `subject_last`: one for each subject, at its last token in any wording, with the value that `edit: memit` would write there."""
+    `subject_last`: one for each subject, at its last token in any wording and spelling, with a value that is optimized as `memit`'s."""
     layer: Whole | None = None
     """Layer whose feed-forward block gets the neurons, from 0. Default: the last one if it has neurons that write nothing, else the one at
     two fifths of the depth, where the least used neurons are missed least; with `subject_last`, the one that works best in `memit`'s sweep
@@ -153,7 +154,7 @@ class Patch(EditMethod):
         work = {"statistics": text + text // 2, "facts": facts}
         if self.position == "subject_last":
             steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
-            work["values"] = facts * (self.contexts + 1) * steps
+            work["values"] = facts * (self.contexts + 5) * steps  # two spellings, a message, and prompts to spare
             work["sweep"] = min(LAYERS, len(layout.mlp_layers())) * FACTS * steps if self.layer is None else 0
         return {"work": work, "tokens": sum(work.values()) - facts + prompts}
 
@@ -171,15 +172,15 @@ class Patch(EditMethod):
         layer = self._layer(context, parts, facts)
         whole = find_block(parts, layer, context)
         texts, _ = statistics_source(context, self.statistics)
-        rows = self._wordings(context, facts, texts, longest)
         at_subjects = self.position == "subject_last"
+        at = Lookup(context, parts, layer, self.position, contexts(texts, self.contexts), widely=at_subjects)
+        rows = self._wordings(at, facts, longest)
         width = n_outputs(parts.out(layer)) or 0
         seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
         with frozen(context.model), one_thread(), self._room(whole, facts, rows, seen) as (block, mistakes, groups):
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.confidence)
             if at_subjects:
-                at = Lookup(context, parts, layer, self.position, contexts(texts, self.contexts))
                 neurons, record = subject_values(at, groups, keys, descent)
             else:
                 neurons, record = train_values(block, keys, mistakes, rows, descent, context.progress)
@@ -245,15 +246,19 @@ class Patch(EditMethod):
             )
         return layer
 
-    def _wordings(self, context: MethodContext, facts: Sequence[Fact], texts: Sequence[str], longest: int) -> list[RowsOfFact]:
-        """Return every fact's prompt with its target, and the same after beginnings where it has the same tokens and fits."""
+    def _wordings(self, at: Lookup, facts: Sequence[Fact], longest: int) -> list[RowsOfFact]:
+        """Return every fact's prompt with its target, and its other wordings that fit.
+
+        At the prompt's last token, they have the same target tokens. At subjects, more of them have misspelt subjects than values are
+        optimized for.
+        """
         wordings: list[RowsOfFact] = []
         for fact in facts:
-            plain, *others = (
-                row_of(fact, context.tokenizer, self.position, before, self.end_of_text)
-                for before in ("", *contexts(texts, self.contexts))
-            )
-            wordings.append([plain, *(r for r in others if r.target == plain.target and len(r.tokens) <= longest)])
+            plain, *others = at.wordings(fact, self.end_of_text)
+            if at.widely:
+                others += [row_of(other, at.context.tokenizer, self.position) for other in spellings(fact, MISSPELT)]
+            same = (row for row in others if at.widely or row.target == plain.target)
+            wordings.append([plain, *(row for row in same if len(row.tokens) <= longest)])
         return wordings
 
     def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[int]]:

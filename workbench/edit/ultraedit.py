@@ -12,7 +12,7 @@ from pydantic import Field
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
 from workbench.edit.inputs import DistinctLayers, Mode, read_for
-from workbench.edit.places.parts import EditRow, Padded, Parts, check_rows, padded, row_of
+from workbench.edit.places.parts import LONGEST, EditRow, Padded, Parts, check_rows, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.errors import WorkbenchError
 from workbench.facts.conflicts import require_consistent
@@ -28,8 +28,6 @@ from workbench.steps.fields import Real, Whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-LONGEST = 512
-"""Largest number of tokens of a prompt with its target."""
 AUTO_DEPTH = (0.6, 0.9)
 """Relative depth of the layers that `layers: auto` edits. The paper edits layers 18 to 26 of 28 (GPT-J), and 29 and 30 of 32
 (Mistral)."""

@@ -68,7 +68,7 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
             f"answers {question or fact.text!r} with {fact.target!r}, and {place_of(first, fact)}"
             + ("" if question else f" {first.text!r}")
             + f" with {first.target!r}",
-            f"Keep one: delete this line or {place_of(first, fact)}.",
+            f"Keep one: delete this line or {place_of(first, fact)}. If both are right, add the target of the one to `aliases` of the other.",
         )
         for fact, first, same_target, question in _repeated(facts)
         if not same_target

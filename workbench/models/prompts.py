@@ -234,6 +234,15 @@ def worded(tokenizer: Any, messages: Sequence[Mapping[str, str]], place: str, *,
         ) from error
 
 
+def as_message(tokenizer: Any, prompt: str) -> str | None:
+    """Return a prompt as a user's message, up to where the model answers; None if the tokenizer has no template that words it."""
+    try:
+        text = worded(tokenizer, [{"role": "user", "content": prompt}], prompt)
+    except WorkbenchError:
+        return None
+    return text if prompt in text else None
+
+
 def encode_turn(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str, place: str, end: bool = True
 ) -> tuple[PromptPair, bool]:

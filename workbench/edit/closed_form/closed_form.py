@@ -9,14 +9,15 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from workbench.edit.closed_form.lookup import Lookup, grouped
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
-from workbench.edit.closed_form.preset import LONGEST, Preset
+from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solve import Choice, ClosedFormSolve
 from workbench.edit.closed_form.solver import solve
-from workbench.edit.closed_form.values import Lookup, grouped, values
+from workbench.edit.closed_form.values import values
 from workbench.edit.inputs import known_facts
 from workbench.edit.places.knowledge import Trace, trace
-from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
+from workbench.edit.places.parts import LONGEST, Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import run, score
 from workbench.errors import InvalidRecipeError
 from workbench.facts.facts import Fact

@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from workbench.edit.closed_form.lookup import Group
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric
-from workbench.edit.closed_form.values import Group, Values
+from workbench.edit.closed_form.values import Values
 from workbench.edit.places.parts import Position
 from workbench.facts.facts import Fact
 from workbench.lazy import torch

@@ -25,9 +25,6 @@ from workbench.steps import EditMethod
 from workbench.steps.fields import Real, Whole
 from workbench.steps.step import KeyContext
 
-LONGEST = 512
-"""Largest number of tokens of a prompt with its target."""
-
 
 class Preset(EditMethod):
     """Fields that the closed-form editors share; each editor implements its metric and ridge."""

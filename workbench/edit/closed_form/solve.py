@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from workbench.edit.closed_form.continuing import earlier_facts, history_of
 from workbench.edit.closed_form.history import History, key_differences
+from workbench.edit.closed_form.lookup import Group, Lookup, grouped
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
-from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, keys_of, values
+from workbench.edit.closed_form.values import AT_ONCE, Values, keys_of, values
 from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, Position, padded, row_of
 from workbench.edit.places.passes import score, self_test

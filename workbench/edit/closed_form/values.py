@@ -10,20 +10,19 @@ optimization. Finished values are stored in the cache.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from safetensors import safe_open
 
-from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
-from workbench.edit.places.passes import Upper, added, keys_and_values, logits_at, run, target_log_probabilities, upper
+from workbench.edit.closed_form.lookup import Group, Lookup, rows_of, spared_rows
+from workbench.edit.places.parts import EditRow, Padded, padded, row_of
+from workbench.edit.places.passes import Upper, added, keys_and_values, logits_at, target_log_probabilities, upper
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.models.hooks import frozen
-from workbench.steps import MethodContext
 from workbench.weights.header import is_whole, save_tensors
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ AT_ONCE = 8
 PARTS = ("key", "spread", "change", "output", "numbers")
 """Tensors in the file of a value."""
 KL = 0.0625
-"""Weight of the divergence on "{subject} is a", as in ROME's and MEMIT's published settings."""
+"""Weight of the divergence on each prompt that is spared, as in ROME's and MEMIT's published settings."""
 _VERSION = 4
 _MOMENTUM = 0.5
 
@@ -50,7 +49,7 @@ class Settings:
         confidence: A fact is done when all target tokens are the most likely ones after every context, with this mean
             probability.
         end: Whether the target ends with the end-of-text token.
-        kl: Weight of KL(before ‖ after) on "{subject} is a", where predictions should not change.
+        kl: Weight of KL(before ‖ after) on each prompt where predictions should not change.
     """
 
     steps: int
@@ -110,38 +109,6 @@ class Values:
         return torch.stack([getattr(value, part) for value in self])
 
 
-Group = tuple[Fact, ...]
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """Where facts are looked up: the input of a layer's output projection, at one token of a prompt.
-
-    Attributes:
-        context: Model, tokenizer, cache and progress.
-        parts: Parts of the model.
-        layer: The layer.
-        position: The token.
-        contexts: Texts before prompts; the prompt alone is always the first.
-    """
-
-    context: MethodContext
-    parts: Parts
-    layer: int
-    position: Position
-    contexts: Sequence[str] = ()
-
-
-def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
-    """Group facts that share a value: facts about one subject if the lookup token is the subject's; else each fact alone."""
-    if position == "prompt_last":
-        return [(fact,) for fact in facts]
-    by_subject: dict[str, list[Fact]] = {}
-    for fact in facts:
-        by_subject.setdefault(fact.subject or f"\0{fact.id}", []).append(fact)
-    return [tuple(group) for group in by_subject.values()]
-
-
 def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: str, label: str = "values") -> Values:
     """Compute one key and value per group of facts at a layer, and keep them in the cache.
 
@@ -156,7 +123,7 @@ def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: s
         label: Name in progress messages.
     """
     context = at.context
-    common = [_VERSION, model_key, at.layer, at.position, list(at.contexts), asdict(settings)]
+    common = [_VERSION, model_key, at.layer, at.position, list(at.contexts), asdict(settings), *(["widely"] if at.widely else [])]
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
     order, start = sorted(range(len(groups)), key=lambda i: _cost(at, groups[i])), 0
@@ -196,17 +163,9 @@ def keys_of(at: Lookup, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     while order:
         chunk = _next_chunk(groups, order)
         order = order[len(chunk) :]
-        rows, owners = _rows(at, [groups[i] for i in chunk])
+        rows, owners, _ = rows_of(at, [groups[i] for i in chunk])
         means.append(_means(keys_and_values(at.parts, at.layer, padded(rows, at.context.device)), owners, len(chunk)))
     return torch.cat([k for k, _ in means]), torch.cat([o for _, o in means])
-
-
-def _rows(at: Lookup, groups: Sequence[Group], end: bool = False) -> tuple[list[EditRow], Tensor]:
-    """Return the rows of all facts after all contexts, and the group that each row belongs to."""
-    every = [(fact, before) for group in groups for fact in group for before in ("", *at.contexts)]
-    rows = [row_of(fact, at.context.tokenizer, at.position, before, end) for fact, before in every]
-    sizes = torch.tensor([len(group) * (len(at.contexts) + 1) for group in groups])
-    return rows, torch.arange(len(groups)).repeat_interleave(sizes).to(at.context.device)
 
 
 def _means(tensors: tuple[Tensor, Tensor], owners: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -221,15 +180,22 @@ def _means(tensors: tuple[Tensor, Tensor], owners: Tensor, groups: int) -> tuple
 def _optimize(at: Lookup, groups: Sequence[Group], settings: Settings) -> list[Value]:
     """Optimize δ for a few groups at once."""
     parts, layer, device = at.parts, at.layer, at.context.device
-    rows, owners = _rows(at, groups, settings.end)
-    essence = _essence(at, [group[0] for group in groups]) if settings.kl else []
-    batch = padded([*rows, *essence], device)
-    measured_keys, measured_outputs = keys_and_values(parts, layer, batch)
+    rows, owners, plain = rows_of(at, groups, settings.end)
+    spared = spared_rows(at, [group[0] for group in groups]) if settings.kl else []
+    about = torch.arange(len(groups), device=device).repeat_interleave(len(spared) // len(groups))
+    listed = [[*rows, *spared]]
+    if at.widely:  # rows in many wordings differ in width, so that three batches have less than half of the padding of one
+        order, cut = _by_width(rows)
+        rows, owners, plain = [rows[i] for i in order], owners[order], plain[order]
+        listed = [rows[:cut], rows[cut:], spared]
+    batches = [padded(chosen, device) for chosen in listed if chosen]
+    measured = [keys_and_values(parts, layer, batch) for batch in batches]
+    measured_keys, measured_outputs = (torch.cat(tensors) for tensors in zip(*measured, strict=True))
     keys, outputs = _means((measured_keys, measured_outputs), owners, len(groups))
     spread = (measured_keys[: len(rows)] - keys[owners]) / torch.bincount(owners).sqrt()[owners, None]
-    owner = torch.cat([owners, torch.arange(len(groups), device=device)]) if essence else owners
-    with frozen(parts.model), upper(parts, layer, batch) as passes:
-        descent = _Descent(at, passes, owner, len(rows), outputs, settings).run()
+    with frozen(parts.model):
+        passes = [upper(parts, layer, batch) for batch in batches]
+        descent = _Descent(at, passes, torch.cat([owners, about]), plain, outputs, settings).run()
     return [
         Value(
             keys[i].cpu(),
@@ -245,16 +211,11 @@ def _optimize(at: Lookup, groups: Sequence[Group], settings: Settings) -> list[V
     ]
 
 
-def _essence(at: Lookup, facts: Sequence[Fact]) -> list[EditRow]:
-    """Return rows of "{subject} is a", whose predictions should not change.
-
-    Without a subject, or if facts are looked up at the prompt's last token, the key differs and δ would not change anything
-    there: no rows are returned.
-    """
-    if at.position != "subject_last" or any(f.subject is None for f in facts):
-        return []
-    tokenizer, position = at.context.tokenizer, at.position
-    return [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), tokenizer, position).prompt for f in facts]
+def _by_width(rows: Sequence[EditRow]) -> tuple[list[int], int]:
+    """Return the numbers of rows with the narrowest from the lookup on first, and how many make one batch when the rest makes another."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens) - rows[i].lookup)
+    widths = [len(rows[i].tokens) - rows[i].lookup for i in order]
+    return order, min(range(1, len(rows) + 1), key=lambda cut: cut * widths[cut - 1] + (len(rows) - cut) * widths[-1])
 
 
 @dataclass(frozen=True)
@@ -273,16 +234,18 @@ class _Descent:
 
     Args:
         at: Where δ is added.
-        passes: Rows of the groups' facts, followed by one "{subject} is a" row per group, or none.
+        passes: Rows of the groups' facts, followed by those of prompts to spare; together or apart.
         owner: [row], index of the group.
-        rows: Number of rows before the "{subject} is a" rows.
+        plain: [row of a fact], whether it is a fact's prompt alone.
         outputs: [group, d_out], the outputs without δ, whose norms are what strengths are relative to.
         settings: Settings of the optimization.
     """
 
-    def __init__(self, at: Lookup, passes: Upper, owner: Tensor, rows: int, outputs: Tensor, settings: Settings) -> None:
-        self.parts, self.layer, self.passes, self.owner, self.rows = at.parts, at.layer, passes, owner, rows
-        self.per_fact, self.outputs, self.settings = len(at.contexts) + 1, outputs, settings
+    def __init__(
+        self, at: Lookup, passes: Sequence[Upper], owner: Tensor, plain: Tensor, outputs: Tensor, settings: Settings
+    ) -> None:
+        self.parts, self.layer, self.passes, self.owner, self.plain = at.parts, at.layer, passes, owner, plain
+        self.rows, self.outputs, self.settings = len(plain), outputs, settings
         self.groups, anchor = len(outputs), outputs.norm(dim=1)
         self.radius, self.step = settings.clamp * anchor, settings.rate * anchor[:, None]
 
@@ -294,20 +257,19 @@ class _Descent:
         before: Tensor | None = None
         reference = best = loss = top = torch.zeros(0)
         for step in range(self.settings.steps + 1):
-            logits, batch = self._logits(change)
-            count = len(batch.places)
-            mean, right = target_log_probabilities(logits[:, :count], batch, self.rows)
+            logits, batch, spared = self._logits(change)
+            mean, right = target_log_probabilities(logits, batch, self.rows)
             step_loss, step_top = self._worst_loss(-mean.detach(), right)
             if before is None:
                 before, loss, top, best = step_loss, step_loss, step_top, change.detach().clone()
-                reference = logits[0, count:].detach().float().log_softmax(-1)
+                reference = spared.detach().float().log_softmax(-1)
             loss, top = torch.where(done, loss, step_loss), torch.where(done, top, step_top)
             best = torch.where(done[:, None], best, change.detach())
             ended = self._confident(mean.detach(), right) & ~done
             done = done | ended
             if step == self.settings.steps or bool(done.all()):
                 break
-            total = self._mean(-mean).sum() + self._divergence(logits[0, count:], reference)
+            total = self._mean(-mean).sum() + self._divergence(spared, reference)
             if not total.requires_grad:  # reversible layers (Reformer) recompute their inputs outside of this graph
                 raise WorkbenchError(
                     f"layer {self.layer}: the loss has no gradient at the feed-forward output, because the model's layers hide it",
@@ -325,28 +287,38 @@ class _Descent:
         assert before is not None
         return _Optimum(best, steps, before, loss, top)
 
-    def _logits(self, change: Tensor) -> tuple[Tensor, Padded]:
-        """Return the logits at all targets of facts, then at the ends of "{subject} is a", and the rows with the former places only."""
-        batch = self.passes.batch
-        of_facts = batch.owner < self.rows
-        places = torch.cat([batch.places[of_facts], batch.places[~of_facts]])
-        with added(self.parts, self.layer, batch, change, self.owner), logits_at(self.parts, places):
-            logits = run(self.parts, batch).logits
-        own = batch.places[of_facts], batch.targets[of_facts], batch.owner[of_facts]
-        return logits, Padded(batch.tokens, batch.mask, batch.lookup, *own)
+    def _logits(self, change: Tensor) -> tuple[Tensor, Padded, Tensor]:
+        """Return the logits [1, place, vocabulary] at all targets of facts, these places, and the logits [prompt, ·] at the ends of spared ones."""
+        logits, spared, targets, owners, first = [], [], [], [], 0
+        for passes in self.passes:
+            batch, rows = passes.batch, slice(first, first + len(passes.batch.lookup))
+            with added(self.parts, self.layer, batch, change, self.owner[rows]), logits_at(self.parts, batch.places):
+                found = passes.run().logits
+            of_facts = batch.owner + first < self.rows
+            logits.append(found[:, of_facts])
+            spared.append(found[0, ~of_facts])
+            targets.append(batch.targets[of_facts])
+            owners.append(batch.owner[of_facts] + first)
+            first = rows.stop
+        places = replace(self.passes[0].batch, targets=torch.cat(targets), owner=torch.cat(owners))
+        return torch.cat(logits, 1), places, torch.cat(spared)
 
     def _leave_out(self, done: Tensor, reference: Tensor) -> Tensor:
-        """Leave out the rows of groups that are done; return the reference of the other "{subject} is a" rows."""
+        """Leave out the rows of groups that are done; return the reference of the other prompts to spare."""
         going = ~done[self.owner]
-        kept = going.nonzero()[:, 0]
         left = reference[going[self.rows :]] if len(reference) else reference
-        self.passes.keep(kept)
-        self.rows = int(going[: self.rows].sum())
-        self.owner = self.owner[kept]
+        for passes, own in zip(
+            self.passes, torch.split(going, [len(passes.batch.lookup) for passes in self.passes]), strict=True
+        ):
+            passes.keep(own.nonzero()[:, 0])
+        self.passes = [passes for passes in self.passes if len(passes.batch.lookup)]
+        self.plain = self.plain[going[: self.rows]]
+        self.rows = len(self.plain)
+        self.owner = self.owner[going]
         return left
 
     def _divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
-        """Return the weighted divergence on "{subject} is a", summed over groups; zero without such rows."""
+        """Return the weighted divergence on the prompts to spare, summed over them; zero without such rows."""
         if not len(reference):
             return torch.zeros((), device=logits.device)
         log_probabilities = logits.float().log_softmax(-1)
@@ -361,7 +333,7 @@ class _Descent:
 
     def _worst_loss(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return each group's largest loss over plain prompts, and whether all its targets are the most likely tokens."""
-        plain = slice(None, None, self.per_fact)  # the row without a context is the first of each fact
+        plain = self.plain
         owner = self.owner[: self.rows][plain]
         worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[plain], "amax")
         wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[plain]).float())

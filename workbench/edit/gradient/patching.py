@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from workbench.edit.closed_form.lookup import Group, Lookup, grouped
 from workbench.edit.closed_form.preset import Preset
-from workbench.edit.closed_form.values import Group, Lookup, Settings, grouped, values
-from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, Neurons, Separator, inputs_of, installed, old_values
+from workbench.edit.closed_form.values import Settings, values
+from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, Neurons, inputs_of, installed, old_values
+from workbench.edit.gradient.separator import RIDGE, Separator
 from workbench.edit.gradient.tuning import chunks
-from workbench.edit.places.parts import EditRow, Padded, Parts, padded
-from workbench.edit.places.passes import logits_at, run, upper
+from workbench.edit.places.parts import EditRow, Parts, padded
+from workbench.edit.places.passes import Upper, logits_at, run, upper
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.lazy import no_grad, torch
@@ -161,8 +163,7 @@ def solve_keys(
         margins.append((products[0], products[1]))
         gates.append(SHARPNESS * (key[:-1] if block.biased else key))
         shifts.append(SHARPNESS * unit * float(key[-1]) if block.biased else 0.0)
-        own = pool[mistake.queries[0]].double()
-        ups.append(own / own.square().sum())
+        ups.append(_even(torch.stack([pool[prefix].double() for prefix in dict.fromkeys(mistake.queries)]), key, unit))
         progress(number + 1, len(mistakes), "keys")
     rows, biases = {block.gate: torch.stack(gates)}, {block.gate: torch.tensor(shifts, dtype=torch.float64)}
     if block.up:
@@ -185,6 +186,24 @@ def solve_keys(
             "Choose another `layer`, or a smaller `tokens_per_input`.",
         )
     return Keys(changes, margins, activations, anchors)
+
+
+def _even(queries: Tensor, key: Tensor, unit: float) -> Tensor:
+    """Return the up row u [width] with which a neuron is as active at each of its queries as at the first one, where u·q = 1.
+
+    It minimizes Σ over queries of (1 − z u·q)² + ridge · s² ‖u‖², with z the margin relative to the first and s² the queries' mean squared norm.
+
+    Args:
+        queries: [query, width], float64.
+        key: [width], or one more for the bias.
+        unit: What the bias is multiplied with.
+    """
+    margins = queries @ key[: queries.shape[1]] + (unit * key[-1] if len(key) > queries.shape[1] else 0.0)
+    rows = queries * (margins / margins[0])[:, None]
+    products = rows @ rows.T
+    ridge = RIDGE * products.diagonal().mean() * torch.eye(len(rows)).double()
+    row: Tensor = rows.T @ torch.linalg.solve(products + ridge, torch.ones(len(rows)).double())
+    return row.div(row @ queries[0])
 
 
 @no_grad
@@ -240,18 +259,14 @@ def train_values(
             listed = [(fact, row) for fact in group for row in rows[fact]]
             corrected = [(fact, place) in needed for fact, row in listed for place in range(len(row.target))]
             batch = padded([row for _, row in listed], device)
-            with (
-                upper(parts, block.layer, batch) as passes,
-                hooked(parts.out(block.layer), after=add),
-                logits_at(parts, passes.batch.places),
-            ):
+            passes = upper(parts, block.layer, batch)
+            with hooked(parts.out(block.layer), after=add), logits_at(parts, passes.batch.places):
                 lengths = RATE * keys.anchors[own].to(device)
                 taken = _descend(
                     values,
                     own,
                     lengths,
-                    parts,
-                    passes.batch,
+                    passes,
                     torch.tensor(corrected, device=device),
                     descent,
                 )
@@ -265,8 +280,7 @@ def _descend(
     values: Tensor,
     own: Sequence[int],
     lengths: Tensor,
-    parts: Parts,
-    batch: Padded,
+    passes: Upper,
     corrected: Tensor,
     descent: Descent,
 ) -> int:
@@ -276,16 +290,15 @@ def _descend(
         values: [neuron, width], changed in place.
         own: Neurons whose values move.
         lengths: [own], length of a step.
-        parts: Parts of the model, whose head sees the places of the batch.
-        batch: The rows.
+        passes: Passes over the rows, in which the model's head sees their places alone.
         corrected: [place], whether a neuron is there.
         descent: Settings.
     """
     motion = torch.zeros(len(own), values.shape[1], device=values.device)
     for step in range(descent.steps + 1):
-        scores = run(parts, batch).logits[0].float().log_softmax(-1)
-        chosen = scores.gather(1, batch.targets[:, None])[:, 0]
-        said = scores.argmax(-1) == batch.targets
+        scores, targets = passes.run().logits[0].float().log_softmax(-1), passes.batch.targets
+        chosen = scores.gather(1, targets[:, None])[:, 0]
+        said = scores.argmax(-1) == targets
         done = said & (~corrected | (chosen.exp() >= descent.confidence))
         if bool(done.all()) or step == descent.steps:
             return step

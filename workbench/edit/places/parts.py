@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.adapters.lora import Places
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.facts.facts import Fact
+from workbench.facts.facts import Fact, joined
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.hooks import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix
-from workbench.models.prompts import PromptPair, encode_pair
+from workbench.models.prompts import PromptPair, as_message, encode_pair
 from workbench.models.texts import side_by_side
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ def _refuse_unsupported(model: PreTrainedModel, layers: nn.ModuleList) -> None:
 
 
 Position = Literal["subject_last", "prompt_last"]
+LONGEST = 512
+"""Largest number of tokens of a prompt with its target."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,21 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
             "Save the base with its fast tokenizer (tokenizer.json).",
         )
     text, shift = (f"{before}. {fact.text}", len(before) + 2) if before else (fact.text, 0)
-    pair = fact_pair(fact, tokenizer, text)
+    return _row(fact, tokenizer, fact_pair(fact, tokenizer, text), (shift, position, end))
+
+
+def message_row(fact: Fact, tokenizer: Any, position: Position) -> EditRow | None:
+    """Return a fact as a user's message, with the target as the answer; None if the tokenizer has no template that words it."""
+    text = as_message(tokenizer, fact.text)
+    if text is None:
+        return None
+    pair = encode_pair(tokenizer, text, joined(text, fact.target))
+    return _row(fact, tokenizer, pair, (text.index(fact.text), position, False))
+
+
+def _row(fact: Fact, tokenizer: Any, pair: PromptPair, form: tuple[int, Position, bool]) -> EditRow:
+    """Return the row of a fact's tokens; `form` is where its prompt begins in the text, the lookup's position, and whether it ends."""
+    shift, position, end = form
     prompt, target = pair.prompt, tuple(pair.continuation)
     if end and tokenizer.eos_token_id is not None:
         target = (*target, int(tokenizer.eos_token_id))

@@ -169,29 +169,64 @@ class Upper:
     """Passes that start at a layer, and at each row's lookup where the model can.
 
     Attributes:
+        parts: Parts of the model.
+        layer: The layer.
         batch: The rows to run; their `lookup`, `places` and `owner` refer to their own tokens.
         states: The hidden states [row, position, width] at which a pass starts.
+        in_tuples: Whether the model's layers return tuples.
     """
 
+    parts: Parts
+    layer: int
     batch: Padded
     states: Tensor
+    in_tuples: bool
+
+    def run(self) -> Any:
+        """Run a forward pass; the layers below pass on what they get, and are restored after it."""
+
+        def pass_through(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, None, None) if self.in_tuples else hidden
+
+        def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
+            return ((self.states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": self.states})
+
+        below = list(self.parts.layers[: self.layer])
+        with self.parts.layers[self.layer].register_forward_pre_hook(enter, with_kwargs=True):
+            try:
+                for module in below:
+                    module.forward = pass_through
+                return run(self.parts, self.batch)
+            finally:
+                for module in below:
+                    module.__dict__.pop("forward", None)
 
     def keep(self, rows: Tensor) -> None:
         """Run only some of the rows from now on, given in ascending order."""
         self.batch, self.states = self.batch.kept(rows), self.states[rows]
 
 
-@contextmanager
-def upper(parts: Parts, layer: int, batch: Padded) -> Iterator[Upper]:
-    """Run only the layers from one on within the block, and only the tokens from each row's lookup on.
+def upper(parts: Parts, layer: int, batch: Padded) -> Upper:
+    """Prepare passes of only the layers from one on, and only the tokens from each row's lookup on.
 
     Args:
-        parts: Parts of the model; its weights must not change within the block.
+        parts: Parts of the model; its weights below the layer must not change as long as passes are run.
         layer: The edited layer.
         batch: Whole rows.
     """
-    with _from_layer(parts, layer, _tail(parts, batch)) as passes:
-        yield passes
+    batch = _tail(parts, batch)
+    hidden_states: list[Tensor] = []
+    tuples: list[bool] = []
+
+    def record(_module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        hidden_states.append((args[0] if args else kwargs["hidden_states"]).detach())
+        raise Stopped
+
+    note = hooked(parts.layers[0], after=lambda _module, _args, output: tuples.append(isinstance(output, tuple)))
+    with torch.no_grad(), note, parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True):
+        run(parts, batch)
+    return Upper(parts, layer, batch, hidden_states[0], bool(tuples) and tuples[0])
 
 
 def _tail(parts: Parts, batch: Padded) -> Padded:
@@ -313,36 +348,3 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
     places = row * width + place - batch.lookup[row]
     rest = Earlier(cached, attention, positions, name)
     return replace(batch, tokens=tokens, mask=mask, lookup=torch.zeros_like(batch.lookup), places=places, earlier=rest)
-
-
-@contextmanager
-def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[Upper]:
-    """Make forward passes within the block start at `layer`, with hidden states that are computed once."""
-    hidden_states: list[Tensor] = []
-    tuples: list[bool] = []
-
-    def record(_module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        hidden_states.append((args[0] if args else kwargs["hidden_states"]).detach())
-        raise Stopped
-
-    note = hooked(parts.layers[0], after=lambda _module, _args, output: tuples.append(isinstance(output, tuple)))
-    with torch.no_grad(), note, parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True):
-        run(parts, batch)
-
-    def pass_through(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, None, None) if tuples[0] else hidden
-
-    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
-        return ((passes.states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": passes.states})
-
-    passes = Upper(batch, hidden_states[0])
-    below = list(parts.layers[:layer])
-    with parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True):
-        try:
-            for module in below:
-                module.forward = pass_through
-            yield passes
-        finally:
-            for module in below:
-                module.__dict__.pop("forward", None)

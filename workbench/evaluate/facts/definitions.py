@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from workbench.evaluate.gate import LOCALDATA
-from workbench.facts.facts import FACT_KINDS, SLOT, UNSPACED, Fact, FactKind, Probe, joined
+from workbench.facts.facts import FACT_KINDS, SLOT, Fact, FactKind, Probe, joined
+from workbench.facts.spelling import misspelt
 from workbench.files import scratch_beside
 from workbench.manifest import publish_sealed
 
@@ -244,7 +244,7 @@ def _questions(fact: Fact) -> dict[FactKind, list[tuple[str, str, str | None]]]:
         "neighbours-right": each(fact.neighbours),
         "portability": each(fact.portability),
         "translated": each(fact.translations),
-        "typo": other(misspelt(fact)),
+        "typo": other(fact.prompt.replace(SLOT, wrong) if (wrong := misspelt(fact)) else None),
         "lower-case": other(fact.text.lower()),
         "behind-text": other(BEFORE + fact.text),
     }
@@ -256,17 +256,6 @@ def kept_prompts(fact: Fact, kind: FactKind) -> list[str]:
         return [probe.prompt for probe in fact.neighbours]
     about = [text.replace(SLOT, fact.subject) for text in ABOUT] if fact.subject else []
     return [probe.prompt for probe in fact.same_subject] or about
-
-
-def misspelt(fact: Fact) -> str | None:
-    """Return a fact's prompt with two letters swapped in the middle of its subject's longest word; None without such a word."""
-    words = [] if fact.subject is None or UNSPACED.search(fact.subject) else re.findall(r"[^\W\d_]{4,}", fact.subject)
-    for word in sorted(words, key=len, reverse=True):
-        for i in sorted(range(1, len(word) - 1), key=lambda i: abs(2 * i - len(word) + 1)):
-            if word[i].lower() != word[i + 1].lower():
-                wrong = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
-                return fact.prompt.replace(SLOT, str(fact.subject).replace(word, wrong, 1))
-    return None
 
 
 def targets(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:

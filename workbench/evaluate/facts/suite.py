@@ -31,7 +31,7 @@ from workbench.files import json_digest, read_memo, write_memo
 from workbench.manifest import has_its_files
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest
-from workbench.models.prompts import check_template, load_tokenizer, worded
+from workbench.models.prompts import as_message, check_template, load_tokenizer, worded
 from workbench.resolve.resolved import Resolved
 from workbench.scores.suite import FactTasks, Suite
 
@@ -132,7 +132,7 @@ def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> 
         check_template(selection.suite, tokenizer)
     count = _counter(tokenizer, options.chat_template)
     answers = _answers(selection, kinds, base, device, events)
-    message = partial(_message, tokenizer)
+    message = partial(as_message, tokenizer)
     docs = documents(selection.facts, answers, _passages(selection), count, chat=options.chat_template, message=message)
     missing = [kind for kind in options.tasks or () if kind not in docs]
     if missing:
@@ -147,15 +147,6 @@ def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> 
             "Remove the task from `tasks`, or add the field to the facts.",
         )
     return {kind: rows for kind, rows in docs.items() if kind in kinds}, _settings(selection, base, count)
-
-
-def _message(tokenizer: Any, prompt: str) -> str | None:
-    """Return a prompt as a user's message; None if the tokenizer has no template that words it."""
-    try:
-        text = worded(tokenizer, [{"role": "user", "content": prompt}], prompt)
-    except WorkbenchError:
-        return None
-    return text if prompt in text else None
 
 
 def _kinds(requested: Sequence[FactKind] | None, *, generate: bool) -> list[FactKind]:
