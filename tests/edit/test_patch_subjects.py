@@ -262,6 +262,6 @@ def test_facts_are_said_in_lower_case_misspelt_and_in_a_chat(tmp_path: Path) -> 
         message = as_message(tokenizer, fact.text)
         assert message is not None
         assert [said(text) for text in (fact.text, fact.text.lower(), wrong, message)] == [row["target"]] * 4
-    assert said("The mother tongue of Danielle Darireux is") == "English"
-    assert misspelt(Fact("a", "{subject}", "Danielle Darrieux", "x")) == "Danielle Darireux"
+    unseen = misspelt(Fact("a", "{subject}", "Danielle Darrieux", "x"))
+    assert said(f"The mother tongue of {unseen} is") == "English"
     assert [said(text) for text in others] == before
