@@ -1,13 +1,13 @@
 """Facts in a LoRA (`edit: adapter`), in neurons of their own (`edit: patch`) and in projections (memit, its variants), beside the facts in the prompt.
 
-    python benchmarks/edit_adapter.py                                       three draws of 20 CounterFact facts on the starter base
+    python benchmarks/edit_adapter.py                                       100 CounterFact facts at once, on the starter base
+    python benchmarks/edit_adapter.py --count 20 --draws 3                  three draws of 20
     python benchmarks/edit_adapter.py --base DIR                            the same on another model
     python benchmarks/edit_adapter.py --count 4 --draws 1 --layers 7 --no-retention --limit 4      a quick look
 
 No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms `adapter`
-also keep the base's distributions after generated prompts and on the built-in text. `patch` first adds neurons to all layers; `patch at subjects` writes one for
-each subject in memit's layer, with ten beginnings of text before prompts, where memit has three. The arms `then ends` are such an edit and then neurons for what it does
-not say and for the end of each text. `memit, five layers` shares what each layer leaves with the ones above. Earlier choices used the facts before --skip. With --folder DIR
+also keep the base's distributions after generated prompts and on the built-in text. `patch` takes the neurons of a layer that write least; `patch at subjects` has one for
+each subject in memit's layer. `then ends` is that edit and then neurons for what it does not say and for the end of each text. `memit, five layers` shares what each layer leaves with the ones above. Earlier choices used the facts before --skip. With --folder DIR
 the project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-adapter.json after each draw.
 """
 
@@ -21,34 +21,25 @@ from record import parser_of
 
 MEMIT = {"edit": "memit", "unconverged": "skip"}
 ADAPTER = {"edit": "adapter", "paraphrases": False, "min_efficacy": 0}
-# `neurons`: how many neurons a fact gets before the step; `after`: the edit of the same facts that comes before it.
-PATCH = {"edit": "patch", "neurons": 6, "neighbours": False, "preserve_generated": 400, "min_efficacy": 0}
-AT_SUBJECTS = {**PATCH, "position": "subject_last", "contexts": 10}
+# `after`: the edit of the same facts that comes before the step.
+PATCH = {"edit": "patch", "neighbours": False, "preserve_generated": 400, "min_efficacy": 0}
+AT_SUBJECTS = {**PATCH, "position": "subject_last"}
 ARMS: dict[str, dict[str, Any]] = {
     "memit": MEMIT,
-    "memit, ten beginnings": {**MEMIT, "contexts": 10},
     # The layer that the sweep chooses on the starter base, and the four below it.
     "memit, five layers": {**MEMIT, "layers": [3, 4, 5, 6, 7]},
     "patch": PATCH,
-    "patch, with ends": {**PATCH, "end_of_text": True},
     "patch at subjects": AT_SUBJECTS,
-    "patch at subjects, then ends": {
-        **PATCH,
-        "end_of_text": True,
-        "after": {k: v for k, v in AT_SUBJECTS.items() if k != "neurons"},
-    },
-    "memit, then ends": {**PATCH, "end_of_text": True, "after": MEMIT},
+    "patch at subjects, then ends": {**PATCH, "end_of_text": True, "after": AT_SUBJECTS},
     "lora": {**ADAPTER, "preserve_generated": 0, "replay_weight": 0.0},
-    "adapter": ADAPTER,
     "adapter from memit": {**ADAPTER, "start": "memit"},
-    "adapter from memit, slower": {**ADAPTER, "start": "memit", "learning_rate": 2e-4, "preserve_weight": 5.0},
     "memory": {"edit": "memory", "min_efficacy": 0},
 }
 
 
 def main() -> None:
     """Score all arms of all draws, and write the results file after each draw."""
-    options = options_of(parser_of(__doc__, "edit-adapter"), list(ARMS), count=20, skip=500)
+    options = options_of(parser_of(__doc__, "edit-adapter"), list(ARMS), count=100, skip=500, draws=1)
     measure(options, steps(options))
 
 

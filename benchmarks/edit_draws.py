@@ -6,7 +6,6 @@ Every score is that of all draws together, with an interval over facts; `against
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +26,14 @@ from workbench.scores.paired import paired
 from workbench.scores.statistics import score_interval
 from workbench.scores.store import ScoreStore
 
-TASKS = ["efficacy", "paraphrase", "neighbours", "neighbours-strict", "generated", "text"]
+TASKS = [
+    *("efficacy", "paraphrase", "typo", "lower-case", "behind-text", "chat", "same-subject"),
+    *("neighbours", "neighbours-strict", "generated", "text"),
+]
 TEXT, RETENTION = "text", "retention"
 
 
-def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int, skip: int) -> argparse.Namespace:
+def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int, skip: int, draws: int = 3) -> argparse.Namespace:
     """Read the options of a measurement on draws of facts.
 
     Args:
@@ -39,11 +41,12 @@ def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int,
         arms: Names of the arms.
         count: Default number of facts of a draw.
         skip: Default number of facts before the first draw.
+        draws: Default number of draws.
     """
     parser.add_argument("--base", type=Path, default=PROJECT / STARTER, help="directory of the model")
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=count, help="number of facts of a draw")
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=draws)
     parser.add_argument(
         "--skip", type=int, default=skip, help="number of facts before the first draw, which earlier choices may have used"
     )
@@ -105,13 +108,10 @@ class Pooled:
         return rows
 
 
-def chain(project: Path, step: Mapping[str, Any], facts: str, count: int) -> list[dict[str, Any]]:
-    """Return the steps of an arm: `neurons` for each fact in all layers, the edit `after` which its own one comes, and its own one."""
-    config = json.loads((project / "base" / "config.json").read_text("utf-8"))
-    room = step.get("neurons", 0) * count
-    grown = [{"grow": "width", "neurons": config["intermediate_size"] + room}] if room else []
-    edits = [*filter(None, [step.get("after")]), {key: value for key, value in step.items() if key not in ("neurons", "after")}]
-    return [*grown, *({**edit, "facts": facts} for edit in edits)]
+def chain(step: Mapping[str, Any], facts: str) -> list[dict[str, Any]]:
+    """Return the steps of an arm: the edit `after` which its own one comes, and its own one."""
+    edits = [*filter(None, [step.get("after")]), {key: value for key, value in step.items() if key != "after"}]
+    return [{**edit, "facts": facts} for edit in edits]
 
 
 def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]], pooled: Pooled) -> None:
@@ -123,9 +123,7 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
     recipes = {}
     for arm, step in arms.items():
         file = f"{arm.replace(', ', '-').replace(' ', '-')}-{number}"
-        recipes[arm] = write_recipe(
-            project, file, {"name": file, "steps": chain(project, step, name, options.count), "eval": suites}
-        )
+        recipes[arm] = write_recipe(project, file, {"name": file, "steps": chain(step, name), "eval": suites})
     loaded = [load_recipe(path) for path in recipes.values()]
     entries = lineup(loaded)
     for entry in entries[1:]:

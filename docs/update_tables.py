@@ -95,6 +95,11 @@ def adapter_block(found: dict[str, Any]) -> str:
     heads = {
         "efficacy": "said",
         "paraphrase": "paraphrases",
+        "typo": "typo",
+        "lower-case": "lower case",
+        "behind-text": "behind text",
+        "chat": "chat",
+        "same-subject": "same subject",
         "neighbours-strict": "strict neighbours",
         "generated": "answer and stop",
         "retention": "retention",
