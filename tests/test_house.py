@@ -155,8 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 105_165,
-    # 160 lines: neurons of subjects are active in lower case, at wrong spellings and in chats, and their values spare more prompts.
+    "lines of the package": 105_176,
+    # 170 lines: neurons of subjects are active in lower case, at wrong spellings and in chats, and their values spare more prompts.
     # 70 lines: patch takes neurons that write little, so that its result is an adapter of the base.
     # 110 lines: facts are asked with typos, in lower case, behind text, in a chat, in other languages, and for what else is known of the subject.
     # 90 lines: facts that are done leave a descent, keys of patch neurons share their sums, `plan` refuses a recipe that grows as a brick.

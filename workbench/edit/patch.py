@@ -177,7 +177,8 @@ class Patch(EditMethod):
         rows = self._wordings(at, facts, longest)
         width = n_outputs(parts.out(layer)) or 0
         seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
-        with frozen(context.model), one_thread(), self._room(whole, facts, rows, seen) as (block, mistakes, groups):
+        queries = self._queries(at, facts, rows) if at_subjects else []
+        with frozen(context.model), one_thread(), self._room(whole, facts, (rows, queries), seen) as (block, mistakes, groups):
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.confidence)
             if at_subjects:
@@ -197,12 +198,18 @@ class Patch(EditMethod):
 
     @contextmanager
     def _room(
-        self, whole: Block, facts: Sequence[Fact], rows: Sequence[RowsOfFact], texts: Sequence[list[int]]
+        self,
+        whole: Block,
+        facts: Sequence[Fact],
+        wordings: tuple[Sequence[RowsOfFact], Sequence[Sequence[Prefix]]],
+        texts: Sequence[list[int]],
     ) -> Iterator[tuple[Block, list[Mistake], list[Group]]]:
         """Yield the block with neurons for the mistakes, the mistakes, and for neurons at subjects the facts about each.
 
-        Without the neurons that are lent, the model may make other mistakes, which then need neurons too.
+        Without the neurons that are lent, the model may make other mistakes, which then need neurons too. `wordings` are the facts' rows and,
+        for neurons at subjects, their queries.
         """
+        rows, queries = wordings
 
         def mistakes() -> dict[Prefix, Mistake]:
             return {m.queries[0]: m for m in find_mistakes(whole.parts, facts, rows)}
@@ -216,7 +223,7 @@ class Patch(EditMethod):
         while True:
             listed, groups = list(found.values()), list[Group]()
             if self.position == "subject_last":
-                listed, groups = subjects_of(facts, rows, listed)
+                listed, groups = subjects_of(facts, queries, listed)
             if len(listed) > len(whole.free) and not order:
                 order = least_used(whole, texts)[: whole.parts.width(whole.layer) // LENT]
             self._check_count(whole, len(order), len(listed))
@@ -247,19 +254,19 @@ class Patch(EditMethod):
         return layer
 
     def _wordings(self, at: Lookup, facts: Sequence[Fact], longest: int) -> list[RowsOfFact]:
-        """Return every fact's prompt with its target, and its other wordings that fit.
-
-        At the prompt's last token, they have the same target tokens. At subjects, more of them have misspelt subjects than values are
-        optimized for.
-        """
+        """Return every fact's prompt with its target, and its other wordings that fit; those before a target have the same tokens of it."""
         wordings: list[RowsOfFact] = []
         for fact in facts:
             plain, *others = at.wordings(fact, self.end_of_text)
-            if at.widely:
-                others += [row_of(other, at.context.tokenizer, self.position) for other in spellings(fact, MISSPELT)]
             same = (row for row in others if at.widely or row.target == plain.target)
             wordings.append([plain, *(row for row in same if len(row.tokens) <= longest)])
         return wordings
+
+    def _queries(self, at: Lookup, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[Prefix]]:
+        """Return the tokens up to the subject's last one in the wordings of each fact, and with more misspelt subjects than values know."""
+        tokenizer = at.context.tokenizer
+        spelt = ((row_of(other, tokenizer, self.position) for other in spellings(fact, MISSPELT)) for fact in facts)
+        return [[row.tokens[: row.lookup + 1] for row in (*own, *others)] for own, others in zip(rows, spelt, strict=True)]
 
     def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[int]]:
         """Return the rows of tokens at which neurons are silent, except at their own queries: wordings, neighbors, other prompts."""

@@ -136,7 +136,7 @@ def solve_keys(
         block: The feed-forward block, with at least as many free neurons.
         mistakes: The mistakes.
         facts: The facts, for messages.
-        prompts: Rows of tokens: all wordings of all facts, and prompts to preserve.
+        prompts: Rows of tokens: wordings of all facts, and prompts to preserve.
         texts: Rows of tokens of ordinary text.
         progress: Callback that takes (done, total, text).
 
@@ -149,6 +149,10 @@ def solve_keys(
     for row, states in zip(prompts, inputs_of(parts, gate, prompts, alike=True), strict=True):
         for position, state in enumerate(states, 1):
             pool.setdefault(tuple(row[:position]), state)
+    # Of misspelt prompts, the queries alone count: their other tokens are many, and nearly those of the prompt.
+    others = list(dict.fromkeys(prefix for mistake in mistakes for prefix in mistake.queries if prefix not in pool))
+    if others:
+        pool |= {prefix: states[-1] for prefix, states in zip(others, inputs_of(parts, gate, others, alike=True), strict=True)}
     ordinary = torch.cat(inputs_of(parts, gate, texts))
     unit = float(ordinary.double().square().sum(1).mean().sqrt())
     gates: list[Tensor] = []
@@ -315,13 +319,13 @@ def _descend(
 
 
 def subjects_of(
-    facts: Sequence[Fact], rows: Sequence[RowsOfFact], mistakes: Sequence[Mistake]
+    facts: Sequence[Fact], queries: Sequence[Sequence[Prefix]], mistakes: Sequence[Mistake]
 ) -> tuple[list[Mistake], list[Group]]:
     """Return the subjects of the facts that the model does not say, each as one mistake, and all facts about each.
 
     Args:
         facts: The facts, each with a subject.
-        rows: The wordings of every fact, looked up at the subject's last token.
+        queries: The tokens up to the subject's last one, in every wording of each fact, the fact's own first.
         mistakes: The tokens that the model does not say.
     """
     unsaid, number = {m.fact for m in mistakes}, {fact.id: i for i, fact in enumerate(facts)}
@@ -330,8 +334,8 @@ def subjects_of(
         members = [number[fact.id] for fact in group]
         if unsaid.isdisjoint(members):
             continue
-        queries = tuple(row.tokens[: row.lookup + 1] for i in members for row in rows[i])
-        found.append(Mistake(members[0], 0, queries[0][-1], queries))
+        own = tuple(prefix for i in members for prefix in queries[i])
+        found.append(Mistake(members[0], 0, own[0][-1], own))
         groups.append(group)
     return found, groups
 
