@@ -217,7 +217,9 @@ def test_plan_counts_values_and_the_sweep(tmp_path: Path) -> None:
         return cost["work"]  # type: ignore[no-any-return]
 
     assert "values" not in work(position="prompt_last")
-    assert work()["values"] == len(FACTS) * 6 * 12 * 15  # the prompt, one beginning, spellings and a message; a quarter of 60 steps
+    assert (
+        work()["values"] == len(FACTS) * 6 * 12 * 15
+    )  # the prompt, one beginning, spellings and a message; a quarter of 60 steps
     assert (work()["sweep"], work(layer=None)["sweep"]) == (0, 3 * 8 * 12 * 15)  # three layers, eight facts
 
 
