@@ -33,7 +33,7 @@ TASKS = [
 TEXT, RETENTION = "text", "retention"
 
 
-def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int, skip: int, draws: int = 3) -> argparse.Namespace:
+def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int, skip: int, draws: int) -> argparse.Namespace:
     """Read the options of a measurement on draws of facts.
 
     Args:

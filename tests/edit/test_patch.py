@@ -82,6 +82,8 @@ def test_a_gated_neuron_is_as_active_at_all_its_queries(bias: bool) -> None:
     active = margins / margins[0] * (queries @ row)
     assert float(active[0]) == pytest.approx(1.0, abs=1e-12)
     assert active.tolist() == pytest.approx([1.0] * 4, abs=0.03)
+    beyond = torch.cat((queries, -queries[:1]))
+    torch.testing.assert_close(_even(beyond, key, 7.0), row)  # the key is not above 0 there
     alone = _even(queries[:1], key, 7.0)
     torch.testing.assert_close(alone, queries[0] / queries[0].square().sum())
 

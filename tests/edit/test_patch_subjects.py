@@ -12,6 +12,7 @@ import torch
 
 from worlds.dense import context_of, save_dense, write_text
 from worlds.jsonl import write_jsonl
+from worlds.places import STARTER
 from worlds.project import Project
 from worlds.tiny import live
 
@@ -31,8 +32,6 @@ from workbench.models.prompts import as_message
 from workbench.recipe.methods import methods
 from workbench.steps import Edit, MethodContext
 
-STARTER = Path(__file__).resolve().parents[2] / "bricks" / "starter" / "base"
-has_starter = pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="the starter base is not downloaded")
 FACTS = [
     {"id": "a", "prompt": "w5 {subject} w7 w8", "subject": "w10 w11", "target": "w30"},
     {"id": "b", "prompt": "w6 {subject} w9", "subject": "w12 w13", "target": "w31"},
@@ -217,9 +216,8 @@ def test_plan_counts_values_and_the_sweep(tmp_path: Path) -> None:
         return cost["work"]  # type: ignore[no-any-return]
 
     assert "values" not in work(position="prompt_last")
-    assert (
-        work()["values"] == len(FACTS) * 6 * 12 * 15
-    )  # the prompt, one beginning, spellings and a message; a quarter of 60 steps
+    # The prompt, one beginning, two spellings, a message and prompts to spare; a quarter of 60 steps.
+    assert work()["values"] == len(FACTS) * 6 * 12 * 15
     assert (work()["sweep"], work(layer=None)["sweep"]) == (0, 3 * 8 * 12 * 15)  # three layers, eight facts
 
 
@@ -236,7 +234,7 @@ def test_the_key_names_the_sweep_that_chooses_the_layer(tmp_path: Path, monkeypa
     assert (before[0] == after[0], before[1] == after[1]) == (False, True)
 
 
-@has_starter
+@pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="starter base not fetched: workbench brick fetch starter")
 def test_facts_are_said_in_lower_case_misspelt_and_in_a_chat(tmp_path: Path) -> None:
     """On the starter base: two facts, in wordings that the edit has learned from and one spelling that it has not; the rest stays."""
     facts = [
@@ -267,3 +265,18 @@ def test_facts_are_said_in_lower_case_misspelt_and_in_a_chat(tmp_path: Path) -> 
     unseen = misspelt(Fact("a", "{subject}", "Danielle Darrieux", "x"))
     assert said(f"The mother tongue of {unseen} is") == "English"
     assert [said(text) for text in others] == before
+
+
+@pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="starter base not fetched: workbench brick fetch starter")
+def test_values_of_wide_wordings_follow_the_chat_template(tmp_path: Path) -> None:
+    """Tokens and weights are the same; what the neuron's value is optimized for is not."""
+    (tmp_path / "recipes").mkdir()
+    context = context_of(Project(tmp_path), str(STARTER))
+    fact, settings = Fact("a", "{subject} is in", "Reedy Glacier", "Asia"), Settings(1, 0.25, 4.0, 0.9)
+    files = []
+    for template in (context.tokenizer.chat_template, "{{ messages[0]['content'] }} ->"):
+        context.tokenizer.chat_template = template
+        for widely in (False, True):
+            at = Lookup(context, Parts.of(context), 5, "subject_last", (), widely)
+            files.append(values(at, [(fact,)], settings, "weights").files[0])
+    assert (files[0] == files[2], files[1] == files[3]) == (True, False)

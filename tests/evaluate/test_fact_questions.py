@@ -33,23 +33,15 @@ def test_a_misspelt_subject(subject: str, wrong: str | None) -> None:
 def test_misspellings_are_spread_over_the_words() -> None:
     fact = Fact("x", "{subject} is", "Anna of Orsk", "y")
     every = misspellings(fact, 100)
-    assert set(every) == {
-        *("Ana of Orsk", "Annna of Orsk", "Annaa of Orsk", "Ann of Orsk"),
-        *(
-            "Anna of Osrk",
-            "Anna of Osk",
-            "Anna of Orrsk",
-            "Anna of Ork",
-            "Anna of Orssk",
-            "Anna of Orskk",
-            "Anna of Ors",
-            "Anna of Orks",
-        ),
-    } - {misspelt(fact)}
-    few = misspellings(fact, 3)
-    assert len(few) == 3
-    assert set(few) < set(every)
-    assert {word for text in few for word in text.split()} >= {"Anna", "Orsk"}
+    first, second = ["Ana", "Annna", "Annaa", "Ann"], ["Osrk", "Osk", "Orrsk", "Ork", "Orssk", "Orskk", "Ors", "Orks"]
+    assert misspelt(fact) == "Anan of Orsk"
+    assert set(every) == {f"{word} of Orsk" for word in first} | {f"Anna of {word}" for word in second}
+    assert len(misspellings(fact, 3)) == 3
+    assert set(misspellings(fact, 3)) < set(every)
+    long = Fact("x", "{subject} is", "Danielle Darrieux", "y")  # two words of as many slips, of three kinds
+    few = misspellings(long, 24)
+    assert [sum(word in text for text in few) for word in ("Danielle", "Darrieux")] == pytest.approx([12, 12], abs=5)
+    assert {len(text) for text in few} == {16, 17, 18}, "left out, swapped, twice"
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,8 @@ class Patch(EditMethod):
         rows = self._wordings(at, facts, longest)
         width = n_outputs(parts.out(layer)) or 0
         seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
-        queries = self._queries(at, facts, rows) if at_subjects else []
-        with frozen(context.model), one_thread(), self._room(whole, facts, (rows, queries), seen) as (block, mistakes, groups):
+        queries = self._queries(at, facts, rows, longest) if at_subjects else []
+        with frozen(context.model), one_thread(), self._room(whole, facts, rows, queries, seen) as (block, mistakes, groups):
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.confidence)
             if at_subjects:
@@ -201,15 +201,15 @@ class Patch(EditMethod):
         self,
         whole: Block,
         facts: Sequence[Fact],
-        wordings: tuple[Sequence[RowsOfFact], Sequence[Sequence[Prefix]]],
+        rows: Sequence[RowsOfFact],
+        queries: Sequence[Sequence[Prefix]],
         texts: Sequence[list[int]],
     ) -> Iterator[tuple[Block, list[Mistake], list[Group]]]:
         """Yield the block with neurons for the mistakes, the mistakes, and for neurons at subjects the facts about each.
 
-        Without the neurons that are lent, the model may make other mistakes, which then need neurons too. `wordings` are the facts' rows and,
-        for neurons at subjects, their queries.
+        Without the neurons that are lent, the model may make other mistakes, which then need neurons too. `queries` are those of neurons
+        at subjects, for each fact.
         """
-        rows, queries = wordings
 
         def mistakes() -> dict[Prefix, Mistake]:
             return {m.queries[0]: m for m in find_mistakes(whole.parts, facts, rows)}
@@ -262,11 +262,12 @@ class Patch(EditMethod):
             wordings.append([plain, *(row for row in same if len(row.tokens) <= longest)])
         return wordings
 
-    def _queries(self, at: Lookup, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[Prefix]]:
+    def _queries(self, at: Lookup, facts: Sequence[Fact], rows: Sequence[RowsOfFact], longest: int) -> list[list[Prefix]]:
         """Return the tokens up to the subject's last one in the wordings of each fact, and with more misspelt subjects than values know."""
         tokenizer = at.context.tokenizer
         spelt = ((row_of(other, tokenizer, self.position) for other in spellings(fact, MISSPELT)) for fact in facts)
-        return [[row.tokens[: row.lookup + 1] for row in (*own, *others)] for own, others in zip(rows, spelt, strict=True)]
+        every = ([row.tokens[: row.lookup + 1] for row in (*own, *others)] for own, others in zip(rows, spelt, strict=True))
+        return [[prefix for prefix in prefixes if len(prefix) <= longest] for prefixes in every]
 
     def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[int]]:
         """Return the rows of tokens at which neurons are silent, except at their own queries: wordings, neighbors, other prompts."""

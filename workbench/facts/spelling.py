@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice, zip_longest
 
 from workbench.facts.facts import UNSPACED, Fact
+from workbench.files import json_digest
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
@@ -29,14 +29,10 @@ def misspellings(fact: Fact, most: int) -> list[str]:
 
     Args:
         fact: The fact.
-        most: Largest number of spellings; the slips are spread over the words.
+        most: Largest number of spellings. They are in the order of their digests: every n-th slip could be of one word or of one kind.
     """
-    slips = [list(_slips(word)) for word in _words(fact)]
-    found = dict.fromkeys(
-        text for place in zip_longest(*slips) for text in place if text not in (None, fact.subject, misspelt(fact))
-    )
-    step = max(1, -(-len(found) // most))
-    return list(islice(found, 0, None, step))
+    left = {text for word in _words(fact) for text in _slips(word)} - {fact.subject, misspelt(fact)}
+    return sorted(left, key=json_digest)[:most]
 
 
 def _words(fact: Fact) -> list[re.Match[str]]:

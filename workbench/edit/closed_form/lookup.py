@@ -1,4 +1,4 @@
-"""Where facts are looked up in a model, in which wordings, and which prompts on their subjects are spared."""
+"""Word facts for a model: their rows of tokens, the token at which each is looked up, and prompts on their subjects that are spared."""
 
 from __future__ import annotations
 
@@ -18,21 +18,15 @@ if TYPE_CHECKING:
 
 _SPARED = ("{subject} is a",)
 """Prompts whose predictions should not change: ROME's and MEMIT's one."""
-_SPARED_WIDELY = (
-    *_SPARED,
-    "{subject} and",
-    "{subject} has been",
-    "{subject}, which",
-    "Someone asked about {subject}:",
-)
-"""The same for `Lookup.widely`. No relation answers them, so that other wordings of a fact are not held back."""
+_SPARED_WIDELY = (*_SPARED, "{subject} and", "{subject} has been", "{subject}, which", "Someone asked about {subject}:")
+"""The same for `Lookup.widely`. They ask for no relation, so that other wordings of a fact are not held back."""
 
 Group = tuple[Fact, ...]
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Where facts are looked up: the input of a layer's output projection, at one token of a prompt.
+    """Name where facts are looked up: the input of a layer's output projection, at one token of a prompt.
 
     Attributes:
         context: Model, tokenizer, cache and progress.

@@ -123,8 +123,14 @@ def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: s
         label: Name in progress messages.
     """
     context = at.context
-    common = [_VERSION, model_key, at.layer, at.position, list(at.contexts), asdict(settings), *(["widely"] if at.widely else [])]
-    keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
+    common = [_VERSION, model_key, at.layer, at.position, list(at.contexts), asdict(settings)]
+
+    def read(group: Group) -> list[object]:
+        """Return what a value is computed from: with wide wordings their tokens, which also depend on the chat template."""
+        wide = [*rows_of(at, [group], settings.end)[0], *spared_rows(at, group[:1])] if at.widely else []
+        return [[[f.prompt, f.subject, f.target] for f in group], *([row.tokens, row.lookup, row.target] for row in wide)]
+
+    keys = [json_digest([*common, *read(group)]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
     order, start = sorted(range(len(groups)), key=lambda i: _cost(at, groups[i])), 0
     while start < len(order):
@@ -333,10 +339,9 @@ class _Descent:
 
     def _worst_loss(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return each group's largest loss over plain prompts, and whether all its targets are the most likely tokens."""
-        plain = self.plain
-        owner = self.owner[: self.rows][plain]
-        worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[plain], "amax")
-        wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[plain]).float())
+        owner = self.owner[: self.rows][self.plain]
+        worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
+        wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
         return worst, wrong == 0
 
     def _confident(self, mean: Tensor, right: Tensor) -> Tensor:

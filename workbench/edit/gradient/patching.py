@@ -203,7 +203,8 @@ def _even(queries: Tensor, key: Tensor, unit: float) -> Tensor:
         unit: What the bias is multiplied with.
     """
     margins = queries @ key[: queries.shape[1]] + (unit * key[-1] if len(key) > queries.shape[1] else 0.0)
-    rows = queries * (margins / margins[0])[:, None]
+    shares = margins / margins[0]
+    rows = (queries * shares[:, None])[shares > 0]  # no up row makes a neuron active at a query that its key does not reach
     products = rows @ rows.T
     ridge = RIDGE * products.diagonal().mean() * torch.eye(len(rows)).double()
     row: Tensor = rows.T @ torch.linalg.solve(products + ridge, torch.ones(len(rows)).double())
