@@ -280,3 +280,26 @@ def test_values_of_wide_wordings_follow_the_chat_template(tmp_path: Path) -> Non
             at = Lookup(context, Parts.of(context), 5, "subject_last", (), widely)
             files.append(values(at, [(fact,)], settings, "weights").files[0])
     assert (files[0] == files[2], files[1] == files[3]) == (True, False)
+    step: Any = methods()["edit:patch"].model_validate({"edit": "patch", **FIELDS})
+    spelt = {longest: step._queries(at, [fact], [[]], longest)[0] for longest in (6, 99)}
+    assert spelt[6] == [query for query in spelt[99] if len(query) <= 6], (
+        "a wrong spelling may have more tokens than the model takes"
+    )
+    assert 0 < len(spelt[6]) < len(spelt[99])
+
+
+def test_a_batch_whose_facts_are_done_is_not_run_any_more(tmp_path: Path) -> None:
+    """The wider rows are a batch of their own, and their fact is said from the beginning."""
+    context = context_of(world(tmp_path / "p"))
+    with torch.no_grad():
+        best = int(context.model(tokens(Project(tmp_path / "p"), "w5 w10 w11 w7 w8 w9 w6 w5 w7")).logits[0, -1].argmax())
+    facts = [
+        Fact("a", "w5 {subject} w7 w8 w9 w6 w5 w7", "w10 w11", context.tokenizer.decode([best])),
+        Fact("b", "w6 {subject} w9", "w12 w13", "w31"),
+    ]
+    at = Lookup(context, Parts.of(context), 1, "subject_last", (), widely=True)
+    settings, groups = Settings(3, 0.25, 4.0, 1e-9), grouped(facts, "subject_last")
+    done, other = values(at, groups, settings, "weights")
+    (alone,) = values(at, groups[1:], settings, "other weights")
+    assert (done.steps, other.steps) == (0, 3)
+    torch.testing.assert_close(other.change, alone.change, atol=1e-5, rtol=1e-4)
