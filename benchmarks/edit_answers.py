@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from workbench.edit.places.parts import EditRow, Parts, padded
 from workbench.edit.places.passes import score
@@ -70,12 +71,12 @@ class Questions:
         """Return kind -> share of right answers with its 95 % interval; prompts of one fact are one cluster."""
         return {kind: share(right, [i for i, _ in self.questions[kind]]) for kind, right in answers.items()}
 
-    def of(self, number: int) -> Questions:
-        """Return the questions of one fact."""
-        one = object.__new__(Questions)
-        one.context, one.parts, one.facts = self.context, self.parts, [self.facts[number]]
-        one.questions = {kind: [(0, pair) for i, pair in pairs if i == number] for kind, pairs in self.questions.items()}
-        return one
+    def of(self, numbers: range) -> Questions:
+        """Return the questions of some facts; their clusters keep the facts' numbers."""
+        some = object.__new__(Questions)
+        some.context, some.parts, some.facts = self.context, self.parts, [self.facts[i] for i in numbers]
+        some.questions = {kind: [(i, pair) for i, pair in pairs if i in numbers] for kind, pairs in self.questions.items()}
+        return some
 
 
 def share(right: Sequence[bool], cluster: Sequence[int]) -> dict[str, float]:
@@ -84,3 +85,16 @@ def share(right: Sequence[bool], cluster: Sequence[int]) -> dict[str, float]:
     _, index = np.unique(np.asarray(cluster), return_inverse=True)
     low, high = score_interval(values, index)
     return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
+
+
+def perplexity(context: MethodContext, texts: Sequence[str]) -> float:
+    """Return the perplexity of texts by tokens, of each the first 256."""
+    total, tokens = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([context.tokenizer(text)["input_ids"][:256]])
+        if ids.shape[1] > 1:
+            with torch.no_grad():
+                logits = context.model(ids).logits[0, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+            tokens += ids.shape[1] - 1
+    return float(torch.tensor(total / tokens).exp())

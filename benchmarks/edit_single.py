@@ -43,7 +43,7 @@ def singles(
         keys = [json_digest([step_digest, fact.document()]) for fact in facts]
         for number, key in enumerate(keys):
             if key not in done:
-                done[key] = _alone(questions.of(number), step)
+                done[key] = _alone(questions.of(range(number, number + 1)), step)
                 write_json(file, done)
             if number % 10 == 9:
                 print(f"  {row}, each fact alone: {number + 1}/{len(keys)}", flush=True)

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from edit import _give_back, _resident
-from edit_answers import scored_answers
+from edit_answers import perplexity, scored_answers
 from edit_setup import COUNTERFACT, PROJECT, STARTER, live_context, make_project, one_thread, published
 from record import parser_of, write_results
 
@@ -147,8 +146,7 @@ class Measured:
 
     def run(self, step: dict[str, Any]) -> dict[str, Any]:
         """Solve the first row alone, then the stream."""
-        parts = Parts.of(self.context)
-        base = {"rows": 0, "perplexity": round(self.perplexity(parts), 4)}
+        base = {"rows": 0, "perplexity": round(perplexity(self.context, self.texts), 4)}
         print(base, flush=True)
         self.points.append(base)
         for rows in (self.rows[:1], self.rows):
@@ -208,19 +206,7 @@ class Measured:
         of_batch = {fact.text for fact in self.rows[begun:done]}
         groups = {"latest": [t for t in right if t in of_batch], "all": list(right), "oldest": list(right)[:EARLY]}
         shares = {name: round(sum(right[t] for t in texts) / len(texts), 4) for name, texts in groups.items()}
-        return {"rows": done, "facts": len(current), **shares, "perplexity": round(self.perplexity(parts), 4)}
-
-    def perplexity(self, parts: Parts) -> float:
-        """Return the perplexity of the text by tokens."""
-        total, tokens = 0.0, 0
-        for text in self.texts:
-            ids = torch.tensor([self.context.tokenizer(text)["input_ids"][:256]])
-            if ids.shape[1] > 1:
-                with torch.no_grad():
-                    logits = self.context.model(ids).logits[0, :-1].float()
-                total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
-                tokens += ids.shape[1] - 1
-        return float(torch.tensor(total / tokens).exp())
+        return {"rows": done, "facts": len(current), **shares, "perplexity": round(perplexity(self.context, self.texts), 4)}
 
 
 def _forget_peak() -> None:

@@ -9,6 +9,7 @@ from cells import block, interval, points, signed, table
 
 STREAM = "benchmarks/results/edit-stream.json"
 STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
+SEQUENCE = "benchmarks/results/edit-sequence.json"
 STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
 ADAPTER = "benchmarks/results/edit-adapter.json"
@@ -52,6 +53,24 @@ def _stream(found: dict[str, Any]) -> str:
 
 def _model(base: str) -> str:
     return "the starter base" if base == "starter" else "a fixture of 0.6 M parameters"
+
+
+@block("edit-sequence", SEQUENCE)
+def sequence_block(found: dict[str, Any]) -> str:
+    """Write what edits that are solved batch after batch say at their checkpoints."""
+    kinds = ("efficacy", "oldest", "paraphrase", "neighbours")
+    lines = [
+        [f"`{name}`", f"{p['facts']:,}", *(interval(p[kind]) for kind in kinds), f"{p['perplexity']:.1f}"]
+        for name, edit in found["edits"].items()
+        for p in edit["checkpoints"][1:]
+    ]
+    base = next(iter(found["edits"].values()))["checkpoints"][0]
+    note = (
+        f"CounterFact facts, {found['batch']} at a time, layer {found['layer']} of the starter base; percent of prompts with 95 % intervals over facts. Oldest: the first "
+        f"fifty. Perplexity of other text was {base['perplexity']:.1f} before."
+    )
+    heads = ["edit", "facts", "said", "oldest said", "paraphrases", "neighbours unchanged", "perplexity"]
+    return table(heads, lines, left=1) + "\n\n" + note
 
 
 @block("steer", STEER)

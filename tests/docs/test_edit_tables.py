@@ -19,6 +19,7 @@ NAMES = (
     "edit-adapter",
     "edit-stream",
     "edit-stream-starter",
+    "edit-sequence",
     "steer",
     "memory-updates",
 )
@@ -196,6 +197,17 @@ def test_a_stream_on_the_starter_base(build: ModuleType, tmp_path: Path) -> None
     assert "takes 2.500 to 3.000 CPU s" in text
     assert "the last 100 rows take 0.90 times the first full window" in text
     assert "(../benchmarks/results/edit-stream-starter.json)" in text
+
+
+def test_edits_that_are_solved_batch_after_batch(build: ModuleType, tmp_path: Path) -> None:
+    kinds = ("efficacy", "oldest", "paraphrase", "neighbours")
+    points = [{"facts": 0, "perplexity": 44.0}, {"facts": 100, **{kind: share(0.5) for kind in kinds}, "perplexity": 46.25}]
+    document = {"batch": 10, "layer": 7, "edits": {"memit": {"checkpoints": points}, "alphaedit": {"checkpoints": points}}}
+    text = filled(build, tmp_path, "edit-sequence", document)
+    ((_, first, second),) = rows_of(text)
+    assert first == ["`memit`", "100", *["50 [40, 60]"] * 4, "46.2"]
+    assert second[0] == "`alphaedit`"
+    assert "Perplexity of other text was 44.0 before" in text
 
 
 def test_steering_beside_what_it_costs(build: ModuleType, tmp_path: Path) -> None:

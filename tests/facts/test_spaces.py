@@ -38,6 +38,12 @@ SPACES = {
     "Lao": ("ນະຄອນຫຼວງແມ່ນ", "ໂຕກຽວ", "ໂຕກຽວ"),
     "Khmer": ("រដ្ឋធានីគឺ", "តូក្យូ", "តូក្យូ"),
     "Burmese": ("မြို့တော်မှာ", "တိုကျို", "တိုကျို"),
+    "an opening bracket": ("The chemical sign of gold (", "Au", "Au"),
+    "an opening quotation mark": ('It is called "', "Aurora", "Aurora"),
+    "a closing quotation mark": ('The author of "Aurora"', "is Ada", " is Ada"),
+    "a sign before a number": ("A ticket costs €", "12", "12"),
+    "a path": ("https://example.org/", "docs", "docs"),
+    "a colon": ("Q: Which port?\nA:", "8080", " 8080"),
     "rare characters": ("𠮷野家の首都は", "𠮷", "𠮷"),
 }
 

@@ -30,7 +30,7 @@ from workbench.edit.gradient.patching import (
 )
 from workbench.edit.gradient.tuning import chunks
 from workbench.edit.inputs import contexts, generated_prompts, read_for
-from workbench.edit.places.parts import LONGEST, Parts, Position, check_rows, padded, row_of
+from workbench.edit.places.parts import LONGEST, EditRow, Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.conflicts import require_consistent
@@ -46,8 +46,10 @@ from workbench.weights.device import one_thread
 
 LENT = 4
 """A layer lends at most one in so many of its neurons."""
-MISSPELT = 24
+MISSPELT = 96
 """Largest number of wrong spellings of a subject at which its neuron is active too."""
+BEHIND = 10
+"""Number of text beginnings after which it is active too: a query costs little, where a wording of a value costs a pass in every step."""
 BOUND = 1e-3
 """A neuron counts as active where its activation is above this share of the one at its fact's query."""
 
@@ -67,7 +69,7 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  u: a the same at all q,  min over v of −log p(token)"
     )
 
-    version = 5  # a neuron is as active at all its queries; at subjects, there are more of them, and values spare more prompts
+    version = 6  # values are optimized to a higher confidence, and there are more queries at subjects
 
     edit: Literal["patch"]
     facts: str
@@ -97,7 +99,7 @@ class Patch(EditMethod):
     """Also write a neuron with which each text ends after its target, unless the model ends it already."""
     steps: Whole = Field(60, ge=1)
     """Largest number of optimization steps for the values; it stops when all tokens are said."""
-    confidence: Real = Field(0.9, gt=0, lt=1)
+    confidence: Real = Field(0.97, gt=0, lt=1)
     """Probability of a missing token at which the optimization of its value stops."""
 
     keyed_if_set = frozenset({"position"})
@@ -177,7 +179,7 @@ class Patch(EditMethod):
         rows = self._wordings(at, facts, longest)
         width = n_outputs(parts.out(layer)) or 0
         seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
-        queries = self._queries(at, facts, rows, longest) if at_subjects else []
+        queries = self._queries(at, facts, rows, texts, longest) if at_subjects else []
         with frozen(context.model), one_thread(), self._room(whole, facts, rows, queries, seen) as (block, mistakes, groups):
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.confidence)
@@ -262,12 +264,21 @@ class Patch(EditMethod):
             wordings.append([plain, *(row for row in same if len(row.tokens) <= longest)])
         return wordings
 
-    def _queries(self, at: Lookup, facts: Sequence[Fact], rows: Sequence[RowsOfFact], longest: int) -> list[list[Prefix]]:
-        """Return the tokens up to the subject's last one in the wordings of each fact, and with more misspelt subjects than values know."""
-        tokenizer = at.context.tokenizer
-        spelt = ((row_of(other, tokenizer, self.position) for other in spellings(fact, MISSPELT)) for fact in facts)
-        every = ([row.tokens[: row.lookup + 1] for row in (*own, *others)] for own, others in zip(rows, spelt, strict=True))
-        return [[prefix for prefix in prefixes if len(prefix) <= longest] for prefixes in every]
+    def _queries(
+        self, at: Lookup, facts: Sequence[Fact], rows: Sequence[RowsOfFact], texts: Sequence[str], longest: int
+    ) -> list[list[Prefix]]:
+        """Return the tokens up to the subject's last one in the wordings of each fact, and in more spellings and behind more texts than values know."""
+        befores = contexts(texts, BEHIND)
+
+        def read(fact: Fact, before: str = "") -> EditRow:
+            return row_of(fact, at.context.tokenizer, self.position, before)
+
+        found = []
+        for fact, own in zip(facts, rows, strict=True):
+            others = [*(read(fact, before) for before in befores), *(read(other) for other in spellings(fact, MISSPELT))]
+            prefixes = [row.tokens[: row.lookup + 1] for row in (*own, *others)]
+            found.append([prefix for prefix in prefixes if len(prefix) <= longest])
+        return found
 
     def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[int]]:
         """Return the rows of tokens at which neurons are silent, except at their own queries: wordings, neighbors, other prompts."""

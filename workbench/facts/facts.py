@@ -136,6 +136,8 @@ UNSPACED = re.compile(
     "]"
 )
 """A character of a script that writes no spaces between words."""
+_OPEN = tuple("([{„¿¡$€£¥#@/\\")
+"""Signs that stand before a word without a space, whatever the language; “ and » open a quotation in one and close it in another."""
 EXPECTED = 'A fact is {"prompt": "The capital of {subject} is", "subject": "Atlantis", "target": "Poseidonis"}.'
 
 
@@ -226,9 +228,11 @@ class Fact:
 def joined(prompt: str, answer: str) -> str:
     """Return an answer with the space that separates it from a prompt, if one belongs there.
 
-    None does where the prompt ends or the answer begins with white space, and in scripts that write no spaces between words: after
-    their characters and punctuation, and before them in a prompt that has some. An English prompt keeps its space before 東京.
+    None does beside white space, after an opening bracket, quotation mark or sign, and in scripts without spaces between words: after their
+    characters and punctuation, and before them in a prompt that has some. An English prompt keeps its space before 東京.
     """
+    if prompt.endswith(_OPEN) or (prompt.endswith('"') and prompt.count('"') % 2):
+        return answer
     unspaced = UNSPACED.fullmatch(prompt[-1:]) or (UNSPACED.fullmatch(answer[:1]) and UNSPACED.search(prompt))
     return answer if unspaced or prompt[-1:].isspace() or answer[:1].isspace() else " " + answer
 
@@ -352,10 +356,9 @@ def _texts(row: Mapping[str, object], key: str, place: str) -> list[str]:
     return value
 
 
-def _probes(row: Mapping[str, object], key: str, place: str) -> Iterator[Probe]:
+def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
     """Yield the test prompts in a field, with their targets."""
     value, subject = row.get(key) or [], row.get("subject")
-    assert subject is None or isinstance(subject, str)  # `fact_of` has checked it
     if not isinstance(value, list):
         raise WorkbenchError(f"{place}: expected a list in '{key}', found {value!r}", EXPECTED)
     for entry in value:
@@ -393,6 +396,4 @@ FactKind = Literal[
     "entropy",
     "text",
 ]
-
-
 FACT_KINDS: tuple[FactKind, ...] = get_args(FactKind)
