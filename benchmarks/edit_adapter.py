@@ -29,7 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "memit": MEMIT,
     # The layer that the sweep chooses on the starter base, and the four below it.
     "memit, five layers": {**MEMIT, "layers": [3, 4, 5, 6, 7]},
-    "patch": PATCH,
+    "patch": {**PATCH, "position": "prompt_last"},
     "patch at subjects": AT_SUBJECTS,
     "patch at subjects, then ends": {**PATCH, "end_of_text": True, "after": AT_SUBJECTS},
     "lora": {**ADAPTER, "preserve_generated": 0, "replay_weight": 0.0},

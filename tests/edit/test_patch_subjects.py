@@ -138,6 +138,16 @@ def test_other_wordings_get_the_value_and_other_subjects_nothing(tmp_path: Path,
         assert torch.equal(new(other).logits, old(other).logits)
 
 
+def test_neurons_are_at_subjects_where_every_fact_has_one(tmp_path: Path) -> None:
+    """By default; not for the ends of texts."""
+    context = context_of(world(tmp_path / "p", facts=LAST))
+    default: dict[str, Any] = {"position": None}
+    assert solve(context, **default).record["position"] == "subject_last"
+    assert solve(context, **default, end_of_text=True).record["position"] == "prompt_last"
+    write_jsonl(tmp_path / "p" / "facts.jsonl", [LAST[0], {"id": "b", "prompt": "w6 w9 w12", "target": "w31"}])
+    assert solve(context, **default).record["position"] == "prompt_last"
+
+
 def test_facts_about_one_subject_share_a_neuron(tmp_path: Path) -> None:
     project = world(tmp_path / "p", facts=[*LAST, SECOND])
     context = context_of(project, str(grown(project)))
@@ -178,6 +188,8 @@ def test_without_a_layer_it_is_that_of_memits_sweep(tmp_path: Path, monkeypatch:
     found["position"] = "prompt_last"
     with pytest.raises(WorkbenchError, match="`memit` would write at the prompt's last token, in layer"):
         solve(context, layer=None)
+    record = solve(context, layer=None, position=None).record
+    assert (record["position"], record["layers"]) == ("prompt_last", [2]), "the last layer, which has free neurons"
 
 
 def test_a_second_step_ends_the_texts(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ BOUND = 1e-3
 
 @register
 class Patch(EditMethod):
-    """Write new neurons for what the model does not say: one for each token, or one for each subject (Huang et al. 2023, Transformer-Patcher).
+    """Write new neurons for what the model does not say: one for each subject, or one for each token (Huang et al. 2023, Transformer-Patcher).
 
     Each neuron's key is above a margin at its query and below it at ordinary text, neighbors and other queries, where the neuron is
     silent. Its value is trained until the target is said. The neurons are those that write nothing, which `grow: width` before this step
@@ -69,16 +69,18 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  u: a the same at all q,  min over v of −log p(token)"
     )
 
-    version = 6  # values are optimized to a higher confidence, and there are more queries at subjects
+    version = 6  # the position follows from the facts, confidence is higher, and there are more queries at subjects
 
     edit: Literal["patch"]
     facts: str
     """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
     """Use only the first N facts of the file."""
-    position: Position = "prompt_last"
+    position: Position | None = None
     """Token at which the neurons act: `prompt_last`: one for each token of a target, before it, in the fact's own wording;
-    `subject_last`: one for each subject, at its last token in any wording and spelling, with a value that is optimized as `memit`'s."""
+    `subject_last`: one for each subject, at its last token in any wording and spelling, with a value that is optimized as `memit`'s.
+    Default: `subject_last` where every fact has a subject and `end_of_text` is not set, unless `memit`'s sweep finds that the model does
+    not look facts up there."""
     layer: Whole | None = None
     """Layer whose feed-forward block gets the neurons, from 0. Default: the last one if it has neurons that write nothing, else the one at
     two fifths of the depth, where the least used neurons are missed least; with `subject_last`, the one that works best in `memit`'s sweep
@@ -120,7 +122,7 @@ class Patch(EditMethod):
 
     def key_parts(self, context: KeyContext) -> list[Any]:
         """Return those of every edit, and the version of the edit whose sweep chooses the layer."""
-        sweeps = self.position == "subject_last" and self.layer is None
+        sweeps = self.layer is None and self.position != "prompt_last" and not self.end_of_text
         return [*super().key_parts(context), *([["memit", editor("memit").version]] if sweeps else [])]
 
     def check_inputs(self, project: Path) -> None:
@@ -147,14 +149,20 @@ class Patch(EditMethod):
         """Return the facts, sorted by ID."""
         return read_for("joint", self.first, project, self.facts)
 
+    def _position(self, facts: Sequence[Fact]) -> Position:
+        """Return the token at which the neurons act, if the sweep agrees."""
+        apt = not self.end_of_text and all(fact.subject is not None for fact in facts)
+        return self.position or ("subject_last" if apt else "prompt_last")
+
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
-        facts, layout = len(self._read(project)), model.layout
+        read, layout = self._read(project), model.layout
+        facts = len(read)
         spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (facts * (1 + self.contexts) + self.preserve_generated)
         work = {"statistics": text + text // 2, "facts": facts}
-        if self.position == "subject_last":
+        if self._position(read) == "subject_last":
             steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
             work["values"] = facts * (self.contexts + 5) * steps  # two spellings, a message, and prompts to spare
             work["sweep"] = min(LAYERS, len(layout.mlp_layers())) * FACTS * steps if self.layer is None else 0
@@ -171,11 +179,11 @@ class Patch(EditMethod):
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest, self.end_of_text)
         parts = Parts.of(context)
-        layer = self._layer(context, parts, facts)
+        layer, position = self._place(context, parts, facts)
         whole = find_block(parts, layer, context)
         texts, _ = statistics_source(context, self.statistics)
-        at_subjects = self.position == "subject_last"
-        at = Lookup(context, parts, layer, self.position, contexts(texts, self.contexts), widely=at_subjects)
+        at_subjects = position == "subject_last"
+        at = Lookup(context, parts, layer, position, contexts(texts, self.contexts), widely=at_subjects)
         rows = self._wordings(at, facts, longest)
         width = n_outputs(parts.out(layer)) or 0
         seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
@@ -195,7 +203,14 @@ class Patch(EditMethod):
                     **_gating(block, keys, unseen),
                 }
         record["lent"] = len(block.lent)
-        record = {"layers": [layer], "order": "free", "facts": len(facts), "neurons": len(mistakes), **record}
+        record = {
+            "layers": [layer],
+            "position": position,
+            "order": "free",
+            "facts": len(facts),
+            "neurons": len(mistakes),
+            **record,
+        }
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
 
     @contextmanager
@@ -224,11 +239,11 @@ class Patch(EditMethod):
             )
         while True:
             listed, groups = list(found.values()), list[Group]()
-            if self.position == "subject_last":
+            if queries:
                 listed, groups = subjects_of(facts, queries, listed)
             if len(listed) > len(whole.free) and not order:
                 order = least_used(whole, texts)[: whole.parts.width(whole.layer) // LENT]
-            self._check_count(whole, len(order), len(listed))
+            self._check_count(whole, len(order), len(listed), "subject with a fact" if queries else "token")
             with lending(whole, order, len(listed)) as block:
                 others = mistakes() if block.lent else {}
                 if others.keys() <= found.keys():
@@ -236,24 +251,27 @@ class Patch(EditMethod):
                     return
             found |= others
 
-    def _layer(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> int:
-        """Return the layer that gets the neurons."""
+    def _place(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> tuple[int, Position]:
+        """Return the layer that gets the neurons, and the token at which they act."""
+        position = self._position(facts)
         if self.layer is not None:
             parts.check_layers((self.layer,), "edit patch")
-            return self.layer
-        if self.position == "prompt_last":
-            last, depth = parts.editable[-1], len(parts.layers)
-            return last if find_block(parts, last, context).free else min(parts.editable, key=lambda i: abs(5 * i - 2 * depth))
-        memit = editor("memit").model_validate({"edit": "memit", "facts": self.facts, "statistics": self.statistics})
-        choice = choose(memit, context, parts, facts)
-        layer = choice.layers[0]
-        if choice.positions[layer] != self.position:
-            raise WorkbenchError(
-                f"edit patch: restoring subjects of well-known facts recovers few of this model's answers, so that no layer can be chosen for "
-                f"neurons at subjects; `memit` would write at the prompt's last token, in layer {layer}",
-                "Name a `layer`, or set `position: prompt_last`.",
-            )
-        return layer
+            return self.layer, position
+        if position == "subject_last":
+            memit = editor("memit").model_validate({"edit": "memit", "facts": self.facts, "statistics": self.statistics})
+            choice = choose(memit, context, parts, facts)
+            layer = choice.layers[0]
+            if choice.positions[layer] == position:
+                return layer, position
+            if self.position:
+                raise WorkbenchError(
+                    "edit patch: restoring subjects of well-known facts recovers few of this model's answers, so that no layer can be chosen for "
+                    f"neurons at subjects; `memit` would write at the prompt's last token, in layer {layer}",
+                    "Name a `layer`, or set `position: prompt_last`.",
+                )
+        last, depth = parts.editable[-1], len(parts.layers)
+        free = find_block(parts, last, context).free
+        return last if free else min(parts.editable, key=lambda i: abs(5 * i - 2 * depth)), "prompt_last"
 
     def _wordings(self, at: Lookup, facts: Sequence[Fact], longest: int) -> list[RowsOfFact]:
         """Return every fact's prompt with its target, and its other wordings that fit; those before a target have the same tokens of it."""
@@ -271,7 +289,7 @@ class Patch(EditMethod):
         befores = contexts(texts, BEHIND)
 
         def read(fact: Fact, before: str = "") -> EditRow:
-            return row_of(fact, at.context.tokenizer, self.position, before)
+            return row_of(fact, at.context.tokenizer, at.position, before)
 
         found = []
         for fact, own in zip(facts, rows, strict=True):
@@ -287,11 +305,10 @@ class Patch(EditMethod):
         encoded = [list(encode_text(context.tokenizer, text)) for text in dict.fromkeys(texts)]
         return [list(row.tokens) for wordings in rows for row in wordings] + [row for row in encoded if row]
 
-    def _check_count(self, block: Block, lent: int, needed: int) -> None:
+    def _check_count(self, block: Block, lent: int, needed: int, unit: str) -> None:
         """Raise WorkbenchError if there are too few neurons."""
         if needed > len(block.free) + lent:
             total = block.parts.width(block.layer) + needed - len(block.free)
-            unit = "subject with a fact" if self.position == "subject_last" else "token"
             raise WorkbenchError(
                 f"edit patch: the facts need {needed} neurons, one for each {unit} that the model does not say; layer {block.layer} has "
                 f"{len(block.free)} that write nothing yet, and lends {lent} others, at most 1 in {LENT}",
