@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from worlds.places import STARTER
 from worlds.project import Project
 from worlds.tiny import live
 
-from workbench.edit.closed_form.closed_form import choose
 from workbench.edit.closed_form.lookup import Lookup, grouped
 from workbench.edit.closed_form.moments import statistics_source
-from workbench.edit.closed_form.solve import Choice
 from workbench.edit.closed_form.values import Settings, values
 from workbench.edit.gradient.patching import SUBJECT_RATE
 from workbench.edit.inputs import contexts
@@ -168,28 +165,9 @@ def test_subjects_whose_facts_are_said_get_no_neuron(tmp_path: Path) -> None:
     assert [one["fact"] for one in solve(context).record["patches"]] == ["a"]
 
 
-def test_without_a_layer_it_is_that_of_memits_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = world(tmp_path / "p")
-    context = context_of(project, str(grown(project)))
-    sweep = Memit(edit="memit", facts="facts.jsonl", statistics="text.txt")
-    facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
-    expected = choose(sweep, context, Parts.of(context), facts)
-    asked: list[Any] = []
-    found = {"position": "subject_last"}
-
-    def chosen(*arguments: Any) -> Choice:
-        asked.append(arguments[0])
-        (layer,) = choose(*arguments).layers
-        return replace(expected, positions={layer: found["position"]})
-
-    monkeypatch.setattr("workbench.edit.patch.choose", chosen)
-    assert tuple(solve(context, layer=None).record["layers"]) == expected.layers
-    assert asked[0] == sweep
-    found["position"] = "prompt_last"
-    with pytest.raises(WorkbenchError, match="`memit` would write at the prompt's last token, in layer"):
-        solve(context, layer=None)
-    record = solve(context, layer=None, position=None).record
-    assert (record["position"], record["layers"]) == ("prompt_last", [2]), "the last layer, which has free neurons"
+def test_without_a_layer_it_is_the_one_at_a_quarter_of_the_depth(tmp_path: Path) -> None:
+    record = solve(context_of(world(tmp_path / "p", facts=LAST)), layer=None).record
+    assert record["layers"] == [1], "a quarter of three layers is .75"
 
 
 def test_a_second_step_ends_the_texts(tmp_path: Path) -> None:
@@ -232,20 +210,6 @@ def test_plan_counts_values_and_the_sweep(tmp_path: Path) -> None:
     assert "values" not in work(position="prompt_last")
     # The prompt, one beginning, two spellings, a message and prompts to spare; a quarter of 60 steps.
     assert work()["values"] == len(FACTS) * 6 * 12 * 15
-    assert (work()["sweep"], work(layer=None)["sweep"]) == (0, 3 * 8 * 12 * 15)  # three layers, eight facts
-
-
-def test_the_key_names_the_sweep_that_chooses_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = world(tmp_path / "p")
-
-    def keys() -> list[str]:
-        chains = [f"steps: [{grow()}, {patch(layer=layer)}]\n" for layer in (None, 1)]
-        return [project.resolve(text).keys[1] for text in chains]
-
-    before = keys()
-    monkeypatch.setattr(Memit, "version", Memit.version + 1)
-    after = keys()
-    assert (before[0] == after[0], before[1] == after[1]) == (False, True)
 
 
 @pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="starter base not fetched: workbench brick fetch starter")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.edit.closed_form.closed_form import FACTS, LAYERS, choose, editor
 from workbench.edit.closed_form.lookup import Group, Lookup, spellings
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed, least_used, lending
@@ -40,10 +39,12 @@ from workbench.models.hooks import frozen, n_outputs
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import longest_row
-from workbench.steps import Cost, Edit, EditMethod, KeyContext, MethodContext, register
+from workbench.steps import Cost, Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.device import one_thread
 
+SHARE: Mapping[Position, float] = MappingProxyType({"subject_last": 0.25, "prompt_last": 0.4})
+"""Depth of the default layer. At subjects, a quarter says more misspelt facts than the layers below, in half the steps."""
 LENT = 4
 """A layer lends at most one in so many of its neurons."""
 MISSPELT = 96
@@ -69,7 +70,7 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  u: a the same at all q,  min over v of −log p(token)"
     )
 
-    version = 6  # the position follows from the facts, confidence is higher, and there are more queries at subjects
+    version = 6  # position and layer are chosen without a sweep, confidence is higher, and there are more queries at subjects
 
     edit: Literal["patch"]
     facts: str
@@ -79,12 +80,10 @@ class Patch(EditMethod):
     position: Position | None = None
     """Token at which the neurons act: `prompt_last`: one for each token of a target, before it, in the fact's own wording;
     `subject_last`: one for each subject, at its last token in any wording and spelling, with a value that is optimized as `memit`'s.
-    Default: `subject_last` where every fact has a subject and `end_of_text` is not set, unless `memit`'s sweep finds that the model does
-    not look facts up there."""
+    Default: `subject_last` where every fact has a subject and `end_of_text` is not set."""
     layer: Whole | None = None
-    """Layer whose feed-forward block gets the neurons, from 0. Default: the last one if it has neurons that write nothing, else the one at
-    two fifths of the depth, where the least used neurons are missed least; with `subject_last`, the one that works best in `memit`'s sweep
-    on well-known facts."""
+    """Layer whose feed-forward block gets the neurons, from 0. Default: with `subject_last`, the one at a quarter of the depth; else the
+    last one if it has neurons that write nothing, or the one at two fifths of the depth, where the least used neurons are missed least."""
     statistics: str | None = None
     """Text at whose tokens the neurons must be silent: JSONL or plain text, relative to the project. Default: the text that comes
     with the workbench."""
@@ -120,11 +119,6 @@ class Patch(EditMethod):
         """Return the files of facts and of text."""
         return [self.facts, *filter(None, [self.statistics])]
 
-    def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return those of every edit, and the version of the edit whose sweep chooses the layer."""
-        sweeps = self.layer is None and self.position != "prompt_last" and not self.end_of_text
-        return [*super().key_parts(context), *([["memit", editor("memit").version]] if sweeps else [])]
-
     def check_inputs(self, project: Path) -> None:
         """Read the facts and check that they do not contradict each other, and have subjects where neurons act at these."""
         facts = self._read(project)
@@ -150,7 +144,7 @@ class Patch(EditMethod):
         return read_for("joint", self.first, project, self.facts)
 
     def _position(self, facts: Sequence[Fact]) -> Position:
-        """Return the token at which the neurons act, if the sweep agrees."""
+        """Return the token at which the neurons act."""
         apt = not self.end_of_text and all(fact.subject is not None for fact in facts)
         return self.position or ("subject_last" if apt else "prompt_last")
 
@@ -165,7 +159,6 @@ class Patch(EditMethod):
         if self._position(read) == "subject_last":
             steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
             work["values"] = facts * (self.contexts + 5) * steps  # two spellings, a message, and prompts to spare
-            work["sweep"] = min(LAYERS, len(layout.mlp_layers())) * FACTS * steps if self.layer is None else 0
         return {"work": work, "tokens": sum(work.values()) - facts + prompts}
 
     def solve(self, context: MethodContext) -> Edit:
@@ -179,7 +172,8 @@ class Patch(EditMethod):
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest, self.end_of_text)
         parts = Parts.of(context)
-        layer, position = self._place(context, parts, facts)
+        position = self._position(facts)
+        layer = self._layer(context, parts, position)
         whole = find_block(parts, layer, context)
         texts, _ = statistics_source(context, self.statistics)
         at_subjects = position == "subject_last"
@@ -251,27 +245,15 @@ class Patch(EditMethod):
                     return
             found |= others
 
-    def _place(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> tuple[int, Position]:
-        """Return the layer that gets the neurons, and the token at which they act."""
-        position = self._position(facts)
+    def _layer(self, context: MethodContext, parts: Parts, position: Position) -> int:
+        """Return the layer that gets the neurons."""
         if self.layer is not None:
             parts.check_layers((self.layer,), "edit patch")
-            return self.layer, position
-        if position == "subject_last":
-            memit = editor("memit").model_validate({"edit": "memit", "facts": self.facts, "statistics": self.statistics})
-            choice = choose(memit, context, parts, facts)
-            layer = choice.layers[0]
-            if choice.positions[layer] == position:
-                return layer, position
-            if self.position:
-                raise WorkbenchError(
-                    "edit patch: restoring subjects of well-known facts recovers few of this model's answers, so that no layer can be chosen for "
-                    f"neurons at subjects; `memit` would write at the prompt's last token, in layer {layer}",
-                    "Name a `layer`, or set `position: prompt_last`.",
-                )
+            return self.layer
         last, depth = parts.editable[-1], len(parts.layers)
-        free = find_block(parts, last, context).free
-        return last if free else min(parts.editable, key=lambda i: abs(5 * i - 2 * depth)), "prompt_last"
+        if position == "prompt_last" and find_block(parts, last, context).free:
+            return last
+        return min(parts.editable, key=lambda layer: abs(layer - SHARE[position] * depth))
 
     def _wordings(self, at: Lookup, facts: Sequence[Fact], longest: int) -> list[RowsOfFact]:
         """Return every fact's prompt with its target, and its other wordings that fit; those before a target have the same tokens of it."""
