@@ -62,7 +62,7 @@ def sequence_block(found: dict[str, Any]) -> str:
     lines = [
         [f"`{name}`", f"{p['facts']:,}", *(interval(p[kind]) for kind in kinds), f"{p['perplexity']:.1f}"]
         for name, edit in found["edits"].items()
-        for p in edit["checkpoints"][1:]
+        for p in edit["checkpoints"][1 :: max(1, len(edit["checkpoints"]) - 2)]  # the first one and the last one
     ]
     base = next(iter(found["edits"].values()))["checkpoints"][0]
     note = (

@@ -23,14 +23,8 @@ from workbench.recipe.methods import methods
 from workbench.run.plan import plan
 from workbench.steps import Edit, MethodContext
 
-FIELDS = {
-    "facts": "facts.jsonl",
-    "statistics": "text.txt",
-    "tokens_per_input": 2,
-    "preserve_generated": 8,
-    "contexts": 1,
-    "position": "prompt_last",
-}
+FIELDS = {"facts": "facts.jsonl", "statistics": "text.txt", "tokens_per_input": 2, "preserve_generated": 8, "contexts": 1}
+FIELDS |= {"position": "prompt_last"}
 F32 = "output: {dtype: float32}\n"
 LAST = 2
 WIDTHS = {"gpt2": 128}

@@ -138,11 +138,10 @@ def test_other_wordings_get_the_value_and_other_subjects_nothing(tmp_path: Path,
 def test_neurons_are_at_subjects_where_every_fact_has_one(tmp_path: Path) -> None:
     """By default; not for the ends of texts."""
     context = context_of(world(tmp_path / "p", facts=LAST))
-    default: dict[str, Any] = {"position": None}
-    assert solve(context, **default).record["position"] == "subject_last"
-    assert solve(context, **default, end_of_text=True).record["position"] == "prompt_last"
+    assert solve(context, position=None).record["position"] == "subject_last"
+    assert solve(context, position=None, end_of_text=True).record["position"] == "prompt_last"
     write_jsonl(tmp_path / "p" / "facts.jsonl", [LAST[0], {"id": "b", "prompt": "w6 w9 w12", "target": "w31"}])
-    assert solve(context, **default).record["position"] == "prompt_last"
+    assert solve(context, position=None).record["position"] == "prompt_last"
 
 
 def test_facts_about_one_subject_share_a_neuron(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from workbench.edit.gradient.patching import (
 )
 from workbench.edit.gradient.tuning import chunks
 from workbench.edit.inputs import contexts, generated_prompts, read_for
-from workbench.edit.places.parts import LONGEST, EditRow, Parts, Position, check_rows, padded, row_of
+from workbench.edit.places.parts import LONGEST, Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.conflicts import require_consistent
@@ -196,15 +196,8 @@ class Patch(EditMethod):
                     "tokens": sum(map(len, seen)),
                     **_gating(block, keys, unseen),
                 }
-        record["lent"] = len(block.lent)
-        record = {
-            "layers": [layer],
-            "position": position,
-            "order": "free",
-            "facts": len(facts),
-            "neurons": len(mistakes),
-            **record,
-        }
+        counts = {"facts": len(facts), "neurons": len(mistakes), "lent": len(block.lent)}
+        record = {"layers": [layer], "position": position, "order": "free", **counts, **record}
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
 
     @contextmanager
@@ -268,16 +261,11 @@ class Patch(EditMethod):
         self, at: Lookup, facts: Sequence[Fact], rows: Sequence[RowsOfFact], texts: Sequence[str], longest: int
     ) -> list[list[Prefix]]:
         """Return the tokens up to the subject's last one in the wordings of each fact, and in more spellings and behind more texts than values know."""
-        befores = contexts(texts, BEHIND)
-
-        def read(fact: Fact, before: str = "") -> EditRow:
-            return row_of(fact, at.context.tokenizer, at.position, before)
-
-        found = []
+        tokenizer, befores, found = at.context.tokenizer, contexts(texts, BEHIND), []
         for fact, own in zip(facts, rows, strict=True):
-            others = [*(read(fact, before) for before in befores), *(read(other) for other in spellings(fact, MISSPELT))]
-            prefixes = [row.tokens[: row.lookup + 1] for row in (*own, *others)]
-            found.append([prefix for prefix in prefixes if len(prefix) <= longest])
+            others = [*((fact, before) for before in befores), *((other, "") for other in spellings(fact, MISSPELT))]
+            listed = [*own, *(row_of(other, tokenizer, at.position, before) for other, before in others)]
+            found.append([prefix for row in listed if len(prefix := row.tokens[: row.lookup + 1]) <= longest])
         return found
 
     def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[int]]:
