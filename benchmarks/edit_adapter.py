@@ -7,7 +7,7 @@
 
 No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms `adapter`
 also keep the base's distributions after generated prompts and on the built-in text. `patch` takes the neurons of a layer that write least; `patch at subjects` has one for
-each subject in memit's layer. `then ends` is that edit and then neurons for what it does not say and for the end of each text. `memit, five layers` shares what each layer
+each subject, at a quarter of the depth. `then ends` is that edit and then neurons for what it does not say and for the end of each text. `memit, five layers` shares what each layer
 leaves with the ones above. Earlier choices used the facts before --skip. With --folder DIR the project is kept, and a later call solves and scores only what is missing. Results
 go to benchmarks/results/edit-adapter.json after each draw.
 """

@@ -196,7 +196,7 @@ def test_what_has_no_place_at_a_subject_is_refused(tmp_path: Path) -> None:
         project.resolve(f"steps: [{grow()}, {patch()}]\n")
 
 
-def test_plan_counts_values_and_the_sweep(tmp_path: Path) -> None:
+def test_plan_counts_values(tmp_path: Path) -> None:
     project = world(tmp_path / "p")
     context = context_of(project, str(grown(project)))
 
@@ -263,6 +263,11 @@ def test_values_of_wide_wordings_follow_the_chat_template(tmp_path: Path) -> Non
         "a wrong spelling may have more tokens than the model takes"
     )
     assert 0 < len(spelt[6]) < len(spelt[99])
+    texts = [f"In the spring of {year} nobody had heard of" for year in range(1900, 1920)]
+    (behind,) = step._queries(at, [fact], [[]], texts, 99)
+    assert (len(behind) - len(spelt[99]), len({query[-2:] for query in behind[:10]})) == (10, 1), (
+        "ten texts before the same subject"
+    )
 
 
 def test_a_batch_whose_facts_are_done_is_not_run_any_more(tmp_path: Path) -> None:

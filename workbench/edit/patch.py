@@ -150,16 +150,16 @@ class Patch(EditMethod):
 
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
-        read, layout = self._read(project), model.layout
-        facts = len(read)
+        facts, layout = self._read(project), model.layout
         spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
         text = self.tokens_per_input * min(spec.shape)
-        prompts = 12 * (facts * (1 + self.contexts) + self.preserve_generated)
-        work = {"statistics": text + text // 2, "facts": facts}
-        if self._position(read) == "subject_last":
+        prompts = 12 * (len(facts) * (1 + self.contexts) + self.preserve_generated)
+        work = {"statistics": text + text // 2, "facts": len(facts)}
+        if self._position(facts) == "subject_last":
+            prompts += 12 * len(facts) * (BEHIND + MISSPELT)
             steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
-            work["values"] = facts * (self.contexts + 5) * steps  # two spellings, a message, and prompts to spare
-        return {"work": work, "tokens": sum(work.values()) - facts + prompts}
+            work["values"] = len(facts) * (self.contexts + 5) * steps  # two spellings, a message, and prompts to spare
+        return {"work": work, "tokens": sum(work.values()) - len(facts) + prompts}
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve keys and values of the neurons on the live model; the model is left unchanged.

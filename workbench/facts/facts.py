@@ -136,8 +136,8 @@ UNSPACED = re.compile(
     "]"
 )
 """A character of a script that writes no spaces between words."""
-_OPEN = tuple("([{„¿¡$€£¥#@/\\")
-"""Signs that stand before a word without a space, whatever the language; “ and » open a quotation in one and close it in another."""
+_OPEN = re.compile(r"""(?:[(\[{„¿¡@/\\]|(?:^|[\s(\[{])["#]|(?<!\d)(?<!\d\s)[$€£¥])\Z""")
+"""A sign that stands before a word without a space; 27", C# and 12 € end what is before them, “ and » open a quotation in some languages only."""
 EXPECTED = 'A fact is {"prompt": "The capital of {subject} is", "subject": "Atlantis", "target": "Poseidonis"}.'
 
 
@@ -231,9 +231,9 @@ def joined(prompt: str, answer: str) -> str:
     None does beside white space, after an opening bracket, quotation mark or sign, and in scripts without spaces between words: after their
     characters and punctuation, and before them in a prompt that has some. An English prompt keeps its space before 東京.
     """
-    if prompt.endswith(_OPEN) or (prompt.endswith('"') and prompt.count('"') % 2):
-        return answer
-    unspaced = UNSPACED.fullmatch(prompt[-1:]) or (UNSPACED.fullmatch(answer[:1]) and UNSPACED.search(prompt))
+    unspaced = (
+        _OPEN.search(prompt) or UNSPACED.fullmatch(prompt[-1:]) or (UNSPACED.fullmatch(answer[:1]) and UNSPACED.search(prompt))
+    )
     return answer if unspaced or prompt[-1:].isspace() or answer[:1].isspace() else " " + answer
 
 
@@ -356,9 +356,10 @@ def _texts(row: Mapping[str, object], key: str, place: str) -> list[str]:
     return value
 
 
-def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
+def _probes(row: Mapping[str, object], key: str, place: str) -> Iterator[Probe]:
     """Yield the test prompts in a field, with their targets."""
     value, subject = row.get(key) or [], row.get("subject")
+    assert subject is None or isinstance(subject, str)  # `fact_of` has checked it
     if not isinstance(value, list):
         raise WorkbenchError(f"{place}: expected a list in '{key}', found {value!r}", EXPECTED)
     for entry in value:
