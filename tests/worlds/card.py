@@ -6,6 +6,7 @@ is what only hardware has: rounding, races between streams, memory that is full,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,8 +46,17 @@ class Card:
         self.unsteady: set[str] = set()
         self.mixed: list[str] = []
         self.reads = 0
-        self.inside = False  # an operator on tensors of the card, which makes what it needs where they are
+        self.threads = threading.local()  # a thread that loads must not see where another one works
         self.late: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is in an operator on tensors of the card, which makes what it needs where they are."""
+        return getattr(self.threads, "inside", False)
+
+    @inside.setter
+    def inside(self, value: bool) -> None:
+        self.threads.inside = value
 
     def arrive(self) -> None:
         """End the copies that are under way: what the host's buffer holds now arrives."""
