@@ -27,7 +27,7 @@ from workbench.scores.statistics import score_interval
 from workbench.scores.store import ScoreStore
 
 TASKS = [
-    *("efficacy", "paraphrase", "typo", "lower-case", "behind-text", "chat", "same-subject"),
+    *("efficacy", "paraphrase", "typo", "lower-case", "behind-text", "translated", "chat", "same-subject"),
     *("neighbours", "neighbours-strict", "generated", "text"),
 ]
 TEXT, RETENTION = "text", "retention"
