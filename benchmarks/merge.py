@@ -236,7 +236,7 @@ def main() -> None:
     file = HERE / "results" / f"merge-{options.size}.json"
     earlier_results = json.loads(file.read_text("utf-8")) if options.keep and file.is_file() else {"rows": []}
     earlier = [
-        {"measured": f"{earlier_results['command']}, commit {earlier_results['commit']}", **row}
+        {"measured": {key: earlier_results[key] for key in ("machine", "command", "commit")}, **row}
         for row in earlier_results["rows"]
         if row["method"] not in options.methods
     ]

@@ -100,19 +100,22 @@ def speed_block(project: Path) -> str:
         for work, peer, theirs, own, ratio, floor in rows_of(found):
             rows.append([work, peer, _seconds(theirs), _seconds(own), f"{ratio:g}", "" if floor is None else f"{floor:g}", name])
         link = f"[{name}](../{FOLDER}/{name}.json)"
-        calls = [(found["command"], found["commit"]), *_own_calls(found)]
-        sources += [[link, found["machine"], f"`{command}`", commit[:8]] for command, commit in calls]
+        calls = [found, *_own_calls(found)]
+        sources += [[link, call["machine"], f"`{call['command']}`", call["commit"][:8]] for call in calls]
     if not rows:
         return MISSING
     heads = ["work", "peer", "peer, CPU s", "here, CPU s", "ratio", "over the floor", "source"]
     return "\n\n".join([table(heads, rows), table(["source", "machine", "command", "commit"], sources, left=4)])
 
 
-def _own_calls(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The calls, with their commits, of rows that were not measured by the file's last one."""
+def _own_calls(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The calls, with their machines and commits, of rows that were not measured by the file's last one."""
     rows = found["rows"] if isinstance(found.get("rows"), list) else []
-    told = dict.fromkeys(row["measured"] for row in rows if "measured" in row)
-    return [(command, commit) for command, _, commit in (text.partition(", commit ") for text in told)]
+    calls: list[dict[str, str]] = []
+    for row in rows:
+        if "measured" in row and row["measured"] not in calls:
+            calls.append(row["measured"])
+    return calls
 
 
 def _seconds(value: float | None) -> str:
