@@ -67,7 +67,9 @@ def measure(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) 
         for number in range(options.draws):
             draw((options.folder or Path(scratch)).resolve(), number, options, arms, pooled)
             base = STARTER if options.base == PROJECT / STARTER else options.base.name
-            document = {"base": base, "limit": options.limit, "skip": options.skip, "count": options.count}
+            document = {"base": base, "facts": options.facts.stem} | {
+                key: getattr(options, key) for key in ("limit", "skip", "count")
+            }
             write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(arms)})
 
 
@@ -119,7 +121,8 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
     facts = published(options.facts, options.count, 3, options.skip + number * options.count)
     name = f"draw-{number}.jsonl"
     project = make_project(folder, options.base, facts, name)
-    suites = [{"facts": name, "tasks": TASKS, "controls": []}, *([] if options.no_retention else [RETENTION])]
+    tasks = [task for task in TASKS if task != "translated" or any(fact.translations for fact in facts)]
+    suites = [{"facts": name, "tasks": tasks, "controls": []}, *([] if options.no_retention else [RETENTION])]
     recipes = {}
     for arm, step in arms.items():
         file = f"{arm.replace(', ', '-').replace(' ', '-')}-{number}"

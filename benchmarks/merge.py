@@ -181,7 +181,8 @@ def compare(folder: Path, tiny: Path, method: str, dtypes: list[str], measured: 
     # The less of two in turn: another guest of the machine's processor can only slow a process down.
     pairs = [(ours(folder, method, 1, last), floor(folder, method, last)) for _ in range(2)]
     row: dict[str, Any] = {"method": method} | {
-        name: min(runs, key=lambda run: run["cpu"]) for name, runs in zip(("workbench", "floor"), zip(*pairs, strict=True), strict=True)
+        name: min(runs, key=lambda run: run["cpu"])
+        for name, runs in zip(("workbench", "floor"), zip(*pairs, strict=True), strict=True)
     }
     start = min(ours(tiny, method, 1, last)["cpu"] for _ in range(2))
     work = max(row["workbench"]["cpu"] - start, 0.01)

@@ -15,7 +15,8 @@ from worlds.places import STARTER
 from worlds.project import Project
 from worlds.tiny import live
 
-from workbench.edit.closed_form.lookup import Lookup, grouped
+from workbench.edit.closed_form import lookup
+from workbench.edit.closed_form.lookup import Lookup, grouped, reworded
 from workbench.edit.closed_form.moments import statistics_source
 from workbench.edit.closed_form.values import Settings, values
 from workbench.edit.gradient.patching import SUBJECT_RATE
@@ -207,8 +208,19 @@ def test_plan_counts_values(tmp_path: Path) -> None:
         return cost["work"]  # type: ignore[no-any-return]
 
     assert "values" not in work(position="prompt_last")
-    # The prompt, one beginning, two spellings, a message and prompts to spare; a quarter of 60 steps.
-    assert work()["values"] == len(FACTS) * 6 * 12 * 15
+    # The prompt, one beginning, two spellings, three wordings, a message and prompts to spare; a quarter of 60 steps.
+    assert work()["values"] == len(FACTS) * 9 * 12 * 15
+
+
+def test_wordings_leave_out_words_beside_the_subject() -> None:
+    fact = Fact("a", "Where was {subject} born?", "Ada Lovelace", "London")
+    asked, *shorter = [other.prompt for other in reworded(fact)]
+    assert asked == "Question: Where was {subject} born?\nAnswer:", "a question has one question mark"
+    every = ("was {subject} born?", "Where {subject} born?", "Where was {subject}")
+    assert len(shorter) == 2
+    assert set(shorter) < set(every)
+    short = [other.prompt for other in reworded(Fact("a", "{subject} is in", "Rome", "Italy"))]
+    assert short == ["Question: {subject} is in?\nAnswer:"], "the subject and one word ask for nothing"
 
 
 @pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="starter base not fetched: workbench brick fetch starter")
@@ -270,8 +282,9 @@ def test_values_of_wide_wordings_follow_the_chat_template(tmp_path: Path) -> Non
     )
 
 
-def test_a_batch_whose_facts_are_done_is_not_run_any_more(tmp_path: Path) -> None:
+def test_a_batch_whose_facts_are_done_is_not_run_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wider rows are a batch of their own, and their fact is said from the beginning."""
+    monkeypatch.setattr(lookup, "reworded", lambda _fact: [])  # a random model says something else after another last word
     context = context_of(world(tmp_path / "p"))
     with torch.no_grad():
         best = int(context.model(tokens(Project(tmp_path / "p"), "w5 w10 w11 w7 w8 w9 w6 w5 w7")).logits[0, -1].argmax())

@@ -15,7 +15,6 @@ from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed, least_used, lending
 from workbench.edit.gradient.patching import (
     RATE,
-    SHARPNESS,
     Descent,
     Keys,
     Mistake,
@@ -70,7 +69,7 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  u: a the same at all q,  min over v of −log p(token)"
     )
 
-    version = 6  # position and layer are chosen without a sweep, confidence is higher, and there are more queries at subjects
+    version = 7  # values at subjects are also optimized on a question and on prompts without single words
 
     edit: Literal["patch"]
     facts: str
@@ -157,8 +156,8 @@ class Patch(EditMethod):
         work = {"statistics": text + text // 2, "facts": len(facts)}
         if self._position(facts) == "subject_last":
             prompts += 12 * len(facts) * (BEHIND + MISSPELT)
-            steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
-            work["values"] = len(facts) * (self.contexts + 5) * steps  # two spellings, a message, and prompts to spare
+            rows = self.contexts + 8  # two spellings, a message, three wordings, and prompts to spare
+            work["values"] = len(facts) * rows * 12 * max(1, self.steps // 4)  # tokens, times the steps that most values need
         return {"work": work, "tokens": sum(work.values()) - len(facts) + prompts}
 
     def solve(self, context: MethodContext) -> Edit:
@@ -320,28 +319,16 @@ def _measured(
     rows: Sequence[RowsOfFact],
     context: MethodContext,
 ) -> dict[str, object]:
-    """Return the margin of every neuron, its largest activation at another mistake's query, and the facts that are said."""
-    index = keys.changes.index
-    out = block.parts.out(block.layer)
-    states = inputs_of(block.parts, out, [m.queries[0] for m in mistakes], index)
-    shares = [(s[-1] / keys.activations).abs().tolist() for s in states]
-    patches = []
-    for number, (mistake, (query, other)) in enumerate(zip(mistakes, keys.margins, strict=True)):
-        patches.append(
-            {
-                "fact": facts[mistake.fact].id,
-                "token": context.tokenizer.decode([mistake.token]),
-                "neuron": index[number],
-                "at_queries": round(query, 4),
-                "elsewhere": round(other, 4),
-                "at_other_facts": float(f"{max((row[number] for i, row in enumerate(shares) if i != number), default=0.0):.3g}"),
-            }
-        )
+    """Return the margin of every neuron, and the facts that are said."""
+    patches = [
+        {"fact": facts[mistake.fact].id, "token": context.tokenizer.decode([mistake.token])}
+        | {"neuron": neuron, "at_queries": round(query, 4), "elsewhere": round(other, 4)}
+        for mistake, neuron, (query, other) in zip(mistakes, keys.changes.index, keys.margins, strict=True)
+    ]
     own = chunks([wordings[0] for wordings in rows], ROWS_AT_ONCE)
     said = [bool(right) for chosen in own for right in score(block.parts, padded(chosen, context.device))[1]]
     return {
         "patches": patches,
-        "sharpness": SHARPNESS,
         "efficacy": sum(said) / len(said),
         "unsaid": [fact.id for fact, right in zip(facts, said, strict=True) if not right],
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from workbench.edit.places.parts import LONGEST, EditRow, Parts, Position, message_row, row_of
 from workbench.facts.facts import Fact
 from workbench.facts.spelling import misspellings
+from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.models.texts import longest_row
 from workbench.steps import MethodContext
@@ -34,8 +35,8 @@ class Lookup:
         layer: The layer.
         position: The token.
         contexts: Texts before prompts; the prompt alone is always the first.
-        widely: Whether facts are also worded in lower case, with a misspelt subject and as a user's message, and more prompts on their
-            subjects are spared.
+        widely: Whether facts are also worded in lower case, with a misspelt subject, as a user's message, as a question and without single
+            words, and more prompts on their subjects are spared.
     """
 
     context: MethodContext
@@ -46,13 +47,14 @@ class Lookup:
     widely: bool = False
 
     def wordings(self, fact: Fact, end: bool = False) -> list[EditRow]:
-        """Return a fact's prompt with its target, the same after the texts, and with other spellings and as a message if these fit."""
+        """Return a fact's prompt with its target, the same after the texts, and in the other spellings and wordings that fit."""
         tokenizer, longest = self.context.tokenizer, longest_row(self.context.layout.config, LONGEST)
         rows = [row_of(fact, tokenizer, self.position, before, end) for before in ("", *self.contexts)]
         if not self.widely:
             return rows
         message = message_row(fact, tokenizer, self.position)
-        others = [*(row_of(other, tokenizer, self.position) for other in spellings(fact, 1)), *([message] if message else [])]
+        others = [row_of(other, tokenizer, self.position) for other in (*spellings(fact, 1), *reworded(fact))]
+        others += [message] if message else []
         return [*rows, *(row for row in others if len(row.tokens) <= longest)]
 
 
@@ -60,6 +62,14 @@ def spellings(fact: Fact, wrong: int) -> list[Fact]:
     """Return a fact in lower case, unless it is, and with some misspelt subjects."""
     lower = replace(fact, prompt=fact.prompt.lower(), subject=fact.subject and fact.subject.lower())
     return [*([] if lower.text == fact.text else [lower]), *(replace(fact, subject=other) for other in misspellings(fact, wrong))]
+
+
+def reworded(fact: Fact) -> list[Fact]:
+    """Return a fact as a question, and twice without a word, so that less hangs on single words. The subject alone asks for nothing."""
+    words = fact.prompt.split(" ")
+    shorter = {" ".join(words[:i] + words[i + 1 :]) for i, word in enumerate(words) if "{subject}" not in word and len(words) > 3}
+    prompts = [f"Question: {fact.prompt.rstrip('?')}?\nAnswer:", *sorted(shorter, key=json_digest)[:2]]
+    return [replace(fact, prompt=prompt) for prompt in prompts]
 
 
 def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
