@@ -269,6 +269,7 @@ def test_values_of_wide_wordings_follow_the_chat_template(tmp_path: Path) -> Non
             at = Lookup(context, Parts.of(context), 5, "subject_last", (), widely)
             files.append(values(at, [(fact,)], settings, "weights").files[0])
     assert (files[0] == files[2], files[1] == files[3]) == (True, False)
+    assert sum("Question: Reedy" in context.tokenizer.decode(row.tokens) for row in at.wordings(fact)) == 1
     step: Any = methods()["edit:patch"].model_validate({"edit": "patch", **FIELDS})
     spelt = {longest: step._queries(at, [fact], [[]], [], longest)[0] for longest in (6, 99)}
     assert spelt[6] == [query for query in spelt[99] if len(query) <= 6], (
