@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import BLOCKS, MISSING, SIGNS, block, cite, interval, results, signed, table
+from cells import BLOCKS, MISSING, block, cite, interval, results, table
 
 METHODS = "benchmarks/results/edit-methods.json"
 FIXTURES = {
@@ -28,21 +28,7 @@ STRICT = {
     "portability": "portability",
     "generated": "is the answer",
 }
-PREFERRED = ("preferred", "preferred-paraphrase", "preferred-neighbours")
 MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
-
-
-@block("edit-methods", METHODS)
-def methods_block(found: dict[str, Any]) -> str:
-    """Every method on the same facts of the starter base: what is taught, and what is spared."""
-    rows = [row for row in found["rows"] if "error" not in row]
-    strict = [kind for kind in STRICT if any(kind in row["scores"] for row in rows)]
-    heads = ["edit", *(STRICT[kind] for kind in strict), "retention, difference", "ES, PS, NS", "perplexity"]
-    cells = ([_name(row), *(interval(row["scores"].get(kind)) for kind in strict), _retention(row), *_soft(row)] for row in rows)
-    parts = [table(heads, cells, left=1), _legend(found)]
-    if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
-        parts.append("Refused: " + "; ".join(refused) + ".")
-    return "\n\n".join(parts)
 
 
 @block("edit-methods-alone", METHODS, cited=False)
@@ -54,37 +40,6 @@ def alone_block(found: dict[str, Any]) -> str:
 
 def _name(row: Row) -> str:
     return "base, not edited" if row["row"] == "base" else f"`{row['row']}`"
-
-
-def _retention(row: Row) -> str:
-    """Difference from the base in points, adjusted for the family."""
-    found = row.get("retention", {})
-    if "diff" not in found:
-        return ""
-    low, high = (signed(found[key]) for key in ("low_adj", "high_adj"))
-    return f"{signed(found['diff'])} [{low}, {high}] {SIGNS.get(found['verdict'], '')}".rstrip()
-
-
-def _soft(row: Row) -> list[str]:
-    """Preferences between two answers, and the relative change of perplexity."""
-    preferred = [f"{100 * row['scores'][kind]['value']:.0f}" for kind in PREFERRED if kind in row["scores"]]
-    change = row.get("perplexity", {}).get("change")
-    return [", ".join(preferred), _percent(change["value"]) if change else ""]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:+.1f} %".replace("-", "−")
-
-
-def _legend(found: Row) -> str:
-    asked, skip = found["prompts"], found.get("skip")
-    behind = f" behind its first {skip}" if skip else ""
-    return (
-        f"{found['facts']} facts of `{found['file']}`{behind} at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
-        "prompts, with 95 % intervals. ES, PS and NS compare the mean log-likelihood of a token between target and true answer, as Meng et al. 2022 do. Retention: points on the suite "
-        "`retention`, adjusted interval; perplexity: of a word of fixed text, relative to the base."
-        + (f" A quick look: at most {found['limit']} items a task." if found.get("limit") else "")
-    )
 
 
 def _single(found: Row | None) -> list[str]:
@@ -99,7 +54,7 @@ def _single(found: Row | None) -> list[str]:
     ]
     facts = next(iter(found["rows"].values()))["facts"] if found["rows"] else 0
     heads = ["edit", *(STRICT[kind] for kind in kinds), "refused"]
-    note = "Here and in the next table in float32: longer answers of neighbours have to stay than in the first table."
+    note = "Here and in the next table in float32."
     return [f"Each of {facts} facts edited alone, the base restored in between:", table(heads, rows, left=1), note]
 
 

@@ -12,7 +12,9 @@ STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
 SEQUENCE = "benchmarks/results/edit-sequence.json"
 STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
-ADAPTER = "benchmarks/results/edit-adapter.json"
+SCORECARD = "benchmarks/results/edit-scorecard.json"
+SETS = {"everyday-held": "everyday", "zsre_500": "zsRE", "wikibigedit_500": "WikiBigEdit", "counterfact_1000": "CounterFact"}
+"""Files of facts -> what their facts are called."""
 STARTER = "bricks/starter/base"
 
 
@@ -108,8 +110,31 @@ def forgetting_block(found: dict[str, Any]) -> str:
     return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note}"
 
 
-@block("edit-adapter", ADAPTER)
-def adapter_block(found: dict[str, Any]) -> str:
+@block("edit-scorecard", SCORECARD)
+def scorecard_block(found: dict[str, Any]) -> str:
+    """Write the scores of all ways on CounterFact."""
+    return _scorecard(found)
+
+
+@block("edit-everyday", "benchmarks/results/edit-everyday.json")
+def everyday_block(found: dict[str, Any]) -> str:
+    """Write the scores on facts of everyday kinds."""
+    return _scorecard(found)
+
+
+@block("edit-zsre", "benchmarks/results/edit-zsre.json")
+def zsre_block(found: dict[str, Any]) -> str:
+    """Write the scores on questions of zsRE."""
+    return _scorecard(found)
+
+
+@block("edit-wikibigedit", "benchmarks/results/edit-wikibigedit.json")
+def wikibigedit_block(found: dict[str, Any]) -> str:
+    """Write the scores on questions of WikiBigEdit."""
+    return _scorecard(found)
+
+
+def _scorecard(found: dict[str, Any]) -> str:
     """Scores of facts in adapters and neurons, marked where the paired difference from memit excludes 0, and CPU seconds a fact."""
     heads = {
         "efficacy": "said",
@@ -117,6 +142,7 @@ def adapter_block(found: dict[str, Any]) -> str:
         "typo": "typo",
         "lower-case": "lower case",
         "behind-text": "behind text",
+        "translated": "translated",
         "chat": "chat",
         "same-subject": "same subject",
         "neighbours-strict": "strict neighbours",
@@ -128,13 +154,24 @@ def adapter_block(found: dict[str, Any]) -> str:
     lines = []
     for row in found["rows"]:
         cells = [f"{interval(row['scores'][task])}{_mark((row['against'] or {}).get(task))}" for task in tasks]
-        of_step = [signed(row["perplexity_change"]), f"{row['seconds'] / count:.1f}"] if "step" in row else ["", ""]
+        step = "step" in row
+        of_step = (
+            [signed(row["perplexity_change"]), f"{100 * row['change']:.2g}", f"{row['seconds'] / count:.1f}"]
+            if step
+            else [""] * 3
+        )
         lines.append([row["row"], *cells, *of_step])
     note = (
-        f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on {_base(found)}. Percent of items with 95 % intervals over facts; + and − mark a paired difference "
-        f"from memit whose interval excludes 0. Perplexity: change for other text in percent. What an earlier row has solved is taken from the cache. "
+        f"{_drawn(found)} on {_base(found)}. Percent of items with 95 % intervals over facts; + and − mark a paired difference "
+        f"from memit whose interval excludes 0. Perplexity: change for other text in percent. ΔW: largest change of a matrix in percent of its norm. What an earlier row has solved is taken from the cache. "
     )
-    return table(["arm", *(heads[task] for task in tasks), "perplexity", "CPU s a fact"], lines, left=1) + "\n\n" + note
+    return table(["arm", *(heads[task] for task in tasks), "perplexity", "ΔW", "CPU s a fact"], lines, left=1) + "\n\n" + note
+
+
+def _drawn(found: Mapping[str, Any]) -> str:
+    """Say which facts were taught, and how many at once."""
+    draws, count, name = found["draws"], found["count"], SETS.get(found.get("facts", ""), "CounterFact")
+    return f"{count} {name} facts at once" if draws == 1 else f"{draws} draws of {count} {name} facts ({draws * count} in all)"
 
 
 def _base(found: Mapping[str, Any]) -> str:

@@ -1,31 +1,64 @@
-"""Ways to teach facts, measured on several draws of facts, for the scripts that compare them.
+"""Facts by every edit that teaches some: in projections, in a LoRA (`edit: adapter`), in neurons of their own (`edit: patch`), beside the model.
 
-Every score is that of all draws together, with an interval over facts; `against` is the paired difference from memit on the same items.
+    python benchmarks/edit_scorecard.py                                       100 CounterFact facts at once, on the starter base
+    python benchmarks/edit_scorecard.py --count 20 --draws 3                  three draws of 20
+    python benchmarks/edit_scorecard.py --facts recipes/facts/everyday-held.jsonl --skip 0 --count 60 --out benchmarks/results/edit-everyday.json
+    python benchmarks/edit_scorecard.py --base DIR                            the same on another model
+    python benchmarks/edit_scorecard.py --count 4 --layers 7 --no-retention --limit 4      a quick look
+
+No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms `adapter`
+also keep the base's distributions after generated prompts and on the built-in text. `patch` takes the neurons of a layer that write least; `patch at subjects` has one for
+each subject, at a quarter of the depth. `then ends` is that edit and then neurons for what it does not say and for the end of each text. `memit, five layers` shares what each layer
+leaves with the ones above. Earlier choices used the facts before --skip. With --folder DIR the project is kept, and a later call solves and scores only what is missing.
+
+Every score is that of all draws together, with an interval over facts; `against` is the paired difference from memit on the same items. Results go to
+benchmarks/results/edit-scorecard.json after each draw.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from edit_methods import solved
 from edit_setup import COUNTERFACT, CPU, PROJECT, STARTER, clocked, make_project, one_thread, published, show, write_recipe
-from record import write_results
+from record import parser_of, write_results
 
 from workbench.compare.tables import tables_of
-from workbench.evaluate.lineup import lineup
+from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
 from workbench.recipe.recipe import load_recipe
+from workbench.run.compose import compose
 from workbench.scores.paired import paired
 from workbench.scores.statistics import score_interval
 from workbench.scores.store import ScoreStore
+from workbench.weights.specs import load
 
+CLOSED = ("rome", "memit", "emmet", "alphaedit", "encore")
+MEMIT = {"edit": "memit", "unconverged": "skip"}
+ADAPTER = {"edit": "adapter", "paraphrases": False, "min_efficacy": 0}
+# `after`: the edit of the same facts that comes before the step.
+PATCH = {"edit": "patch", "neighbours": False, "preserve_generated": 400, "min_efficacy": 0}
+AT_SUBJECTS = {**PATCH, "position": "subject_last"}
+ARMS: dict[str, dict[str, Any]] = {
+    "memit": MEMIT,
+    **{name: {"edit": name, "unconverged": "skip"} for name in CLOSED if name != "memit"},
+    # The layer that the sweep chooses on the starter base, and the four below it.
+    "memit, five layers": {**MEMIT, "layers": [3, 4, 5, 6, 7]},
+    "patch": {**PATCH, "position": "prompt_last"},
+    "patch at subjects": AT_SUBJECTS,
+    "patch at subjects, then ends": {**PATCH, "end_of_text": True, "after": AT_SUBJECTS},
+    "lora": {**ADAPTER, "preserve_generated": 0, "replay_weight": 0.0},
+    "adapter from memit": {**ADAPTER, "start": "memit"},
+    **{name: {"edit": name, "min_efficacy": 0} for name in ("ultraedit", "finetune", "grace", "memory")},
+}
 TASKS = [
     *("efficacy", "paraphrase", "typo", "lower-case", "behind-text", "translated", "chat", "same-subject"),
     *("neighbours", "neighbours-strict", "generated", "text"),
@@ -33,24 +66,31 @@ TASKS = [
 TEXT, RETENTION = "text", "retention"
 
 
-def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int, skip: int, draws: int) -> argparse.Namespace:
-    """Read the options of a measurement on draws of facts.
+def main() -> None:
+    """Score all arms of all draws, and write the results file after each draw."""
+    options = options_of(parser_of(__doc__, "edit-scorecard"))
+    arms = steps(options)
+    one_thread()
+    with tempfile.TemporaryDirectory() as scratch:
+        pooled = Pooled()
+        for number in range(options.draws):
+            draw((options.folder or Path(scratch)).resolve(), number, options, arms, pooled)
+            base = STARTER if options.base == PROJECT / STARTER else options.base.name
+            document = {"base": base, "facts": options.facts.stem}
+            document |= {key: getattr(options, key) for key in ("limit", "skip", "count")}
+            write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(arms)})
 
-    Args:
-        parser: The command line, to which the options are added.
-        arms: Names of the arms.
-        count: Default number of facts of a draw.
-        skip: Default number of facts before the first draw.
-        draws: Default number of draws.
-    """
+
+def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the options to a command line, and read them."""
     parser.add_argument("--base", type=Path, default=PROJECT / STARTER, help="directory of the model")
-    parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
-    parser.add_argument("--count", type=int, default=count, help="number of facts of a draw")
-    parser.add_argument("--draws", type=int, default=draws)
+    parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a file of facts")
+    parser.add_argument("--count", type=int, default=100, help="number of facts of a draw")
+    parser.add_argument("--draws", type=int, default=1)
     parser.add_argument(
-        "--skip", type=int, default=skip, help="number of facts before the first draw, which earlier choices may have used"
+        "--skip", type=int, default=500, help="number of facts before the first draw, which earlier choices may have used"
     )
-    parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--layers", type=int, nargs="+", help="layers to edit; default: those that the sweep chooses")
     parser.add_argument("--no-retention", action="store_true", help="leave out the suite `retention`")
     parser.add_argument("--limit", type=int, help="maximum number of items per task, for a quick look")
@@ -59,18 +99,24 @@ def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int,
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) -> None:
-    """Measure arms, each a step without the facts, on all draws, and write the results file after each draw."""
-    one_thread()
-    with tempfile.TemporaryDirectory() as scratch:
-        pooled = Pooled()
-        for number in range(options.draws):
-            draw((options.folder or Path(scratch)).resolve(), number, options, arms, pooled)
-            base = STARTER if options.base == PROJECT / STARTER else options.base.name
-            document = {"base": base, "facts": options.facts.stem} | {
-                key: getattr(options, key) for key in ("limit", "skip", "count")
-            }
-            write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(arms)})
+def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return arm -> its step without the facts; --layers are those of closed forms, alone and as a start, and of neurons at subjects."""
+    arms = {arm: dict(ARMS[arm]) for arm in options.arms}
+    for step in arms.values() if options.layers else ():
+        step |= placed(step, options.layers)
+        if "after" in step:
+            step["after"] = {**step["after"], **placed(step["after"], options.layers)}
+        if step.get("start") == "memit":
+            step["start_fields"] = {"layers": options.layers}
+    return arms
+
+
+def placed(step: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+    """Return the field that puts a step at the layers, for steps that write at subjects; a step of several layers keeps their number."""
+    if step["edit"] in CLOSED:
+        below = len(step.get("layers", layers[:1])) - 1
+        return {"layers": [*range(layers[0] - below, layers[0]), *layers]}
+    return {"layer": layers[0]} if step.get("position") == "subject_last" else {}
 
 
 @dataclass
@@ -82,12 +128,14 @@ class Pooled:
         facts: Task -> draw and fact of each item.
         perplexity: Arm -> that of the text in each draw.
         seconds: Arm -> CPU seconds of its solve in each draw.
+        change: Arm -> largest ‖ΔW‖ / ‖W‖ of a tensor in each draw.
     """
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     facts: dict[str, list[str]] = field(default_factory=dict)
     perplexity: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    change: dict[str, list[float]] = field(default_factory=dict)
 
     def rows(self, step_of: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return one row for each arm."""
@@ -105,7 +153,7 @@ class Pooled:
             changes = [value / base - 1 for value, base in zip(self.perplexity[arm], self.perplexity["base"], strict=True)]
             row = {"row": arm, "scores": scores, "against": against, "perplexity_change": float(np.mean(changes))}
             if arm in step_of:
-                row |= {"step": dict(step_of[arm]), "seconds": round(sum(self.seconds[arm]), 1)}
+                row |= {"step": dict(step_of[arm]), "seconds": round(sum(self.seconds[arm]), 1), "change": max(self.change[arm])}
             rows.append(row)
         return rows
 
@@ -154,3 +202,15 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
                 pooled.facts.setdefault(task, []).extend(f"{own}{cluster}" for cluster in table.cluster.tolist())
         if arm != "base":
             pooled.seconds.setdefault(arm, []).append(sum(seconds.get(entry.resolved.key, {}).values()))
+            pooled.change.setdefault(arm, []).append(changed(entries[0], entry))
+
+
+def changed(base: LineupEntry, entry: LineupEntry) -> float:
+    """Return the largest ‖ΔW‖ / ‖W‖ of a tensor, with Frobenius norms."""
+    before, after = (compose(one.resolved, CPU).model.weights for one in (base, entry))
+    pairs = (tuple(load(weights, name, torch.float32) for weights in (before, after)) for name in before.specs)
+    return max(float((new - old).norm() / old.norm()) for old, new in pairs)
+
+
+if __name__ == "__main__":
+    main()
