@@ -156,6 +156,15 @@ def test_facts_about_one_subject_share_a_neuron(tmp_path: Path) -> None:
     assert {factors.rank for factors in first.factors.values()} == {2}
 
 
+def test_values_are_those_of_the_model_without_the_columns_that_are_lent(tmp_path: Path) -> None:
+    """More facts take more neurons, so that the values of fewer facts are others, whatever the cache holds."""
+    warm, cold = (world(tmp_path / name) for name in ("warm", "cold"))
+    solve(context_of(warm))
+    first, second = (solve(context_of(project), first=1) for project in (warm, cold))
+    assert first.record["lent"] == 1
+    assert all(torch.equal(first.factors[name].left, factors.left) for name, factors in second.factors.items())
+
+
 def test_subjects_whose_facts_are_said_get_no_neuron(tmp_path: Path) -> None:
     project = world(tmp_path / "p")
     context = context_of(project, str(grown(project)))

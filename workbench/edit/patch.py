@@ -69,7 +69,7 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  u: a the same at all q,  min over v of −log p(token)"
     )
 
-    version = 7  # values at subjects are also optimized on a question and on prompts without single words
+    version = 8  # cached values are those of the model without the columns that are lent
 
     edit: Literal["patch"]
     facts: str
@@ -185,7 +185,7 @@ class Patch(EditMethod):
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.confidence)
             if at_subjects:
-                neurons, record = subject_values(at, groups, keys, descent)
+                neurons, record = subject_values(at, block, groups, keys, descent)
             else:
                 neurons, record = train_values(block, keys, mistakes, rows, descent, context.progress)
             with installed(block, neurons):
