@@ -169,7 +169,7 @@ def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping
         step: Id of the step, for errors.
 
     Returns:
-        Numbers of tensors: `identical`, `with_additions` (their old elements are identical), `rescaled` by the method, `new`, and
+        Numbers of tensors: `identical`, `with_additions` (their old elements are identical), `rescaled` or fitted by the method, `new`, and
         `changed_later`; `shortened` if there are tensors that lost elements (the others are identical).
 
     Raises:
