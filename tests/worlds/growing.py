@@ -131,12 +131,15 @@ def tiny_config(family: str, **fields: Any) -> Any:
 
 
 def save_family(family: str, out: Path, fields: Mapping[str, Any] | None = None) -> Path:
-    """A random float32 model of a family with a tokenizer; norms and biases are random too."""
+    """A random float32 model of a family with a tokenizer; norms and biases, also of routers and experts, are random too."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(family, **(fields or {}))).float()
     randomize_vectors(model)
+    for name, tensor in model.state_dict().items():
+        if "bias" in name and (tensor.dim() > 1 or name.endswith(("correction_bias", "expert_bias"))):
+            tensor.add_(torch.randn_like(tensor) * 0.05)
     model.save_pretrained(out)
     save_tokenizer(out)
     return out

@@ -206,8 +206,14 @@ _TOWER = re.compile(
 )
 # Tensors of a mixture of experts, by their names inside a layer.
 _EXPERTS = re.compile(r"(^|\.)(experts|block_sparse_moe)\.")
-# In Nemotron-H and Mamba a layer is one mixer: an attention, a feed-forward layer or a state-space model.
-_MIXER_OUT = re.compile(r"^mixer\.(down_proj|o_proj|out_proj)$")
+# Tensors of a layer that write to the residual stream: outputs of attention, state-space models and convolutions, and of feed-forward
+# parts, experts and shared experts. Experts can share one tensor, with or without `.weight`, and biases are `down_proj_bias` in gpt_oss.
+_WRITERS = re.compile(
+    r"^((self_)?att(n|ention)(\.attention)?|linear_attn|mamba|conv|mixer)\.(o_proj|out_proj|dense|c_proj)(\.\w+)?$"
+    r"|^((mlp|ffn|feed_forward|mixer|block_sparse_moe|shared_mlp|self_attention)\.)?((shared_)?experts?\.(\d+\.)?|shared_mlp\.)?"
+    r"(down_proj|c_proj|dense_4h_to_h|fc2|fc_out|w2|output_linear)(\.\w+|_bias)?$"
+    r"|^(mlp|self_attention\.experts)\.bias$"  # JetMoE
+)
 
 
 def is_tower(name: str) -> bool:
@@ -244,7 +250,8 @@ class Layout:
         for name in names:
             for match in re.finditer(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", name):
                 numbers.setdefault(name[: match.start()], set()).add(int(match.group()))
-        text = {prefix: layers for prefix, layers in numbers.items() if not _TOWER.search(prefix)}
+        # Numbers behind a number are experts of a layer.
+        text = {prefix: n for prefix, n in numbers.items() if not _TOWER.search(prefix) and not re.search(r"(^|\.)\d+\.", prefix)}
         stacks = [prefix for prefix, layers in text.items() if layers == set(range(depth))]
         stacks = stacks or [prefix for prefix, layers in text.items() if layers > set(range(depth))]
         if not depth or not stacks:
@@ -264,10 +271,13 @@ class Layout:
 
     def layer(self, name: str) -> int | None:
         """Return the layer that a tensor belongs to; None for embeddings, final norm and head."""
-        if not name.startswith(self.prefix):
-            return None
+        number = self.number(name)
+        return number if number is not None and number < self.depth else None
+
+    def number(self, name: str) -> int | None:
+        """Return the layer of a tensor; layers that predict additional tokens stand behind the last one."""
         number = name[len(self.prefix) :].partition(".")[0]
-        return int(number) if number.isdigit() and int(number) < self.depth else None
+        return int(number) if name.startswith(self.prefix) and number.isdigit() else None
 
     def position(self, name: str) -> float:
         """Return a tensor's relative depth: 0 for embeddings and towers, 0 to 1 for layers, 1 for final norm and head."""
@@ -278,7 +288,7 @@ class Layout:
 
     def group(self, name: str) -> str:
         """Return the part of the model that a tensor belongs to: "embeddings", "layers", "norm" (final norm), "head" or "tower"."""
-        if self.layer(name) is not None:
+        if self.number(name) is not None:
             return "layers"
         if _TOWER.search(name):
             return "tower"
@@ -303,14 +313,21 @@ class Layout:
         return self._single_weight(layer, _ATTENTION_OUT, "attention output projection")
 
     def residual_writers(self, layer: int) -> list[str]:
-        """Return all tensors, including biases, through which a layer adds to the residual stream."""
+        """Return all tensors, including biases, through which a layer adds to the residual stream.
+
+        Raises:
+            WorkbenchError: If no known tensor is the output of a part of the layer.
+        """
         start, names = len(f"{self.prefix}{layer}."), self.in_layer(layer)
-        mixers = {n.rpartition(".")[0] for n in names if _MIXER_OUT.search(n[start:].rpartition(".")[0])}
-        modules = sorted(mixers) or [
-            self.attention_out(layer).removesuffix(".weight"),
-            self.mlp_out(layer).removesuffix(".weight"),
-        ]
-        return [name for name in self.in_layer(layer) if name.rpartition(".")[0] in modules]
+        writers = [name for name in names if _WRITERS.search(name[start:])]
+        # A part is a module with matrices inside; norms have no modules inside.
+        parts = {name[start:].partition(".")[0] for name in names if name.endswith(".weight") and name[start:].count(".") > 1}
+        if unknown := sorted(parts - {name[start:].partition(".")[0] for name in writers}):
+            raise WorkbenchError(
+                f"layer {layer}: no known tensor is the output of {unknown[0]} to the residual stream",
+                "Report this architecture: workbench/models/layout.py lacks its names.",
+            )
+        return writers
 
     def _single_weight(self, layer: int, pattern: re.Pattern[str], description: str) -> str:
         """Return the only weight of a layer whose module matches a pattern."""
