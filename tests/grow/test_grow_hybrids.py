@@ -1,8 +1,9 @@
-"""Depth of mixtures and hybrids: copies whose outputs are zero, of every expert and mixer, and what config.json says of their layers."""
+"""Depth and width of mixtures and hybrids: outputs of every expert and mixer that start at zero, and what config.json says of them."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
 from workbench.errors import WorkbenchError
+from workbench.grow.expansion import resize
 from workbench.grow.expansion.layers import concatenated, reordered
 from workbench.models.layout import Layout
 from workbench.run.compose import compose
@@ -146,3 +148,95 @@ def test_layers_that_predict_more_tokens_stay_behind_the_last(step: str, number:
     config = json.loads((base / "config.json").read_text("utf-8"))
     layers = Layout.of(grown, {**config, "num_hidden_layers": number})
     assert len(layers.in_layer(number - 1)) == len(Layout.of(tensors, config).in_layer(3))
+
+
+WIDER: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("neurons: 64", {"intermediate_size": 64}),
+    "qwen3_moe": ("neurons: 24, how: copy", {"moe_intermediate_size": 24, "intermediate_size": 72}),
+    "deepseek_v3": ("neurons: 32", {"moe_intermediate_size": 32, "intermediate_size": 96}),
+    "gpt_oss": ("neurons: 64, how: copy", {"intermediate_size": 64}),
+    "glm4_moe": ("neurons: 40", {"moe_intermediate_size": 40, "intermediate_size": 120}),
+    "qwen3_next": (
+        "neurons: 24",
+        {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "intermediate_size": 72},
+    ),
+    "falcon_h1": ("neurons: 64", {"intermediate_size": 64}),
+    "lfm2": ("neurons: 40", {"intermediate_size": 40, "block_auto_adjust_ff_dim": False}),
+}
+"""Case -> growth, and fields of config.json after it."""
+
+
+@pytest.mark.parametrize("case", WIDER)
+def test_width_keeps_the_function(case: str, project: Project) -> None:
+    """Of dense layers, experts and shared experts, on live models and in the files that transformers loads."""
+    (family, fields), (growth, sizes) = CASES[case], WIDER[case]
+    base = save_family(family, project.path / "wide", fields)
+    document = project.run(f"base: wide\nsteps: [{{grow: width, {growth}}}]\n")
+    config = json.loads((Path(document["model"]) / "config.json").read_text("utf-8"))
+    assert {key: config[key] for key in sizes} == sizes
+    assert document["steps"][0]["check"]["same_generation"]
+    expected = logits_of(base, TOKENS)
+    assert (logits_of(document["model"], TOKENS) - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+def test_sizes_that_do_not_divide_are_rounded_up(project: Project) -> None:
+    """24 neurons of an expert instead of 16: 49 of a dense layer become 73.5. Experts themselves need a multiple of 8."""
+    save_family("qwen3_moe", project.path / "odd", {"mlp_only_layers": [1], "intermediate_size": 49})
+    model = Path(project.run("base: odd\nsteps: [{grow: width, neurons: 24}]\n")["model"])
+    assert json.loads((model / "config.json").read_text("utf-8"))["intermediate_size"] == 74
+    assert tensors_of(model)["model.layers.1.mlp.down_proj.weight"].shape == (32, 74)
+    with pytest.raises(WorkbenchError, match="`neurons: 23`: experts need a multiple of 8") as caught:
+        compose(project.resolve("base: odd\nsteps: [{grow: width, neurons: 23}]\n"), CPU)
+    assert caught.value.hint == "Set for example `neurons: 24`."
+
+
+def test_new_neurons_of_experts(project: Project) -> None:
+    """Stacked in turn [in, out] (gpt_oss), one after the other [out, in] (granitemoe), and in a tensor for each expert (mixtral)."""
+    grown = {}
+    for family in ("gpt_oss", "granitemoe", "mixtral"):
+        base = save_family(family, project.path / family)
+        model = project.run(f"base: {family}\nsteps: [{{grow: width, neurons: 64, check: off}}]\n")["model"]
+        grown[family] = tensors_of(base), tensors_of(Path(model))
+    old, new = grown["gpt_oss"]
+    name = "model.layers.1.mlp.experts."
+    assert torch.equal(new[f"{name}gate_up_proj"][..., :96], old[f"{name}gate_up_proj"])
+    assert torch.equal(new[f"{name}down_proj"][:, :48], old[f"{name}down_proj"])
+    assert not new[f"{name}down_proj"][:, 48:].any()
+    assert not new[f"{name}gate_up_proj_bias"][:, 96:].any()
+    drawn = new[f"{name}gate_up_proj"][..., 96:]
+    assert drawn.shape == (4, 32, 32)
+    assert len({float(value) for value in drawn.flatten()}) > 4000
+    old, new = grown["granitemoe"]
+    name = "model.layers.1.block_sparse_moe."
+    into = new[f"{name}input_linear.weight"]
+    assert torch.equal(torch.cat([into[:, :48], into[:, 64:112]], 1), old[f"{name}input_linear.weight"])
+    assert torch.equal(new[f"{name}output_linear.weight"][..., :48], old[f"{name}output_linear.weight"])
+    assert not new[f"{name}output_linear.weight"][..., 48:].any()
+    old, new = grown["mixtral"]
+    rows = [new[f"{name}experts.{expert}.w1.weight"][48:] for expert in range(4)]
+    assert all(row.any() and not torch.equal(row, other) for row, other in pairwise(rows))
+    assert not any(new[f"{name}experts.{expert}.w2.weight"][:, 48:].any() for expert in range(4))
+
+
+def test_rows_in_the_wrong_order_are_caught(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpt_oss stores the rows of two matrices in turn; taken one after the other, they compute something else."""
+    save_family("gpt_oss", project.path / "turns")
+    whole = resize._stacked
+    monkeypatch.setattr(resize, "_stacked", lambda index, count, stacked, _: whole(index, count, stacked, False))
+    with pytest.raises(WorkbenchError, match="the grown model computes something else"):
+        project.run("base: turns\nsteps: [{grow: width, neurons: 64}]\n")
+
+
+def test_width_that_config_cannot_state_is_refused(project: Project) -> None:
+    """State-space models whose inner width has the name of neurons, and layers that only other programs load."""
+    save_family("mamba", project.path / "mamba")
+    with pytest.raises(
+        WorkbenchError, match=r"A_log depends on intermediate_size, and is no known matrix of a feed-forward part"
+    ):
+        compose(project.resolve("base: mamba\nsteps: [{grow: width, neurons: 200}]\n"), CPU)
+    base = save_family("glm4_moe", project.path / "mtp")
+    tensors = load_file(base / "model.safetensors")
+    save_file({**tensors, "model.layers.4.eh_proj.weight": torch.ones(2, 2)}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WorkbenchError, match=r"transformers does not build model.layers.4.eh_proj.weight, so its size") as caught:
+        compose(project.resolve("base: mtp\nsteps: [{grow: width, neurons: 24}]\n"), CPU)
+    assert "Load and save the model with transformers" in (caught.value.hint or "")

@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8), "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 8,
     "num_experts_per_tok": 2, "vocab_size_per_layer_input": VOCABULARY, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
+    "block_multiple_of": 32,
 }  # fmt: skip
 """Field of a configuration -> a small value. A family takes those that it has."""
 

@@ -188,14 +188,12 @@ def _with_item(values: Shape, index: int, value: int) -> Shape:
     return (*values[:index], value, *values[index % len(values) + 1 :])
 
 
-# Weights that write to the residual stream, per layer, by family:
+# Weights that write to the residual stream in each layer of dense models:
 #   llama mistral qwen2 qwen3 gemma olmo granite   self_attn.o_proj, mlp.down_proj
 #   gpt2 starcoder2                                attn.c_proj, mlp.c_proj (self_attn.o_proj, mlp.c_proj)
 #   gpt_neox falcon bloom                          attention.dense | self_attention.dense, mlp.dense_4h_to_h
 #   phi opt                                        self_attn.dense | self_attn.out_proj, mlp.fc2 | fc2
-#   mpt                                            attn.out_proj, ffn.down_proj
-#   gptj gpt_neo                                   attn.out_proj | attn.attention.out_proj, mlp.fc_out | mlp.c_proj
-#   nemotron_h                                     mixer.o_proj, mixer.down_proj or mixer.out_proj: one a layer
+#   mpt gptj gpt_neo                               attn.out_proj | attn.attention.out_proj, ffn.down_proj | mlp.fc_out | mlp.c_proj
 _ATTENTION_OUT = re.compile(
     r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
 )
@@ -204,15 +202,17 @@ _MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
 )
-# Tensors of a mixture of experts, by their names inside a layer.
 _EXPERTS = re.compile(r"(^|\.)(experts|block_sparse_moe)\.")
 # Tensors of a layer that write to the residual stream: outputs of attention, state-space models and convolutions, and of feed-forward
 # parts, experts and shared experts. Experts can share one tensor, with or without `.weight`, and biases are `down_proj_bias` in gpt_oss.
-_WRITERS = re.compile(
+_MIXER_WRITERS = re.compile(
     r"^((self_)?att(n|ention)(\.attention)?|linear_attn|mamba|conv|mixer)\.(o_proj|out_proj|dense|c_proj)(\.\w+)?$"
-    r"|^((mlp|ffn|feed_forward|mixer|block_sparse_moe|shared_mlp|self_attention)\.)?((shared_)?experts?\.(\d+\.)?|shared_mlp\.)?"
+    r"|^self_attention\.experts\.(output_linear\.weight|bias)$"  # JetMoE
+)
+_FFN_WRITERS = re.compile(
+    r"^((mlp|ffn|feed_forward|mixer|block_sparse_moe|shared_mlp)\.)?((shared_)?experts?\.(\d+\.)?|shared_mlp\.)?"
     r"(down_proj|c_proj|dense_4h_to_h|fc2|fc_out|w2|output_linear)(\.\w+|_bias)?$"
-    r"|^(mlp|self_attention\.experts)\.bias$"  # JetMoE
+    r"|^mlp\.bias$"  # JetMoE
 )
 
 
@@ -318,25 +318,29 @@ class Layout:
         Raises:
             WorkbenchError: If no known tensor is the output of a part of the layer.
         """
-        start, names = len(f"{self.prefix}{layer}."), self.in_layer(layer)
-        writers = [name for name in names if _WRITERS.search(name[start:])]
+        inside = {name: name.removeprefix(f"{self.prefix}{layer}.") for name in self.in_layer(layer)}
+        writers = [name for name, inner in inside.items() if _MIXER_WRITERS.search(inner) or self.is_ffn_out(name)]
         # A part is a module with matrices inside; norms have no modules inside.
-        parts = {name[start:].partition(".")[0] for name in names if name.endswith(".weight") and name[start:].count(".") > 1}
-        if unknown := sorted(parts - {name[start:].partition(".")[0] for name in writers}):
+        parts = {n.partition(".")[0] for n in inside.values() if n.endswith(".weight") and n.count(".") > 1}
+        if unknown := sorted(parts - {inside[name].partition(".")[0] for name in writers}):
             raise WorkbenchError(
                 f"layer {layer}: no known tensor is the output of {unknown[0]} to the residual stream",
                 "Report this architecture: workbench/models/layout.py lacks its names.",
             )
         return writers
 
+    def is_ffn_out(self, name: str) -> bool:
+        """Return whether a tensor of a layer is the output of a feed-forward part or of experts."""
+        return bool(_FFN_WRITERS.search(name.removeprefix(f"{self.prefix}{self.number(name)}.")))
+
     def _single_weight(self, layer: int, pattern: re.Pattern[str], description: str) -> str:
         """Return the only weight of a layer whose module matches a pattern."""
         weights = self._weights_matching(layer, pattern)
         if len(weights) != 1:
-            experts = next((name for name in self.in_layer(layer) if _EXPERTS.search(name)), None)
+            experts = next((f"; the layer is a mixture of experts ({n})" for n in self.in_layer(layer) if _EXPERTS.search(n)), "")
             raise WorkbenchError(
                 f"layer {layer}: expected one {description}, found {len(weights)} ({', '.join(weights) or 'none'})"
-                + (f"; the layer is a mixture of experts ({experts})" if experts and not weights else ""),
+                + ("" if weights else experts),
                 "This operation does not support the architecture (mixture of experts, state space or hybrid).",
             )
         return weights[0]
