@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.models.architecture import is_before_layers, is_head_module, model_depth
+from workbench.models.architecture import (
+    ATTENTION_OUT,
+    FFN_WRITERS,
+    MIXER_WRITERS,
+    MLP_OUT,
+    SHARED_OUT,
+    is_before_layers,
+    is_head_module,
+    model_depth,
+)
 from workbench.models.skeleton import groups_of, skeleton
 from workbench.weights.specs import TensorSpec, Weights
 
@@ -188,31 +197,9 @@ def _with_item(values: Shape, index: int, value: int) -> Shape:
     return (*values[:index], value, *values[index % len(values) + 1 :])
 
 
-# Weights that write to the residual stream in each layer of dense models:
-#   llama mistral qwen2 qwen3 gemma olmo granite   self_attn.o_proj, mlp.down_proj
-#   gpt2 starcoder2                                attn.c_proj, mlp.c_proj (self_attn.o_proj, mlp.c_proj)
-#   gpt_neox falcon bloom                          attention.dense | self_attention.dense, mlp.dense_4h_to_h
-#   phi opt                                        self_attn.dense | self_attn.out_proj, mlp.fc2 | fc2
-#   mpt gptj gpt_neo                               attn.out_proj | attn.attention.out_proj, ffn.down_proj | mlp.fc_out | mlp.c_proj
-_ATTENTION_OUT = re.compile(
-    r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
-)
-_MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^ffn\.down_proj|^fc2|^mixer\.down_proj)$")
 # Parts of a multimodal model before its text decoder, whose layers are numbered too.
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
-)
-_EXPERTS = re.compile(r"(^|\.)(experts|block_sparse_moe)\.")
-# Tensors of a layer that write to the residual stream: outputs of attention, state-space models and convolutions, and of feed-forward
-# parts, experts and shared experts. Experts can share one tensor, with or without `.weight`, and biases are `down_proj_bias` in gpt_oss.
-_MIXER_WRITERS = re.compile(
-    r"^((self_)?att(n|ention)(\.attention)?|linear_attn|mamba|conv|mixer)\.(o_proj|out_proj|dense|c_proj)(\.\w+)?$"
-    r"|^self_attention\.experts\.(output_linear\.weight|bias)$"  # JetMoE
-)
-_FFN_WRITERS = re.compile(
-    r"^((mlp|ffn|feed_forward|mixer|block_sparse_moe|shared_mlp)\.)?((shared_)?experts?\.(\d+\.)?|shared_mlp\.)?"
-    r"(down_proj|c_proj|dense_4h_to_h|fc2|fc_out|w2|output_linear)(\.\w+|_bias)?$"
-    r"|^mlp\.bias$"  # JetMoE
 )
 
 
@@ -302,15 +289,17 @@ class Layout:
 
     def mlp_out(self, layer: int) -> str:
         """Return the weight of the layer's feed-forward down-projection."""
-        return self._single_weight(layer, _MLP_OUT, "feed-forward down-projection")
+        return self._single_weight(layer, MLP_OUT, "feed-forward down-projection")
 
-    def mlp_layers(self) -> list[int]:
-        """Return the layers with a feed-forward down-projection: all layers, except in models whose layers are one mixer each."""
-        return [layer for layer in range(self.depth) if self._weights_matching(layer, _MLP_OUT)]
+    def edited(self) -> dict[int, str]:
+        """Return layer -> the weight that edits change: a feed-forward down-projection, or in a mixture that of a shared expert."""
+        layers, weights = range(self.depth), self._weights_matching
+        patterns = (MLP_OUT, SHARED_OUT) if all(weights(layer, ATTENTION_OUT) for layer in layers) else (MLP_OUT,)
+        return {layer: found[0] for layer in layers for pattern in patterns if len(found := weights(layer, pattern)) == 1}
 
     def attention_out(self, layer: int) -> str:
         """Return the weight of the layer's attention output projection."""
-        return self._single_weight(layer, _ATTENTION_OUT, "attention output projection")
+        return self._single_weight(layer, ATTENTION_OUT, "attention output projection")
 
     def residual_writers(self, layer: int) -> list[str]:
         """Return all tensors, including biases, through which a layer adds to the residual stream.
@@ -319,7 +308,7 @@ class Layout:
             WorkbenchError: If no known tensor is the output of a part of the layer.
         """
         inside = {name: name.removeprefix(f"{self.prefix}{layer}.") for name in self.in_layer(layer)}
-        writers = [name for name, inner in inside.items() if _MIXER_WRITERS.search(inner) or self.is_ffn_out(name)]
+        writers = [name for name, inner in inside.items() if MIXER_WRITERS.search(inner) or self.is_ffn_out(name)]
         # A part is a module with matrices inside; norms have no modules inside.
         parts = {n.partition(".")[0] for n in inside.values() if n.endswith(".weight") and n.count(".") > 1}
         if unknown := sorted(parts - {inside[name].partition(".")[0] for name in writers}):
@@ -331,13 +320,20 @@ class Layout:
 
     def is_ffn_out(self, name: str) -> bool:
         """Return whether a tensor of a layer is the output of a feed-forward part or of experts."""
-        return bool(_FFN_WRITERS.search(name.removeprefix(f"{self.prefix}{self.number(name)}.")))
+        return bool(FFN_WRITERS.search(name.removeprefix(f"{self.prefix}{self.number(name)}.")))
 
     def _single_weight(self, layer: int, pattern: re.Pattern[str], description: str) -> str:
         """Return the only weight of a layer whose module matches a pattern."""
         weights = self._weights_matching(layer, pattern)
         if len(weights) != 1:
-            experts = next((f"; the layer is a mixture of experts ({n})" for n in self.in_layer(layer) if _EXPERTS.search(n)), "")
+            experts = next(
+                (
+                    f"; the layer is a mixture of experts ({n})"
+                    for n in self.in_layer(layer)
+                    if re.search(r"\.(experts|block_sparse_moe)\.", n)
+                ),
+                "",
+            )
             raise WorkbenchError(
                 f"layer {layer}: expected one {description}, found {len(weights)} ({', '.join(weights) or 'none'})"
                 + ("" if weights else experts),
