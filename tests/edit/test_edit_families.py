@@ -337,7 +337,7 @@ def test_facts_are_optimized_together_as_alone(
 # -- what is refused
 
 
-EXPERTS = "routes tokens to experts and has no shared expert"
+EXPERTS = "routes tokens to experts, and no linear output of a shared expert"
 RECURRENT = "is a state-space or recurrent layer"
 REFUSED = {
     "mixtral": EXPERTS, "qwen3_moe": EXPERTS, "mamba": RECURRENT, "lfm2": RECURRENT,

@@ -21,6 +21,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[int, str]]] = {
     "deepseek_v3": ("deepseek_v3", DEEPSEEK, {1: "mlp.down_proj", 2: "mlp.shared_experts.down_proj"}),
     "glm4_moe": ("glm4_moe", {}, {1: "mlp.shared_experts.down_proj", 2: "mlp.shared_experts.down_proj"}),
     "qwen2_moe": ("qwen2_moe", {}, {1: "mlp.shared_expert.down_proj", 2: "mlp.shared_expert.down_proj"}),
+    "glm_moe_dsa": (
+        "glm_moe_dsa",
+        DEEPSEEK,
+        {1: "mlp.down_proj", 2: "mlp.shared_experts.down_proj"},
+    ),  # layers hand on chosen tokens
     "qwen3_moe": ("qwen3_moe", {"mlp_only_layers": [1, 2]}, {1: "mlp.down_proj", 2: "mlp.down_proj"}),
 }
 """Name -> family, fields of its configuration, and the module that an edit of layers 1 and 2 changes."""
@@ -66,7 +71,7 @@ def test_layers_without_a_shared_expert_are_named(project: Project) -> None:
     save_family("gpt_oss", project.path / "none")
     for base, message in (
         ("some", "layer 3 has no feed-forward part to edit"),
-        ("none", "layer 0 of GptOssForCausalLM routes tokens to experts and has no shared expert"),
+        ("none", "layer 0 of GptOssForCausalLM routes tokens to experts, and no linear output of a shared expert"),
     ):
         with pytest.raises(WorkbenchError, match=message):
             compose(project.resolve(f"base: {base}\nsteps: [{{edit: rome, facts: facts.jsonl, {SOLVED}, layers: [3]}}]\n"), CPU)

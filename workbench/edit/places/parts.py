@@ -73,8 +73,8 @@ class Parts:
         places = [number for number in places if number in modules or number not in mixtures]
         if not places:
             raise WorkbenchError(
-                f"layer 0 of {type(model).__name__} routes tokens to experts and has no shared expert: edits of weights need a feed-forward "
-                "part that all tokens pass",
+                f"layer 0 of {type(model).__name__} routes tokens to experts, and no linear output of a shared expert was found: edits of "
+                "weights need a feed-forward part that all tokens pass",
                 INSTEAD,
             )
         if missing := [number for number in places if number not in modules]:

@@ -116,8 +116,9 @@ class DecoderParts:
 
         Their sizes are those of the other layers, and nothing says which of their tensors would change.
         """
-        outside = (n for n, live in self.places.items() if not live and self.model.layout.layer(n) is None)
-        if name := next((n for n in outside if len(self.specs[n].shape) > 1), None):
+        layout, unused = self.model.layout, (name for name, live in self.places.items() if not live)
+        behind = (name for name in unused if layout.layer(name) is None and (layout.number(name) is not None or "mtp." in name))
+        if name := next(behind, None):
             raise InvalidRecipeError(
                 f"grow {self.step}: transformers does not build {name}, so its size cannot follow that of the other layers",
                 "Load and save the model with transformers, which leaves such tensors out.",
