@@ -15,6 +15,7 @@ from worlds.tiny import WORDS, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.run.compose import compose
+from workbench.run.plan import plan
 
 DEEPSEEK = {"first_k_dense_replace": 2, "n_shared_experts": 2, "num_key_value_heads": 4, "head_dim": 4}
 MODELS: dict[str, tuple[str, dict[str, Any], dict[int, str]]] = {
@@ -75,3 +76,17 @@ def test_layers_without_a_shared_expert_are_named(project: Project) -> None:
     ):
         with pytest.raises(WorkbenchError, match=message):
             compose(project.resolve(f"base: {base}\nsteps: [{{edit: rome, facts: facts.jsonl, {SOLVED}, layers: [3]}}]\n"), CPU)
+
+
+def test_plan_agrees_with_run(project: Project) -> None:
+    """What can be edited is planned; a mixture with linear attention is refused by both."""
+    write_facts_file(project.path / "facts.jsonl", 1)
+    save_family("glm4_moe", project.path / "shared")
+    save_family("qwen3_next", project.path / "hybrid")
+    for edit in ("rome, layers: [1]", "patch"):
+        step = f"steps: [{{edit: {edit}, facts: facts.jsonl}}]\n"
+        plan(project.resolve(f"base: shared\n{step}"), project.path / "runs")
+        with pytest.raises(WorkbenchError, match="expected one feed-forward down-projection"):
+            plan(project.resolve(f"base: hybrid\n{step}"), project.path / "runs")
+        with pytest.raises(WorkbenchError, match="is a state-space or recurrent layer"):
+            compose(project.resolve(f"base: hybrid\n{step}"), CPU)

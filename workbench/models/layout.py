@@ -293,9 +293,12 @@ class Layout:
 
     def edited(self) -> dict[int, str]:
         """Return layer -> the weight that edits change: a feed-forward down-projection, or in a mixture that of a shared expert."""
-        layers, weights = range(self.depth), self._weights_matching
-        patterns = (MLP_OUT, SHARED_OUT) if all(weights(layer, ATTENTION_OUT) for layer in layers) else (MLP_OUT,)
-        return {layer: found[0] for layer in layers for pattern in patterns if len(found := weights(layer, pattern)) == 1}
+        has_states = any(re.search(r"\.(linear_attn|mamba)\.", name) for name in self.names)
+        found = {
+            layer: self._weights_matching(layer, MLP_OUT) or ([] if has_states else self._weights_matching(layer, SHARED_OUT))
+            for layer in range(self.depth)
+        }
+        return {layer: names[0] for layer, names in found.items() if names}
 
     def attention_out(self, layer: int) -> str:
         """Return the weight of the layer's attention output projection."""
