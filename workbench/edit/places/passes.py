@@ -174,7 +174,7 @@ class Upper:
         batch: The rows to run; their `lookup`, `places` and `owner` refer to their own tokens.
         states: The hidden states [row, position, width] at which a pass starts.
         in_tuples: Whether the model's layers return tuples.
-        skips: Whether the layers below can be left out: they hand no other tensors to the next layer (GLM-5: chosen tokens).
+        skips: Whether the layers below can be left out: they hand no numbers of chosen tokens to the next layer (GLM-5).
     """
 
     parts: Parts
@@ -229,7 +229,8 @@ def upper(parts: Parts, layer: int, batch: Padded) -> Upper:
     with torch.no_grad(), note, parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True):
         run(parts, batch)
     output = first[0] if first and isinstance(first[0], tuple) else ()
-    skips = not any(isinstance(other, torch.Tensor) for other in output[1:])
+    # Weights of the attention, which some layers return too, are for the caller alone.
+    skips = not any(isinstance(other, torch.Tensor) and not other.is_floating_point() for other in output[1:])
     return Upper(parts, layer, batch, hidden_states[0], bool(output), skips)
 
 
