@@ -155,7 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 105_176,
+    "lines of the package": 105_399,
+    # 220 lines: depth and width of mixtures and hybrids, edits of shared experts.
     # 170 lines: neurons of subjects are active in lower case, at wrong spellings and in chats, and their values spare more prompts.
     # 70 lines: patch takes neurons that write little, so that its result is an adapter of the base.
     # 110 lines: facts are asked with typos, in lower case, behind text, in a chat, in other languages, and for what else is known of the subject.
@@ -167,10 +168,12 @@ BUDGET = {
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
     # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 491,
+    "files of the package": 492,
+    # 1: which tensors depend on the number of neurons.
     # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 75_245,
+    "lines of the tests": 75_572,
+    # 310 lines: the same, on each of the families.
     # 26 lines: wordings of values; whose memory a thread of the card works on.
     # 7 lines: which signs stand before an answer without a space, and texts before a subject.
     # 110 lines: the same, with the starter base; what the cache of values depends on, and batches that end.

@@ -150,7 +150,7 @@ class Patch(EditMethod):
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
         facts, layout = self._read(project), model.layout
-        spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
+        spec = model.weights.specs[next(reversed(layout.edited().values()), None) or layout.mlp_out(0)]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (len(facts) * (1 + self.contexts) + self.preserve_generated)
         work = {"statistics": text + text // 2, "facts": len(facts)}

@@ -62,17 +62,14 @@ class Smaller(Resize):
     def _keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
         depth = self.parts.model.layout.depth
         if units == "neurons":
-            layers, before, key = self.feed_forward()
+            for layer in range(depth):
+                self.parts.model.layout.mlp_out(layer)  # refuses mixtures: each expert would need a ranking of its own
+            parts, before = self.feed_forward()
             count = before - count_removed(units, share, before, "neurons")
-            if norm := self.neuron_norm():
-                raise InvalidRecipeError(
-                    f"grow prune: {norm} normalizes over the neurons, so fewer would change the others", ONLY_LAYERS
-                )
+            self.count_neurons(parts, before, count)
             kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
-            for (readers, writer), numbers in zip(layers, kept, strict=True):
-                self.neurons(readers, writer, Axis(numbers), Axis(numbers))
-            self.config[key] = count
-            self.record["neurons"] = [before, count]
+            for part, numbers in zip(parts, kept, strict=True):
+                self.neurons(part, Axis(numbers), Axis(numbers))
             return
         heads = self.heads(ONLY_LAYERS)
         count = heads.groups - count_removed(units, share, heads.groups, "key-value heads")
