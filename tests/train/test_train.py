@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.train.fit import Reports, _arguments
 from workbench.train.rows import batch_loss, collate, encode, read_replay, replay
 from workbench.train.run import TrainFiles, reproducible, train
-from workbench.train.spec import HubData, TrainSpec
+from workbench.train.spec import KEYED_IF_SET, HubData, TrainSpec
 from workbench.train.texts import training_texts
 
 torch = pytest.importorskip("torch")
@@ -203,7 +203,7 @@ def test_bad_settings_are_named(text: str, message: str, tmp_path: Path) -> None
 
 def test_settings_that_are_off_are_not_recorded() -> None:
     assert set(lora().record()) == set(TrainSpec.model_fields) - {
-        "held_out", "evaluate_every", "patience", "save_every", "orthogonal_to", "orthogonal",
+        "held_out", "evaluate_every", "patience", "save_every", "orthogonal_to", "orthogonal", *KEYED_IF_SET,
     }  # fmt: skip
     on = lora(held_out=0.5, orthogonal_to=["add"]).record()
     assert (on["held_out"], on["evaluate_every"], on["patience"], on["orthogonal_to"], on["orthogonal"]) == (

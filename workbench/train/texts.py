@@ -71,17 +71,18 @@ def training_texts(spec: TrainSpec, data: Path, folder: Path, *, chat: bool = Tr
 def training_cost(spec: TrainSpec, folder: Path) -> dict[str, int]:
     """Estimate the cost of a training: optimizer steps, and trained tokens at four characters per token.
 
-    A data set is not read for the estimate, so its tokens are left out.
+    A data set is not read for the estimate, so its tokens are left out, and its steps if they follow from the number of rows.
 
     Args:
         spec: The settings.
         folder: Directory that file names in the spec start from.
     """
     if isinstance(spec.data, HubData):
-        return {"train_steps": spec.steps}
+        return {} if spec.epochs else {"train_steps": spec.steps}
     texts = training_texts(spec, folder / spec.data, folder).trained
     mean = sum(len(text.prompt) + len(text.answer) for text in texts) / (4 * len(texts))
-    return {"train_steps": spec.steps, "tokens": round(mean * spec.steps * spec.batch_size)}
+    rows = sum(spec.rows_per_pass(len(texts))) * (spec.epochs or 1)
+    return {"train_steps": spec.with_steps(len(texts)).steps, "tokens": round(mean * rows)}
 
 
 def rows_digest(texts: list[Text]) -> str:
@@ -260,10 +261,10 @@ def read_inputs(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path,
 def scheduled(
     spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Inputs
 ) -> tuple[list[Tokens], int]:
-    """Return the rows of all steps, and the number of replayed rows at their end."""
-    total = spec.steps * spec.batch_size
-    replayed = replay(spec, model, tokenizer, inputs.replayed, round(total * spec.replay_share)) if inputs.replayed else []
-    return [inputs.skill[index % len(inputs.skill)] for index in range(total - len(replayed))] + replayed, len(replayed)
+    """Return the rows of one pass over the data, and the number of replayed rows at their end."""
+    own, count = spec.rows_per_pass(len(inputs.skill))
+    replayed = replay(spec, model, tokenizer, inputs.replayed, count) if inputs.replayed else []
+    return [inputs.skill[index % len(inputs.skill)] for index in range(own)] + replayed, len(replayed)
 
 
 @contextlib.contextmanager
