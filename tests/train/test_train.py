@@ -186,6 +186,9 @@ def test_numbers_of_the_settings_as_people_write_them(tmp_path: Path) -> None:
     [
         ("held_out: 1.5", r"train\.yaml:1:1 held_out: expected a share between 0 and 1, or the name of a jsonl file; found 1\.5"),
         ("patience: 3", "patience: requires held_out"),
+        ("epochs: 3\nsteps: 150", "epochs: expected either epochs or steps, found both; remove one of them"),
+        ("epochs: 0.5", "epochs: expected"),
+        ("dtype: float16", "dtype: expected 'bfloat16' or 'float32', found 'float16'"),
         ("method: full\northogonal_to: [add]", "orthogonal_to: expected method lora, found full"),
         ("data: {hub: a/b, colum: c}", r"train\.yaml:1:\d+ data\.colum: unknown field\. Known: completion"),
         ("evaluate_every: 0", "evaluate_every: expected"),
