@@ -69,7 +69,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int, 
     """
     if not text.messages:
         return encode(tokenizer, text.prompt, text.answer, max_length, learn_end)
-    pair, ended = encode_turn(tokenizer, text.messages, text.answer, text.place, learn_end)
+    pair, ended = encode_turn(tokenizer, text.messages, text.place, learn_end, text.tools)
     end, tail = tokenizer.eos_token_id, list(pair.continuation)
     if learn_end and not ended and end is not None:
         tail = [*tail, end]

@@ -33,14 +33,20 @@ class HubData(Written):
     """Column with the texts to learn."""
     messages: str | None = None
     """Column with conversations, lists of {role:, content:}; `prompt` and `completion` are then not used."""
+    tools: str | None = None
+    """Column with the tools of each conversation: lists of functions, or their JSON."""
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Self:
+        if self.tools is not None and self.messages is None:
+            raise ValueError("tools: requires messages, the column of the conversations")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out `messages` unless it is set, so that the keys of earlier trainings stay."""
+        """Leave out columns of conversations unless they are set, so that the keys of earlier trainings stay."""
         data: dict[str, object] = dump(self)
-        if self.messages is None:
-            del data["messages"]
-        return data
+        return {name: value for name, value in data.items() if name not in ("messages", "tools") or value is not None}
 
 
 class TrainSpec(Written):
@@ -50,8 +56,9 @@ class TrainSpec(Written):
 
     data: str | HubData = "train.jsonl"
     """Training rows: a jsonl file relative to the folder of train.yaml, with {"prompt", "completion"}, {"text"} or {"messages"} per
-    line, or a data set {hub:, revision:, config:, split:, prompt:, completion:, messages:}. All tokens of a text but the first are
-    learned. Of a conversation every answer is learned, worded by the tokenizer's chat template; each answer is a row."""
+    line, or a data set {hub:, revision:, config:, split:, prompt:, completion:, messages:, tools:}. All tokens of a text but the first
+    are learned. Of a conversation every answer is learned, tool calls included, worded by the tokenizer's chat template; each answer is
+    a row."""
     method: Literal["lora", "full"] = "lora"
     """Training method: `lora` trains an adapter, `full` trains all weights. Both are saved in bfloat16."""
     replay: str | None = None

@@ -23,7 +23,7 @@ class RowTraining(TrainMethod, TrainSpec):
 
     data: str | HubData = Field()
     """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":}, {"text":} or {"messages":} a line; or a
-    data set of the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:, messages:}. For a prompt the loss
+    data set of the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:, messages:, tools:}. For a prompt the loss
     covers the completion, for a text every token but the first, and for a conversation its answers, each as a row of its own."""
     replay: str | None = None
     """JSONL file of prompts, relative to the project, that the brick learns to continue as the frozen model does. A line

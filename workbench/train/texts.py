@@ -150,18 +150,20 @@ def hub_texts(source: HubData, folder: Path, chat: bool = True) -> list[Text]:
         WorkbenchError: If there is no such data set, configuration, split or column, or a cell is not a text or is empty.
     """
     rows = _load(source, folder)
-    columns = [source.messages] if source.messages else [c for c in (source.prompt, source.completion) if c is not None]
+    named = (source.messages, source.tools) if source.messages else (source.prompt, source.completion)
+    columns = [column for column in named if column is not None]
     for column in columns:
         if column not in rows.column_names:
             raise InvalidRecipeError(
                 f"data: {source.hub} has no column '{column}', it has {', '.join(rows.column_names)}",
-                f"{nearest(column, rows.column_names)} Set `prompt:`, `completion:` or `messages:` to one of its columns.",
+                f"{nearest(column, rows.column_names)} Set `prompt:`, `completion:`, `messages:` or `tools:` to one of its columns.",
             )
     texts = []
     for number, row in enumerate(rows.select_columns(columns)):
         place = f"{source.hub} {source.split} row {number}"
         if source.messages:
-            texts += conversation({"messages": row[source.messages]}, place, chat)
+            tools = {"tools": _without_nulls(row[source.tools])} if source.tools else {}
+            texts += conversation({"messages": _without_nulls(row[source.messages]), **tools}, place, chat)
             continue
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
@@ -171,6 +173,13 @@ def hub_texts(source: HubData, folder: Path, chat: bool = True) -> list[Text]:
     if not texts:
         raise InvalidRecipeError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.")
     return texts
+
+
+def _without_nulls(cell: Any) -> Any:
+    """Return a cell without its nulls, which `datasets` writes where another row has a key that this one lacks."""
+    if isinstance(cell, dict):
+        return {key: _without_nulls(value) for key, value in cell.items() if value is not None}
+    return [_without_nulls(value) for value in cell] if isinstance(cell, list) else cell
 
 
 def _load(source: HubData, folder: Path) -> Any:
