@@ -11,9 +11,10 @@ import torch
 from worlds.jsonl import write_jsonl
 from worlds.train_world import lora
 
-from workbench.train import run
+from workbench.errors import WorkbenchError
+from workbench.train import fit, run
 from workbench.train.fit import Reports
-from workbench.train.rows import batch_loss, collate, encode
+from workbench.train.rows import batch_loss, collate, encode, packed
 from workbench.train.run import TrainFiles, quiet, train
 from workbench.train.spec import TrainSpec
 from workbench.train.texts import read_inputs, scheduled, training_cost
@@ -151,3 +152,41 @@ def test_an_epoch_has_every_row_and_its_share_of_replay(base: Path, uneven: Path
     rows = rows_of(base, uneven)
     assert record["learned_tokens"] == 2 * (sum(learned for _, learned in rows) + 5 * 2)
     assert training_cost(spec.model_copy(update={"data": uneven.name}), uneven.parent)["train_steps"] == 6
+
+
+def test_packed_batches_give_the_losses_of_padded_ones(
+    base: Path, uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, widths = [], []
+    monkeypatch.setattr(fit, "packed", lambda batch: (widths.append(len(batch["input_ids"])), packed(batch))[1])
+    for packing in (False, True):
+        spec = lora(dtype="float32", learning_rate=RATE, epochs=2, batch_size=7, gradient_accumulation_steps=2, packing=packing)
+        found.append(trained(spec, TrainFiles(base, uneven, tmp_path / str(packing)), monkeypatch))
+    (losses, weights, _), (in_one, same, record) = found
+    assert record["packing"] is True
+    assert in_one == pytest.approx(losses, rel=1e-5)
+    assert widths == [7, 7, 1] * 2, "rows in a batch"
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, same[name], rtol=1e-3, atol=1e-2 * RATE)
+
+
+def test_a_packed_batch_has_no_padding() -> None:
+    batch = packed(collate([([4, 5, 6], 2), ([7, 8], 1), ([2, 3, 4, 5], 1)]))
+    assert batch["input_ids"].tolist() == [[4, 5, 6, 7, 8, 2, 3, 4, 5]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3]]
+    assert (batch["places"].tolist(), batch["targets"].tolist()) == ([0, 1, 3, 7], [5, 6, 8, 5])
+    assert "attention_mask" not in batch
+
+
+def test_an_architecture_that_mixes_packed_texts_is_refused(base: Path, uneven: Path, tmp_path: Path) -> None:
+    """The state of Mamba's layers goes on from text to text."""
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "mamba")
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=10, hidden_size=16, state_size=4, num_hidden_layers=2, eos_token_id=1, initializer_range=0.5)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    spec = lora(steps=1, packing=True, target_modules=["in_proj"])
+    with pytest.raises(WorkbenchError, match=r"packing: the layers of model_type 'mamba' would mix the texts of a row"):
+        train(spec, TrainFiles(tmp_path / "mamba", uneven, tmp_path / "brick"))
+    assert not (tmp_path / "brick").exists()

@@ -229,7 +229,7 @@ def read_tools(found: object, place: str) -> str:
     for tool in tools if isinstance(tools, list) else [None]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise WorkbenchError(f"{place}: expected a list of functions in 'tools', found {json.dumps(tools)[:60]}", _TOOLS)
+            raise WorkbenchError(f"{place}: expected a list of functions in 'tools', found {tools!r:.60}", _TOOLS)
     return json.dumps(tools, ensure_ascii=False) if tools else ""
 
 
@@ -324,41 +324,35 @@ def encode_turn(
 
 def _refuse_left_out(tokenizer: Any, messages: list[dict[str, Any]], tools: str, place: str, words: str) -> None:
     """Raise WorkbenchError if the template words the messages in the same way with other tools, calls or results."""
-    others: dict[str, tuple[list[dict[str, Any]], str]] = {}
-    if tools:
-        others["'tools'"] = messages, ""
-    if any("tool_calls" in m for m in messages):
-        called = [
-            m | ({"tool_calls": [_renamed(call) for call in m["tool_calls"]]} if "tool_calls" in m else {}) for m in messages
-        ]
-        others["'tool_calls'"] = called, tools
-    if any(m["role"] == "tool" for m in messages):
-        others["messages of the role 'tool'"] = [m | ({"content": "-"} if m["role"] == "tool" else {}) for m in messages], tools
-    for what, (changed, given) in others.items():
-        if worded(tokenizer, changed, place, answers=False, tools=given) == words:
+    calls = [
+        m | {"tool_calls": [c | {"function": c["function"] | {"name": c["function"]["name"] + "x"}} for c in m["tool_calls"]]}
+        if "tool_calls" in m
+        else m
+        for m in messages
+    ]
+    results = [m | {"content": m["content"] + "x"} if m["role"] == "tool" else m for m in messages]
+    others = (("'tools'", messages, ""), ("'tool_calls'", calls, tools), ("messages of the role 'tool'", results, tools))
+    for what, changed, given in others:
+        if (changed, given) != (messages, tools) and worded(tokenizer, changed, place, answers=False, tools=given) == words:
             raise WorkbenchError(
                 f"{place}: the base's chat template leaves out {what}",
                 "Train a base whose template supports tools, or write them as text into a message.",
             )
 
 
-def _renamed(call: dict[str, Any]) -> dict[str, Any]:
-    return call | {"function": call["function"] | {"name": call["function"]["name"] + "_"}}
-
-
 def _calls(found: Any, place: str) -> list[dict[str, Any]]:
     """Return tool calls with their arguments as objects: templates write them as JSON, a text would become JSON twice."""
-    calls, listed = [], found if isinstance(found, list) else [None]
-    for call in listed:
+    calls: list[Any] = found if isinstance(found, list) else [None]
+    for number, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise WorkbenchError(f"{place}: expected a list of calls in 'tool_calls', found {json.dumps(found)[:60]}", _CALLS)
+            raise WorkbenchError(f"{place}: expected a list of calls in 'tool_calls', found {found!r:.60}", _CALLS)
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
             arguments = jsondoc.parse(arguments, f"{place}: arguments", _CALLS)
         if not isinstance(arguments, dict):
             raise WorkbenchError(f"{place}: expected an object in 'arguments', found {_kind(arguments)}", _CALLS)
-        calls.append({**call, "function": {**function, "arguments": arguments}})
+        calls[number] = {**call, "function": {**function, "arguments": arguments}}
     return calls
 
 

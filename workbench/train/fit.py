@@ -16,7 +16,7 @@ from workbench.events import Events
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.manifest import has_its_files, seal
-from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate
+from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate, packed
 from workbench.train.spec import TrainSpec
 from workbench.weights.device import indexed
 from workbench.weights.digests import meaning_of, tensor_digest
@@ -253,9 +253,8 @@ def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int
     """
     place = torch.device(device)
     with tempfile.TemporaryDirectory() as scratch, torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
-        trainer = _trainer(
-            _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, watch
-        )
+        arguments = _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder))
+        trainer = _trainer(spec, arguments, model, rows, watch)
         if watch.held_out and watch.saves.last:
             watch.held_out.load(watch.saves.last)
         try:
@@ -303,7 +302,7 @@ def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
     return arguments
 
 
-def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watch: Watch) -> Any:
+def _trainer(spec: TrainSpec, arguments: Any, model: Any, rows: list[tuple[list[int], int]], watch: Watch) -> Any:
     """Build a Trainer that adds the penalty to the loss and stores held-out losses in its saves."""
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
@@ -317,8 +316,8 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
         def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int]:
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
             if len(batches) > 1:
-                batches = _similar([row for batch in batches for row in batch], arguments.per_device_train_batch_size)
-            collated = [watch.objective.collate(batch) for batch in batches]
+                batches = _similar([row for batch in batches for row in batch], spec.batch_size)
+            collated = [packed(b) if spec.packing else b for b in map(watch.objective.collate, batches)]
             return collated, sum(len(batch["targets"]) for batch in collated)
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:

@@ -23,7 +23,7 @@ from workbench.models.prompts import load_tokenizer
 from workbench.steps import TrainMethod
 from workbench.train.fit import SILENT, HeldOut, Reports, Watch, fit, model_digest, open_saves
 from workbench.train.penalties import Orthogonal
-from workbench.train.rows import CROSS_ENTROPY, Objective
+from workbench.train.rows import CROSS_ENTROPY, Objective, refuse_mixing
 from workbench.train.spec import TrainSpec
 from workbench.train.texts import Inputs, lent, read_inputs, scheduled
 from workbench.weights.header import disk_errors
@@ -155,6 +155,8 @@ def train(
         parent = [model_digest(live), loaded_tokens_digest(tokenizer)] if 0 < spec.save_every < spec.steps else None
         rows, replayed = scheduled(spec, live, tokenizer, inputs)
         with _adapted(spec, live, lent=model is not None) as trained:
+            if spec.packing:
+                refuse_mixing(trained, rows[0])
             orthogonal = Orthogonal(paths, trained, torch.device(device)) if paths else None
             before = orthogonal.overlap() if orthogonal else {}
             others_digest = orthogonal.digest() if orthogonal else None
@@ -165,8 +167,7 @@ def train(
             held_out = _held_out(spec, inputs)
             saves = open_saves(files.out, key if parent else None, callbacks.notice)
             penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
-            at_once = f"{spec.batch_size * spec.gradient_accumulation_steps} rows"
-            callbacks.notice(f"{spec.steps} steps of {at_once} on {device}")
+            callbacks.notice(f"{spec.steps} steps of {spec.batch_size * spec.gradient_accumulation_steps} rows on {device}")
             losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, callbacks, objective))
             measured = _measured(held_out, len(inputs.held_out), len(losses), before, orthogonal)
             files.out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_val
 from workbench.lazy import torch
 from workbench.yamldoc import Written
 
-KEYED_IF_SET = frozenset({"epochs", "gradient_accumulation_steps", "dtype"})
+KEYED_IF_SET = frozenset({"epochs", "gradient_accumulation_steps", "packing", "dtype"})
 """Settings that are part of keys and cards only where they differ from their defaults, so that earlier trainings keep their keys."""
 
 
@@ -91,6 +91,9 @@ class TrainSpec(Written):
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Number of batches per optimizer step. The loss is the mean over all learned tokens of the step, as in one large batch. Rows of
     similar length share a batch, so that small batches have little padding."""
+    packing: bool = False
+    """Compute a batch as one row without padding, in which no text sees another. Faster where rows differ in length; an error for
+    architectures that would mix the texts."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Data type of the computation, and of the frozen base (LoRA). Trained weights are float32 during the training in any case."""
     max_length: int = Field(128, ge=8)
