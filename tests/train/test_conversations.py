@@ -220,6 +220,8 @@ def test_an_interrupted_training_does_not_go_on_with_another_model(base: Path, t
 
 
 def test_a_column_of_a_data_set_holds_conversations(tmp_path: Path) -> None:
+    from datasets import Dataset
+
     path = rows_of(tmp_path, {"talk": TALK}, {"talk": TALK[:3]})
     source = HubData(hub=path.name, messages="talk")
     found = training_texts(TrainSpec(data=source), path, tmp_path)
@@ -228,7 +230,8 @@ def test_a_column_of_a_data_set_holds_conversations(tmp_path: Path) -> None:
     assert not {"messages", "tools"} & HubData(hub="x").model_dump().keys(), "keys of earlier trainings stay"
     assert "tools" not in HubData(hub="x", messages="talk").model_dump()
     other = {"function": {"name": "b", "arguments": {"y": "a"}}}
-    path = rows_of(tmp_path, {"talk": ASKED, "can": TOOLS}, {"talk": [TALK[1], asking(other)], "can": []})
+    path = tmp_path / "talks.parquet"  # whose structs have every key of every row
+    Dataset.from_list([{"talk": ASKED, "can": TOOLS}, {"talk": [TALK[1], asking(other)], "can": []}]).to_parquet(path)
     with_tools = training_texts(TrainSpec(data=HubData(hub=path.name, messages="talk", tools="can")), path, tmp_path).trained
     assert [text.messages[-1].fields().get("tool_calls") for text in with_tools] == [[CALL, CALL], None, [other]], (
         "no nulls of others"

@@ -101,16 +101,19 @@ def test_accumulated_batches_are_one_large_batch(
 ) -> None:
     """The loss of a step is the mean over its tokens, with the penalty once; a mean of means is another number."""
     train(lora(steps=1, seed=3), TrainFiles(base, uneven, tmp_path / "other"))
-    apart = {"dtype": "float32", "learning_rate": RATE, "epochs": 3, "orthogonal_to": ["other"], "orthogonal": 1.0}
+    apart = {"dtype": "float32", "learning_rate": RATE, "epochs": 3, "orthogonal_to": ["other"]}
     found = []
-    for size, parts in ((8, 1), (2, 4), (3, 3)):
-        spec = lora(**apart, batch_size=size, gradient_accumulation_steps=parts)
+    for size, parts, weight in ((8, 1, 1.0), (2, 4, 1.0), (3, 3, 1.0), (4, 2, 0.0)):
+        spec = lora(**apart, batch_size=size, gradient_accumulation_steps=parts, orthogonal=weight)
         files = TrainFiles(base, uneven, tmp_path / str(size), others={"other": tmp_path / "other"})
         found.append(trained(spec, files, monkeypatch))
-    (losses, weights, record), (in_parts, same, other), (of_nine, *_) = found
+    (losses, weights, record), (in_parts, same, other), (of_nine, *_), (without, *_) = found
     assert (record["steps"], record["epochs"], record["tokens"]) == (6, 3, 3 * sum(len(ids) for ids, _ in rows_of(base, uneven)))
     assert {**record, **dict.fromkeys(PLACES)} == {**other, **dict.fromkeys(PLACES)}
     assert in_parts == pytest.approx(losses, rel=1e-5)
+    assert losses[:2] == pytest.approx(
+        without[:2], rel=1e-5
+    )  # the loss does not have the penalty; the first step changes nothing
     assert of_nine != pytest.approx(losses, rel=1e-2)
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, same[name], rtol=1e-3, atol=1e-2 * RATE)

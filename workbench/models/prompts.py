@@ -322,7 +322,7 @@ def encode_turn(
     return encode_rendered(tokenizer, prompt, continuation), len(continuation) > stop
 
 
-def _refuse_left_out(tokenizer: Any, messages: list[dict[str, Any]], tools: str, place: str, words: str) -> None:
+def _refuse_left_out(tokenizer: Any, messages: list[Any], tools: str, place: str, words: str) -> None:
     """Raise WorkbenchError if the template words the messages in the same way with other tools, calls or results."""
     calls = [
         m | {"tool_calls": [c | {"function": c["function"] | {"name": c["function"]["name"] + "x"}} for c in m["tool_calls"]]}
@@ -340,7 +340,7 @@ def _refuse_left_out(tokenizer: Any, messages: list[dict[str, Any]], tools: str,
             )
 
 
-def _calls(found: Any, place: str) -> list[dict[str, Any]]:
+def _calls(found: Any, place: str) -> list[Any]:
     """Return tool calls with their arguments as objects: templates write them as JSON, a text would become JSON twice."""
     calls: list[Any] = found if isinstance(found, list) else [None]
     for number, call in enumerate(calls):
