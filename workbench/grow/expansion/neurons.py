@@ -95,13 +95,13 @@ def feed_forward(parts: DecoderParts) -> list[FeedForward]:
     return sorted(found, key=lambda part: layout.layer(part.out) or 0)
 
 
-def neuron_fields(parts: DecoderParts, sizes: Mapping[str, object]) -> dict[str, object]:
+def neuron_fields(parts: DecoderParts, sizes: Mapping[str, int]) -> dict[str, float]:
     """Return the fields of config.json for numbers of neurons. LFM2 computes the number from its field unless another one forbids it."""
     computed = getattr(parts.parsed, "block_auto_adjust_ff_dim", False)
     return {**sizes, **({"block_auto_adjust_ff_dim": False} if computed else {})}
 
 
-def neurons_with(parts: DecoderParts, found: Sequence[FeedForward], fields: Mapping[str, object]) -> list[int]:
+def neurons_with(parts: DecoderParts, found: Sequence[FeedForward], fields: Mapping[str, float]) -> list[int]:
     """Return the number of neurons of each part in the model that transformers builds with these fields of config.json."""
     shapes = _shapes(check_builds(with_text(parts.model.config, fields), parts.step))
     return [shapes[parts.places[part.out][0]][-part.axes[part.out]] for part in found]

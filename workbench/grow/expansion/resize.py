@@ -57,7 +57,7 @@ class Resize:
     def __init__(self, parts: DecoderParts) -> None:
         self.parts = parts
         self.tensors = {name: Grown(name) for name in parts.specs}
-        self.config: dict[str, Any] = {}
+        self.config: dict[str, float] = {}
         self.record: dict[str, object] = {}
 
     def growth(self, changed: str) -> Growth:
