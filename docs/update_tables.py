@@ -13,7 +13,7 @@ SEQUENCE = "benchmarks/results/edit-sequence.json"
 STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
 SCORECARD = "benchmarks/results/edit-scorecard.json"
-SETS = {"everyday-held": "everyday", "zsre_500": "zsRE", "wikibigedit_500": "WikiBigEdit", "counterfact_1000": "CounterFact"}
+SETS = {"everyday-held": "everyday", "counterfact_1000": "CounterFact"}
 """Files of facts -> what their facts are called."""
 STARTER = "bricks/starter/base"
 
@@ -122,18 +122,6 @@ def everyday_block(found: dict[str, Any]) -> str:
     return _scorecard(found)
 
 
-@block("edit-zsre", "benchmarks/results/edit-zsre.json")
-def zsre_block(found: dict[str, Any]) -> str:
-    """Write the scores on questions of zsRE."""
-    return _scorecard(found)
-
-
-@block("edit-wikibigedit", "benchmarks/results/edit-wikibigedit.json")
-def wikibigedit_block(found: dict[str, Any]) -> str:
-    """Write the scores on questions of WikiBigEdit."""
-    return _scorecard(found)
-
-
 def _scorecard(found: dict[str, Any]) -> str:
     """Scores of facts in adapters and neurons, marked where the paired difference from memit excludes 0, and CPU seconds a fact."""
     heads = {
@@ -156,7 +144,7 @@ def _scorecard(found: dict[str, Any]) -> str:
         cells = [f"{interval(row['scores'][task])}{_mark((row['against'] or {}).get(task))}" for task in tasks]
         step = "step" in row
         of_step = (
-            [signed(row["perplexity_change"]), f"{100 * row['change']:.2g}", f"{row['seconds'] / count:.1f}"]
+            [signed(row["perplexity_change"]), f"{100 * row['change']:,.0f}", f"{row['seconds'] / count:.1f}"]
             if step
             else [""] * 3
         )
