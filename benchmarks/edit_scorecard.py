@@ -26,8 +26,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from edit_methods import solved
-from edit_setup import COUNTERFACT, CPU, PROJECT, STARTER, clocked, make_project, one_thread, published, show, write_recipe
+from edit_setup import (
+    COUNTERFACT,
+    CPU,
+    PROJECT,
+    STARTER,
+    clocked,
+    make_project,
+    one_thread,
+    published,
+    show,
+    solved,
+    write_recipe,
+)
 from record import parser_of, write_results
 
 from workbench.compare.tables import tables_of

@@ -8,70 +8,21 @@ from typing import Any
 
 from cells import BLOCKS, MISSING, block, cite, interval, results, table
 
-METHODS = "benchmarks/results/edit-methods.json"
 FIXTURES = {
     "benchmarks/results/edit-fixture.json": "facts found at the subject",
     "benchmarks/results/edit-fixture-prompt.json": "facts found at the prompt's last token",
 }
 FIXTURE_FACTS = 100
-CURVE = (0.01, 0.1, 0.3, 1.0)
 MERGE = "benchmarks/results/edit-merge.json"
 SPEED = "benchmarks/results/edit.json"
 SOLVE = "benchmarks/results/edit-solve.json"
 
 Row = Mapping[str, Any]
-# Kind -> heading; the strict scores first.
-STRICT = {
-    "efficacy": "efficacy",
-    "paraphrase": "paraphrases",
-    "neighbours": "neighbours unchanged",
-    "portability": "portability",
-    "generated": "is the answer",
-}
 MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
-
-
-@block("edit-methods-alone", METHODS, cited=False)
-def alone_block(found: dict[str, Any]) -> str:
-    """Facts edited one at a time, and what strengths trade."""
-    parts = _single(found.get("single")) + _curve(found.get("curve"))
-    return "\n\n".join([*parts, f"{cite(found, METHODS)}"]) if parts else MISSING
 
 
 def _name(row: Row) -> str:
     return "base, not edited" if row["row"] == "base" else f"`{row['row']}`"
-
-
-def _single(found: Row | None) -> list[str]:
-    """Facts that are edited one at a time."""
-    if not found:
-        return []
-    kinds = ["efficacy", "paraphrase", "neighbours"]
-    rows = [["base, not edited", *(interval(found["before"].get(kind)) for kind in kinds), ""]]
-    rows += [
-        [f"`{name}`", *(interval(row["scores"].get(kind)) for kind in kinds), str(row["failed"])]
-        for name, row in found["rows"].items()
-    ]
-    facts = next(iter(found["rows"].values()))["facts"] if found["rows"] else 0
-    heads = ["edit", *(STRICT[kind] for kind in kinds), "refused"]
-    note = "Here and in the next table in float32."
-    return [f"Each of {facts} facts edited alone, the base restored in between:", table(heads, rows, left=1), note]
-
-
-def _curve(found: Sequence[Row] | None) -> list[str]:
-    """Efficacy against neighbours, over strengths."""
-    if not found:
-        return []
-    kinds = ["efficacy", "paraphrase", "neighbours"]
-    shown = [row for row in found if row["fields"].get("lambda", 0.1) in CURVE]
-    rows = [[_name(row), _fields(row), *(interval(row["scores"].get(kind)) for kind in kinds)] for row in shown]
-    return ["What strengths trade, without refining:", table(["edit", "fields", *(STRICT[kind] for kind in kinds)], rows)]
-
-
-def _fields(row: Row) -> str:
-    fields = {key: value for key, value in row["fields"].items() if key != "preserve"}
-    told = [f"`{key}: {value}`" for key, value in fields.items()]
-    return ", ".join([*told, *([f"{row['preserved']} other prompts preserved"] if row.get("preserved") else [])])
 
 
 def fixture_block(project: Path) -> str:

@@ -11,7 +11,6 @@ import pytest
 
 HEAD = {"machine": "2 cores", "command": "python benchmarks/x.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
 NAMES = (
-    "edit-methods-alone",
     "edit-fixture",
     "edit-merge",
     "edit-speed",
@@ -23,7 +22,7 @@ NAMES = (
     "steer",
     "memory-updates",
 )
-FILES = {"edit-speed": "edit", "edit-methods-alone": "edit-methods"}
+FILES = {"edit-speed": "edit"}
 
 
 def share(value: float, n: int = 20) -> dict[str, Any]:
@@ -57,24 +56,6 @@ def rows_of(text: str) -> list[list[list[str]]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_measured(build: ModuleType, tmp_path: Path, name: str) -> None:
     assert build.MISSING in filled(build, tmp_path, name)
-
-
-def test_single_facts_and_curve(build: ModuleType, tmp_path: Path) -> None:
-    scores = {"efficacy": share(0.5), "neighbours": share(0.4)}
-    single = {"rows": {"rome": {"facts": 20, "seconds": 50.0, "failed": 1, "scores": scores}}, "before": {"efficacy": share(0.1)}}
-    curve = [
-        {"row": "base", "fields": {}, "scores": scores},
-        {"row": "memit", "fields": {"lambda": 0.3}, "preserved": 0, "scores": scores},
-        {"row": "memit", "fields": {"preserve": "preserve.jsonl"}, "preserved": 40, "scores": scores},
-    ]
-    alone, traded = rows_of(filled(build, tmp_path, "edit-methods-alone", {"single": single, "curve": curve}))
-    assert alone[1] == ["base, not edited", "10 [0, 20]", "", "", ""]
-    assert alone[2] == ["`rome`", "50 [40, 60]", "", "40 [30, 50]", "1"]
-    assert [row[:2] for row in traded[1:]] == [
-        ["base, not edited", ""],
-        ["`memit`", "`lambda: 0.3`"],
-        ["`memit`", "40 other prompts preserved"],
-    ]
 
 
 def test_both_fixtures_stand_in_one_table(build: ModuleType, tmp_path: Path) -> None:
