@@ -29,6 +29,7 @@ from workbench.facts.published import read_facts
 from workbench.facts.spelling import misspellings, misspelt
 from workbench.models.prompts import as_message
 from workbench.recipe.methods import methods
+from workbench.run.plan import plan
 from workbench.steps import Edit, MethodContext
 
 FACTS = [
@@ -219,6 +220,11 @@ def test_plan_counts_values(tmp_path: Path) -> None:
     assert "values" not in work(position="prompt_last")
     # The prompt, one beginning, two spellings, three wordings, a message and prompts to spare; a quarter of 60 steps.
     assert work()["values"] == len(FACTS) * 9 * 12 * 15
+    peak = [
+        plan(project.resolve(f"steps: [{patch(**fields)}]\n" + F32), project.path / "runs").peak_bytes
+        for fields in ({"preserve_generated": 10_000}, {"preserve_generated": 20_000})
+    ]
+    assert peak[1] - peak[0] == 10_000 * 12 * 32 * 16, "bytes of states of 32 channels"
 
 
 def test_wordings_leave_out_words_beside_the_subject() -> None:

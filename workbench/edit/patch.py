@@ -153,12 +153,15 @@ class Patch(EditMethod):
         spec = model.weights.specs[next(reversed(layout.edited().values()), None) or layout.mlp_out(0)]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (len(facts) * (1 + self.contexts) + self.preserve_generated)
+        states = text + prompts  # at which keys are solved: of other spellings, the query alone
         work = {"statistics": text + text // 2, "facts": len(facts)}
         if self._position(facts) == "subject_last":
-            prompts += 12 * len(facts) * (BEHIND + MISSPELT)
+            queries = len(facts) * (BEHIND + MISSPELT)
+            states, prompts = states + queries, prompts + 12 * queries
             rows = self.contexts + 8  # two spellings, a message, three wordings, and prompts to spare
             work["values"] = len(facts) * rows * 12 * max(1, self.steps // 4)  # tokens, times the steps that most values need
-        return {"work": work, "tokens": sum(work.values()) - len(facts) + prompts}
+        # Each state as it is read and in one matrix, in float32, and that matrix in float64.
+        return {"work": work, "tokens": sum(work.values()) - len(facts) + prompts, "memory": 16 * states * min(spec.shape)}
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve keys and values of the neurons on the live model; the model is left unchanged.
