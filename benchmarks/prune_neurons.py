@@ -61,12 +61,14 @@ def by_moments(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
 
 
 WANDA = by_moments(lambda _mean, square, columns: square.sqrt() * columns.abs().sum(0))
+FLAP = by_moments(lambda mean, square, columns: (square - mean.square()) * columns.square().sum(0))
 CRITERIA: dict[str, Strengths | None] = {
     "fitted": None,
     "not fitted": None,
     "Wanda-sp": WANDA,
     "Wanda-sp, fitted": WANDA,
-    "FLAP": by_moments(lambda mean, square, columns: (square - mean.square()) * columns.square().sum(0)),
+    "FLAP": FLAP,
+    "FLAP, fitted": FLAP,
 }
 
 
