@@ -36,7 +36,6 @@ def serve(
     """
     from workbench.api.naming import open_named
     from workbench.models.identity import pick_device
-    from workbench.models.prompts import load_tokenizer
     from workbench.run.materialize import materialize
     from workbench.serve.app import application
     from workbench.serve.server import listening, run, served
@@ -49,7 +48,7 @@ def serve(
     named = open_named(target, out.event, runs_dir)
     with listening(host, port) as opened:
         model = materialize(named.resolved, pick_device(device), events=out.event)
-        it = served(named.name, model, load_tokenizer(named.resolved.tokenizer_path), key, seconds)
+        it = served(named, model, key, seconds)
         opened.listen(128)
         address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}/v1"
         out.line(address)

@@ -22,8 +22,9 @@ from workbench.errors import WorkbenchError
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
 from workbench.serve import protocol
-from workbench.serve.engine import COUNTED, Engine, FullError, Piece, Request, Sampling
+from workbench.serve.engine import COUNTED, Engine, FullError, Piece, Request
 from workbench.serve.protocol import Asked, ChatAsked, Collected, CompletionAsked
+from workbench.serve.writing import Sampling
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -141,7 +142,7 @@ class Endpoint:
             raise
         choices = [self.choice(asked, number, text) for number, text in enumerate(found)]
         written = sum(text.last.written for text in found)
-        body = {**head, "object": self.object, "choices": choices, "usage": protocol.usage(sum(map(len, prompts)), written)}
+        body = {**head, "object": self.whole, "choices": choices, "usage": protocol.usage(sum(map(len, prompts)), written)}
         return JSONResponse(body, headers=headers)
 
     async def events(
@@ -171,7 +172,7 @@ class Endpoint:
         finally:
             left.set()
 
-    object: str
+    whole: str
     part: str
 
     def prompts(self, asked: Any) -> list[list[int]]:
@@ -208,7 +209,7 @@ class Endpoint:
 class Completions(Endpoint):
     """`/v1/completions`."""
 
-    asked, kind, object, part = CompletionAsked, "cmpl", "text_completion", "text_completion"
+    asked, kind, whole, part = CompletionAsked, "cmpl", "text_completion", "text_completion"
 
     def prompts(self, asked: CompletionAsked) -> list[list[int]]:
         """Return the tokens of the prompts; of texts, with the special tokens that the tokenizer puts at their start."""
@@ -234,7 +235,7 @@ class Completions(Endpoint):
 class Chat(Endpoint):
     """`/v1/chat/completions`."""
 
-    asked, kind, object, part = ChatAsked, "chatcmpl", "chat.completion", "chat.completion.chunk"
+    asked, kind, whole, part = ChatAsked, "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def prompts(self, asked: ChatAsked) -> list[list[int]]:
         """Return the tokens of the conversation under the tokenizer's chat template."""

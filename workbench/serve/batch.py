@@ -84,7 +84,7 @@ class Batch:
         )
         if weights is not None:
             self.weights = weights if self.weights is None or not len(self.weights) else torch.cat([self.weights, weights])
-        return list(logits.split([len(row) if whole else 1 for row, whole in zip(rows, every, strict=True)]))
+        return list(torch.split(logits, [len(row) if whole else 1 for row, whole in zip(rows, every, strict=True)]))
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Forward one more token of each row, and return the logits after it [row, vocabulary]."""

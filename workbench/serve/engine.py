@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.errors import WorkbenchError, refuses_memory
+from workbench.lazy import no_grad, torch
+from workbench.route.deciding.router import BASE
 from workbench.serve.batch import Batch
+from workbench.serve.writing import Sampling, Scored, Text, chosen, generator, prompt_scored, scored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,40 +23,8 @@ ROWS = 16
 """Number of rows that are written together."""
 PREFILL = 4096
 """Number of places, padding among them, that new rows take in one pass; a longer prompt takes one of its own."""
-MARGIN = 8
-"""Number of tokens before the new ones that are decoded with them, because a token's text depends on its neighbours."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a text is written.
-
-    Attributes:
-        most: Largest number of new tokens.
-        temperature: 0 takes the most likely token.
-        top_p: Share of probability of the most likely tokens among which one is drawn.
-        seed: Seed of the draws; None: another one each time.
-        stops: Strings that end the text; they do not belong to it.
-        top: Number of other likely tokens whose probabilities are told; None: no probabilities.
-        echo: The tokens of the prompt are told, too.
-    """
-
-    most: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stops: tuple[str, ...] = ()
-    top: int | None = None
-    echo: bool = False
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A token with its log-probability, which the first token of a prompt has not, and those of likely tokens in its place."""
-
-    text: str
-    log_probability: float | None
-    top: Sequence[tuple[str, float]] = ()
+ROUNDING = 32
+"""Largest difference of logits that another order of sums explains, in units of the dtype's rounding of the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +73,16 @@ COUNTED = ("requests", "prompt_tokens", "written_tokens", "failures")
 """Names of the numbers that are counted."""
 
 
+class Source(Protocol):
+    """What a model was made from, such as a router's files."""
+
+    def changed(self) -> bool:
+        """Return whether the model is no longer what its files say."""
+
+    def renew(self) -> None:
+        """Make the model what its files say."""
+
+
 class FullError(WorkbenchError):
     """Too many requests wait."""
 
@@ -111,7 +92,7 @@ class _Row:
     """A request that is being written."""
 
     request: Request
-    text: _Text
+    text: Text
     acted: str | None
     confidence: float | None
     draw: Any
@@ -120,7 +101,7 @@ class _Row:
     def put(self, logits: Tensor, told: tuple[Scored, ...], engine: Engine) -> bool:
         """Choose the next token, pass on what is new, and return whether the text goes on."""
         sampling = self.request.sampling
-        token = _chosen(logits, sampling, self.draw)
+        token = chosen(logits, sampling, self.draw)
         self.tokens.append(token)
         ended = token in engine.ends
         new = "" if ended else self.text.add(token)
@@ -140,18 +121,20 @@ class Engine:
         model: The model.
         tokenizer: Its tokenizer.
         waiting: Largest number of requests that wait.
+        source: What the model was made from, if it can change while it is served.
 
     Attributes:
         counts: Numbers since the start: requests, tokens read and written, texts of each brick and of the base, failures.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, waiting: int = 256) -> None:
-        self.model, self.tokenizer, self.most = model, tokenizer, waiting
+    def __init__(self, model: Any, tokenizer: Any, waiting: int = 256, source: Source | None = None) -> None:
+        self.model, self.tokenizer, self.most, self._source = model, tokenizer, waiting, source
         ends = model.generation_config.eos_token_id
         self.ends = {*(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
         self.counts: Counter[str] = Counter()
         self.acted: Counter[str] = Counter()
         self._batch, self._rows = Batch(model), list[_Row]()
+        self._together = writes_together(model)
         self._waiting: deque[Request] = deque()
         self._changed, self._closing = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -201,7 +184,11 @@ class Engine:
                 self._changed.wait_for(lambda: self._closing or self._waiting or self._rows)
                 if self._closing and not self._waiting and not self._rows:
                     return
-                new = self._next()
+                renewed = self._source is not None and self._source.changed()
+                new = [] if renewed else self._next()  # texts of the earlier bricks end before others join
+            if renewed and not self._rows:
+                assert self._source
+                self._guarded(self._source.renew, [])
             if new:
                 self._guarded(partial(self._admit, new), new)
             if self._rows:
@@ -211,7 +198,7 @@ class Engine:
         """Take the requests that are written next from those that wait."""
         taken: list[Request] = []
         widest = 0
-        while self._waiting and len(self._rows) + len(taken) < ROWS:
+        while self._waiting and len(self._rows) + len(taken) < (ROWS if self._together else 1):
             widest = max(widest, len(self._waiting[0].tokens))
             if taken and widest * (len(taken) + 1) > PREFILL:
                 break
@@ -234,7 +221,15 @@ class Engine:
 
     def _admit(self, new: Sequence[Request]) -> None:
         """Forward the prompts of requests, which join the batch, and choose their first tokens."""
+        if not self._together:
+            for request in new:
+                self._write(request)
+            return
         routing = getattr(self.model, "routing", None)
+        if routing is not None:
+            new = [request for request in new if self._has(routing, request)]
+        if not new:
+            return
         weights, acted, confidence = None, [None] * len(new), [None] * len(new)
         if routing is not None:
             weights, acted, confidence = _routed(routing, new)
@@ -244,8 +239,8 @@ class Engine:
         for request, own, brick, sure, whole in zip(new, logits, acted, confidence, every, strict=True):
             self.counts["prompt_tokens"] += len(request.tokens)
             self.acted[brick or "model"] += 1
-            row = _Row(request, _Text(self.tokenizer, request.sampling.stops), brick, sure, _generator(request.sampling))
-            told = _prompt_scored(self.tokenizer, request.tokens, own, request.sampling.top or 0) if whole else ()
+            row = _Row(request, Text(self.tokenizer, request.sampling.stops), brick, sure, generator(request.sampling))
+            told = prompt_scored(self.tokenizer, request.tokens, own, request.sampling.top or 0) if whole else ()
             if request.sampling.most == 0:
                 request.take(Piece("", told, "length", 0, brick, sure))
                 going_on = False
@@ -256,6 +251,48 @@ class Engine:
             if going_on:
                 going.append(len(self._rows) - 1)
         self._keep(going)
+
+    def _has(self, routing: Any, request: Request) -> bool:
+        """Return whether the brick that a request names is still there, and answer the request if it is not."""
+        there = request.brick in (None, BASE, *routing.bricks)
+        if not there:
+            request.take(Piece(finish="error", error=WorkbenchError(f"brick '{request.brick}' was removed meanwhile")))
+        return there
+
+    def _write(self, request: Request) -> None:
+        """Write a text with the model's own `generate`, of a model whose rows cannot join a batch."""
+        ids = torch.tensor([list(request.tokens)], device=self.model.device)
+        row = _Row(request, Text(self.tokenizer, request.sampling.stops), None, None, generator(request.sampling))
+        told: tuple[Scored, ...] = ()
+        going = request.sampling.most > 0
+        if request.sampling.echo and request.sampling.top is not None:
+            with torch.inference_mode():
+                told = prompt_scored(self.tokenizer, request.tokens, self.model(input_ids=ids).logits[0], request.sampling.top)
+        if not going:
+            request.take(Piece("", told, "length"))
+
+        def choose(_ids: Tensor, scores: Tensor) -> Tensor:
+            nonlocal told, going
+            going, told = row.put(scores[0], told, self), ()
+            self.counts["written_tokens"] += 1
+            chosen = torch.full_like(scores, -torch.inf)
+            chosen[0, row.tokens[-1]] = 0
+            return chosen
+
+        self.counts["prompt_tokens"] += len(request.tokens)
+        self.acted["model"] += 1
+        if going:
+            self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=request.sampling.most,
+                do_sample=False,
+                logits_processor=[choose],
+                stopping_criteria=[
+                    lambda found, *_, **__: found.new_full((len(found),), not going or request.left(), dtype=bool)
+                ],
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )
 
     def _advance(self) -> None:
         """Write one more token of each text."""
@@ -275,6 +312,29 @@ class Engine:
             self._rows = [self._rows[i] for i in going]
 
 
+@no_grad
+def writes_together(model: Any) -> bool:
+    """Return whether rows of a model can be written together: whether a short one has the same logits beside a longer one, and after it."""
+    routing = getattr(model, "routing", None)
+    if getattr(model, "_is_stateful", False) or getattr(model, "recall", None) is not None:
+        return False
+    if routing is not None and (routing.by_token or routing.whole_rows):
+        return False
+    long, short = list(range(1, 12)), [3, 1, 2]
+    try:
+        batch, weights = Batch(model), None if routing is None else torch.zeros(1, len(routing.bricks))
+        found = [batch.join([row], weights, [True])[0] for row in (long, short)] + list(batch.step([4, 5])[:, None])
+        with nullcontext() if routing is None else routing.fixed(None):
+            rows = [(long, slice(None)), (short, slice(None)), ([*long, 4], slice(-1, None)), ([*short, 5], slice(-1, None))]
+            expected = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, part] for row, part in rows]
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+        if refuses_memory(error):
+            raise
+        return False
+    bound = ROUNDING * torch.finfo(model.dtype).eps
+    return all(bool(((a - b).abs().max() <= bound * b.abs().max()).item()) for a, b in zip(found, expected, strict=True))
+
+
 def _routed(routing: Any, new: Sequence[Request]) -> tuple[Tensor, list[Any], list[Any]]:
     """Return the weights [row, brick] of requests, the brick that acts on each, and the router's confidence where it was asked."""
     weights = torch.zeros(len(new), len(routing.bricks))
@@ -289,90 +349,3 @@ def _routed(routing: Any, new: Sequence[Request]) -> tuple[Tensor, list[Any], li
         for i, sure in zip(asked, made.confidence.tolist(), strict=True):
             confidence[i] = sure
     return weights, [routing.label(row) for row in weights], confidence
-
-
-def _generator(sampling: Sampling) -> Any:
-    """Return the source of a text's draws, which do not depend on the texts beside it; None if nothing is drawn."""
-    if not sampling.temperature:
-        return None
-    generator = torch.Generator()
-    generator.manual_seed(sampling.seed) if sampling.seed is not None else generator.seed()
-    return generator
-
-
-def _chosen(logits: Tensor, sampling: Sampling, draw: Any) -> int:
-    """Return the next token: the most likely one, or one that is drawn."""
-    if logits.isnan().any():
-        raise WorkbenchError("the model's logits are not numbers", "Check its weights: workbench doctor")
-    if draw is None:
-        return int(logits.argmax())
-    probabilities, order = (logits.float().cpu() / sampling.temperature).softmax(-1).sort(descending=True)
-    before = probabilities.cumsum(0) - probabilities
-    probabilities[before >= sampling.top_p] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=draw)])
-
-
-def scored(tokenizer: Any, token: int, logits: Tensor, top: int) -> Scored:
-    """Return a token with its log-probability, and the likeliest ones in its place.
-
-    Args:
-        tokenizer: The tokenizer.
-        token: The token.
-        logits: [vocabulary], before it.
-        top: Number of the likeliest ones.
-    """
-    found = torch.log_softmax(logits, -1, dtype=torch.float32)
-    best = found.topk(top) if top else None
-    others = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
-    return Scored(_told(tokenizer, token), float(found[token]), tuple((_told(tokenizer, one), value) for one, value in others))
-
-
-def _prompt_scored(tokenizer: Any, tokens: Sequence[int], logits: Tensor, top: int) -> tuple[Scored, ...]:
-    """Return the tokens of a prompt with their log-probabilities, from the logits [token, vocabulary] after each."""
-    first = Scored(_told(tokenizer, tokens[0]), None)
-    return (first, *(scored(tokenizer, token, before, top) for token, before in zip(tokens[1:], logits[:-1], strict=True)))
-
-
-def _told(tokenizer: Any, token: int) -> str:
-    return str(tokenizer.decode([token]))
-
-
-class _Text:
-    """Turns tokens into text as they come: characters of several tokens and beginnings of stop strings wait for what follows."""
-
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        self.stopped = False
-        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
-        self._tokens: list[int] = []
-        self._read = 0  # tokens whose text is known
-        self._held = ""
-
-    def add(self, token: int) -> str:
-        """Add a token, and return the characters that are certain now."""
-        self._tokens.append(token)
-        start = max(0, self._read - MARGIN)
-        before = self._decoded(self._tokens[start : self._read])
-        now = self._decoded(self._tokens[start:])
-        if now.endswith("�") and len(self._tokens) - self._read < MARGIN:
-            return ""
-        self._read = len(self._tokens)
-        self._held += now[len(before) :]
-        ends = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if ends:
-            self.stopped, self._held = True, self._held[: min(ends)]
-            return self.rest()
-        open_ = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        known, self._held = self._held[: len(self._held) - open_], self._held[len(self._held) - open_ :]
-        return known
-
-    def rest(self) -> str:
-        """Return the characters that have waited, at the end of the text."""
-        start = max(0, self._read - MARGIN)
-        if not self.stopped:
-            self._held += self._decoded(self._tokens[start:])[len(self._decoded(self._tokens[start : self._read])) :]
-        self._read = len(self._tokens)
-        held, self._held = self._held, ""
-        return held
-
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workbench.serve.engine import Piece, Sampling, Scored
+from workbench.serve.engine import Piece
+from workbench.serve.writing import Sampling, Scored
 
 MOST_TOP, MOST_CHOICES = 20, 128
 """Largest number of likely tokens that are told, and of texts of one request."""

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from workbench.errors import UsageError
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import longest_row
+from workbench.run.routers import RECORD, SavedRouter, factors_of
 from workbench.serve.app import Served
 from workbench.serve.engine import Engine
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.types import ASGIApp
+
+    from workbench.route.mixing.live import Routing
+    from workbench.run.opened import NamedModel
 
 PATIENCE = 30
 """Seconds that texts have to end when the server is stopped."""
@@ -42,10 +49,38 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield opened
 
 
-def served(name: str, model: Any, tokenizer: Any, key: str | None = None, seconds: float = 600.0) -> Served:
+class RouterFiles:
+    """The files of a served router, which `route add` and `route rm` change.
+
+    Args:
+        path: Their directory.
+        routing: The routing of the live model.
+    """
+
+    def __init__(self, path: Path, routing: Routing) -> None:
+        self._path, self._routing, self._stamp = path, routing, self._now()
+
+    def _now(self) -> tuple[int, int]:
+        found = (self._path / RECORD).stat()
+        return found.st_mtime_ns, found.st_ino
+
+    def changed(self) -> bool:
+        """Return whether routing.json is another one."""
+        return self._now() != self._stamp
+
+    def renew(self) -> None:
+        """Let the model choose among the bricks that the files name now."""
+        self._stamp = self._now()
+        saved = SavedRouter(self._path)
+        self._routing.renew(saved.router, factors_of(saved.at().adapters))
+
+
+def served(named: NamedModel, model: Any, key: str | None = None, seconds: float = 600.0) -> Served:
     """Return what is served, with its engine, which begins to wait for requests."""
-    longest = longest_row(model.config.to_dict(), LONGEST)
-    return Served(name, Engine(model, tokenizer), longest, key, seconds, int(time.time()))
+    resolved, routing = named.resolved, getattr(model, "routing", None)
+    files = RouterFiles(resolved.router.path, routing) if resolved.router and routing is not None else None
+    engine = Engine(model, load_tokenizer(resolved.tokenizer_path), source=files)
+    return Served(named.name, engine, longest_row(model.config.to_dict(), LONGEST), key, seconds, int(time.time()))
 
 
 def run(app: ASGIApp, opened: socket.socket, engine: Engine, say: Callable[[str], None]) -> None:

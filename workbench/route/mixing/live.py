@@ -95,6 +95,12 @@ class Routing:
         self._fixed: Choice | None = None
         self._call = threading.local()
 
+    def renew(self, router: Router, factors: Mapping[str, Mapping[str, Pair]]) -> None:
+        """Take the place of the router and its bricks by others, while no call runs."""
+        mixer = Mixer(self._model, {name: factors[name] for name in router.bricks})
+        self.mixer.detach()
+        self.router, self.mixer, self.last = router, mixer, None
+
     @property
     def bricks(self) -> tuple[str, ...]:
         """The bricks, in the order of the columns of weights."""
