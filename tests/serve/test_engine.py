@@ -64,6 +64,7 @@ def test_many_texts_at_once_are_those_of_generate(world: tuple[Any, Any], engine
     asked = [ask(engine, prompt, most=3 + i) for i, prompt in enumerate(PROMPTS * 3)]
     assert [text_of(queue) for queue in asked] == expected
     assert engine.counts["requests"] == 27
+    assert engine.close(60)
     assert engine.load == (0, 0)
 
 
