@@ -58,7 +58,8 @@ class RouterFiles:
     """
 
     def __init__(self, path: Path, routing: Routing) -> None:
-        self._path, self._routing, self._stamp = path, routing, self._now()
+        self._path, self._routing = path, routing
+        self._stamp = self._now()
 
     def _now(self) -> tuple[int, int]:
         found = (self._path / RECORD).stat()
