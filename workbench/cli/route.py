@@ -266,13 +266,14 @@ def add(
     from workbench.cli._bricks import find_brick
     from workbench.models.identity import pick_device
     from workbench.run.rerouting import NewBrick, add_brick
-    from workbench.run.route_statistics import measuring
+    from workbench.run.route_statistics import Measuring, measuring
 
     out.quiet = json or quiet
     name, named, reference = brick.rpartition("=")
     found = find_brick(reference)
     new = replace(found, name=name) if named else found
-    what = NewBrick(new, measuring(found.path, calibration), description)
+    texts = Measuring(calibration, str(calibration)) if calibration else measuring(found.path)
+    what = NewBrick(new, texts, description)
     change = add_brick(configuration_named(place, runs_dir), what, pick_device(device), out.event)
     out.result(lambda: change, lambda: _say_change(change), json=json)
 
