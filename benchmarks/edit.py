@@ -31,8 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from edit_reference import PeerValue, memit, rome, value_of
-from edit_setup import COUNTERFACT, PROJECT, STARTER, drop, live_context, make_project, one_thread, published
-from edit_single import solve
+from edit_setup import COUNTERFACT, PROJECT, STARTER, drop, live_context, make_project, one_thread, published, solve
 from record import parser_of, write_results
 
 from workbench.edit.closed_form.closed_form import ClosedForm

@@ -1,18 +1,16 @@
-"""Compare all edit methods on the same facts: efficacy, unchanged neighbors and cost.
+"""Compare all edit methods on models of 0.6 M parameters that know their facts: efficacy, unchanged neighbors and cost.
 
-    python benchmarks/edit_methods.py                          100 CounterFact facts on the starter base, all at once
-    python benchmarks/edit_methods.py --single 100             each fact edited alone as well
-    python benchmarks/edit_methods.py --curve                  efficacy against unchanged neighbors, over strengths
-    python benchmarks/edit_methods.py --fixture                1, 10, 100 and 1000 facts on the trained fixture
+    python benchmarks/edit_methods.py --fixture                1, 10, 100 and 1000 facts on the one that finds facts at the subject
     python benchmarks/edit_methods.py --fixture prompt         the same on the one that finds facts at the prompt's last token
-    python benchmarks/edit_methods.py --count 4 --limit 20     a quick look
+    python benchmarks/edit_methods.py --numbers 10 --limit 20  a quick look
 
-There is one recipe per method (`METHODS`). It is scored on the workbench's tasks of facts and on the suite `retention`: teacher-forced strict
-greedy answers (efficacy, paraphrases, and neighbors, whose answers must not change), token-mean likelihoods against the true answer (ES, PS
-and NS of Meng et al. 2022), greedy text with a natural stop, n-gram entropy, and perplexity of a fixed text. Intervals are 95 %.
+There is one recipe per method (`METHODS`). It is scored on the workbench's tasks of facts: teacher-forced strict greedy answers (efficacy,
+paraphrases, and neighbors, whose answers must not change), token-mean likelihoods against the true answer (ES, PS and NS of Meng et al.
+2022), greedy text with a natural stop, n-gram entropy, and perplexity of a fixed text. Intervals are 95 %. The starter base is measured by
+`edit_scorecard.py`.
 
 With --folder DIR the project is kept, and a later call solves and scores only what is missing. CPU seconds are those of one thread.
-Results go to benchmarks/results/edit-methods.json; --fixture writes edit-fixture.json or edit-fixture-prompt.json beside it.
+Results go to benchmarks/results/edit-fixture.json or edit-fixture-prompt.json.
 """
 
 from __future__ import annotations
@@ -27,42 +25,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edit_setup import (
-    COUNTERFACT,
-    CPU,
-    PROJECT,
-    STARTER,
-    Clock,
-    clocked,
-    make_project,
-    one_thread,
-    published,
-    show,
-    sizes,
-    write_recipe,
-)
-from edit_single import curve, held_out, singles
+from edit_setup import CPU, PROJECT, clocked, make_project, one_thread, show, sizes, solved, write_recipe
 from record import write_results
 
 from workbench.compare.compare import compare
-from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
-from workbench.facts.conflicts import import_facts
 from workbench.facts.facts import Fact
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose
-from workbench.run.materialize import configuration_digest
-from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Scores, ScoreStore, TaskScores
 
 # Row -> fields of its step. All defaults otherwise: nothing is tuned to these facts.
 METHODS: dict[str, dict[str, Any]] = {
     "rome": {"edit": "rome", "unconverged": "skip"},
     "memit": {"edit": "memit", "unconverged": "skip"},
-    "memit-end": {"edit": "memit", "unconverged": "skip", "end_of_text": True},
     "emmet": {"edit": "emmet", "unconverged": "skip"},
     "alphaedit": {"edit": "alphaedit", "unconverged": "skip"},
     "encore": {"edit": "encore", "unconverged": "skip"},
@@ -78,7 +57,6 @@ FIXTURE: dict[str, dict[str, Any]] = {
     "finetune": {"layers": [2], "epochs": 100, "learning_rate": 2e-3},
     "finetune-lora": {"layers": [2], "epochs": 100, "learning_rate": 3e-3},
 }
-UNFIT = ("memit-end",)  # on the fixture, whose answers end with a full stop before the end of text
 KINDS = [
     "efficacy",
     "preferred",
@@ -101,41 +79,25 @@ def main() -> None:
     one_thread()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
-        if options.fixture:
-            document = fixture(folder, options)
-            name = "edit-fixture" if options.fixture == "subject" else "edit-fixture-prompt"
-        else:
-            document = starter(folder, options)
-            name = "edit-methods"
+        document = fixture(folder, options)
+        name = "edit-fixture" if options.fixture == "subject" else "edit-fixture-prompt"
     write_results(options.out or Path(__file__).parent / "results" / f"{name}.json", document)
 
 
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
-    parser.add_argument("--count", type=int, default=100, help="number of facts: the first ones that convert without conflicts")
-    parser.add_argument(
-        "--skip", type=int, default=100, help="number of facts to skip before them; the defaults were chosen on the first 60"
-    )
-    parser.add_argument(
-        "--neighbours", type=int, default=1, help="neighbors per fact: the file's own, completed from its other rows"
-    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="rows to measure; default: all")
-    parser.add_argument("--single", type=int, metavar="K", help="also edit each of the first K facts alone")
-    parser.add_argument(
-        "--curve", action="store_true", help="also measure efficacy against unchanged neighbors, over strengths of memit and rome"
-    )
     parser.add_argument(
         "--fixture",
         nargs="?",
+        default="subject",
         const="subject",
         choices=["subject", "prompt"],
-        help="use a trained fixture instead of the starter base",
+        help="where the model finds facts",
     )
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, help="numbers of facts on the fixture")
     parser.add_argument("--no-entropy", action="store_true", help="skip the long texts whose n-grams are counted")
-    parser.add_argument("--dtype", help="dtype of the scored checkpoints; default: the base's")
     parser.add_argument("--limit", type=int, help="maximum number of items per task, for a quick look")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
@@ -144,28 +106,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
     parser.add_argument("--out", type=Path, help="the results file")
     return parser.parse_args()
-
-
-def starter(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure CounterFact facts on the starter base."""
-    facts = published(options.facts, options.count, options.neighbours, options.skip)
-    project = make_project(folder, PROJECT / STARTER, facts)
-    document = {
-        "base": STARTER,
-        "facts": len(facts),
-        "skip": options.skip,
-        "file": options.facts.name,
-        "prompts": prompts(facts),
-        "limit": options.limit,
-    }
-    document |= measured(project, recipes(project, options, "facts.jsonl", {}, ["retention"]), options)
-    if options.single:
-        row_names = {"rome", "memit", "emmet", "finetune"} & set(options.methods or METHODS)
-        document["single"] = singles(project, facts[: options.single], METHODS, row_names, document["rows"])
-    if options.curve:
-        others = held_out(facts, import_facts(options.facts, options.facts.name).facts, 2 * options.count)
-        document["curve"] = curve(project, facts, others, document["rows"])
-    return document
 
 
 def fixture(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -180,7 +120,7 @@ def fixture(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         project = make_project(folder, model, facts, f"people-{number}.jsonl")
         (project / "text.txt").write_text("\n\n".join(people.lines(LINES, seed=1)), "utf-8")
         (project / "told.txt").write_text("\n".join(people.lines(400, seed=3)), "utf-8")
-        recipe_files = recipes(project, options, f"people-{number}.jsonl", FIXTURE, [], f"-{number}")
+        recipe_files = recipes(project, options, number)
         results.append({"facts": number, "prompts": prompts(facts), **measured(project, recipe_files, options)})
         print(f"{number} facts done", flush=True)
     return {"base": f"tests/fixtures/people/{options.fixture}", "limit": options.limit, "numbers": results}
@@ -191,28 +131,17 @@ def prompts(facts: Sequence[Fact]) -> dict[str, int]:
     return {kind: sum(len(getattr(fact, kind)) for fact in facts) for kind in ("paraphrases", "neighbours", "portability")}
 
 
-def recipes(
-    project: Path,
-    options: argparse.Namespace,
-    facts: str,
-    extra_fields: Mapping[str, Mapping[str, Any]],
-    suites: Sequence[str],
-    suffix: str = "",
-) -> dict[str, Path]:
+def recipes(project: Path, options: argparse.Namespace, number: int) -> dict[str, Path]:
     """Return row -> recipe file, without methods that this workbench does not have."""
     known = {m.name for m in methods().values() if m.verb == "edit"}
-    kinds = [k for k in KINDS if not (options.no_entropy and k == "entropy") and not (k == "portability" and not suffix)]
-    fact_suite = {"facts": facts, "tasks": kinds, **({"text": "told.txt"} if suffix else {})}
+    facts = f"people-{number}.jsonl"
+    suite = {"facts": facts, "tasks": [k for k in KINDS if not (options.no_entropy and k == "entropy")], "text": "told.txt"}
     files = {}
     for name, step in METHODS.items():
-        if (options.methods and name not in options.methods) or step["edit"] not in known or (suffix and name in UNFIT):
+        if (options.methods and name not in options.methods) or step["edit"] not in known:
             continue
-        document: dict[str, Any] = {
-            "name": f"{name}{suffix}",
-            "steps": [{**step, "facts": facts, **extra_fields.get(name, {}), **_set(options, name)}],
-        }
-        document |= {"eval": [fact_suite, *suites], **({"output": {"dtype": options.dtype}} if options.dtype else {})}
-        files[name] = write_recipe(project, f"{name}{suffix}", document)
+        fields = {**step, "facts": facts, **FIXTURE.get(name, {}), **_set(options, name)}
+        files[name] = write_recipe(project, f"{name}-{number}", {"name": f"{name}-{number}", "steps": [fields], "eval": [suite]})
     return files
 
 
@@ -239,15 +168,16 @@ def measured(project: Path, recipe_files: Mapping[str, Path], options: argparse.
     failed = {row: error for row, entry in entry_of.items() if (error := solved(project, entry))}
     scored = [base, *(entry for row, entry in entry_of.items() if row not in failed)]
     scores = score_all(scored, score_plans, ScoreStore(project / "scores"), device=CPU, events=show)
-    facts, rest = (_compared(project, scores, score_plans, of_facts) for of_facts in (True, False))
-    rows = [_row("base", base, facts, rest, scores)]
+    suites = {plan.suite.suite: plan.suite for plan in score_plans}
+    facts = compare(ScoreStore(project / "scores"), scores, suites=suites).to_dict()
+    rows = [_row("base", base, facts, scores)]
     for row, entry in entry_of.items():
         print(f"  {row}: {failed.get(row, 'done')}", flush=True)
         rows.append(
             {"row": row, "error": failed[row]}
             if row in failed
             else {
-                **_row(row, entry, facts, rest, scores),
+                **_row(row, entry, facts, scores),
                 **_record(entry),
                 "step": json.loads(
                     json.dumps(
@@ -264,32 +194,8 @@ def measured(project: Path, recipe_files: Mapping[str, Path], options: argparse.
     }
 
 
-def solved(project: Path, entry: LineupEntry) -> str | None:
-    """Solve a recipe's edit and record its CPU seconds; return the message if the method refuses these facts."""
-    print(f"{entry.name}", flush=True)
-    clock = Clock(project / "seconds.json", entry.resolved.key)
-    try:
-        compose(entry.resolved, CPU, clock)
-        clock.note("done")
-        clock.save()
-        configuration_digest(entry.resolved, CPU)
-    except WorkbenchError as error:
-        return error.message
-    return None
-
-
-def _compared(project: Path, scores: Sequence[Scores], score_plans: Sequence[ScorePlan], of_facts: bool) -> dict[str, Any] | None:
-    """Compare with the base on the facts' own tasks, or on the other suites; these are two families of tests."""
-    suites = {plan.suite.suite: plan.suite for plan in score_plans if (plan.suite.facts is not None) == of_facts}
-    selected = [s for s in scores if s.suite in suites]
-    return compare(ScoreStore(project / "scores"), selected, suites=suites).to_dict() if selected else None
-
-
-def _row(
-    row: str, entry: LineupEntry, facts: Mapping[str, Any] | None, rest: Mapping[str, Any] | None, scores: Sequence[Scores]
-) -> dict[str, Any]:
+def _row(row: str, entry: LineupEntry, facts: Mapping[str, Any], scores: Sequence[Scores]) -> dict[str, Any]:
     """Return the scores of one configuration."""
-    assert facts is not None
     (suite,) = facts["facts"]
     configuration = _of(facts["configurations"], entry.name)
     tasks = suite["tasks"]
@@ -300,9 +206,6 @@ def _row(
     result: dict[str, Any] = {"row": row, "scores": kind_scores}
     if "text" in tasks:
         result["perplexity"] = _perplexity(entry, tasks["text"], facts, scores)
-    if rest is not None:
-        result["retention"] = {"score": _estimate(_of(rest["configurations"], entry.name)["scores"]["retention"])}
-        result["retention"] |= _difference(rest, entry.name, "retention")
     return result
 
 

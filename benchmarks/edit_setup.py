@@ -17,15 +17,19 @@ import yaml
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.edit.places.parts import Parts
+from workbench.errors import WorkbenchError
+from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Event
 from workbench.facts.conflicts import import_facts
 from workbench.facts.facts import Fact, write_facts
 from workbench.models.live import compute, live_model
+from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
-from workbench.steps import Edit, MethodContext
+from workbench.run.materialize import configuration_digest
+from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.weights.digests import tensor_digest
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -214,3 +218,23 @@ def one_thread() -> None:
 def drop(path: Path) -> None:
     """Remove a cache folder, so that its content is computed again."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def solved(project: Path, entry: LineupEntry) -> str | None:
+    """Solve a recipe's edit and record its CPU seconds; return the message if the method refuses these facts."""
+    print(f"{entry.name}", flush=True)
+    clock = Clock(project / "seconds.json", entry.resolved.key)
+    try:
+        compose(entry.resolved, CPU, clock)
+        clock.note("done")
+        clock.save()
+        configuration_digest(entry.resolved, CPU)
+    except WorkbenchError as error:
+        return error.message
+    return None
+
+
+def solve(context: MethodContext, step: Mapping[str, Any]) -> Edit:
+    """Solve an edit step that is given as plain data."""
+    edit_step = method(EditMethod, str(step["edit"])).model_validate(step)
+    return edit_step.solve(context)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import parser_of, write_results
+from record import keep_head, parser_of, write_results
 
 
 def main() -> None:
@@ -61,6 +61,8 @@ def main() -> None:
             "not_walked": [name for name in families() if name not in {**walked, **not_tiny}],
         }
         write_results(options.out, document)
+    if options.only and before:
+        keep_head(options.out, before, options.only)
 
 
 if __name__ == "__main__":

@@ -179,11 +179,8 @@ def compare(folder: Path, tiny: Path, method: str, dtypes: list[str], measured: 
     """Measure one method: both tools in turn, their start-up, the floor. `measured` keeps mergekit's figures for dare_l1."""
     last = (os.cpu_count() or 1) - 1
     # The less of two in turn: another guest of the machine's processor can only slow a process down.
-    pairs = [(ours(folder, method, 1, last), floor(folder, method, last)) for _ in range(2)]
-    row: dict[str, Any] = {"method": method} | {
-        name: min(runs, key=lambda run: run["cpu"])
-        for name, runs in zip(("workbench", "floor"), zip(*pairs, strict=True), strict=True)
-    }
+    own, bare = zip(*((ours(folder, method, 1, last), floor(folder, method, last)) for _ in range(2)), strict=True)
+    row: dict[str, Any] = {"method": method, "workbench": min(own, key=_cpu), "floor": min(bare, key=_cpu)}
     start = min(ours(tiny, method, 1, last)["cpu"] for _ in range(2))
     work = max(row["workbench"]["cpu"] - start, 0.01)
     row |= {"start_cpu": start, "over_floor": round(work / row["floor"]["cpu"], 2)}
@@ -208,6 +205,10 @@ def compare(folder: Path, tiny: Path, method: str, dtypes: list[str], measured: 
         one = ours(folder, method, 1, last)
         row["two_threads"] = {**two, "wall_ratio": round(one["wall"] / two["wall"], 2), "one_thread_wall": one["wall"]}
     return row
+
+
+def _cpu(run: dict[str, float]) -> float:
+    return run["cpu"]
 
 
 def main() -> None:

@@ -50,22 +50,7 @@ MARGIN = 8
 
 def main() -> None:
     """Prune, train and measure every arm, and write the results file after each."""
-    parser = parser_of(__doc__, "prune")
-    parser.add_argument("--base", type=Path, default=PROJECT / STARTER, help="directory of the model")
-    parser.add_argument("--share", type=float, default=0.25, help="share of the layers that is removed")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--steps", type=int, default=140, help="training steps of each arm")
-    parser.add_argument("--batch-size", type=int, default=8, help="texts of a training step")
-    parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a text")
-    parser.add_argument("--calibration", type=int, default=8, help="texts that layers are chosen on")
-    parser.add_argument("--held-out", type=int, default=100, help="texts whose perplexity is measured")
-    parser.add_argument("--limit", type=int, help="maximum number of retention items, for a quick look")
-    parser.add_argument("--items", type=int, default=32, help="retention items of a batch")
-    parser.add_argument("--tiny", action="store_true", help="a random model of eight layers, to try the whole")
-    parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
-    parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
-    options = parser.parse_args()
+    options = options_of(parser_of(__doc__, "prune"), list(ARMS))
     one_thread()
     started, rows = time.perf_counter(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,6 +64,25 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
             write_results(options.out, document(project, before, rows, options, time.perf_counter() - started))
+
+
+def options_of(parser: argparse.ArgumentParser, arms: list[str], calibration: int = 8) -> argparse.Namespace:
+    """Add the options to a command line, and read them."""
+    parser.add_argument("--base", type=Path, default=PROJECT / STARTER, help="directory of the model")
+    parser.add_argument("--share", type=float, default=0.25, help="share of the layers or neurons that is removed")
+    parser.add_argument("--arms", nargs="+", default=arms, choices=arms)
+    parser.add_argument("--steps", type=int, default=140, help="training steps of each arm")
+    parser.add_argument("--batch-size", type=int, default=8, help="texts of a training step")
+    parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a text")
+    parser.add_argument("--calibration", type=int, default=calibration, help="texts that layers or neurons are chosen on")
+    parser.add_argument("--held-out", type=int, default=100, help="texts whose perplexity is measured")
+    parser.add_argument("--limit", type=int, help="maximum number of retention items, for a quick look")
+    parser.add_argument("--items", type=int, default=32, help="retention items of a batch")
+    parser.add_argument("--tiny", action="store_true", help="a random model of eight layers, to try the whole")
+    parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
+    parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
+    return parser.parse_args()
 
 
 def document(

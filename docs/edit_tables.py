@@ -6,117 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import BLOCKS, MISSING, SIGNS, block, cite, interval, results, signed, table
+from cells import BLOCKS, MISSING, block, cite, interval, results, table
 
-METHODS = "benchmarks/results/edit-methods.json"
 FIXTURES = {
     "benchmarks/results/edit-fixture.json": "facts found at the subject",
     "benchmarks/results/edit-fixture-prompt.json": "facts found at the prompt's last token",
 }
 FIXTURE_FACTS = 100
-CURVE = (0.01, 0.1, 0.3, 1.0)
 MERGE = "benchmarks/results/edit-merge.json"
 SPEED = "benchmarks/results/edit.json"
 SOLVE = "benchmarks/results/edit-solve.json"
 
 Row = Mapping[str, Any]
-# Kind -> heading; the strict scores first.
-STRICT = {
-    "efficacy": "efficacy",
-    "paraphrase": "paraphrases",
-    "neighbours": "neighbours unchanged",
-    "portability": "portability",
-    "generated": "is the answer",
-}
-PREFERRED = ("preferred", "preferred-paraphrase", "preferred-neighbours")
 MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
-
-
-@block("edit-methods", METHODS)
-def methods_block(found: dict[str, Any]) -> str:
-    """Every method on the same facts of the starter base: what is taught, and what is spared."""
-    rows = [row for row in found["rows"] if "error" not in row]
-    strict = [kind for kind in STRICT if any(kind in row["scores"] for row in rows)]
-    heads = ["edit", *(STRICT[kind] for kind in strict), "retention, difference", "ES, PS, NS", "perplexity"]
-    cells = ([_name(row), *(interval(row["scores"].get(kind)) for kind in strict), _retention(row), *_soft(row)] for row in rows)
-    parts = [table(heads, cells, left=1), _legend(found)]
-    if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
-        parts.append("Refused: " + "; ".join(refused) + ".")
-    return "\n\n".join(parts)
-
-
-@block("edit-methods-alone", METHODS, cited=False)
-def alone_block(found: dict[str, Any]) -> str:
-    """Facts edited one at a time, and what strengths trade."""
-    parts = _single(found.get("single")) + _curve(found.get("curve"))
-    return "\n\n".join([*parts, f"{cite(found, METHODS)}"]) if parts else MISSING
 
 
 def _name(row: Row) -> str:
     return "base, not edited" if row["row"] == "base" else f"`{row['row']}`"
-
-
-def _retention(row: Row) -> str:
-    """Difference from the base in points, adjusted for the family."""
-    found = row.get("retention", {})
-    if "diff" not in found:
-        return ""
-    low, high = (signed(found[key]) for key in ("low_adj", "high_adj"))
-    return f"{signed(found['diff'])} [{low}, {high}] {SIGNS.get(found['verdict'], '')}".rstrip()
-
-
-def _soft(row: Row) -> list[str]:
-    """Preferences between two answers, and the relative change of perplexity."""
-    preferred = [f"{100 * row['scores'][kind]['value']:.0f}" for kind in PREFERRED if kind in row["scores"]]
-    change = row.get("perplexity", {}).get("change")
-    return [", ".join(preferred), _percent(change["value"]) if change else ""]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:+.1f} %".replace("-", "−")
-
-
-def _legend(found: Row) -> str:
-    asked, skip = found["prompts"], found.get("skip")
-    behind = f" behind its first {skip}" if skip else ""
-    return (
-        f"{found['facts']} facts of `{found['file']}`{behind} at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
-        "prompts, with 95 % intervals. ES, PS and NS compare the mean log-likelihood of a token between target and true answer, as Meng et al. 2022 do. Retention: points on the suite "
-        "`retention`, adjusted interval; perplexity: of a word of fixed text, relative to the base."
-        + (f" A quick look: at most {found['limit']} items a task." if found.get("limit") else "")
-    )
-
-
-def _single(found: Row | None) -> list[str]:
-    """Facts that are edited one at a time."""
-    if not found:
-        return []
-    kinds = ["efficacy", "paraphrase", "neighbours"]
-    rows = [["base, not edited", *(interval(found["before"].get(kind)) for kind in kinds), ""]]
-    rows += [
-        [f"`{name}`", *(interval(row["scores"].get(kind)) for kind in kinds), str(row["failed"])]
-        for name, row in found["rows"].items()
-    ]
-    facts = next(iter(found["rows"].values()))["facts"] if found["rows"] else 0
-    heads = ["edit", *(STRICT[kind] for kind in kinds), "refused"]
-    note = "Here and in the next table in float32: longer answers of neighbours have to stay than in the first table."
-    return [f"Each of {facts} facts edited alone, the base restored in between:", table(heads, rows, left=1), note]
-
-
-def _curve(found: Sequence[Row] | None) -> list[str]:
-    """Efficacy against neighbours, over strengths."""
-    if not found:
-        return []
-    kinds = ["efficacy", "paraphrase", "neighbours"]
-    shown = [row for row in found if row["fields"].get("lambda", 0.1) in CURVE]
-    rows = [[_name(row), _fields(row), *(interval(row["scores"].get(kind)) for kind in kinds)] for row in shown]
-    return ["What strengths trade, without refining:", table(["edit", "fields", *(STRICT[kind] for kind in kinds)], rows)]
-
-
-def _fields(row: Row) -> str:
-    fields = {key: value for key, value in row["fields"].items() if key != "preserve"}
-    told = [f"`{key}: {value}`" for key, value in fields.items()]
-    return ", ".join([*told, *([f"{row['preserved']} other prompts preserved"] if row.get("preserved") else [])])
 
 
 def fixture_block(project: Path) -> str:

@@ -183,6 +183,37 @@ def prune_block(found: dict[str, Any]) -> str:
     return f"{picture}\n\n{table(heads, rows)}\n\n{note}"
 
 
+@block("grow-prune-neurons", "benchmarks/results/prune-neurons.json")
+def neurons_block(found: dict[str, Any]) -> str:
+    """Models without a share of their neurons, by several criteria, before and after training."""
+    states = [("pruned", ""), *([("trained", "trained: ")] if found["steps"] else [])]
+    heads = [f"{prefix}{name}" for _, prefix in states for name in ("perplexity", "other text", "retention")]
+    rows = [["the model before", *_neuron_cells(found["before"]), *[""] * 3 * (len(states) - 1)]]
+    rows += [
+        [_FITS.get(row["arm"], row["arm"]), *(cell for name, _ in states for cell in _neuron_cells(row[name]))]
+        for row in found["rows"]
+    ]
+    training = (
+        f" Training: {found['steps']} steps of {found['batch_size']} texts of up to {found['length']} tokens, all parameters, on the distributions of the model before."
+        if found["steps"]
+        else ""
+    )
+    note = (
+        f"{found['base'].capitalize()} without {points(found['share'])} % of the neurons of every layer, chosen on {found['calibration']} texts; perplexity on {found['held_out']} others of the "
+        f"same kind and on the workbench's plain text, retention in percent of {found['before']['retention']['n']} items with 95 % intervals.{training}"
+    )
+    return f"{table(['chosen by', *heads], rows)}\n\n{note} "
+
+
+def _neuron_cells(state: dict[str, Any]) -> list[str]:
+    """Perplexity of texts of the kind that chose the neurons and of other text, and retention."""
+    perplexity, retention = _pruned_cells(state)
+    return [perplexity, f"{state['other']:,.1f}", retention]
+
+
+_FITS = {"fitted": "`grow: prune`", "not fitted": "the same, outputs not fitted"}
+
+
 def _pruned_cells(state: dict[str, Any]) -> list[str]:
     """Perplexity and retention of a model."""
     perplexity = state["perplexity"]

@@ -12,8 +12,8 @@ STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
 SEQUENCE = "benchmarks/results/edit-sequence.json"
 STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
-ADAPTER = "benchmarks/results/edit-adapter.json"
-SETS = {"everyday-held": "everyday", "zsre_500": "zsRE", "wikibigedit_500": "WikiBigEdit", "counterfact_1000": "CounterFact"}
+SCORECARD = "benchmarks/results/edit-scorecard.json"
+SETS = {"everyday-held": "everyday", "counterfact_1000": "CounterFact"}
 """Files of facts -> what their facts are called."""
 STARTER = "bricks/starter/base"
 
@@ -110,8 +110,8 @@ def forgetting_block(found: dict[str, Any]) -> str:
     return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note}"
 
 
-@block("edit-adapter", ADAPTER)
-def adapter_block(found: dict[str, Any]) -> str:
+@block("edit-scorecard", SCORECARD)
+def scorecard_block(found: dict[str, Any]) -> str:
     """Write the scores of all ways on CounterFact."""
     return _scorecard(found)
 
@@ -119,18 +119,6 @@ def adapter_block(found: dict[str, Any]) -> str:
 @block("edit-everyday", "benchmarks/results/edit-everyday.json")
 def everyday_block(found: dict[str, Any]) -> str:
     """Write the scores on facts of everyday kinds."""
-    return _scorecard(found)
-
-
-@block("edit-zsre", "benchmarks/results/edit-zsre.json")
-def zsre_block(found: dict[str, Any]) -> str:
-    """Write the scores on questions of zsRE."""
-    return _scorecard(found)
-
-
-@block("edit-wikibigedit", "benchmarks/results/edit-wikibigedit.json")
-def wikibigedit_block(found: dict[str, Any]) -> str:
-    """Write the scores on questions of WikiBigEdit."""
     return _scorecard(found)
 
 
@@ -154,13 +142,18 @@ def _scorecard(found: dict[str, Any]) -> str:
     lines = []
     for row in found["rows"]:
         cells = [f"{interval(row['scores'][task])}{_mark((row['against'] or {}).get(task))}" for task in tasks]
-        of_step = [signed(row["perplexity_change"]), f"{row['seconds'] / count:.1f}"] if "step" in row else ["", ""]
+        step = "step" in row
+        of_step = (
+            [signed(row["perplexity_change"]), f"{100 * row['change']:,.0f}", f"{row['seconds'] / count:.1f}"]
+            if step
+            else [""] * 3
+        )
         lines.append([row["row"], *cells, *of_step])
     note = (
         f"{_drawn(found)} on {_base(found)}. Percent of items with 95 % intervals over facts; + and − mark a paired difference "
-        f"from memit whose interval excludes 0. Perplexity: change for other text in percent. What an earlier row has solved is taken from the cache. "
+        f"from memit whose interval excludes 0. Perplexity: change for other text in percent. ΔW: largest change of a matrix in percent of its norm. What an earlier row has solved is taken from the cache. "
     )
-    return table(["arm", *(heads[task] for task in tasks), "perplexity", "CPU s a fact"], lines, left=1) + "\n\n" + note
+    return table(["arm", *(heads[task] for task in tasks), "perplexity", "ΔW", "CPU s a fact"], lines, left=1) + "\n\n" + note
 
 
 def _drawn(found: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ COMMANDS = {
     "brick fetch": "--from --hub",
     "brick ls": "--json",
     "brick show": "--base --card --device --html --json --metric --quiet",
-    "brick train": "--base --data --device --held-out --no-score --orthogonal-to --rank --score --steps",
+    "brick train": "--base --data --device --epochs --held-out --json --no-score --orthogonal-to --rank --score --steps",
     "brick transplant": "--by --device --force --json --map --on --out --quiet --texts --to",
     "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir --trust-project-code",

@@ -11,19 +11,18 @@ import pytest
 
 HEAD = {"machine": "2 cores", "command": "python benchmarks/x.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
 NAMES = (
-    "edit-methods",
-    "edit-methods-alone",
     "edit-fixture",
     "edit-merge",
     "edit-speed",
-    "edit-adapter",
+    "edit-scorecard",
+    "edit-everyday",
     "edit-stream",
     "edit-stream-starter",
     "edit-sequence",
     "steer",
     "memory-updates",
 )
-FILES = {"edit-speed": "edit", "edit-methods-alone": "edit-methods"}
+FILES = {"edit-speed": "edit"}
 
 
 def share(value: float, n: int = 20) -> dict[str, Any]:
@@ -57,55 +56,6 @@ def rows_of(text: str) -> list[list[list[str]]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_measured(build: ModuleType, tmp_path: Path, name: str) -> None:
     assert build.MISSING in filled(build, tmp_path, name)
-
-
-def methods_document() -> dict[str, Any]:
-    base = {"row": "base", "scores": {"efficacy": share(0.1), "neighbours": share(0.9), "preferred": share(0.2), "entropy": {"value": 5.5}},
-            "retention": {"score": share(0.6)}, "perplexity": {"value": 30.0}, "seconds": {}}  # fmt: skip
-    memit = {
-        "row": "memit", "scores": {"efficacy": share(0.8), "neighbours": share(0.7), "preferred": share(0.9), "entropy": {"value": 5.25}},
-        "retention": {"score": share(0.5), "diff": -0.1, "low": -0.2, "high": -0.02, "low_adj": -0.25, "high_adj": -0.01, "verdict": "worse"},
-        "perplexity": {"value": 33.0, "change": {"value": 0.1, "low": 0.05, "high": None}}, "layers": [7], "positions": {"7": "subject_last"},
-        "skipped": 2, "updates": [{"tensor": "t", "rank": 20, "relative": 0.1234}],
-        "seconds": {"load": 9.0, "statistics": 4.0, "trace": 1.0, "sweep": 2.0, "values at layer 7": 10.0, "refining": 3.0, "solve": 0.5},
-        "shared": {"statistics": "rome"},
-    }  # fmt: skip
-    grace = {"row": "grace", "scores": {"efficacy": share(0.9), "neighbours": share(0.9)}, "retention": {"score": share(0.6)}, "layers": 20,
-             "seconds": {"training": 7.0}}  # fmt: skip
-    prompts = {"paraphrases": 20, "neighbours": 20, "portability": 0}
-    return {"facts": 20, "file": "cf.json", "prompts": prompts, "limit": None, "dtype": "bfloat16",
-            "rows": [base, memit, grace, {"row": "rome", "error": "no value at layer 7"}]}  # fmt: skip
-
-
-def test_methods(build: ModuleType, tmp_path: Path) -> None:
-    text = filled(build, tmp_path, "edit-methods", methods_document())
-    (found,) = rows_of(text)
-    assert found[0] == ["edit", "efficacy", "neighbours unchanged", "retention, difference", "ES, PS, NS", "perplexity"]
-    assert found[1] == ["base, not edited", "10 [0, 20]", "90 [80, 100]", "", "20", ""]
-    assert found[2] == ["`memit`", "80 [70, 90]", "70 [60, 80]", "−10.0 [−25.0, −1.0] −", "90", "+10.0 %"]
-    assert found[3] == ["`grace`", "90 [80, 100]", "90 [80, 100]", "", "", ""]
-    assert "Refused: `rome`: no value at layer 7." in text
-    assert "2 cores: [edit-methods.json](../benchmarks/results/edit-methods.json)." in text
-
-
-def test_single_facts_and_curve(build: ModuleType, tmp_path: Path) -> None:
-    scores = {"efficacy": share(0.5), "neighbours": share(0.4)}
-    single = {"rows": {"rome": {"facts": 20, "seconds": 50.0, "failed": 1, "scores": scores}}, "before": {"efficacy": share(0.1)}}
-    curve = [
-        {"row": "base", "fields": {}, "scores": scores},
-        {"row": "memit", "fields": {"lambda": 0.3}, "preserved": 0, "scores": scores},
-        {"row": "memit", "fields": {"preserve": "preserve.jsonl"}, "preserved": 40, "scores": scores},
-    ]
-    alone, traded = rows_of(
-        filled(build, tmp_path, "edit-methods-alone", {**methods_document(), "single": single, "curve": curve})
-    )
-    assert alone[1] == ["base, not edited", "10 [0, 20]", "", "", ""]
-    assert alone[2] == ["`rome`", "50 [40, 60]", "", "40 [30, 50]", "1"]
-    assert [row[:2] for row in traded[1:]] == [
-        ["base, not edited", ""],
-        ["`memit`", "`lambda: 0.3`"],
-        ["`memit`", "40 other prompts preserved"],
-    ]
 
 
 def test_both_fixtures_stand_in_one_table(build: ModuleType, tmp_path: Path) -> None:
@@ -171,18 +121,34 @@ def test_adapters_beside_memit(build: ModuleType, tmp_path: Path) -> None:
     }
     rows = [
         {"row": "base", "scores": scores, "against": {}, "perplexity_change": 0.0},
-        {"row": "memit", "scores": scores, "against": {}, "perplexity_change": 0.01, "step": {"edit": "memit"}, "seconds": 100.0},
-        {"row": "adapter", "scores": scores, "against": against, "perplexity_change": -0.02, "step": {}, "seconds": 300.0},
+        {
+            "row": "memit",
+            "scores": scores,
+            "against": {},
+            "perplexity_change": 0.01,
+            "step": {"edit": "memit"},
+            "seconds": 100.0,
+            "change": 0.021,
+        },
+        {
+            "row": "adapter",
+            "scores": scores,
+            "against": against,
+            "perplexity_change": -0.02,
+            "step": {},
+            "seconds": 300.0,
+            "change": 0.0,
+        },
     ]
-    text = filled(build, tmp_path, "edit-adapter", {"draws": 2, "count": 20, "rows": rows})
+    text = filled(build, tmp_path, "edit-scorecard", {"draws": 2, "count": 20, "rows": rows})
     ((heads, *lines),) = rows_of(text)
-    assert heads == ["arm", "said", "strict neighbours", "perplexity", "CPU s a fact"]
+    assert heads == ["arm", "said", "strict neighbours", "perplexity", "ΔW", "CPU s a fact"]
     assert [line[0] for line in lines] == ["base", "memit", "adapter"]
-    assert lines[0][3:] == ["", ""]
-    assert lines[1][3:] == ["+1.0", "2.5"]
-    assert lines[2] == ["adapter", "80 [70, 90]", "50 [40, 60] −", "−2.0", "7.5"]
+    assert lines[0][3:] == ["", "", ""]
+    assert lines[1][3:] == ["+1.0", "2", "2.5"]
+    assert lines[2] == ["adapter", "80 [70, 90]", "50 [40, 60] −", "−2.0", "0", "7.5"]
     assert "2 draws of 20 CounterFact facts (40 in all)" in text
-    assert "(../benchmarks/results/edit-adapter.json)" in text
+    assert "(../benchmarks/results/edit-scorecard.json)" in text
 
 
 def test_a_stream_on_the_starter_base(build: ModuleType, tmp_path: Path) -> None:

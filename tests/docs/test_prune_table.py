@@ -46,6 +46,31 @@ def test_rows(build: ModuleType, tmp_path: Path) -> None:
     assert block(tmp_path / "none") == "Not measured yet."
 
 
+def test_neurons(build: ModuleType, tmp_path: Path) -> None:
+    """Without training there are no columns for it."""
+    path = tmp_path / "benchmarks" / "results" / "prune-neurons.json"
+    path.parent.mkdir(parents=True)
+    row = {"arm": "fitted", "pruned": state(40.0, 0.7, other=60.0), "trained": state(30.0, 0.8, other=50.0)}
+    found = {
+        **HEAD,
+        "base": "the starter base",
+        "share": 0.25,
+        "steps": 9,
+        "batch_size": 4,
+        "length": 64,
+        "calibration": 32,
+        "held_out": 8,
+    }
+    found |= {"before": state(20.0, 0.9, other=25.0), "rows": [row]}
+    for steps, more, blank in ((9, " 30.0 | 50.0 | 80 [70, 90] |", "  |  |  |"), (0, "", "")):
+        path.write_text(json.dumps({**found, "steps": steps}))
+        lines = build.BLOCKS["grow-prune-neurons"](tmp_path).split("\n")
+        assert f"| the model before | 20.0 | 25.0 | 90 [80, 100] |{blank}" in lines
+        assert f"| `grow: prune` | 40.0 | 60.0 | 70 [60, 80] |{more}" in lines
+        assert ("Training: 9 steps" in lines[-1]) == bool(steps)
+    assert lines[-1].startswith("The starter base without 25 % of the neurons of every layer")
+
+
 def test_figure(build: ModuleType) -> None:
     """Dots of lower perplexity lie further left, and those of trained models have an interval."""
     drawn = build.prune_figure.figure(document())

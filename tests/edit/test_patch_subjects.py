@@ -29,6 +29,7 @@ from workbench.facts.published import read_facts
 from workbench.facts.spelling import misspellings, misspelt
 from workbench.models.prompts import as_message
 from workbench.recipe.methods import methods
+from workbench.run.plan import plan
 from workbench.steps import Edit, MethodContext
 
 FACTS = [
@@ -156,6 +157,15 @@ def test_facts_about_one_subject_share_a_neuron(tmp_path: Path) -> None:
     assert {factors.rank for factors in first.factors.values()} == {2}
 
 
+def test_values_are_those_of_the_model_without_the_columns_that_are_lent(tmp_path: Path) -> None:
+    """More facts take more neurons, so that the values of fewer facts are others, whatever the cache holds."""
+    warm, cold = (world(tmp_path / name) for name in ("warm", "cold"))
+    solve(context_of(warm))
+    first, second = (solve(context_of(project), first=1) for project in (warm, cold))
+    assert first.record["lent"] == 1
+    assert all(torch.equal(first.factors[name].left, factors.left) for name, factors in second.factors.items())
+
+
 def test_subjects_whose_facts_are_said_get_no_neuron(tmp_path: Path) -> None:
     project = world(tmp_path / "p")
     context = context_of(project, str(grown(project)))
@@ -210,6 +220,11 @@ def test_plan_counts_values(tmp_path: Path) -> None:
     assert "values" not in work(position="prompt_last")
     # The prompt, one beginning, two spellings, three wordings, a message and prompts to spare; a quarter of 60 steps.
     assert work()["values"] == len(FACTS) * 9 * 12 * 15
+    peak = [
+        plan(project.resolve(f"steps: [{patch(**fields)}]\n" + F32), project.path / "runs").peak_bytes
+        for fields in ({"preserve_generated": 10_000}, {"preserve_generated": 20_000})
+    ]
+    assert peak[1] - peak[0] == 10_000 * 12 * 32 * 16, "bytes of states of 32 channels"
 
 
 def test_wordings_leave_out_words_beside_the_subject() -> None:
@@ -269,6 +284,7 @@ def test_values_of_wide_wordings_follow_the_chat_template(tmp_path: Path) -> Non
             at = Lookup(context, Parts.of(context), 5, "subject_last", (), widely)
             files.append(values(at, [(fact,)], settings, "weights").files[0])
     assert (files[0] == files[2], files[1] == files[3]) == (True, False)
+    assert sum("Question: Reedy" in context.tokenizer.decode(row.tokens) for row in at.wordings(fact)) == 1
     step: Any = methods()["edit:patch"].model_validate({"edit": "patch", **FIELDS})
     spelt = {longest: step._queries(at, [fact], [[]], [], longest)[0] for longest in (6, 99)}
     assert spelt[6] == [query for query in spelt[99] if len(query) <= 6], (

@@ -78,8 +78,8 @@ def test_lists_over_layers_move_with_them() -> None:
         assert after[key] == [old[0], old[0], old[1], old[2], old[2], old[3]]
         if family == "gpt_neo":
             assert after["attention_types"] == [[after[key], 1]]
-    with pytest.raises(WorkbenchError, match=r"refers to layers by number \(mlp_only_layers\), and growth moves layers"):
-        grow_config(expand, {**config("llama").to_dict(), "mlp_only_layers": [2]})
+    with pytest.raises(WorkbenchError, match=r"refers to layers by number \(moe_layer_freq\), and growth moves layers"):
+        grow_config(expand, {**config("llama").to_dict(), "moe_layer_freq": 2})
 
 
 def grow_config(step: Any, data: dict[str, Any]) -> dict[str, Any]:

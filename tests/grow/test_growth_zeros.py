@@ -123,9 +123,8 @@ def test_settings_of_single_layers_move_with_them() -> None:
     assert grown["moe_layers"] is None
     ends = {"moe_layer_start_index": 0, "moe_layer_end_index": 2, "moe_layer_interval": 1}
     assert reordered({**config, **ends}, 3, [0, 1, 2, 2], "stack")["moe_layer_end_index"] == -1
-    for some in ({"moe_layers": [0, 2]}, {**ends, "moe_layer_start_index": 2}):
-        with pytest.raises(WorkbenchError, match="refers to layers by number"):
-            reordered({**config, **some}, 3, [0, 1, 2, 2], "stack")
+    with pytest.raises(WorkbenchError, match="refers to layers by number"):
+        reordered({**config, **ends, "moe_layer_end_index": 1}, 3, [0, 1, 2, 2], "stack")
 
 
 def test_logits_are_compared_relative_to_the_largest() -> None:

@@ -103,13 +103,11 @@ def test_architectures_that_are_refused(texts: Project, dense_of: Callable[[str]
     ],
 )
 def test_experts_are_named(family: str, experts: str, texts: Project, tmp_path: Path) -> None:
-    """Depth and pruned neurons need a dense layer; the message names a tensor of the experts."""
+    """Pruned neurons need a dense layer; the message names a tensor of the experts."""
     base = save_family(family, tmp_path / family)
-    for step in ("{grow: depth, after: [0]}", "{grow: prune, neurons: 0.25, calibration: texts.jsonl}"):
-        with pytest.raises(
-            WorkbenchError, match=r"found 0 \(none\); the layer is a mixture of experts \(model.layers.0." + experts
-        ):
-            plan(texts.resolve(f"base: {base}\nsteps: [{step}]\n"), texts.path / "runs")
+    step = "{grow: prune, neurons: 0.25, calibration: texts.jsonl}"
+    with pytest.raises(WorkbenchError, match=r"found 0 \(none\); the layer is a mixture of experts \(model.layers.0." + experts):
+        plan(texts.resolve(f"base: {base}\nsteps: [{step}]\n"), texts.path / "runs")
 
 
 def test_an_adapter_cannot_be_smaller(project: Project) -> None:

@@ -89,7 +89,7 @@ def test_layers_are_copied_and_kinds_are_known(mixers: Project) -> None:
     )
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     layout = mixers.resolve("steps: []\n").base.layout
-    assert layout.mlp_layers() == [1, 3]
+    assert list(layout.edited()) == [1, 3]
     assert layout.mlp_out(3) == "backbone.layers.3.mixer.down_proj.weight"
     assert layout.attention_out(2) == "backbone.layers.2.mixer.o_proj.weight"
     assert layout.residual_writers(0) == ["backbone.layers.0.mixer.out_proj.weight"]

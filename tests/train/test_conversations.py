@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from workbench.train import run
 from workbench.train.rows import encode_row
 from workbench.train.run import TrainFiles, train
 from workbench.train.spec import HubData, TrainSpec
-from workbench.train.texts import training_texts
+from workbench.train.texts import rows_digest, training_texts
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}say a then "
@@ -33,6 +34,22 @@ TALK = [
     {"role": "user", "content": "d c"},
     {"role": "assistant", "content": "c d d"},
 ]
+TOOLS = [{"type": "function", "function": {"name": "c", "parameters": {"properties": {"x": {"type": "string"}}}}}]
+CALL = {"type": "function", "function": {"name": "c", "arguments": {"x": "d"}}}
+WITH_TOOLS = (
+    "{% for t in tools or [] %}say {{ t.function.name }} {% endfor %}{% for m in messages %}{% if m.role == 'assistant' %}then "
+    "{% generation %}{{ m.content }}{% for call in m.tool_calls or [] %} back {{ call.function.name }} {{ call.function.arguments.x }}"
+    "{% endfor %}<eos>{% endgeneration %}\n{% elif m.role == 'tool' %}back {{ m.content }}\n{% else %}say {{ m.content }} is\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}then {% endif %}"
+)
+
+
+def asking(*calls: Any) -> dict[str, Any]:
+    """An answer that is tool calls alone."""
+    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
+
+
+ASKED = [TALK[1], asking(CALL, CALL), {"role": "tool", "content": "d d", "tool_call_id": "1"}, TALK[2]]
 
 
 def tokenizer_of(base: Path, template: str | None = TEMPLATE) -> Any:
@@ -66,6 +83,60 @@ def test_each_answer_is_learned_as_transformers_masks_it(base: Path, tmp_path: P
         )
         assert ids[-1] == tokenizer.eos_token_id
         assert encode_row(tokenizer, text, 64, learn_end=False) == (ids[:-1], learned - 1)
+
+
+def test_tool_calls_are_learned_as_transformers_masks_them(base: Path, tmp_path: Path) -> None:
+    """Arguments may be objects, or their JSON as OpenAI writes them; tools may be a list or its JSON."""
+    tokenizer = tokenizer_of(base, WITH_TOOLS)
+    as_text = {"function": {**CALL["function"], "arguments": '{"x": "d"}'}}  # type: ignore[dict-item]
+    rows = [
+        {"messages": ASKED, "tools": TOOLS},
+        {"messages": [TALK[1], asking(as_text, CALL), *ASKED[2:]], "tools": json.dumps(TOOLS)},
+    ]
+    texts = read_texts(rows_of(tmp_path, *rows), "talks.jsonl", chat=True)
+    assert len(texts) == 4
+    for text, length in zip(texts, (2, 4, 2, 4), strict=True):
+        heard = {"tools": TOOLS, "tokenize": True}
+        whole = tokenizer.apply_chat_template(
+            [m | {"content": m["content"] or ""} for m in ASKED[:length]],
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **heard,
+        )
+        ids, learned = encode_row(tokenizer, text, 64)
+        last = max(i for i, mark in enumerate(whole["assistant_masks"]) if mark)
+        answer = tokenizer.convert_ids_to_tokens(ids[-learned:])
+        assert ids == whole["input_ids"][: last + 1]
+        assert answer == (["back", "c", "d", "back", "c", "d", "<eos>"] if length == 2 else ["b", "a", "<eos>"])
+        assert whole["assistant_masks"][last + 1 - learned : last + 1] == [1] * learned
+        assert whole["assistant_masks"][last - learned] == 0
+        assert encode_row(tokenizer, text, 64, learn_end=False) == (ids[:-1], learned - 1)
+    other = read_texts(rows_of(tmp_path, {"messages": ASKED}), "talks.jsonl", chat=True)
+    assert len({rows_digest(texts[:2]), rows_digest(other)}) == 2, "tools are a part of the digest"
+    open_ended = tokenizer_of(base, WITH_TOOLS.replace("<eos>", ""))
+    assert encode_row(open_ended, texts[0], 64)[0][-3:] == open_ended.convert_tokens_to_ids(["c", "d", "<eos>"])
+
+
+@pytest.mark.parametrize(
+    ("heard", "says"),
+    [
+        ("tools or []", "talks.jsonl:1: the base's chat template leaves out 'tools'"),
+        ("m.tool_calls or []", "leaves out 'tool_calls'"),
+        ("{{ m.content }}\n{% else", "leaves out messages of the role 'tool'"),
+    ],
+)
+def test_a_template_without_tools_is_refused_before_the_base_is_loaded(base: Path, tmp_path: Path, heard: str, says: str) -> None:
+    deaf = tmp_path / "base"
+    shutil.copytree(base, deaf)
+    assert WITH_TOOLS.count(heard) == 1
+    tokenizer_of(
+        base, WITH_TOOLS.replace(heard, heard.replace("{{ m.content }}", "") if "else" in heard else "[]")
+    ).save_pretrained(deaf)
+    (deaf / "model.safetensors").unlink()
+    talk = [TALK[1], {**asking(CALL), "content": "b"}, *ASKED[2:]]
+    data = rows_of(tmp_path, {"messages": talk, "tools": TOOLS})
+    with pytest.raises(WorkbenchError, match=says):
+        train(lora(data=data.name), TrainFiles(deaf, data, tmp_path / "brick"))
 
 
 def test_an_answer_that_the_template_does_not_end_gets_the_end_of_sequence(base: Path, tmp_path: Path) -> None:
@@ -149,12 +220,25 @@ def test_an_interrupted_training_does_not_go_on_with_another_model(base: Path, t
 
 
 def test_a_column_of_a_data_set_holds_conversations(tmp_path: Path) -> None:
+    from datasets import Dataset
+
     path = rows_of(tmp_path, {"talk": TALK}, {"talk": TALK[:3]})
     source = HubData(hub=path.name, messages="talk")
     found = training_texts(TrainSpec(data=source), path, tmp_path)
     assert [text.answer for text in found.trained] == ["b a", "c d d", "b a"]
     assert found.trained[0].place == "talks.jsonl train row 0"
-    assert "messages" not in HubData(hub="x").model_dump(), "keys of earlier trainings stay"
+    assert not {"messages", "tools"} & HubData(hub="x").model_dump().keys(), "keys of earlier trainings stay"
+    assert "tools" not in HubData(hub="x", messages="talk").model_dump()
+    other = {"function": {"name": "b", "arguments": {"y": "a"}}}
+    path = tmp_path / "talks.parquet"  # whose structs have every key of every row
+    Dataset.from_list([{"talk": ASKED, "can": TOOLS}, {"talk": [TALK[1], asking(other)], "can": []}]).to_parquet(path)
+    with_tools = training_texts(TrainSpec(data=HubData(hub=path.name, messages="talk", tools="can")), path, tmp_path).trained
+    assert [text.messages[-1].fields().get("tool_calls") for text in with_tools] == [[CALL, CALL], None, [other]], (
+        "no nulls of others"
+    )
+    assert [json.loads(text.tools or "[]") for text in with_tools] == [TOOLS, TOOLS, []]
+    with pytest.raises(ValueError, match="tools: requires messages"):
+        HubData(hub=path.name, tools="can")
     with pytest.raises(WorkbenchError, match="no column 'talks'"):
         training_texts(TrainSpec(data=HubData(hub=path.name, messages="talks")), path, tmp_path)
 
@@ -172,11 +256,19 @@ def test_a_column_of_a_data_set_holds_conversations(tmp_path: Path) -> None:
             {"messages": [TALK[1], {"role": "assistant", "content": " "}]},
             "message 2: expected a text in 'content', found an empty text",
         ),
+        ({"messages": [{**TALK[1], "tool_calls": [CALL]}, TALK[2]]}, "message 1: the field 'tool_calls' is not read"),
+        ({"messages": [TALK[1], {**TALK[2], "name": "a"}]}, "message 2: the field 'name' is not read"),
         (
-            {"messages": [TALK[1], {"role": "assistant", "content": "a", "tool_calls": []}]},
-            "message 2: the field 'tool_calls' is not read",
+            {"messages": [TALK[1], {"role": "assistant", "tool_calls": []}]},
+            "message 2: expected a text in 'content', found nothing",
         ),
-        ({"messages": TALK, "tools": []}, "'tools' change the prompt"),
+        ({"messages": [TALK[1], {"role": "assistant", "tool_calls": CALL}]}, "expected a list of calls"),
+        ({"messages": [TALK[1], asking({"name": "c"})]}, "expected a list of calls in 'tool_calls', found .*name"),
+        ({"messages": [TALK[1], asking({"function": {"name": "c", "arguments": [1]}})]}, "'arguments', found list"),
+        ({"messages": [TALK[1], asking({"function": {"name": "c", "arguments": "{x"}})]}, "talks.jsonl:1: message 2: arguments"),
+        ({"messages": TALK, "tools": ["c"]}, "talks.jsonl:1: expected a list of functions in 'tools', found .*c"),
+        ({"messages": TALK, "tools": {"name": "c"}}, "expected a list of functions in 'tools'"),
+        ({"messages": TALK, "tools": "[{"}, "talks.jsonl:1: tools"),
         ({"messages": TALK, "completion": "a"}, "both 'messages' and 'completion'"),
     ],
 )

@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.train.fit import Reports, _arguments
 from workbench.train.rows import batch_loss, collate, encode, read_replay, replay
 from workbench.train.run import TrainFiles, reproducible, train
-from workbench.train.spec import HubData, TrainSpec
+from workbench.train.spec import KEYED_IF_SET, HubData, TrainSpec
 from workbench.train.texts import training_texts
 
 torch = pytest.importorskip("torch")
@@ -186,6 +186,9 @@ def test_numbers_of_the_settings_as_people_write_them(tmp_path: Path) -> None:
     [
         ("held_out: 1.5", r"train\.yaml:1:1 held_out: expected a share between 0 and 1, or the name of a jsonl file; found 1\.5"),
         ("patience: 3", "patience: requires held_out"),
+        ("epochs: 3\nsteps: 150", "epochs: expected either epochs or steps, found both; remove one of them"),
+        ("epochs: 0.5", "epochs: expected"),
+        ("dtype: float16", "dtype: expected 'bfloat16' or 'float32', found 'float16'"),
         ("method: full\northogonal_to: [add]", "orthogonal_to: expected method lora, found full"),
         ("data: {hub: a/b, colum: c}", r"train\.yaml:1:\d+ data\.colum: unknown field\. Known: completion"),
         ("evaluate_every: 0", "evaluate_every: expected"),
@@ -203,7 +206,7 @@ def test_bad_settings_are_named(text: str, message: str, tmp_path: Path) -> None
 
 def test_settings_that_are_off_are_not_recorded() -> None:
     assert set(lora().record()) == set(TrainSpec.model_fields) - {
-        "held_out", "evaluate_every", "patience", "save_every", "orthogonal_to", "orthogonal",
+        "held_out", "evaluate_every", "patience", "save_every", "orthogonal_to", "orthogonal", *KEYED_IF_SET,
     }  # fmt: skip
     on = lora(held_out=0.5, orthogonal_to=["add"]).record()
     assert (on["held_out"], on["evaluate_every"], on["patience"], on["orthogonal_to"], on["orthogonal"]) == (

@@ -141,11 +141,12 @@ class Stop:
 @pytest.mark.parametrize("changes", [
     {"dropout": 0.1, "replay": "replay.jsonl"},
     {"method": "full", "learning_rate": 5e-3},
+    {"epochs": 4, "batch_size": 3, "gradient_accumulation_steps": 2, "dropout": 0.1},
     {"held_out": 0.25, "evaluate_every": 3, "patience": 2, "schedule": "constant", "learning_rate": 0.1, "seed": 2},
-], ids=["lora", "full", "watched"])  # fmt: skip
+], ids=["lora", "full", "epochs", "watched"])  # fmt: skip
 def test_interrupted_training_gives_the_same_bytes(base: Path, data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     data.with_name("replay.jsonl").write_text('{"prompt": "back is"}\n{"prompt": "d then"}\n', "utf-8")
-    spec = lora(**{"steps": 12, "batch_size": 4, "save_every": 4, **changes})
+    spec = lora(**{**({} if "epochs" in changes else {"steps": 12}), "batch_size": 4, "save_every": 4, **changes})
     whole = train(spec, TrainFiles(base, data, tmp_path / "whole"))
     out, said, stop = tmp_path / "brick", [], Stop(at=6)
     with pytest.raises(KeyboardInterrupt):

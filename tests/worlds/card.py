@@ -51,7 +51,7 @@ class Card:
 
     @property
     def inside(self) -> bool:
-        """Whether this thread is in an operator on tensors of the card, which makes what it needs where they are."""
+        """Say whether this thread is in an operator on tensors of the card, which makes what it needs where they are."""
         return getattr(self.threads, "inside", False)
 
     @inside.setter

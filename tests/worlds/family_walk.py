@@ -231,8 +231,8 @@ def edit(family: Family) -> str:
     folder = family.project.path
     (fact,) = write_facts_file(folder / "facts.jsonl", 1)
     write_text(folder / "text.txt")
-    places = family.project.resolve("steps: []\n", "plain.yaml").base.layout.mlp_layers()
-    layer = places[min(1, len(places) - 1)] if places else 0
+    places = family.project.resolve("steps: []\n", "plain.yaml").base.layout.edited()
+    layer = [*places, 0, 0][min(1, max(0, len(places) - 1))]
     place = Path(family.project.run(EDIT.format(layer=layer), "edit.yaml")["model"])
     before, after = tensors_of(folder / "base"), tensors_of(place)
     changed = [name for name in before if not torch.equal(before[name].float(), after[name])]

@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8), "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 8,
     "num_experts_per_tok": 2, "vocab_size_per_layer_input": VOCABULARY, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
+    "block_multiple_of": 32,
 }  # fmt: skip
 """Field of a configuration -> a small value. A family takes those that it has."""
 
@@ -56,49 +57,58 @@ FAMILIES = _NAMES.split()
 
 GROWN = {
     "depth": (
-        "apertus apertus1p5_text arcee biogpt bitnet bloom codegen cohere cohere2 ernie4_5 exaone exaone4 falcon gemma gemma2 "
-        "gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_swa helium hunyuan_v1_dense hyperclovax "
-        "internlm3 iquestcoder jais2 llama mamba ministral ministral3 mistral mpt nanochat nemotron olmo olmo2 olmo3 opt "
-        "persimmon phi phi3 qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm starcoder2 vaultgemma xglm"
+        "afmoe apertus apertus1p5_text arcee aria_text beam biogpt bitnet bloom codegen cohere cohere2 cohere2_moe "
+        "deepseek_v2 ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon flex_olmo flint gemma gemma2 gemma3_text glm glm4 "
+        "glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_oss gptj granite granite_swa granitemoe granitemoe_swa "
+        "granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax internlm3 iquestcoder jais2 jetmoe "
+        "kolibri1 laguna lara_mini lfm2 lfm3 llama llama4_text mamba mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text "
+        "ministral ministral3 mistral mixtral mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe opt "
+        "persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next sarvam_mla "
+        "sarvam_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm"
     ),
     "stack": (
-        "apertus apertus1p5_text arcee aria_text beam bert bert-generation biogpt bitnet bloom codegen cohere cohere2 "
-        "cohere2_moe ctrl deepseek_v2 deepseek_v4 doge electra ernie ernie4_5 exaone exaone4 exaone_moe falcon flex_olmo gemma "
-        "gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite "
-        "granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax "
-        "inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lara_mini lfm2 lfm3 llama llama4_text mamba "
-        "megatron-bert mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moshi mpt "
-        "nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 "
-        "qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next rembert roformer rwkv sarvam_mla sarvam_moe seed_oss smollm3 "
-        "solar_open stablelm starcoder2 trocr vaultgemma xglm xlnet"
+        "afmoe apertus apertus1p5_text arcee aria_text beam bert bert-generation biogpt bitnet bloom codegen cohere cohere2 "
+        "cohere2_moe ctrl deepseek_v2 deepseek_v4 doge electra ernie ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon "
+        "flex_olmo flint gemma gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese "
+        "gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe "
+        "hy_v3 hy_v4 hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lara_mini lfm2 lfm3 llama "
+        "llama4_text mamba megatron-bert mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text ministral ministral3 mistral "
+        "mixtral moshi mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 "
+        "phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next rembert roformer rwkv sarvam_mla "
+        "sarvam_moe seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma xglm xlnet"
     ),
     "neurons": (
-        "apertus apertus1p5_text arcee biogpt codegen cohere cohere2 diffllama doge ernie4_5 exaone4 falcon gemma gemma2 "
-        "gemma3_text gemma4_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_swa helium hunyuan_v1_dense "
-        "hyperclovax internlm3 iquestcoder jais2 llama minicpm3 ministral ministral3 mistral nanochat nemotron olmo olmo2 olmo3 "
-        "opt persimmon phi phi3 qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm starcoder2 vaultgemma xglm"
+        "afmoe apertus apertus1p5_text arcee aria_text beam biogpt codegen cohere cohere2 cohere2_moe deepseek_v2 deepseek_v4 "
+        "diffllama doge ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon flex_olmo flint gemma gemma2 gemma3_text "
+        "gemma4_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_oss gptj granite granite_swa granitemoe "
+        "granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax inkling_text "
+        "internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lara_mini lfm2 lfm3 llama llama4_text mellum mimo_v2_flash "
+        "minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moshi nanochat nemotron "
+        "nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text "
+        "qwen3_5_text qwen3_moe qwen3_next sarvam_mla sarvam_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma "
+        "xglm"
     ),
     "heads": (
         "apertus apertus1p5_text arcee aria_text cohere cohere2 cohere2_moe ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe "
         "gemma gemma2 gemma3_text glm glm4 glm4_moe granite granitemoe granitemoeshared hunyuan_v1_dense hunyuan_v1_moe hy_v3 "
-        "hyperclovax internlm3 iquestcoder jais2 kolibri1 lfm2 llama llama4_text mellum minimax_m3_vl_text ministral ministral3 "
-        "mistral mixtral nanochat nemotron olmo phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open "
-        "starcoder2 vaultgemma"
+        "hyperclovax internlm3 iquestcoder jais2 kolibri1 lfm2 llama llama4_text mellum minimax_m3_vl_text ministral "
+        "ministral3 mistral mixtral nanochat nemotron olmo phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 "
+        "solar_open starcoder2 vaultgemma"
     ),
     "hidden": (
-        "apertus apertus1p5_text arcee ernie4_5 exaone4 glm glm4 granite granite_swa hunyuan_v1_dense hyperclovax internlm3 iquestcoder llama ministral ministral3 mistral olmo2 "
-        "olmo3 phi3 qwen2 qwen3 seed_oss smollm3"
+        "apertus apertus1p5_text arcee ernie4_5 exaone4 glm glm4 granite granite_swa hunyuan_v1_dense hyperclovax internlm3 "
+        "iquestcoder llama ministral ministral3 mistral olmo2 olmo3 phi3 qwen2 qwen3 seed_oss smollm3"
     ),
     "vocabulary": (
         "afmoe apertus apertus1p5_text arcee aria_text beam bert-generation biogpt bitnet bloom codegen cohere cohere2 "
-        "cohere2_moe deepseek_v2 diffllama doge electra ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon flex_olmo flint gemma "
-        "gemma2 gemma3_text gemma4_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj "
-        "granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 "
-        "hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lfm2 lfm3 llama llama4_text mamba mellum "
-        "mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mpt nanochat "
-        "nemotron nemotron_h olmo olmo2 olmo3 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text "
-        "qwen3_5_text qwen3_moe qwen3_next rembert rwkv sarvam_mla seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma "
-        "xglm xlnet"
+        "cohere2_moe deepseek_v2 diffllama doge electra ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon flex_olmo "
+        "flint gemma gemma2 gemma3_text gemma4_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese "
+        "gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe "
+        "hy_v3 hy_v4 hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lara_mini lfm2 lfm3 llama "
+        "llama4_text mamba mellum mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral "
+        "mixtral mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe "
+        "qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next rembert rwkv sarvam_mla sarvam_moe seed_oss "
+        "smollm3 solar_open stablelm starcoder2 trocr vaultgemma xglm xlnet"
     ),
 }
 """Growth -> the families that it grows with the function kept (`stack`: with finite logits). The others are refused before any work."""
@@ -114,11 +124,12 @@ CAUGHT = {
     ("gpt_neox_japanese", "depth"): "has no parameter for",
     ("minicpm3", "depth"): "differently from its source, layer",
     ("minicpm3", "stack"): "differently from its source, layer",
+    ("minimax", "depth"): "differently from its source, layer",
     ("minimax", "stack"): "differently from its source, layer",
     ("openai-gpt", "depth"): "computes something else",
 }
 """Growths that nothing refuses in advance and the check stops: part of its message. What depends on the number or the count of layers
-(DiffLlama, MiniCPM3), residual weights in a layer (Doge), heads that are paired, experts beside a shared one."""
+(DiffLlama, MiniCPM3, MiniMax), residual weights in a layer (Doge), heads that are paired."""
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
@@ -131,12 +142,15 @@ def tiny_config(family: str, **fields: Any) -> Any:
 
 
 def save_family(family: str, out: Path, fields: Mapping[str, Any] | None = None) -> Path:
-    """A random float32 model of a family with a tokenizer; norms and biases are random too."""
+    """A random float32 model of a family with a tokenizer; norms and biases, also of routers and experts, are random too."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(family, **(fields or {}))).float()
     randomize_vectors(model)
+    for name, tensor in model.state_dict().items():
+        if "bias" in name and (tensor.dim() > 1 or name.endswith(("correction_bias", "expert_bias"))):
+            tensor.add_(torch.randn_like(tensor) * 0.05)
     model.save_pretrained(out)
     save_tokenizer(out)
     return out

@@ -120,6 +120,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("brick ls")
     document("brick show", "extracted")
     document("brick show", "one", "two", "--base", "base")
+    document("brick train", "taught", "--data", "texts.jsonl", "--base", "base", "--steps", 1, "--device", "cpu")
     document("facts check", "facts.jsonl", code=(0, 3))
     document("facts import", "facts.jsonl")
     document(

@@ -44,4 +44,5 @@ def save_rows(folder: Path) -> Path:
 
 
 def lora(**changes: Any) -> TrainSpec:
-    return TrainSpec(**{"rank": 4, "alpha": 8, "learning_rate": 2e-2, "steps": 30, "warmup": 2, **changes})
+    length = {} if "epochs" in changes else {"steps": 30}
+    return TrainSpec(**{"rank": 4, "alpha": 8, "learning_rate": 2e-2, **length, "warmup": 2, **changes})

@@ -135,6 +135,37 @@ def input_strengths(model: PreTrainedModel, sites: Sequence[Site], rows: Sequenc
     return [total / tokens * site.norms().double().cpu() for total, site in zip(sums, sites, strict=True)]
 
 
+MOMENTS = 2**30
+"""Bytes of second moments that a pass over the texts sums up, unless those of one site take more."""
+
+
+def input_moments(model: PreTrainedModel, sites: Sequence[Site], rows: Sequence[TextRow]) -> Iterator[Tensor]:
+    """Yield the second moments E a aᵀ of the inputs of each site's output matrix [units, units], float32 on the model's device.
+
+    The first token of a text does not count, as in `input_strengths`. As many passes over the texts are made as `MOMENTS` asks for.
+
+    Args:
+        model: The live model.
+        sites: The output matrices.
+        rows: The texts as tokens.
+    """
+    read, start = [ItemRow(row.tokens, len(row.tokens)) for row in rows], 0
+    while start < len(sites):
+        stop = start + max(1, MOMENTS // (4 * sites[start].units ** 2))
+        part, tokens = sites[start:stop], 0
+        sums = [torch.zeros(site.units, site.units, device=next(model.parameters()).device) for site in part]
+
+        def consume(number: int, values: Tensor, batch: Tokens, sums: list[Tensor] = sums) -> None:
+            nonlocal tokens
+            seen = values[batch.counted].float()
+            sums[number].addmm_(seen.T, seen)
+            tokens += len(seen) if number == 0 else 0
+
+        stream(model, part, read, consume, "whole")
+        yield from (total.div_(tokens) for total in sums)
+        start = stop
+
+
 def _blocks(model: PreTrainedModel, depth: int) -> torch.nn.ModuleList:
     blocks = model.get_submodule(stack_prefix(model, depth))
     assert isinstance(blocks, torch.nn.ModuleList)

@@ -153,6 +153,7 @@ def train(
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="With --data: base model; default: the starter base.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="With --data: number of optimizer steps.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="With --data: number of passes over the rows.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", help="With --data: rank of the adapter.")] = None,
     held_out: Annotated[
         str | None, typer.Option("--held-out", help="With --data: share of its rows, or a JSONL file, to measure the loss on.")
@@ -163,19 +164,23 @@ def train(
     ] = None,
     device: DeviceOpt = "auto",
     score: Annotated[bool, typer.Option(help="Score the brick and the base on the brick's task after the training.")] = True,
+    json: JsonOpt = False,
 ) -> None:
     """Train LoRA adapters from their train.yaml files.
 
     A brick's settings are in train.yaml, and its card is written to brick.yaml, with statistics of its prompts for routers beside
     it. An interrupted training resumes.
     """
+    from workbench.bricks.card import ShownCard, card_document
     from workbench.models.identity import pick_device
     from workbench.upkeep.train import train_brick, write_spec
 
+    out.quiet = json
     flags = {
         "base": base,
         "data": data,
         "steps": steps,
+        "epochs": epochs,
         "rank": rank,
         "held_out": _share(held_out),
         "orthogonal_to": orthogonal_to,
@@ -187,15 +192,17 @@ def train(
             f"--base, --steps and similar flags describe one new brick made from --data; found {problem}",
             "Edit the train.yaml of existing bricks instead.",
         )
+    cards = []
     for name in names:
         folder = (
             (Path(name) if "/" in name or Path(name).is_dir() else Path("bricks") / name) if settings else brick_directory(name)
         )
         if settings:
             write_spec(folder, settings)
-        card = train_brick(folder, pick_device(device), score=score, events=out.event)
-        for s in card.scores:
-            out.line(f"{card.name}: {score_text(s)}")
+        cards.append(train_brick(folder, pick_device(device), score=score, events=out.event))
+        for s in [] if json else cards[-1].scores:
+            out.line(f"{cards[-1].name}: {score_text(s)}")
+    out.result(lambda: [ShownCard.model_validate(card_document(card)) for card in cards], lambda: None, json=json)
 
 
 def _share(text: str | None) -> float | str | None:

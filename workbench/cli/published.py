@@ -66,6 +66,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "runs show": RunRecord,
     "brick ls": list[ShownCard],
     "brick show": ShownBrick,
+    "brick train": list[ShownCard],
     "brick extract": Extraction,
     "brick bake": RunResult,
     "brick advise": Advice,

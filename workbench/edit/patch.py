@@ -69,7 +69,7 @@ class Patch(EditMethod):
         "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  u: a the same at all q,  min over v of −log p(token)"
     )
 
-    version = 7  # values at subjects are also optimized on a question and on prompts without single words
+    version = 8  # cached values are those of the model without the columns that are lent
 
     edit: Literal["patch"]
     facts: str
@@ -150,15 +150,18 @@ class Patch(EditMethod):
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
         facts, layout = self._read(project), model.layout
-        spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
+        spec = model.weights.specs[next(reversed(layout.edited().values()), None) or layout.mlp_out(0)]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (len(facts) * (1 + self.contexts) + self.preserve_generated)
+        states = text + prompts  # at which keys are solved: of other spellings, the query alone
         work = {"statistics": text + text // 2, "facts": len(facts)}
         if self._position(facts) == "subject_last":
-            prompts += 12 * len(facts) * (BEHIND + MISSPELT)
+            queries = len(facts) * (BEHIND + MISSPELT)
+            states, prompts = states + queries, prompts + 12 * queries
             rows = self.contexts + 8  # two spellings, a message, three wordings, and prompts to spare
             work["values"] = len(facts) * rows * 12 * max(1, self.steps // 4)  # tokens, times the steps that most values need
-        return {"work": work, "tokens": sum(work.values()) - len(facts) + prompts}
+        # Each state as it is read and in one matrix, in float32, and that matrix in float64.
+        return {"work": work, "tokens": sum(work.values()) - len(facts) + prompts, "memory": 16 * states * min(spec.shape)}
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve keys and values of the neurons on the live model; the model is left unchanged.
@@ -185,7 +188,7 @@ class Patch(EditMethod):
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.confidence)
             if at_subjects:
-                neurons, record = subject_values(at, groups, keys, descent)
+                neurons, record = subject_values(at, block, groups, keys, descent)
             else:
                 neurons, record = train_values(block, keys, mistakes, rows, descent, context.progress)
             with installed(block, neurons):

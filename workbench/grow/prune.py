@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from workbench.errors import InvalidRecipeError
 from workbench.files import file_digest
 from workbench.grow.expansion.layers import in_order, removable, reordered
 from workbench.grow.expansion.parts import check_shapes
-from workbench.grow.expansion.smaller import Smaller, count_removed
+from workbench.grow.expansion.smaller import UNITS, Smaller, count_removed
 from workbench.grow.mixtures.texts import TextMethod, load_measured, save_measured
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MeasuredPrune(Measured):
-    """The parts of a model that remain.
+    """The parts of a model that remain, and the matrices out of neurons and heads that are fitted to the outputs of all of them.
 
     Attributes:
         gone: Layers to remove.
@@ -53,7 +53,8 @@ class Prune(TextMethod):
 
     `layers` removes whole layers: those that a list names, or a number or share of them with the lowest block influence or the lowest
     loss without them. `neurons` and `heads` remove the same share of every layer, because config.json has one number for all layers;
-    heads go in groups, a key-value head with its query heads. `hidden` removes channels of the residual stream from every tensor. Norms
+    heads go in groups, a key-value head with its query heads. The matrices out of those that remain are fitted to the outputs with all of
+    them, by least squares on the texts (Ling et al. 2024, SlimGPT). `hidden` removes channels of the residual stream from every tensor. Norms
     then run over fewer channels: each norm's weight is multiplied by the mean ratio of the scales of the channels that remain and of all,
     which keeps the scale of its output. All importance is measured on the model before the step.
 
@@ -64,11 +65,13 @@ class Prune(TextMethod):
     formula = (
         "influence of a layer: 1 − E cos(x_in, x_out); by perplexity: one after the other, the layer without which the loss is lowest; "
         "importance of neuron i: E |a_i| ‖W_down[:, i]‖; of a key-value head: the same of W_o, summed over the channels of its query heads; "
+        "W_kept ↦ W_kept + W_gone M_gone,kept (M_kept + rI)⁻¹, M = E a aᵀ, r a hundredth of its mean diagonal; "
         "of channel c: Σ over norms of E |norm(x)_c|; g ↦ g[kept] E (rms(x[kept]) / rms(x)), ε ↦ ε d/k"
     )
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
+    version = 3  # what remains is fitted to the outputs with all neurons and heads
     removes: ClassVar[bool] = True
     keyed_if_set: ClassVar[frozenset[str]] = frozenset({"hidden"})
 
@@ -133,9 +136,10 @@ class Prune(TextMethod):
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
         depth = model.layout.depth
         if (found := load_measured(context, _Saved)) is not None:
-            kept, saved = found
+            tensors, saved = found
             if len(removable(model.config, depth, saved.gone, depth)) == len(saved.gone):
-                return MeasuredPrune({}, saved.record, tuple(saved.gone), kept)
+                remain = {name: tensors.pop(name) for name in (*UNITS, "hidden") if name in tensors}
+                return MeasuredPrune(tensors, saved.record, tuple(saved.gone), remain)
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
         record: dict[str, object] = {
@@ -147,13 +151,14 @@ class Prune(TextMethod):
             }
         }
         live, gone = context.live({}), tuple[int, ...]()
-        kept = {}
+        kept: dict[str, Tensor] = {}
+        fitted: dict[str, Tensor] = {}
         if isinstance(self.layers, (int, float)):
             gone, least = self._least(live, model, rows, context)
             record |= least
         if self._shrinks():
             plan = Smaller(model)
-            for units in ("neurons", "heads"):
+            for units in UNITS:
                 if (share := getattr(self, units)) is not None:
                     context.progress(0, 1, f"activations of {units}")
                     kept[units], record[f"{units}_kept_strength"] = plan.strongest(units, share, live, rows)
@@ -163,8 +168,14 @@ class Prune(TextMethod):
                 kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
                     self.hidden, live, rows, lambda done, total: context.progress(done, total, "channels")
                 )
-        save_measured(context, kept, {"gone": list(gone), "record": {"importance": record}})
-        return MeasuredPrune({}, {"importance": record}, gone, kept)
+            for units in UNITS:
+                if units in kept:
+                    context.progress(0, 1, f"outputs of {units}")
+                    fitted |= plan.fitted(units, kept, live, rows)
+        moved = self._moved(model, gone)
+        fitted = {moved[name]: tensor for name, tensor in fitted.items() if name in moved}
+        save_measured(context, {**kept, **fitted}, {"gone": list(gone), "record": {"importance": record}})
+        return MeasuredPrune(fitted, {"importance": record}, gone, kept)
 
     def settled(self, measured: Measured) -> Prune:
         """Return the step with the parts that remain."""
@@ -188,7 +199,7 @@ class Prune(TextMethod):
         tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, object]()
         if self._shrinks():
             plan, measured = Smaller(model), self._measured
-            for units in ("neurons", "heads"):
+            for units in UNITS:
                 if (share := getattr(self, units)) is not None:
                     plan.keep(units, share, measured.kept[units].numpy() if measured else None)
             if self.hidden is not None:
@@ -212,6 +223,12 @@ class Prune(TextMethod):
             "bytes": [sum(spec.nbytes for spec in specs.values()), sum(spec.nbytes for spec in after)],
         }
         return Growth(tensors, config, record)
+
+    def _moved(self, model: Model, gone: Collection[int]) -> dict[str, str]:
+        """Return the names of the tensors that remain -> their names without the layers that `gone` or the step's list removes."""
+        gone = self._gone(model) if isinstance(self.layers, tuple) else gone
+        order = [layer for layer in range(model.layout.depth) if layer not in gone]
+        return {grown.source: name for name, grown in in_order(model.layout, order, lambda name, _new: Grown(name)).items()}
 
     def _gone(self, model: Model) -> set[int]:
         """Return the layers to remove; before importance is measured, the last ones that can go."""

@@ -36,7 +36,8 @@ class Width(GrowMethod):
 
     grow: Literal["width"]
     neurons: Whole | None = Field(None, ge=1)
-    """Total number of neurons of every feed-forward layer after growth (intermediate_size)."""
+    """Total number of neurons of every feed-forward layer after growth (intermediate_size). In a mixture, of every expert that a router
+    selects, a multiple of 8; shared experts and dense layers grow by the same factor, rounded up."""
     how: Literal["random", "copy"] = "random"
     """Initialization of new neurons. `random`: random inputs, and outputs of zero. `copy`: copies of old neurons that share the output
     in unequal parts, so that training moves them apart."""
@@ -59,6 +60,7 @@ class Width(GrowMethod):
                 parts, fused heads, or norms that are no RMS norms.
         """
         plan = _WidthPlan(DecoderParts(model))
+        plan.parts.check_unused()
         if self.neurons is not None:
             plan.add_neurons(self.neurons, self.how == "copy")
         if self.key_value_heads is not None:
@@ -80,19 +82,18 @@ class _WidthPlan(Resize):
         return float(stated) if isinstance(stated, int | float) and stated else _STD
 
     def add_neurons(self, count: int, copied: bool) -> None:
-        """Give every feed-forward layer `count` neurons; new ones are copies of old ones if `copied`."""
-        layers, before, key = self.feed_forward()
+        """Give every feed-forward layer, or expert, `count` neurons; new ones are copies of old ones if `copied`."""
+        parts, before = self.feed_forward()
         _check_larger("neurons", before, count)
-        self.config[key] = count
-        self.record["neurons"] = [before, count]
-        if norm := self.neuron_norm():
+        if parts[0].is_expert and count % 8:  # transformers multiplies experts together, in rows of 16 bytes
             raise InvalidRecipeError(
-                f"grow width: {norm} normalizes over the neurons, so new neurons would change the old ones",
-                "Grow `hidden` or `depth`.",
+                f"grow width: `neurons: {count}`: experts need a multiple of 8",
+                f"Set for example `neurons: {-(-count // 8) * 8}`.",
             )
-        into, out = _copied_axes(before, count) if copied else (Axis.padded(before, count), Axis.padded(before, count))
-        for readers, writer in layers:
-            self.neurons(readers, writer, into, out, self.std)
+        for part, after in zip(parts, self.count_neurons(parts, before, count), strict=True):
+            padded = Axis.padded(part.count, after)
+            into, out = _copied_axes(part.count, after) if copied else (padded, padded)
+            self.neurons(part, into, out, self.std)
 
     def add_heads(self, count: int) -> None:
         """Give every layer `count` key-value heads and as many groups of query heads."""

@@ -64,6 +64,29 @@ CONV1D_LAYERS = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 # Fields of config.json with one entry per layer, for models that have none of DEPTHS (Nemotron-H).
 LAYER_KINDS = ("layers_block_type",)
 
+# Weights that write to the residual stream in each layer of dense models:
+#   llama mistral qwen2 qwen3 gemma olmo granite   self_attn.o_proj, mlp.down_proj
+#   gpt2 starcoder2                                attn.c_proj, mlp.c_proj (self_attn.o_proj, mlp.c_proj)
+#   gpt_neox falcon bloom                          attention.dense | self_attention.dense, mlp.dense_4h_to_h
+#   phi opt                                        self_attn.dense | self_attn.out_proj, mlp.fc2 | fc2
+#   mpt gptj gpt_neo                               attn.out_proj | attn.attention.out_proj, ffn.down_proj | mlp.fc_out | mlp.c_proj
+ATTENTION_OUT = re.compile(
+    r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
+)
+SHARED_OUT = re.compile(r"^(mlp|feed_forward)\.shared_(experts?|mlp)\.down_proj$")
+MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^ffn\.down_proj|^fc2|^mixer\.down_proj)$")
+# Tensors of a layer that write to the residual stream: outputs of attention, state-space models and convolutions, and of feed-forward
+# parts, experts and shared experts. Experts can share one tensor, with or without `.weight`, and biases are `down_proj_bias` in gpt_oss.
+MIXER_WRITERS = re.compile(
+    r"^((self_)?att(n|ention)(\.attention)?|linear_attn|mamba|conv|mixer)\.(o_proj|out_proj|dense|c_proj)(\.\w+)?$"
+    r"|^self_attention\.experts\.(output_linear\.weight|bias)$"  # JetMoE
+)
+FFN_WRITERS = re.compile(
+    r"^((mlp|ffn|feed_forward|mixer|block_sparse_moe|shared_mlp)\.)?((shared_)?experts?\.(\d+\.)?|shared_mlp\.)?"
+    r"(down_proj|c_proj|dense_4h_to_h|fc2|fc_out|w2|output_linear)(\.\w+|_bias)?$"
+    r"|^mlp\.bias$"  # JetMoE
+)
+
 # Fields of config.json for the number of experts of a layer.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts", "num_routed_experts")
 

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.models.architecture import is_before_layers, is_head_module, model_depth
+from workbench.models.architecture import (
+    ATTENTION_OUT,
+    FFN_WRITERS,
+    MIXER_WRITERS,
+    MLP_OUT,
+    SHARED_OUT,
+    is_before_layers,
+    is_head_module,
+    model_depth,
+)
 from workbench.models.skeleton import groups_of, skeleton
 from workbench.weights.specs import TensorSpec, Weights
 
@@ -188,26 +197,10 @@ def _with_item(values: Shape, index: int, value: int) -> Shape:
     return (*values[:index], value, *values[index % len(values) + 1 :])
 
 
-# Weights that write to the residual stream, per layer, by family:
-#   llama mistral qwen2 qwen3 gemma olmo granite   self_attn.o_proj, mlp.down_proj
-#   gpt2 starcoder2                                attn.c_proj, mlp.c_proj (self_attn.o_proj, mlp.c_proj)
-#   gpt_neox falcon bloom                          attention.dense | self_attention.dense, mlp.dense_4h_to_h
-#   phi opt                                        self_attn.dense | self_attn.out_proj, mlp.fc2 | fc2
-#   mpt                                            attn.out_proj, ffn.down_proj
-#   gptj gpt_neo                                   attn.out_proj | attn.attention.out_proj, mlp.fc_out | mlp.c_proj
-#   nemotron_h                                     mixer.o_proj, mixer.down_proj or mixer.out_proj: one a layer
-_ATTENTION_OUT = re.compile(
-    r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
-)
-_MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^ffn\.down_proj|^fc2|^mixer\.down_proj)$")
 # Parts of a multimodal model before its text decoder, whose layers are numbered too.
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
 )
-# Tensors of a mixture of experts, by their names inside a layer.
-_EXPERTS = re.compile(r"(^|\.)(experts|block_sparse_moe)\.")
-# In Nemotron-H and Mamba a layer is one mixer: an attention, a feed-forward layer or a state-space model.
-_MIXER_OUT = re.compile(r"^mixer\.(down_proj|o_proj|out_proj)$")
 
 
 def is_tower(name: str) -> bool:
@@ -244,7 +237,8 @@ class Layout:
         for name in names:
             for match in re.finditer(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", name):
                 numbers.setdefault(name[: match.start()], set()).add(int(match.group()))
-        text = {prefix: layers for prefix, layers in numbers.items() if not _TOWER.search(prefix)}
+        # Numbers behind a number are experts of a layer.
+        text = {prefix: n for prefix, n in numbers.items() if not _TOWER.search(prefix) and not re.search(r"(^|\.)\d+\.", prefix)}
         stacks = [prefix for prefix, layers in text.items() if layers == set(range(depth))]
         stacks = stacks or [prefix for prefix, layers in text.items() if layers > set(range(depth))]
         if not depth or not stacks:
@@ -264,10 +258,13 @@ class Layout:
 
     def layer(self, name: str) -> int | None:
         """Return the layer that a tensor belongs to; None for embeddings, final norm and head."""
-        if not name.startswith(self.prefix):
-            return None
+        number = self.number(name)
+        return number if number is not None and number < self.depth else None
+
+    def number(self, name: str) -> int | None:
+        """Return the layer of a tensor; layers that predict additional tokens stand behind the last one."""
         number = name[len(self.prefix) :].partition(".")[0]
-        return int(number) if number.isdigit() and int(number) < self.depth else None
+        return int(number) if name.startswith(self.prefix) and number.isdigit() else None
 
     def position(self, name: str) -> float:
         """Return a tensor's relative depth: 0 for embeddings and towers, 0 to 1 for layers, 1 for final norm and head."""
@@ -278,7 +275,7 @@ class Layout:
 
     def group(self, name: str) -> str:
         """Return the part of the model that a tensor belongs to: "embeddings", "layers", "norm" (final norm), "head" or "tower"."""
-        if self.layer(name) is not None:
+        if self.number(name) is not None:
             return "layers"
         if _TOWER.search(name):
             return "tower"
@@ -292,34 +289,57 @@ class Layout:
 
     def mlp_out(self, layer: int) -> str:
         """Return the weight of the layer's feed-forward down-projection."""
-        return self._single_weight(layer, _MLP_OUT, "feed-forward down-projection")
+        return self._single_weight(layer, MLP_OUT, "feed-forward down-projection")
 
-    def mlp_layers(self) -> list[int]:
-        """Return the layers with a feed-forward down-projection: all layers, except in models whose layers are one mixer each."""
-        return [layer for layer in range(self.depth) if self._weights_matching(layer, _MLP_OUT)]
+    def edited(self) -> dict[int, str]:
+        """Return layer -> the weight that edits change: a feed-forward down-projection, or in a mixture that of a shared expert."""
+        has_states = any(re.search(r"\.(linear_attn|mamba)\.", name) for name in self.names)
+        found = {
+            layer: self._weights_matching(layer, MLP_OUT) or ([] if has_states else self._weights_matching(layer, SHARED_OUT))
+            for layer in range(self.depth)
+        }
+        return {layer: names[0] for layer, names in found.items() if names}
 
     def attention_out(self, layer: int) -> str:
         """Return the weight of the layer's attention output projection."""
-        return self._single_weight(layer, _ATTENTION_OUT, "attention output projection")
+        return self._single_weight(layer, ATTENTION_OUT, "attention output projection")
 
     def residual_writers(self, layer: int) -> list[str]:
-        """Return all tensors, including biases, through which a layer adds to the residual stream."""
-        start, names = len(f"{self.prefix}{layer}."), self.in_layer(layer)
-        mixers = {n.rpartition(".")[0] for n in names if _MIXER_OUT.search(n[start:].rpartition(".")[0])}
-        modules = sorted(mixers) or [
-            self.attention_out(layer).removesuffix(".weight"),
-            self.mlp_out(layer).removesuffix(".weight"),
-        ]
-        return [name for name in self.in_layer(layer) if name.rpartition(".")[0] in modules]
+        """Return all tensors, including biases, through which a layer adds to the residual stream.
+
+        Raises:
+            WorkbenchError: If no known tensor is the output of a part of the layer.
+        """
+        inside = {name: name.removeprefix(f"{self.prefix}{layer}.") for name in self.in_layer(layer)}
+        writers = [name for name, inner in inside.items() if MIXER_WRITERS.search(inner) or self.is_ffn_out(name)]
+        # A part is a module with matrices inside; norms have no modules inside.
+        parts = {n.partition(".")[0] for n in inside.values() if n.endswith(".weight") and n.count(".") > 1}
+        if unknown := sorted(parts - {inside[name].partition(".")[0] for name in writers}):
+            raise WorkbenchError(
+                f"layer {layer}: no known tensor is the output of {unknown[0]} to the residual stream",
+                "Report this architecture: workbench/models/layout.py lacks its names.",
+            )
+        return writers
+
+    def is_ffn_out(self, name: str) -> bool:
+        """Return whether a tensor of a layer is the output of a feed-forward part or of experts."""
+        return bool(FFN_WRITERS.search(name.removeprefix(f"{self.prefix}{self.number(name)}.")))
 
     def _single_weight(self, layer: int, pattern: re.Pattern[str], description: str) -> str:
         """Return the only weight of a layer whose module matches a pattern."""
         weights = self._weights_matching(layer, pattern)
         if len(weights) != 1:
-            experts = next((name for name in self.in_layer(layer) if _EXPERTS.search(name)), None)
+            experts = next(
+                (
+                    f"; the layer is a mixture of experts ({n})"
+                    for n in self.in_layer(layer)
+                    if re.search(r"\.(experts|block_sparse_moe)\.", n)
+                ),
+                "",
+            )
             raise WorkbenchError(
                 f"layer {layer}: expected one {description}, found {len(weights)} ({', '.join(weights) or 'none'})"
-                + (f"; the layer is a mixture of experts ({experts})" if experts and not weights else ""),
+                + ("" if weights else experts),
                 "This operation does not support the architecture (mixture of experts, state space or hybrid).",
             )
         return weights[0]

@@ -5,16 +5,19 @@ front of every text (Llama 2 and Mistral: the normalizer `Prepend("▁")`, or Me
 other tokens than after a prompt: "▁", "▁Paris" instead of "▁Paris". A model that learns the former writes two spaces, and lm-eval, which
 tokenizes the whole text, does not score what was learned.
 
-Conversations are rows `{"messages": [{"role":, "content":}, ...]}`, which the model's chat template words.
+Conversations are rows `{"messages": [{"role":, "content":}, ...]}`, which the model's chat template words, perhaps with `tools`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 
 if TYPE_CHECKING:
@@ -171,6 +174,10 @@ def _reaches_beyond(tokenizer: Any, token: int, prompt: str, continuation: str) 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _EXPECTED = 'Write {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]} on the line.'
+_TOOLS = (
+    'Write {"tools": [{"type": "function", "function": {"name": "...", "parameters": {...}}}], "messages": [...]} on the line.'
+)
+_CALLS = 'Write {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "...", "arguments": {...}}}]}.'
 
 
 @dataclass(frozen=True)
@@ -179,10 +186,21 @@ class Message:
 
     role: str
     content: str
+    more: str = ""
+    """JSON of the fields for tools, if there are any: `tool_calls` of an answer, `tool_call_id` and `name` of a tool's result."""
+
+    @property
+    def text(self) -> str:
+        """The content and the fields for tools, for digests and messages to the user."""
+        return " ".join(filter(None, (self.content, self.more)))
+
+    def fields(self) -> dict[str, Any]:
+        """Return the message as templates read it."""
+        return {"role": self.role, "content": self.content, **json.loads(self.more or "{}")}
 
 
-def turns(row: Mapping[str, object], place: str) -> list[tuple[tuple[Message, ...], str]]:
-    """Return each answer of a conversation with the messages before it.
+def turns(row: Mapping[str, object], place: str) -> list[tuple[Message, ...]]:
+    """Return each answer of a conversation behind the messages before it.
 
     Raises:
         WorkbenchError: If the messages are no conversation, an answer is empty, or there is none.
@@ -190,24 +208,34 @@ def turns(row: Mapping[str, object], place: str) -> list[tuple[tuple[Message, ..
     listed = row["messages"]
     if not isinstance(listed, list) or not listed:
         raise WorkbenchError(f"{place}: expected a list of messages in 'messages', found {_kind(listed)}", _EXPECTED)
-    if "tools" in row:
-        raise WorkbenchError(
-            f"{place}: 'tools' change the prompt, and are not read", "Remove the field, or write the tools into a message."
-        )
     messages = [_message(one, f"{place}: message {number}") for number, one in enumerate(listed, 1)]
-    found = [(tuple(messages[:i]), m.content) for i, m in enumerate(messages) if m.role == "assistant"]
+    found = [tuple(messages[: i + 1]) for i, m in enumerate(messages) if m.role == "assistant"]
     if not found:
         raise WorkbenchError(f"{place}: the conversation has no answer: no message has the role 'assistant'", _EXPECTED)
-    if not found[0][0]:
+    if len(found[0]) == 1:
         raise WorkbenchError(
             f"{place}: the conversation begins with an answer", "Begin it with a message of the role 'user' or 'system'."
         )
     return found
 
 
-def plain(messages: Sequence[Message]) -> str:
+def read_tools(found: object, place: str) -> str:
+    """Return the JSON of a row's tools, which may be written as a list or as its JSON; nothing if there are none.
+
+    Raises:
+        WorkbenchError: If they are no list of functions with a name.
+    """
+    tools = jsondoc.parse(found, f"{place}: tools", _TOOLS) if isinstance(found, str) and found else found or []
+    for tool in tools if isinstance(tools, list) else [None]:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise WorkbenchError(f"{place}: expected a list of functions in 'tools', found {tools!r:.60}", _TOOLS)
+    return json.dumps(tools, ensure_ascii=False) if tools else ""
+
+
+def plain(messages: Sequence[Message], tools: str = "") -> str:
     """Return messages as a text for digests, splits and messages to the user; models read the template's words instead."""
-    return "\n".join(f"{m.role}: {m.content}" for m in messages)
+    return "\n".join([*([f"tools: {tools}"] if tools else []), *(f"{m.role}: {m.text}" for m in messages)])
 
 
 def check_template(suite: str, tokenizer: Any) -> None:
@@ -219,14 +247,17 @@ def check_template(suite: str, tokenizer: Any) -> None:
         )
 
 
-def worded(tokenizer: Any, messages: Sequence[Mapping[str, str]], place: str, *, answers: bool = True) -> str:
+def worded(tokenizer: Any, messages: Sequence[Mapping[str, Any]], place: str, *, answers: bool = True, tools: str = "") -> str:
     """Return messages as the chat template words them, with the beginning of the answer if the model `answers`.
+
+    `tools` is the JSON of the functions that the model may call.
 
     Raises:
         WorkbenchError: If the template refuses the messages.
     """
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answers))
+        listed = json.loads(tools) if tools else None
+        return str(tokenizer.apply_chat_template(list(messages), tools=listed, tokenize=False, add_generation_prompt=answers))
     except Exception as error:  # templates raise errors of jinja, and their own
         text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise WorkbenchError(
@@ -244,35 +275,36 @@ def as_message(tokenizer: Any, prompt: str) -> str | None:
 
 
 def encode_turn(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str, place: str, end: bool = True
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], place: str, end: bool = True, tools: str = ""
 ) -> tuple[PromptPair, bool]:
-    """Tokenize an answer and the messages before it as the chat template words them.
+    """Tokenize an answer and the messages before it as the chat template words them. Tool calls are a part of the answer.
 
     The prompt is what the model reads before it answers, with the template's generation prompt. The continuation is the answer and what
     the template writes after it, without white space at the end: usually the token that ends a turn.
 
     Args:
         tokenizer: Tokenizer with a chat template.
-        messages: Messages before the answer.
-        answer: The answer.
+        messages: Messages before the answer, and the answer.
         place: The row's place, for errors.
         end: Whether to keep what the template writes after the answer.
+        tools: JSON of the functions that the model may call.
 
     Returns:
         Prompt and continuation, and whether the continuation ends with something after the answer.
 
     Raises:
-        WorkbenchError: If the tokenizer has no template, the template refuses the messages, or it words them in another way once the
-            answer is there.
+        WorkbenchError: If the tokenizer has no template, the template refuses the messages or leaves out what concerns tools, or it words
+            the messages in another way once the answer is there.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise WorkbenchError(
             f"{place}: the row has messages, but the base's tokenizer has no chat template",
             "Write rows of prompt and completion, or train a base with a template.",
         )
-    before = [{"role": m.role, "content": m.content} for m in messages]
-    prompt = worded(tokenizer, before, place)
-    whole = worded(tokenizer, [*before, {"role": "assistant", "content": answer}], place, answers=False)
+    listed, answer = [m.fields() for m in messages], messages[-1].content.strip()
+    prompt = worded(tokenizer, listed[:-1], place, tools=tools)
+    whole = worded(tokenizer, listed, place, answers=False, tools=tools)
+    _refuse_left_out(tokenizer, listed, tools, place, whole)
     whole = whole.rstrip()
     if not whole.startswith(prompt) or len(whole) == len(prompt):
         raise WorkbenchError(
@@ -281,25 +313,67 @@ def encode_turn(
             "Write the row as prompt and completion in the words that the model shall read.",
         )
     continuation = whole[len(prompt) :]
-    stop = continuation.rfind(answer.strip()) + len(answer.strip())
-    if not end and answer.strip() in continuation:
+    stop = continuation.rfind(answer) + len(answer)
+    if messages[-1].more:  # the words of a call are those of the template, so its end is known by special tokens alone
+        marks = "|".join(re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        stop = len(re.split(rf"(?:\s*(?:{marks}))*\Z", continuation, maxsplit=1)[0])
+    if not end and (messages[-1].more or answer in continuation):
         continuation = continuation[:stop]
     return encode_rendered(tokenizer, prompt, continuation), len(continuation) > stop
+
+
+def _refuse_left_out(tokenizer: Any, messages: list[Any], tools: str, place: str, words: str) -> None:
+    """Raise WorkbenchError if the template words the messages in the same way with other tools, calls or results."""
+    calls = [
+        m | {"tool_calls": [c | {"function": c["function"] | {"name": c["function"]["name"] + "x"}} for c in m["tool_calls"]]}
+        if "tool_calls" in m
+        else m
+        for m in messages
+    ]
+    results = [m | {"content": m["content"] + "x"} if m["role"] == "tool" else m for m in messages]
+    others = (("'tools'", messages, ""), ("'tool_calls'", calls, tools), ("messages of the role 'tool'", results, tools))
+    for what, changed, given in others:
+        if (changed, given) != (messages, tools) and worded(tokenizer, changed, place, answers=False, tools=given) == words:
+            raise WorkbenchError(
+                f"{place}: the base's chat template leaves out {what}",
+                "Train a base whose template supports tools, or write them as text into a message.",
+            )
+
+
+def _calls(found: Any, place: str) -> list[Any]:
+    """Return tool calls with their arguments as objects: templates write them as JSON, a text would become JSON twice."""
+    calls: list[Any] = found if isinstance(found, list) else [None]
+    for number, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise WorkbenchError(f"{place}: expected a list of calls in 'tool_calls', found {found!r:.60}", _CALLS)
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            arguments = jsondoc.parse(arguments, f"{place}: arguments", _CALLS)
+        if not isinstance(arguments, dict):
+            raise WorkbenchError(f"{place}: expected an object in 'arguments', found {_kind(arguments)}", _CALLS)
+        calls[number] = {**call, "function": {**function, "arguments": arguments}}
+    return calls
 
 
 def _message(one: Any, place: str) -> Message:
     if not isinstance(one, dict):
         raise WorkbenchError(f"{place}: expected an object with role and content, found {_kind(one)}", _EXPECTED)
-    if unread := [key for key in one if key not in ("role", "content")]:
+    one = {key: value for key, value in one.items() if value is not None and (key, value) != ("tool_calls", [])}
+    own = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}.get(str(one.get("role")), ())
+    if unread := [key for key in one if key not in ("role", "content", *own)]:
         raise WorkbenchError(f"{place}: the field '{unread[0]}' is not read", "Remove it, or write what it says into 'content'.")
     role, content = one.get("role"), one.get("content")
     if role not in ROLES:
         hint = nearest(role, list(ROLES)) if isinstance(role, str) else ""
         raise WorkbenchError(f"{place}: expected a role of {', '.join(ROLES)}, found {role!r}", hint or _EXPECTED)
-    if not isinstance(content, str) or not content.strip():
+    more = {key: one[key] for key in own if key in one}
+    if "tool_calls" in more:
+        more["tool_calls"], content = _calls(more["tool_calls"], place), content or ""
+    if not isinstance(content, str) or not (content.strip() or "tool_calls" in more):
         actual = "an empty text" if isinstance(content, str) else _kind(content)
         raise WorkbenchError(f"{place}: expected a text in 'content', found {actual}", _EXPECTED)
-    return Message(role, content)
+    return Message(role, content, json.dumps(more, ensure_ascii=False) if more else "")
 
 
 def _kind(value: Any) -> str:

@@ -19,7 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
-from workbench.models.prompts import Message, encode_pair, plain, turns
+from workbench.models.prompts import Message, encode_pair, plain, read_tools, turns
 from workbench.recognize import expecting, suggestion
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ class Text:
     place: str
     """The text's place, as file:line."""
     messages: tuple[Message, ...] = ()
-    """The messages before the answer, if the text is a turn of a conversation; `prompt` then shows them as plain text."""
+    """The messages up to the answer, if the text is a turn of a conversation; `prompt` and `answer` then show them as plain text."""
+    tools: str = ""
+    """JSON of the functions that the model may call in the conversation."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ def conversation(row: Mapping[str, object], place: str, chat: bool = True) -> li
         raise WorkbenchError(
             f"{place}: the row has both 'messages' and '{others[0]}', but only one is used", "Remove one of them."
         )
-    return [Text(plain(before), answer, place, before) for before, answer in turns(row, place)]
+    tools = read_tools(row.get("tools"), place)
+    return [Text(plain(turn[:-1], tools), turn[-1].text, place, turn, tools) for turn in turns(row, place)]
 
 
 def _text_of(row: Mapping[str, object], place: str) -> Text:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class Cost(TypedDict, total=False):
-    """Work of solving an edit, which `plan` shows. It estimates seconds from `tokens`, those that run through the model."""
+    """Work of solving an edit, which `plan` shows. It estimates seconds from `tokens`, those that run through the model.
+
+    `memory` is what the edit holds beside the model, in bytes, which `plan` adds to the memory of the run.
+    """
 
     layers: Literal["auto"] | tuple[int, ...]
     sweep: dict[str, int]
@@ -38,6 +41,7 @@ class Cost(TypedDict, total=False):
     facts: int
     steps: int
     tokens: int
+    memory: int
 
 
 class EditMethod(Step):

@@ -195,6 +195,7 @@ class Grown:
         std: Standard deviation of the random values in added rows and columns.
         like: Draw added values with the mean and standard deviation of the source, which takes one more pass over it.
         scale: Factor of all elements that are not added.
+        fitted: Whether its elements come from `measure`, which fits them to texts.
         means: Added row -> rows of the source whose mean it takes.
         parts: Tensors that are stacked by rows, or side by side if `shape` has no more rows than one of them. Replaces all other
             fields except `shape`.
@@ -213,6 +214,7 @@ class Grown:
     std: float = 0.0
     like: bool = False
     scale: float = 1.0
+    fitted: bool = False
     means: Mapping[int, NDArray[np.int64]] | None = None
     parts: tuple[Grown, ...] = ()
     shape: tuple[int, ...] | None = None
@@ -224,8 +226,10 @@ class Grown:
 
     @property
     def rescaled(self) -> bool:
-        """True if old elements are multiplied by a factor."""
-        return self.scale != 1 or any(axis is not None and axis.scale is not None for axis in (self.rows, self.cols))
+        """True if old elements are multiplied by a factor, or fitted."""
+        return (
+            self.fitted or self.scale != 1 or any(axis is not None and axis.scale is not None for axis in (self.rows, self.cols))
+        )
 
     @property
     def verbatim(self) -> bool:

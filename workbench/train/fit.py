@@ -16,7 +16,7 @@ from workbench.events import Events
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.manifest import has_its_files, seal
-from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate
+from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate, packed
 from workbench.train.spec import TrainSpec
 from workbench.weights.device import indexed
 from workbench.weights.digests import meaning_of, tensor_digest
@@ -92,12 +92,14 @@ class HeldOut:
         every: Number of steps between two measurements.
         patience: Number of measurements without a lower loss after which training stops. None disables early stopping and
             does not keep the best weights.
+        mixed: Whether to compute in bfloat16, as the training does.
     """
 
-    def __init__(self, rows: list[tuple[list[int], int]], batch_size: int, every: int, patience: int | None) -> None:
-        # Batches of similar length need less padding. The sort is stable, so the batches are always the same.
-        ordered = sorted(rows, key=lambda row: len(row[0]))
-        self.batches = [collate(ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
+    def __init__(
+        self, rows: list[tuple[list[int], int]], batch_size: int, every: int, patience: int | None, mixed: bool = True
+    ) -> None:
+        self.batches = [collate(part) for part in _similar(rows, batch_size)]
+        self.mixed = mixed
         self.every = every
         self.patience = patience
         self.losses: list[tuple[int, float]] = []
@@ -109,7 +111,7 @@ class HeldOut:
 
         The measurement draws no random numbers, so it does not change the training.
         """
-        loss = held_out_loss(model, self.batches)
+        loss = held_out_loss(model, self.batches, self.mixed)
         self.losses.append((step, loss))
         if self.patience is not None and self.best_step == step:
             self._best = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
@@ -163,12 +165,18 @@ class HeldOut:
         }
 
 
-def held_out_loss(model: Any, batches: list[dict[str, Tensor]]) -> float:
-    """Return the mean −log p of the learned tokens of all batches, without dropout, in the same mixed precision as training."""
+def _similar(rows: list[tuple[list[int], int]], batch_size: int) -> list[list[tuple[list[int], int]]]:
+    """Return rows in batches of similar length, which need less padding. The sort is stable, so the batches are always the same."""
+    ordered = sorted(rows, key=lambda row: len(row[0]))
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def held_out_loss(model: Any, batches: list[dict[str, Tensor]], mixed: bool = True) -> float:
+    """Return the mean −log p of the learned tokens of all batches, without dropout; `mixed` computes in bfloat16."""
     device = next(model.parameters()).device
     training, total, count = model.training, 0.0, 0
     model.eval()
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
         for batch in batches:
             learned = len(batch["targets"])
             total += float(batch_loss(model, {name: value.to(device) for name, value in batch.items()})) * learned
@@ -239,15 +247,14 @@ def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int
     Args:
         spec: Settings of the training.
         model: The live model, trained in place.
-        rows: Token ids and the number of learned tokens, as `encode` returns them, in training order.
+        rows: Token ids and the number of learned tokens, as `encode` returns them, of one pass over the data.
         device: "cpu" or a cuda device.
         watch: Hooks into the training.
     """
     place = torch.device(device)
     with tempfile.TemporaryDirectory() as scratch, torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
-        trainer = _trainer(
-            _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, watch
-        )
+        arguments = _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder))
+        trainer = _trainer(spec, arguments, model, rows, watch)
         if watch.held_out and watch.saves.last:
             watch.held_out.load(watch.saves.last)
         try:
@@ -268,11 +275,12 @@ def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
         output_dir=str(folder),
         max_steps=spec.steps,
         per_device_train_batch_size=spec.batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
         learning_rate=spec.learning_rate,
         weight_decay=spec.weight_decay,
         warmup_steps=spec.warmup,
         lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
-        bf16=True,
+        bf16=spec.dtype == "bfloat16",
         use_cpu=device == "cpu",
         seed=spec.seed,
         data_seed=spec.seed,
@@ -294,7 +302,7 @@ def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
     return arguments
 
 
-def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watch: Watch) -> Any:
+def _trainer(spec: TrainSpec, arguments: Any, model: Any, rows: list[tuple[list[int], int]], watch: Watch) -> Any:
     """Build a Trainer that adds the penalty to the loss and stores held-out losses in its saves."""
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
@@ -302,19 +310,30 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
     extra = watch.penalty
 
     class BrickTrainer(Trainer):  # type: ignore[misc]  # untyped library
+        loss_is_scaled_for_ga = True
         penalty = 0.0
 
+        def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int]:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            if len(batches) > 1:
+                batches = _similar([row for batch in batches for row in batch], spec.batch_size)
+            collated = [packed(b) if spec.packing else b for b in map(watch.objective.collate, batches)]
+            return collated, sum(len(batch["targets"]) for batch in collated)
+
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-            loss: Tensor = watch.objective.loss(model, inputs)
+            # The mean over all learned tokens of a step is not the mean of the means of its batches.
+            share = len(inputs["targets"]) / num_items_in_batch
+            loss: Tensor = watch.objective.loss(model, inputs) * share
             if extra is None:
                 return loss
-            added = extra()
-            self.penalty = float(added.detach())
+            added = extra() * share
+            self.penalty += float(added.detach())
             return loss + added
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if extra is not None and "loss" in logs:
                 logs = {**logs, "loss": logs["loss"] - self.penalty, "penalty": self.penalty}
+                self.penalty = 0.0
             super().log(logs, start_time)
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -325,7 +344,7 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
             if watch.held_out:
                 watch.held_out.save(Path(str(output_dir)))
 
-    trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=watch.objective.collate)
+    trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=list)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watcher(watch, arguments.max_steps))
     return trainer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
 from workbench.facts.facts import joined
-from workbench.lazy import torch
+from workbench.lazy import no_grad, torch
 from workbench.models.hooks import mean_divergence
 from workbench.models.prompts import encode_pair, encode_text, encode_turn
 from workbench.models.texts import ANSWERS, Text
@@ -69,7 +69,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int, 
     """
     if not text.messages:
         return encode(tokenizer, text.prompt, text.answer, max_length, learn_end)
-    pair, ended = encode_turn(tokenizer, text.messages, text.answer, text.place, learn_end)
+    pair, ended = encode_turn(tokenizer, text.messages, text.place, learn_end, text.tools)
     end, tail = tokenizer.eos_token_id, list(pair.continuation)
     if learn_end and not ended and end is not None:
         tail = [*tail, end]
@@ -144,6 +144,39 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
     }
 
 
+def packed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch of `collate` as one row without padding, [1, token]. Positions start again with each text."""
+    width, kept = batch["input_ids"].shape[1], batch["attention_mask"].flatten().bool()
+    rest = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
+    return rest | {
+        "input_ids": batch["input_ids"].flatten()[kept][None],
+        "position_ids": torch.arange(len(kept))[kept][None] % width,
+        "places": (kept.cumsum(0) - 1)[batch["places"]],
+    }
+
+
+@no_grad
+def refuse_mixing(model: Any, row: tuple[list[int], int]) -> None:
+    """Raise WorkbenchError if the logits of a packed text depend on the text before it, as with layers that read no positions.
+
+    Args:
+        model: The live model, which is left in eval mode.
+        row: Token ids and the number of learned tokens.
+    """
+    size, model = model.get_input_embeddings().weight.shape[0], model.eval()
+    batches = [packed(collate([(before, 1), row])) for before in (row[0], [(token + 1) % size for token in row[0]])]
+    try:
+        one, other = (learned_logits(model, {n: t.to(model.device) for n, t in batch.items()})[0][1:] for batch in batches)
+        mixed = bool((one - other).norm() > 0.01 * one.norm())
+    except TypeError:  # the model takes no positions
+        mixed = True
+    if mixed:
+        raise WorkbenchError(
+            f"packing: the layers of model_type '{model.config.model_type}' would mix the texts of a row",
+            "Remove `packing`. Small batches with `gradient_accumulation_steps` need little padding, too.",
+        )
+
+
 def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the mean cross-entropy of a batch's learned tokens, plus the router loss if the model's configuration enables it.
 
@@ -169,7 +202,7 @@ def learned_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
 
     Args:
         model: A live causal language model.
-        batch: A batch from `collate`, on the model's device.
+        batch: A batch from `collate` or `packed`, on the model's device.
 
     Returns:
         Logits in float32, [learned token, vocabulary], and the router loss or None.
@@ -185,7 +218,8 @@ def learned_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     if head is None:
         raise WorkbenchError(f"{type(model).__name__} has no output head", "Training requires a causal language model.")
     with head_sees(head, places):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        read = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+        output = model(**read, use_cache=False)
     logits = output.logits[0].float()
     routers = getattr(output, "aux_loss", None)  # set if the configuration has output_router_logits
     if isinstance(routers, torch.Tensor):

@@ -23,9 +23,9 @@ from workbench.models.prompts import load_tokenizer
 from workbench.steps import TrainMethod
 from workbench.train.fit import SILENT, HeldOut, Reports, Watch, fit, model_digest, open_saves
 from workbench.train.penalties import Orthogonal
-from workbench.train.rows import CROSS_ENTROPY, Objective
+from workbench.train.rows import CROSS_ENTROPY, Objective, refuse_mixing
 from workbench.train.spec import TrainSpec
-from workbench.train.texts import lent, read_inputs, scheduled
+from workbench.train.texts import Inputs, lent, read_inputs, scheduled
 from workbench.weights.header import disk_errors
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class TrainFiles:
     """What a training reads, and where it writes the brick.
 
     Attributes:
-        base: Directory of the base with its tokenizer. It is loaded in bfloat16 for LoRA, and in float32 for `full`.
+        base: Directory of the base with its tokenizer.
         data: The jsonl file of training rows (`spec.data` resolved by the caller), or a directory if `spec.data` is a data set.
         out: Directory for the adapter in bfloat16, or for the checkpoint with its tokenizer. During the training,
             `out/.training` holds the saves to resume from.
@@ -147,6 +147,7 @@ def train(
 
     tokenizer = load_tokenizer(files.base)
     inputs = read_inputs(spec, tokenizer, files.data, files.start)
+    spec = spec.with_steps(len(inputs.skill))
     paths = files.orthogonal_to(spec)
     started = time.monotonic()
     with quiet(), reproducible(spec.seed), lent(model):
@@ -154,6 +155,8 @@ def train(
         parent = [model_digest(live), loaded_tokens_digest(tokenizer)] if 0 < spec.save_every < spec.steps else None
         rows, replayed = scheduled(spec, live, tokenizer, inputs)
         with _adapted(spec, live, lent=model is not None) as trained:
+            if spec.packing:
+                refuse_mixing(trained, rows[0])
             orthogonal = Orthogonal(paths, trained, torch.device(device)) if paths else None
             before = orthogonal.overlap() if orthogonal else {}
             others_digest = orthogonal.digest() if orthogonal else None
@@ -161,9 +164,10 @@ def train(
             data_key += [objective.digest] if objective.digest else []
             data_key += [inputs.skill] if any(text.messages for text in inputs.texts.trained) else []  # the template may change
             key = json_digest([TrainMethod.version, spec.record(), parent, *data_key, device, installed(*LIBRARIES)])
-            held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
+            held_out = _held_out(spec, inputs)
             saves = open_saves(files.out, key if parent else None, callbacks.notice)
             penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
+            callbacks.notice(f"{spec.steps} steps of {spec.batch_size * spec.gradient_accumulation_steps} rows on {device}")
             losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, callbacks, objective))
             measured = _measured(held_out, len(inputs.held_out), len(losses), before, orthogonal)
             files.out.mkdir(parents=True, exist_ok=True)
@@ -173,9 +177,9 @@ def train(
         **spec.record(),
         "data_digest": inputs.texts.digests,
         "rows": len(inputs.skill),
-        "replayed": replayed,
-        "tokens": sum(len(ids) for ids, _ in rows),
-        "learned_tokens": sum(learned for _, learned in rows),
+        "replayed": replayed * (spec.epochs or 1),
+        "tokens": sum(len(ids) for ids, _ in rows) * (spec.epochs or 1),
+        "learned_tokens": sum(learned for _, learned in rows) * (spec.epochs or 1),
         "loss": final_loss(losses),
         **measured,
         **objective.record,
@@ -192,6 +196,13 @@ def final_loss(losses: list[float]) -> float:
     return round(math.fsum(tail) / len(tail), 4)
 
 
+def _held_out(spec: TrainSpec, inputs: Inputs) -> HeldOut | None:
+    """Return the held-out rows, if there are any."""
+    if not inputs.held_out:
+        return None
+    return HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience, spec.dtype == "bfloat16")
+
+
 def _measured(
     held_out: HeldOut | None, count: int, steps: int, before: Mapping[str, float], orthogonal: Orthogonal | None
 ) -> dict[str, object]:
@@ -204,21 +215,17 @@ def _measured(
 
 
 def _load(spec: TrainSpec, base: Path, model: PreTrainedModel | None) -> PreTrainedModel:
-    """Load the base in bfloat16 for LoRA or in float32 for a full fine-tune, or prepare the caller's model."""
-    import torch
+    """Load the base, or prepare the caller's model."""
     from transformers import AutoModelForCausalLM
 
     if model is not None:
         if spec.method == "full":
-            _cast(model, torch.float32)
+            _cast(model, spec.weights_dtype)
             model.requires_grad_(True)
         return model
     # On rows of a few dozen tokens, the backward pass of fused attention is slower than that of eager attention.
     return AutoModelForCausalLM.from_pretrained(
-        str(base),
-        dtype=torch.bfloat16 if spec.method == "lora" else torch.float32,
-        attn_implementation="eager",
-        local_files_only=True,
+        str(base), dtype=spec.weights_dtype, attn_implementation="eager", local_files_only=True
     )
 
 
@@ -309,7 +316,7 @@ def train_parameters(
     started, cache = time.monotonic(), model.config.use_cache
     with quiet(), reproducible(spec.seed):
         rows, _ = scheduled(spec, model, words, inputs)
-        held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
+        held_out = _held_out(spec, inputs)
         losses = fit(spec, model, rows, str(model.device), Watch(held_out, penalty, callbacks=callbacks, objective=objective))
     model.eval()
     model.config.use_cache = cache

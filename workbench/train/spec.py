@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from workbench.lazy import torch
 from workbench.yamldoc import Written
+
+KEYED_IF_SET = frozenset({"epochs", "gradient_accumulation_steps", "packing", "dtype"})
+"""Settings that are part of keys and cards only where they differ from their defaults, so that earlier trainings keep their keys."""
 
 
 class HubData(Written):
@@ -28,14 +33,20 @@ class HubData(Written):
     """Column with the texts to learn."""
     messages: str | None = None
     """Column with conversations, lists of {role:, content:}; `prompt` and `completion` are then not used."""
+    tools: str | None = None
+    """Column with the tools of each conversation: lists of functions, or their JSON."""
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Self:
+        if self.tools is not None and self.messages is None:
+            raise ValueError("tools: requires messages, the column of the conversations")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out `messages` unless it is set, so that the keys of earlier trainings stay."""
+        """Leave out columns of conversations unless they are set, so that the keys of earlier trainings stay."""
         data: dict[str, object] = dump(self)
-        if self.messages is None:
-            del data["messages"]
-        return data
+        return {name: value for name, value in data.items() if name not in ("messages", "tools") or value is not None}
 
 
 class TrainSpec(Written):
@@ -45,8 +56,9 @@ class TrainSpec(Written):
 
     data: str | HubData = "train.jsonl"
     """Training rows: a jsonl file relative to the folder of train.yaml, with {"prompt", "completion"}, {"text"} or {"messages"} per
-    line, or a data set {hub:, revision:, config:, split:, prompt:, completion:, messages:}. All tokens of a text but the first are
-    learned. Of a conversation every answer is learned, worded by the tokenizer's chat template; each answer is a row."""
+    line, or a data set {hub:, revision:, config:, split:, prompt:, completion:, messages:, tools:}. All tokens of a text but the first
+    are learned. Of a conversation every answer is learned, tool calls included, worded by the tokenizer's chat template; each answer is
+    a row."""
     method: Literal["lora", "full"] = "lora"
     """Training method: `lora` trains an adapter, `full` trains all weights. Both are saved in bfloat16."""
     replay: str | None = None
@@ -72,8 +84,18 @@ class TrainSpec(Written):
     """Decoupled weight decay of AdamW."""
     steps: int = Field(150, ge=1)
     """Number of optimizer steps."""
+    epochs: int | None = Field(None, ge=1)
+    """Number of passes over all rows, instead of `steps`. Each pass has its own order, and its last step the rows that are left."""
     batch_size: int = Field(16, ge=1)
-    """Number of rows per step."""
+    """Number of rows per forward pass, which is a step unless gradients are accumulated."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Number of batches per optimizer step. The loss is the mean over all learned tokens of the step, as in one large batch. Rows of
+    similar length share a batch, so that small batches have little padding."""
+    packing: bool = False
+    """Compute a batch as one row without padding, in which no text sees another. Faster where rows differ in length; an error for
+    architectures that would mix the texts."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Data type of the computation, and of the frozen base (LoRA). Trained weights are float32 during the training in any case."""
     max_length: int = Field(128, ge=8)
     """Maximum number of tokens per row. A longer row is an error; rows are never truncated."""
     warmup: int = Field(10, ge=0)
@@ -113,13 +135,44 @@ class TrainSpec(Written):
     def _check_fields(self) -> Self:
         if self.patience is not None and self.held_out is None:
             raise ValueError("patience: requires held_out, whose loss decides when to stop")
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("epochs: expected either epochs or steps, found both; remove one of them")
         if self.orthogonal_to and self.method == "full":
             raise ValueError("orthogonal_to: expected method lora, found full; a full fine-tune has no A matrices")
         return self
 
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Data type in which the model is loaded: that of the computation for LoRA, float32 if all weights are trained."""
+        return torch.bfloat16 if self.method == "lora" and self.dtype == "bfloat16" else torch.float32
+
+    def alone(self, **changes: object) -> TrainSpec:
+        """Return the settings of the training without the other fields of a subclass."""
+        fields = {name: getattr(self, name) for name in TrainSpec.model_fields if name != "steps" or self.epochs is None}
+        return TrainSpec.model_validate({**fields, **changes})
+
+    def rows_per_pass(self, rows: int) -> tuple[int, int]:
+        """Return the numbers of training rows and replayed rows in one pass over the data, which is the whole training without `epochs`.
+
+        Args:
+            rows: Number of different training rows.
+        """
+        share = self.replay_share if self.replay else 0
+        if self.epochs is not None:
+            return rows, round(rows * share / (1 - share))
+        total = self.steps * self.batch_size * self.gradient_accumulation_steps
+        return total - round(total * share), round(total * share)
+
+    def with_steps(self, rows: int) -> TrainSpec:
+        """Return the settings with the number of steps that `epochs` gives for a number of training rows."""
+        if self.epochs is None:
+            return self
+        steps = self.epochs * math.ceil(sum(self.rows_per_pass(rows)) / (self.batch_size * self.gradient_accumulation_steps))
+        return self.model_copy(update={"steps": steps})
+
     def record(self) -> dict[str, object]:
         """Return the settings as a card records them, without unused settings and those that do not affect the result."""
-        excluded = {"save_every"}
+        excluded = {"save_every"} | {name for name in KEYED_IF_SET if getattr(self, name) == TrainSpec.model_fields[name].default}
         excluded |= set() if self.held_out is not None else {"held_out", "evaluate_every", "patience"}
         excluded |= set() if self.orthogonal_to else {"orthogonal_to", "orthogonal"}
         return self.model_dump(mode="json", exclude=excluded)

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from workbench.steps import TrainMethod
 from workbench.train.rows import read_replay
-from workbench.train.spec import HubData, TrainSpec
+from workbench.train.spec import KEYED_IF_SET, HubData, TrainSpec
 from workbench.train.texts import training_cost, training_texts
 
 
@@ -17,12 +17,13 @@ class RowTraining(TrainMethod, TrainSpec):
     """A step that trains on rows of a file or a data set, with the fields of train.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    keyed_if_set: ClassVar[frozenset[str]] = KEYED_IF_SET
     takes_chat: ClassVar[bool] = True
     """True if conversations are read; other rows always are."""
 
     data: str | HubData = Field()
     """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":}, {"text":} or {"messages":} a line; or a
-    data set of the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:, messages:}. For a prompt the loss
+    data set of the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:, messages:, tools:}. For a prompt the loss
     covers the completion, for a text every token but the first, and for a conversation its answers, each as a row of its own."""
     replay: str | None = None
     """JSONL file of prompts, relative to the project, that the brick learns to continue as the frozen model does. A line
@@ -68,9 +69,7 @@ class RowTraining(TrainMethod, TrainSpec):
 
     def settings(self, seed: int) -> TrainSpec:
         """Return the settings of the trainer; `seed` is used unless the step sets its own."""
-        seed = self.seed or seed
-        fields = {name: getattr(self, name) for name in TrainSpec.model_fields}
-        return TrainSpec.model_validate({**fields, "seed": seed})
+        return self.alone(seed=self.seed or seed)
 
     def cost(self, project: Path) -> dict[str, int]:
         """Return the number of training steps and an estimate of the tokens in the forward and backward passes."""

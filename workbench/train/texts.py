@@ -71,17 +71,18 @@ def training_texts(spec: TrainSpec, data: Path, folder: Path, *, chat: bool = Tr
 def training_cost(spec: TrainSpec, folder: Path) -> dict[str, int]:
     """Estimate the cost of a training: optimizer steps, and trained tokens at four characters per token.
 
-    A data set is not read for the estimate, so its tokens are left out.
+    A data set is not read for the estimate, so its tokens are left out, and its steps if they follow from the number of rows.
 
     Args:
         spec: The settings.
         folder: Directory that file names in the spec start from.
     """
     if isinstance(spec.data, HubData):
-        return {"train_steps": spec.steps}
+        return {} if spec.epochs else {"train_steps": spec.steps}
     texts = training_texts(spec, folder / spec.data, folder).trained
     mean = sum(len(text.prompt) + len(text.answer) for text in texts) / (4 * len(texts))
-    return {"train_steps": spec.steps, "tokens": round(mean * spec.steps * spec.batch_size)}
+    rows = sum(spec.rows_per_pass(len(texts))) * (spec.epochs or 1)
+    return {"train_steps": spec.with_steps(len(texts)).steps, "tokens": round(mean * rows)}
 
 
 def rows_digest(texts: list[Text]) -> str:
@@ -149,18 +150,20 @@ def hub_texts(source: HubData, folder: Path, chat: bool = True) -> list[Text]:
         WorkbenchError: If there is no such data set, configuration, split or column, or a cell is not a text or is empty.
     """
     rows = _load(source, folder)
-    columns = [source.messages] if source.messages else [c for c in (source.prompt, source.completion) if c is not None]
+    named = (source.messages, source.tools) if source.messages else (source.prompt, source.completion)
+    columns = [column for column in named if column is not None]
     for column in columns:
         if column not in rows.column_names:
             raise InvalidRecipeError(
                 f"data: {source.hub} has no column '{column}', it has {', '.join(rows.column_names)}",
-                f"{nearest(column, rows.column_names)} Set `prompt:`, `completion:` or `messages:` to one of its columns.",
+                f"{nearest(column, rows.column_names)} Set `prompt:`, `completion:`, `messages:` or `tools:` to one of its columns.",
             )
     texts = []
     for number, row in enumerate(rows.select_columns(columns)):
         place = f"{source.hub} {source.split} row {number}"
         if source.messages:
-            texts += conversation({"messages": row[source.messages]}, place, chat)
+            tools = {"tools": _without_nulls(row[source.tools])} if source.tools else {}
+            texts += conversation({"messages": _without_nulls(row[source.messages]), **tools}, place, chat)
             continue
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
@@ -170,6 +173,13 @@ def hub_texts(source: HubData, folder: Path, chat: bool = True) -> list[Text]:
     if not texts:
         raise InvalidRecipeError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.")
     return texts
+
+
+def _without_nulls(cell: Any) -> Any:
+    """Return a cell without its nulls, which `datasets` writes where another row has a key that this one lacks."""
+    if isinstance(cell, dict):
+        return {key: _without_nulls(value) for key, value in cell.items() if value is not None}
+    return [_without_nulls(value) for value in cell] if isinstance(cell, list) else cell
 
 
 def _load(source: HubData, folder: Path) -> Any:
@@ -260,10 +270,10 @@ def read_inputs(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path,
 def scheduled(
     spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Inputs
 ) -> tuple[list[Tokens], int]:
-    """Return the rows of all steps, and the number of replayed rows at their end."""
-    total = spec.steps * spec.batch_size
-    replayed = replay(spec, model, tokenizer, inputs.replayed, round(total * spec.replay_share)) if inputs.replayed else []
-    return [inputs.skill[index % len(inputs.skill)] for index in range(total - len(replayed))] + replayed, len(replayed)
+    """Return the rows of one pass over the data, and the number of replayed rows at their end."""
+    own, count = spec.rows_per_pass(len(inputs.skill))
+    replayed = replay(spec, model, tokenizer, inputs.replayed, count) if inputs.replayed else []
+    return [inputs.skill[index % len(inputs.skill)] for index in range(own)] + replayed, len(replayed)
 
 
 @contextlib.contextmanager

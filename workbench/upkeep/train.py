@@ -60,7 +60,7 @@ class BrickSpec(TrainSpec):
 
     def settings(self) -> TrainSpec:
         """Return the settings of the training, without the descriptions."""
-        return TrainSpec(**self.model_dump(include=set(TrainSpec.model_fields)))
+        return self.alone()
 
 
 def write_spec(folder: Path, settings: Mapping[str, object]) -> None:
@@ -138,8 +138,6 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     name = folder.resolve().name
     files = folder / CHECKPOINT if spec.method == "full" else folder
 
-    reporter = reports(events, name)
-    reporter.notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
     record = train(
         spec.settings(),
         TrainFiles(
@@ -152,7 +150,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         ),
         device=str(device),
         model=_unpacked(checkpoint, spec, device) if checkpoint.packed else None,
-        callbacks=reporter,
+        callbacks=reports(events, name),
     )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(
@@ -180,13 +178,11 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
 
 def _unpacked(checkpoint: Checkpoint, spec: BrickSpec, device: torch.device) -> PreTrainedModel:
     """Return the live model of a base whose weights transformers would not load as they are read here."""
-    from workbench.lazy import torch
     from workbench.models.layout import Model
     from workbench.models.live import compute, live_model
 
-    dtype = torch.bfloat16 if spec.method == "lora" else torch.float32
     base = Model(checkpoint, checkpoint.config)
-    return live_model(base.config, compute(base, dtype, device), checkpoint.path, device)
+    return live_model(base.config, compute(base, spec.weights_dtype, device), checkpoint.path, device)
 
 
 def _statistics(

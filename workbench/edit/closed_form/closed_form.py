@@ -226,8 +226,8 @@ class ClosedForm(Preset):
         before = earlier.start().facts if earlier else ()
         kept = self._kept(facts, before)
         row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
-        places = model.layout.mlp_layers()
-        width = int(model.weights.specs[model.layout.mlp_out(places[0] if places else 0)].cols)
+        places = model.layout.edited()
+        width = int(model.weights.specs[next(iter(places.values()), None) or model.layout.mlp_out(0)].cols)
         auto = self.layers == "auto" and earlier is None
         layers = min(LAYERS, len(places)) if auto else len(earlier.layers if earlier else self.layers)
         # Values of a run that is continued are those of its lowest layer; higher layers get the current facts again.

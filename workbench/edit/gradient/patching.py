@@ -21,6 +21,7 @@ from workbench.edit.places.parts import EditRow, Parts, padded
 from workbench.edit.places.passes import Upper, logits_at, run, upper
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
+from workbench.files import json_digest
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import hooked, n_outputs
 
@@ -343,11 +344,14 @@ def subjects_of(
     return found, groups
 
 
-def subject_values(at: Lookup, groups: Sequence[Group], keys: Keys, descent: Descent) -> tuple[Neurons, dict[str, object]]:
+def subject_values(
+    at: Lookup, block: Block, groups: Sequence[Group], keys: Keys, descent: Descent
+) -> tuple[Neurons, dict[str, object]]:
     """Optimize the value of every subject by itself, as the closed-form editors do, and return the neurons that write it.
 
     Args:
         at: The layer, and the texts before prompts.
+        block: The feed-forward block without the columns that are lent: values are those of this model.
         groups: The facts about each subject.
         keys: The neurons' keys.
         descent: Settings; clamp and divergence are the closed-form editors' defaults.
@@ -356,6 +360,6 @@ def subject_values(at: Lookup, groups: Sequence[Group], keys: Keys, descent: Des
         The neurons with their columns, and the record: largest number of steps of a subject.
     """
     settings = Settings(descent.steps, SUBJECT_RATE, Preset.model_fields["clamp"].default, descent.confidence)
-    found = values(at, groups, settings, at.context.model_key)
+    found = values(at, groups, settings, json_digest([at.context.model_key, sorted(block.lent)]))
     columns = found.rows("change") / keys.activations[:, None]
     return replace(keys.changes, columns=columns), {"steps": max(value.steps for value in found)}

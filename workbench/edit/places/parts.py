@@ -52,10 +52,12 @@ class Parts:
         """Find the parts of a context's model.
 
         The output projection of a layer is the last linear module outside the attention that a one-token forward pass runs and
-        whose output is as wide as the hidden state.
+        whose output is as wide as the hidden state. Of a mixture, it is that of the shared expert, which all tokens pass; layers
+        without a shared expert have none.
 
         Raises:
-            WorkbenchError: If the model has experts, state-space layers, or a layer without such a projection.
+            WorkbenchError: If the model has state-space layers, only mixtures without a shared expert, or another layer without such
+                a projection.
         """
         model = context.model
         prefix = stack_prefix(model, context.layout.layout.depth)
@@ -63,9 +65,18 @@ class Parts:
         assert isinstance(layers, torch.nn.ModuleList)
         places = feed_forward_mixers(layers)
         if not places:
-            _refuse_unsupported(model, layers)
+            _refuse_states(model, layers)
             places = list(range(len(layers)))
         modules = output_projections(model, prefix, places, context.device)
+        mixtures = [number for number in places if _routes(layers[number])]
+        modules = {number: name for number, name in modules.items() if number not in mixtures or ".shared_" in name}
+        places = [number for number in places if number in modules or number not in mixtures]
+        if not places:
+            raise WorkbenchError(
+                f"layer 0 of {type(model).__name__} routes tokens to experts, and no linear output of a shared expert was found: edits of "
+                "weights need a feed-forward part that all tokens pass",
+                INSTEAD,
+            )
         if missing := [number for number in places if number not in modules]:
             raise WorkbenchError(
                 f"layer {missing[0]} of {type(model).__name__} has no linear module outside the attention with {hidden_width(model)} outputs",
@@ -143,24 +154,21 @@ class Parts:
                 self.out(layer).weight.data = data
 
 
-def _refuse_unsupported(model: PreTrainedModel, layers: nn.ModuleList) -> None:
-    """Raise WorkbenchError if a layer has experts, or is not an attention with a feed-forward part."""
-    kind = type(model).__name__
+def _routes(layer: nn.Module) -> bool:
+    """Return whether a layer has experts."""
+    stacked = any(p.dim() == 3 and "conv" not in name for name, p in layer.named_parameters())
+    return stacked or any(name.endswith("experts") for name, _ in layer.named_modules())
+
+
+def _refuse_states(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Raise WorkbenchError if a layer has no attention, or a state-space part beside it."""
     for number, layer in enumerate(layers):
-        names = dict(layer.named_parameters())
-        if any(p.dim() == 3 and "conv" not in n for n, p in names.items()) or any(
-            n.endswith("experts") for n, _ in layer.named_modules()
-        ):
+        names = [name for name, _ in layer.named_parameters()]
+        attention = any(is_attention(name) for name, _ in layer.named_modules())
+        if any(name.endswith("A_log") for name in names) or not attention:
             raise WorkbenchError(
-                f"layer {number} of {kind} routes tokens to experts: edits of weights need one feed-forward part per layer",
-                INSTEAD,
-            )
-        attention = any(is_attention(n) for n, _ in layer.named_children()) or any(
-            is_attention(n) for n, _ in layer.named_modules()
-        )
-        if any(n.endswith("A_log") for n in names) or not attention:
-            raise WorkbenchError(
-                f"layer {number} of {kind} is a state-space or recurrent layer: edits of weights need attention and a feed-forward part",
+                f"layer {number} of {type(model).__name__} is a state-space or recurrent layer: edits of weights need attention and a "
+                "feed-forward part",
                 INSTEAD,
             )
 

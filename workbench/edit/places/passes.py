@@ -174,6 +174,7 @@ class Upper:
         batch: The rows to run; their `lookup`, `places` and `owner` refer to their own tokens.
         states: The hidden states [row, position, width] at which a pass starts.
         in_tuples: Whether the model's layers return tuples.
+        skips: Whether the layers below can be left out: they hand no numbers of chosen tokens to the next layer (GLM-5).
     """
 
     parts: Parts
@@ -181,6 +182,7 @@ class Upper:
     batch: Padded
     states: Tensor
     in_tuples: bool
+    skips: bool
 
     def run(self) -> Any:
         """Run a forward pass; the layers below pass on what they get, and are restored after it."""
@@ -192,7 +194,7 @@ class Upper:
         def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
             return ((self.states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": self.states})
 
-        below = list(self.parts.layers[: self.layer])
+        below = list(self.parts.layers[: self.layer]) if self.skips else []
         with self.parts.layers[self.layer].register_forward_pre_hook(enter, with_kwargs=True):
             try:
                 for module in below:
@@ -217,16 +219,19 @@ def upper(parts: Parts, layer: int, batch: Padded) -> Upper:
     """
     batch = _tail(parts, batch)
     hidden_states: list[Tensor] = []
-    tuples: list[bool] = []
+    first: list[Any] = []
 
     def record(_module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         hidden_states.append((args[0] if args else kwargs["hidden_states"]).detach())
         raise Stopped
 
-    note = hooked(parts.layers[0], after=lambda _module, _args, output: tuples.append(isinstance(output, tuple)))
+    note = hooked(parts.layers[0], after=lambda _module, _args, output: first.append(output))
     with torch.no_grad(), note, parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True):
         run(parts, batch)
-    return Upper(parts, layer, batch, hidden_states[0], bool(tuples) and tuples[0])
+    output = first[0] if first and isinstance(first[0], tuple) else ()
+    # Weights of the attention, which some layers return too, are for the caller alone.
+    skips = not any(isinstance(other, torch.Tensor) and not other.is_floating_point() for other in output[1:])
+    return Upper(parts, layer, batch, hidden_states[0], bool(output), skips)
 
 
 def _tail(parts: Parts, batch: Padded) -> Padded:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workbench.errors import GateFailedError, WorkbenchError
-from workbench.grow.expansion.parts import NOT_BUILT
+from workbench.grow.expansion.parts import NOT_BUILT, other_shape
 from workbench.grow.expansion.remap import runs
 from workbench.grow.expansion.streamed import decoder_layers
 from workbench.lazy import np, torch
@@ -74,18 +74,13 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
             f"for {name}{_depths(before, growth, specs)}",
             _REPORT,
         )
-    shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
-    filled = Counter(place for live in places.values() for place in live)
-    for name, live in places.items():
-        if len(live) != 1 or filled[live[0]] != 1:  # split or joined: transformers' conversion compares the rows
-            continue
-        (place,) = live
-        if len(shapes[place]) == len(specs[name].shape) and shapes[place] != specs[name].shape:
-            raise GateFailedError(
-                f"step {step}: {name} has the shape {list(specs[name].shape)}; transformers builds {list(shapes[place])} "
-                f"from the grown config.json (model_type {kind})",
-                _REPORT,
-            )
+    if found := other_shape(built, places, specs):
+        name, shape = found
+        raise GateFailedError(
+            f"step {step}: {name} has the shape {list(specs[name].shape)}; transformers builds {list(shape)} "
+            f"from the grown config.json (model_type {kind})",
+            _REPORT,
+        )
     filled_places = {place for live in places.values() for place in live} | set(built.all_tied_weights_keys)
     if absent := sorted(name for name, _ in built.named_parameters() if name not in filled_places):
         raise GateFailedError(
@@ -169,7 +164,7 @@ def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping
         step: Id of the step, for errors.
 
     Returns:
-        Numbers of tensors: `identical`, `with_additions` (their old elements are identical), `rescaled` by the method, `new`, and
+        Numbers of tensors: `identical`, `with_additions` (their old elements are identical), `rescaled` or fitted by the method, `new`, and
         `changed_later`; `shortened` if there are tensors that lost elements (the others are identical).
 
     Raises:

@@ -18,24 +18,35 @@ from workbench.steps import Grown, MergeMethod, Sources
 from workbench.weights.header import DEPTHS, TEXT_CONFIGS
 from workbench.weights.specs import Source, TensorSpec, Weights
 
-# Fields of config.json with layer numbers, or with a pattern over them: their meaning changes when layers move.
-_NUMBERED = (
-    "mlp_only_layers",
+# Fields of config.json whose meaning changes when layers move: lists of layer numbers, numbers of dense layers before the layers with
+# experts, and patterns over layer numbers, each with the value that has no meaning.
+_LISTED = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "moe_layers")
+_FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+_STEPS = (
     "decoder_sparse_step",
-    "first_k_dense_replace",
-    "global_attn_every_n_layers",
     "full_attention_interval",
+    "global_attn_every_n_layers",
     "moe_layer_freq",
-    "moe_layer_start_index",
-    "moe_layer_end_index",
     "moe_layer_interval",
-    "moe_layers",
+    "interleave_moe_layer_step",
+    "attn_layer_period",
+    "expert_layer_period",
 )
+_NEUTRAL: dict[str, object] = {
+    **{key: [] for key in _LISTED},
+    **dict.fromkeys(_FIRST_DENSE, 0),
+    **dict.fromkeys(_STEPS, 1),
+    "moe_layer_end_index": -1,
+}
 # Patterns that transformers reads only if the corresponding list is absent.
 _PATTERNS = {
     "max_window_layers": "layer_types",
     "sliding_window_pattern": "layer_types",
     "_sliding_window_pattern": "layer_types",
+    "full_attention_interval": "layer_types",
+    "global_attn_every_n_layers": "layer_types",
+    "interleave_moe_layer_step": "moe_layers",
+    "full_attn_idxs": "layer_types",
     "no_rope_layer_interval": "no_rope_layers",
 }
 # Fields with one character per layer, in config.json of Nemotron-H repositories: "M-M*-".
@@ -83,7 +94,9 @@ def in_order(
     stack = iter(enumerate(order))
     for name in layout.names:
         if layout.layer(name) is None:
-            tensors[name] = Grown(name)
+            number = layout.number(name)  # of a layer that predicts additional tokens, which stays behind the last one
+            behind = None if number is None else f"{layout.prefix}{number + len(order) - layout.depth}."
+            tensors[behind + name.removeprefix(f"{layout.prefix}{number}.") if behind else name] = Grown(name)
             continue
         # The whole stack goes to the place of its first tensor, so the file order stays embeddings, layers, norm, head.
         for new, old in stack:
@@ -109,7 +122,8 @@ def reordered(config: Mapping[str, object], depth: int, order: Sequence[int], st
             if isinstance(inner := config.get(part), dict):
                 return {**config, part: reordered(inner, depth, order, step)}
     config = _all_sparse(_explicit(config, depth), depth)
-    if numbered := _fields_with_numbers(config):
+    moved = _moved_numbers(config, order, step)
+    if numbered := [key for key in _fields_with_numbers(config, depth) if key not in moved]:
         raise WorkbenchError(
             f"grow {step}: config.json refers to layers by number ({', '.join(numbered)}), and growth moves layers",
             "Grow a model without these fields.",
@@ -127,6 +141,7 @@ def reordered(config: Mapping[str, object], depth: int, order: Sequence[int], st
             grown[key] = "".join(value[old] for old in order) if isinstance(value, str) else [value[old] for old in order]
         elif _is_by_number(value, key):
             grown[key] = {str(new): value[str(old)] for new, old in enumerate(order) if str(old) in value}
+    grown |= moved
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo states it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
     return grown
@@ -151,8 +166,11 @@ def concatenated(configs: Sequence[tuple[Mapping[str, object], int]], step: str)
                 inner = [(_object(config.get(part)), depth) for config, depth in configs]
                 return {**first, part: concatenated(inner, step)}
     explicit = [(_all_sparse(_explicit(config, depth), depth), depth) for config, depth in configs]
-    for config, _ in explicit:
-        if numbered := [*(key for key, value in config.items() if _is_by_number(value, key)), *_fields_with_numbers(config)]:
+    for config, depth in explicit:
+        if numbered := [
+            *(key for key, value in config.items() if _is_by_number(value, key)),
+            *_fields_with_numbers(config, depth),
+        ]:
             raise WorkbenchError(
                 f"grow {step}: config.json of a model refers to layers by number ({', '.join(numbered)}), and its layers move",
                 "Stack layers of models without these fields.",
@@ -177,9 +195,40 @@ def concatenated(configs: Sequence[tuple[Mapping[str, object], int]], step: str)
     return joined
 
 
-def _fields_with_numbers(config: Mapping[str, object]) -> list[str]:
-    """Return the fields that refer to layers by number."""
-    return [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1)]
+def _moved_numbers(config: Mapping[str, object], order: Sequence[int], step: str) -> dict[str, object]:
+    """Return the fields that refer to layers by number, for layers in a new order.
+
+    Raises:
+        WorkbenchError: If the first layers are dense, and a layer with experts would stand before one of them.
+    """
+    moved: dict[str, object] = {}
+    listed = {key: set(value) for key in _LISTED if isinstance(value := config.get(key), list)}
+    every = config.get("decoder_sparse_step")
+    if isinstance(every, int) and every > 1:  # layers between its multiples are dense
+        listed.setdefault("mlp_only_layers", set()).update(old for old in order if (old + 1) % every)
+        moved["decoder_sparse_step"] = 1
+    for key, numbers in listed.items():
+        moved[key] = [new for new, old in enumerate(order) if old in numbers]
+    for key in _FIRST_DENSE:
+        if isinstance(first := config.get(key), int):
+            dense = [old < first for old in order]
+            if dense != sorted(dense, reverse=True):
+                raise WorkbenchError(
+                    f"grow {step}: in config.json, the first {first} layers are dense ({key}), so no layer with experts can stand before them",
+                    f"Keep the layers below {first} in front.",
+                )
+            moved[key] = sum(dense)
+    return moved
+
+
+def _fields_with_numbers(config: Mapping[str, object], depth: int) -> list[str]:
+    """Return the fields that refer to layers by number, and do not have a list with one entry per layer (as `moe_layer_freq` of MiMo)."""
+    stated = [key for key, neutral in _NEUTRAL.items() if config.get(key) not in (None, neutral, 0)]
+    return [
+        k
+        for k in stated
+        if not config.get(_PATTERNS.get(k, "")) and (k in _LISTED or not _has_entry_per_layer(config[k], k, depth))
+    ]
 
 
 def _object(value: object) -> dict[str, object]:
@@ -206,8 +255,8 @@ def _all_sparse(config: Mapping[str, object], depth: int) -> Mapping[str, object
     """
     if config.get("moe_layers") == list(range(depth)) and config.get("interleave_moe_layer_step") in (None, 1):
         config = {**config, "moe_layers": None}
-    first, last, step = (config.get(f"moe_layer_{key}") for key in ("start_index", "end_index", "interval"))
-    if last is not None and last in (-1, depth - 1) and first in (None, 0) and step in (None, 1):
+    last, step = (config.get(f"moe_layer_{key}") for key in ("end_index", "interval"))
+    if last is not None and last in (-1, depth - 1) and step in (None, 1):
         return {**config, "moe_layer_end_index": -1}
     return config
 

@@ -7,7 +7,8 @@ module that is not in the table is refused by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-# Leaf of a module's name -> number of matrices stacked in it.
-FFN_IN = {"gate_proj": 1, "up_proj": 1, "c_fc": 1, "fc1": 1, "fc_in": 1, "dense_h_to_4h": 1, "gate_up_proj": 2}
+# Last part of a module's name.
+FFN_IN = ("gate_proj", "up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "gate_up_proj")
 QUERIES, KEYS = ("q_proj",), ("k_proj", "v_proj")
 # Queries of all heads, then all keys, then all values (Phi-3). Other families with one matrix mix the rows of heads, and transformers
 # reads no `head_dim` for them, so that their heads cannot change: see `Resize.check_head_size`.
@@ -35,7 +36,6 @@ STACKED = "qkv_proj"
 READERS = (*QUERIES, *KEYS, STACKED, *FFN_IN)
 WRITERS = ("o_proj", "dense", "down_proj", "fc2", "c_proj")
 HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
-NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 NOT_BUILT = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError)
 """What transformers raises for a config.json that it cannot build a model from (NotImplementedError is a RuntimeError)."""
 _HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names."
@@ -49,18 +49,11 @@ class LinearPart:
         weight: Tensor name of the matrix.
         bias: Tensor name of its bias; None if there is none.
         transposed: Whether the matrix is stored as [in, out] (Conv1D).
-        parts: Number of matrices stacked in it along its outputs.
     """
 
     weight: str
     bias: str | None
     transposed: bool
-    parts: int = 1
-
-    @property
-    def leaf(self) -> str:
-        """Last part of the module's name."""
-        return self.weight.removesuffix(".weight").rpartition(".")[2]
 
 
 class DecoderParts:
@@ -77,12 +70,12 @@ class DecoderParts:
 
     def __init__(self, model: Model, step: str = "width", instead: str = "Grow `depth`.") -> None:
         self.model, self.specs, self.step = model, model.weights.specs, step
-        self._instead, self._hint = instead, f"{_HINT} {instead}"
+        self.instead, self.hint = instead, f"{_HINT} {instead}"
         self.text = text_config(model.config)
-        self._live = skeleton(json.dumps(model.config, sort_keys=True))
-        self._names = live_names(model.config, self.specs)
-        self._modules = dict(self._live.named_modules())
-        self.parsed: Any = self._live.config.get_text_config()
+        self.built = skeleton(json.dumps(model.config, sort_keys=True))
+        self.places = live_names(model.config, self.specs)
+        self.modules = dict(self.built.named_modules())
+        self.parsed: Any = self.built.config.get_text_config()
 
     def size(self, field: str) -> Any:
         """Return a field of the text decoder's configuration as transformers reads it, or None.
@@ -95,20 +88,20 @@ class DecoderParts:
         except RuntimeError as error:  # transformers raises it for fields with one value per layer
             reason = " ".join(str(error).split())
             raise InvalidRecipeError(
-                f"grow {self.step}: {field} is not a single number in config.json ({reason[:120]})", self._instead
+                f"grow {self.step}: {field} is not a single number in config.json ({reason[:120]})", self.instead
             ) from None
 
     def _is_conv1d(self, name: str) -> bool:
         """Return whether the live module that a tensor belongs to is transformers' Conv1D."""
-        live = self._names[name]
-        return bool(live) and is_conv1d(self._modules[live[0].rpartition(".")[0]])
+        live = self.places[name]
+        return bool(live) and is_conv1d(self.modules[live[0].rpartition(".")[0]])
 
     @cached_property
     def norms(self) -> dict[str, nn.Module]:
         """Modules that normalize their input, by live name. They are found by running them, not by their class names."""
         kinds: dict[tuple[str, tuple[int, ...]], bool] = {}
         norms: dict[str, nn.Module] = {}
-        for name, module in self._modules.items():
+        for name, module in self.modules.items():
             if next(module.children(), None) is not None:
                 continue
             key = (type(module).__name__, tuple(p.numel() for p in module.parameters()))
@@ -118,16 +111,29 @@ class DecoderParts:
                 norms[name] = module
         return norms
 
+    def check_unused(self) -> None:
+        """Raise WorkbenchError if the files have layers that transformers does not build, which predict additional tokens.
+
+        Their sizes are those of the other layers, and nothing says which of their tensors would change.
+        """
+        layout, unused = self.model.layout, (name for name, live in self.places.items() if not live)
+        behind = (name for name in unused if layout.layer(name) is None and (layout.number(name) is not None or "mtp." in name))
+        if name := next(behind, None):
+            raise InvalidRecipeError(
+                f"grow {self.step}: transformers does not build {name}, so its size cannot follow that of the other layers",
+                "Load and save the model with transformers, which leaves such tensors out.",
+            )
+
     def is_inside(self, norm: str) -> bool:
         """Return whether a norm is inside attention or a feed-forward layer, so that it does not read the residual stream."""
-        parent = self._modules[norm.rpartition(".")[0]]
+        parent = self.modules[norm.rpartition(".")[0]]
         return any(
             leaf in (*QUERIES, *KEYS, *FFN_IN, *WRITERS, "qkv_proj", "query_key_value") for leaf, _ in parent.named_children()
         )
 
     def norm_of(self, name: str) -> str | None:
         """Return the live name of the norm that a tensor on disk belongs to, or None if it belongs to another module."""
-        live = self._names[name]
+        live = self.places[name]
         owner = live[0].rpartition(".")[0] if live else ""
         return owner if owner in self.norms else None
 
@@ -142,7 +148,7 @@ class DecoderParts:
         """
         wider_modules = dict(skeleton(json.dumps(dict(wider), sort_keys=True)).named_modules())
         factors = []
-        for name, module in self._modules.items():
+        for name, module in self.modules.items():
             wider_attributes = vars(wider_modules[name]) if name in wider_modules else {}
             for key, value in vars(module).items():
                 current, wider_value = value, wider_attributes.get(key, value)
@@ -153,35 +159,7 @@ class DecoderParts:
     def linear(self, weight: str) -> LinearPart:
         """Return a matrix by the tensor name of its weight."""
         bias = f"{weight.removesuffix('.weight')}.bias"
-        part = LinearPart(weight, bias if bias in self.specs else None, self._is_conv1d(weight))
-        return LinearPart(part.weight, part.bias, part.transposed, FFN_IN.get(part.leaf, 1))
-
-    def ffn(self, layer: int) -> tuple[list[LinearPart], LinearPart]:
-        """Return a layer's matrices into its neurons, and the matrix out of them."""
-        out = self.model.layout.mlp_out(layer)
-        parent = out.removesuffix(".weight").rpartition(".")[0]
-        siblings = [
-            n
-            for n in self.model.layout.in_layer(layer)
-            if n.endswith(".weight") and n.rpartition(".")[0].rpartition(".")[0] == parent
-        ]
-        readers = [self.linear(n) for n in siblings if n != out and self.linear(n).leaf in FFN_IN]
-        unknown = [n for n in siblings if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
-        if not readers or (unknown and not parent.endswith(str(layer))):
-            raise InvalidRecipeError(
-                f"grow {self.step}: layer {layer}: no known matrix into the neurons next to {', '.join(unknown) or out}",
-                self._hint,
-            )
-        return readers, self.linear(out)
-
-    def ffn_norms(self, layer: int) -> list[str]:
-        """Return the tensors of norms between a layer's neurons and the matrix out of them."""
-        parent = self.model.layout.mlp_out(layer).removesuffix(".weight").rpartition(".")[0]
-        weights = {self.linear(n).weight for n in self.model.layout.in_layer(layer) if n.endswith(".weight")}
-        siblings = [n for n in weights if n.rpartition(".")[0].rpartition(".")[0] == parent]
-        return sorted(
-            n for n in siblings if (norm := self.norm_of(n)) and self.is_inside(norm) and not parent.endswith(str(layer))
-        )
+        return LinearPart(weight, bias if bias in self.specs else None, self._is_conv1d(weight))
 
     def head_norms(self, head: int) -> list[str]:
         """Return the tensors of norms inside attention that cover more than one head of `head` channels."""
@@ -206,20 +184,20 @@ class DecoderParts:
             raise InvalidRecipeError(
                 f"grow {self.step}: layer {layer}: heads need q_proj, k_proj and v_proj, or {STACKED}; found {', '.join(inner) or 'none'} "
                 f"beside {out.weight}",
-                self._hint,
+                self.hint,
             )
         return inner, out
 
     def is_resized(self, name: str, config: Mapping[str, object]) -> bool:
         """Return whether a tensor has another shape in the model that transformers builds from another config.json."""
         changed = dict(skeleton(json.dumps(dict(config), sort_keys=True)).named_parameters())
-        own = dict(self._live.named_parameters())
-        return any(live not in changed or changed[live].shape != own[live].shape for live in self._names[name] if live in own)
+        own = dict(self.built.named_parameters())
+        return any(live not in changed or changed[live].shape != own[live].shape for live in self.places[name] if live in own)
 
     def attention_inputs(self, built: PreTrainedModel) -> int:
         """Return the number of channels that the first layer's attention output matrix reads in a model without weights."""
         name = self.model.layout.attention_out(0)
-        rows, cols = dict(built.named_parameters())[self._names[name][0]].shape
+        rows, cols = dict(built.named_parameters())[self.places[name][0]].shape
         return int(rows if self._is_conv1d(name) else cols)
 
     def sizes(self, linear: LinearPart) -> tuple[int, int]:
@@ -272,16 +250,32 @@ def check_shapes(config: Mapping[str, object], specs: Mapping[str, TensorSpec], 
     Raises:
         WorkbenchError: If it builds another shape.
     """
-    model = check_builds(config, step)
-    live = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    for name, places in live_names(config, specs).items():
-        for place in places:
-            if len(live[place]) == len(specs[name].shape) and live[place] != specs[name].shape:
-                raise InvalidRecipeError(
-                    f"grow {step}: {name} would have the shape {list(specs[name].shape)}, but transformers builds "
-                    f"{list(live[place])} for model_type {config.get('model_type')}: config.json cannot express this size",
-                    _HINT,
-                )
+    if found := other_shape(check_builds(config, step), live_names(config, specs), specs):
+        name, built = found
+        raise InvalidRecipeError(
+            f"grow {step}: {name} would have the shape {list(specs[name].shape)}, but transformers builds {list(built)} for model_type "
+            f"{config.get('model_type')}: config.json cannot express this size",
+            _HINT,
+        )
+
+
+def other_shape(
+    built: PreTrainedModel, places: Mapping[str, Sequence[str]], specs: Mapping[str, TensorSpec]
+) -> tuple[str, tuple[int, ...]] | None:
+    """Return a tensor that alone fills a parameter of another shape, and that shape; None if there is none.
+
+    The rows of split and joined tensors are compared by transformers' conversion.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+    filled = Counter(place for live in places.values() for place in live)
+    for name, live in places.items():
+        if (
+            len(live) == 1 == filled[live[0]]
+            and len(shape := shapes[live[0]]) == len(specs[name].shape)
+            and shape != specs[name].shape
+        ):
+            return name, shape
+    return None
 
 
 class LayerPlan(Protocol):

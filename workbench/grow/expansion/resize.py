@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.grow.expansion.neurons import FeedForward, feed_forward, neuron_fields, neurons_with
 from workbench.grow.expansion.norms import layer_norm, rms_norm
 from workbench.grow.expansion.parts import (
     HEAD_NORMS,
     KEYS,
-    NEURONS,
     READERS,
     STACKED,
     WRITERS,
@@ -65,46 +65,62 @@ class Resize:
         count = sum(g.reshaped for g in self.tensors.values())
         return Growth(self.tensors, with_text(self.parts.model.config, self.config), {**self.record, changed: count})
 
-    def feed_forward(self) -> tuple[list[tuple[list[LinearPart], LinearPart]], int, str]:
-        """Return the matrices into and out of the neurons of every layer, the number of neurons, and its field of config.json.
+    def feed_forward(self) -> tuple[list[FeedForward], int]:
+        """Return the feed-forward parts of the model, and the number of neurons of each: of each expert in a mixture.
 
         Raises:
-            WorkbenchError: If layers have different numbers of neurons, or config.json has no field for it.
+            WorkbenchError: If layers, or experts, have different numbers of neurons, or config.json has no field for it.
         """
-        parts = self.parts
-        layers = [parts.ffn(i) for i in range(parts.model.layout.depth)]
-        sizes = {parts.sizes(out)[1] for _, out in layers}
-        if len(sizes) > 1:
+        parts = feed_forward(self.parts)
+        counted = [part for part in parts if part.is_expert] or [part for part in parts if part.field == parts[0].field]
+        if len(sizes := {part.count for part in counted}) > 1:
             raise InvalidRecipeError(
-                f"grow {parts.step}: layers have {' and '.join(map(str, sorted(sizes)))} neurons; `neurons` needs equal numbers"
+                f"grow {self.parts.step}: layers have {' and '.join(map(str, sorted(sizes)))} neurons; `neurons` needs equal numbers"
             )
-        key = next((k for k in NEURONS if k in parts.text or getattr(parts.parsed, k, None) is not None), None)
-        if key is None:
-            raise InvalidRecipeError(
-                f"grow {parts.step}: config.json has no field for the number of neurons of a layer ({', '.join(NEURONS)})"
-            )
-        return layers, sizes.pop(), key
+        return sorted(parts, key=lambda part: part.is_expert != counted[0].is_expert), sizes.pop()
 
-    def neuron_norm(self) -> str | None:
-        """Return a tensor of a norm over the neurons of a layer, or None if there is none."""
-        norms = (name for layer in range(self.parts.model.layout.depth) for name in self.parts.ffn_norms(layer))
-        return next(norms, None)
+    def count_neurons(self, parts: list[FeedForward], before: int, count: int) -> list[int]:
+        """Set the numbers of neurons in config.json, the first part's to `count` and others in the same proportion, and return each part's."""
+        sizes: dict[str, int] = {}
+        for part in parts:
+            size = getattr(self.parts.parsed, part.field, None)
+            size = size if isinstance(size, int) and part.field != parts[0].field else before
+            sizes.setdefault(part.field, -(-size * count // before))
+        fields = neuron_fields(self.parts, sizes)
+        self.config |= fields
+        self.record["neurons"] = [before, count]
+        return neurons_with(self.parts, parts, fields)
 
-    def neurons(self, readers: list[LinearPart], writer: LinearPart, into: Axis, out: Axis, std: float = 0.0) -> None:
-        """Change the neurons of a feed-forward layer.
+    def neurons(self, part: FeedForward, into: Axis, out: Axis, std: float = 0.0) -> None:
+        """Change the neurons of a feed-forward part.
 
         Args:
-            readers: The matrices into the neurons.
-            writer: The matrix out of them.
+            part: The part.
             into: Origin of each neuron's inputs.
             out: Origin of each neuron's outputs.
             std: Standard deviation of new inputs.
         """
-        before = self.parts.sizes(writer)[1]
-        for reader in readers:
-            index = np.concatenate([np.where(into.index == NEW, NEW, into.index + i * before) for i in range(reader.parts)])
-            self.outputs(reader, Axis(index), std=std)
-        self.inputs(writer, out)
+        for name, axis in part.axes.items():
+            if name == part.out:
+                self._along(name, axis, out)
+                continue
+            stacked = self.parts.specs[name].shape[-axis] // part.count
+            index = _stacked(into.index, part.count, stacked, part.interleaved)
+            self._along(name, axis, Axis(index), 0.0 if name.endswith("bias") else std)
+
+    def _along(self, name: str, axis: int, origin: Axis, std: float = 0.0) -> None:
+        """Change a tensor along its last axis (1), or along the one before it (2), where each expert has rows of its own."""
+        spec = self.parts.specs[name]
+        shape = list(spec.shape)
+        blocks, rows, shape[-axis] = spec.rows // shape[-axis], shape[-axis], len(origin.index)
+        whole = tuple(shape) if len(shape) > 2 else None
+        if axis == 1 and len(shape) > 1:
+            self.change(name, cols=origin, std=std, shape=whole)
+            return
+        scale = None if origin.scale is None else np.tile(origin.scale, blocks)
+        starts = np.arange(blocks)[:, None] * rows
+        index = np.where(origin.index == NEW, NEW, origin.index + starts).reshape(-1)
+        self.change(name, rows=Axis(index, scale), std=std, shape=whole)
 
     def heads(self, instead: str) -> Heads:
         """Return the attention heads of every layer.
@@ -217,6 +233,13 @@ class Resize:
     def change(self, name: str, **changes: Any) -> None:
         """Change fields of the plan of a tensor."""
         self.tensors[name] = replace(self.tensors[name], **changes)
+
+
+def _stacked(index: Any, count: int, stacked: int, interleaved: bool) -> Any:
+    """Return the origin of the rows of several stacked matrices with `count` rows each: one after the other, or in turn."""
+    rows = np.arange(stacked)[:, None] * (1 if interleaved else count) + index * (stacked if interleaved else 1)
+    rows = np.where(index == NEW, NEW, rows)
+    return (rows.T if interleaved else rows).reshape(-1)
 
 
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "layer_norm_epsilon", "norm_eps")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from workbench.activations.importance import channel_strengths, input_strengths, scale_ratios
+from workbench.activations.importance import channel_strengths, input_moments, input_strengths, scale_ratios
 from workbench.activations.sites import Site
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import DecoderParts
 from workbench.grow.expansion.resize import Resize, StreamNorms, resize_stream, stream_norms
 from workbench.grow.mixtures.gates import live_modules
 from workbench.lazy import np, torch
+from workbench.models.architecture import is_conv1d
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import Axis
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Units = Literal["neurons", "heads"]
+UNITS: tuple[Units, ...] = ("neurons", "heads")
 ONLY_LAYERS = "Prune `layers` instead."
+RIDGE = 1e-2
+"""Weight of the change of an output matrix, relative to the mean square of its inputs."""
 
 
 class Smaller(Resize):
@@ -37,7 +42,7 @@ class Smaller(Resize):
             raise self._refusal(model, error) from None
 
     def keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
-        """Remove units from every layer.
+        """Remove units from every layer; `fitted` then gives the matrices out of those that remain.
 
         Args:
             units: "neurons", or "heads" for key-value heads with their query heads.
@@ -49,23 +54,22 @@ class Smaller(Resize):
         """
         try:
             self._keep(units, share, kept)
+            for name in self._writers(units):
+                self.tensors[name] = replace(self.tensors[name], fitted=True)
         except WorkbenchError as error:
             raise self._refusal(self.parts.model, error) from None
 
     def _keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
         depth = self.parts.model.layout.depth
         if units == "neurons":
-            layers, before, key = self.feed_forward()
+            for layer in range(depth):
+                self.parts.model.layout.mlp_out(layer)  # refuses mixtures: each expert would need a ranking of its own
+            parts, before = self.feed_forward()
             count = before - count_removed(units, share, before, "neurons")
-            if norm := self.neuron_norm():
-                raise InvalidRecipeError(
-                    f"grow prune: {norm} normalizes over the neurons, so fewer would change the others", ONLY_LAYERS
-                )
+            self.count_neurons(parts, before, count)
             kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
-            for (readers, writer), numbers in zip(layers, kept, strict=True):
-                self.neurons(readers, writer, Axis(numbers), Axis(numbers))
-            self.config[key] = count
-            self.record["neurons"] = [before, count]
+            for part, numbers in zip(parts, kept, strict=True):
+                self.neurons(part, Axis(numbers), Axis(numbers))
             return
         heads = self.heads(ONLY_LAYERS)
         count = heads.groups - count_removed(units, share, heads.groups, "key-value heads")
@@ -146,20 +150,52 @@ class Smaller(Resize):
             live: The live model.
             rows: The texts as tokens.
         """
-        model, depth = self.parts.model, self.parts.model.layout.depth
-        writers = [model.layout.mlp_out(i) if units == "neurons" else model.layout.attention_out(i) for i in range(depth)]
-        modules = live_modules(model, writers)
-        sites = [
-            Site(layer, "neurons", modules[name], live.get_submodule(modules[name]), self.parts.sizes(self.parts.linear(name))[1])
-            for layer, name in enumerate(writers)
-        ]
-        strengths = torch.stack(input_strengths(live, sites, rows))
+        strengths = torch.stack(input_strengths(live, self._sites(units, live), rows))
         if units == "heads":
-            strengths = strengths.reshape(depth, self.heads(ONLY_LAYERS).groups, -1).sum(-1)
+            strengths = strengths.reshape(len(strengths), self.heads(ONLY_LAYERS).groups, -1).sum(-1)
         count = strengths.shape[1] - count_removed(units, share, strengths.shape[1], units)
         kept = strengths.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
         shares = strengths.gather(1, kept).sum(1) / strengths.sum(1).clamp_min(1e-300)
         return kept, [round(value, 4) for value in shares.tolist()]
+
+    def fitted(
+        self, units: Units, kept: Mapping[str, Tensor], live: PreTrainedModel, rows: Sequence[TextRow]
+    ) -> dict[str, Tensor]:
+        """Return the matrices out of the units that remain, which do the work of the others as far as these depend on them.
+
+        Args:
+            units: "neurons", or "heads" for key-value heads with their query heads.
+            kept: Units -> numbers of those that remain in each layer [layers, units]; "hidden" -> channels that remain, if some go.
+            live: The live model before the step.
+            rows: The texts as tokens.
+
+        Returns:
+            Tensor name -> the matrix as it is stored, float32.
+        """
+        found: dict[str, Tensor] = {}
+        sites = self._sites(units, live)
+        each = self.heads(ONLY_LAYERS).width if units == "heads" else 1
+        moments = input_moments(live, sites, rows)
+        for name, site, numbers, own in zip(self._writers(units), sites, kept[units], moments, strict=True):
+            columns = torch.from_numpy(_channels(numbers.numpy(), each).index).to(own.device)
+            matrix = refitted(site.columns().T, own, columns).float().cpu()
+            matrix = matrix[kept["hidden"]] if "hidden" in kept else matrix
+            found[name] = matrix.T.contiguous() if is_conv1d(site.module) else matrix
+        return found
+
+    def _writers(self, units: Units) -> list[str]:
+        """Return the matrix out of the units of each layer."""
+        layout = self.parts.model.layout
+        return [layout.mlp_out(i) if units == "neurons" else layout.attention_out(i) for i in range(layout.depth)]
+
+    def _sites(self, units: Units, live: PreTrainedModel) -> list[Site]:
+        """Return these matrices as modules of the live model."""
+        writers = self._writers(units)
+        modules = live_modules(self.parts.model, writers)
+        return [
+            Site(layer, "neurons", modules[name], live.get_submodule(modules[name]), self.parts.sizes(self.parts.linear(name))[1])
+            for layer, name in enumerate(writers)
+        ]
 
     @staticmethod
     def _refusal(model: Model, error: WorkbenchError) -> WorkbenchError:
@@ -167,6 +203,28 @@ class Smaller(Resize):
         message = error.message.removeprefix("grow prune: ")
         named = message if "model_type" in message else f"model_type {model.config.get('model_type')}: {message}"
         return InvalidRecipeError(f"grow prune: {named}", error.hint or ONLY_LAYERS)
+
+
+def refitted(matrix: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
+    """Return the columns of an output matrix that remain, with what the outputs lose without the others added where inputs tell it.
+
+    The columns V minimize E ‖W a − V a_kept‖² + r ‖V − W_kept‖², so that V = W_kept + W_gone M_gone,kept (M_kept + rI)⁻¹ with M = E a aᵀ. It is
+    the update of Optimal Brain Surgeon for inputs that go together (Hassibi et al. 1993; of language models, Ling et al. 2024, SlimGPT).
+
+    Args:
+        matrix: W [out, in].
+        moments: M [in, in].
+        kept: Numbers of the columns that remain.
+
+    Returns:
+        V [out, kept], float64.
+    """
+    gone = torch.ones(len(moments), dtype=torch.bool, device=kept.device)
+    gone[kept] = False
+    inner, across = moments[kept][:, kept].double(), moments[kept][:, gone].double()
+    inner.diagonal().add_(RIDGE * float(moments.diagonal().double().mean().clamp_min(1e-30)))
+    shares = torch.cholesky_solve(across, torch.linalg.cholesky(inner))
+    return matrix[:, kept].double() + matrix[:, gone].double() @ shares.T
 
 
 def count_removed(name: str, wanted: float, total: int, units: str) -> int:

@@ -57,16 +57,17 @@ class EditKind(Kind[EditMethod]):
         """Add a live float32 model, and the time that the method's tokens take."""
         step.check_model(model)
         row: dict[str, object] = {"inputs": step.inputs()}
-        cached = self.is_cached(resolved, number)
+        cached, memory = self.is_cached(resolved, number), 0
         if cached:
             needs.cached.append(resolved.recipe.step_ids[number])
         else:
             cost = step.cost(model, resolved.recipe.project, resolved.cache)
+            memory = cost.pop("memory", 0)
             seconds = seconds_of(cost, numel(model), passes=1)
             row |= cost_row(cost, seconds)
             needs.seconds += seconds
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
-            needs.hold(8 * numel(model) + reading_bytes(resolved.base_path))
+            needs.hold(8 * numel(model) + reading_bytes(resolved.base_path) + memory)
         return row, model
 
     def keep(self, result: StepResult, run: Path, said: FactsSaid | None) -> None:

@@ -71,7 +71,7 @@ class TrainKind(Kind[T]):
     def _trained(self, step: T, context: StepContext, current: Model) -> Path:
         """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
 
-        The base has the same dtype as in `brick train`: bfloat16 for an adapter, float32 for a full fine-tune.
+        The base has the same dtype as in `brick train`.
         """
         resolved, place = context.resolved, context.place("bricks")
         if reusable(place, CARD, digests=True):
@@ -87,12 +87,11 @@ class TrainKind(Kind[T]):
         working = place.with_name(f".{place.name}.training")
         others = {name: resolved.on_disk[name].path for name in settings.orthogonal_to if name in resolved.on_disk}
         source = resolved.tokenizer_at(context.number)
-        tensors = compute(current, torch.float32 if whole else torch.bfloat16, device)
+        tensors = compute(current, settings.weights_dtype, device)
         specs = {name: TensorSpec.of(t.shape, t.dtype) for name, t in tensors.items()}
         parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
         live = live_model(current.config, tensors, source, device)
         live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens
-        context.say("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
         data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
         record = train(
             settings,
