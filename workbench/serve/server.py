@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,19 @@ def served(named: NamedModel, model: Any, key: str | None = None, seconds: float
     return Served(named.name, engine, longest_row(model.config.to_dict(), LONGEST), key, seconds, int(time.time()))
 
 
+class _Server(uvicorn.Server):
+    """A server that a signal ends, and which does not raise the signal once more at its end: the texts come first."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def run(app: ASGIApp, opened: socket.socket, engine: Engine, say: Callable[[str], None]) -> None:
     """Serve until a signal; then take no more requests, and let the texts end.
 
@@ -102,7 +116,7 @@ def run(app: ASGIApp, opened: socket.socket, engine: Engine, say: Callable[[str]
         server_header=False,
         timeout_graceful_shutdown=PATIENCE,
     )
-    uvicorn.Server(config).run(sockets=[opened])
+    _Server(config).run(sockets=[opened])
     say("the server ends after the texts that are being written")
     if not engine.close(PATIENCE):
         say(f"texts were cut off after {PATIENCE} seconds")
