@@ -7,7 +7,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -74,14 +74,6 @@ class Served:
         routing = getattr(self.engine.model, "routing", None)
         return () if routing is None else tuple(routing.bricks)
 
-    def check_key(self, http: HttpRequest) -> None:
-        """Raise RefusedError if a request does not name the key."""
-        given = http.headers.get("authorization", "")
-        if self.key is not None and not secrets.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
-            raise RefusedError(
-                401, "authentication_error", "expected the header `Authorization: Bearer KEY` with this server's key"
-            )
-
     def brick_of(self, model: str) -> str | None:
         """Return the brick that a request names, "base", or None if the router chooses."""
         if model == self.name:
@@ -90,6 +82,13 @@ class Served:
             return model
         known = ", ".join((self.name, *self.bricks, *([BASE] if self.bricks else [])))
         raise RefusedError(404, "invalid_request_error", f"no model '{model}': this server has {known}", "model")
+
+
+def checked_key(key: str | None, http: HttpRequest) -> None:
+    """Raise RefusedError if a request does not name the key."""
+    given = http.headers.get("authorization", "")
+    if key is not None and not secrets.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        raise RefusedError(401, "authentication_error", "expected the header `Authorization: Bearer KEY` with this server's key")
 
 
 class Endpoint:
@@ -108,7 +107,7 @@ class Endpoint:
 
     async def respond(self, http: HttpRequest) -> Response:
         """Answer a request."""
-        self.served.check_key(http)
+        checked_key(self.served.key, http)
         asked = self.asked.model_validate_json(await body_of(http))
         brick = self.served.brick_of(asked.model)
         prompts = [tokens for tokens in await asyncio.to_thread(self.prompts, asked) for _ in range(asked.n)]
@@ -125,7 +124,7 @@ class Endpoint:
             head = {"id": f"{self.kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
             pieces = _pieces(queue, len(prompts), self.served.seconds)
             first = await anext(pieces)
-            headers = _headers(first[1])
+            headers = headers_of(first[1])
             if asked.stream:
                 events = self.events(asked, prompts, first, pieces, head, left)
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
@@ -265,16 +264,15 @@ def application(served: Served) -> ASGIApp:
     """Return the application that serves a configuration."""
 
     def models(http: HttpRequest) -> Response:
-        served.check_key(http)
+        checked_key(served.key, http)
         names = (served.name, *served.bricks, *([BASE] if served.bricks else []))
-        data = [{"id": name, "object": "model", "created": served.created, "owned_by": "workbench"} for name in names]
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse(protocol.models(names, served.created))
 
     def health(_http: HttpRequest) -> Response:
         return PlainTextResponse("ok\n") if served.engine.alive else PlainTextResponse("the engine has ended\n", 503)
 
     def metrics(http: HttpRequest) -> Response:
-        served.check_key(http)
+        checked_key(served.key, http)
         return PlainTextResponse(metrics_text(served.engine), media_type="text/plain; version=0.0.4")
 
     routes = [
@@ -284,8 +282,12 @@ def application(served: Served) -> ASGIApp:
         Route("/health", health),
         Route("/metrics", metrics),
     ]
-    handlers = {ValidationError: _invalid, RefusedError: _refused, FullError: _full, WorkbenchError: _failed, TimeoutError: _late}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    return Starlette(routes=routes, exception_handlers=failures())
+
+
+def failures() -> Mapping[Any, Any]:
+    """Return kind of error -> function that answers with it."""
+    return {ValidationError: _invalid, RefusedError: _refused, FullError: _full, WorkbenchError: _failed, TimeoutError: _late}
 
 
 async def body_of(http: HttpRequest) -> bytes:
@@ -328,7 +330,7 @@ async def _gone(http: HttpRequest, left: threading.Event) -> None:
     left.set()
 
 
-def _headers(piece: Piece) -> dict[str, str]:
+def headers_of(piece: Piece) -> dict[str, str]:
     """Return the headers that say which brick answers."""
     if piece.acted is None:
         return {}
@@ -372,6 +374,4 @@ def metrics_text(engine: Engine) -> str:
     gauges = {"running_texts": running, "waiting_requests": waiting}
     lines = [f"# TYPE workbench_{name} gauge\nworkbench_{name} {value}" for name, value in gauges.items()]
     lines += [f"# TYPE workbench_{name}_total counter\nworkbench_{name}_total {engine.counts[name]}" for name in COUNTED]
-    lines.append("# TYPE workbench_texts_total counter")
-    lines += [f'workbench_texts_total{{brick="{name}"}} {count}' for name, count in sorted(engine.acted.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + protocol.chosen_text(engine.acted)

@@ -199,6 +199,18 @@ def usage(prompts: int, written: int) -> dict[str, int]:
     return {"prompt_tokens": prompts, "completion_tokens": written, "total_tokens": prompts + written}
 
 
+def models(names: Sequence[str], created: int = 0) -> dict[str, object]:
+    """Return the answer of `/v1/models`."""
+    data = [{"id": name, "object": "model", "created": created, "owned_by": "workbench"} for name in names]
+    return {"object": "list", "data": data}
+
+
+def chosen_text(acted: Mapping[str, int]) -> str:
+    """Return how often each brick has answered, in Prometheus' text format."""
+    rows = [f'workbench_texts_total{{brick="{name}"}} {count}' for name, count in sorted(acted.items())]
+    return "\n".join(["# TYPE workbench_texts_total counter", *rows]) + "\n"
+
+
 def failure(message: str, kind: str, field_: str | None = None) -> Mapping[str, Any]:
     """Return the body of an answer that says what is wrong."""
     return {"error": {"message": message, "type": kind, "param": field_, "code": None}}

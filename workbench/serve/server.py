@@ -98,13 +98,29 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(app: ASGIApp, opened: socket.socket, engine: Engine, say: Callable[[str], None]) -> None:
+def before(named: NamedModel, model: Any, url: str, key: str | None, seconds: float) -> ASGIApp:
+    """Return the application that chooses adapters for a server, whose texts it passes on.
+
+    Raises:
+        UsageError: If the configuration has no router, or the server other adapters.
+        WorkbenchError: If the server cannot be reached.
+    """
+    from workbench.serve.proxy import Front, Upstream, application, unrouted
+
+    routing = getattr(model, "routing", None)
+    if routing is None:
+        raise unrouted(named.name)
+    upstream = Upstream.find(url, routing.bricks)
+    return application(Front(named.name, routing, load_tokenizer(named.resolved.tokenizer_path), upstream, key, seconds))
+
+
+def run(app: ASGIApp, opened: socket.socket, engine: Engine | None, say: Callable[[str], None]) -> None:
     """Serve until a signal; then take no more requests, and let the texts end.
 
     Args:
         app: The application.
         opened: Where it listens.
-        engine: Writes the texts.
+        engine: Writes the texts; None if another server does.
         say: Receives lines for the user.
     """
     config = uvicorn.Config(
@@ -118,5 +134,5 @@ def run(app: ASGIApp, opened: socket.socket, engine: Engine, say: Callable[[str]
     )
     _Server(config).run(sockets=[opened])
     say("the server ends after the texts that are being written")
-    if not engine.close(PATIENCE):
+    if engine and not engine.close(PATIENCE):
         say(f"texts were cut off after {PATIENCE} seconds")
