@@ -31,7 +31,7 @@ class Mirror:
         with torch.no_grad():
             return self.model(torch.tensor([row])).logits[0]  # type: ignore[no-any-return]
 
-    def join(self, *lengths: int, every: bool = False) -> None:
+    def add(self, *lengths: int, every: bool = False) -> None:
         new = [self.words(length) for length in lengths]
         found = self.batch.join(new, None, [every] * len(new))
         for row, logits in zip(new, found, strict=True):
@@ -51,20 +51,20 @@ class Mirror:
 
 def test_rows_join_and_leave(model: Any) -> None:
     mirror = Mirror(model)
-    mirror.join(7, 3)
+    mirror.add(7, 3)
     for _ in range(3):
         mirror.step()
-    mirror.join(12, every=True)
+    mirror.add(12, every=True)
     mirror.step()
     mirror.keep(1, 2)
     mirror.step()
     mirror.keep(0)
     assert mirror.batch._places.shape == (1, 3 + 5), "padding that no row needs is gone"
-    mirror.join(1, 9)
+    mirror.add(1, 9)
     mirror.step()
     mirror.keep()
     assert len(mirror.batch) == 0
-    mirror.join(4)
+    mirror.add(4)
     mirror.step()
 
 
@@ -75,7 +75,7 @@ def test_any_order_of_joins_steps_and_leaves(model: Any, seed: int) -> None:
     for _ in range(25):
         what, size = torch.randint(0, 3, (2,), generator=mirror.draw).tolist()
         if what == 0 or not mirror.rows:
-            mirror.join(*(1 + size + n for n in range(1 + size)), every=bool(size))
+            mirror.add(*(1 + size + n for n in range(1 + size)), every=bool(size))
         elif what == 1:
             mirror.step()
         else:

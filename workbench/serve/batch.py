@@ -118,9 +118,9 @@ class Batch:
     ) -> Tensor:
         """Return the logits [place, vocabulary] at some places of a pass."""
         mask = additive_masks(seen, queries, keys, self._windows, self.model.dtype)
-        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": queries, "attention_mask": mask, "use_cache": True}
+        inputs = {"input_ids": ids, "position_ids": queries, "attention_mask": mask, self._cache_name: cache}
         with torch.inference_mode(), head_sees(self._head, wanted), self._acting(weights):
-            logits: Tensor = self.model(**inputs, **{self._cache_name: cache}).logits[0]
+            logits: Tensor = self.model(**inputs, use_cache=True).logits[0]
         return logits
 
     def _acting(self, weights: Tensor | None) -> AbstractContextManager[None]:

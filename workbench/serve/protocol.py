@@ -211,6 +211,6 @@ def chosen_text(acted: Mapping[str, int]) -> str:
     return "\n".join(["# TYPE workbench_texts_total counter", *rows]) + "\n"
 
 
-def failure(message: str, kind: str, field_: str | None = None) -> Mapping[str, Any]:
+def failure(message: str, kind: str, field_: str | None = None) -> dict[str, object]:
     """Return the body of an answer that says what is wrong."""
     return {"error": {"message": message, "type": kind, "param": field_, "code": None}}

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from threading import Lock
@@ -179,7 +179,7 @@ class Front:
         listed = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
         return [encode_text(self._tokenizer, one) if isinstance(one, str) else [int(token) for token in one] for one in listed]
 
-    def _chat(self, body: Mapping[str, Any]) -> list[int]:
+    def _chat(self, body: Any) -> list[int]:
         """Return the tokens of a conversation under the tokenizer's chat template."""
         more = {"add_generation_prompt": body.get("add_generation_prompt", True), "tools": body.get("tools")}
         return list(self._tokenizer.apply_chat_template(body["messages"], tokenize=True, return_dict=False, **more))
