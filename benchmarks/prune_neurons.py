@@ -4,11 +4,11 @@
     python benchmarks/prune_neurons.py --arms fitted Wanda-sp --steps 0           without training
     python benchmarks/prune_neurons.py --tiny --steps 2 --limit 4 --calibration 4 --held-out 8   tries the whole on a random model
 
-Arms: `fitted` is `grow: prune` as it is; in `not fitted` the outputs of the neurons that remain stay as they are. `Wanda-sp` and `FLAP` choose
-by ‖activation‖₂ Σ |W| and by the variance of the activation times ‖W‖² (An et al. 2024, FLAP, arXiv 2312.11983), without FLAP's biases, which
-the architecture has no place for. All remove the same share of every layer and are then trained by the same steps on the same texts. Texts,
-retention and training are those of prune.py; `other` is the perplexity of the workbench's own plain text. The results file is written after
-every arm.
+Arms: `fitted` is `grow: prune` as it is. `Wanda-sp` chooses by ‖activation‖₂ Σ |W|, and `FLAP` by the variance of the activation times
+‖W‖² (An et al. 2024, arXiv 2312.11983), without FLAP's biases, which the architecture has no place for. Arms that are not called fitted leave
+the outputs of the neurons that remain as they are. All remove the same share of every layer and are then trained by the same steps on the
+same texts. Texts, retention and training are those of prune.py; `other` is the perplexity of the workbench's own plain text. The results file
+is written after every arm.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from edit_setup import CPU, make_project, one_thread
 from prune import make_tiny, measured, options_of, resolved, timed, write_texts
 from record import parser_of, write_results
 
+from workbench.activations.importance import input_statistics
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import losses
 from workbench.activations.sites import Site, Tokens, stream
@@ -59,22 +60,28 @@ def by_moments(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
     return strengths
 
 
+WANDA = by_moments(lambda _mean, square, columns: square.sqrt() * columns.abs().sum(0))
 CRITERIA: dict[str, Strengths | None] = {
     "fitted": None,
     "not fitted": None,
-    "Wanda-sp": by_moments(lambda _mean, square, columns: square.sqrt() * columns.abs().sum(0)),
+    "Wanda-sp": WANDA,
+    "Wanda-sp, fitted": WANDA,
     "FLAP": by_moments(lambda mean, square, columns: (square - mean.square()) * columns.square().sum(0)),
 }
 
 
 @contextmanager
 def chosen_by(arm: str) -> Iterator[None]:
-    """Let `grow: prune` choose neurons by the criterion of an arm, and fit them for the arm `fitted` alone."""
+    """Let `grow: prune` choose neurons by the criterion of an arm, and fit them for the arms that are named so."""
     with ExitStack() as patches:
-        if arm != "fitted":
+        if not arm.endswith("fitted") or arm.startswith("not"):
             patches.enter_context(patch.object(smaller, "refitted", lambda matrix, _moments, kept: matrix[:, kept].double()))
         if criterion := CRITERIA[arm]:
-            patches.enter_context(patch.object(smaller, "input_strengths", criterion))
+
+            def statistics(*given: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+                yield from zip(criterion(*given), (moments for _, moments in input_statistics(*given)), strict=True)
+
+            patches.enter_context(patch.object(smaller, "input_statistics", statistics))
         yield
 
 
@@ -91,7 +98,9 @@ def main() -> None:
         other = [ItemRow(ids, len(ids)) for ids in plain if len(ids) > 1]
         before: dict[str, Any] | None = None
         for arm in options.arms:
-            project = make_project(folder / arm.replace(" ", "-"), base, [])  # a cache of its own: the recipes are the same
+            project = make_project(
+                folder / arm.replace(", ", "-").replace(" ", "-"), base, []
+            )  # a cache of its own: the recipes are the same
             held_out = write_texts(project, options)
             with chosen_by(arm):
                 if before is None:

@@ -155,7 +155,7 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 105_726,
+    "lines of the package": 105_719,
     # 100 lines: pruned models are fitted to the outputs with all neurons and heads; what keys of neurons hold in memory.
     # 220 lines: depth and width of mixtures and hybrids, edits of shared experts.
     # 200 lines. 80: tools of conversations, and templates that leave them out. 120: epochs, accumulated and packed batches, float32, `brick train --json`.
@@ -174,8 +174,8 @@ BUDGET = {
     # 1: which tensors depend on the number of neurons.
     # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 75_929,
-    # 60 lines: a fit of pruned models by hand; values without the columns that are lent.
+    "lines of the tests": 75_996,
+    # 130 lines: a fit of pruned models by hand; values without the columns that are lent.
     # 310 lines: growth of mixtures and hybrids, on each of the families.
     # 280 lines: trainings beside PEFT and the Trainer, accumulated, packed and in epochs; tools of conversations.
     # 26 lines: wordings of values; whose memory a thread of the card works on.
@@ -188,8 +188,8 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 96_300,
-    # 780 words: every edit under one scorecard, trainings beside the Trainer, tools in conversations, growth of mixtures, fits of pruned models.
+    "words of the documentation": 96_420,
+    # 900 words: every edit under one scorecard, trainings beside the Trainer, tools in conversations, growth of mixtures, fits of pruned models.
     # 80 words: merges from the disk beside the floor, wordings of values.
     # 610 words: MEMIT and AlphaEdit in sequence, which edits of others are not here and why, training on the page on speed.
     # 360 words: the same; greedy texts by HFLM and by our own loop, and where each figure comes from.
@@ -205,7 +205,7 @@ BUDGET = {
     # Port, browser, device and trust of the viewer; `open --json`, `suite new --drop-duplicates`; ten of `ship`, which are those of `run` and `report`.
     "commands with --json": 49,
     # `brick train`, `open`, `ship`.
-    "[str, Any] in the package": 104,
+    "[str, Any] in the package": 102,
 }
 
 

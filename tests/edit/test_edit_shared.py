@@ -79,7 +79,7 @@ def test_layers_without_a_shared_expert_are_named(project: Project) -> None:
 
 
 def test_plan_agrees_with_run(project: Project) -> None:
-    """What can be edited is planned; a mixture with linear attention is refused by both."""
+    """Plan what can be edited, and refuse a mixture with linear attention, in both commands."""
     write_facts_file(project.path / "facts.jsonl", 1)
     save_family("glm4_moe", project.path / "shared")
     save_family("qwen3_next", project.path / "hybrid")

@@ -37,12 +37,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_h1": (
         "falcon_h1",
         {
-            "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16,
-            "mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True, "mlp_bias": True,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
+            "mamba_proj_bias": True,
+            "projectors_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
         },
     ),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv", "conv"], "conv_bias": True}),
-}  # fmt: skip
+}
 """Case -> family, fields of its configuration."""
 
 
@@ -64,12 +71,18 @@ def test_depth_is_exact(case: str, project: Project) -> None:
 @pytest.mark.parametrize(
     ("case", "left"),
     [
-        ("mixtral", "experts.3.w2"), ("gpt_oss", "experts.down_proj_bias"), ("gpt_oss", "self_attn.o_proj.bias"),
-        ("deepseek_v3", "shared_experts.down_proj"), ("glm4_moe", "experts.1.down_proj"), ("qwen3_next", "linear_attn.out_proj"),
-        ("falcon_h1", "mamba.out_proj.bias"), ("falcon_h1", "feed_forward.down_proj.weight"), ("lfm2", "conv.out_proj.bias"),
+        ("mixtral", "experts.3.w2"),
+        ("gpt_oss", "experts.down_proj_bias"),
+        ("gpt_oss", "self_attn.o_proj.bias"),
+        ("deepseek_v3", "shared_experts.down_proj"),
+        ("glm4_moe", "experts.1.down_proj"),
+        ("qwen3_next", "linear_attn.out_proj"),
+        ("falcon_h1", "mamba.out_proj.bias"),
+        ("falcon_h1", "feed_forward.down_proj.weight"),
+        ("lfm2", "conv.out_proj.bias"),
         ("lfm2", "feed_forward.w2"),
     ],
-)  # fmt: skip
+)
 def test_every_output_counts(case: str, left: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """One output that is not zero changes the function, and the check says so."""
     base, writers = save_family(CASES[case][0], project.path / "base2", CASES[case][1]), Layout.residual_writers
@@ -168,7 +181,7 @@ WIDER: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", WIDER)
 def test_width_keeps_the_function(case: str, project: Project) -> None:
-    """Of dense layers, experts and shared experts, on live models and in the files that transformers loads."""
+    """Dense layers, experts and shared experts get neurons, on live models and in the files that transformers loads."""
     (family, fields), (growth, sizes) = CASES[case], WIDER[case]
     base = save_family(family, project.path / "wide", fields)
     document = project.run(f"base: wide\nsteps: [{{grow: width, {growth}}}]\n")

@@ -20,6 +20,7 @@ from worlds.texts import sentence, words_tokenizer, write_rows
 from worlds.tiny import VOCABULARY, live, tensors_of
 
 from workbench.errors import WorkbenchError
+from workbench.models.live import compute
 from workbench.models.texts import encode, read_texts
 from workbench.run.compose import compose
 from workbench.run.plan import plan
@@ -263,7 +264,7 @@ def test_neurons_and_outputs_are_those_of_a_direct_computation(
 def test_heads_that_follow_from_others_are_not_missed(
     texts: Project, dense_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With hardly any ridge. The second half of the heads computes what the first half does, so that half of the model says the same."""
+    """Half of the model says the same, because the second half of the heads computes what the first half does."""
     monkeypatch.setattr("workbench.grow.expansion.smaller.RIDGE", 1e-6)
 
     def twice(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -301,13 +302,16 @@ def test_a_measurement_is_kept(texts: Project, monkeypatch: pytest.MonkeyPatch) 
     text = "steps: [{grow: prune, layers: 1, neurons: 0.25, calibration: texts.jsonl}]\n"
     resolved = texts.resolve(text)
     row = plan(resolved, texts.path / "runs").steps[0].to_dict()
-    first = compose(resolved, CPU).records()
+    composition = compose(resolved, CPU)
+    first, measured = composition.records(), compute(composition.model, torch.float32, CPU)
     assert {key: row[key] for key in ("layers", "neurons", "parameters", "bytes")} == {
         key: first[0][key] for key in ("layers", "neurons", "parameters", "bytes")
     }
     assert "gone_layers" not in row, "nothing is measured for a plan"
     monkeypatch.setattr("workbench.grow.prune.block_influence", lambda *_: pytest.fail("measured again"))
     assert compose(texts.resolve(text), CPU).records() == first
+    again = texts.tensors(text)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in measured.items())
     write_rows(texts.path / "texts.jsonl", 12, seed=5)
     assert texts.resolve(text).keys != resolved.keys
 

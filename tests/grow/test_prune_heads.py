@@ -87,6 +87,18 @@ def kept_groups(before: Any, after: Any) -> list[list[int]]:
     return kept
 
 
+def test_fitted_outputs_move_with_their_layers(texts: Project) -> None:
+    """A list that removes the first layer, in one step with heads and neurons or after them."""
+    base = save_family("llama", texts.path / "llama", GROUPS)
+    less, first = "neurons: 0.25, heads: 0.5, calibration: texts.jsonl", "grow: prune, layers: [0]"
+    both, apart = (
+        texts.tensors(f"base: {base}\nsteps: [{steps}]\n")
+        for steps in (f"{{{first}, {less}}}", f"{{grow: prune, {less}}}, {{id: second, {first}}}")
+    )
+    assert both.keys() == apart.keys()
+    assert all(torch.equal(tensor, apart[name]) for name, tensor in both.items())
+
+
 @pytest.mark.usefixtures("unfitted")
 def test_rows_of_the_stacked_matrix(texts: Project) -> None:
     """Queries, keys and values of Phi-3 lie one after the other: of each, the rows of the groups that remain."""

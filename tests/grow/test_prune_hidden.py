@@ -129,15 +129,22 @@ def test_importance_and_scale_by_hand(texts: Project) -> None:
         assert 0.9 < ratio < (32 / 24) ** 0.5, "channels that go are not zero"
 
 
-def test_all_units_at_once(texts: Project) -> None:
-    """Heads, neurons and channels in one step; transformers builds it, and what remains is a multiple of 8."""
+def test_all_units_at_once(texts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads, neurons and channels in one step; transformers builds it, and what remains is a multiple of 8. Outputs keep the same channels."""
+    monkeypatch.setattr("workbench.grow.expansion.smaller.refitted", lambda matrix, _moments, kept: matrix[:, kept])
     base = save_family("qwen2", texts.path / "qwen2")
     fields = "neurons: 0.25, heads: 0.5, hidden: 0.3, calibration: texts.jsonl"
     document = texts.run(f"base: {base}\nsteps: [{{grow: prune, {fields}}}]\n")
     record, config = document["steps"][0], live(document["model"]).config
     assert (record["neurons"], record["key_value_heads"], record["hidden"]) == ([48, 36], [2, 1], [32, 24])
     assert (config.hidden_size, config.num_attention_heads, config.head_dim, config.intermediate_size) == (24, 2, 8, 36)
-    assert record["parameters"][1] == sum(t.numel() for t in tensors_of(Path(document["model"])).values())
+    old, new = tensors_of(base), tensors_of(Path(document["model"]))
+    assert record["parameters"][1] == sum(t.numel() for t in new.values())
+    before, after = (tensors["model.embed_tokens.weight"].T for tensors in (old, new))
+    channels = [next(i for i, row in enumerate(before) if torch.equal(row, wanted)) for wanted in after]
+    for name in ("mlp.down_proj", "self_attn.o_proj"):
+        columns = old[f"model.layers.1.{name}.weight"][channels].T
+        assert all((columns == wanted).all(1).any() for wanted in new[f"model.layers.1.{name}.weight"].T), name
 
 
 def test_a_plan_has_the_sizes(texts: Project) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from worlds.commands import call
 from worlds.growing import save_family
@@ -108,6 +109,17 @@ def test_experts_are_named(family: str, experts: str, texts: Project, tmp_path: 
     step = "{grow: prune, neurons: 0.25, calibration: texts.jsonl}"
     with pytest.raises(WorkbenchError, match=r"found 0 \(none\); the layer is a mixture of experts \(model.layers.0." + experts):
         plan(texts.resolve(f"base: {base}\nsteps: [{step}]\n"), texts.path / "runs")
+
+
+def test_activations_that_are_no_numbers_are_an_error(texts: Project) -> None:
+    """Weights are finite, and the products of two of them are not."""
+    base = save_model(texts.path / "huge")
+    tensors = load_file(base / "model.safetensors")
+    for name in ("gate_proj", "up_proj"):
+        tensors[f"model.layers.1.mlp.{name}.weight"][3] = 1e25
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WorkbenchError, match="the neurons of layer 1 are NaN or infinite on the texts"):
+        texts.run("base: huge\nsteps: [{grow: prune, neurons: 0.25, calibration: texts.jsonl}]\n")
 
 
 def test_an_adapter_cannot_be_smaller(project: Project) -> None:

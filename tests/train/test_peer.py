@@ -67,21 +67,35 @@ def peer(spec: TrainSpec, base: Path, data: Path, out: Path) -> tuple[list[float
         ]
         length = {"max_steps": spec.steps} if spec.epochs is None else {"num_train_epochs": spec.epochs}
         arguments = TrainingArguments(
-            output_dir=str(out), per_device_train_batch_size=spec.batch_size, learning_rate=spec.learning_rate,
-            gradient_accumulation_steps=spec.gradient_accumulation_steps, warmup_steps=spec.warmup, lr_scheduler_type=spec.schedule,
-            logging_steps=1, use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True, seed=spec.seed, **length,
-        )  # fmt: skip
+            output_dir=str(out),
+            per_device_train_batch_size=spec.batch_size,
+            learning_rate=spec.learning_rate,
+            gradient_accumulation_steps=spec.gradient_accumulation_steps,
+            warmup_steps=spec.warmup,
+            lr_scheduler_type=spec.schedule,
+            logging_steps=1,
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=spec.seed,
+            **length,
+        )
         trainer = Trainer(model=adapted, args=arguments, train_dataset=rows, data_collator=DataCollatorForSeq2Seq(tokenizer))
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, {n: p.detach() for n, p in adapted.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("length", [
-    {"steps": 12, "batch_size": 5},
-    {"epochs": 3, "batch_size": 4, "seed": 1},
-    {"epochs": 3, "batch_size": 2, "gradient_accumulation_steps": 3, "schedule": "linear"},
-], ids=["steps", "epochs", "accumulated"])  # fmt: skip
+@pytest.mark.parametrize(
+    "length",
+    [
+        {"steps": 12, "batch_size": 5},
+        {"epochs": 3, "batch_size": 4, "seed": 1},
+        {"epochs": 3, "batch_size": 2, "gradient_accumulation_steps": 3, "schedule": "linear"},
+    ],
+    ids=["steps", "epochs", "accumulated"],
+)
 def test_every_loss_is_that_of_peft_and_the_trainer(
     base: Path, uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: dict[str, Any]
 ) -> None:

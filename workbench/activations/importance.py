@@ -112,57 +112,41 @@ def losses_without(
     return LossesWithout(total / learned, {number: value / learned for number, value in without.items()})
 
 
-@no_grad
-def input_strengths(model: PreTrainedModel, sites: Sequence[Site], rows: Sequence[TextRow]) -> list[Tensor]:
-    """Return the mean of |aᵢ| ‖W_out[:, i]‖ over tokens for every input i of the sites' output matrices, one [units] float64 a site.
-
-    The first token of a text does not count: it attracts attention and has activations that are many times larger than others.
-
-    Args:
-        model: The live model.
-        sites: The output matrices.
-        rows: The texts as tokens.
-    """
-    sums = [torch.zeros(site.units, dtype=torch.float64) for site in sites]
-    tokens = 0
-
-    def consume(number: int, values: Tensor, batch: Tokens) -> None:
-        nonlocal tokens
-        sums[number] += values[batch.counted].abs().double().sum(0).cpu()
-        tokens += int(batch.counted.sum()) if number == 0 else 0
-
-    stream(model, sites, [ItemRow(row.tokens, len(row.tokens)) for row in rows], consume, "whole")
-    return [total / tokens * site.norms().double().cpu() for total, site in zip(sums, sites, strict=True)]
-
-
 MOMENTS = 2**30
 """Bytes of second moments that a pass over the texts sums up, unless those of one site take more."""
 
 
-def input_moments(model: PreTrainedModel, sites: Sequence[Site], rows: Sequence[TextRow]) -> Iterator[Tensor]:
-    """Yield the second moments E a aᵀ of the inputs of each site's output matrix [units, units], float32 on the model's device.
+def input_statistics(model: PreTrainedModel, sites: Sequence[Site], rows: Sequence[TextRow]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each site the strengths of the inputs of its output matrix and their second moments, both over tokens.
 
-    The first token of a text does not count, as in `input_strengths`. As many passes over the texts are made as `MOMENTS` asks for.
+    The first token of a text does not count: it attracts attention and has activations that are many times larger than others. As many
+    passes over the texts are made as `MOMENTS` asks for.
 
     Args:
         model: The live model.
         sites: The output matrices.
         rows: The texts as tokens.
+
+    Yields:
+        E |aᵢ| ‖W_out[:, i]‖ of every input i [units], float64 on the CPU, and E a aᵀ [units, units], float32 on the model's device.
     """
-    read, start = [ItemRow(row.tokens, len(row.tokens)) for row in rows], 0
+    read, device, start = [ItemRow(row.tokens, len(row.tokens)) for row in rows], next(model.parameters()).device, 0
     while start < len(sites):
         stop = start + max(1, MOMENTS // (4 * sites[start].units ** 2))
         part, tokens = sites[start:stop], 0
-        sums = [torch.zeros(site.units, site.units, device=next(model.parameters()).device) for site in part]
+        sums = [torch.zeros(site.units, dtype=torch.float64) for site in part]
+        products = [torch.zeros(site.units, site.units, device=device) for site in part]
 
-        def consume(number: int, values: Tensor, batch: Tokens, sums: list[Tensor] = sums) -> None:
+        def consume(number: int, values: Tensor, batch: Tokens, sums: Any = sums, products: Any = products) -> None:
             nonlocal tokens
             seen = values[batch.counted].float()
-            sums[number].addmm_(seen.T, seen)
+            sums[number] += seen.abs().double().sum(0).cpu()
+            products[number].addmm_(seen.T, seen)
             tokens += len(seen) if number == 0 else 0
 
         stream(model, part, read, consume, "whole")
-        yield from (total.div_(tokens) for total in sums)
+        for site, total, product in zip(part, sums, products, strict=True):
+            yield total / tokens * site.norms().double().cpu(), product.div_(tokens)
         start = stop
 
 

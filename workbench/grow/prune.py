@@ -135,8 +135,8 @@ class Prune(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
         depth = model.layout.depth
-        if (found := load_measured(context, _Saved)) is not None:
-            tensors, saved = found
+        if (cached := load_measured(context, _Saved)) is not None:
+            tensors, saved = cached
             if len(removable(model.config, depth, saved.gone, depth)) == len(saved.gone):
                 remain = {name: tensors.pop(name) for name in (*UNITS, "hidden") if name in tensors}
                 return MeasuredPrune(tensors, saved.record, tuple(saved.gone), remain)
@@ -161,19 +161,16 @@ class Prune(TextMethod):
             for units in UNITS:
                 if (share := getattr(self, units)) is not None:
                     context.progress(0, 1, f"activations of {units}")
-                    kept[units], record[f"{units}_kept_strength"] = plan.strongest(units, share, live, rows)
+                    kept[units], record[f"{units}_kept_strength"], found = plan.strongest(units, share, live, rows)
+                    fitted |= found
             if self.hidden is not None:
                 if self.heads is not None:
                     plan.keep("heads", self.heads, None)
                 kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
                     self.hidden, live, rows, lambda done, total: context.progress(done, total, "channels")
                 )
-            for units in UNITS:
-                if units in kept:
-                    context.progress(0, 1, f"outputs of {units}")
-                    fitted |= plan.fitted(units, kept, live, rows)
-        moved = self._moved(model, gone)
-        fitted = {moved[name]: tensor for name, tensor in fitted.items() if name in moved}
+            moved = self._moved(model, gone)
+            fitted = {moved[n]: tensor for n, tensor in plan.stored(fitted, kept.get("hidden")).items() if n in moved}
         save_measured(context, {**kept, **fitted}, {"gone": list(gone), "record": {"importance": record}})
         return MeasuredPrune(fitted, {"importance": record}, gone, kept)
 

@@ -194,7 +194,7 @@ class Message:
         """The content and the fields for tools, for digests and messages to the user."""
         return " ".join(filter(None, (self.content, self.more)))
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, object]:
         """Return the message as templates read it."""
         return {"role": self.role, "content": self.content, **json.loads(self.more or "{}")}
 
@@ -247,7 +247,7 @@ def check_template(suite: str, tokenizer: Any) -> None:
         )
 
 
-def worded(tokenizer: Any, messages: Sequence[Mapping[str, Any]], place: str, *, answers: bool = True, tools: str = "") -> str:
+def worded(tokenizer: Any, messages: Sequence[Mapping[str, object]], place: str, *, answers: bool = True, tools: str = "") -> str:
     """Return messages as the chat template words them, with the beginning of the answer if the model `answers`.
 
     `tools` is the JSON of the functions that the model may call.

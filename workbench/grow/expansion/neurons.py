@@ -16,10 +16,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 NEURONS = (
-    "moe_intermediate_size", "expert_dim", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim",
-    "intermediate_size_mlp", "prefix_dense_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size",
+    "moe_intermediate_size",
+    "expert_dim",
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "ffn_hidden_size",
+    "decoder_ffn_dim",
+    "intermediate_size_mlp",
+    "prefix_dense_intermediate_size",
+    "shared_expert_intermediate_size",
+    "moe_shared_expert_intermediate_size",
     "shared_intermediate_size",
-)  # fmt: skip
+)
 """Fields of config.json with a number of neurons."""
 
 
@@ -43,7 +52,7 @@ class FeedForward:
 
     @property
     def is_expert(self) -> bool:
-        """Whether a router selects these neurons."""
+        """Return whether a router selects these neurons."""
         return bool(re.search(r"(?<!shared_)experts\.|block_sparse_moe", self.out))
 
 

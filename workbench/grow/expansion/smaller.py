@@ -8,14 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from workbench.activations.importance import channel_strengths, input_moments, input_strengths, scale_ratios
+from workbench.activations.importance import channel_strengths, input_statistics, scale_ratios
 from workbench.activations.sites import Site
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import DecoderParts
 from workbench.grow.expansion.resize import Resize, StreamNorms, resize_stream, stream_norms
 from workbench.grow.mixtures.gates import live_modules
 from workbench.lazy import np, torch
-from workbench.models.architecture import is_conv1d
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import Axis
@@ -42,7 +41,7 @@ class Smaller(Resize):
             raise self._refusal(model, error) from None
 
     def keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
-        """Remove units from every layer; `fitted` then gives the matrices out of those that remain.
+        """Remove units from every layer; `strongest` gives the matrices out of those that remain.
 
         Args:
             units: "neurons", or "heads" for key-value heads with their query heads.
@@ -141,47 +140,51 @@ class Smaller(Resize):
         scales = scale_ratios(live, norms.centered, kept, rows, lambda done, _: progress(len(rows) + done, texts))
         return kept, round(float(strengths[kept].sum() / strengths.sum()), 4), scales
 
-    def strongest(self, units: Units, share: float, live: PreTrainedModel, rows: Sequence[TextRow]) -> tuple[Tensor, list[float]]:
-        """Return the units that remain in each layer [layers, units], and the share of each layer's total importance that they have.
+    def strongest(
+        self, units: Units, share: float, live: PreTrainedModel, rows: Sequence[TextRow]
+    ) -> tuple[Tensor, list[float], dict[str, Tensor]]:
+        """Return the units that remain, and the matrices out of them, which do the work of the others as far as these depend on them.
 
         Args:
             units: "neurons", or "heads" for key-value heads with their query heads.
             share: Share of the units to remove.
-            live: The live model.
-            rows: The texts as tokens.
-        """
-        strengths = torch.stack(input_strengths(live, self._sites(units, live), rows))
-        if units == "heads":
-            strengths = strengths.reshape(len(strengths), self.heads(ONLY_LAYERS).groups, -1).sum(-1)
-        count = strengths.shape[1] - count_removed(units, share, strengths.shape[1], units)
-        kept = strengths.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
-        shares = strengths.gather(1, kept).sum(1) / strengths.sum(1).clamp_min(1e-300)
-        return kept, [round(value, 4) for value in shares.tolist()]
-
-    def fitted(
-        self, units: Units, kept: Mapping[str, Tensor], live: PreTrainedModel, rows: Sequence[TextRow]
-    ) -> dict[str, Tensor]:
-        """Return the matrices out of the units that remain, which do the work of the others as far as these depend on them.
-
-        Args:
-            units: "neurons", or "heads" for key-value heads with their query heads.
-            kept: Units -> numbers of those that remain in each layer [layers, units]; "hidden" -> channels that remain, if some go.
             live: The live model before the step.
             rows: The texts as tokens.
 
         Returns:
-            Tensor name -> the matrix as it is stored, float32.
+            Numbers of the units that remain in each layer [layers, units], the share of each layer's total importance that they have, and
+            tensor name -> the matrix out of them [hidden, inputs that remain], float32.
+
+        Raises:
+            WorkbenchError: If an activation is NaN or infinite.
         """
-        found: dict[str, Tensor] = {}
         sites = self._sites(units, live)
-        each = self.heads(ONLY_LAYERS).width if units == "heads" else 1
-        moments = input_moments(live, sites, rows)
-        for name, site, numbers, own in zip(self._writers(units), sites, kept[units], moments, strict=True):
-            columns = torch.from_numpy(_channels(numbers.numpy(), each).index).to(own.device)
-            matrix = refitted(site.columns().T, own, columns).float().cpu()
-            matrix = matrix[kept["hidden"]] if "hidden" in kept else matrix
-            found[name] = matrix.T.contiguous() if is_conv1d(site.module) else matrix
-        return found
+        kept: list[Tensor] = []
+        shares: list[float] = []
+        fitted: dict[str, Tensor] = {}
+        for name, site, found in zip(self._writers(units), sites, input_statistics(live, sites, rows), strict=True):
+            groups = site.units if units == "neurons" else self.heads(ONLY_LAYERS).groups
+            strengths, moments = found[0].reshape(groups, -1).sum(1), found[1]
+            numbers = (
+                strengths.argsort(descending=True, stable=True)[: groups - count_removed(units, share, groups, units)]
+                .sort()
+                .values
+            )
+            columns = torch.from_numpy(_channels(numbers.numpy(), site.units // groups).index).to(moments.device)
+            fitted[name] = refitted(site.columns().T, moments, columns).float().cpu()
+            if not bool(torch.isfinite(fitted[name]).all()):
+                raise WorkbenchError(
+                    f"grow prune: the {units} of layer {site.layer} are NaN or infinite on the texts",
+                    "Look at the model: workbench doctor; or prune `layers` by a list.",
+                )
+            kept.append(numbers)
+            shares.append(round(float(strengths[numbers].sum() / strengths.sum().clamp_min(1e-300)), 4))
+        return torch.stack(kept), shares, fitted
+
+    def stored(self, fitted: Mapping[str, Tensor], channels: Tensor | None) -> dict[str, Tensor]:
+        """Return the matrices out of units as their tensors are stored, with the channels that remain; None: all channels."""
+        rows = {name: matrix if channels is None else matrix[channels] for name, matrix in fitted.items()}
+        return {name: matrix.T.contiguous() if self.parts.linear(name).transposed else matrix for name, matrix in rows.items()}
 
     def _writers(self, units: Units) -> list[str]:
         """Return the matrix out of the units of each layer."""
@@ -223,8 +226,8 @@ def refitted(matrix: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
     gone[kept] = False
     inner, across = moments[kept][:, kept].double(), moments[kept][:, gone].double()
     inner.diagonal().add_(RIDGE * float(moments.diagonal().double().mean().clamp_min(1e-30)))
-    shares = torch.cholesky_solve(across, torch.linalg.cholesky(inner))
-    return matrix[:, kept].double() + matrix[:, gone].double() @ shares.T
+    columns: Tensor = matrix[:, kept].double() + matrix[:, gone].double() @ torch.linalg.solve(inner, across).T
+    return columns
 
 
 def count_removed(name: str, wanted: float, total: int, units: str) -> int:
