@@ -112,6 +112,10 @@ def test_a_request_names_the_brick_that_the_router_chooses(routed: tuple[Path, A
         http.post("/v1/chat/completions", json={"model": "mine", "messages": [{"role": "user", "content": text}]})
         assert asked[-1][0] == "/v1/chat/completions"
         assert sent(asked) == {"messages": [{"role": "user", "content": text}], **names["two"]}
+        begun = {"messages": [{"role": "user", "content": text}], "continue_final_message": True}
+        assert http.post("/v1/chat/completions", json={"model": "mine", **begun}).status_code == 400  # and a new message, too
+        begun["add_generation_prompt"] = False
+        assert http.post("/v1/chat/completions", json={"model": "mine", **begun}).headers["X-Brick"] == "two"
         assert http.post("/v1/completions", json={"model": "one", "prompt": text}).headers["X-Brick"] == "one"
         assert sent(asked) == {"prompt": text, **names["one"]}
         http.post("/v1/completions", json={"model": "base", "prompt": text})

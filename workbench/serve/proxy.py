@@ -182,6 +182,7 @@ class Front:
     def _chat(self, body: Any) -> list[int]:
         """Return the tokens of a conversation under the tokenizer's chat template."""
         more = {"add_generation_prompt": body.get("add_generation_prompt", True), "tools": body.get("tools")}
+        more["continue_final_message"] = body.get("continue_final_message", False)
         return list(self._tokenizer.apply_chat_template(body["messages"], tokenize=True, return_dict=False, **more))
 
     async def health(self, _http: HttpRequest) -> Response:

@@ -14,7 +14,7 @@ from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
 from workbench.route.deciding.router import REFUSED, Fitted, FittedFields, Joined, restored, state
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
 from workbench.steps import CalibratedRoute, RouteContext
-from workbench.steps.route import Prompts, Router
+from workbench.steps.route import Decisions, Prompts, Router
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,6 +145,8 @@ SHRINKAGE = 0.3
 """Weight of equal variances in the covariances of the confidence, which are measured on fewer prompts than there are dimensions."""
 STRENGTH = 0.1
 """Penalty of a ridge regression, relative to the mean variance of the states."""
+FOLLOWING = 0.5
+"""What the message before adds to the confidence of one on the same brick. From .3 to .75 nothing that leaves the topic stays with it."""
 _UNREAD = (
     "the base tells the built-in requests that no brick is for apart less than the prompts of one brick, as if it could not read them, so "
     "the threshold may be too low: set `threshold:` by `workbench route check` on requests of your own"
@@ -293,6 +295,25 @@ class PooledRouter(Fitted):
             centre, weights = self._refusing
             confidence[((states - centre) @ weights).argmax(1) >= len(self.bricks)] = REFUSED
         return self.state_scores(states), confidence
+
+    def follow(self, hidden: Tensor, topics: Tensor) -> Decisions:
+        """Decide about messages of a conversation that no brick is sure of: they stay with the brick before if they are most like its prompts.
+
+        "And 51 and 8?" is like no calibration prompt, and a near miss of some, so that the step's own negatives do not count here. Its states
+        behind "What is 17 + 25?" are; those of "Tell me a joke." are not.
+
+        Args:
+            hidden: [n, window, hidden size], the states of the messages behind those before them; see `pooled_behind`.
+            topics: [n], the number of the brick that the message before went to.
+
+        Returns:
+            The decisions; `FOLLOWING` is part of the confidence, to which the threshold applies.
+        """
+        scores, confidence = replace(self, refused={}).score(Prompts([], hidden))
+        joined, confidence = self.choice.join(scores.float(), self.bricks), confidence.float() + FOLLOWING
+        weights = self.choice.weigh(joined, self.bricks, confidence)
+        weights[weights.argmax(1) != topics] = 0.0
+        return Decisions(weights, joined, confidence)
 
     def state_scores(self, states: Tensor) -> Tensor:
         """Return scores [n, bricks] of pooled states [n, hidden size], float64."""
