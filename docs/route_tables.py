@@ -202,6 +202,25 @@ def _ordinal(number: int) -> str:
     return {2: "second", 3: "third"}.get(number, f"{number}th")
 
 
+@block("route_conversations", "benchmarks/results/route-conversations.json")
+def conversations_block(found: dict[str, Any]) -> str:
+    """Where the last messages of conversations go, alone and within the conversation."""
+    kinds = {"stay": "follow-ups", "leave": "requests that no brick is for", "switch": "requests for another brick"}
+    rows = []
+    for name, group in found["groups"].items():
+        part, kind = name.split()
+        rows.append(
+            [
+                kinds[kind],
+                "chose the margin" if part == "chosen" else "held out",
+                *(str(group[key]) for key in ("n", "alone", "conversation")),
+            ]
+        )
+    heads = ["last messages", "conversations", "number", "right alone", "right in the conversation"]
+    note = f"`ridge` on {len(found['bricks'])} bricks with near misses. A message on the topic of the one before has its confidence raised by {found['following']:g}."
+    return f"{table(heads, rows)}\n\n{note} "
+
+
 @block("serve-load", "benchmarks/results/serve-load.json")
 def load_block(found: dict[str, Any]) -> str:
     """Answers, latencies and memory of a server with one client and with many."""

@@ -25,7 +25,7 @@ class Centroid(PooledRoute):
     wordings better than `ridge`.
     """
 
-    version = 3
+    version = 4
     paper = "Retrieval by mean embeddings, as in LoraRetriever, arXiv 2402.09997, here of the base's own states"
     formula = "sᵢ(x) = cos(h(x) − μ, mᵢ − μ)"
 

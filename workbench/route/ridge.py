@@ -27,7 +27,7 @@ class Ridge(PooledRoute):
     prompts, so a brick is added without the prompts of the others.
     """
 
-    version = 3
+    version = 4
     constants: ClassVar[Mapping[str, object]] = {**PooledRoute.constants, "lambda": STRENGTH}
     paper = "Closed-form gates as in DUME, arXiv 2603.29765; ridge regression on one-hot targets"
     formula = "s(x) = (h(x) − μ)ᵀ (S + λ·tr(S)/d·I)⁻¹ M + 1/n,  S = mean over bricks of their scatter around μ, M = (mᵢ − μ)/n"
