@@ -157,7 +157,14 @@ def sample(count: int) -> list[str]:
 async def ask(client: httpx.AsyncClient, name: str, kind: str, prompt: str, tokens: int, load: Load, *, stream: bool) -> Found:
     """Ask for a text, and count the answer."""
     asked = {"messages": [{"role": "user", "content": prompt}]} if kind.startswith("chat") else {"prompt": prompt}
-    body = {"model": name, "temperature": 0, "max_tokens": tokens, "stream": stream, "stream_options": None, **asked}
+    body: dict[str, Any] = {
+        "model": name,
+        "temperature": 0,
+        "max_tokens": tokens,
+        "stream": stream,
+        "stream_options": None,
+        **asked,
+    }
     if stream:
         body["stream_options"] = {"include_usage": True}
     start = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,9 +87,7 @@ def test_a_message_that_no_brick_is_sure_of_stays_if_its_states_behind_the_one_b
     assert found == {True, False}
 
 
-def test_nothing_stays_with_the_base_or_with_a_brick_of_another_kind(
-    routing: Routing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_stays_with_the_base_or_with_a_brick_of_another_kind(routing: Routing, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much the message before counts, a prompt that goes to a brick by itself goes there, and the base is no topic."""
     monkeypatch.setattr(pooling, "FOLLOWING", 1e6)
     first, second = sure(routing, "one"), sure(routing, "two")
