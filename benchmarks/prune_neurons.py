@@ -7,7 +7,7 @@
 Arms: `fitted` is `grow: prune` as it is. `Wanda-sp` chooses by ‖activation‖₂ Σ |W|, and `FLAP` by the variance of the activation times
 ‖W‖² (An et al. 2024, arXiv 2312.11983), without FLAP's biases, which the architecture has no place for. Arms that are not called fitted leave
 the outputs of the neurons that remain as they are. All remove the same share of every layer and are then trained by the same steps on the
-same texts. Texts, retention and training are those of prune.py; `other` is the perplexity of the workbench's own plain text. The results file
+same texts, if --trained names them. Texts, retention and training are those of prune.py; `other` is the perplexity of the workbench's own plain text. The results file
 is written after every arm.
 """
 
@@ -61,12 +61,14 @@ def by_moments(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
 
 
 WANDA = by_moments(lambda _mean, square, columns: square.sqrt() * columns.abs().sum(0))
+FLAP = by_moments(lambda mean, square, columns: (square - mean.square()) * columns.square().sum(0))
 CRITERIA: dict[str, Strengths | None] = {
     "fitted": None,
     "not fitted": None,
     "Wanda-sp": WANDA,
     "Wanda-sp, fitted": WANDA,
-    "FLAP": by_moments(lambda mean, square, columns: (square - mean.square()) * columns.square().sum(0)),
+    "FLAP": FLAP,
+    "FLAP, fitted": FLAP,
 }
 
 
@@ -87,7 +89,11 @@ def chosen_by(arm: str) -> Iterator[None]:
 
 def main() -> None:
     """Prune, train and measure every arm, and write the results file after each."""
-    options = options_of(parser_of(__doc__, "prune-neurons"), list(CRITERIA), calibration=256)
+    parser = parser_of(__doc__, "prune-neurons")
+    parser.add_argument(
+        "--trained", nargs="+", choices=CRITERIA, default=list(CRITERIA), help="arms that are trained; default: all"
+    )
+    options = options_of(parser, list(CRITERIA), calibration=256)
     one_thread()
     started, rows = time.perf_counter(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
@@ -124,7 +130,7 @@ def arm_row(
     record, seconds = timed(project, "pruned", [pruned])
     row: dict[str, Any] = {"arm": arm, "parameters": record["parameters"], "choosing_seconds": seconds}
     row["pruned"] = state(project, "pruned", [pruned], held_out, other, options, before)
-    if options.steps:
+    if options.steps and arm in options.trained:
         settings = {"steps": options.steps, "batch_size": options.batch_size, "learning_rate": options.rate}
         trained = {**pruned, "train": {"data": "train.jsonl", "max_length": options.length, **settings}}
         _, row["training_seconds"] = timed(project, "trained", [trained])

@@ -190,7 +190,7 @@ def neurons_block(found: dict[str, Any]) -> str:
     heads = [f"{prefix}{name}" for _, prefix in states for name in ("perplexity", "other text", "retention")]
     rows = [["the model before", *_neuron_cells(found["before"]), *[""] * 3 * (len(states) - 1)]]
     rows += [
-        [_FITS.get(row["arm"], row["arm"]), *(cell for name, _ in states for cell in _neuron_cells(row[name]))]
+        [_FITS.get(row["arm"], row["arm"]), *(cell for name, _ in states for cell in _neuron_cells(row.get(name)))]
         for row in found["rows"]
     ]
     training = (
@@ -205,8 +205,10 @@ def neurons_block(found: dict[str, Any]) -> str:
     return f"{table(['chosen by', *heads], rows)}\n\n{note} "
 
 
-def _neuron_cells(state: dict[str, Any]) -> list[str]:
-    """Perplexity of texts of the kind that chose the neurons and of other text, and retention."""
+def _neuron_cells(state: dict[str, Any] | None) -> list[str]:
+    """Perplexity of texts of the kind that chose the neurons and of other text, and retention; nothing for what was not trained."""
+    if state is None:
+        return [""] * 3
     perplexity, retention = _pruned_cells(state)
     return [perplexity, f"{state['other']:,.1f}", retention]
 
