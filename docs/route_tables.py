@@ -1,4 +1,4 @@
-"""The tables of docs/routing.md: accuracy of routers on the starter bricks, and retrieval among many skills."""
+"""The tables of docs/routing.md and docs/serving.md: accuracy of routers, retrieval among many skills, and the load of a server."""
 
 from __future__ import annotations
 
@@ -200,3 +200,47 @@ def _percent(value: float) -> str:
 
 def _ordinal(number: int) -> str:
     return {2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+@block("route_conversations", "benchmarks/results/route-conversations.json")
+def conversations_block(found: dict[str, Any]) -> str:
+    """Where the last messages of conversations go, alone and within the conversation."""
+    kinds = {"stay": "follow-ups", "leave": "requests that no brick is for", "switch": "requests for another brick"}
+    rows = []
+    for name, group in found["groups"].items():
+        part, kind = name.split()
+        rows.append(
+            [
+                kinds[kind],
+                "chose the margin" if part == "chosen" else "held out",
+                *(str(group[key]) for key in ("n", "alone", "conversation")),
+            ]
+        )
+    heads = ["last messages", "conversations", "number", "right alone", "right in the conversation"]
+    note = f"`ridge` on {len(found['bricks'])} bricks with near misses. A message on the topic of the one before has its confidence raised by {found['following']:g}."
+    return f"{table(heads, rows)}\n\n{note} "
+
+
+@block("serve-load", "benchmarks/results/serve-load.json")
+def load_block(found: dict[str, Any]) -> str:
+    """Answers, latencies and memory of a server with one client and with many."""
+    load, alone, memory = found["load"], found["alone"], found["memory"]
+    rows = [
+        ["1", f"{alone['answers']:,}", f"{alone['tokens_per_second']:.1f}", f"{alone['p50']:.2f}", f"{alone['p99']:.2f}", ""],
+        [
+            str(found["clients"]),
+            f"{load['answers']:,}",
+            f"{load['tokens_per_second']:.1f}",
+            f"{load['p50']:.2f}",
+            f"{load['p99']:.2f}",
+            f"{load['first_piece']['p50']:.2f}",
+        ],
+    ]
+    heads = ["clients", "answers", "tokens per second", "median s", "99 % s", "first piece, median s"]
+    lost = load["statuses"].get("lost", 0)
+    note = (
+        f"The starter base with three bricks, {load['seconds']:.0f} seconds, texts of at most {found['most_tokens']} tokens, half of them streams. A fourth brick was added "
+        f"({found['changes']['add']:.0f} s) and removed ({found['changes']['rm']:.0f} s) meanwhile, and gave {load['bricks'].get('glossary', 0)} answers. Lost: {lost}; another text or brick "
+        f"than alone: {load['wrong']}. Memory: {memory['before']:,.0f} MB before, {memory['later']:,.0f} after a tenth of the time, {memory['end']:,.0f} at the end."
+    )
+    return f"{table(heads, rows, left=0)}\n\n{note} "

@@ -155,7 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 105_719,
+    "lines of the package": 108_050,
+    # 2,330 lines: `workbench serve` with batches that requests join and leave, and before other servers; `route ls`, `add`, `rm`; follow-ups.
     # 100 lines: pruned models are fitted to the outputs with all neurons and heads; what keys of neurons hold in memory.
     # 220 lines: depth and width of mixtures and hybrids, edits of shared experts.
     # 200 lines. 80: tools of conversations, and templates that leave them out. 120: epochs, accumulated and packed batches, float32, `brick train --json`.
@@ -170,11 +171,13 @@ BUDGET = {
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
     # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 492,
+    "files of the package": 502,
+    # 10: the server; changes of routers.
     # 1: which tensors depend on the number of neurons.
     # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 75_996,
+    "lines of the tests": 77_100,
+    # 1,100 lines: the server as a process, in batches, before others; routers that change; conversations.
     # 130 lines: a fit of pruned models by hand; values without the columns that are lent.
     # 310 lines: growth of mixtures and hybrids, on each of the families.
     # 280 lines: trainings beside PEFT and the Trainer, accumulated, packed and in epochs; tools of conversations.
@@ -188,7 +191,8 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 96_420,
+    "words of the documentation": 97_800,
+    # 1,380 words: serving, its load and its commands; conversations of routers.
     # 900 words: every edit under one scorecard, trainings beside the Trainer, tools in conversations, growth of mixtures, fits of pruned models.
     # 80 words: merges from the disk beside the floor, wordings of values.
     # 610 words: MEMIT and AlphaEdit in sequence, which edits of others are not here and why, training on the page on speed.
@@ -200,10 +204,12 @@ BUDGET = {
     # 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
     "fields of methods": 710,
     # 12: epochs, accumulated batches, packing and the data type of the three methods that train on rows.
-    "options of commands": 420,
+    "options of commands": 442,
+    # `serve`, `route ls`, `route add`, `route rm`.
     # `brick train --epochs` and `--json`.
     # Port, browser, device and trust of the viewer; `open --json`, `suite new --drop-duplicates`; ten of `ship`, which are those of `run` and `report`.
-    "commands with --json": 49,
+    "commands with --json": 52,
+    # `route ls`, `route add`, `route rm`.
     # `brick train`, `open`, `ship`.
     "[str, Any] in the package": 102,
 }

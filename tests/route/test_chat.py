@@ -99,6 +99,7 @@ def test_the_last_message_is_what_is_routed(family: str, own: bool) -> None:
         if family in ("falcon 3", "deepseek", "alpaca") and not answer:
             continue
         assert frame.message(rendered) == text, (rendered, frame.marks)
+        assert frame.messages(rendered) == [*before[:1], text]
 
 
 @pytest.mark.parametrize(("opener", "closer"), KNOWN)

@@ -16,7 +16,6 @@ from workbench.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import methods
 from workbench.route.deciding.hidden import pooled, token_rows
-from workbench.route.deciding.pooling import measure_brick
 from workbench.route.deciding.samples import COPIES
 from workbench.steps.route import Prompts, Router
 
@@ -132,17 +131,6 @@ def test_the_record_has_accuracies_and_the_threshold(world: tuple[Any, Any]) -> 
     given = fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}, threshold=0.5)
     assert given.threshold == given.record["abstain"]["threshold"] == 0.5
     assert given.record["abstain"]["rule"] == rule
-
-
-@pytest.mark.parametrize("name", ["ridge", "centroid"])
-def test_a_brick_added_later_gives_the_router_of_a_fit_with_it(world: tuple[Any, Any], name: str) -> None:
-    calibration = {brick: prompts(i) for brick, i in BRICKS.items()}
-    refit: Any = fit(world, name, calibration)
-    router: Any = fit(world, name, {brick: calibration[brick] for brick in ("a", "b")})
-    added = router.added("c", measure_brick(*world, calibration["c"], router))
-    seen_by = seen(world, refit, [text for number in BRICKS.values() for text in prompts(number, seed=4)] + outside())
-    for found, expected in zip(added.score(seen_by), refit.score(seen_by), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_descriptions_are_texts_and_missing_prompts_are_refused(world: tuple[Any, Any]) -> None:

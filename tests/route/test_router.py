@@ -130,7 +130,7 @@ def test_a_fit_is_judged_by_routers_of_the_other_folds() -> None:
     }
     samples = Samples.of(calibration, [f"what {word} is this" for word in words])
     count, draw = len(samples.texts), torch.Generator().manual_seed(0)
-    labels, kinds = samples.labels.tolist(), [COPIES[kind] for kind in samples.kinds.tolist()]
+    labels, kinds = samples.labels.tolist(), [COPIES[kind] for kind in samples.columns[:, 1].tolist()]
     scores = torch.rand(count, 3, generator=draw)
     scores[torch.arange(count), samples.labels.clamp(min=0)] += 0.6
     scores[samples.labels == 2, 0] += 0.6

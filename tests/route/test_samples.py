@@ -107,13 +107,10 @@ def test_every_copy_has_its_brick_kind_and_folds(monkeypatch: pytest.MonkeyPatch
                     *{0: ["typos"], 1: ["typos"], 2: ["paragraph"], 3: ["paragraph"]}.get(i % 8, []),
                 ]
             expected += [(copy(prompt, kind, i), label, COPIES.index(kind), fold_of[i], i % FOLDS) for kind in kinds]
-    columns = (samples.labels, samples.kinds, samples.by_template, samples.at_random)
-    assert list(zip(samples.texts, *(column.tolist() for column in columns), strict=True)) == expected
+    assert [(text, *columns) for text, columns in zip(samples.texts, samples.columns.tolist(), strict=True)] == expected
     assert samples.templates == {"a": 7, "b": 1}
     for prompts_, templates_, told in ((16, 6, 0), (15, 6, 1), (16, 5, 1)):
-        few = replace(
-            samples, bricks=("a",), labels=torch.zeros(prompts_), kinds=torch.zeros(prompts_), templates={"a": templates_}
-        )
+        few = replace(samples, bricks=("a",), columns=torch.zeros(prompts_, 4), templates={"a": templates_})
         assert len(few.warnings()) == told
 
 

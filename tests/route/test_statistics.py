@@ -105,14 +105,7 @@ def test_ridge_is_scikit_learns_and_centroid_is_a_centred_cosine() -> None:
         torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_brick_that_is_not_new_and_prompts_without_difference_are_refused() -> None:
-    vectors, labels = states()
-    parts = by_brick(vectors, labels, len(SIZES))
-    made = router(RidgeRouter, ("a", "b"), parts[:2])
-    with pytest.raises(WorkbenchError, match="has a brick 'b' already"):
-        made.added("b", parts[2])
-    with pytest.raises(WorkbenchError, match="brick 'c': its states have 9 numbers, those of the router 16"):
-        made.added("c", Statistics.of(vectors[:, :9]))
+def test_prompts_without_difference_are_refused() -> None:
     same = Statistics.of(torch.ones(4, WIDTH))
     with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
         router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))
@@ -187,7 +180,7 @@ def test_the_statistics_of_samples_are_those_of_their_last_window() -> None:
     hidden = torch.cat([vectors, others()[:9], torch.stack([away[0], away[0] + 0.1, away[1]])])
     labels = torch.cat([labels, torch.full((9,), OUTSIDE), torch.full((3,), OWN)])
     windows = torch.stack([hidden, *torch.randn(3, len(hidden), WIDTH)], 1)
-    samples = Samples(("a", "b", "c"), [""] * len(hidden), labels, labels, labels, labels, hidden=windows)
+    samples = Samples(("a", "b", "c"), [""] * len(hidden), torch.stack([labels] * 4, 1), hidden=windows)
     rows = torch.arange(1, len(hidden))
     found = statistics_of(samples, rows)
     whole = {"negatives": found["negatives"], **dict(zip("abc", found["statistics"], strict=True))}

@@ -154,6 +154,14 @@ COMMANDS = {
     "memory rm": Command("memory rm mem f1", MEMORY, share=12),
     "memory feedback": Command("memory feedback mem f0 --reward 1", MEMORY, share=12),
     "route explain": Command("route explain routed w8 --html told.html --device cpu", (RUN.format("routed"),)),
+    "route add": Command(
+        "route add routed again=one --calibration calibration/two.jsonl --device cpu", (RUN.format("routed"),), share=1
+    ),
+    "route rm": Command(
+        "route rm routed again",
+        (RUN.format("routed"), "route add routed again=one --calibration calibration/two.jsonl --device cpu"),
+        share=1,
+    ),
     "route measure": Command(
         "route measure own --calibration asked.jsonl --device cpu",
         ("brick extract bricks/full --base base -o bricks/own --rank 4",),
@@ -175,7 +183,8 @@ COMMANDS = {
 READING = {
     "plan", "compare", "chat", "experts", "methods", "recipe check", "recipe diff", "recipe schema", "brick ls", "brick show",
     "brick barrier", "brick verify", "suite ls", "suite show", "suite check", "scores items", "scores ls", "facts check", "runs ls",
-    "runs show", "export check", "memory ls", "memory log", "open", "route check", "view",
+    "runs show", "export check", "memory ls", "memory log", "open", "route check",
+    "route ls", "view",
 }  # fmt: skip
 """Commands that write nothing but caches."""
 

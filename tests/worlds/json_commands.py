@@ -137,9 +137,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("memory ls", runs["memory"])
     call("memory", "feedback", str(runs["memory"]), "f0", "--reward", "1")
     document("memory log", runs["memory"])
-    document("route explain", runs["routed"], "w8 w9 w10")
-    document("route check", runs["routed"], "--prompts", "asked.jsonl")
-    document("route measure", "extracted", "--calibration", "asked.jsonl", "--device", "cpu")
+    call_routes(runs["routed"], document)
     save_random_set(project.path / "bricks" / "acting", project.path / "base")
     document("analyze locate", "base", "--facts", "facts.jsonl", "-n", 2, "--share", 0.01)
     call("analyze", "export", "bricks/acting", "-o", "acting.pth")
@@ -155,6 +153,16 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("open", runs["adapter"].name)
     document("doctor", code=(0, 3))
     return printed
+
+
+def call_routes(routed: Path, document: Callable[..., Any]) -> None:
+    """Call the commands that ask and change a router."""
+    document("route explain", routed, "w8 w9 w10")
+    document("route check", routed, "--prompts", "asked.jsonl")
+    document("route add", routed, "again=one", "--calibration", "calibration/two.jsonl", "--device", "cpu")
+    document("route ls", routed)
+    document("route rm", routed, "again")
+    document("route measure", "extracted", "--calibration", "asked.jsonl", "--device", "cpu")
 
 
 def call_analyses(project: Project, document: Callable[..., Any]) -> None:

@@ -258,6 +258,21 @@ def run_named(name: str, runs: Path | None = None) -> RunDirectory:
     )
 
 
+def configuration_named(name: str, runs: Path | None = None) -> Path:
+    """Return the configuration directory that a name means, or the directory itself if it holds none.
+
+    Args:
+        name: A configuration directory, or a name (see `find`) of a run with one.
+        runs: Directory of runs; default: runs/ in the project.
+    """
+    from workbench.run.opened import is_configuration
+
+    path = Path(name)
+    if not is_configuration(path) and find(name, runs).kind != "model":
+        path = run_named(name, runs).path
+    return path / "configuration" if is_configuration(path / "configuration") else path
+
+
 @dataclass(frozen=True)
 class Variation:
     """How a user changes the recipes that they name.

@@ -48,6 +48,7 @@ COMMANDS = {
     "export": "export.app",
     "memory": "memory.app",
     "route": "route.app",
+    "serve": "serve.serve",
 }
 """Command, or group of commands, in the order of `--help` -> the file of this folder that has it, and the function or group there."""
 

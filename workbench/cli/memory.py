@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import find, run_named
+from workbench.api.naming import configuration_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
@@ -166,10 +166,7 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
     from workbench.run.memories import RECORD, SavedMemory
     from workbench.run.opened import MEMORY, is_configuration
 
-    path = Path(place)
-    if not is_configuration(path) and not (path / RECORD).is_file() and find(place, runs_dir).kind != "model":
-        path = run_named(place, runs_dir).path
-    path = path / "configuration" if is_configuration(path / "configuration") else path
+    path = Path(place) if (Path(place) / RECORD).is_file() else configuration_named(place, runs_dir)
     if is_configuration(path):
         return SavedMemory(path / MEMORY), path
     if not (path / RECORD).is_file():

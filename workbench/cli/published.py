@@ -34,7 +34,9 @@ from workbench.route.deciding.checking import RouteCheck
 from workbench.route.mixing.explain import Explanation
 from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
+from workbench.run.rerouting import ListedRouter
 from workbench.run.route_statistics import MeasuredBrick
+from workbench.run.routers import RouterChange
 from workbench.scores.groups import ImportedScores, SuiteScores
 from workbench.scores.pull import Pulled
 from workbench.scores.store import StoredPlan
@@ -87,6 +89,9 @@ DOCUMENTS: Mapping[str, Any] = {
     "route explain": Explanation,
     "route check": RouteCheck,
     "route measure": list[MeasuredBrick],
+    "route ls": ListedRouter,
+    "route add": RouterChange,
+    "route rm": RouterChange,
     "analyze functions": FunctionsResult,
     "analyze sparsity": SparsityResult,
     "analyze ablate": AblationResult,

@@ -1,13 +1,15 @@
-"""Commands `route explain|check|measure`."""
+"""Commands `route explain|check|measure|ls|add|rm`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import configuration_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from workbench.route.deciding.checking import RouteCheck
     from workbench.route.mixing.explain import Explanation
     from workbench.route.mixing.live import Routing
+    from workbench.run.routers import RouterChange
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and check which bricks a routed configuration chooses.")
 TargetArg = Annotated[
@@ -24,6 +27,9 @@ TargetArg = Annotated[
     typer.Argument(
         metavar="TARGET", help="Routed configuration directory, run, or recipe with a route step.", show_default=False
     ),
+]
+DirArg = Annotated[
+    str, typer.Argument(metavar="DIR", help="Routed configuration directory, or a run or recipe with one.", show_default=False)
 ]
 _COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green", "bright_yellow")
 
@@ -208,6 +214,90 @@ def measure(
             out.say(f"written: {folder / row.file}")
 
     out.result(lambda: rows, text, json=json)
+
+
+@app.command("ls")
+@reads_recipes
+def list_(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
+    """List the bricks of a router: prompts, right share on held-out templates, ties, and what was added and removed."""
+    from workbench.run.rerouting import listed
+
+    found = listed(configuration_named(place, runs_dir))
+
+    def text() -> None:
+        def share(value: float | None) -> str:
+            return "" if value is None else f"{100 * value:.1f} %"
+
+        rows = [
+            [row.name, str(row.prompts), share(row.right), ", ".join(row.tied), row.description or ""] for row in found.bricks
+        ]
+        out.table(["brick", "prompts", "right", "tied with", ""], rows, right=(1, 2))
+        out.line(f"{found.method}, {'no threshold' if found.threshold is None else f'threshold {found.threshold:.4g}'}")
+        for change in found.changes:
+            out.line(f"{change.time}  {'added' if change.action == 'add' else 'removed'} {change.brick}")
+
+    out.result(lambda: found, text, json=json)
+
+
+@app.command()
+@reads_recipes
+def add(
+    place: DirArg,
+    brick: Annotated[
+        str,
+        typer.Argument(metavar="[NAME=]BRICK", help="Directory of a LoRA brick, or its name in bricks/.", show_default=False),
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", help='JSONL file of {"prompt":} or {"text":}; default: the rows that the brick was trained on.'
+        ),
+    ] = None,
+    description: Annotated[str | None, typer.Option("--description", help="A line that says what the brick does.")] = None,
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Add a brick to a router, in place: threshold and ties are those of a fit with it from the start.
+
+    The base is not run if the brick's card has statistics of the same prompts: `brick train` and `route measure` write them.
+    """
+    from workbench.cli._bricks import find_brick
+    from workbench.models.identity import pick_device
+    from workbench.run.rerouting import NewBrick, add_brick
+    from workbench.run.route_statistics import Measuring, measuring
+
+    out.quiet = json or quiet
+    name, named, reference = brick.rpartition("=")
+    found = find_brick(reference)
+    new = replace(found, name=name) if named else found
+    texts = Measuring(calibration, str(calibration)) if calibration else measuring(found.path)
+    what = NewBrick(new, texts, description)
+    change = add_brick(configuration_named(place, runs_dir), what, pick_device(device), out.event)
+    out.result(lambda: change, lambda: _say_change(change), json=json)
+
+
+@app.command()
+@reads_recipes
+def rm(
+    place: DirArg,
+    brick: Annotated[str, typer.Argument(metavar="NAME", help="Name of the brick in the router.", show_default=False)],
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Remove a brick from a router, in place, with its adapter: the router is that of a fit without it."""
+    from workbench.run.rerouting import remove_brick
+
+    out.quiet = json or quiet
+    change = remove_brick(configuration_named(place, runs_dir), brick, out.event)
+    out.result(lambda: change, lambda: _say_change(change), json=json)
+
+
+def _say_change(change: RouterChange) -> None:
+    limit = "no threshold" if change.threshold is None else f"threshold {change.threshold:.4g}"
+    out.line(f"{change.brick} {'added' if change.action == 'add' else 'removed'}, {limit}")
 
 
 def _open(target: str, runs_dir: Path | None, device: str) -> tuple[Routing, Any, Any]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from workbench.route.deciding.hidden import WINDOW
 from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
-from workbench.steps import RouteContext, register
+from workbench.route.deciding.router import Joined
+from workbench.route.deciding.samples import Samples
+from workbench.steps import register
 from workbench.steps.route import Router
 
 if TYPE_CHECKING:
@@ -23,20 +25,17 @@ class Centroid(PooledRoute):
     wordings better than `ridge`.
     """
 
-    version = 3
+    version = 4
     paper = "Retrieval by mean embeddings, as in LoraRetriever, arXiv 2402.09997, here of the base's own states"
     formula = "sᵢ(x) = cos(h(x) − μ, mᵢ − μ)"
 
+    joined: ClassVar[Joined] = "largest"
+
     route: Literal["centroid"]
 
-    def fit(self, context: RouteContext) -> Router:
-        """Compute the means, the threshold and the ties."""
-        samples, layer = self.measured(context)
-
-        def make(rows: Tensor) -> CentroidRouter:
-            return CentroidRouter(context.bricks, layer=layer, window=WINDOW, **statistics_of(samples, rows))
-
-        return self.finished(samples, make, "largest", context)
+    def made(self, samples: Samples, rows: Tensor, layer: int) -> CentroidRouter:
+        """Return the router of some samples, without ties and threshold."""
+        return CentroidRouter(samples.bricks, layer=layer, window=WINDOW, **statistics_of(samples, rows))
 
     @classmethod
     def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:

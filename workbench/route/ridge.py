@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from workbench.errors import WorkbenchError
 from workbench.route.deciding.hidden import WINDOW
 from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, solve, statistics_of
-from workbench.route.deciding.router import REPAIR
-from workbench.steps import RouteContext, register
+from workbench.route.deciding.router import REPAIR, Joined
+from workbench.route.deciding.samples import Samples
+from workbench.steps import register
 from workbench.steps.route import Router
 
 if TYPE_CHECKING:
@@ -26,22 +27,18 @@ class Ridge(PooledRoute):
     prompts, so a brick is added without the prompts of the others.
     """
 
-    version = 3
+    version = 4
     constants: ClassVar[Mapping[str, object]] = {**PooledRoute.constants, "lambda": STRENGTH}
     paper = "Closed-form gates as in DUME, arXiv 2603.29765; ridge regression on one-hot targets"
     formula = "s(x) = (h(x) − μ)ᵀ (S + λ·tr(S)/d·I)⁻¹ M + 1/n,  S = mean over bricks of their scatter around μ, M = (mᵢ − μ)/n"
 
+    joined: ClassVar[Joined] = "sum"
+
     route: Literal["ridge"]
 
-    def fit(self, context: RouteContext) -> Router:
-        """Solve the regression, its threshold and its ties."""
-        samples, layer = self.measured(context)
-
-        def make(rows: Tensor) -> RidgeRouter:
-            found = statistics_of(samples, rows)
-            return RidgeRouter(context.bricks, layer=layer, window=WINDOW, strength=STRENGTH, **found)
-
-        return self.finished(samples, make, "sum", context)
+    def made(self, samples: Samples, rows: Tensor, layer: int) -> RidgeRouter:
+        """Return the router of some samples, without ties and threshold."""
+        return RidgeRouter(samples.bricks, layer=layer, window=WINDOW, strength=STRENGTH, **statistics_of(samples, rows))
 
     @classmethod
     def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:

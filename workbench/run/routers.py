@@ -1,8 +1,9 @@
 """Routers on disk and on live models.
 
-routing.json          the router's settings, the bricks with their digests, digests of the calibration prompts, and the record
-router.safetensors    the router's tensors
-adapters/NAME/        the bricks, as PEFT adapters (in a configuration directory; the cache refers to the bricks' own directories)
+routing.json               the router's settings, the bricks with their digests, digests of the calibration prompts, and the record
+router.safetensors         the router's tensors
+calibration.safetensors    the states of the calibration prompts, from which `route add` and `route rm` fit the router again; no texts
+adapters/NAME/             the bricks, as PEFT adapters (in a configuration directory; the cache refers to the bricks' own directories)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -21,7 +22,7 @@ from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import CARD
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, read_json
+from workbench.files import json_digest, read_json, write_json
 from workbench.models.prompts import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.methods import method
@@ -31,6 +32,7 @@ from workbench.steps import RouteMethod
 from workbench.steps.fields import NAME
 from workbench.steps.route import Router
 from workbench.weights.digests import tensor_digest
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-RECORD, TENSORS, ADAPTERS = "routing.json", "router.safetensors", "adapters"
+RECORD, TENSORS, CALIBRATION, ADAPTERS = "routing.json", "router.safetensors", "calibration.safetensors", "adapters"
 FORMAT = 1
 AGAIN = "Run the recipe again: `workbench run` writes all files of a routed configuration."
 _COPIED = (CONFIG, WEIGHTS, CARD, "README.md")
@@ -85,6 +87,21 @@ class RouterPrompts(Part):
         return f"{self.file} (brick '{self.name}')"
 
 
+class RouterChange(Part):
+    """A brick that was added to a router, or removed from it, after `run`."""
+
+    action: Literal["add", "rm"]
+    """What was done."""
+    brick: str
+    """Name of the brick."""
+    digest: str | None
+    """Digest of its content."""
+    time: str
+    """When."""
+    threshold: Number | None
+    """Smallest confidence with which a prompt goes to a brick since then."""
+
+
 class RouterRecord(Result):
     """Content of routing.json."""
 
@@ -102,8 +119,16 @@ class RouterRecord(Result):
     """Smallest confidence with which a prompt goes to a brick; null if no prompt goes to the base."""
     settings: dict[str, object]
     """What the method restores the router from, beside the tensors."""
+    file: str = TENSORS
+    """File of the router's tensors."""
     tensors: dict[str, str]
-    """Tensor of router.safetensors -> its digest."""
+    """Its tensors -> their digests."""
+    states_file: str = CALIBRATION
+    """File of the states that the router was fitted on."""
+    states: dict[str, str] = {}
+    """Its tensors -> their digests; empty for methods that read no states."""
+    changes: list[RouterChange] = []
+    """Bricks that were added and removed since the fit of the recipe."""
     bricks: list[RouterBrick]
     """The bricks, in the router's order."""
     calibration: list[RouterPrompts]
@@ -146,6 +171,12 @@ class SavedRouter:
         """The bricks, in the router's order."""
         return [row.name for row in self.record.bricks]
 
+    @property
+    def ties(self) -> list[list[str]]:
+        """Groups of bricks that prompts do not tell apart."""
+        found = self.record.settings.get("ties")
+        return found if isinstance(found, list) else []
+
     @cached_property
     def router(self) -> Router:
         """The router, which decides exactly as the fitted one.
@@ -153,23 +184,8 @@ class SavedRouter:
         Raises:
             WorkbenchError: If its files are damaged or do not belong together, or its method no longer exists.
         """
-        tensors, record = self._tensors(), self.record
-        stored = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-        if stored != record.tensors:
-            differing = sorted(n for n in stored.keys() | record.tensors if stored.get(n) != record.tensors.get(n))
-            raise WorkbenchError(
-                f"{self.path / TENSORS}: tensor '{differing[0]}' is not the one that {RECORD} was written with: the file belongs to "
-                "another router, or has changed",
-                AGAIN,
-            )
-        kind = method(RouteMethod, record.method, find_project(self.path.resolve() / RECORD), self.path / RECORD)
-        if record.method_version != kind.version:
-            raise WorkbenchError(
-                f"{self.path / RECORD}: the router was fitted by version {record.method_version} of '{kind.name}', and this is "
-                f"version {kind.version}, whose confidences and threshold differ",
-                AGAIN,
-            )
-        router = kind.restore(record.settings, tensors)
+        record, kind = self.record, self.kind
+        router = kind.restore(record.settings, self._tensors(record.file, record.tensors))
         if list(router.bricks) != self.bricks:
             raise WorkbenchError(
                 f"{self.path / RECORD}: the router chooses among {', '.join(router.bricks)}, but the bricks are {', '.join(self.bricks)}",
@@ -177,17 +193,43 @@ class SavedRouter:
             )
         return router
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of router.safetensors."""
+    @cached_property
+    def kind(self) -> type[RouteMethod]:
+        """The method. Raises WorkbenchError if it no longer exists, or its version is another."""
+        record = self.record
+        kind = method(RouteMethod, record.method, find_project(self.path.resolve() / RECORD), self.path / RECORD)
+        if record.method_version != kind.version:
+            raise WorkbenchError(
+                f"{self.path / RECORD}: the router was fitted by version {record.method_version} of '{kind.name}', and this is "
+                f"version {kind.version}, whose confidences and threshold differ",
+                AGAIN,
+            )
+        return kind
+
+    def states(self) -> dict[str, Tensor]:
+        """Return the tensors that the router was fitted on; empty for methods that read no states."""
+        return self._tensors(self.record.states_file, self.record.states) if self.record.states else {}
+
+    def _tensors(self, name: str, expected: Mapping[str, str]) -> dict[str, Tensor]:
+        """Return the tensors of a file, which have the digests of the record."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return load_file(self.path / TENSORS)
+            tensors = load_file(self.path / name)
         except FileNotFoundError:
-            raise WorkbenchError(f"{self.path}: has no {TENSORS}", AGAIN) from None
+            raise WorkbenchError(f"{self.path}: has no {name}", AGAIN) from None
         except SafetensorError as error:
-            raise WorkbenchError(f"{self.path / TENSORS}: not a safetensors file: {str(error)[:200]}", AGAIN) from None
+            raise WorkbenchError(f"{self.path / name}: not a safetensors file: {str(error)[:200]}", AGAIN) from None
+        stored = {tensor: tensor_digest(values) for tensor, values in tensors.items()}
+        if stored != expected:
+            differing = sorted(n for n in stored.keys() | expected if stored.get(n) != expected.get(n))
+            raise WorkbenchError(
+                f"{self.path / name}: tensor '{differing[0]}' is not the one that {RECORD} was written with: the file belongs to "
+                "another router, or has changed",
+                AGAIN,
+            )
+        return tensors
 
     @property
     def digest(self) -> str:
@@ -261,17 +303,55 @@ def calibration_rows(prompts: Mapping[str, Sequence[str]], files: Callable[[str]
     ]
 
 
+def put_router(folder: Path, router: Router, record: RouterRecord, mark: str = "") -> RouterRecord:
+    """Write a fitted router into a directory, and return its record.
+
+    Args:
+        folder: The directory.
+        router: The router.
+        record: Entries that do not come from the router.
+        mark: Part of the names of the files of tensors. With a new one, who reads the directory meanwhile, or after a kill, finds the
+            earlier router whole, because routing.json is written last.
+    """
+    from workbench.route.deciding.pooling import PooledRouter
+
+    samples = router.samples if isinstance(router, PooledRouter) else None
+    parts = {
+        f"router{mark}.safetensors": router.tensors(),
+        f"calibration{mark}.safetensors": samples.tensors() if samples else {},
+    }
+    digests = []
+    for name, tensors in parts.items():
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())}
+        digests.append({key: tensor_digest(tensor) for key, tensor in state.items()})
+        if state or name == TENSORS:
+            save_tensors(state, folder / name)
+    file, states_file = parts
+    own = {"layer": router.layer, "window": router.window, "threshold": router.threshold, "settings": router.settings()}
+    files = {"file": file, "tensors": digests[0], "states_file": states_file, "states": digests[1]}
+    found = RouterRecord.model_validate({**record.to_dict(), **own, **files, "record": router.record})
+    write_json(folder / RECORD, found.to_dict(), indent=2)
+    return found
+
+
 def write_router(at: RouterAt, out: Path) -> int:
     """Copy a router and its bricks into a configuration directory, and return the size of the bricks in bytes."""
-    for name in (RECORD, TENSORS):
+    record = SavedRouter(at.path).record
+    for name in (RECORD, record.file, *([record.states_file] if record.states else [])):
         shutil.copyfile(at.path / name, out / name)
     shutil.rmtree(out / ADAPTERS, ignore_errors=True)
     for brick, place in at.adapters.items():
-        (out / ADAPTERS / brick).mkdir(parents=True)
-        for name in _COPIED:
-            if (place / name).is_file():
-                shutil.copyfile(place / name, out / ADAPTERS / brick / name)
+        copy_adapter(place, out / ADAPTERS / brick)
     return sum((out / ADAPTERS / brick / WEIGHTS).stat().st_size for brick in at.adapters)
+
+
+def copy_adapter(place: Path, out: Path) -> None:
+    """Copy the files of an adapter into a directory, in the place of what an earlier call left there."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for name in _COPIED:
+        if (place / name).is_file():
+            shutil.copyfile(place / name, out / name)
 
 
 def factors_of(adapters: Mapping[str, Path]) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:

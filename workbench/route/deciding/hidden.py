@@ -12,6 +12,7 @@ digests      [prompt or copy, 16], uint8: digest of each text
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,26 @@ def pooled(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int, wi
         [row, one of `SHIFTS`, hidden size], float32, on the CPU.
     """
     return torch.stack([windows(states, window) for states in hidden_states(model, rows, layer)])
+
+
+def pooled_behind(model: PreTrainedModel, tokenizer: Any, texts: Sequence[tuple[str, str]], layer: int, window: int) -> Tensor:
+    """Return pooled hidden states of messages, each read behind the messages before it; only its own tokens are pooled.
+
+    Args:
+        model: A live decoder-only model.
+        tokenizer: Its tokenizer.
+        texts: Pairs of what stands before a message, and the message.
+        layer: Number of decoder blocks to run.
+        window: Number of last tokens that are pooled.
+
+    Returns:
+        [text, one of `SHIFTS`, hidden size], float32, on the CPU.
+    """
+    rows = token_rows(tokenizer, [f"{before}\n{message}" for before, message in texts])
+    skipped = map(len, token_rows(tokenizer, [f"{before}\n" for before, _ in texts]))
+    lengths = [max(1, len(row) - before) for row, before in zip(rows, skipped, strict=True)]
+    found = zip(hidden_states(model, rows, layer), lengths, strict=True)
+    return torch.stack([windows(torch.cat([states[:1], states[-own:]]), window) for states, own in found])
 
 
 def windows(states: Tensor, window: int) -> Tensor:
@@ -278,18 +299,28 @@ class ChatFrame:
         return cls(tuple((opener, after) for opener in openers if opener.strip() and after.strip()))
 
     def message(self, text: str) -> str:
-        """Return the last user message of a text; the text itself if no template is around it.
+        """Return the last user message of a text; the text itself if no template is around it."""
+        return (self.messages(text) or [text])[-1]
+
+    def messages(self, text: str) -> list[str]:
+        """Return the user messages of a text; none if no template is around it.
 
         Args:
             text: A text with the template's special tokens.
         """
         for marks in (self.marks, KNOWN):
-            starts = {opener: text.rfind(opener) + len(opener) for opener, _ in marks if opener in text}
-            found = [(starts[opener], -text.find(closer, starts[opener])) for opener, closer in marks if opener in starts]
-            if ended := [(start, minus) for start, minus in found if minus <= 0]:
-                start, minus = max(ended)  # the last opener, and the first of its closers
-                return text[start:-minus].strip("\n ")
-        return text
+            ends: dict[int, int] = {}  # start of a message -> its end, the first of its closers
+            for opener, closer in marks:
+                last = text.rfind(opener)
+                if last < 0 or text.find(closer, last + len(opener)) < 0:  # the last message is not closed
+                    continue
+                for found in re.finditer(re.escape(opener), text):
+                    end = text.find(closer, found.end())
+                    ends[found.end()] = min(end, ends.get(found.end(), end))
+            starts = {end: max(start for start, other in ends.items() if other == end) for end in ends.values()}
+            if starts:
+                return [text[start:end].strip("\n ") for end, start in sorted(starts.items())]
+        return []
 
 
 def _around(tokenizer: Any, system: bool, later: bool) -> tuple[str, str] | None:

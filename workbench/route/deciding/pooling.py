@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
 from workbench.route.deciding.router import REFUSED, Fitted, FittedFields, Joined, restored, state
-from workbench.route.deciding.samples import OUTSIDE, OWN, Samples, copies
+from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
 from workbench.steps import CalibratedRoute, RouteContext
-from workbench.steps.route import Prompts, Router
+from workbench.steps.route import Decisions, Prompts, Router
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,6 +145,8 @@ SHRINKAGE = 0.3
 """Weight of equal variances in the covariances of the confidence, which are measured on fewer prompts than there are dimensions."""
 STRENGTH = 0.1
 """Penalty of a ridge regression, relative to the mean variance of the states."""
+FOLLOWING = 0.5
+"""What the message before adds to the confidence of one on the same brick. From .3 to .75 nothing that leaves the topic stays with it."""
 _UNREAD = (
     "the base tells the built-in requests that no brick is for apart less than the prompts of one brick, as if it could not read them, so "
     "the threshold may be too low: set `threshold:` by `workbench route check` on requests of your own"
@@ -156,6 +158,7 @@ class PooledRoute(CalibratedRoute):
     """Base of route methods that read pooled hidden states of the base."""
 
     constants: ClassVar[Mapping[str, object]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
+    joined: ClassVar[Joined]
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
         """Return the calibration prompts with their pooled states, and the layer.
@@ -184,19 +187,31 @@ class PooledRoute(CalibratedRoute):
                 return states
             reason = reason or "are of other prompts than its calibration prompts"
             context.notice(f"brick '{brick}': the routing statistics on its card {reason}, so its prompts are measured again")
-        different = list(dict.fromkeys(texts))
-        states = pooled(context.model, token_rows(context.tokenizer, different), layer, WINDOW)
-        places = {text: row for row, text in enumerate(different)}
-        return states[torch.tensor([places[text] for text in texts])]
+        return states_of_texts(context.model, context.tokenizer, texts, layer)
 
-    def finished(self, samples: Samples, make: Callable[[Tensor], PooledRouter], joined: Joined, context: RouteContext) -> Router:
-        """Return the router of all samples, with ties, threshold and record."""
-        router = fitted(samples, make, self, joined, context.notice)
+    def fit(self, context: RouteContext) -> Router:
+        """Measure the prompts, and fit the router with its ties and its threshold."""
+        samples, layer = self.measured(context)
+        return self.fitted(samples, layer, context.notice)
+
+    def fitted(self, samples: Samples, layer: int, notice: Callable[[str], None]) -> PooledRouter:
+        """Return the router of samples, with ties, threshold and record.
+
+        Args:
+            samples: Prompts with their states, measured now or for an earlier router.
+            layer: Number of decoder blocks that the states come from.
+            notice: Receives lines for the user.
+        """
+        router = fitted(samples, lambda rows: self.made(samples, rows, layer), self, self.joined, notice)
         warnings = router.record["warnings"]
         if isinstance(warnings, list) and float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
-            context.notice(_UNREAD)
-            return replace(router, record={**router.record, "warnings": [*warnings, _UNREAD]})
-        return router
+            notice(_UNREAD)
+            router = replace(router, record={**router.record, "warnings": [*warnings, _UNREAD]})
+        return replace(router, samples=samples)
+
+    def made(self, samples: Samples, rows: Tensor, layer: int) -> PooledRouter:
+        """Return the router of some samples, without ties and threshold."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +222,13 @@ class PooledRouter(Fitted):
         statistics: The statistics of each brick's prompts, in the order of the bricks.
         negatives: Those of the built-in requests that no brick is for.
         refused: Brick -> those of the step's own negatives that are most like the brick's prompts.
+        samples: What it was fitted on; None for a router that is read from its files.
     """
 
     statistics: tuple[Statistics, ...] = field(repr=False)
     negatives: Statistics = field(repr=False)
     refused: dict[str, Statistics] = field(default_factory=dict, repr=False)
+    samples: Samples | None = field(default=None, repr=False)
 
     @cached_property
     def scatter(self) -> Scatter:
@@ -279,24 +296,28 @@ class PooledRouter(Fitted):
             confidence[((states - centre) @ weights).argmax(1) >= len(self.bricks)] = REFUSED
         return self.state_scores(states), confidence
 
+    def follow(self, hidden: Tensor, topics: Tensor) -> Decisions:
+        """Decide about messages of a conversation that no brick is sure of: they stay with the brick before if they are most like its prompts.
+
+        "And 51 and 8?" is like no calibration prompt, and a near miss of some, so that the step's own negatives do not count here. Its states
+        behind "What is 17 + 25?" are; those of "Tell me a joke." are not.
+
+        Args:
+            hidden: [n, window, hidden size], the states of the messages behind those before them; see `pooled_behind`.
+            topics: [n], the number of the brick that the message before went to.
+
+        Returns:
+            The decisions; `FOLLOWING` is part of the confidence, to which the threshold applies.
+        """
+        scores, confidence = replace(self, refused={}).score(Prompts([], hidden))
+        joined, confidence = self.choice.join(scores.float(), self.bricks), confidence.float() + FOLLOWING
+        weights = self.choice.weigh(joined, self.bricks, confidence)
+        weights[weights.argmax(1) != topics] = 0.0
+        return Decisions(weights, joined, confidence)
+
     def state_scores(self, states: Tensor) -> Tensor:
         """Return scores [n, bricks] of pooled states [n, hidden size], float64."""
         raise NotImplementedError
-
-    def added(self, brick: str, statistics: Statistics) -> Self:
-        """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.
-
-        Ties and threshold stay: fit the router again to have them measured.
-        """
-        if brick in self.bricks:
-            raise WorkbenchError(f"the router has a brick '{brick}' already", "Give the new brick another name.")
-        size = len(self.statistics[0].total)
-        if len(statistics.total) != size:
-            raise WorkbenchError(
-                f"brick '{brick}': its states have {len(statistics.total)} numbers, those of the router {size}",
-                "Measure the brick's prompts on the router's base.",
-            )
-        return replace(self, bricks=(*self.bricks, brick), statistics=(*self.statistics, statistics), record={})
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics of all bricks and negatives."""
@@ -339,11 +360,11 @@ def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Te
     }
 
 
-def measure_brick(model: Any, tokenizer: Any, prompts: Sequence[str], router: Router) -> Statistics:
-    """Return the statistics of a brick's prompts and their copies, which `PooledRouter.added` takes."""
-    assert router.layer is not None
-    texts = [text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()]
-    return Statistics.of(pooled(model, token_rows(tokenizer, texts), router.layer, router.window)[:, 0])
+def states_of_texts(model: Any, tokenizer: Any, texts: Sequence[str], layer: int) -> Tensor:
+    """Run the base over the prompts and copies of one brick, each once: what runs together decides the last bits in bfloat16."""
+    different = list(dict.fromkeys(texts))
+    places = {text: row for row, text in enumerate(different)}
+    return pooled(model, token_rows(tokenizer, different), layer, WINDOW)[torch.tensor([places[text] for text in texts])]
 
 
 def statistics_of(samples: Samples, rows: Tensor) -> StatisticsFields:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,9 @@ FEWEST_PROMPTS, FEWEST_TEMPLATES = 16, 6
 OUTSIDE, OWN = -1, -2
 """Labels of the built-in requests that no brick is for, and of the step's own."""
 
+_Row = tuple[str, tuple[int, int, int, int]]
+"""A text with its columns."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -140,11 +144,9 @@ class Samples:
 
     Attributes:
         bricks: The bricks.
-        texts: [sample], all copies of all prompts.
-        labels: [sample], the number of the brick, `OUTSIDE` or `OWN`.
-        kinds: [sample], the number of the kind of copy in `COPIES`; 0 is the prompt as it is.
-        by_template: [sample], the fold of the prompt's template; of a built-in request, that of its task.
-        at_random: [sample], a fold that does not depend on the template.
+        texts: [sample], all copies of all prompts; empty texts if the samples were read from a file.
+        columns: [sample, 4], the number of the brick (`OUTSIDE`, `OWN`), that of the kind of copy in `COPIES` (0 is the prompt as it is), the
+            fold of the prompt's template (of a built-in request, that of its task), and a fold that does not depend on the template.
         templates: Brick -> number of its templates.
         hidden: [sample, window, hidden size], see `Prompts`.
         measured: [sample, brick], see `Prompts`.
@@ -152,10 +154,7 @@ class Samples:
 
     bricks: tuple[str, ...]
     texts: list[str]
-    labels: Tensor
-    kinds: Tensor
-    by_template: Tensor
-    at_random: Tensor
+    columns: Tensor
     templates: dict[str, int] = field(default_factory=dict)
     hidden: Tensor | None = None
     measured: Tensor | None = None
@@ -175,27 +174,75 @@ class Samples:
                 raise WorkbenchError(
                     f"route: the prompt {both[0]!r} is one of brick '{name}' and one of `negatives`", "Remove it from one file."
                 )
-        texts: list[str] = []
-        columns: list[tuple[int, int, int, int]] = []
-        counts: dict[str, int] = {}
-
-        def add(label: int, prompts: Sequence[str], fold_of: Sequence[int]) -> None:
-            for number, prompt in enumerate(prompts):
-                for kind, text in (copies if label >= 0 else negative_copies)(prompt, number).items():
-                    texts.append(text)
-                    columns.append((label, COPIES.index(kind), fold_of[number], number % FOLDS))
-
-        for label, (name, prompts) in enumerate(calibration.items()):
-            group_of, fold_of = folds(prompts)
-            counts[name] = int(group_of.max()) + 1
-            add(label, prompts, fold_of.tolist())
+        parts = [cls.of_brick(name, prompts) for name, prompts in calibration.items()]
         rows = built_in()
         tasks = list(dict.fromkeys(task for task, _ in rows))
-        add(OUTSIDE, [prompt for _, prompt in rows], [tasks.index(task) % FOLDS for task, _ in rows])
+        others = _rows(OUTSIDE, [prompt for _, prompt in rows], [tasks.index(task) % FOLDS for task, _ in rows])
         if negatives:
-            add(OWN, negatives, folds(negatives)[1].tolist())
-        labels, kinds, by_template, at_random = torch.tensor(columns).T.contiguous()
-        return cls(bricks, texts, labels, kinds, by_template, at_random, counts)
+            others += _rows(OWN, negatives, folds(negatives)[1].tolist())
+        return reduce(cls.added, parts, cls._made((), others, {}))
+
+    @classmethod
+    def of_brick(cls, name: str, prompts: Sequence[str]) -> Samples:
+        """Return the prompts of one brick with their copies and folds, without features."""
+        group_of, fold_of = folds(prompts)
+        return cls._made((name,), _rows(0, prompts, fold_of.tolist()), {name: int(group_of.max()) + 1})
+
+    @classmethod
+    def _made(cls, bricks: tuple[str, ...], rows: Sequence[_Row], counts: dict[str, int]) -> Samples:
+        return cls(bricks, [text for text, _ in rows], torch.tensor([columns for _, columns in rows]), counts)
+
+    def added(self, brick: Samples) -> Samples:
+        """Return the samples with those of one more brick, where `of` has them: behind those of the other bricks."""
+        place, columns = int(self.inside.sum()), brick.columns.clone()
+        columns[:, 0] = len(self.bricks)
+        hidden = None
+        if self.hidden is not None and brick.hidden is not None:
+            hidden = torch.cat([self.hidden[:place], brick.hidden, self.hidden[place:]])
+        return Samples(
+            (*self.bricks, *brick.bricks),
+            [*self.texts[:place], *brick.texts, *self.texts[place:]],
+            torch.cat([self.columns[:place], columns, self.columns[place:]]),
+            {**self.templates, **brick.templates},
+            hidden,
+        )
+
+    def removed(self, brick: str) -> Samples:
+        """Return the samples without those of a brick."""
+        number = self.bricks.index(brick)
+        rows = (self.labels != number).nonzero()[:, 0]
+        columns = self.columns[rows]
+        columns[:, 0] -= (columns[:, 0] > number).long()
+        templates = {name: count for name, count in self.templates.items() if name != brick}
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return Samples(tuple(templates), [self.texts[i] for i in rows.tolist()], columns, templates, hidden)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a router is fitted again from, as tensors for a file: the states with their columns, and no texts."""
+        assert self.hidden is not None
+        templates = torch.tensor(list(self.templates.values()))
+        return {"states": self.hidden.contiguous(), "columns": self.columns, "templates": templates}
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], bricks: tuple[str, ...]) -> Samples:
+        """Return the samples from the tensors of a file; see `tensors`."""
+        templates = dict(zip(bricks, tensors["templates"].tolist(), strict=True))
+        return cls(bricks, [""] * len(tensors["columns"]), tensors["columns"], templates, tensors["states"])
+
+    @property
+    def labels(self) -> Tensor:
+        """[sample], the number of the brick, `OUTSIDE` or `OWN`."""
+        return self.columns[:, 0]
+
+    @property
+    def by_template(self) -> Tensor:
+        """[sample], the fold of the prompt's template."""
+        return self.columns[:, 2]
+
+    @property
+    def at_random(self) -> Tensor:
+        """[sample], the fold that does not depend on the template."""
+        return self.columns[:, 3]
 
     def with_features(self, hidden: Tensor | None, measured: Tensor | None = None) -> Samples:
         """Return the samples with their features."""
@@ -209,7 +256,7 @@ class Samples:
 
     def kind(self, name: str) -> Tensor:
         """Return a mask of the bricks' samples of one kind of copy."""
-        return self.inside & (self.kinds == COPIES.index(name))
+        return self.inside & (self.columns[:, 1] == COPIES.index(name))
 
     @property
     def inside(self) -> Tensor:
@@ -227,6 +274,16 @@ class Samples:
                     f"{FEWEST_PROMPTS} prompts or {FEWEST_TEMPLATES} templates the threshold is erratic"
                 )
         return found
+
+
+def _rows(label: int, prompts: Sequence[str], fold_of: Sequence[int]) -> list[_Row]:
+    """Return the copies of prompts, each with label, kind and the two folds."""
+    make = copies if label >= 0 else negative_copies
+    return [
+        (text, (label, COPIES.index(kind), fold_of[number], number % FOLDS))
+        for number, prompt in enumerate(prompts)
+        for kind, text in make(prompt, number).items()
+    ]
 
 
 def built_in() -> list[tuple[str, str]]:

@@ -88,7 +88,7 @@ def explain(routing: Routing, model: Any, tokenizer: Any, text: str) -> Explanat
         return _explain_roles(routing, tokenizer, text)
     whole = routing.frame.message(text)
     row = encode_text(tokenizer, whole)
-    decisions = routing.decide([row])
+    decisions = routing.decide([encode_text(tokenizer, text)])  # with the messages before
     router, bricks = routing.router, routing.bricks
     return Explanation(
         text=whole,

@@ -18,7 +18,8 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import CACHES
 from workbench.models.prompts import encode_text
-from workbench.route.deciding.hidden import ChatFrame, pooled
+from workbench.route.deciding.hidden import ChatFrame, pooled, pooled_behind
+from workbench.route.deciding.pooling import PooledRouter
 from workbench.route.deciding.router import BASE
 from workbench.route.mixing.kernel import Mix, Mixer, Pair
 from workbench.route.mixing.roles import SEEN, weights_by_token
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CHOICE = "_routed_choice"
+TURNS = 4
+"""Number of user messages of a conversation that are read to find its topic."""
 
 
 class Choice:
@@ -95,6 +98,12 @@ class Routing:
         self._fixed: Choice | None = None
         self._call = threading.local()
 
+    def renew(self, router: Router, factors: Mapping[str, Mapping[str, Pair]]) -> None:
+        """Take the place of the router and its bricks by others, while no call runs."""
+        mixer = Mixer(self._model, {name: factors[name] for name in router.bricks})
+        self.mixer.detach()
+        self.router, self.mixer, self.last = router, mixer, None
+
     @property
     def bricks(self) -> tuple[str, ...]:
         """The bricks, in the order of the columns of weights."""
@@ -120,22 +129,48 @@ class Routing:
     def decide(self, rows: Sequence[Sequence[int]]) -> Decisions:
         """Choose bricks for prompts. Of a conversation under a chat template, the last message counts.
 
-        A prompt without text goes to the base, with confidence 0.
+        A message that would go to the base stays with the brick of the message before if, behind it, it is like that brick's prompts. A prompt
+        without text goes to the base, with confidence 0.
         """
-        found = [self._message(row) for row in rows]
-        asked = [i for i, (text, _) in enumerate(found) if text.strip()]
-        weights, scores = torch.zeros(len(rows), len(self.bricks)), torch.zeros(len(rows), len(self.bricks))
-        confidence = torch.zeros(len(rows))
-        if asked:
-            prompts = [found[i][1] for i in asked]
-            router = self.router
-            with self._choosing(Choice(torch.zeros(len(self.bricks)))):
-                hidden = None if router.layer is None else pooled(self._model, prompts, router.layer, router.window)
-                measured = router.measure(self._model, prompts)
-            made = router.decide(Prompts([found[i][0] for i in asked], hidden, measured))
-            weights[asked], scores[asked], confidence[asked] = made.weights.float(), made.scores.float(), made.confidence.float()
-        decisions = self.last = Decisions(weights, scores, confidence)
+        read = [self._messages(row) for row in rows]
+        with self._choosing(Choice(torch.zeros(len(self.bricks)))):
+            decisions = self.last = self._decided([messages[-TURNS:] for messages, _ in read], [own for _, own in read])
         return decisions  # not self.last, which another thread may have set meanwhile
+
+    def _decided(self, conversations: Sequence[Sequence[str]], rows: Sequence[Sequence[int]]) -> Decisions:
+        """Return the decisions about the last message of each conversation, which has these tokens; no brick acts meanwhile."""
+        weights, scores = torch.zeros(len(rows), len(self.bricks)), torch.zeros(len(rows), len(self.bricks))
+        confidence, router = torch.zeros(len(rows)), self.router
+        asked = [i for i, messages in enumerate(conversations) if messages[-1].strip()]
+        if asked:
+            prompts = [rows[i] for i in asked]
+            hidden = None if router.layer is None else pooled(self._model, prompts, router.layer, router.window)
+            made = router.decide(Prompts([conversations[i][-1] for i in asked], hidden, router.measure(self._model, prompts)))
+            weights[asked], scores[asked], confidence[asked] = made.weights.float(), made.scores.float(), made.confidence.float()
+        decisions = Decisions(weights, scores, confidence)
+        if isinstance(router, PooledRouter):
+            self._follow(router, conversations, decisions)
+        return decisions
+
+    def _follow(self, router: PooledRouter, conversations: Sequence[Sequence[str]], decisions: Decisions) -> None:
+        """Let last messages that go to the base stay with the brick of the message before, where the router says so."""
+        leaving = [i for i, messages in enumerate(conversations) if len(messages) > 1 and not decisions.weights[i].any()]
+        leaving = [i for i in leaving if conversations[i][-1].strip()]
+        if not leaving:
+            return
+        before = [conversations[i][:-1] for i in leaving]
+        earlier = self._decided(before, [encode_text(self._tokenizer, messages[-1]) for messages in before]).weights
+        topics = {i: int(row.argmax()) for i, row in zip(leaving, earlier, strict=True) if row.any()}
+        if not topics:
+            return
+        texts = [("\n".join(conversations[i][:-1]), conversations[i][-1]) for i in topics]
+        assert router.layer is not None
+        behind = pooled_behind(self._model, self._tokenizer, texts, router.layer, router.window)
+        made = router.follow(behind, torch.tensor(list(topics.values())))
+        for place, i in enumerate(topics):
+            if made.weights[place].any():
+                decisions.weights[i], decisions.scores[i] = made.weights[place], made.scores[place]
+                decisions.confidence[i] = made.confidence[place]
 
     def label(self, weights: Tensor) -> str:
         """Return the names of the bricks of one row of weights [bricks]: "add", "add+reverse", or "base" for none."""
@@ -169,13 +204,12 @@ class Routing:
             raise WorkbenchError(f"no brick '{unknown[0]}' in this model. {nearest(unknown[0], self.bricks)}")
         return torch.tensor([float(named.get(name, 0.0)) for name in self.bricks])
 
-    def _message(self, row: Sequence[int]) -> tuple[str, Sequence[int]]:
-        """Return the text that is routed and its tokens: the prompt, or the last message of a conversation."""
-        whole = str(self._tokenizer.decode(list(row), skip_special_tokens=False))
-        message = self.frame.message(whole)
-        if message == whole:
-            return str(self._tokenizer.decode(list(row), skip_special_tokens=True)), row
-        return message, encode_text(self._tokenizer, message)
+    def _messages(self, row: Sequence[int]) -> tuple[list[str], Sequence[int]]:
+        """Return the user messages of a conversation, or the prompt, and the tokens of the last one, which is routed."""
+        messages = self.frame.messages(str(self._tokenizer.decode(list(row), skip_special_tokens=False)))
+        if not messages:
+            return [str(self._tokenizer.decode(list(row), skip_special_tokens=True))], row
+        return messages, encode_text(self._tokenizer, messages[-1])
 
     @contextmanager
     def _choosing(self, choice: Choice) -> Iterator[None]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from workbench.adapters.linear import linear_bytes, linear_factors
 from workbench.errors import WorkbenchError
-from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.manifest import reusable
 from workbench.models.identity import tokenizer_digest
@@ -30,15 +29,14 @@ from workbench.run.kind import Kind, StepContext, StepResult, specs_before
 from workbench.run.route_statistics import known_statistics
 from workbench.run.routers import (
     RECORD,
-    TENSORS,
     RouterRecord,
     SavedRouter,
     brick_rows,
     calibration_rows,
+    put_router,
 )
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest
-from workbench.weights.header import save_tensors
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -148,28 +146,23 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
             step.own_negatives(resolved.recipe.project),
         )
     )
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(router.tensors().items())}
     _check_finite([router.settings(), router.record], context.id)
     record = RouterRecord(
         method=step.name,
         method_version=step.version,
-        layer=router.layer,
-        window=router.window,
-        threshold=router.threshold,
-        settings=router.settings(),
-        tensors={name: tensor_digest(tensor) for name, tensor in state.items()},
+        settings={},
+        tensors={},
         bricks=brick_rows(adapters, step.descriptions()),
         calibration=calibration_rows(prompts, step.prompt_files),
         step=dump_step(step),
         seed=context.seed,
         base=resolved.base_digest,
         solved_on=solved_on,
-        record=router.record,
-    ).to_dict()
+        record={},
+    )
     with context.made(place) as unfinished:
         unfinished.mkdir()
-        save_tensors(state, unfinished / TENSORS)
-        write_json(unfinished / RECORD, record, indent=2)
+        put_router(unfinished, router, record)
         SavedRouter(unfinished).router  # noqa: B018  what is stored must open again
     return place
 

@@ -1,0 +1,157 @@
+"""The endpoint: OpenAI's forms, what is refused, keys, limits, streams, and the brick that answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from worlds.tiny import live, save_model
+
+from workbench.models.prompts import load_tokenizer
+from workbench.serve import app as serving
+from workbench.serve.app import Served, application
+from workbench.serve.engine import Engine
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    base = save_model(tmp_path_factory.mktemp("base") / "base")
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = TEMPLATE
+    engine = Engine(live(base).float(), tokenizer)
+    yield Served("tiny", engine, 64)
+    assert engine.close(60)
+
+
+@pytest.fixture
+def client(served: Served) -> TestClient:
+    return TestClient(application(served), raise_server_exceptions=False)
+
+
+def completion(client: TestClient, **fields: Any) -> Any:
+    answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "w8 w9 w10", "temperature": 0, **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_completions_and_what_they_cost(client: TestClient) -> None:
+    found = completion(client, max_tokens=4)
+    assert found["object"] == "text_completion"
+    assert found["model"] == "tiny"
+    (choice,) = found["choices"]
+    assert choice["logprobs"] is None
+    assert choice["finish_reason"] == "length"
+    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    several = completion(client, prompt=["w8 w9 w10", "w20"], n=2, max_tokens=4)["choices"]
+    assert [one["index"] for one in several] == [0, 1, 2, 3]
+    assert several[0]["text"] == several[1]["text"] == choice["text"]
+    assert completion(client, prompt=[8, 9, 10], max_tokens=4)["usage"]["prompt_tokens"] == 3
+
+
+def test_probabilities_of_prompts_as_lm_eval_reads_them(served: Served, client: TestClient) -> None:
+    tokens = [8, 9, 10, 11]
+    (choice,) = completion(client, prompt=[tokens], max_tokens=1, logprobs=1, echo=True)["choices"]
+    with torch.no_grad():
+        expected = served.engine.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    scores = choice["logprobs"]
+    assert scores["token_logprobs"][0] is scores["top_logprobs"][0] is None
+    assert scores["token_logprobs"][1:4] == pytest.approx([float(expected[i, tokens[i + 1]]) for i in range(3)], abs=1e-4)
+    assert len(scores["tokens"]) == len(scores["text_offset"]) == 5
+    best = [max(top, key=top.__getitem__) for top in scores["top_logprobs"][1:4]]
+    assert best == [served.engine.tokenizer.decode([int(row.argmax())]) for row in expected[:3]]
+    (none,) = completion(client, prompt=[tokens], max_tokens=0, logprobs=1, echo=True)["choices"]
+    assert len(none["logprobs"]["tokens"]) == 4
+
+
+def test_chats(client: TestClient) -> None:
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "w8 w9"}], "max_tokens": 3, "temperature": 0}
+    found = client.post("/v1/chat/completions", json={**asked, "logprobs": True, "top_logprobs": 2}).json()
+    (choice,) = found["choices"]
+    assert choice["message"]["role"] == "assistant"
+    assert len(choice["logprobs"]["content"]) == 3
+    assert len(choice["logprobs"]["content"][0]["top_logprobs"]) == 2
+    parts = {
+        **asked,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "w8 "}, {"type": "text", "text": "w9"}]}],
+    }
+    again = client.post("/v1/chat/completions", json=parts).json()
+    assert again["choices"][0]["message"] == choice["message"]
+
+
+def events(client: TestClient, path: str, body: dict[str, Any]) -> list[Any]:
+    with client.stream("POST", path, json={**body, "stream": True}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_streams_have_the_text_of_an_answer(client: TestClient) -> None:
+    body = {"model": "tiny", "prompt": "w8 w9 w10", "temperature": 0, "max_tokens": 5}
+    found = events(client, "/v1/completions", {**body, "stream_options": {"include_usage": True}})
+    assert "".join(event["choices"][0]["text"] for event in found[:-1]) == completion(client, max_tokens=5)["choices"][0]["text"]
+    assert [event["choices"][0]["finish_reason"] for event in found[:-1]][-1] == "length"
+    assert found[-1]["usage"]["completion_tokens"] == 5
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "w8"}], "max_tokens": 3, "temperature": 0}
+    found = events(client, "/v1/chat/completions", chat)
+    assert found[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert all("role" not in event["choices"][0]["delta"] for event in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("completions", {"prompt": "w8", "model": "other"}, 404, "no model 'other': this server has tiny"),
+        ("completions", {"model": "tiny"}, 400, "prompt: Field required"),
+        ("completions", {"model": "tiny", "prompt": ""}, 400, "the prompt has no tokens"),
+        (
+            "completions",
+            {"model": "tiny", "prompt": "w8", "max_tokens": 64},
+            400,
+            "this model reads 64 tokens; the prompt has 1, and 64 new",
+        ),
+        ("completions", {"model": "tiny", "prompt": [99999]}, 400, "a token of the prompt is none of 0 to"),
+        ("completions", {"model": "tiny", "prompt": "w8", "frequency_penalty": 1}, 400, "frequency_penalty"),
+        ("completions", {"model": "tiny", "prompt": "w8", "logit_bias": {"5": 1}}, 400, "logit_bias"),
+        ("completions", {"model": "tiny", "prompt": "w8", "logprobs": 21}, 400, "logprobs"),
+        ("chat/completions", {"model": "tiny", "messages": []}, 400, "messages"),
+        ("chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "tools": []}, 400, "tools"),
+    ],
+)
+def test_what_is_refused(client: TestClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
+    answer = client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert message in answer.json()["error"]["message"]
+
+
+def test_bodies_that_are_no_requests(client: TestClient) -> None:
+    assert client.post("/v1/completions", content=b"{").status_code == 400
+    large = client.post("/v1/completions", content=b"x" * (serving.BODY + 1))
+    assert large.status_code == 413
+    assert client.get("/v1/completions").status_code == 405
+
+
+def test_a_key(served: Served) -> None:
+    client = TestClient(application(Served("tiny", served.engine, 64, key="secret")), raise_server_exceptions=False)
+    body = {"model": "tiny", "prompt": "w8", "max_tokens": 1}
+    assert client.post("/v1/completions", json=body).status_code == 401
+    assert client.get("/v1/models", headers={"Authorization": "Bearer other"}).status_code == 401
+    assert client.post("/v1/completions", json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/health").status_code == 200, "who watches the server needs no key"
+
+
+def test_models_and_metrics(client: TestClient) -> None:
+    assert [row["id"] for row in client.get("/v1/models").json()["data"]] == ["tiny"]
+    completion(client, max_tokens=2)
+    lines = client.get("/metrics").text.splitlines()
+    assert "workbench_running_texts 0" in lines
+    assert any(line.startswith("workbench_written_tokens_total ") for line in lines)

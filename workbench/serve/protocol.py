@@ -1,0 +1,216 @@
+"""Requests and answers of OpenAI's interface: `/v1/completions` and `/v1/chat/completions`.
+
+A field that would change the answer and is not implemented is refused, so that no client believes that it had an effect.
+Source: https://platform.openai.com/docs/api-reference
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workbench.serve.engine import Piece
+from workbench.serve.writing import Sampling, Scored
+
+MOST_TOP, MOST_CHOICES = 20, 128
+"""Largest number of likely tokens that are told, and of texts of one request."""
+DEFAULT_TOKENS = 16
+"""New tokens of a completion that names no number, as OpenAI's interface has it; a chat goes on to the end of the context."""
+Zero = Literal[0]
+Count = Annotated[int, Field(ge=0, le=MOST_TOP)]
+
+
+class Asked(BaseModel):
+    """Fields of both kinds of requests."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    stream: bool = False
+    stream_options: Options | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    user: str | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end a text."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def sampling(self, number: int, most: int, top: int | None, *, echo: bool = False) -> Sampling:
+        """Return how the text `number` of a request is written."""
+        seed = None if self.seed is None else self.seed + number
+        return Sampling(most, self.temperature, self.top_p, seed, self.stops, top, echo)
+
+
+class Options(BaseModel):
+    """Fields of `stream_options`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
+class CompletionAsked(Asked):
+    """A request for texts that follow prompts."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Count | None = None
+    echo: bool = False
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+
+    def prompts(self) -> Sequence[str | list[int]]:
+        """Return the prompts, each a text or tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt  # type: ignore[return-value]
+
+
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: str
+    content: str | list[Part]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """Return the turn as chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
+
+
+class Part(BaseModel):
+    """A part of a turn; only texts are read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class ResponseFormat(BaseModel):
+    """The form of an answer; only text is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
+class ChatAsked(Asked):
+    """A request for an answer in a conversation."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=0)
+    logprobs: bool | None = None
+    top_logprobs: Count | None = None
+    response_format: ResponseFormat | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+    @property
+    def top(self) -> int | None:
+        """Number of likely tokens that are told; None: no probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+for _model in (Asked, CompletionAsked, Message, ChatAsked):
+    _model.model_rebuild()
+
+
+@dataclass
+class Collected:
+    """The pieces of a text, put together.
+
+    Attributes:
+        text: The text.
+        tokens: Its tokens, if their probabilities were asked for.
+        last: The newest piece.
+    """
+
+    text: str = ""
+    tokens: list[Scored] = field(default_factory=list)
+    last: Piece = field(default_factory=Piece)
+
+    def add(self, piece: Piece) -> None:
+        """Add a piece."""
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.last = piece
+
+
+def completion_choice(index: int, piece: Collected, *, scored: bool) -> dict[str, object]:
+    """Return a choice of `/v1/completions`."""
+    return {
+        "index": index,
+        "text": piece.text,
+        "logprobs": _completion_scores(piece.tokens) if scored else None,
+        "finish_reason": piece.last.finish,
+    }
+
+
+def _completion_scores(tokens: Sequence[Scored]) -> dict[str, object]:
+    offsets, at = [], 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token.text)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.log_probability for token in tokens],
+        "top_logprobs": [dict(token.top) if token.log_probability is not None else None for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def chat_choice(index: int, piece: Collected, *, scored: bool, delta: bool, first: bool = True) -> dict[str, object]:
+    """Return a choice of `/v1/chat/completions`; `delta`: of a stream, whose `first` piece names the role."""
+    message = {**({"role": "assistant"} if first else {}), "content": piece.text}
+    return {
+        "index": index,
+        "delta" if delta else "message": message,
+        "logprobs": {"content": [_chat_score(token) for token in piece.tokens]} if scored else None,
+        "finish_reason": piece.last.finish,
+    }
+
+
+def _chat_score(token: Scored) -> dict[str, object]:
+    def one(text: str, value: float | None) -> dict[str, object]:
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    return {**one(token.text, token.log_probability), "top_logprobs": [one(text, value) for text, value in token.top]}
+
+
+def usage(prompts: int, written: int) -> dict[str, int]:
+    """Return the numbers of tokens of a request."""
+    return {"prompt_tokens": prompts, "completion_tokens": written, "total_tokens": prompts + written}
+
+
+def models(names: Sequence[str], created: int = 0) -> dict[str, object]:
+    """Return the answer of `/v1/models`."""
+    data = [{"id": name, "object": "model", "created": created, "owned_by": "workbench"} for name in names]
+    return {"object": "list", "data": data}
+
+
+def chosen_text(acted: Mapping[str, int]) -> str:
+    """Return how often each brick has answered, in Prometheus' text format."""
+    rows = [f'workbench_texts_total{{brick="{name}"}} {count}' for name, count in sorted(acted.items())]
+    return "\n".join(["# TYPE workbench_texts_total counter", *rows]) + "\n"
+
+
+def failure(message: str, kind: str, field_: str | None = None) -> dict[str, object]:
+    """Return the body of an answer that says what is wrong."""
+    return {"error": {"message": message, "type": kind, "param": field_, "code": None}}
