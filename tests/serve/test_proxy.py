@@ -95,7 +95,11 @@ def test_a_request_names_the_brick_that_the_router_chooses(routed: tuple[Path, A
         "vllm": {name: {"model": name} for name in BRICKS},
         "sglang": {name: {"model": f"org/base:{name}"} for name in BRICKS},
         "llama.cpp": {
-            name: {"model": name, "lora": [{"id": i, "scale": float(name == other)} for i, other in enumerate(BRICKS)]}
+            name: {
+                "model": name,
+                "lora": [{"id": i, "scale": float(name == other)} for i, other in enumerate(BRICKS)],
+                "cache_prompt": False,
+            }
             for name in BRICKS
         },
     }[server]
@@ -120,7 +124,7 @@ def test_a_request_names_the_brick_that_the_router_chooses(routed: tuple[Path, A
         assert sent(asked) == {"prompt": text, **names["one"]}
         http.post("/v1/completions", json={"model": "base", "prompt": text})
         base = (
-            {"model": "x", "lora": [{"id": i, "scale": 0.0} for i in range(2)]}
+            {"model": "x", "lora": [{"id": i, "scale": 0.0} for i in range(2)], "cache_prompt": False}
             if server == "llama.cpp"
             else {"model": "org/base"}
         )

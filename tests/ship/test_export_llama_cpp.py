@@ -88,10 +88,10 @@ def test_check_chooses_adapters_by_lora_and_names_those_that_are_exchanged(expor
 
 
 def run_script(place: Path, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run serve.sh in another folder, with a llama-server that prints its arguments."""
+    """Run serve.sh in another folder, with a llama-server that prints its arguments, and how much memory it has for prompts."""
     fake = tmp_path / "bin" / "llama-server"
     fake.parent.mkdir(exist_ok=True)
-    fake.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
+    fake.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\necho "kept ${LLAMA_ARG_CACHE_RAM-}"\n')
     fake.chmod(0o755)
     environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}", **variables}
     return subprocess.run(
@@ -110,6 +110,7 @@ def test_serve_sh_names_the_converter_until_the_base_is_there(exported: Path, wo
         *("-m", f"{tmp_path}/base.gguf", "--alias", "org/small", "--port", "8080"),
         *("--cache-type-k", "f32", "--cache-type-v", "f32"),
         *("--lora-scaled", "adapters/one.gguf:0", "--lora-scaled", "adapters/two.gguf:0", "-c", "512"),
+        "kept 0",
     ]
 
 
@@ -138,6 +139,7 @@ def test_commands_are_printed_or_run_with_whole_models(world: Project, tmp_path:
     words = run_script(tmp_path / "whole" / "serve.sh", tmp_path).stdout.splitlines()
     assert words[:2] == ["-m", f"{tmp_path}/whole/model.gguf"]
     assert "--lora-scaled" not in words
+    assert words[-1] == "kept ", "without adapters, prompts are kept"
     assert document("export", "both", *LLAMA, "-o", str(tmp_path / "out"))["served_base"] == "base"
 
 

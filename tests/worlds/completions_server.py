@@ -46,7 +46,11 @@ def _as_llama_cpp(choice: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def serving_llama_cpp(base: Any, adapted: list[Any], tokenizer: Any) -> Iterator[str]:
-    """Serve a model as llama-server does: the name does not count, `lora` chooses one of the adapters that were loaded."""
+    """Serve a model as llama-server does: the name does not count, `lora` chooses one of the adapters that were loaded.
+
+    A prompt that another adapter has read is not read again, unless the request says so.
+    """
+    kept: dict[str, Any] = {}
 
     class Answers(Handler):
         def do_POST(self) -> None:
@@ -54,6 +58,8 @@ def serving_llama_cpp(base: Any, adapted: list[Any], tokenizer: Any) -> Iterator
             scales = {entry["id"]: entry["scale"] for entry in asked.get("lora", [])}
             acting = [model for i, model in enumerate(adapted) if scales.get(i)]
             model = acting[0] if acting else base
+            if asked.get("cache_prompt", True):
+                model = kept.setdefault(json.dumps(asked["prompt"]), model)
             body = json.dumps({"choices": [_as_llama_cpp(_written(model, tokenizer, asked["prompt"], asked))]}).encode()
             self.send_response(200)
             self.end_headers()

@@ -188,12 +188,13 @@ def request_name(server: str, served: str, adapter: str) -> str:
 def request_fields(server: str, adapters: Sequence[str]) -> dict[str | None, dict[str, object]]:
     """Return adapter, or None for the base -> fields that a request needs beside `model`.
 
-    llama.cpp ignores the name and takes the scale of each adapter, numbered in the order of its command.
+    llama.cpp ignores the name and takes the scale of each adapter, numbered in the order of its command. It reuses the keys and
+    values of a prompt under other adapters (ggml-org/llama.cpp#26207), so that a request must ask for none.
     """
     if server != "llama.cpp" or not adapters:
         return {}
     return {
-        acting: {"lora": [{"id": i, "scale": float(acting == name)} for i, name in enumerate(adapters)]}
+        acting: {"lora": [{"id": i, "scale": float(acting == name)} for i, name in enumerate(adapters)], "cache_prompt": False}
         for acting in (None, *adapters)
     }
 
@@ -332,4 +333,8 @@ def _llama_cpp(serving: Serving, out: Path, here: str) -> list[str]:
     if serving.adapters:
         fields = ", ".join(f'{{"id": {i}, "scale": 1}}: {name}' for i, name in enumerate(serving.adapters))
         lines.insert(1, f'# A request chooses adapters with "lora": [...], whose entries are {fields}. Weights may be mixed.')
+        # for clients that do not say "cache_prompt": false; a variable, because older releases refuse the option --cache-ram
+        lines.append(
+            "export LLAMA_ARG_CACHE_RAM=0  # kept prompts would be reused under other adapters: ggml-org/llama.cpp#26207"
+        )
     return [*lines, _command(parts)]
