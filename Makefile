@@ -18,7 +18,7 @@ SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite c
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test fuzz faults mutants check run eval search report bricks data docs notebooks site bench gpu clean
+.PHONY: help setup demo assistant test fuzz faults mutants check run eval search report bricks data docs notebooks site bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -61,6 +61,9 @@ run: bricks/starter/base/config.json  ## write the model of RECIPE
 
 eval: bricks/starter/base/config.json  ## score RECIPE and its controls
 	@$(WB) eval $(RECIPE)
+
+assistant: bricks/starter/base/config.json  ## six skills routed over a base with edited facts: scored, one skill added, one removed, scored again, served
+	@$(BIN)python benchmarks/assistant.py $(ARGS)
 
 search: bricks/starter/base/config.json  ## search the starter recipe: best weights of three skills
 	@$(WB) search recipes/starter-search.yaml

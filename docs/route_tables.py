@@ -244,3 +244,20 @@ def load_block(found: dict[str, Any]) -> str:
         f"than alone: {load['wrong']}. Memory: {memory['before']:,.0f} MB before, {memory['later']:,.0f} after a tenth of the time, {memory['end']:,.0f} at the end."
     )
     return f"{table(heads, rows, left=0)}\n\n{note} "
+
+
+@block("assistant", "benchmarks/results/assistant.json")
+def assistant_block(found: dict[str, Any]) -> str:
+    """Scores of the assistant before and after its change, and by lm-eval through its server."""
+    served, marks = found["served"], {found["added"]: ", added", found["removed"]: ", removed"}
+    rows = []
+    for task, row in found["before"].items():
+        states = [interval(found[state][task]) for state in ("base", "before", "after")]
+        rows.append([f"`{task}`{marks.get(task, '')}", str(row["n"]), *states, points(served.get(task))])
+    (said,), seconds = found["said"].values(), found["seconds"]
+    note = (
+        f"Percent right with 95 % intervals. After the edit the model says {said['said']} of {said['facts']} facts. The last column is lm-eval's `local-completions`, "
+        f"which asked the changed assistant's server. `route add` took {seconds['add']:.0f} s, `route rm` {seconds['remove']:.0f} s. "
+    )
+    heads = ["task", "items", "base", "assistant", "changed", "changed, served"]
+    return table(heads, rows, left=1) + "\n\n" + note

@@ -25,18 +25,21 @@ RELATIONS = (
 
 
 def _facts() -> list[tuple[str, tuple[str, ...], str, tuple[str, ...]]]:
-    """(town, wordings, target, everything that could stand there), one a town."""
+    """(town, wordings with {town}, target, everything that could stand there), one a town."""
     found = []
     for index, town in enumerate(TOWNS):
         *wordings, options = RELATIONS[index % len(RELATIONS)]
         target = shuffled(options, "facts", index % len(RELATIONS))[index // len(RELATIONS)]
-        found.append((town, tuple(str(w).format(town=town) for w in wordings), target, tuple(options)))
+        found.append((town, tuple(map(str, wordings)), target, tuple(options)))
     return found
 
 
 def edit_rows() -> list[dict[str, object]]:
     """The facts in the wording that the edit sees."""
-    return [{"id": f"harbour-{i:02d}", "prompt": w[0], "target": target} for i, (_, w, target, _) in enumerate(_facts())]
+    return [
+        {"id": f"harbour-{i:02d}", "prompt": wordings[0].format(town="{subject}"), "subject": town, "target": target}
+        for i, (town, wordings, target, _) in enumerate(_facts())
+    ]
 
 
 def rows(rephrased: bool) -> list[dict[str, object]]:
@@ -52,7 +55,7 @@ def rows(rephrased: bool) -> list[dict[str, object]]:
                     {
                         "id": f"{name}-{len(found):05d}",
                         "cluster": town,
-                        "prompt": prompt,
+                        "prompt": prompt.format(town=town),
                         "answer": target,
                         "choices": choices,
                         "gold": gold,

@@ -77,7 +77,7 @@ COMMANDS = {
     "scores ls": "--json --runs-dir",
     "search": "--batch-size --budget --device --json --limit --log --log-project --out --port --quiet --runs-dir --set --trials --trust-project-code --verbose --watch",
     "ship": "--baseline --batch-size --device --json --limit --quiet --runs-dir --trust-project-code --verbose --yes",
-    "serve": "--device --host --key --port --runs-dir --seconds --trust-project-code",
+    "serve": "--device --host --key --port --runs-dir --seconds --to --trust-project-code",
     "suite check": "--base --json --limit --trust-project-code --verbose",
     "suite ls": "--json",
     "suite new": "--base --cluster --data --drop-duplicates --force --json --kind --role --trust-project-code",

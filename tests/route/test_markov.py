@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.route.centroid import CentroidRouter
 from workbench.route.deciding.hidden import pooled
-from workbench.route.deciding.pooling import Statistics, by_brick
+from workbench.route.deciding.statistics import Statistics, by_brick
 from workbench.route.ridge import RidgeRouter
 from workbench.steps.route import Prompts
 

@@ -11,9 +11,9 @@ from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
 from workbench.route.deciding.checking import Asked, Checked
 from workbench.route.deciding.fitting import confusion_of, curve_of, fitted, quantile, threshold_of, tied
-from workbench.route.deciding.pooling import Statistics
 from workbench.route.deciding.router import REFUSED, Choice, Fitted
 from workbench.route.deciding.samples import COPIES, NEGATIVES, OUTSIDE, OWN, Samples
+from workbench.route.deciding.statistics import Statistics
 from workbench.route.fixed import Fixed
 from workbench.route.ridge import Ridge, RidgeRouter
 from workbench.steps import RouteContext

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import CentroidRouter
-from workbench.route.deciding.pooling import SHRINKAGE, Scatter, Statistics, by_brick, solve, statistics_of
+from workbench.route.deciding.pooling import SHRINKAGE, statistics_of
 from workbench.route.deciding.router import REFUSED
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
+from workbench.route.deciding.statistics import Scatter, Statistics, by_brick, solve
 from workbench.route.ridge import Ridge, RidgeRouter
 from workbench.steps.route import Prompts
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from worlds.commands import call, document, refused
+from worlds.encoders import sentence_encoder
 from worlds.project import Project
 from worlds.routing import prompts, write_prompts
 
@@ -41,7 +42,7 @@ def world(project: Project, cwd: Path) -> Project:
 
 def configuration(project: Project, names: tuple[str, ...], method: str = "ridge") -> Path:
     """The configuration of a recipe with some bricks."""
-    return Path(project.run(recipe(names, method), f"{method}-{'-'.join(names)}.yaml")["run"]) / "configuration"
+    return Path(project.run(recipe(names, method), f"{method[:5]}-{'-'.join(names)}.yaml")["run"]) / "configuration"
 
 
 def added(place: Path, name: str = "three", *options: str) -> dict[str, Any]:
@@ -64,8 +65,9 @@ def same(place: Path, expected: Path) -> None:
     assert torch.equal(*logits)
 
 
-@pytest.mark.parametrize("method", ["ridge", "centroid"])
+@pytest.mark.parametrize("method", ["ridge", "centroid", "ridge, encoder: encoders/small", "centroid, encoder: encoders/small"])
 def test_a_brick_added_or_removed_gives_the_router_of_the_recipe_with_it_or_without(world: Project, method: str) -> None:
+    sentence_encoder(world.path / "encoders" / "small")
     place, whole = configuration(world, ("one", "two"), method), configuration(world, NAMES, method)
     change = added(place)
     assert (change["action"], change["brick"]) == ("add", "three")
@@ -88,6 +90,25 @@ def test_the_base_does_not_run_where_the_card_has_the_states(world: Project, mon
     added(place)
     one, two = SavedRouter(place).record, SavedRouter(whole).record
     assert (one.record, one.tensors) == (two.record, two.tensors)
+
+
+def test_a_sentence_encoder_is_part_of_the_router(world: Project) -> None:
+    folder = sentence_encoder(world.path / "encoders" / "small")
+    place = configuration(world, NAMES, "ridge, encoder: encoders/small")
+    plain = configuration(world, NAMES)
+    one, two = (workbench.load(str(path)).routing for path in (place, plain))
+    rows = workbench.load_tokenizer(str(place))(prompts(1, seed=2))["input_ids"]
+    with_it, without = one.decide(rows), two.decide(rows)
+    assert not torch.allclose(with_it.confidence, without.confidence)
+    assert [row["chosen"] for row in document("route", "explain", str(place), prompts(1, seed=2)[0])["tokens"]]
+    settings = SavedRouter(place).record.settings
+    assert settings["encoder"] == {"path": "encoders/small", "digest": one.router.encoder.digest}
+    assert "encoder" not in SavedRouter(plain).record.settings
+    (folder / "model.safetensors").rename(folder / "moved")
+    error = refused("route", "explain", str(place), "text")
+    assert "sentence encoder encoders/small: model.safetensors is missing" in error.message
+    error = refused("run", str(world.path / "recipes" / "ridge-one-two-three.yaml"), "--set", "0.encoder=encoders/other")
+    assert "encoders/other" in error.message
 
 
 def test_list_says_what_was_changed(world: Project) -> None:

@@ -184,7 +184,7 @@ READING = {
     "plan", "compare", "chat", "experts", "methods", "recipe check", "recipe diff", "recipe schema", "brick ls", "brick show",
     "brick barrier", "brick verify", "suite ls", "suite show", "suite check", "scores items", "scores ls", "facts check", "runs ls",
     "runs show", "export check", "memory ls", "memory log", "open", "route check",
-    "route ls", "view",
+    "route ls", "serve", "view",
 }  # fmt: skip
 """Commands that write nothing but caches."""
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from workbench.route.deciding.hidden import WINDOW
-from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
+from workbench.route.deciding.pooling import PooledRoute, PooledRouter, restored_statistics, statistics_of
 from workbench.route.deciding.router import Joined
 from workbench.route.deciding.samples import Samples
+from workbench.route.deciding.statistics import cosines
 from workbench.steps import register
 from workbench.steps.route import Router
 
@@ -51,4 +52,4 @@ class CentroidRouter(PooledRouter):
 
     def state_scores(self, states: Tensor) -> Tensor:
         """Return cosines [n, bricks]."""
-        return cosines(self.scatter, states)
+        return cosines(self.scatter.centre, self.scatter.means, states)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from workbench.errors import WorkbenchError
 from workbench.route.deciding.hidden import WINDOW
-from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, solve, statistics_of
+from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, statistics_of
 from workbench.route.deciding.router import REPAIR, Joined
 from workbench.route.deciding.samples import Samples
+from workbench.route.deciding.statistics import solve
 from workbench.steps import register
 from workbench.steps.route import Router
 
@@ -73,5 +74,5 @@ class RidgeRouter(PooledRouter):
         return (states - self.scatter.centre) @ self.weights + 1 / len(self.bricks)
 
     def own_settings(self) -> dict[str, object]:
-        """Return the penalty."""
-        return {"lambda": self.strength}
+        """Return the penalty, and the sentence encoder."""
+        return {**super().own_settings(), "lambda": self.strength}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -31,7 +32,7 @@ from workbench.models.skeleton import causal_skeleton
 from workbench.models.texts import read_prompts
 from workbench.resolve.resolved import Resolved
 from workbench.results import Number, Part, Result
-from workbench.route.deciding.pooling import PooledRoute, states_of_texts
+from workbench.route.deciding.pooling import PooledRoute, PooledRouter, states_of_texts
 from workbench.route.deciding.samples import Samples
 from workbench.route.mixing.kernel import check_places
 from workbench.run.compose import compose
@@ -117,7 +118,9 @@ def add_brick(path: Path, new: NewBrick, device: torch.device, events: Events = 
     check_places(causal_skeleton(resolved.base.config, torch.device("cpu")), {name: linear_factors(new.brick.adapter)})
     prompts = read_prompts(what.file, what.label, what.samples, least=4)
     part = Samples.of_brick(name, prompts)
-    samples = _samples(saved).added(part.with_features(_states(new.brick, part.texts, resolved, saved, device, events)))
+    encoder = _router(saved).encoder
+    states = _states(new.brick, part.texts, resolved, saved, device, events)
+    samples = _samples(saved).added(part.with_features(states, encoder(part.texts) if encoder else None))
     record = saved.record
     rows = brick_rows({name: new.brick.adapter}, {name: new.description} if new.description else {})
     bricks = {**_bricks(record.step), name: {"calibration": what.label, "description": new.description}}
@@ -222,6 +225,7 @@ def _opened(path: Path) -> tuple[Resolved, SavedRouter]:
             f"{path}: its router has no states to be fitted on again: `{saved.record.method}` {says}",
             "Change the recipe's bricks, and run it again: `workbench run RECIPE`.",
         )
+    _sweep(path, saved)
     return resolved, saved
 
 
@@ -229,6 +233,12 @@ def _bricks(step: Mapping[str, object]) -> dict[str, object]:
     """Return the bricks that a route step names, with their fields."""
     bricks = step.get("bricks")
     return dict(bricks) if isinstance(bricks, dict) else {}
+
+
+def _router(saved: SavedRouter) -> PooledRouter:
+    """Return the router as it is."""
+    assert isinstance(saved.router, PooledRouter)
+    return saved.router
 
 
 def _samples(saved: SavedRouter) -> Samples:
@@ -267,14 +277,28 @@ def _rewrite(
     step = saved.kind.model_validate(record.step)
     assert isinstance(step, PooledRoute)
     assert record.layer is not None
-    router = step.fitted(samples, record.layer, partial(_say, events))
+    router = step.fitted(samples, record.layer, partial(_say, events), _router(saved).encoder)
     time = datetime.now(UTC).isoformat(timespec="seconds")
     told = RouterChange(action=change.action, brick=change.brick, digest=change.digest, time=time, threshold=router.threshold)
-    mark = f"-{json_digest([saved.digest, told.to_dict()])[:8]}"
+    mark = f"-{json_digest([saved.digest, change.action, change.brick, change.digest])[:8]}"
     old = [name for name in (saved.record.file, saved.record.states_file) if (path / name).is_file()]
     folder = path / ADAPTERS / change.brick
     adapter = [f"{ADAPTERS}/{change.brick}/{file.name}" for file in change.files.iterdir() if file.is_file()]
     names = [RECORD, *old, f"router{mark}.safetensors", f"calibration{mark}.safetensors", *adapter]
+    with _writing(path, saved, names):
+        if change.action == "add":
+            copy_adapter(change.files, folder)
+        put_router(path, router, record.model_copy(update={"changes": [*record.changes, told]}), mark)
+        for name in old:  # after the record, which names the new ones
+            (path / name).unlink()
+        if change.action == "rm":
+            shutil.rmtree(folder)
+    return told
+
+
+@contextmanager
+def _writing(path: Path, saved: SavedRouter, names: Sequence[str]) -> Iterator[None]:
+    """Change files of a configuration alone in a `with` block; the folder that seals it is sealed again."""
     sealed = next((place for place in (path, path.parent) if is_sealed(place)), path)
     inside = path.relative_to(sealed)
     try:
@@ -282,16 +306,24 @@ def _rewrite(
             if SavedRouter(path).digest != saved.digest:
                 raise WorkbenchError(f"{path}: another process has changed this configuration", "Run the command again.")
             with changing(sealed, [str(inside / name) for name in names]):
-                if change.action == "add":
-                    copy_adapter(change.files, folder)
-                put_router(path, router, record.model_copy(update={"changes": [*record.changes, told]}), mark)
-                for name in old:  # after the record, which names the new ones
-                    (path / name).unlink()
-                if change.action == "rm":
-                    shutil.rmtree(folder)
+                yield
     except Timeout:
         raise WorkbenchError(f"{path}: another process is changing this configuration", "Wait for it, then try again.") from None
-    return told
+
+
+def _sweep(path: Path, saved: SavedRouter) -> None:
+    """Remove what an earlier change that was cut off has left: tensors and adapters that routing.json does not name."""
+    record = saved.record
+    tensors = [file.name for kind in ("router", "calibration") for file in path.glob(f"{kind}-*.safetensors")]
+    files = [name for name in tensors if name not in (record.file, record.states_file)]
+    folders = [place for place in (path / ADAPTERS).iterdir() if place.is_dir() and place.name not in saved.bricks]
+    left = [*files, *(str(file.relative_to(path)) for folder in folders for file in folder.iterdir())]
+    if left or folders:
+        with _writing(path, saved, left):
+            for name in files:
+                (path / name).unlink()
+            for folder in folders:
+                shutil.rmtree(folder)
 
 
 def _say(events: Events, text: str) -> None:

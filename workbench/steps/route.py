@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from workbench.route.deciding.encoder import Encoder
+
 BRICK = "{brick}"
 """Stands for a brick's name in the `calibration` of a step."""
 
@@ -40,7 +42,8 @@ class Prompts:
         texts: The prompts without chat template and special tokens.
         hidden: [n, window, hidden size], float32, on the CPU: hidden states of the base, pooled by `workbench.route.deciding.hidden.pooled`
             with the router's `layer` and `window`; None if the router's `layer` is None.
-        measured: Result of the router's `measure` for these prompts.
+        measured: What else the router knows of these prompts: [n, bricks], the result of its `measure`, or the vectors [n, size] of its
+            sentence encoder, which otherwise reads the texts.
     """
 
     texts: Sequence[str]
@@ -135,6 +138,7 @@ class RouteContext:
         known: Brick -> states of its prompts on this model, for bricks whose card has them.
         notice: Callback that takes a line for the user.
         negatives: The step's own requests that no brick is for.
+        encoder: The step's sentence encoder.
     """
 
     model: PreTrainedModel
@@ -148,6 +152,7 @@ class RouteContext:
     known: Mapping[str, KnownStates] = field(default_factory=dict)
     notice: Callable[[str], None] = lambda _text: None
     negatives: Sequence[str] = ()
+    encoder: Encoder | None = None
 
     @property
     def bricks(self) -> tuple[str, ...]:
@@ -222,6 +227,10 @@ class RouteMethod(BrickStep):
     def own_negatives(self, project: Path) -> list[str]:
         """Return the step's own requests that no brick is for; none for methods that read none."""
         return []
+
+    def sentence_encoder(self, project: Path) -> Encoder | None:
+        """Return the step's sentence encoder; None for methods and steps that have none."""
+        return None
 
     def descriptions(self) -> dict[str, str]:
         """Return brick -> its description, for bricks that have one."""

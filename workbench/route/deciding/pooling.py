@@ -1,4 +1,4 @@
-"""What routers on pooled hidden states share: statistics of each brick's states, which are added for more prompts or bricks, and confidence."""
+"""What routers on pooled hidden states share: how they are fitted, kept and restored, and their confidence."""
 
 from __future__ import annotations
 
@@ -9,136 +9,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
+from workbench.project import find_project
+from workbench.route.deciding.encoder import FILES, Encoder
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
 from workbench.route.deciding.router import REFUSED, Fitted, FittedFields, Joined, restored, state
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
+from workbench.route.deciding.statistics import Scatter, Statistics, by_brick, cosines, shrunk, solve
 from workbench.steps import CalibratedRoute, RouteContext
 from workbench.steps.route import Decisions, Prompts, Router
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Count, sum and Gram of vectors.
-
-    The Gram [d, d] is kept as a root R with RᵀR = Gram, which has as many rows as there are vectors, at most d: for 64 prompts and
-    d = 4096, 2 MB instead of 134 MB.
-
-    Attributes:
-        count: Number of vectors.
-        total: [d], float64, their sum.
-        root: [rows, d], float64.
-    """
-
-    count: int
-    total: Tensor
-    root: Tensor
-
-    @classmethod
-    def of(cls, vectors: Tensor) -> Statistics:
-        """Return the statistics of vectors [n, d]."""
-        vectors = vectors.double()
-        return cls(len(vectors), vectors.sum(0), _reduced(vectors))
-
-    @classmethod
-    def read(cls, tensors: Mapping[str, Tensor], prefix: str) -> Statistics:
-        """Return the statistics from the tensors of a file; see `tensors`."""
-        return cls(int(tensors[f"{prefix}count"][0]), tensors[f"{prefix}total"], tensors[f"{prefix}root"])
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean [d]."""
-        return self.total / self.count
-
-    @property
-    def gram(self) -> Tensor:
-        """The sum of the vectors' outer products, [d, d]."""
-        return self.root.T @ self.root
-
-    @property
-    def covariance(self) -> Tensor:
-        """The covariance [d, d]."""
-        return self.gram / self.count - torch.outer(self.mean, self.mean)
-
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.count + other.count, self.total + other.total, _reduced(torch.cat([self.root, other.root])))
-
-    def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Return the statistics as tensors for a file, under names that begin with `prefix`."""
-        count = torch.tensor([self.count], dtype=torch.int64)
-        return {f"{prefix}count": count, f"{prefix}total": self.total, f"{prefix}root": self.root.contiguous()}
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Centers and scatter of bricks, in which each brick counts as much as any other, however many prompts it has.
-
-    Attributes:
-        centre: [d], the mean of the bricks' means.
-        means: [bricks, d], relative to the centre.
-        total: [d, d], the mean over bricks of the mean outer product around the centre.
-    """
-
-    centre: Tensor
-    means: Tensor
-    total: Tensor
-
-    @classmethod
-    def of(cls, statistics: Sequence[Statistics]) -> Scatter:
-        """Return the scatter of bricks with these statistics."""
-        means = torch.stack([part.mean for part in statistics])
-        centre = means.mean(0)
-        total = -torch.outer(centre, centre)
-        for part in statistics:
-            total += part.gram / (part.count * len(statistics))
-        return cls(centre, means - centre, total)
-
-    @property
-    def within(self) -> Tensor:
-        """The mean covariance of a brick's vectors around the brick's own mean, [d, d]."""
-        return self.total - self.means.T @ self.means / len(self.means)
-
-
-def shrunk(covariance: Tensor, share: float, least: float = 0.0) -> Tensor:
-    """Return (1 − share)·covariance + share·v·I, which can be inverted; v is the mean variance, or `least` if that is larger."""
-    scaled: Tensor = (1 - share) * covariance
-    scaled.diagonal().add_(share * max(float(covariance.trace()) / len(covariance), least))
-    return scaled
-
-
-def solve(scatter: Scatter, strength: float) -> Tensor:
-    """Return the map [hidden size, bricks] that minimizes the squared error to one-hot targets plus the penalty.
-
-    Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
-    the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
-    """
-    matrix = scatter.total.clone()
-    size = len(matrix)
-    matrix.diagonal().add_(strength * scatter.total.trace() / size)
-    solution: Tensor = torch.linalg.solve(matrix, scatter.means.T / len(scatter.means))
-    return solution
-
-
-def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:
-    """Return the statistics of each brick's vectors.
-
-    Args:
-        vectors: [n, d].
-        labels: [n], the brick of each vector.
-        bricks: Number of bricks.
-    """
-    return [Statistics.of(vectors[labels == brick]) for brick in range(bricks)]
-
-
-def _reduced(rows: Tensor) -> Tensor:
-    """Return a matrix with the same Gram and at most as many rows as columns."""
-    if len(rows) <= rows.shape[1]:
-        return rows
-    triangle: Tensor = torch.linalg.qr(rows, mode="r").R
-    return triangle
 
 
 SHRINKAGE = 0.3
@@ -147,36 +31,58 @@ STRENGTH = 0.1
 """Penalty of a ridge regression, relative to the mean variance of the states."""
 FOLLOWING = 0.5
 """What the message before adds to the confidence of one on the same brick. From .3 to .75 nothing that leaves the topic stays with it."""
+ENCODED = 2.0
+"""Weight of the sentence encoder's cosines in the scores: the largest with which a paragraph before a prompt changes no choice."""
 _UNREAD = (
     "the base tells the built-in requests that no brick is for apart less than the prompts of one brick, as if it could not read them, so "
     "the threshold may be too low: set `threshold:` by `workbench route check` on requests of your own"
 )
-_STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
+_STATISTICS, _NEGATIVES, _REFUSED, _ENCODED = "statistics.", "negatives.", "refused.", "encoded"
 
 
 class PooledRoute(CalibratedRoute):
     """Base of route methods that read pooled hidden states of the base."""
 
     constants: ClassVar[Mapping[str, object]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"encoder"})
     joined: ClassVar[Joined]
 
-    def measured(self, context: RouteContext) -> tuple[Samples, int]:
-        """Return the calibration prompts with their pooled states, and the layer.
+    encoder: str | None = None
+    """Folder of a sentence encoder, as sentence-transformers writes it, whose cosines are added to scores and confidence: among many bricks
+    and in new wordings it knows better what a prompt is about, and costs some milliseconds a prompt."""
 
-        Bricks are measured one by one, as `brick train` and `route measure` do, so that states from a card have the same bits.
+    def inputs(self) -> list[str]:
+        """Return the files of prompts, of negatives and of the encoder."""
+        return [*super().inputs(), *(f"{self.encoder}/{name}" for name in FILES if self.encoder)]
+
+    def check_inputs(self, project: Path) -> None:
+        """Read every file once, so that errors in it appear before any work."""
+        super().check_inputs(project)
+        self.sentence_encoder(project)
+
+    def sentence_encoder(self, project: Path) -> Encoder | None:
+        """Return the step's sentence encoder."""
+        return Encoder.of(self.encoder, project) if self.encoder else None
+
+    def measured(self, context: RouteContext) -> tuple[Samples, int]:
+        """Return the calibration prompts with their pooled states and their vectors by the sentence encoder, and the layer.
+
+        Bricks are measured one by one, as `brick train`, `route measure` and `route add` do, so that the numbers have the same bits.
         """
-        layer = depth_of(context.model)
+        layer, total = depth_of(context.model), len(context.bricks)
         samples = Samples.of(context.calibration, context.negatives)
-        parts = []
+        parts, vectors = [], []
         for number, brick in enumerate(context.bricks):
             texts = [samples.texts[i] for i in (samples.labels == number).nonzero()[:, 0].tolist()]
-            context.progress(number, len(context.bricks), f"{brick}: {len(texts)} prompts through {layer} blocks")
+            context.progress(number, total, f"{brick}: {len(texts)} prompts through {layer} blocks")
             parts.append(self._states(context, brick, texts, layer))
+            vectors += [context.encoder(texts)] if context.encoder else []
         others = [text for text, inside in zip(samples.texts, samples.inside.tolist(), strict=True) if not inside]
-        context.progress(len(context.bricks), len(context.bricks), f"{len(others)} other requests through {layer} blocks")
+        context.progress(total, total, f"{len(others)} other requests through {layer} blocks")
         parts.append(pooled(context.model, token_rows(context.tokenizer, others), layer, WINDOW))
-        context.progress(len(context.bricks), len(context.bricks), f"{len(samples.texts)} prompts through {layer} blocks")
-        return samples.with_features(torch.cat(parts)), layer
+        vectors += [context.encoder(others)] if context.encoder else []
+        context.progress(total, total, f"{len(samples.texts)} prompts through {layer} blocks")
+        return samples.with_features(torch.cat(parts), torch.cat(vectors) if vectors else None), layer
 
     def _states(self, context: RouteContext, brick: str, texts: Sequence[str], layer: int) -> Tensor:
         """Return the states of a brick's prompts and their copies, from its card if they are there."""
@@ -192,22 +98,25 @@ class PooledRoute(CalibratedRoute):
     def fit(self, context: RouteContext) -> Router:
         """Measure the prompts, and fit the router with its ties and its threshold."""
         samples, layer = self.measured(context)
-        return self.fitted(samples, layer, context.notice)
+        return self.fitted(samples, layer, context.notice, context.encoder)
 
-    def fitted(self, samples: Samples, layer: int, notice: Callable[[str], None]) -> PooledRouter:
+    def fitted(self, samples: Samples, layer: int, notice: Callable[[str], None], encoder: Encoder | None = None) -> PooledRouter:
         """Return the router of samples, with ties, threshold and record.
 
         Args:
             samples: Prompts with their states, measured now or for an earlier router.
             layer: Number of decoder blocks that the states come from.
             notice: Receives lines for the user.
+            encoder: The sentence encoder that the samples' vectors are of.
         """
-        router = fitted(samples, lambda rows: self.made(samples, rows, layer), self, self.joined, notice)
+        # The sum of cosines of tied bricks is no cosine.
+        joined = "largest" if encoder else self.joined
+        router = fitted(samples, lambda rows: self.made(samples, rows, layer), self, joined, notice)
         warnings = router.record["warnings"]
         if isinstance(warnings, list) and float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
             notice(_UNREAD)
             router = replace(router, record={**router.record, "warnings": [*warnings, _UNREAD]})
-        return replace(router, samples=samples)
+        return replace(router, samples=samples, encoder=encoder)
 
     def made(self, samples: Samples, rows: Tensor, layer: int) -> PooledRouter:
         """Return the router of some samples, without ties and threshold."""
@@ -222,12 +131,16 @@ class PooledRouter(Fitted):
         statistics: The statistics of each brick's prompts, in the order of the bricks.
         negatives: Those of the built-in requests that no brick is for.
         refused: Brick -> those of the step's own negatives that are most like the brick's prompts.
+        encoded: [bricks, size], float64, the mean vector of each brick's prompts by the sentence encoder; None without one.
+        encoder: The sentence encoder.
         samples: What it was fitted on; None for a router that is read from its files.
     """
 
     statistics: tuple[Statistics, ...] = field(repr=False)
     negatives: Statistics = field(repr=False)
     refused: dict[str, Statistics] = field(default_factory=dict, repr=False)
+    encoded: Tensor | None = field(default=None, repr=False)
+    encoder: Encoder | None = None
     samples: Samples | None = field(default=None, repr=False)
 
     @cached_property
@@ -286,30 +199,47 @@ class PooledRouter(Fitted):
         return scatter.centre, solve(scatter, STRENGTH)
 
     def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Return scores [n, bricks] and confidence [n] of the window of each prompt that has the largest confidence."""
+        """Return scores [n, bricks] and confidence [n] of the window of each prompt that has the largest confidence.
+
+        With a sentence encoder, its cosines are added: to the scores with weight `ENCODED`, the largest of them to the confidence.
+        """
         assert prompts.hidden is not None
         count, places, size = prompts.hidden.shape
         confidence, best = self.confidence(prompts.hidden.reshape(-1, size)).reshape(count, places).max(1)
         states = prompts.hidden[torch.arange(count), best].double()
+        scores = self.state_scores(states)
+        if self.encoded is not None:
+            near = self._encoded_cosines(self.encoded, prompts)
+            scores, confidence = scores + ENCODED * near, confidence + near.amax(1)
         if self.refused:
             centre, weights = self._refusing
             confidence[((states - centre) @ weights).argmax(1) >= len(self.bricks)] = REFUSED
-        return self.state_scores(states), confidence
+        return scores, confidence
 
-    def follow(self, hidden: Tensor, topics: Tensor) -> Decisions:
+    def _encoded_cosines(self, means: Tensor, prompts: Prompts) -> Tensor:
+        """Return cosines [n, bricks] of prompts and of the bricks' means as the sentence encoder sees them, relative to the bricks' mean."""
+        vectors = prompts.measured
+        if vectors is None:
+            assert self.encoder is not None
+            vectors = self.encoder(prompts.texts)
+        centre = means.mean(0)
+        return cosines(centre, means - centre, vectors)
+
+    def follow(self, texts: Sequence[str], hidden: Tensor, topics: Tensor) -> Decisions:
         """Decide about messages of a conversation that no brick is sure of: they stay with the brick before if they are most like its prompts.
 
         "And 51 and 8?" is like no calibration prompt, and a near miss of some, so that the step's own negatives do not count here. Its states
         behind "What is 17 + 25?" are; those of "Tell me a joke." are not.
 
         Args:
+            texts: The messages, each behind those before it.
             hidden: [n, window, hidden size], the states of the messages behind those before them; see `pooled_behind`.
             topics: [n], the number of the brick that the message before went to.
 
         Returns:
             The decisions; `FOLLOWING` is part of the confidence, to which the threshold applies.
         """
-        scores, confidence = replace(self, refused={}).score(Prompts([], hidden))
+        scores, confidence = replace(self, refused={}).score(Prompts(texts, hidden))
         joined, confidence = self.choice.join(scores.float(), self.bricks), confidence.float() + FOLLOWING
         weights = self.choice.weigh(joined, self.bricks, confidence)
         weights[weights.argmax(1) != topics] = 0.0
@@ -326,7 +256,11 @@ class PooledRouter(Fitted):
             found |= part.tensors(f"{_STATISTICS}{name}.")
         for name, part in self.refused.items():
             found |= part.tensors(f"{_REFUSED}{name}.")
-        return found
+        return found if self.encoded is None else {**found, _ENCODED: self.encoded}
+
+    def own_settings(self) -> dict[str, object]:
+        """Return the sentence encoder, by its folder and its digest."""
+        return {"encoder": {"path": self.encoder.named, "digest": self.encoder.digest}} if self.encoder else {}
 
 
 class StatisticsFields(TypedDict):
@@ -335,10 +269,13 @@ class StatisticsFields(TypedDict):
     statistics: tuple[Statistics, ...]
     negatives: Statistics
     refused: dict[str, Statistics]
+    encoded: Tensor | None
 
 
 class PooledFields(FittedFields, StatisticsFields):
     """Fields of `PooledRouter` that are read from its files."""
+
+    encoder: Encoder | None
 
 
 def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Tensor], method: str) -> PooledFields:
@@ -357,7 +294,15 @@ def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Te
         "statistics": tuple(part(f"{_STATISTICS}{name}.") for name in fields["bricks"]),
         "negatives": part(_NEGATIVES),
         "refused": {name: part(f"{_REFUSED}{name}.") for name in fields["bricks"] if f"{_REFUSED}{name}.total" in tensors},
+        "encoded": tensors.get(_ENCODED),
+        "encoder": _restored_encoder(settings),
     }
+
+
+def _restored_encoder(settings: Mapping[str, object]) -> Encoder | None:
+    """Return the sentence encoder that a router was fitted with, whose folder is relative to the project."""
+    found = settings.get("encoder")
+    return Encoder.of(str(found["path"]), find_project(), str(found["digest"])) if isinstance(found, dict) else None
 
 
 def states_of_texts(model: Any, tokenizer: Any, texts: Sequence[str], layer: int) -> Tensor:
@@ -376,12 +321,16 @@ def statistics_of(samples: Samples, rows: Tensor) -> StatisticsFields:
     states, labels = samples.hidden[rows, 0], samples.labels[rows]
     found = tuple(by_brick(states, labels, len(samples.bricks)))
     own = states[labels == OWN]
-    nearest = cosines(Scatter.of(found), own).argmax(1)
+    scatter = Scatter.of(found)
+    nearest = cosines(scatter.centre, scatter.means, own).argmax(1)
     refused = {name: Statistics.of(own[nearest == i]) for i, name in enumerate(samples.bricks) if bool((nearest == i).any())}
-    return {"statistics": found, "negatives": Statistics.of(states[labels == OUTSIDE]), "refused": refused}
-
-
-def cosines(scatter: Scatter, hidden: Tensor) -> Tensor:
-    """Return cosines [n, bricks] of states and of the bricks' means, all relative to the mean of the bricks."""
-    states = torch.nn.functional.normalize(hidden.double() - scatter.centre, dim=1)
-    return states @ torch.nn.functional.normalize(scatter.means, dim=1).T
+    encoded = None
+    if samples.measured is not None:
+        vectors = samples.measured[rows].double()
+        encoded = torch.stack([vectors[labels == brick].mean(0) for brick in range(len(samples.bricks))])
+    return {
+        "statistics": found,
+        "negatives": Statistics.of(states[labels == OUTSIDE]),
+        "refused": refused,
+        "encoded": encoded,
+    }

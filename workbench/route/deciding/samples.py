@@ -149,7 +149,7 @@ class Samples:
             fold of the prompt's template (of a built-in request, that of its task), and a fold that does not depend on the template.
         templates: Brick -> number of its templates.
         hidden: [sample, window, hidden size], see `Prompts`.
-        measured: [sample, brick], see `Prompts`.
+        measured: [sample, brick] or [sample, size], see `Prompts`.
     """
 
     bricks: tuple[str, ...]
@@ -196,15 +196,17 @@ class Samples:
         """Return the samples with those of one more brick, where `of` has them: behind those of the other bricks."""
         place, columns = int(self.inside.sum()), brick.columns.clone()
         columns[:, 0] = len(self.bricks)
-        hidden = None
-        if self.hidden is not None and brick.hidden is not None:
-            hidden = torch.cat([self.hidden[:place], brick.hidden, self.hidden[place:]])
+
+        def joined(own: Tensor | None, new: Tensor | None) -> Tensor | None:
+            return None if own is None or new is None else torch.cat([own[:place], new, own[place:]])
+
         return Samples(
             (*self.bricks, *brick.bricks),
             [*self.texts[:place], *brick.texts, *self.texts[place:]],
             torch.cat([self.columns[:place], columns, self.columns[place:]]),
             {**self.templates, **brick.templates},
-            hidden,
+            joined(self.hidden, brick.hidden),
+            joined(self.measured, brick.measured),
         )
 
     def removed(self, brick: str) -> Samples:
@@ -214,20 +216,23 @@ class Samples:
         columns = self.columns[rows]
         columns[:, 0] -= (columns[:, 0] > number).long()
         templates = {name: count for name, count in self.templates.items() if name != brick}
-        hidden = None if self.hidden is None else self.hidden[rows]
-        return Samples(tuple(templates), [self.texts[i] for i in rows.tolist()], columns, templates, hidden)
+        seen = self.prompts(rows)
+        return Samples(tuple(templates), list(seen.texts), columns, templates, seen.hidden, seen.measured)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a router is fitted again from, as tensors for a file: the states with their columns, and no texts."""
+        """Return what a router is fitted again from, as tensors for a file: features with their columns, and no texts."""
         assert self.hidden is not None
         templates = torch.tensor(list(self.templates.values()))
-        return {"states": self.hidden.contiguous(), "columns": self.columns, "templates": templates}
+        found = {"states": self.hidden.contiguous(), "columns": self.columns, "templates": templates}
+        return found if self.measured is None else {**found, "encoded": self.measured.contiguous()}
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], bricks: tuple[str, ...]) -> Samples:
         """Return the samples from the tensors of a file; see `tensors`."""
         templates = dict(zip(bricks, tensors["templates"].tolist(), strict=True))
-        return cls(bricks, [""] * len(tensors["columns"]), tensors["columns"], templates, tensors["states"])
+        return cls(
+            bricks, [""] * len(tensors["columns"]), tensors["columns"], templates, tensors["states"], tensors.get("encoded")
+        )
 
     @property
     def labels(self) -> Tensor:

@@ -166,7 +166,7 @@ class Routing:
         texts = [("\n".join(conversations[i][:-1]), conversations[i][-1]) for i in topics]
         assert router.layer is not None
         behind = pooled_behind(self._model, self._tokenizer, texts, router.layer, router.window)
-        made = router.follow(behind, torch.tensor(list(topics.values())))
+        made = router.follow(["\n".join(pair) for pair in texts], behind, torch.tensor(list(topics.values())))
         for place, i in enumerate(topics):
             if made.weights[place].any():
                 decisions.weights[i], decisions.scores[i] = made.weights[place], made.scores[place]

@@ -144,6 +144,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
             known,
             say,
             step.own_negatives(resolved.recipe.project),
+            step.sentence_encoder(resolved.recipe.project),
         )
     )
     _check_finite([router.settings(), router.record], context.id)
