@@ -3,10 +3,10 @@
     python benchmarks/serve_load.py
     python benchmarks/serve_load.py --clients 4 --seconds 30 --prompts 8      a quick look
 
-The served configuration is recipes/starter-route.yaml. Before the load, one client asks for the text of every prompt, with and without the
+The served configuration is recipes/starter-route.yaml, in float32 and in bfloat16. Before the load, one client asks for the text of every prompt, with and without the
 added brick. Under load each client asks for one text after the other, by chance as a stream or whole, as a chat or a completion. An answer
 is wrong if its text is none of the two that the prompt had when it was asked alone, or if its header names another brick than that text's;
-it is lost if none comes. `later` is the resident memory after the first tenth of the time, `end` that at its end.
+it is lost if none comes. In bfloat16 the rounding depends on how many texts are written together, and texts change with it. `later` is the resident memory after the first tenth of the time, `end` that at its end.
 Results go to benchmarks/results/serve-load.json.
 """
 
@@ -33,6 +33,7 @@ from record import parser_of, write_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECIPE, ADDED = "recipes/starter-route.yaml", "glossary"
+DTYPES = ("float32", "bfloat16")
 MINUTES = 600.0
 """Seconds that a client waits for an answer."""
 Found = tuple[str, str]
@@ -72,13 +73,14 @@ def main() -> None:
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as scratch:
-        written = command("run", RECIPE, "--runs-dir", scratch, "--json")
-        place = Path(json.loads(written)["run"]) / "configuration"
-        with serving(place) as (address, process):
-            document = asyncio.run(measured(address, process.pid, place, options))
-    write_results(
-        options.out, {"clients": options.clients, "prompts": options.prompts, "most_tokens": options.tokens, **document}
-    )
+        found = {}
+        for dtype in DTYPES:
+            written = command("run", RECIPE, "--set", f"output.dtype={dtype}", "--runs-dir", scratch, "--json")
+            place = Path(json.loads(written)["run"]) / "configuration"
+            with serving(place) as (address, process):
+                found[dtype] = asyncio.run(measured(address, process.pid, place, options))
+    settings = {"clients": options.clients, "prompts": options.prompts, "most_tokens": options.tokens}
+    write_results(options.out, {**settings, "dtypes": found})
 
 
 def command(*arguments: str) -> str:

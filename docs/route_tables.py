@@ -223,27 +223,23 @@ def conversations_block(found: dict[str, Any]) -> str:
 
 @block("serve-load", "benchmarks/results/serve-load.json")
 def load_block(found: dict[str, Any]) -> str:
-    """Answers, latencies and memory of a server with one client and with many."""
-    load, alone, memory = found["load"], found["alone"], found["memory"]
-    rows = [
-        ["1", f"{alone['answers']:,}", f"{alone['tokens_per_second']:.1f}", f"{alone['p50']:.2f}", f"{alone['p99']:.2f}", ""],
-        [
-            str(found["clients"]),
-            f"{load['answers']:,}",
-            f"{load['tokens_per_second']:.1f}",
-            f"{load['p50']:.2f}",
-            f"{load['p99']:.2f}",
-            f"{load['first_piece']['p50']:.2f}",
-        ],
-    ]
-    heads = ["clients", "answers", "tokens per second", "median s", "99 % s", "first piece, median s"]
-    lost = load["statuses"].get("lost", 0)
-    note = (
-        f"The starter base with three bricks, {load['seconds']:.0f} seconds, texts of at most {found['most_tokens']} tokens, half of them streams. A fourth brick was added "
-        f"({found['changes']['add']:.0f} s) and removed ({found['changes']['rm']:.0f} s) meanwhile, and gave {load['bricks'].get('glossary', 0)} answers. Lost: {lost}; another text or brick "
-        f"than alone: {load['wrong']}. Memory: {memory['before']:,.0f} MB before, {memory['later']:,.0f} after a tenth of the time, {memory['end']:,.0f} at the end."
-    )
-    return f"{table(heads, rows, left=0)}\n\n{note} "
+    """Answers, latencies and memory of a server with one client and with many, in both data types."""
+    rows, notes = [], []
+    for dtype, part in found["dtypes"].items():
+        load, memory, changes = part["load"], part["memory"], part["changes"]
+        for clients, state in ((1, part["alone"]), (found["clients"], load)):
+            first = f"{state['first_piece']['p50']:.2f}" if "first_piece" in state else ""
+            numbers = [f"{state['tokens_per_second']:.1f}", f"{state['p50']:.2f}", f"{state['p99']:.2f}", first]
+            rows.append([dtype, str(clients), f"{state['answers']:,}", *numbers])
+        lost, added = load["statuses"].get("lost", 0), load["bricks"].get("glossary", 0)
+        notes.append(
+            f"{dtype}: {lost} answers lost, {load['wrong']} with another text or brick than alone; a brick added in {changes['add']:.0f} s gave {added} answers, and was removed in "
+            f"{changes['rm']:.0f} s; {memory['before']:,.0f} MB before, {memory['later']:,.0f} after a tenth of the time, {memory['end']:,.0f} at the end."
+        )
+    seconds = next(iter(found["dtypes"].values()))["load"]["seconds"]
+    heads = ["data type", "clients", "answers", "tokens per second", "median s", "99 % s", "first piece, median s"]
+    note = f"The starter base with three bricks, {seconds:.0f} seconds, texts of at most {found['most_tokens']} tokens, half of them streams. {' '.join(notes)} "
+    return f"{table(heads, rows, left=1)}\n\n{note}"
 
 
 @block("assistant", "benchmarks/results/assistant.json")

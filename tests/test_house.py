@@ -155,7 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 108_050,
+    "lines of the package": 108_260,
+    # 210 lines: sentence encoders of routers; what a cut-off change of a router leaves is removed.
     # 2,330 lines: `workbench serve` with batches that requests join and leave, and before other servers; `route ls`, `add`, `rm`; follow-ups.
     # 100 lines: pruned models are fitted to the outputs with all neurons and heads; what keys of neurons hold in memory.
     # 220 lines: depth and width of mixtures and hybrids, edits of shared experts.
@@ -171,12 +172,14 @@ BUDGET = {
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
     # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 502,
+    "files of the package": 504,
+    # 2: sentence encoders; statistics of states apart from the routers that use them.
     # 10: the server; changes of routers.
     # 1: which tensors depend on the number of neurons.
     # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 77_100,
+    "lines of the tests": 77_300,
+    # 200 lines: sentence encoders; lm-eval as a client of the server.
     # 1,100 lines: the server as a process, in batches, before others; routers that change; conversations.
     # 130 lines: a fit of pruned models by hand; values without the columns that are lent.
     # 310 lines: growth of mixtures and hybrids, on each of the families.
@@ -191,7 +194,8 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 98_420,
+    "words of the documentation": 99_200,
+    # 780 words: the assistant, sentence encoders, the server under load.
     # 600 words: tables of everyday facts, of pruned neurons after training, and of conversations.
     # 1,380 words: serving and its commands; conversations of routers.
     # 900 words: every edit under one scorecard, trainings beside the Trainer, tools in conversations, growth of mixtures, fits of pruned models.
@@ -203,7 +207,8 @@ BUDGET = {
     # 560 words: greedy texts and the check of a scorer, rows of added tokens, `ship --json`, what commands say of things of other tools.
     # 2,050 words: the viewer and its security, which command takes which file of another tool, outputs of notebooks, pages of `view`, `open`, `ship`.
     # 1,150 words: mutation scores, faults, tests of each promise in SECURITY.md, differences from mergekit.
-    "fields of methods": 710,
+    "fields of methods": 712,
+    # 2: the sentence encoder of `ridge` and `centroid`.
     # 12: epochs, accumulated batches, packing and the data type of the three methods that train on rows.
     "options of commands": 442,
     # `serve`, `route ls`, `route add`, `route rm`.

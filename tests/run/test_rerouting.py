@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,26 @@ def test_a_change_that_is_cut_off_leaves_the_earlier_router(world: Project, acti
     document("route", action, str(place), "three", *(["--calibration", "calibration/three.jsonl"] if action == "add" else []))
     assert ("three" in workbench.load(str(place)).routing.bricks) == (action == "add")
     assert not harm(place.parent, digests=True)
+
+
+def test_what_a_failed_change_leaves_goes_with_the_next_command(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = configuration(world, NAMES)
+
+    remove = shutil.rmtree
+
+    def fail(folder: Path, *args: Any, **more: Any) -> None:
+        if Path(folder).name == "three":
+            raise OSError(errno.EIO, "Input/output error")
+        remove(folder, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rerouting.shutil, "rmtree", fail)
+        call("route", "rm", str(place), "three", code=1)
+    assert (place / "adapters" / "three").is_dir()
+    assert "the router has no brick 'three'" in refused("route", "rm", str(place), "three").message
+    assert sorted(file.name for file in (place / "adapters").iterdir()) == ["one", "two"]
+    assert not harm(place.parent, digests=True)
+    same(place, configuration(world, ("one", "two")))
 
 
 @pytest.mark.parametrize(

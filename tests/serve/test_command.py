@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from worlds.commands import document, refused
 from worlds.project import Project
 from worlds.routing import prompts, write_prompts
+from worlds.tiny import save_model
 
 CARD = "version: 1\nname: NAME\nkind: adapter\nbase:\n  id: base\nscores: []\n"
 SLOW = 60  # seconds
@@ -147,3 +149,30 @@ def test_what_is_refused(world: Project) -> None:
     with serving(place) as (address, _):
         port = address.rpartition(":")[2].removesuffix("/v1")
         assert f"cannot listen on 127.0.0.1:{port}" in refused("serve", str(place), "--port", port).message
+
+
+def test_lm_eval_scores_the_server_as_it_scores_the_model(tmp_path: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.registry import get_model
+
+    base = save_model(tmp_path / "base", dtype=torch.float32)
+    texts = prompts(0, seed=1)[:6]
+    choices = [Instance("loglikelihood", {}, (text, f" w{i + 9}"), i) for i, text in enumerate(texts)]
+    writes = [Instance("generate_until", {}, (text, {"until": ["w12"], "max_gen_toks": 5}), i) for i, text in enumerate(texts)]
+    alone = get_model("hf")(pretrained=str(base), device="cpu", dtype="float32", batch_size=1)
+    with serving(base) as (address, _):
+        name = ask(address, "/models")[0]["data"][0]["id"]
+        served = get_model("local-completions")(
+            model=name,
+            base_url=f"{address}/completions",
+            tokenizer=str(base),
+            tokenizer_backend="huggingface",
+            num_concurrent=3,
+            max_retries=1,
+        )
+        scores = served.loglikelihood(choices, disable_tqdm=True)
+        written = served.generate_until(writes, disable_tqdm=True)
+    expected = alone.loglikelihood(choices, disable_tqdm=True)
+    assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected]
+    assert written == alone.generate_until(writes, disable_tqdm=True)

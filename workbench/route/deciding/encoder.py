@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.files import file_digest, json_digest, read_json
+from workbench.files import file_digest, json_digest
 from workbench.lazy import no_grad, torch
 
 if TYPE_CHECKING:
@@ -73,8 +74,13 @@ class Encoder:
     @cached_property
     def first(self) -> bool:
         """True if the vector is the state of the first token, and not the mean over all tokens."""
-        modules = [str(row.get("type", "")).rpartition(".")[2] for row in _rows(self.path / "modules.json")]
-        pooling = read_json(self.path / POOLING) or {}
+        rows = jsondoc.read(self.path / "modules.json")
+        modules = [
+            str(row.get("type", "")).rpartition(".")[2]
+            for row in (rows if isinstance(rows, list) else [])
+            if isinstance(row, dict)
+        ]
+        pooling = jsondoc.read_object(self.path / POOLING)
         ways = {
             name.removeprefix("pooling_mode_") for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True
         }
@@ -118,14 +124,3 @@ class Encoder:
             vectors = states[:, 0] if self.first else (states * mask).sum(1) / mask.sum(1)
             found |= zip(batch, torch.nn.functional.normalize(vectors, dim=1), strict=True)
         return torch.stack([found[text] for text in texts])
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON list; none if the file holds something else."""
-    import json
-
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        return []
-    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
