@@ -56,15 +56,17 @@ def main() -> None:
         timed("remove", "route", "rm", str(place), REMOVED)
         second = timed("eval again", "eval", str(place), "--suite", SUITE, "--no-controls")
         served = through_server(place)
-    before, base = (tasks_of(first, number) for number in (0, 1))
+    before, base = (tasks_of(first, name) for name in (place.name, "base"))
     document = {"added": ADDED, "removed": REMOVED, "said": run["said"], "seconds": seconds}
-    write_results(options.out, {**document, "base": base, "before": before, "after": tasks_of(second, 0), "served": served})
+    write_results(
+        options.out, {**document, "base": base, "before": before, "after": tasks_of(second, place.name), "served": served}
+    )
 
 
-def tasks_of(found: Any, number: int) -> dict[str, Any]:
-    """Return task -> score of the first metric, with its interval and the number of items, for one of the scored configurations."""
-    tasks = found[0]["configurations"][number]["tasks"]
-    return {task: {"n": row["n"], **next(v for v in row.values() if isinstance(v, dict))} for task, row in tasks.items()}
+def tasks_of(found: Any, name: str) -> dict[str, Any]:
+    """Return task -> share of right answers with its interval and the number of items, for one of the scored configurations."""
+    tasks = next(row["tasks"] for row in found["configurations"] if row["name"] == name)
+    return {task: {"n": row["n"], **row.get("acc", row.get("exact_match"))} for task, row in tasks.items()}
 
 
 def command(*words: str) -> Any:

@@ -155,8 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 108_260,
-    # 210 lines: sentence encoders of routers; what a cut-off change of a router leaves is removed.
+    "lines of the package": 108_280,
+    # 230 lines: sentence encoders of routers; what a cut-off change of a router leaves is removed.
     # 2,330 lines: `workbench serve` with batches that requests join and leave, and before other servers; `route ls`, `add`, `rm`; follow-ups.
     # 100 lines: pruned models are fitted to the outputs with all neurons and heads; what keys of neurons hold in memory.
     # 220 lines: depth and width of mixtures and hybrids, edits of shared experts.
@@ -194,8 +194,8 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 99_200,
-    # 780 words: the assistant, sentence encoders, the server under load.
+    "words of the documentation": 99_600,
+    # 1,180 words: the assistant, sentence encoders and their tables, the server under load.
     # 600 words: tables of everyday facts, of pruned neurons after training, and of conversations.
     # 1,380 words: serving and its commands; conversations of routers.
     # 900 words: every edit under one scorecard, trainings beside the Trainer, tools in conversations, growth of mixtures, fits of pruned models.

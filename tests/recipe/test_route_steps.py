@@ -40,7 +40,7 @@ def test_the_schema_has_route_steps() -> None:
     definitions = recipe_schema()["$defs"]
     ridge = definitions["Ridge"]["properties"]
     assert ridge["route"]["const"] == "ridge"
-    assert ridge.keys() - {"id", "route"} == {"bricks", "calibration", "samples", "negatives", "threshold", "abstain"}
+    assert ridge.keys() - {"id", "route"} == {"bricks", "calibration", "samples", "negatives", "threshold", "abstain", "encoder"}
     assert all(field["description"] for name, field in ridge.items() if name != "route")
     assert definitions["RoutedBrick"]["properties"]["calibration"]["description"].startswith("JSONL file of the brick's prompts")
 

@@ -68,13 +68,16 @@ def test_run_plans_nothing(project: Project, cwd: Path, planned_steps: list[str]
     ],
     ids=["checkpoint", "float32", "grown", "adapter", "truncated adapter"],
 )
-def test_the_size_is_known_before_the_result_is_written(project: Project, text: str) -> None:
+def test_the_size_is_known_before_the_result_is_written(project: Project, text: str, tmp_path: Path) -> None:
     resolved = project.resolve(text)
     expected = form_of(resolved).size(resolved)
     document = execute(resolved, project.path / "runs", Work(CPU)).to_dict()
     assert expected == output_of(document)["bytes"] > 0
     opened = resolve_model(document["run"], project.path)
     assert (opened.name, opened.resolved.recipe.name) == (Path(document["run"]).name, "model")
+    elsewhere = resolve_model(document["run"], tmp_path).resolved
+    assert elsewhere.recipe.project == tmp_path, "tasks and caches are those of the project that asks"
+    assert elsewhere.base_digest == opened.resolved.base_digest
 
 
 def test_a_base_is_named_at_its_commit() -> None:

@@ -18,6 +18,7 @@ from worlds.routing import prompts, write_prompts
 import workbench
 from workbench.manifest import harm
 from workbench.run import rerouting
+from workbench.run.opened import resolve_model
 from workbench.run.routers import SavedRouter
 
 NAMES = ("one", "two", "three")
@@ -112,8 +113,9 @@ def test_a_sentence_encoder_is_part_of_the_router(world: Project) -> None:
     assert "encoders/other" in error.message
 
 
-def test_list_says_what_was_changed(world: Project) -> None:
+def test_list_says_what_was_changed(world: Project, tmp_path: Path) -> None:
     place = configuration(world, ("one", "two"))
+    assert resolve_model(str(place), tmp_path).resolved.recipe.project == tmp_path, "another project scores it with its own tasks"
     added(place, "three", "--description", "sums")
     document("route", "rm", str(place), "one")
     found = document("route", "ls", str(place.parent))

@@ -88,7 +88,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         whole = found.resolve()
         _check_run(whole.parent, hub)
         named = whole.parent if (whole.parent / RECORD).is_file() else whole
-        return NamedModel(named.name, open_configuration(whole, version, hub))
+        return NamedModel(named.name, open_configuration(whole, version, hub, project))
     if version is not None:
         if not place.exists():
             raise UsageError(f"{label}: no such directory", "Give a configuration or run directory whose memory has versions.")
@@ -96,7 +96,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     if (place / RECORD).is_file():
         _check_run(place, hub)
         if (run := RunDirectory(place.resolve())).adapter.is_dir() and run.done:
-            return NamedModel(run.name, _with_adapter(run, hub))
+            return NamedModel(run.name, _with_adapter(run, project, hub))
         if not (place / "model").is_dir():
             raise WorkbenchError(
                 f"{label}: this run has no finished model", f"Resume it: {shell('workbench', 'run', place / 'recipe.yaml')}"
@@ -135,10 +135,11 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         raise error.reworded(message, error.hint) from None
 
 
-def _with_adapter(run: RunDirectory, hub: Hub) -> Resolved:
+def _with_adapter(run: RunDirectory, project: Path, hub: Hub) -> Resolved:
     """Resolve the adapter of a run, on its base, as a recipe without steps."""
-    base = {"adapter": str(run.adapter), "on": run.read_record().inputs.base.reference}
-    return _bare(base, find_project(run.path / RECORD), hub)
+    named = run.read_record().inputs.base.reference
+    own = find_project(run.path / RECORD) / named
+    return _bare({"adapter": str(run.adapter), "on": str(own) if own.exists() else named}, project, hub)
 
 
 CONFIGURATION, MODEL, MEMORY = "configuration.json", "model", "memory"
@@ -196,13 +197,14 @@ def is_configuration(path: Path) -> bool:
     return (path / CONFIGURATION).is_file()
 
 
-def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH) -> Resolved:
+def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH, project: Path | None = None) -> Resolved:
     """Resolve a configuration directory as a recipe without steps, with the saved memory or router.
 
     Args:
         path: The directory.
         version: Version of the memory; the newest if omitted.
         hub: Access to the hub, for a base that is no longer at its recorded path.
+        project: Project whose cache and tasks are used; default: the one that the directory lies in.
 
     Raises:
         WorkbenchError: If it is not a configuration, its files are not as they were written, its base is missing or has changed, or its router's files do not belong together.
@@ -218,25 +220,25 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
     if (path / ROUTER).is_file() and not (path / MEMORY).is_dir():
         if version is not None:
             raise UsageError(f"{path}: a router has no versions, so it has no version {version}", "Remove the version.")
-        resolved = replace(_model(path, record, hub, "router"), router=SavedRouter(path).at())
+        resolved = replace(_model(path, record, hub, "router", project), router=SavedRouter(path).at())
     else:
         saved = SavedMemory(path / MEMORY)
         number = saved.log.version if version is None else version
         memory = MemoryAt(saved.path, number, saved.digest(number))
-        resolved = replace(_model(path, record, hub, "memory"), memory=memory)
+        resolved = replace(_model(path, record, hub, "memory", project), memory=memory)
     return replace(
         resolved, recipe=replace(resolved.recipe, fields=resolved.recipe.fields.model_copy(update={"name": record.name}))
     )
 
 
-def _model(path: Path, record: ConfigurationRecord, hub: Hub, part: str) -> Resolved:
-    """Resolve the checkpoint in the configuration, or the base that its record names."""
-    project, base = find_project(path.resolve() / CONFIGURATION), record.base
+def _model(path: Path, record: ConfigurationRecord, hub: Hub, part: str, project: Path | None) -> Resolved:
+    """Resolve the checkpoint in the configuration, or the base that its record names: its path, or else its name in its own project."""
+    own, base = find_project(path.resolve() / CONFIGURATION), record.base
     if (path / MODEL).is_dir():
-        return _bare(str((path / MODEL).resolve()), project, hub)
-    recorded = Path(base.path)
+        return _bare(str((path / MODEL).resolve()), project or own, hub)
     named = RunBase(id=base.id, revision=base.revision).reference
-    resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else named, project, hub)
+    places = [place for place in (Path(base.path), own / base.id) if (place / "config.json").is_file()]
+    resolved = _bare(str(places[0]) if places else named, project or own, hub)
     if resolved.base_digest != base.digest:
         raise WorkbenchError(
             f"{path}: the weights or config.json of its base {base.id} have changed (digest {resolved.base_digest[:10]}, the {part} was made on "

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from workbench.route.deciding.encoder import Encoder
-
 BRICK = "{brick}"
 """Stands for a brick's name in the `calibration` of a step."""
 
@@ -122,6 +120,23 @@ class KnownStates(Protocol):
         """Return the states [text, window, hidden size] of some texts; None if one of them is missing."""
 
 
+class SentenceEncoder(Protocol):
+    """A model that says what texts are about; see `workbench.route.deciding.encoder`.
+
+    Attributes:
+        named: Its folder, as the recipe names it.
+        digest: Digest of its files.
+    """
+
+    @property
+    def named(self) -> str: ...  # noqa: D102  described above
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return vectors of length 1 [text, size], float32."""
+
+
 @dataclass(frozen=True)
 class RouteContext:
     """Everything that a route method may use to fit a router.
@@ -152,7 +167,7 @@ class RouteContext:
     known: Mapping[str, KnownStates] = field(default_factory=dict)
     notice: Callable[[str], None] = lambda _text: None
     negatives: Sequence[str] = ()
-    encoder: Encoder | None = None
+    encoder: SentenceEncoder | None = None
 
     @property
     def bricks(self) -> tuple[str, ...]:
@@ -228,7 +243,7 @@ class RouteMethod(BrickStep):
         """Return the step's own requests that no brick is for; none for methods that read none."""
         return []
 
-    def sentence_encoder(self, project: Path) -> Encoder | None:
+    def sentence_encoder(self, project: Path) -> SentenceEncoder | None:
         """Return the step's sentence encoder; None for methods and steps that have none."""
         return None
 

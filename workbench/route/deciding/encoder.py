@@ -16,6 +16,7 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest
 from workbench.lazy import no_grad, torch
+from workbench.models.prompts import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,10 +99,11 @@ class Encoder:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """The model and its tokenizer."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, truncation_side="left", padding_side="right")
+            tokenizer = load_tokenizer(self.path)
+            tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
             model = AutoModel.from_pretrained(self.path, dtype=torch.float32, use_safetensors=True).eval()
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise WorkbenchError(

@@ -17,7 +17,7 @@ from workbench.route.deciding.router import REFUSED, Fitted, FittedFields, Joine
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
 from workbench.route.deciding.statistics import Scatter, Statistics, by_brick, cosines, shrunk, solve
 from workbench.steps import CalibratedRoute, RouteContext
-from workbench.steps.route import Decisions, Prompts, Router
+from workbench.steps.route import Decisions, Prompts, Router, SentenceEncoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ class PooledRoute(CalibratedRoute):
         super().check_inputs(project)
         self.sentence_encoder(project)
 
-    def sentence_encoder(self, project: Path) -> Encoder | None:
+    def sentence_encoder(self, project: Path) -> SentenceEncoder | None:
         """Return the step's sentence encoder."""
         return Encoder.of(self.encoder, project) if self.encoder else None
 
@@ -100,7 +100,9 @@ class PooledRoute(CalibratedRoute):
         samples, layer = self.measured(context)
         return self.fitted(samples, layer, context.notice, context.encoder)
 
-    def fitted(self, samples: Samples, layer: int, notice: Callable[[str], None], encoder: Encoder | None = None) -> PooledRouter:
+    def fitted(
+        self, samples: Samples, layer: int, notice: Callable[[str], None], encoder: SentenceEncoder | None = None
+    ) -> PooledRouter:
         """Return the router of samples, with ties, threshold and record.
 
         Args:
@@ -140,7 +142,7 @@ class PooledRouter(Fitted):
     negatives: Statistics = field(repr=False)
     refused: dict[str, Statistics] = field(default_factory=dict, repr=False)
     encoded: Tensor | None = field(default=None, repr=False)
-    encoder: Encoder | None = None
+    encoder: SentenceEncoder | None = None
     samples: Samples | None = field(default=None, repr=False)
 
     @cached_property
@@ -275,7 +277,7 @@ class StatisticsFields(TypedDict):
 class PooledFields(FittedFields, StatisticsFields):
     """Fields of `PooledRouter` that are read from its files."""
 
-    encoder: Encoder | None
+    encoder: SentenceEncoder | None
 
 
 def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Tensor], method: str) -> PooledFields:
@@ -299,7 +301,7 @@ def restored_statistics(settings: Mapping[str, object], tensors: Mapping[str, Te
     }
 
 
-def _restored_encoder(settings: Mapping[str, object]) -> Encoder | None:
+def _restored_encoder(settings: Mapping[str, object]) -> SentenceEncoder | None:
     """Return the sentence encoder that a router was fitted with, whose folder is relative to the project."""
     found = settings.get("encoder")
     return Encoder.of(str(found["path"]), find_project(), str(found["digest"])) if isinstance(found, dict) else None
