@@ -5,7 +5,7 @@
 
 recipes/assistant.yaml is run and its configuration copied. It is scored beside the base. A seventh skill is then added and one of the six
 removed, as a user would with `workbench route`, and the result is scored again. At last it is served, and lm-eval asks the server for the
-items of some tasks: each score must be that of `workbench eval`.
+items that `workbench eval` scored, of some tasks.
 Results go to benchmarks/results/assistant.json.
 """
 
@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +28,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks/starter/base"
 RECIPE, SUITE = "recipes/assistant.yaml", "assistant"
 ADDED, REMOVED = "date-dmy", "record"
-SERVED = {"add": 60, "date-dmy": 60, "record": 60, "facts": 24}
-"""Task -> items that the server is asked for: completions, and choices by their probabilities."""
+SERVED = ("add", "date-dmy", "record", "facts")
+"""Tasks that the server is asked for: completions, and choices by their probabilities."""
 
 
 def main() -> None:
@@ -41,23 +40,15 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as scratch:
         place = (options.folder or Path(scratch) / "assistant").resolve()
-        seconds: dict[str, float] = {}
-
-        def timed(name: str, *words: str) -> Any:
-            start = time.perf_counter()
-            found = command(*words)
-            seconds[name] = round(time.perf_counter() - start, 1)
-            return found
-
-        run = timed("run", "run", RECIPE)
+        run = command("run", RECIPE)
         shutil.copytree(Path(run["run"]) / "configuration", place)
-        first = timed("eval", "eval", str(place), "base", "--suite", SUITE, "--no-controls")
-        timed("add", "route", "add", str(place), f"bricks/{ADDED}")
-        timed("remove", "route", "rm", str(place), REMOVED)
-        second = timed("eval again", "eval", str(place), "--suite", SUITE, "--no-controls")
+        first = command("eval", str(place), "base", "--suite", SUITE, "--no-controls")
+        command("route", "add", str(place), f"bricks/{ADDED}")
+        command("route", "rm", str(place), REMOVED)
+        second = command("eval", str(place), "--suite", SUITE, "--no-controls")
         served = through_server(place)
     before, base = (tasks_of(first, name) for name in (place.name, "base"))
-    document = {"added": ADDED, "removed": REMOVED, "said": run["said"], "seconds": seconds}
+    document = {"added": ADDED, "removed": REMOVED, "said": run["said"]}
     write_results(
         options.out, {**document, "base": base, "before": before, "after": tasks_of(second, place.name), "served": served}
     )
@@ -97,7 +88,7 @@ def through_server(place: Path) -> dict[str, float]:
 
     with serving(place) as address:
         found = {}
-        for task, items in SERVED.items():
+        for task in SERVED:
             result = simple_evaluate(
                 model="local-completions",
                 model_args={
@@ -107,13 +98,21 @@ def through_server(place: Path) -> dict[str, float]:
                     "num_concurrent": 8,
                 },
                 tasks=[task],
-                limit=items,
+                samples={task: places_of(place, task)},
                 task_manager=TaskManager(include_path=str(PROJECT / "evals/tasks"), include_defaults=False),
                 bootstrap_iters=0,
             )
             metrics = result["results"][task]
             found[task] = next(value for key, value in metrics.items() if key.startswith(("exact_match,", "acc,")))
     return found
+
+
+def places_of(place: Path, task: str) -> list[int]:
+    """Return the places in a task's file of the items that were scored."""
+    scored = command("scores", "items", str(place), "--suite", SUITE, "--task", task, "--only", "all")["shown"]
+    lines = (PROJECT / f"evals/tasks/data/{task}.jsonl").read_text("utf-8").splitlines()
+    numbers = {json.loads(line)["id"]: number for number, line in enumerate(lines)}
+    return sorted({numbers[row["id"]] for row in scored})
 
 
 if __name__ == "__main__":

@@ -250,10 +250,10 @@ def assistant_block(found: dict[str, Any]) -> str:
     for task, row in found["before"].items():
         states = [interval(found[state][task]) for state in ("base", "before", "after")]
         rows.append([f"`{task}`{marks.get(task, '')}", str(row["n"]), *states, points(served.get(task))])
-    (said,), seconds = found["said"].values(), found["seconds"]
+    (said,) = found["said"].values()
     note = (
         f"Percent right with 95 % intervals. After the edit the model says {said['said']} of {said['facts']} facts. The last column is lm-eval's `local-completions`, "
-        f"which asked the changed assistant's server. `route add` took {seconds['add']:.0f} s, `route rm` {seconds['remove']:.0f} s. "
+        "which asked the changed assistant's server for the same items. "
     )
     heads = ["task", "items", "base", "assistant", "changed", "changed, served"]
     return table(heads, rows, left=1) + "\n\n" + note
