@@ -153,6 +153,14 @@ def test_a_change_that_is_cut_off_leaves_the_earlier_router(world: Project, acti
     assert not harm(place.parent, digests=True)
 
 
+def test_a_changed_router_is_exported(world: Project, tmp_path: Path) -> None:
+    place = configuration(world, NAMES)
+    document("route", "rm", str(place), "three")
+    document("export", str(place), "--for", "vllm", "--served-base", "base", "-o", str(tmp_path / "served"), "--device", "cpu")
+    assert SavedRouter(tmp_path / "served").router.bricks == ("one", "two")
+    assert sorted(file.name for file in (tmp_path / "served" / "adapters").iterdir()) == ["one", "two"]
+
+
 def test_what_a_failed_change_leaves_goes_with_the_next_command(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     place = configuration(world, NAMES)
 

@@ -31,7 +31,7 @@ from workbench.project import find_project
 from workbench.results import Number, Part, Result
 from workbench.run.materialize import materialize
 from workbench.run.routers import RECORD as ROUTER
-from workbench.run.routers import TENSORS as STATISTICS
+from workbench.run.routers import SavedRouter
 from workbench.ship.expected import Expected, alike, expect, rounding, tolerance_for, write_expected
 from workbench.ship.outward import Outward, content_of
 from workbench.ship.servers import (
@@ -194,7 +194,7 @@ def write_export(subject: Subject, export: Export, out: Path, device: torch.devi
         adapters, rank = _write_adapters(subject, export, partial)
         if subject.router is not None:
             outward = Outward(find_project(subject.router / ROUTER), {})
-            for file in (ROUTER, STATISTICS):
+            for file in (ROUTER, SavedRouter(subject.router).record.file):
                 write_bytes(partial / file, content_of(outward.sent(file, subject.router / file)))
         rows, dtype, largest = _expected(subject, export, device, events)
         write_expected(rows, partial)
