@@ -24,7 +24,7 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import json_digest
 from workbench.lazy import torch
-from workbench.manifest import changing, is_sealed, require_whole
+from workbench.manifest import changing, is_sealed, read_manifest, require_whole
 from workbench.models.identity import tokenizer_digest
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
@@ -299,7 +299,7 @@ def _rewrite(
 @contextmanager
 def _writing(path: Path, saved: SavedRouter, names: Sequence[str]) -> Iterator[None]:
     """Change files of a configuration alone in a `with` block; the folder that seals it is sealed again."""
-    sealed = next((place for place in (path, path.parent) if is_sealed(place)), path)
+    sealed = _sealed(path)
     inside = path.relative_to(sealed)
     try:
         with FileLock(str(path / ".lock"), timeout=0):
@@ -311,15 +311,19 @@ def _writing(path: Path, saved: SavedRouter, names: Sequence[str]) -> Iterator[N
         raise WorkbenchError(f"{path}: another process is changing this configuration", "Wait for it, then try again.") from None
 
 
+def _sealed(path: Path) -> Path:
+    """Return the folder whose manifest lists the files of a configuration: its own, or that of the run around it."""
+    return next((place for place in (path, path.parent) if is_sealed(place)), path)
+
+
 def _sweep(path: Path, saved: SavedRouter) -> None:
-    """Remove what an earlier change that was cut off has left: tensors and adapters that routing.json does not name."""
-    record = saved.record
-    tensors = [file.name for kind in ("router", "calibration") for file in path.glob(f"{kind}-*.safetensors")]
+    """Finish what an earlier change that was cut off has left: files that routing.json does not name, and a manifest that is open."""
+    record, manifest = saved.record, read_manifest(_sealed(path))
+    tensors = [file.name for kind in ("router", "calibration") for file in path.glob(f"{kind}*.safetensors")]
     files = [name for name in tensors if name not in (record.file, record.states_file)]
     folders = [place for place in (path / ADAPTERS).iterdir() if place.is_dir() and place.name not in saved.bricks]
-    left = [*files, *(str(file.relative_to(path)) for folder in folders for file in folder.iterdir())]
-    if left or folders:
-        with _writing(path, saved, left):
+    if files or folders or (manifest and manifest.open):
+        with _writing(path, saved, [*files, *(str(file.relative_to(path)) for folder in folders for file in folder.iterdir())]):
             for name in files:
                 (path / name).unlink()
             for folder in folders:
