@@ -285,10 +285,10 @@ def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:
             while b"waiting for it" not in said:
                 said += os.read(terminal, 1000)
             process.send_signal(signal.SIGINT)
+            process.wait(60)
             with contextlib.suppress(OSError):  # the end of a terminal
                 while more := os.read(terminal, 1000):
                     said += more
-            process.wait()
         finally:
             process.kill()  # it waits for the lock that this process holds
     os.close(terminal)

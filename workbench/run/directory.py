@@ -191,16 +191,18 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / ".lock"
-        lock = FileLock(str(file))
-        try:
+        lock, free = FileLock(str(file)), False
+        with suppress(Timeout):
             lock.acquire(timeout=0)
-        except Timeout:
+            free = True
+        if not free:
+            del lock  # before the message: the lock's finalizer swallows the Ctrl-C that may follow on it
             holder = read_json(self.path / ".holder", since=(int, float)) or {}
             age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
             raise BusyError(
                 f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
                 "Wait for it with `workbench run --wait`, or stop it: the same command then resumes the run.",
-            ) from None
+            )
         try:
             write_json(self.path / ".holder", {"pid": os.getpid(), "since": time.time()})
             yield
