@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_TENSORS = re.compile(r"(router|calibration)(-[0-9a-f]{8})?\.safetensors")
+
+
 @dataclass(frozen=True)
 class Change:
     """What is done to a configuration.
@@ -317,11 +320,12 @@ def _sealed(path: Path) -> Path:
 
 
 def _sweep(path: Path, saved: SavedRouter) -> None:
-    """Finish what an earlier change that was cut off has left: files that routing.json does not name, and a manifest that is open."""
+    """Finish what an earlier change that was cut off has left: its own files alone, and a manifest that is open."""
     record, manifest = saved.record, read_manifest(_sealed(path))
-    tensors = [file.name for kind in ("router", "calibration") for file in path.glob(f"{kind}*.safetensors")]
+    tensors = [file.name for file in path.iterdir() if _TENSORS.fullmatch(file.name)]
     files = [name for name in tensors if name not in (record.file, record.states_file)]
-    folders = [place for place in (path / ADAPTERS).iterdir() if place.is_dir() and place.name not in saved.bricks]
+    gone = dict.fromkeys(change.brick for change in record.changes if change.action == "rm" and change.brick not in saved.bricks)
+    folders = [place for name in gone if (place := path / ADAPTERS / name).is_dir()]
     if files or folders or (manifest and manifest.open):
         with _writing(path, saved, [*files, *(str(file.relative_to(path)) for folder in folders for file in folder.iterdir())]):
             for name in files:

@@ -1,4 +1,4 @@
-"""Sentence encoders: a small model beside the base that says what a text is about, as a vector of length 1.
+"""Say what texts are about by a sentence encoder, a small model beside the base that gives each a vector of length 1.
 
 A folder in the layout of sentence-transformers holds one: config.json, model.safetensors and a tokenizer, and in 1_Pooling/config.json
 whether the vector is the mean over the tokens or the state of the first one.

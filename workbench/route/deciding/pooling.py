@@ -1,4 +1,4 @@
-"""What routers on pooled hidden states share: how they are fitted, kept and restored, and their confidence."""
+"""Fit, keep and restore the routers that read pooled hidden states, and say how certain they are."""
 
 from __future__ import annotations
 

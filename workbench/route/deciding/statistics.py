@@ -1,4 +1,4 @@
-"""Statistics of each brick's hidden states, which are added for more prompts or bricks, and what routers solve from them."""
+"""Keep sums and Grams of each brick's hidden states, which add up over prompts, and solve routers from them."""
 
 from __future__ import annotations
 
