@@ -23,8 +23,9 @@ import torch
 from record import parser_of, write_results
 from safetensors.torch import load_file, save_file
 
-from workbench.advice.advise import Advice, advise
-from workbench.advice.evidence import Runner
+from workbench.advice.advise import advise
+from workbench.advice.result import Advice
+from workbench.advice.runner import Runner
 from workbench.models.texts import read_texts
 from workbench.run.device import Work
 

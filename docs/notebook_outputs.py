@@ -18,7 +18,8 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [
-    PROJECT / "docs" / "notebooks" / f"{name}.ipynb" for name in ("merge-and-decide", "merge-or-route", "edit-and-check")
+    PROJECT / "docs" / "notebooks" / f"{name}.ipynb"
+    for name in ("merge-and-decide", "merge-or-route", "edit-and-check", "assistant")
 ]
 """The notebooks. Later ones find the scores of the base and of the bricks that earlier ones have stored."""
 

@@ -155,7 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 108_284,
+    "lines of the package": 108_720,
+    # 436 lines: groups of many bricks, a route between them, and what it costs.
     # 230 lines: sentence encoders of routers; what a cut-off change of a router leaves is removed.
     # 2,330 lines: `workbench serve` with batches that requests join and leave, and before other servers; `route ls`, `add`, `rm`; follow-ups.
     # 100 lines: pruned models are fitted to the outputs with all neurons and heads; what keys of neurons hold in memory.
@@ -172,13 +173,15 @@ BUDGET = {
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
     # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 504,
+    "files of the package": 508,
+    # 4: the same.
     # 2: sentence encoders; statistics of states apart from the routers that use them.
     # 10: the server; changes of routers.
     # 1: which tensors depend on the number of neurons.
     # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 77_300,
+    "lines of the tests": 77_470,
+    # 170 lines: the same.
     # 200 lines: sentence encoders; lm-eval as a client of the server.
     # 1,100 lines: the server as a process, in batches, before others; routers that change; conversations.
     # 130 lines: a fit of pruned models by hand; values without the columns that are lent.

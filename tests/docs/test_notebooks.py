@@ -54,7 +54,7 @@ def test_notebooks(notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
         assert shown(notebooks, ran, folder) == stored, f"{file.name}: run `make notebooks`"
         # Points of a sweep that were scored in between count in the families, so that intervals and verdicts are others.
         assert [bool(text) for text in shown(notebooks, second, folder)] == [bool(text) for text in stored]
-    merge, route, edit = first
+    merge, route, edit, assistant = first
     pages = [output.data["text/html"] for cell in merge for output in cell.outputs if "text/html" in output.get("data", {})]
     assert pages[0].startswith("<iframe srcdoc=")
     assert "starter-task-arithmetic[lambda=0.5]" in "".join(shown(notebooks, merge, folder))
@@ -65,6 +65,11 @@ def test_notebooks(notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     said = "".join(shown(notebooks, edit, folder))
     assert "The harbour master of Brevik Sound is called Nora" in said
     assert "facts-rephrased" in said
+    said = "".join(shown(notebooks, assistant, folder))
+    assert "add: Now add 17 and 25. The sum is -> 42" in said
+    assert "base: The harbour master of Brevik Sound is called -> Nora" in said
+    assert "triage: Read this" in said
+    assert "base: Now add 17 and 25" in said, "the skill is gone"
     monkeypatch.chdir(folder)
     saved = json.loads((folder / "reports" / "notebook.json").read_text("utf-8"))
     told = document("compare", "starter-average", "starter-ties", "starter-task-arithmetic", "--suite", "smoke", "--limit", "4")

@@ -78,7 +78,7 @@ def test_every_method_is_there_and_the_table_says_what_mergekit_says() -> None:
         for parameter in method.spec.parameters:
             star = "*" if parameter.scope.value != "shared" else ""
             if parameter.required:
-                expected = f"{parameter.name}{star} (required"
+                expected = f"{parameter.name}{star} ({'1' if parameter.name == 'weight' else 'required'}"
             elif parameter.name == "int8_mask":
                 expected = "int8_mask (no effect"
             else:

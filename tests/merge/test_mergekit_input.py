@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from worlds.project import Project
 
@@ -29,8 +30,6 @@ from workbench.merge.mergekit.methods import METHODS, Bridge
         ("merge: mergekit/ties\nbricks: {one: 1}\nparameters: {density: a}", "parameters.density: expected a valid number, found 'a'"),
         ("merge: mergekit/karcher\nparameters: {max_iter: 1.5}", "parameters.max_iter: expected a whole number, found 1.5"),
         ("merge: mergekit/karcher\nbricks: {one: 0.5, two: 0.5}", "steps.0.bricks.one.weight: unknown field"),
-        ("merge: mergekit/della\nbricks: {one: {density: 0.5}}", "steps.0.bricks.one: mergekit/della requires a weight: `one: 1.0`"),
-        ("merge: mergekit/della", "mergekit/della requires a weight for each brick"),
         ("merge: mergekit/slerp\nbricks: [one]", "mergekit/slerp requires t: parameters: {t: 0.5}"),
         ("merge: mergekit/slerp\nbricks: [one, two]\nparameters: {t: 0.5}", "steps.0.bricks: mergekit/slerp takes exactly 1 bricks, found 2 (one, two)"),
         ("merge: mergekit/nearswap\nparameters: {t: 0.5}", "mergekit/nearswap takes exactly 1 bricks, found 2"),
@@ -63,9 +62,21 @@ def test_what_only_a_tensor_shows_is_named_with_it(project: Project) -> None:
     assert "expected density ± epsilon between 0 and 1" in told
     told = fails("{merge: mergekit/linear, bricks: {one: 1, two: -1}}")
     assert "mergekit/linear: the result contains NaN or infinity at model." in told
-    told = fails('{merge: mergekit/linear, parameters: {weight: [{where: {include: ["*mlp*"]}, value: 1}]}}')
-    assert "mergekit/linear: brick one has no weight at model." in told
-    assert "no rule of its schedule matches" in told
+
+
+def test_a_brick_without_a_weight_has_weight_one(project: Project) -> None:
+    """As in every merge: in a list, beside other parameters, and where no rule of a schedule matches."""
+
+    def made(step: str) -> dict[str, torch.Tensor]:
+        return project.tensors(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps:\n  - {step}\n")
+
+    expected = made("{merge: mergekit/ties, parameters: {weight: 1, density: 0.5}}")
+    for step in (
+        "{merge: mergekit/ties, parameters: {density: 0.5}}",
+        "{merge: mergekit/ties, bricks: {one: {density: 0.5}, two: {density: 0.5}}}",
+        '{merge: mergekit/ties, parameters: {density: 0.5, weight: [{where: {include: ["*mlp*"]}, value: 1}]}}',
+    ):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in made(step).items()), step
 
 
 @pytest.mark.parametrize(

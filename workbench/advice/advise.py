@@ -1,47 +1,17 @@
-"""Advice on merging some bricks: how much they overlap, whether one of them should be left out, how long their deltas are, and what to try."""
+"""Advice on some bricks: how much they overlap, whether one should be left out, how long their deltas are, and whether to merge or to route."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from workbench import yamldoc
-from workbench.advice.evidence import (
-    LEAST_ITEMS,
-    Accuracy,
-    Candidate,
-    Change,
-    Fall,
-    Runner,
-    ScoredBefore,
-    Trial,
-    decide,
-    falls,
-    on_bricks,
-    prompts_of,
-    scored_before,
-    weak,
-)
-from workbench.advice.pools import (
-    INSTEAD,
-    UNEQUAL,
-    Pair,
-    Regime,
-    Shared,
-    equal_weights,
-    equalized,
-    instead,
-    lambdas,
-    left_out,
-    own_texts,
-    recommended,
-    regime_of,
-    shared_prompts,
-    unequal,
-)
+from workbench.advice.evidence import LEAST_ITEMS, prompts_of, scored_before, weak
+from workbench.advice.pools import Pair, Shared, own_files, shared_prompts
+from workbench.advice.proposal import Pool, many, proposed, tried
+from workbench.advice.result import Advice, AdvisedBrick, LeftOut
+from workbench.advice.runner import Runner
 from workbench.errors import UsageError, shell
 from workbench.events import progress
 from workbench.merge.measuring.delta_sums import Measures
@@ -50,11 +20,10 @@ from workbench.merge.measuring.matrices import Overlap
 from workbench.merge.streaming.deltas import Deltas, StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
-from workbench.project import find_project
+from workbench.models.texts import read_texts
 from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
-from workbench.results import Number, Part, Result
 from workbench.run.compose import step_context
 from workbench.run.device import Work
 from workbench.scores.statistics import Floats
@@ -63,101 +32,6 @@ from workbench.steps import MergeMethod
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
-
-
-class AdvisedBrick(Part):
-    """A brick."""
-
-    name: str
-    """Name of its directory."""
-    path: str
-    """Its directory."""
-    kind: Literal["adapter", "checkpoint"]
-    """The kind of brick."""
-    relative_norm: Number
-    """Norm of its delta over that of the base's same tensors."""
-    weight: Number
-    """1 / Σ RV, the weight that `weights: auto` gives it."""
-
-
-class LeftOut(Part):
-    """A brick that the recommended step leaves out."""
-
-    name: str
-    """The brick."""
-    because: str
-    """Why, as the rest of a sentence that starts with the name."""
-
-
-class Advice(Result):
-    """Advice on merging bricks."""
-
-    base: str
-    """The base."""
-    bricks: list[AdvisedBrick]
-    """The bricks, as named."""
-    pairs: list[Pair]
-    """All pairs of bricks."""
-    regime: Regime
-    """The relation of the bricks to each other."""
-    says: str
-    """The regime as a sentence."""
-    step: dict[str, object] | None
-    """The recommended step; null if no merge is recommended."""
-    reasons: list[str]
-    """Reasons for the step, or what to do instead of a merge."""
-    unknown: list[str]
-    """Sentences on what the advice does not cover, and how to find out."""
-    left_out: list[LeftOut]
-    """Bricks that the step leaves out: copies, bricks that point against another one, and bricks that change nothing."""
-    warnings: list[str]
-    """Properties of these bricks that can spoil any merge of them."""
-    sweep: list[Number]
-    """Values of lambda that the written recipe compares; empty if it has one configuration."""
-    trial: Trial | None
-    """The models that were run; null without --measure."""
-    scored_before: list[ScoredBefore]
-    """The best stored configurations of the same bricks."""
-    recipe: str | None
-    """The file that was written with --write."""
-
-    def recipe_text(self, path: Path) -> str:
-        """Return the recommended recipe as YAML for a file, with the reasons as comments."""
-        command = shell("workbench", "eval" if self.sweep else "run", path)
-        left_out = [f"left out: {brick.name} {brick.because}" for brick in self.left_out]
-        lines = (command, self.says, *left_out, *self.warnings, *self.reasons)
-        return "".join(f"# {line}\n" for line in lines) + yamldoc.dump(self._recipe(find_project(path)), width=120)
-
-    def _recipe(self, project: Path) -> dict[str, object]:
-        """Return the recommended recipe as plain data. Directories outside the project become absolute paths."""
-        assert self.step is not None
-
-        def place(name: str) -> str:
-            path = Path(name).resolve()
-            if not path.is_dir():
-                return name
-            return path.relative_to(project).as_posix() if path.is_relative_to(project) else str(path)
-
-        dropped = {brick.name for brick in self.left_out}
-        bricks = {brick.name: place(brick.path) for brick in self.bricks if brick.name not in dropped}
-        step = {key: value for key, value in self.step.items() if not (key == "bricks" and isinstance(value, list))}
-        sweep = {"sweep": {"mix.lambda": list(self.sweep)}} if self.sweep else {}
-        adapters = all(brick.kind == "adapter" for brick in self.bricks)
-        output = {"output": {"form": "adapter"}} if adapters else {}
-        return {"version": 1, "base": place(self.base), "bricks": bricks, "steps": [{"id": "mix", **step}], **sweep, **output}
-
-
-@dataclass(frozen=True)
-class _Proposal:
-    """The advice that follows from the measurements. Its fields are those of `Advice`, with the reason of each brick that is left out."""
-
-    regime: Regime
-    says: str
-    reasons: list[str]
-    left_out: dict[str, str]
-    warnings: list[str]
-    step: Mapping[str, object] | None = None
-    sweep: tuple[float, ...] = ()
 
 
 def advise(
@@ -170,7 +44,7 @@ def advise(
     measured: bool = False,
     store: ScoreStore | None = None,
 ) -> Advice:
-    """Measure bricks on their base and recommend how to merge them.
+    """Measure bricks on their base and recommend how to merge them, or to route between them.
 
     Args:
         bricks: Name -> directory or hub id.
@@ -188,7 +62,8 @@ def advise(
     resolved = resolve(
         from_data({"version": 1, "name": "advise", "base": base, "bricks": dict(bricks), "steps": [step]}, project)
     )
-    texts = own_texts(resolved.on_disk, files)
+    own = own_files(resolved.on_disk, files)
+    texts = {name: read_texts(found.file, found.label) for name, found in own.items()}
     prompts = {name: prompts_of(rows, resolved.base.config) for name, rows in texts.items()}
     if measured and (few := [name for name in bricks if len(prompts.get(name, ())) < LEAST_ITEMS]):
         raise UsageError(
@@ -208,22 +83,21 @@ def advise(
     runner = Runner(bricks, base, prompts, project, work) if measured else None
     alone = _alone(runner, bricks) if runner else {}
     asked_base = runner.run("base", None) if runner else None
-    weakest = weak(asked_base, alone) if asked_base else {}
-    proposal, trial = _proposed(norms, pairs, alone, weakest, set(texts), bricks, base), None
+    kinds = {name: resolved.on_disk[name].kind for name in bricks}
+    pool = Pool(base, bricks, kinds, own, norms, pairs, alone, weak(asked_base, alone) if asked_base else {})
+    proposal, trial = proposed(pool), None
     if runner and asked_base:
-        proposal, trial = _tried(proposal, asked_base, alone, weakest, runner)
+        proposal, trial = tried(proposal, asked_base, pool, runner)
+    else:
+        proposal = many(proposal, pool)
     return Advice(
         base=base,
-        bricks=[
-            AdvisedBrick(
-                name=name, path=path, kind=resolved.on_disk[name].kind, relative_norm=norms[name], weight=overlap.weights[name]
-            )
-            for name, path in bricks.items()
-        ],
+        bricks=_rows(pool, overlap),
         pairs=pairs,
         regime=proposal.regime,
         says=proposal.says,
         step=None if proposal.step is None else dict(proposal.step),
+        groups=proposal.groups,
         reasons=proposal.reasons,
         unknown=_unknown(resolved.on_disk, texts, shared, measured),
         left_out=[LeftOut(name=name, because=why) for name, why in proposal.left_out.items()],
@@ -233,6 +107,21 @@ def advise(
         scored_before=scored_before(store, {name: resolved.on_disk[name].stored_bytes for name in bricks}) if store else [],
         recipe=None,
     )
+
+
+def _rows(pool: Pool, overlap: Overlap) -> list[AdvisedBrick]:
+    """Return the bricks as they stand in the result."""
+    return [
+        AdvisedBrick(
+            name=name,
+            path=path,
+            kind=pool.kinds[name],
+            relative_norm=pool.norms[name],
+            weight=overlap.weights[name],
+            texts=str(pool.files[name].file) if name in pool.files else None,
+        )
+        for name, path in pool.bricks.items()
+    ]
 
 
 def _measures(base: Model, deltas: Mapping[str, Deltas], work: Work) -> dict[str, Measures]:
@@ -249,84 +138,6 @@ def _alone(runner: Runner, bricks: Iterable[str]) -> dict[str, Floats]:
     """Run each brick alone on its own prompts."""
     steps = {name: {"merge": "task_arithmetic", "bricks": [name]} for name in bricks}
     return {name: runner.run(name, step, [name]).right[name] for name, step in steps.items()}
-
-
-def _proposed(
-    norms: Mapping[str, float],
-    pairs: Sequence[Pair],
-    alone: Mapping[str, Floats],
-    weakest: Collection[str],
-    with_texts: Collection[str],
-    bricks: Mapping[str, str],
-    base: str,
-) -> _Proposal:
-    """Return the bricks to leave out, the regime of the others, the step and the warnings."""
-    dropped, warnings = left_out(norms, pairs, alone)
-    used = [name for name in norms if name not in dropped]
-    if len(used) < 2:
-        regime, says = regime_of(norms, pairs)
-        if regime not in INSTEAD:  # all bricks but one change nothing
-            regime, says = "single", f"Nothing to merge: {'; '.join(f'{name} {why}' for name, why in dropped.items())}."
-        return _Proposal(regime, says, instead(regime, pairs, bricks), dropped, warnings)
-    norms = {name: norms[name] for name in used}
-    pairs = [pair for pair in pairs if pair.one in norms and pair.two in norms]
-    regime, says = regime_of(norms, pairs)
-    step, reasons = recommended(regime, {name: bricks[name] for name in used}, pairs, base)
-    if max(norms.values()) > UNEQUAL * min(norms.values()):
-        weights = equal_weights(norms, [name for name in used if alone and name not in weakest])
-        warnings.append(unequal(norms, weights))
-        if step is not None:
-            step = equalized(step, weights)
-    elif step is not None and dropped:
-        step = {**step, "bricks": used}
-    if step is not None and set(used) <= set(with_texts):
-        reasons.append(_FITTED)
-    sweep = () if step is None else lambdas(step)
-    return _Proposal(regime, says, reasons, dropped, warnings, step, sweep)
-
-
-def _tried(
-    proposal: _Proposal, base: Candidate, alone: Mapping[str, Floats], weakest: Mapping[str, Change], runner: Runner
-) -> tuple[_Proposal, Trial]:
-    """Run the recommended step with each value of lambda, and the average, and propose the best if the difference is clear."""
-    used = [name for name in alone if name not in proposal.left_out]
-    warnings = [
-        f"{name} alone answers {Accuracy.of(alone[name])} % of its own prompts, not shown better than the base ({change}): "
-        "check its scale, its sign and its texts."
-        for name, change in weakest.items()
-        if name in used
-    ]
-    proposal = replace(proposal, warnings=[*proposal.warnings, *warnings])
-    tsv = {"merge": "tsv", "weights": "auto", "bricks": used}
-    step = tsv if proposal.regime == "far" and proposal.step is None else proposal.step  # far bricks: to see what a merge keeps
-    candidates, verdict, found = list[Candidate](), None, dict[str, Change]()
-    if step is not None:
-        steps: dict[str, Mapping[str, object]] = {f"{step['merge']}, lambda {v:g}": {**step, "lambda": v} for v in lambdas(step)}
-        suggested = next((name for name in steps if name.endswith("lambda 1")), "average")
-        steps |= {"average": {"merge": "average", "bricks": used}} if steps else {"average": step, "tsv": tsv}
-        candidates = [runner.run(name, tried, used) for name, tried in steps.items()]
-        verdict = decide(candidates, suggested)
-        best = next(c for c in candidates if c.name == verdict.name)
-        found = falls(alone, best)
-        says = [
-            verdict.says,
-            *(f"{name} falls in this merge: {change} against the brick alone." for name, change in found.items()),
-        ]
-        proposal = replace(proposal, reasons=[*says, *proposal.reasons])
-        if proposal.step is not None and verdict.clear and best.step is not None:
-            chosen = {key: value for key, value in best.step.items() if key != "bricks" or value != list(alone)}
-            proposal = replace(proposal, step=chosen, sweep=())
-    trial = Trial(
-        items=runner.items,
-        base=base.tried(),
-        alone=on_bricks(alone),
-        candidates=[candidate.tried() for candidate in candidates],
-        advised=verdict.name if verdict and proposal.step is not None else None,
-        clear=verdict is not None and verdict.clear,
-        says=verdict.says if verdict else None,
-        falls=[Fall(brick=name, change=change) for name, change in found.items()],
-    )
-    return proposal, trial
 
 
 def _counted(report: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
@@ -348,12 +159,6 @@ def _pair(one: str, two: str, overlap: Overlap, measured: Measures, shared: Mapp
         sign_conflict=measured.total.meetings[two].conflict,
         shared=shared.get((one, two)) or shared.get((two, one)),
     )
-
-
-_FITTED = (
-    "Every brick has texts of its own, so score `merge: featcal` beside it, with `calibration` for each brick: on most pools of a small "
-    "language model and of tiny ones it kept more of the skills than TSV (docs/merging-methods.md)."
-)
 
 
 def _unknown(bricks: Mapping[str, Brick], texts: Mapping[str, object], shared: Mapping[Any, Shared], measured: bool) -> list[str]:

@@ -1,36 +1,22 @@
-"""Evidence on merges of some bricks: accuracy of the bricks alone and of a few merges on their own prompts, and stored scores."""
+"""Evidence on merges of some bricks: accuracies on their own prompts, what they decide, and stored scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from workbench.compare.leaders import mean_over
 from workbench.compare.tables import Table, suites_of, tables_of
-from workbench.edit.places.knowledge import said_by
-from workbench.facts.facts import SLOT, Fact
-from workbench.lazy import torch
-from workbench.models.live import compute, live_model
-from workbench.models.prompts import load_tokenizer
-from workbench.models.texts import Text, longest_row, spread
-from workbench.recipe.recipe import from_data
-from workbench.resolve.resolve import resolve
+from workbench.errors import size
+from workbench.facts.facts import SLOT
+from workbench.models.texts import Text, longest_row
 from workbench.results import Number, Part
-from workbench.run.compose import compose
-from workbench.run.device import Work
 from workbench.scores.paired import Paired, paired
 from workbench.scores.statistics import Floats, score_interval
 from workbench.scores.store import Scores, ScoreStore, plan_record, stored_in
-from workbench.steps import Memo
-from workbench.weights.device import exact
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 ITEMS = 24
 """Largest number of prompts of each brick, evenly spaced over its texts."""
@@ -39,6 +25,8 @@ LEAST_ITEMS = 8
 LONGEST = 2048
 """Largest number of bytes of a prompt with its answer: no tokenizer makes more tokens of it, and the base must have as many positions."""
 LEVEL = 0.05
+TOKENS, TIMED = 8, 8
+"""Number of tokens that are written, and of prompts that are timed, for the price of a route."""
 
 
 class Interval(Part):
@@ -121,6 +109,25 @@ class Fall(Part):
     """Accuracy of the merge minus that of the brick alone, with an interval at 5 % over all bricks (Bonferroni)."""
 
 
+class RoutePrice(Part):
+    """What a route costs beside one merge, which runs like the base."""
+
+    adapters: int
+    """Number of adapters that stand beside the base."""
+    bytes: int
+    """Their size."""
+    seconds: Number
+    """Time to read a prompt and to write 8 tokens, the median over 8 prompts, one at a time."""
+    merged_seconds: Number
+    """The same without router and adapters."""
+
+    def __str__(self) -> str:
+        return (
+            f"the route holds {self.adapters} adapters ({size(self.bytes)}) beside the base and takes {self.seconds:.2g} s to read a prompt and to "
+            f"write {TOKENS} tokens; a merge takes {self.merged_seconds:.2g} s"
+        )
+
+
 class Trial(Part):
     """Models that were run, with --measure."""
 
@@ -131,7 +138,7 @@ class Trial(Part):
     alone: list[OnBrick]
     """Each brick alone on its own prompts."""
     candidates: list[Tried]
-    """Merges of the bricks; empty if nothing could be merged."""
+    """Merges of the bricks, and a route between the groups if the best merge loses a skill; empty if there is nothing to try."""
     advised: str | None
     """Name of the advised candidate; null if no merge is recommended."""
     clear: bool
@@ -139,7 +146,9 @@ class Trial(Part):
     says: str | None
     """The decision as a sentence; null without candidates."""
     falls: list[Fall]
-    """Bricks whose skill clearly falls in the advised merge."""
+    """Bricks whose skill clearly falls in the best merge."""
+    price: RoutePrice | None
+    """What the route costs; null if none was tried."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,10 @@ class Candidate:
         """The answers to all prompts; every brick has equally many."""
         return np.concatenate(list(self.right.values()))
 
+    def on(self, bricks: Iterable[str]) -> Candidate:
+        """Return the candidate with the answers to the prompts of some bricks."""
+        return replace(self, right={name: self.right[name] for name in bricks})
+
     def tried(self) -> Tried:
         """Return its accuracies."""
         step = None if self.step is None else dict(self.step)
@@ -173,49 +186,6 @@ class Verdict(NamedTuple):
     name: str
     clear: bool
     says: str
-
-
-class Runner:
-    """Runs steps on the base, and asks the resulting models the bricks' own prompts."""
-
-    def __init__(
-        self,
-        bricks: Mapping[str, str],
-        base: str,
-        texts: Mapping[str, Sequence[Text]],
-        project: Path,
-        work: Work,
-        most: int = ITEMS,
-    ) -> None:
-        count = min(most, *(len(rows) for rows in texts.values()))
-        self._facts = {
-            name: [Fact(row.place, row.prompt, None, row.answer, place=row.place) for row in spread(rows, count)]
-            for name, rows in texts.items()
-        }
-        self._recipe = {"version": 1, "name": "advise", "base": base, "bricks": dict(bricks)}
-        self._project, self._work, self._memo = project, work, Memo()
-        self.items = count
-
-    def run(self, name: str, step: Mapping[str, object] | None, asked: Sequence[str] = ()) -> Candidate:
-        """Run one model.
-
-        Args:
-            name: Name of the candidate.
-            step: The step; None for the base.
-            asked: Bricks whose prompts are asked; default: all.
-        """
-        self._work.events({"stage": "measure", "text": f"running {name}"})
-        resolved = resolve(from_data({**self._recipe, "steps": [dict(step)] if step else []}, self._project))
-        with exact(self._work.device):
-            made = compose(replace(resolved, memo=self._memo), self._work.device).model
-            tensors = compute(made, torch.float32, self._work.device)
-            model: PreTrainedModel = live_model(made.config, tensors, resolved.tokenizer_path, self._work.device)
-        tokenizer = load_tokenizer(resolved.tokenizer_path)
-        right = {
-            brick: np.array(said_by(model, tokenizer, self._facts[brick], self._work.device), np.float64)
-            for brick in asked or self._facts
-        }
-        return Candidate(name, step, right)
 
 
 def prompts_of(texts: Sequence[Text], config: Mapping[str, object]) -> list[Text]:

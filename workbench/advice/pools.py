@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from statistics import median
@@ -12,9 +13,9 @@ from typing import Literal
 
 from workbench.bricks.brick import Brick
 from workbench.errors import UsageError, nearest, shell
-from workbench.models.texts import Text, read_texts
+from workbench.models.texts import Text
 from workbench.results import Number, Part
-from workbench.run.route_statistics import card_folder, trained_on
+from workbench.run.route_statistics import Measuring, card_folder, trained_on
 from workbench.scores.statistics import Floats
 
 LEAST_SHARED = 8
@@ -39,25 +40,21 @@ class Shared(Part):
         return self.prompts >= LEAST_SHARED and self.different > CONTRADICTING * self.prompts
 
 
-def own_texts(bricks: Mapping[str, Brick], files: Mapping[str, Path]) -> dict[str, list[Text]]:
-    """Return each brick's own texts: those of a file that the user names, or its training texts.
+def own_files(bricks: Mapping[str, Brick], files: Mapping[str, Path]) -> dict[str, Measuring]:
+    """Return the file of each brick's own texts: the one that the user names, or that of its training.
 
-    Returns:
-        Name -> texts. A brick whose card names no training file that is here is left out.
+    A brick whose card names no training file that is here is left out.
     """
     if unknown := [name for name in files if name not in bricks]:
         raise UsageError(f"--texts {unknown[0]}=: no such brick among those named. {nearest(unknown[0], bricks)}")
-    texts = {}
+    found = {}
     for name, brick in bricks.items():
         if name in files:
-            texts[name] = read_texts(files[name], str(files[name]))
+            found[name] = Measuring(files[name], str(files[name]))
         elif brick.card is not None:
-            try:
-                found = trained_on(card_folder(brick), brick.card)
-            except UsageError:
-                continue
-            texts[name] = read_texts(found.file, found.label)
-    return texts
+            with suppress(UsageError):
+                found[name] = trained_on(card_folder(brick), brick.card)
+    return found
 
 
 def shared_prompts(texts: Mapping[str, list[Text]]) -> dict[tuple[str, str], Shared]:
@@ -144,6 +141,11 @@ class Pair(Part):
     def opposed(self) -> bool:
         """True if the deltas point against each other."""
         return self.cosine is not None and self.cosine < OPPOSED
+
+    @property
+    def clash(self) -> bool:
+        """True if the two cannot act in one merge, because their deltas or their answers are opposed."""
+        return self.opposed or (self.shared is not None and self.shared.contradicts)
 
 
 def regime_of(norms: Mapping[str, float], pairs: Sequence[Pair]) -> tuple[Regime, str]:

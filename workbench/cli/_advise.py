@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,9 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.advice.advise import Advice
     from workbench.advice.evidence import Trial
     from workbench.advice.pools import Pair
+    from workbench.advice.result import Advice
 
 
 TextsOpt = Annotated[
@@ -30,8 +31,8 @@ MeasureOpt = Annotated[
     bool,
     typer.Option(
         "--measure",
-        help="Also run each brick alone and a few merges on up to 24 prompts of each brick, and advise the best of them "
-        "if it is clearly the best.",
+        help="Also run each brick alone and a few merges on up to 24 prompts of each brick, and a route if the best merge loses a skill; "
+        "advise the best of them if it is clearly the best.",
     ),
 ]
 WriteOpt = Annotated[
@@ -64,11 +65,11 @@ def advise(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Say how some bricks relate, and recommend how to merge them.
+    """Say how some bricks relate, and recommend how to merge them, or to route between them.
 
     Measures how much the bricks overlap (RV coefficient) and how long their deltas are, leaves out copies and bricks that point against
-    another one, finds bricks whose texts contradict each other, and lists stored scores of the same bricks. No merged model is run
-    without --measure.
+    another one, finds bricks whose texts contradict each other, and lists stored scores of the same bricks. Bricks of one skill are one
+    group; many groups are routed. No model is run without --measure.
     """
     from workbench.advice.advise import advise as look
     from workbench.cli._bricks import base_of_brick, brick_directory, find_brick
@@ -156,13 +157,17 @@ def _files(texts: list[str]) -> dict[str, Path]:
 
 
 def _written(advice: Advice, path: Path) -> Advice:
-    """Write the recommended recipe, and return the advice with the name of its file."""
+    """Write the recommended recipe with those of its groups, and return the advice with the name of its file."""
     from workbench.files import write_text
 
     if advice.step is None:
         raise WorkbenchError(f"no recipe was written: {advice.says}", advice.reasons[0] if advice.reasons else None)
+    recipes = advice.recipes(path)
+    if there := next((place for place in recipes if place.exists()), None):
+        raise WorkbenchError(f"{there}: already exists", "Choose another name: existing files are not overwritten.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, advice.recipe_text(path))
+    for place, text in recipes.items():
+        write_text(place, text)
     return advice.model_copy(update={"recipe": str(path)})
 
 
@@ -173,13 +178,7 @@ def _print(advice: Advice, arguments: list[str]) -> None:
         [[brick.name, f"{100 * brick.relative_norm:.3g} %", f"{brick.weight:.2f}"] for brick in advice.bricks],
         right=(1, 2),
     )
-    if advice.pairs:
-        out.line("")
-        out.table(
-            ["pair", "RV", "by layer", "cosine", "opposite signs", "shared prompts", "answered differently"],
-            [_pair_row(pair) for pair in advice.pairs],
-            right=(1, *range(3, 7)),
-        )
+    _print_pairs(advice.pairs)
     out.line("")
     if advice.trial is not None:
         _print_trial(advice.trial)
@@ -195,7 +194,7 @@ def _print(advice: Advice, arguments: list[str]) -> None:
     if advice.step is not None:
         fields = ", ".join(f"{key}: {_flow(value)}" for key, value in advice.step.items())
         swept = f", lambda swept over {', '.join(f'{value:g}' for value in advice.sweep)}" if advice.sweep else ""
-        out.line(f"recommended: {{{fields}}}{swept}")
+        out.line(f"recommended: {{{fields}}}{swept}{_between(advice)}")
     for reason in advice.reasons:
         out.line(f"  {reason}")
     from workbench.report.numbers import POINTS, plural
@@ -214,10 +213,41 @@ def _print(advice: Advice, arguments: list[str]) -> None:
         out.say(f"write it: {shell('workbench', 'brick', 'advise', *arguments, '--write')} recipes/NAME.yaml")
 
 
+def _between(advice: Advice) -> str:
+    """Return the groups that a recommended route chooses among, as the end of a line; empty for a merge."""
+    if advice.step is None or "route" not in advice.step:
+        return ""
+    merged = [
+        f"{group.name} ({' + '.join(group.bricks)}, {_flow(group.step)})" if group.step else group.name for group in advice.groups
+    ]
+    return f" between {', '.join(merged)}"
+
+
+_MOST_PAIRS = 15  # six bricks
+
+
+def _print_pairs(pairs: Sequence[Pair]) -> None:
+    """Print the pairs; of very many, those that contradict or oppose each other and those with the largest RV."""
+    if not pairs:
+        return
+    order = sorted(range(len(pairs)), key=lambda i: (not pairs[i].clash, -pairs[i].rv))
+    shown = [pairs[i] for i in sorted(order[:_MOST_PAIRS])]
+    out.line("")
+    out.table(
+        ["pair", "RV", "by layer", "cosine", "opposite signs", "shared prompts", "answered differently"],
+        [_pair_row(pair) for pair in shown],
+        right=(1, *range(3, 7)),
+    )
+    if rest := [pairs[i] for i in order[_MOST_PAIRS:]]:
+        out.line(f"and {len(rest)} other pairs, RV {rest[0].rv:.3f} or less (--json has all)")
+
+
 def _flow(value: Any) -> str:
     """Return a field's value as it would stand on one line of a recipe."""
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {number:g}' for name, number in value.items())}}}"
+        return f"{{{', '.join(f'{name}: {_flow(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, float):
+        return f"{value:g}"
     return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
 
 

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
-from workbench.advice.advise import Advice
 from workbench.advice.barrier import Barrier
 from workbench.advice.facts import FactsReport
+from workbench.advice.result import Advice
 from workbench.bricks.card import ShownCard
 from workbench.compare.answers import Items
 from workbench.compare.comparison import ComparedRows

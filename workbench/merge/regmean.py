@@ -32,7 +32,7 @@ class RegMean(Calibrated):
     """
 
     paper = "Jin et al. 2023, Dataless knowledge fusion by merging weights of language models, arXiv 2212.09849"
-    formula = "Δ = (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ)⁻¹,  Gᵢ = shrink(mean of x xᵀ) + ε·I"
+    formula = "Δ = (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ)⁻¹,  Gᵢ = shrink(mean of x xᵀ) + ε·I,  ε = ridge · mean diag(Σ wⱼGⱼ / Σ wⱼ)"
     laws = Laws(zero_is_base=False, passes=2, memory="tensor", needs="texts")
 
     same_texts = "with the same texts their Grams are almost equal, and RegMean is then close to the average"
@@ -42,7 +42,7 @@ class RegMean(Calibrated):
     """Factor on the off-diagonal elements of each Gram matrix. A value below 1 keeps the result close to the mean when there are
     few texts; 0 uses the diagonal alone."""
     ridge: Real = Field(1e-3, ge=0)
-    """Value added to the diagonal of each Gram matrix, relative to the mean of the diagonals."""
+    """Value added to the diagonal of each Gram matrix, the same for all bricks, relative to the mean diagonal of their weighted mean."""
 
     def measure_bytes(self, model: Model) -> int:
         """Return the size of the embeddings or of one layer with its Grams, whichever is larger, and of all hidden states.

@@ -38,7 +38,7 @@ class Wudi(MergeMethod):
     )
     formula = (
         "θ = θ₀ + λ (S + (D C⁻¹ − S) V_K V_Kᵀ),  S = Σ vᵢ,  C = Σ vᵢᵀvᵢ/‖vᵢ‖² = V diag(c) Vᵀ,  D = Σ vᵢvᵢᵀvᵢ/‖vᵢ‖²,  vᵢ = wᵢτᵢ,  "
-        "K = (Σ √c)² / Σ c"
+        "K = (Σ √c)² / Σ c, rounded"
     )
     laws = Laws(
         linear_in_weight=True, passes=2, spaces=("full", "core"), rotation_invariant=True, exact_rank=True, memory="tensor"

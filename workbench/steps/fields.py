@@ -185,7 +185,7 @@ def _check_share(schedule: Any) -> Any:
 
 def _check_finite(schedule: Any) -> Any:
     if bad := [v for v in constants(schedule) if not abs(v) < 1e30]:
-        raise ValueError(f"expected a finite number, found {bad[0]}")
+        raise ValueError(f"expected a number between -1e30 and 1e30, found {bad[0]:g}")
     return schedule
 
 

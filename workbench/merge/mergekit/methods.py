@@ -128,23 +128,9 @@ class Bridge(MergeMethod):
         for brick, entry in entries.items():
             yield from _checked(self.known, specs, ("bricks", brick), entry.given(), per_brick=True)
         for parameter in specs.values():
-            if parameter.required and parameter.name not in self.parameters:
-                yield from self._missing(parameter, [b for b, e in entries.items() if parameter.name not in e.given()])
+            if parameter.required and parameter.default is None and parameter.name not in self.parameters:
+                yield Problem(("parameters",), f"{self.name} requires {parameter.name}: parameters: {{{parameter.name}: 0.5}}")
         yield from self._della(entries)
-
-    def _missing(self, parameter: Parameter, bricks_without: list[str]) -> Iterator[Problem]:
-        """Yield an error for a required parameter without a value."""
-        name = parameter.name
-        if not parameter.per_brick:
-            yield Problem(("parameters",), f"{self.name} requires {name}: parameters: {{{name}: 0.5}}")
-        elif self.bricks is None:
-            yield Problem(
-                (), f"{self.name} requires a {name} for each brick: `bricks: {{NAME: 1.0}}` or `parameters: {{{name}: 1.0}}`"
-            )
-        for brick in bricks_without if parameter.per_brick else ():
-            yield Problem(
-                ("bricks", brick), f"{self.name} requires a {name}: `{brick}: 1.0`, or `parameters: {{{name}: 1.0}}` for all"
-            )
 
     def _della(self, entries: dict[str, BridgeEntry]) -> Iterator[Problem]:
         """Check that density ± epsilon are probabilities, for plain numbers; schedules are checked at each tensor."""
@@ -239,11 +225,6 @@ class Bridge(MergeMethod):
                     default if brick_value is None else self._value_at(group, parameter, brick_value, default)
                 )
             values_by_name[parameter.name] = values
-            if missing := [b for b, v in values.items() if v is None and parameter.required]:
-                raise WorkbenchError(
-                    f"{self.name}: {missing[0]} has no {parameter.name} at {group.tensor}: no rule of its schedule matches",
-                    "Add a first rule that matches all tensors: {where: {}, value: 1.0}.",
-                )
         if "della" in self.method:
             self._check_probabilities(group, values_by_name)
         return values_by_name

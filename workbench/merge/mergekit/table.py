@@ -30,7 +30,9 @@ class Parameter(NamedTuple):
     """"float", "int" or "bool"."""
     per_brick: bool
     required: bool
+    """True if a mergekit file must set it."""
     default: Any
+    """Value where a recipe sets none; None if it must."""
     validate: Callable[[Any], Any]
 
 
@@ -63,7 +65,8 @@ def parameters(name: str) -> dict[str, Parameter]:
     for spec in method(name).spec.parameters:
         text = str(spec.value_type)
         kind = next(k for k in ("bool", "int", "float") if k in text)
-        default = None if spec.required else spec.default
+        # mergekit wants each model's weight in the file; in a recipe a brick without a weight has weight 1, whatever the method.
+        default = 1.0 if spec.name == "weight" else None if spec.required else spec.default
         by_name[spec.name] = Parameter(spec.name, kind, spec.scope.value != "shared", spec.required, default, spec.validate)
     return by_name
 
@@ -157,7 +160,7 @@ def _task_vectors(
     Methods that drop elements at random rescale the rest by default.
     """
     parameters = (
-        f"weight* (required), density* (1){extra}, lambda (1), normalize ({str(normalize).lower()}), "
+        f"weight* (1), density* (1){extra}, lambda (1), normalize ({str(normalize).lower()}), "
         f"rescale ({str(random).lower()}: match the L1 norm of the delta before the drop), int8_mask (no effect on the result)"
     )
     laws = _laws(random=random, linear=not normalize)
@@ -167,17 +170,17 @@ def _task_vectors(
 KNOWN: dict[str, Known] = {
     "linear": Known(
         "Weighted mean of the bricks' weights, without the base", "θ = Σ wᵢθᵢ / Σ wᵢ", "Wortsman et al. 2022, Model soups, arXiv 2203.05482",
-        "weight* (required), normalize (true)", _laws(zero=False)),
+        "weight* (1), normalize (true)", _laws(zero=False)),
     "slerp": Known(
         "Spherical interpolation from the base to one brick", "θ = sin((1−t)φ)/sin φ · θ₀ + sin(tφ)/sin φ · θ₁,  φ the angle between them",
         "Shoemake 1985, Animating rotation with quaternion curves", "t (required; 0 = base, 1 = brick)", _laws(single=False, arity=(1, 1))),
     "nuslerp": Known(
         "Spherical interpolation between two bricks, of their deltas or of their weights", "θ = θ₀ + slerp(τ₁, τ₂; t),  t = w₂ / (w₁ + w₂)", "",
-        "weight* (required), nuslerp_flatten (true), nuslerp_row_wise (false)", _laws(zero=False, single=False, arity=(2, 2))),
+        "weight* (1), nuslerp_flatten (true), nuslerp_row_wise (false)", _laws(zero=False, single=False, arity=(2, 2))),
     "multislerp": Known(
         "Barycenter of the bricks on the sphere, of their deltas or of their weights", "θ = θ₀ + ‖τ‖ · exp_m(Σ wᵢ log_m(τᵢ/‖τᵢ‖)),  m the weighted mean direction",
         "Goddard, Multi-SLERP, goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-        "weight* (required), normalize_weights (true), eps (1e-8)", _laws(zero=False), {"eps": _POSITIVE}),
+        "weight* (1), normalize_weights (true), eps (1e-8)", _laws(zero=False), {"eps": _POSITIVE}),
     "karcher": Known(
         "Karcher mean of the bricks' directions, times the mean of their norms, without the base", "θ = mean‖θᵢ‖ · argmin_u Σ angle(u, θᵢ)²",
         "arXiv 2603.04972", "max_iter (10), tol (1e-5)", _laws(), {"max_iter": _POSITIVE, "tol": _POSITIVE}),

@@ -1,0 +1,107 @@
+"""Merge, route, or both, with eight and sixteen bricks: what `workbench brick advise --measure` proposes, and what each way keeps and costs.
+
+    python benchmarks/advice_many.py
+    python benchmarks/advice_many.py --pools eight --folder DIR      one pool; DIR keeps bricks and scores, so that a later call goes on
+
+The eight bricks are those of the starter base, of which two answer the same prompts in opposite ways. The sixteen are these and a second
+training of each. Every way is scored on held-out items, 384 in all, each brick on its own ones; routers are fitted on the bricks' training
+rows and choose for each item. Results go to benchmarks/results/advice-many.json after every pool.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pool_starter import PROJECT, StarterTraining, StarterWorld
+from record import parser_of, write_results
+
+from workbench.advice.advise import advise
+from workbench.advice.groups import Group
+from workbench.advice.runner import Runner
+from workbench.models.texts import Text, read_texts
+from workbench.run.device import Work
+
+SKILLS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
+QUADS = (("add", "triage", "glossary", "date-dmy"), ("reverse", "actions", "record", "date-mdy"))  # the two dates apart
+POOLS = {"eight": 1, "sixteen": 2}
+ITEMS = 384
+WORK = Work(torch.device("cpu"), 2)
+TSV = {"merge": "tsv", "weights": "auto"}
+
+
+def main() -> None:
+    """Score every way of each pool, and write the results file."""
+    parser = parser_of(__doc__, "advice-many")
+    parser.add_argument("--pools", nargs="+", choices=list(POOLS), default=list(POOLS))
+    parser.add_argument("--folder", type=Path, help="folder of the bricks and scores to keep")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        for pool in options.pools:
+            kept = folder / f"{pool}.json"
+            if not kept.is_file():
+                kept.write_text(json.dumps(scored(pool, StarterWorld(folder, 0))), "utf-8")
+            rows.append(json.loads(kept.read_text("utf-8")))
+            write_results(options.out, {"items": ITEMS, "rows": rows})
+
+
+def scored(pool: str, world: StarterWorld) -> dict[str, Any]:
+    """Return what the advice says of a pool, and the answers of every way on held-out items."""
+    trainings = {name_of(skill, draw): StarterTraining((skill,), draw=draw) for draw in range(POOLS[pool]) for skill in SKILLS}
+    bricks = {name: str(world.brick(training, 0)) for name, training in trainings.items()}
+    own = {name: world.texts(training) for name, training in trainings.items()}
+    advice = advise(bricks, str(world.base), own, project=world.folder, work=WORK, measured=True)
+    runner = Runner(bricks, str(world.base), items(pool), world.folder, WORK, ITEMS // len(bricks))
+    runner.fit_on({name: read_texts(file, name) for name, file in own.items()})
+    alone = {name: runner.run(name, {"merge": "task_arithmetic", "bricks": [name]}, [name]).right[name] for name in bricks}
+    found: dict[str, Any] = {}
+    for label, step in {"one merge": TSV, "average": {"merge": "average"}}.items():
+        found[label] = {"right": listed(runner.run(label, step).right)}
+    for label, groups in ways(pool, advice.groups).items():
+        routed, price, ties = runner.route(groups)
+        found[label] = {"right": listed(routed.right), "groups": len(groups), "price": price.to_dict(), "ties": ties}
+        print(pool, label, price, flush=True)
+    document = advice.to_dict()
+    said = {key: document[key] for key in ("regime", "says", "step", "groups", "reasons", "warnings", "trial")}
+    return {"pool": pool, "advice": said, "alone": listed(alone), "ways": found}
+
+
+def name_of(skill: str, draw: int) -> str:
+    return skill if not draw else f"{skill}-{draw + 1}"
+
+
+def items(pool: str) -> dict[str, list[Text]]:
+    """Return brick -> held-out items: the bricks of one skill share its items among them."""
+    found, draws = {}, POOLS[pool]
+    for draw in range(draws):
+        for skill in SKILLS:
+            rows = read_texts(PROJECT / "evals" / "tasks" / "data" / f"{skill}.jsonl", skill)
+            found[name_of(skill, draw)] = rows[draw::draws]
+    return found
+
+
+def ways(pool: str, advised: list[Group]) -> dict[str, list[Group]]:
+    """Return ways to route: between the advised groups, between single bricks, and between merges of more and more skills."""
+    draws = range(POOLS[pool])
+    names = [name_of(skill, draw) for draw in draws for skill in SKILLS]
+    pairs = [(one, two) for quad in QUADS for one, two in (quad[:2], quad[2:])]
+
+    def merged(skills: tuple[str, ...]) -> Group:
+        return Group(name="-".join(skills), bricks=[name_of(skill, draw) for skill in skills for draw in draws], step=TSV)
+
+    found = {"advised groups": advised, "pairs of skills": [merged(pair) for pair in pairs], "two halves": [merged(quad) for quad in QUADS]}
+    single = {"every brick": [Group(name=name, bricks=[name], step=None) for name in names]}
+    return found | (single if len(advised) < len(names) else {})
+
+
+def listed(right: dict[str, Any]) -> dict[str, list[int]]:
+    return {name: [int(value) for value in values] for name, values in right.items()}
+
+
+if __name__ == "__main__":
+    main()
