@@ -40,6 +40,7 @@ ROUTERS = {
     "ridge, near misses": ("ridge", True, False),
     "ridge, encoder": ("ridge", False, True),
     "text": ("text", False, False),
+    "arrow": ("arrow", False, False),
 }
 SYSTEM = (
     None,
@@ -106,9 +107,18 @@ def measured(label: str, method: str, known: dict[str, BrickStates], negatives: 
     start = time.process_time()
     own = near_negatives(list(prompts)) if negatives else []
     encodes = Encoder.of(str(encoder), PROJECT) if encoder else None
-    context = RouteContext(model, tokenizer, torch.device("cpu"), prompts, known=known, negatives=own, encoder=encodes)
-    router = step.fit(context)
     factors = {name: linear_factors(Adapter(PROJECT / "bricks" / name, name)) for name in prompts}
+    context = RouteContext(
+        model,
+        tokenizer,
+        torch.device("cpu"),
+        prompts,
+        factors=factors.__getitem__,
+        known=known,
+        negatives=own,
+        encoder=encodes,
+    )
+    router = step.fit(context)
     routing = Routing(model, tokenizer, router, factors)
     asked = sets(list(prompts))
     chosen = ("plain", "near misses", "outside") if negatives else tuple(asked)
