@@ -94,7 +94,11 @@ def ways(pool: str, advised: list[Group]) -> dict[str, list[Group]]:
     def merged(skills: tuple[str, ...]) -> Group:
         return Group(name="-".join(skills), bricks=[name_of(skill, draw) for skill in skills for draw in draws], step=TSV)
 
-    found = {"advised groups": advised, "pairs of skills": [merged(pair) for pair in pairs], "two halves": [merged(quad) for quad in QUADS]}
+    found = {
+        "advised groups": advised,
+        "pairs of skills": [merged(pair) for pair in pairs],
+        "two halves": [merged(quad) for quad in QUADS],
+    }
     single = {"every brick": [Group(name=name, bricks=[name], step=None) for name in names]}
     return found | (single if len(advised) < len(names) else {})
 

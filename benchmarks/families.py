@@ -1,11 +1,11 @@
-"""Every causal language model that transformers builds tiny, and multimodal ones: what merges, is edited, grows and is routed, checked by numbers.
+"""Every causal language model that transformers builds tiny, and multimodal ones: what merges, scores, is edited, grows and is routed, checked by numbers.
 
     python benchmarks/families.py
     python benchmarks/families.py --only gpt_oss nemotron_h gemma4
 
-A family is built with random weights, two fine-tunes of it are merged, one fact is written, it grows and two adapters are routed; tests/worlds/family_walk.py
-says what is compared with what. With `--only`, the other rows of the results file stay as they are. Each family is written when it is done, so that a later call
-with `--continue` goes on. A family takes one to two CPU seconds.
+A family is built with random weights, two fine-tunes and two adapters of it are merged, questions are scored, one fact is written, it grows and two adapters are
+routed; tests/worlds/family_walk.py says what is compared with what. mergekit merges the fine-tunes beside. With `--only`, the other rows of the results file stay as they are. Each family is written when it is done, so that a later call
+with `--continue` goes on. A family takes two to four CPU seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         not_tiny.pop(family, None)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found = walk(family, Path(folder) / "project")
+                found = walk(family, Path(folder) / "project", mergekit=True)
                 walked[family] = {name: {"status": o.status, "said": o.said} for name, o in found.items()}
             except NotTinyError as error:
                 not_tiny[family] = str(error)

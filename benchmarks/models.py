@@ -48,7 +48,7 @@ def make_models(folder: Path, size: str, bricks: bool = True, device: str = "cpu
         (folder / name).mkdir()
         config.save_pretrained(folder / name)
         if size in SPARSE:
-            _sparse(folder / name / "model.safetensors", shapes)
+            write_sparse(folder / name / "model.safetensors", shapes)
             continue
         tensors = base
         if name != "base":
@@ -96,7 +96,7 @@ def _shapes(size: str) -> dict[str, tuple[int, ...]]:
     return {**shapes, "model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-def _sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """Write a safetensors file of bf16 zeros that takes no blocks on disk."""
     header, offset = {}, 0
     for name, shape in shapes.items():

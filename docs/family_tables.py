@@ -13,11 +13,16 @@ from workbench.tables import csv_text
 FAMILIES = "benchmarks/results/families.json"
 COLUMNS = {
     "merge": "merge",
+    "adapters": "LoRA merge",
+    "core": "core space",
+    "slices": "slices",
+    "eval": "eval",
     "edit": "edit",
     "grow: depth": "grow depth",
     "grow: neurons": "grow width",
     "grow: experts": "grow experts",
     "route": "route",
+    "mergekit": "mergekit's merge",
 }
 """Operation of the results file -> head of its column."""
 _WORDS = {"refused": "no", "untested": "untested", "wrong": "wrong"}
@@ -51,6 +56,30 @@ def families_block(found: dict[str, Any]) -> str:
     rows = [[head, str(sum(f[name]["status"] == "works" for f in families))] for name, head in COLUMNS.items()]
     note = f"{len(families)} families were walked, {len(found['not_tiny'])} others cannot be built tiny. transformers {found['transformers']}. "
     return table(["operation", "families"], rows, left=1) + "\n\n" + note
+
+
+SIZES = "benchmarks/results/full-sizes.json"
+
+
+@block("full-sizes", SIZES)
+def sizes_block(found: dict[str, Any]) -> str:
+    """The peak memory that `plan` names for operations on models in their full size."""
+    operations = list(next(iter(found["models"].values()))["operations"])
+    rows, refused = [], dict[str, str]()
+    for name, model in found["models"].items():
+        cells = []
+        for operation in operations:
+            told = model["operations"][operation]
+            if "refused" in told:
+                refused.setdefault(reason(told["refused"]), f"{name}, {operation}")
+            cells.append("no" if "refused" in told else f"{told['peak_bytes'] / 1e9:.1f}")
+        rows.append([name, f"{model['parameters'] / 1e9:,.0f} B", *cells])
+    why = " ".join(f"{place}: {said}." for said, place in refused.items())
+    note = (
+        "Peak memory in GB that `plan` names, on the CPU, from headers of checkpoints in bfloat16 with the shapes of published configurations. "
+        f"`adapters` are merged into a checkpoint. No: {why} Nothing was run."
+    )
+    return table(["model", "parameters", *operations], rows, left=1) + "\n\n" + note
 
 
 def _cell(outcome: Mapping[str, str]) -> str:

@@ -116,10 +116,22 @@ def many_block(found: dict[str, Any]) -> str:
             pair = paired(_flat(alone), [value for name in alone for value in one["right"][name]])
             low, high = pair.interval()
             price = one.get("price")
-            size, seconds = (f"{price['bytes'] / 1e6:.0f}", f"{price['seconds'] / price['merged_seconds']:.2f}") if price else ("0", "1")
+            size, seconds = (
+                (f"{price['bytes'] / 1e6:.0f}", f"{price['seconds'] / price['merged_seconds']:.2f}") if price else ("0", "1")
+            )
             change = f"{signed(pair.diff)} [{signed(low)}, {signed(high)}]"
-            lines.append([row["pool"], way, f"{one['groups']}" if price else "", points(_mean(_flat(one["right"]))), change, size, seconds])
-    heads = ["bricks", "way", "adapters", "right, %", "against each brick alone, points", "MB beside the base", "time of an answer"]
+            lines.append(
+                [row["pool"], way, f"{one['groups']}" if price else "", points(_mean(_flat(one["right"]))), change, size, seconds]
+            )
+    heads = [
+        "bricks",
+        "way",
+        "adapters",
+        "right, %",
+        "against each brick alone, points",
+        "MB beside the base",
+        "time of an answer",
+    ]
     said = [f"{row['pool'].capitalize()}: `--measure` advises {_said(row['advice'])}." for row in found["rows"]]
     note = (
         f"{found['items']} held-out items, each brick asked its own, answered exactly; 95 % intervals. One merge is `tsv` with `weights: auto`, as are the merges of "
@@ -139,7 +151,9 @@ def _said(advice: dict[str, Any]) -> str:
     step = advice["step"] or {}
     if "route" in step:
         several = sum(len(group["bricks"]) > 1 for group in advice["groups"])
-        return f"a route between {len(advice['groups'])} groups" + (f", {several} of which have several bricks" if several else "")
+        return f"a route between {len(advice['groups'])} groups" + (
+            f", {several} of which have several bricks" if several else ""
+        )
     return f"`{step['merge']}`" if step else "no merge"
 
 

@@ -14,7 +14,6 @@ from worlds.project import Project
 from worlds.tiny import baked, live
 
 from workbench import yamldoc
-from workbench.advice import groups as grouping
 from workbench.advice import pools, proposal
 from workbench.advice.groups import grouped
 from workbench.advice.pools import Pair, Shared
@@ -22,8 +21,8 @@ from workbench.api import loading
 from workbench.models.prompts import load_tokenizer
 
 
-def pair(names: str, rv: float, cosine: float = 0.1, different: int = 0) -> Pair:
-    shared = Shared(prompts=10, different=different)
+def pair(names: str, rv: float, cosine: float = 0.1, different: int = -1) -> Pair:
+    shared = Shared(prompts=10, of=100 if different < 0 else 12, different=max(0, different))
     return Pair(
         one=names[0],
         two=names[1],
@@ -45,6 +44,7 @@ def pair(names: str, rv: float, cosine: float = 0.1, different: int = 0) -> Pair
         ([("ab", 0.9), ("bc", 0.9), ("ac", 0.9, 0.1, 9)], ["ab", "c"]),  # a and c answer the same prompts differently
         ([("ab", 0.9, -0.9), ("bc", 0.1), ("ac", 0.46)], ["ac", "b"]),
         ([("ab", 0.1), ("bc", 0.1), ("ac", 0.1)], ["a", "b", "c"]),
+        ([("ab", 0.1, 0.1, 0), ("bc", 0.1), ("ac", 0.1)], ["ab", "c"]),  # the same prompts with the same answers
     ],
 )
 def test_groups_are_bricks_that_all_overlap(pairs: list[tuple[Any, ...]], expected: list[str]) -> None:
@@ -93,11 +93,11 @@ TEXTS = tuple(part for name in ("one", "two", "twin") for part in ("--texts", f"
 
 
 def test_many_groups_are_routed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The written recipe routes between `two` and the average of the other two, and can be planned."""
+    """The written recipe routes between `two` and the average of the other two, and runs."""
     monkeypatch.setattr(pools, "FAR", 100)
-    assert document("brick", "advise", *BRICKS, *TEXTS, "--json")["step"]["merge"] == "tsv"
+    assert document("brick", "advise", *BRICKS, *TEXTS)["step"]["merge"] == "tsv"
     monkeypatch.setattr(proposal, "MOST", 1)
-    found = document("brick", "advise", *BRICKS, *TEXTS, "--json")
+    found = document("brick", "advise", *BRICKS, *TEXTS)
     assert (found["step"], found["sweep"]) == ({"route": "ridge"}, [])
     assert [(group["name"], group["bricks"]) for group in found["groups"]] == [("one-group", ["one", "twin"]), ("two", ["two"])]
     printed = call("brick", "advise", *BRICKS, *TEXTS, "--write", "recipes/many.yaml").stdout
@@ -108,7 +108,7 @@ def test_many_groups_are_routed(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     routed = yamldoc.load(folder / "recipes" / "many.yaml").data
     assert routed["bricks"] == {"one-group": {"recipe": "recipes/many-one-group.yaml"}, "two": "bricks/two"}
     assert routed["steps"][0]["bricks"]["one-group"] == {"calibration": ["one.jsonl", "twin.jsonl"]}
-    assert document("plan", "recipes/many.yaml", "--device", "cpu", "--json")
+    assert document("run", "recipes/many.yaml", "--device", "cpu")["status"] == "done"
     (folder / "recipes" / "many.yaml").unlink()
     error = refused("brick", "advise", *BRICKS, *TEXTS, "--write", "recipes/many.yaml")
     assert "many-one-group.yaml: already exists" in error.message
@@ -119,17 +119,17 @@ def test_what_no_router_can_choose_among(folder: Path, monkeypatch: pytest.Monke
     """Checkpoints, and bricks without prompts, leave the merge, with what a route needs."""
     monkeypatch.setattr(pools, "FAR", 100)
     monkeypatch.setattr(proposal, "MOST", 1)
-    found = document("brick", "advise", *BRICKS, *TEXTS[:4], "--json")
+    found = document("brick", "advise", *BRICKS, *TEXTS[:4])
     assert found["step"]["merge"] == "tsv"
     assert "twin has none: --texts twin=FILE.jsonl" in found["reasons"][1]
-    found = document("brick", "advise", "one", "full", "--base", "base", "--texts", "one=one.jsonl", "--json")
+    found = document("brick", "advise", "one", "full", "--base", "base", "--texts", "one=one.jsonl")
     assert "full is a checkpoint: workbench brick extract" in found["reasons"][1]
 
 
 def test_a_route_answers_by_the_brick_that_it_chooses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial's answers are those of the recipe, fitted on the prompts that are not asked, which generates them."""
-    monkeypatch.setattr(grouping, "OVERLAPPING", 2)  # each brick is a group
-    found = document("brick", "advise", *BRICKS, *TEXTS, "--measure", "--json")
+    monkeypatch.setattr(pools, "OVERLAPPING", 2)  # each brick is a group
+    found = document("brick", "advise", *BRICKS, *TEXTS, "--measure")
     trial = found["trial"]
     routed = next(row for row in trial["candidates"] if row["name"] == "route")
     assert trial["price"]["adapters"] == 3

@@ -41,9 +41,12 @@ def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, nam
         ([pair(0.5)], 0.16, "far", "average"),
         ([pair(0.9995, 0.9995)], 0.16, "same", None),
         ([pair(0.9995, -0.9995)], 0.16, "opposed", None),
-        ([pair(0.5, shared=Shared(prompts=8, different=5))], 0.01, "contradicting", None),
-        ([pair(0.5, shared=Shared(prompts=8, different=4))], 0.01, "overlapping", "average"),
-        ([pair(0.5, shared=Shared(prompts=7, different=7))], 0.01, "overlapping", "average"),
+        ([pair(0.5, shared=Shared(prompts=8, of=8, different=5))], 0.01, "contradicting", None),
+        ([pair(0.5, shared=Shared(prompts=8, of=8, different=4))], 0.01, "overlapping", "average"),
+        ([pair(0.2, shared=Shared(prompts=8, of=16, different=4))], 0.01, "between", "average"),
+        ([pair(0.2, shared=Shared(prompts=8, of=17, different=0))], 0.01, "between", "tsv"),
+        ([pair(0.2, shared=Shared(prompts=7, of=7, different=0))], 0.01, "between", "tsv"),
+        ([pair(0.5, shared=Shared(prompts=7, of=8, different=7))], 0.01, "overlapping", "average"),
     ],
 )
 def test_regimes(pairs: list[Pair], norm: float, regime: str, step: str | None) -> None:
@@ -91,9 +94,13 @@ def test_equal_norms_and_contradictions() -> None:
     def rows(*answers: str) -> list[Text]:
         return [Text("p", answer, "f:1") for answer in answers]
 
-    assert shared_prompts({"a": rows("x", "y"), "b": rows("Y ", "z")})["a", "b"] == Shared(prompts=1, different=0)
-    assert shared_prompts({"a": rows("x"), "b": rows("z")})["a", "b"] == Shared(prompts=1, different=1, example=["p", "x", "z"])
-    assert shared_prompts({"a": [Text("", "x", "f:1")], "b": [Text("", "y", "f:1")]})["a", "b"] == Shared(prompts=0, different=0)
+    assert shared_prompts({"a": rows("x", "y"), "b": rows("Y ", "z")})["a", "b"] == Shared(prompts=1, of=1, different=0)
+    assert shared_prompts({"a": rows("x"), "b": rows("z")})["a", "b"] == Shared(
+        prompts=1, of=1, different=1, example=["p", "x", "z"]
+    )
+    assert shared_prompts({"a": [Text("", "x", "f:1")], "b": [Text("", "y", "f:1")]})["a", "b"] == Shared(
+        prompts=0, of=0, different=0
+    )
 
 
 def candidate(name: str, **right: int) -> Candidate:

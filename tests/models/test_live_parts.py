@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from worlds.causal import tiny_json
-from worlds.family_walk import GROWTHS, NotTinyError, build, families, walk
+from worlds.family import NotTinyError, build
+from worlds.family_walk import GROWTHS, MERGES, families, walk
 from worlds.growing import FAMILIES, GROWN
 from worlds.places import PROJECT, of_the_pinned_transformers
 
@@ -80,7 +81,9 @@ def test_the_live_model_is_that_of_transformers(kind: str, whole: str, tmp_path:
 
 
 RESULTS: dict[str, Any] = json.loads((PROJECT / "benchmarks/results/families.json").read_text("utf-8"))
-OPERATIONS = ("merge", "edit", *(f"grow: {name}" for name in GROWTHS), "route")
+OPERATIONS = (*MERGES, "eval", "edit", *(f"grow: {name}" for name in GROWTHS), "route")
+FOREIGN = "mergekit"
+"""The last column, which is no operation of the workbench: the benchmark fills it, and its defects are not ours."""
 DEFECTS: dict[str, set[str]] = {}
 """Family -> operations that are neither right nor refused."""
 
@@ -98,7 +101,7 @@ def test_the_page_says_what_is_found(family: str, tmp_path: Path) -> None:
     found = walk(family, tmp_path / "project")
     words = {"works": "yes", "refused": "no", "untested": "untested", "wrong": "wrong"}
     page = row_of_page(family.partition(":")[0], found["class"].said)
-    assert [words[found[name].status] for name in OPERATIONS] == page, found
+    assert [words[found[name].status] for name in OPERATIONS] == page[:-1], found
     assert {name for name, outcome in found.items() if outcome.status == "wrong"} == DEFECTS.get(family, set()), found
 
 
@@ -115,7 +118,8 @@ def test_every_family_is_named() -> None:
     """No type of this transformers is missing, and growths agree with the table of tests/worlds/growing.py."""
     assert sorted([*RESULTS["families"], *RESULTS["not_tiny"], *RESULTS["not_walked"]]) == sorted(families())
     for family, outcomes in RESULTS["families"].items():
-        assert {name for name, outcome in outcomes.items() if outcome["status"] == "wrong"} == DEFECTS.get(family, set())
+        wrong = {name for name, outcome in outcomes.items() if outcome["status"] == "wrong"}
+        assert wrong - {FOREIGN} == DEFECTS.get(family, set())
         for name in ("depth", "neurons"):
             if family in FAMILIES:
                 assert (outcomes[f"grow: {name}"]["status"] == "works") == (family in GROWN[name].split()), (family, name)

@@ -15,9 +15,13 @@ _MORE_SIZES: dict[str, Any] = {
     "num_encoder_attention_heads": HEADS, **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "dim_ff"), 48), "emb_dim": WIDTH,
     **dict.fromkeys(("max_target_positions", "max_source_positions", "max_seq_len", "context_length"), POSITIONS),
 }  # fmt: skip
+_ROBERTA = ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 _FIELDS: dict[str, dict[str, Any]] = {
+    **{name: {"pad_token_id": 0, "is_decoder": True} for name in _ROBERTA},
+    "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1, 3]},
     "cwm": {"bos_token_id": 0},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1, "sliding_window": 64},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": HEADS},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 32},
@@ -27,13 +31,19 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"num_key_value_heads": HEADS, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "head_dim": 8, "v_head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 16, "chunk_size": 32},
     "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 0},
     "nemotron_h": {"chunk_size": 32},
+    "prophetnet": {"pad_token_id": 0},
     "qwen4_exp_text": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"] * 2, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "xlm": {"pad_token_id": 0, "causal": True},
+    "xmod": {"pad_token_id": 0, "is_decoder": True, "default_language": "en_XX"},
 }  # fmt: skip
 """Type of model -> fields that it needs beside sizes."""
 _AS_PUBLISHED = ("dots3_note", "emu3", "mllama", "moshi", "zamba", "zamba2", "zaya")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from workbench.advice.pools import OVERLAPPING, UNEQUAL, Pair, equal_weights, equalized
+from workbench.advice.pools import UNEQUAL, Pair, equal_weights, equalized
 from workbench.project import relative
 from workbench.results import Part
 
@@ -37,7 +37,7 @@ def grouped(norms: Mapping[str, float], pairs: Sequence[Pair]) -> list[Group]:
         norms: Brick -> norm of its delta, above 0.
         pairs: All pairs of these bricks.
     """
-    alike = [pair for pair in pairs if pair.rv > OVERLAPPING and not pair.clash]
+    alike = [pair for pair in pairs if pair.alike]
     may_join = {frozenset((pair.one, pair.two)) for pair in alike}
     group_of = {name: [name] for name in norms}
     for pair in sorted(alike, key=lambda pair: -pair.rv):

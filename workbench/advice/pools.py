@@ -29,8 +29,10 @@ class Shared(Part):
 
     prompts: int
     """Number of shared prompts."""
+    of: int
+    """Number of prompts of the brick that has fewer."""
     different: int
-    """Number of those for which the bricks have no answer in common."""
+    """Number of shared prompts for which the bricks have no answer in common."""
     example: list[str] | None = None
     """A shared prompt with different answers, and an answer of each brick."""
 
@@ -38,6 +40,11 @@ class Shared(Part):
     def contradicts(self) -> bool:
         """True if enough prompts are shared and most of them have different answers."""
         return self.prompts >= LEAST_SHARED and self.different > CONTRADICTING * self.prompts
+
+    @property
+    def agrees(self) -> bool:
+        """True if most prompts are shared, enough of them, and most of these have a common answer."""
+        return self.prompts >= max(LEAST_SHARED, CONTRADICTING * self.of) and not self.contradicts
 
 
 def own_files(bricks: Mapping[str, Brick], files: Mapping[str, Path]) -> dict[str, Measuring]:
@@ -73,7 +80,7 @@ def _shared(one: Mapping[str, set[str]], two: Mapping[str, set[str]]) -> Shared:
     common = [prompt for prompt in one if prompt in two]
     different = [prompt for prompt in common if not one[prompt] & two[prompt]]
     example = [different[0], min(one[different[0]]), min(two[different[0]])] if different else None
-    return Shared(prompts=len(common), different=len(different), example=example)
+    return Shared(prompts=len(common), of=min(len(one), len(two)), different=len(different), example=example)
 
 
 def _answers(rows: list[Text]) -> dict[str, set[str]]:
@@ -143,6 +150,11 @@ class Pair(Part):
         return self.cosine is not None and self.cosine < OPPOSED
 
     @property
+    def alike(self) -> bool:
+        """True if the two have one skill: they overlap, or answer the same prompts in the same way; and they do not clash."""
+        return (self.rv > OVERLAPPING or (self.shared is not None and self.shared.agrees)) and not self.clash
+
+    @property
     def clash(self) -> bool:
         """True if the two cannot act in one merge, because their deltas or their answers are opposed."""
         return self.opposed or (self.shared is not None and self.shared.contradicts)
@@ -193,9 +205,9 @@ def recommended(
     """Return the recommended step and the reasons for it; bricks are given by name, with the directory to type."""
     if regime in INSTEAD:
         return None, instead(regime, pairs, bricks)
-    if all(pair.rv > OVERLAPPING for pair in pairs):
+    if all(pair.alike for pair in pairs):
         return {"merge": "average"}, [
-            "All bricks overlap with each other: a mean keeps what they have in common at its length, and a sum would add it once for each brick."
+            "All bricks have one skill: a mean keeps what they have in common at its length, and a sum would add it once for each brick."
         ]
     if regime == "far":
         barrier = shell("workbench", "brick", "barrier", *list(bricks.values())[:2], "--base", base, "--text", "TEXTS.jsonl")

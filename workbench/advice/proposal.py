@@ -140,7 +140,7 @@ def many(proposal: Proposal, pool: Pool) -> Proposal:
     )
     if lacks := _not_routable(proposal, pool):
         return replace(proposal, reasons=[reason, lacks, *proposal.reasons])
-    contradicts = proposal.reasons if proposal.regime == "contradicting" else []
+    contradicts = proposal.reasons[:1] if proposal.regime == "contradicting" else []
     return replace(proposal, step=_STEP, sweep=(), reasons=[reason, *contradicts])
 
 
@@ -213,4 +213,7 @@ def _beside_route(
         return replace(proposal, reasons=[*proposal.reasons, *reasons]), verdict
     tied = [f"Prompts do not tell {' and '.join(names)} apart: of these a router takes {names[0]}." for names in ties]
     proposal = replace(proposal, warnings=[*proposal.warnings, *tied])
-    return replace(proposal, step=_STEP, sweep=(), reasons=[*reasons, *proposal.reasons]), verdict
+    others = (
+        proposal.reasons if len(proposal.groups) <= MOST else proposal.reasons[:1]
+    )  # not the commands that name all bricks but one
+    return replace(proposal, step=_STEP, sweep=(), reasons=[*reasons, *others]), verdict
