@@ -29,7 +29,8 @@ def main() -> None:
     import torch
     import transformers
 
-    from worlds.family_walk import NotTinyError, families, walk
+    from worlds.family import NotTinyError
+    from worlds.family_walk import families, walk
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
