@@ -119,14 +119,22 @@ def lay_out(kind: str, label: str, fields: dict[str, Any], folder: Path) -> int:
     with torch.device("meta"):
         model = getattr(transformers, label)._from_config(config)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in (model.all_tied_weights_keys or {})}
-    shapes = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in sorted(revert_weight_conversion(model, state).items())}
     config.save_pretrained(folder / "base")
     save_tokenizer(folder / "base")
     write_sparse(folder / "base" / "model.safetensors", shapes)
     for brick in ("one", "two"):
         (folder / brick).mkdir()
         for file in (folder / "base").iterdir():
-            (folder / brick / file.name).hardlink_to(file)
+            if file.suffix == ".json":
+                (folder / brick / file.name).hardlink_to(file)
+        write_sparse(folder / brick / "model.safetensors", shapes)
+        with (folder / brick / "model.safetensors").open(
+            "r+b"
+        ) as stream:  # a fine-tune that seems to change nothing would be read whole
+            start = 8 + int.from_bytes(stream.read(8), "little")
+            stream.seek(start + 2 * math.prod(shapes[min(shapes)]) // 8 // 64 * 64)  # where `fingerprint` looks
+            stream.write(b"\x80\x3f" * 32)
         write_adapter(model, folder / "lora" / brick)
         write_jsonl(folder / f"{brick}.jsonl", [{"prompt": f"{brick} w{i} w{i + 1}"} for i in range(20)])
     write_facts_file(folder / "facts.jsonl", 1)

@@ -16,6 +16,8 @@ from workbench.run.costs import FLOPS_PER_SECOND, TRANSFORMERS
 from workbench.run.plan import plan
 from workbench.run.teaching import check_efficacy
 from workbench.vocabulary.tokens import reading_bytes
+from workbench.weights import digests
+from workbench.weights.header import Entry
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
 TUNE = "{id: tune, edit: finetune, facts: facts.jsonl, epochs: 3, batch_size: 2, learning_rate: 0.05}"
@@ -55,6 +57,25 @@ def test_plan_prints_a_line_for_each_edit(facts: Project, cwd: Path) -> None:
     )
     assert "tune: at most 9 optimizer steps on 5 facts: about 0 s on one core\n" in shown
     assert planned["seconds"] > inner["seconds"]
+
+
+def test_a_plan_reads_no_tensor(facts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the base, not to look an edit, a training or a router up in the cache, either."""
+    routed = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: ridge, calibration: 'prompts-{brick}.jsonl'}]\n"
+    for brick in ("one", "two"):
+        write_jsonl(facts.path / f"prompts-{brick}.jsonl", [{"prompt": f"{brick} w{i}"} for i in range(8)])
+
+    digest = digests.entry_digest
+
+    def read(entry: Entry) -> str:
+        assert entry.file.parent.name != "base", f"{entry.file} was read"
+        return digest(entry)
+
+    monkeypatch.setattr(digests, "entry_digest", read)
+    for text in ("steps: [{edit: memit, facts: facts.jsonl}]\n", f"steps: [{TUNE}]\n", routed):
+        found = plan(facts.resolve(text), facts.path / "runs")
+        assert found.cached == []
+        assert found.key is None
 
 
 def test_what_the_cache_has_costs_nothing(facts: Project) -> None:

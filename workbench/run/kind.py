@@ -206,8 +206,11 @@ class Kind(ABC, Generic[S]):
         return None
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return True if the cache has the result that the step solves or trains."""
-        if not self.cached_in or resolved.headers_only:
+        """Return True if the cache has the result that the step solves or trains.
+
+        Without known digests nothing is read for them, because plans read headers alone; the result then counts as missing.
+        """
+        if not self.cached_in or resolved.headers_only or not resolved.known:
             return False
         return reusable(place_of(resolved, self.cached_in, number, rounded=self.rounded), self.record)
 
