@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Qwen3.5-35B-A3B": ("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", {}),
     "gpt-oss-20b": ("gpt_oss", "GptOssForCausalLM", {"num_hidden_layers": 24, "num_local_experts": 32}),
     "Gemma 4": ("gemma4", "Gemma4ForConditionalGeneration", {}),
-    "Qwen3-VL-8B": ("qwen3_vl", "Qwen3VLForConditionalGeneration", {}),
+    "Qwen3-VL": ("qwen3_vl", "Qwen3VLForConditionalGeneration", {}),
     "Nemotron-H": ("nemotron_h", "NemotronHForCausalLM", {}),
     "DeepSeek-V3": ("deepseek_v3", "DeepseekV3ForCausalLM", {}),
 }

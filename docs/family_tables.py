@@ -65,16 +65,17 @@ SIZES = "benchmarks/results/full-sizes.json"
 def sizes_block(found: dict[str, Any]) -> str:
     """The peak memory that `plan` names for operations on models in their full size."""
     operations = list(next(iter(found["models"].values()))["operations"])
-    rows, refused = [], dict[str, str]()
+    rows, refused = [], dict[str, list[str]]()
     for name, model in found["models"].items():
         cells = []
         for operation in operations:
             told = model["operations"][operation]
             if "refused" in told:
-                refused.setdefault(reason(told["refused"]), f"{name}, {operation}")
+                said = re.sub(r" \(.*?\)", "", reason(told["refused"]))
+                refused.setdefault(said, []).append(f"{name}, {operation}")
             cells.append("no" if "refused" in told else f"{told['peak_bytes'] / 1e9:.1f}")
         rows.append([name, f"{model['parameters'] / 1e9:,.0f} B", *cells])
-    why = " ".join(f"{place}: {said}." for said, place in refused.items())
+    why = " ".join(f"{'; '.join(places)}: {said}." for said, places in refused.items())
     note = (
         "Peak memory in GB that `plan` names, on the CPU, from headers of checkpoints in bfloat16 with the shapes of published configurations. "
         f"`adapters` are merged into a checkpoint. No: {why} Nothing was run."

@@ -155,8 +155,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 108_720,
-    # 436 lines: groups of many bricks, a route between them, and what it costs.
+    "lines of the package": 108_760,
+    # 476 lines: groups of many bricks, a route between them, and what it costs; models that see later tokens are not scored.
     # 230 lines: sentence encoders of routers; what a cut-off change of a router leaves is removed.
     # 2,330 lines: `workbench serve` with batches that requests join and leave, and before other servers; `route ls`, `add`, `rm`; follow-ups.
     # 100 lines: pruned models are fitted to the outputs with all neurons and heads; what keys of neurons hold in memory.
@@ -180,8 +180,8 @@ BUDGET = {
     # 1: which tensors depend on the number of neurons.
     # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 77_470,
-    # 170 lines: the same.
+    "lines of the tests": 77_740,
+    # 440 lines: the same; adapters, core space, slices, scores and mergekit in the walk over families.
     # 200 lines: sentence encoders; lm-eval as a client of the server.
     # 1,100 lines: the server as a process, in batches, before others; routers that change; conversations.
     # 130 lines: a fit of pruned models by hand; values without the columns that are lent.
@@ -197,7 +197,8 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 99_600,
+    "words of the documentation": 100_400,
+    # 800 words: plans of models in full size, eight and sixteen bricks, Arrow in the table of abstention, more of the families.
     # 1,180 words: the assistant, sentence encoders and their tables, the server under load.
     # 600 words: tables of everyday facts, of pruned neurons after training, and of conversations.
     # 1,380 words: serving and its commands; conversations of routers.

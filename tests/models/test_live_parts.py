@@ -23,7 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.grow.expansion.streamed import decoder_layers
 from workbench.models.hooks import states_of, with_first
 from workbench.models.layout import stack_prefix
-from workbench.models.live import live_model
+from workbench.models.live import check_causal, live_model
 from workbench.models.skeleton import causal_skeleton, parse_config
 
 TOKENS = torch.zeros(2, 3, dtype=torch.long)
@@ -78,6 +78,22 @@ def test_the_live_model_is_that_of_transformers(kind: str, whole: str, tmp_path:
     assert type(live) is type(expected) is type(causal_skeleton(config, cpu))
     with torch.no_grad():
         assert torch.equal(live(tokens).logits, expected(tokens).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "fields", "causal"),
+    [("bert", {"is_decoder": False}, False), ("bert", {"is_decoder": True}, True), ("qwen3_moe", {}, True)],
+)
+def test_models_that_see_later_tokens_are_not_scored(kind: str, fields: dict[str, Any], causal: bool, dtype: torch.dtype) -> None:
+    parsed = parse_config({**tiny_json(kind), **fields})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(parsed, dtype=dtype).eval()
+    if causal:
+        check_causal(model, "base")
+    else:
+        with pytest.raises(WorkbenchError, match="base: what it predicts depends on later tokens"):
+            check_causal(model, "base")
 
 
 RESULTS: dict[str, Any] = json.loads((PROJECT / "benchmarks/results/families.json").read_text("utf-8"))

@@ -16,7 +16,9 @@ _MORE_SIZES: dict[str, Any] = {
     **dict.fromkeys(("max_target_positions", "max_source_positions", "max_seq_len", "context_length"), POSITIONS),
 }  # fmt: skip
 _ROBERTA = ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
+_BERT = ("bert", "bert-generation", "big_bird", "electra", "ernie", "megatron-bert", "rembert", "roformer")
 _FIELDS: dict[str, dict[str, Any]] = {
+    **{name: {"is_decoder": True} for name in _BERT},
     **{name: {"pad_token_id": 0, "is_decoder": True} for name in _ROBERTA},
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1, 3]},

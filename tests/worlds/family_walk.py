@@ -201,7 +201,7 @@ def _save_adapters(family: Family, decoder: Any) -> tuple[str, dict[str, torch.T
     ]
     if not modules:
         raise WrongError("no linear layer")
-    wanted = [name for name in modules if re.search(r"o_proj$|out_proj$|c_proj$|dense$|output", name)] or modules
+    wanted = [name for name in modules if re.search(r"o_proj$|out_proj$|out_lin$|c_proj$|dense$|output", name)] or modules
     module = wanted[len(wanted) // 2]
     layer = decoder.get_submodule(module)
     conv1d = is_conv1d(layer)

@@ -156,9 +156,12 @@ def _model(
 
             return WrittenCheckpoint(_checkpoint(entry, runs, device, events), entry.name, server)
         if not live:
+            from workbench.models.live import check_causal
             from workbench.run.materialize import materialize
 
             live.append(materialize(entry.resolved, device, tensors, events))
+            if not entry.resolved.beside:  # a router chooses anew for other tokens, and a memory answers to a whole prompt
+                check_causal(live[0], entry.name)
         return live[0]
 
     return model

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.skeleton import _decoder, groups_of, parse_config, part_for, skeleton
 from workbench.weights.device import load_all
@@ -304,3 +304,27 @@ def live_model(config: dict[str, object], tensors: dict[str, Tensor], source: Pa
         model.generation_config = GenerationConfig.from_pretrained(source)
     live: PreTrainedModel = model.to(device).eval()
     return live
+
+
+@no_grad
+def check_causal(model: PreTrainedModel, label: str) -> None:
+    """Check on four tokens that what a model, with this label in messages, predicts does not depend on later tokens.
+
+    BERT and its kin see all tokens unless `is_decoder` is set. transformers loads them as causal language models all the same, and
+    the probability of a token that the model has already read says nothing.
+
+    Raises:
+        WorkbenchError: If it does.
+    """
+    size = model.config.get_text_config().vocab_size
+    row = [size * (2 * i + 1) // 10 for i in range(5)]
+    tokens = torch.tensor([row[:4], [*row[:3], row[4]]], device=model.device)
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :3].float()
+    if float((logits[0] - logits[1]).abs().max()) > _NOISE * float(logits.std()):
+        raise WorkbenchError(
+            f"{label}: what it predicts depends on later tokens, so that it is no causal language model ({type(model).__name__})",
+            "If it was trained as a decoder, set `is_decoder: true` in its config.json.",
+        )
+
+
+_NOISE = 0.1  # of the logits' standard deviation: rounding in bfloat16, where experts are batched, stays far below
