@@ -2,18 +2,21 @@
 
     python benchmarks/advice_many.py
     python benchmarks/advice_many.py --pools eight --folder DIR      one pool; DIR keeps bricks and scores, so that a later call goes on
+    python benchmarks/advice_many.py --folder DIR --prices           measures the times again, on an idle machine
 
 The eight bricks are those of the starter base, of which two answer the same prompts in opposite ways. The sixteen are these and a second
 training of each. Every way is scored on held-out items, 384 in all, each brick on its own ones; routers are fitted on the bricks' training
-rows and choose for each item. Results go to benchmarks/results/advice-many.json after every pool.
+rows and choose for each item. `--prices` fits them on a few rows, because a decision takes as long whatever a router was fitted on. Results go to benchmarks/results/advice-many.json after every pool.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pool_starter import PROJECT, StarterTraining, StarterWorld
@@ -23,12 +26,14 @@ from workbench.advice.advise import advise
 from workbench.advice.groups import Group
 from workbench.advice.runner import Runner
 from workbench.models.texts import Text, read_texts
+from workbench.route.deciding import samples
 from workbench.run.device import Work
 
 SKILLS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
 QUADS = (("add", "triage", "glossary", "date-dmy"), ("reverse", "actions", "record", "date-mdy"))  # the two dates apart
 POOLS = {"eight": 1, "sixteen": 2}
 ITEMS = 384
+COMMANDS = ("python benchmarks/advice_many.py --folder DIR", "python benchmarks/advice_many.py --folder DIR --prices")
 WORK = Work(torch.device("cpu"), 2)
 TSV = {"merge": "tsv", "weights": "auto"}
 
@@ -38,16 +43,19 @@ def main() -> None:
     parser = parser_of(__doc__, "advice-many")
     parser.add_argument("--pools", nargs="+", choices=list(POOLS), default=list(POOLS))
     parser.add_argument("--folder", type=Path, help="folder of the bricks and scores to keep")
+    parser.add_argument("--prices", action="store_true", help="measure times again, of pools that are kept")
     options = parser.parse_args()
-    rows = []
+    rows, head = [], {"command": " && ".join(COMMANDS)} if options.prices else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         for pool in options.pools:
             kept = folder / f"{pool}.json"
             if not kept.is_file():
                 kept.write_text(json.dumps(scored(pool, StarterWorld(folder, 0))), "utf-8")
+            if options.prices:
+                kept.write_text(json.dumps(priced(json.loads(kept.read_text("utf-8")), StarterWorld(folder, 0))), "utf-8")
             rows.append(json.loads(kept.read_text("utf-8")))
-            write_results(options.out, {"items": ITEMS, "rows": rows})
+            write_results(options.out, {**head, "items": ITEMS, "rows": rows})
 
 
 def scored(pool: str, world: StarterWorld) -> dict[str, Any]:
@@ -69,6 +77,22 @@ def scored(pool: str, world: StarterWorld) -> dict[str, Any]:
     document = advice.to_dict()
     said = {key: document[key] for key in ("regime", "says", "step", "groups", "reasons", "warnings", "trial")}
     return {"pool": pool, "advice": said, "alone": listed(alone), "ways": found}
+
+
+def priced(row: dict[str, Any], world: StarterWorld) -> dict[str, Any]:
+    """Return a pool's results with the prices of its routes measured again."""
+    pool = row["pool"]
+    trainings = {name_of(skill, draw): StarterTraining((skill,), draw=draw) for draw in range(POOLS[pool]) for skill in SKILLS}
+    bricks = {name: str(world.brick(training, 0)) for name, training in trainings.items()}
+    runner = Runner(bricks, str(world.base), items(pool), world.folder, WORK, 1)
+    runner.fit_on({name: read_texts(world.texts(training), name)[:40] for name, training in trainings.items()})
+    advised = [Group.model_validate(group) for group in row["advice"]["groups"]]
+    for label, groups in ways(pool, advised).items():
+        with patch.object(samples, "built_in", return_value=samples.built_in()[::20]):
+            _, price, _ = runner.route(groups)
+        row["ways"][label]["price"] = price.to_dict()
+        print(pool, label, price, flush=True)
+    return row
 
 
 def name_of(skill: str, draw: int) -> str:
@@ -103,7 +127,7 @@ def ways(pool: str, advised: list[Group]) -> dict[str, list[Group]]:
     return found | (single if len(advised) < len(names) else {})
 
 
-def listed(right: dict[str, Any]) -> dict[str, list[int]]:
+def listed(right: Mapping[str, Any]) -> dict[str, list[int]]:
     return {name: [int(value) for value in values] for name, values in right.items()}
 
 
