@@ -26,7 +26,9 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
         if live:
             pretrained.tie_weights = lambda *_args, **_kwargs: None
         try:
-            super().__init__(pretrained, **{"logits_cache": False, "softmax_dtype": "float32", **settings})
+            # By its model_type, lm-eval takes the decoder of BART and others for a sequence-to-sequence model.
+            kind = {"backend": "causal"} if live else {}
+            super().__init__(pretrained, **{**kind, "logits_cache": False, "softmax_dtype": "float32", **settings})
         finally:
             if live:
                 del pretrained.tie_weights
