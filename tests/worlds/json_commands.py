@@ -111,7 +111,10 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("methods", "rome")
     document("brick extract", "bricks/full", "--base", "base", "-o", "bricks/extracted", "--rank", 4)
     document("brick bake", "bricks/one", "-o", "baked")
-    texts = ("--texts", "one=items.jsonl", "--texts", "two=items.jsonl")
+    rows = [json.loads(line) for line in (project.path / "items.jsonl").read_text("utf-8").splitlines()]
+    lines = [json.dumps({**row, "prompt": f"{row['prompt']} of"}) + "\n" for row in rows]
+    (project.path / "others.jsonl").write_text("".join(lines), "utf-8")
+    texts = ("--texts", "one=items.jsonl", "--texts", "two=others.jsonl")
     document("brick advise", "one", "two", "--base", "base", *texts, "--measure", "--device", "cpu")
     document("brick advise", "one", "--base", "base")
     document("brick barrier", "base", "baked", "--text", "texts.jsonl")
