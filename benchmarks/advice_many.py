@@ -60,9 +60,7 @@ def main() -> None:
 
 def scored(pool: str, world: StarterWorld) -> dict[str, Any]:
     """Return what the advice says of a pool, and the answers of every way on held-out items."""
-    trainings = {name_of(skill, draw): StarterTraining((skill,), draw=draw) for draw in range(POOLS[pool]) for skill in SKILLS}
-    bricks = {name: str(world.brick(training, 0)) for name, training in trainings.items()}
-    own = {name: world.texts(training) for name, training in trainings.items()}
+    bricks, own = trained(pool, world)
     advice = advise(bricks, str(world.base), own, project=world.folder, work=WORK, measured=True)
     runner = Runner(bricks, str(world.base), items(pool), world.folder, WORK, ITEMS // len(bricks))
     runner.fit_on({name: read_texts(file, name) for name, file in own.items()})
@@ -79,13 +77,19 @@ def scored(pool: str, world: StarterWorld) -> dict[str, Any]:
     return {"pool": pool, "advice": said, "alone": listed(alone), "ways": found}
 
 
+def trained(pool: str, world: StarterWorld) -> tuple[dict[str, str], dict[str, Path]]:
+    """Return brick -> directory, and brick -> file of its training rows; bricks that are missing are trained."""
+    trainings = {name_of(skill, draw): StarterTraining((skill,), draw=draw) for draw in range(POOLS[pool]) for skill in SKILLS}
+    bricks = {name: str(world.brick(training, 0)) for name, training in trainings.items()}
+    return bricks, {name: world.texts(training) for name, training in trainings.items()}
+
+
 def priced(row: dict[str, Any], world: StarterWorld) -> dict[str, Any]:
     """Return a pool's results with the prices of its routes measured again."""
     pool = row["pool"]
-    trainings = {name_of(skill, draw): StarterTraining((skill,), draw=draw) for draw in range(POOLS[pool]) for skill in SKILLS}
-    bricks = {name: str(world.brick(training, 0)) for name, training in trainings.items()}
+    bricks, own = trained(pool, world)
     runner = Runner(bricks, str(world.base), items(pool), world.folder, WORK, 1)
-    runner.fit_on({name: read_texts(world.texts(training), name)[:40] for name, training in trainings.items()})
+    runner.fit_on({name: read_texts(file, name)[:40] for name, file in own.items()})
     advised = [Group.model_validate(group) for group in row["advice"]["groups"]]
     for label, groups in ways(pool, advised).items():
         with patch.object(samples, "built_in", return_value=samples.built_in()[::20]):

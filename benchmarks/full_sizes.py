@@ -1,4 +1,4 @@
-"""What `workbench plan` says of models in their full size: from headers alone, of checkpoints that take no blocks on disk.
+"""Plan operations on models in their full size with `workbench plan`: from headers alone, of checkpoints that take no blocks on disk.
 
     python benchmarks/full_sizes.py
     python benchmarks/full_sizes.py --only gpt-oss-20b

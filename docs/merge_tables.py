@@ -107,7 +107,7 @@ def advice_block(found: dict[str, Any]) -> str:
 
 @block("advice-many", MANY)
 def many_block(found: dict[str, Any]) -> str:
-    """What one merge, a route and merges in a route keep of eight and sixteen bricks, and what they cost."""
+    """Write what one merge, a route and merges in a route keep of eight and sixteen bricks, and what they cost."""
     lines = []
     for row in found["rows"]:
         alone = row["alone"]

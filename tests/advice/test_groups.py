@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +16,10 @@ from worlds.tiny import baked, live
 
 from workbench import yamldoc
 from workbench.advice import pools, proposal
+from workbench.advice.evidence import Candidate, RoutePrice
 from workbench.advice.groups import grouped
 from workbench.advice.pools import Pair, Shared
+from workbench.advice.proposal import Proposal
 from workbench.api import loading
 from workbench.models.prompts import load_tokenizer
 
@@ -158,6 +161,26 @@ def test_a_route_answers_by_the_brick_that_it_chooses(folder: Path, monkeypatch:
             right.append(tokenizer.decode(said).strip() == text["completion"])
         assert row["accuracy"]["value"] == pytest.approx(sum(right) / 24), row["brick"]
     assert trial["base"]["accuracy"]["value"] < 0.4 < routed["accuracy"]["value"]
+
+
+@pytest.mark.parametrize(("routed", "advised"), [(22, "route"), (9, "tsv, lambda 1")])
+def test_a_route_is_advised_only_if_it_answers_clearly_more(routed: int, advised: str) -> None:
+    """Its price stands beside either verdict; what it cannot tell apart is a warning of the route alone."""
+
+    def candidate(name: str, right: int) -> Candidate:
+        return Candidate(name, {}, {brick: np.array([1.0] * right + [0.0] * (24 - right)) for brick in "ab"})
+
+    merge = {"merge": "tsv", "weights": "auto"}
+    before = Proposal("disjoint", "Disjoint.", ["why"], {}, [], grouped({"a": 1.0, "b": 1.0}, []), merge, (0.6, 1))
+    price = RoutePrice(adapters=2, bytes=2_000_000, seconds=0.4, merged_seconds=0.3)
+    after, verdict = proposal._beside_route(
+        before, candidate("tsv, lambda 1", 8), candidate("route", routed), price, [["a", "b"]]
+    )
+    assert verdict.name == advised
+    assert any("2 adapters (2.0 MB)" in reason and "0.4 s" in reason for reason in after.reasons)
+    tied = ["Prompts do not tell a and b apart: of these a router takes a."]
+    expected = ({"route": "ridge"}, (), tied) if advised == "route" else (merge, (0.6, 1), [])
+    assert (after.step, after.sweep, after.warnings) == expected
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -60,7 +60,7 @@ def test_plan_prints_a_line_for_each_edit(facts: Project, cwd: Path) -> None:
 
 
 def test_a_plan_reads_no_tensor(facts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the base, not to look an edit, a training or a router up in the cache, either."""
+    """No tensor of the base is read, not to look an edit, a training or a router up in the cache, either."""
     routed = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: ridge, calibration: 'prompts-{brick}.jsonl'}]\n"
     for brick in ("one", "two"):
         write_jsonl(facts.path / f"prompts-{brick}.jsonl", [{"prompt": f"{brick} w{i}"} for i in range(8)])

@@ -65,7 +65,7 @@ def test_what_only_a_tensor_shows_is_named_with_it(project: Project) -> None:
 
 
 def test_a_brick_without_a_weight_has_weight_one(project: Project) -> None:
-    """As in every merge: in a list, beside other parameters, and where no rule of a schedule matches."""
+    """The weight is 1 as in every merge: in a list, beside other parameters, and where no rule of a schedule matches."""
 
     def made(step: str) -> dict[str, torch.Tensor]:
         return project.tensors(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps:\n  - {step}\n")

@@ -110,7 +110,7 @@ class Fall(Part):
 
 
 class RoutePrice(Part):
-    """What a route costs beside one merge, which runs like the base."""
+    """Price of a route beside one merge, which runs like the base."""
 
     adapters: int
     """Number of adapters that stand beside the base."""
@@ -148,7 +148,7 @@ class Trial(Part):
     falls: list[Fall]
     """Bricks whose skill clearly falls in the best merge."""
     price: RoutePrice | None
-    """What the route costs; null if none was tried."""
+    """Price of the route; null if none was tried."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Many bricks: which of them have one skill and are merged, and the recipes of a route between such groups."""
+"""Put many bricks into groups of one skill, and write the recipes of a route between the groups."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ class Group(Part):
 
 
 def grouped(norms: Mapping[str, float], pairs: Sequence[Pair]) -> list[Group]:
-    """Put bricks of one skill together: every two of a group overlap, and neither contradict nor oppose each other.
+    """Put bricks of one skill together: every two bricks of a group are alike (`Pair.alike`). Pairs with the largest RV are joined first.
 
-    The pairs with the largest RV are joined first. A router cannot tell such bricks apart, because they act on the same prompts, and their
-    average keeps what each of them can.
+    A router cannot tell such bricks apart, because they act on the same prompts, and their average keeps what each of them can.
 
     Args:
         norms: Brick -> norm of its delta, above 0.
@@ -66,7 +65,7 @@ def _group(names: list[str], norms: Mapping[str, float]) -> Group:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the parts of a recipe stand, as a recipe of its project names them.
+    """Name base, bricks and files of prompts as a recipe of its project names them.
 
     Attributes:
         base: The base.

@@ -1,4 +1,4 @@
-"""What the measurements of some bricks propose: the bricks to leave out, one merge of the others, or a route between groups of them."""
+"""Propose what follows from the measurements: bricks to leave out, one merge of the others, or a route between groups of them."""
 
 from __future__ import annotations
 
@@ -213,7 +213,6 @@ def _beside_route(
         return replace(proposal, reasons=[*proposal.reasons, *reasons]), verdict
     tied = [f"Prompts do not tell {' and '.join(names)} apart: of these a router takes {names[0]}." for names in ties]
     proposal = replace(proposal, warnings=[*proposal.warnings, *tied])
-    others = (
-        proposal.reasons if len(proposal.groups) <= MOST else proposal.reasons[:1]
-    )  # not the commands that name all bricks but one
+    # Of many bricks, the commands that name all but one of them would fill the screen.
+    others = proposal.reasons if len(proposal.groups) <= MOST else proposal.reasons[:1]
     return replace(proposal, step=_STEP, sweep=(), reasons=[*reasons, *others]), verdict

@@ -76,7 +76,7 @@ class Advice(Result):
     """The file that was written with --write."""
 
     def recipes(self, path: Path) -> dict[Path, str]:
-        """Return the recommended recipe as YAML for a file, with the reasons as comments, after those of the groups that it routes between."""
+        """Return file -> YAML: the recipes of the groups that are routed between, and last the recommended recipe with its reasons."""
         assert self.step is not None
         command = shell("workbench", "eval" if self.sweep else "run", path)
         left_out = [f"left out: {brick.name} {brick.because}" for brick in self.left_out]
@@ -89,11 +89,7 @@ class Advice(Result):
             recipe, merges = route_recipes(self.groups, places, beside)
         else:
             recipe, merges = self._merge(self.step, places), {}
-        heads = {project / file: f"# A group of {path.name}\n" for file in merges}
-        found = {
-            place: head + yamldoc.dump(merge, width=120)
-            for (place, head), merge in zip(heads.items(), merges.values(), strict=True)
-        }
+        found = {project / file: f"# A group of {path.name}\n{yamldoc.dump(merge, width=120)}" for file, merge in merges.items()}
         return {**found, path: "".join(f"# {line}\n" for line in lines) + yamldoc.dump(recipe, width=120)}
 
     def _merge(self, step: Mapping[str, object], places: Places) -> dict[str, object]:

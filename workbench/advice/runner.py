@@ -1,4 +1,4 @@
-"""Models that `brick advise --measure` runs: each asks the bricks' own prompts."""
+"""Run the models of `brick advise --measure`, and ask each of them the bricks' own prompts."""
 
 from __future__ import annotations
 
@@ -163,9 +163,8 @@ class Runner:
 def _seconds(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[float, float]:
     """Return the median time to read a prompt and to write some tokens: as routed, and as the base alone, prompt by prompt."""
     found: list[list[float]] = [[], []]
-    for number, row in enumerate(
-        [rows[0], *rows]
-    ):  # the first prompt twice, because the first call prepares what later ones find
+    # The first prompt is read twice, because the first call prepares what later ones find.
+    for number, row in enumerate([rows[0], *rows]):
         ids = torch.tensor([list(row)], device=device)
         for times, acting in zip(found, (nullcontext(), model.routing.fixed(None)), strict=True):
             with acting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,8 +83,7 @@ def advise(
     out.quiet = quiet or json
     places, of_recipe = _of_recipe(names[0]) if _is_recipe(names) else (_places(names), None)
     files = _files(texts or [])
-    if write is not None and write.exists():
-        raise WorkbenchError(f"{write}: already exists", "Choose another name: existing files are not overwritten.")
+    _check_free(write)
     on = pick_device(device)
     with exact(on):
         advice = look(
@@ -156,17 +156,21 @@ def _files(texts: list[str]) -> dict[str, Path]:
     return {name: Path(file) for name, _, file in pairs}
 
 
+def _check_free(path: Path | None) -> None:
+    """Check before any work that neither the recipe nor one of its groups would overwrite a file."""
+    places = [path, *path.parent.glob(f"{escape(path.stem)}-*-group.yaml")] if path is not None else []
+    if there := next((place for place in places if place.exists()), None):
+        raise WorkbenchError(f"{there}: already exists", "Choose another name: existing files are not overwritten.")
+
+
 def _written(advice: Advice, path: Path) -> Advice:
     """Write the recommended recipe with those of its groups, and return the advice with the name of its file."""
     from workbench.files import write_text
 
     if advice.step is None:
         raise WorkbenchError(f"no recipe was written: {advice.says}", advice.reasons[0] if advice.reasons else None)
-    recipes = advice.recipes(path)
-    if there := next((place for place in recipes if place.exists()), None):
-        raise WorkbenchError(f"{there}: already exists", "Choose another name: existing files are not overwritten.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for place, text in recipes.items():
+    for place, text in advice.recipes(path).items():
         write_text(place, text)
     return advice.model_copy(update={"recipe": str(path)})
 
