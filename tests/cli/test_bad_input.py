@@ -141,6 +141,8 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "layers that are no slice": (nothing, GOOD + "    where: {layers: all}\n", ["run"], 2, r"expected a slice of layers such as '4:20'"),
     "recipe file missing": (nothing, GOOD, ["run", "recipes/tset.yaml"], 2, r"recipes/tset.yaml: no such file"),
     "base missing": (nothing, "base: bass\n" + GOOD, ["run"], 1, r"base: no such directory: bass"),
+    "model+lora as base": (nothing, "base: base+bricks/one\n" + GOOD, ["run"], 1, r"base\+bricks/one names a model and an adapter(.|\n)*base: \{adapter: bricks/one, on: base\}"),
+    "model+lora as brick": (nothing, "base: base\n" + GOOD.replace("one: bricks/one", "one: base+bricks/one"), ["run"], 1, r"Write bricks/one if base is the recipe's base"),
     "starter base not fetched": (nothing, "base: bricks/starter/base\n" + GOOD, ["run"], 1, r"the starter base \(bricks/starter/base\) is not downloaded yet"),
     "base that is an adapter": (nothing, "base: bricks/one\n" + GOOD, ["run"], 1, r"base: bricks/one is a LoRA adapter"),
     "brick missing": (nothing, GOOD.replace("bricks/two", "bricks/tow"), ["run"], 1, r"brick 'two': no such directory: bricks/tow"),

@@ -90,7 +90,13 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
         require_whole(local.resolve())
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/")) or retyped(reference)
-    if forced or local.suffix == SUFFIX or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
+    if (
+        forced
+        or "+" in name
+        or local.suffix == SUFFIX
+        or name.count("/") != 1
+        or name.split("/")[0] in ("bricks", "recipes", "runs")
+    ):
         raise _missing(reference, local, what, project)
     return hub.directory(name, revision or None, what, project)
 
@@ -100,6 +106,11 @@ def _missing(reference: str, local: Path, what: str, project: Path) -> Workbench
         return WorkbenchError(
             f"{what}: the starter base ({reference}) is not downloaded yet", "Run `workbench brick fetch starter`."
         )
+    model, joined, adapter = reference.partition("+")  # as mergekit writes a model with an adapter on it
+    if joined and (what == "base" or what.startswith("brick")):
+        alone = f"Write {adapter} if {model} is the recipe's base, else make a recipe of the two and write `{{recipe: FILE}}`."
+        hint = f"Write `base: {{adapter: {adapter}, on: {model}}}`." if what == "base" else alone
+        return WorkbenchError(f"{what}: {reference} names a model and an adapter, expected one of them", hint)
     meant = retyped(reference)
     return WorkbenchError(
         f"{what}: no such {'file' if local.suffix == SUFFIX else 'directory'}: {reference}",
