@@ -294,8 +294,6 @@ class _File(_Named):
         if self.start.startswith(b"GGUF"):
             new = shell("workbench", "recipe", "new", f"from-{self.stem}", "--base", typed)
             return self.is_("gguf", "a model in GGUF", shell("workbench", "chat", typed), new)
-        if path.name.endswith(".neuron.pth"):
-            return self.is_("lape", "neurons of LAPE", f"workbench analyze import {shell(typed)} --base BASE -o DIR")
         if suffix in _PICKLES and _STATE.fullmatch(path.name):
             return self.is_("state", "the state of a trainer", problem="It is not needed, and never opened.")
         if suffix in _PICKLES:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import typer
 
 from worlds.jsonl import write_jsonl
-from worlds.neuron_sets import save_random_set
 from worlds.tiny import save_adapter
 
 from workbench.cli import app
@@ -74,10 +73,6 @@ def _published(project: Path) -> None:
         for i in range(3)
     ]
     (project / "zsre.json").write_text(json.dumps(rows), "utf-8")
-
-
-def _sets(project: Path) -> None:
-    save_random_set(project / "bricks" / "acting", project / "base")
 
 
 def _changed(project: Path) -> None:
@@ -172,12 +167,6 @@ COMMANDS = {
     "analyze partition": Command(f"analyze partition base {NEURONS} --experts 4"),
     "analyze locate": Command("analyze locate base --facts facts.jsonl -n 2 --share 0.01", share=1),
     "analyze decompose": Command(f"analyze decompose base {NEURONS}", (f"analyze all base {NEURONS}",)),
-    "analyze import": Command(
-        "analyze import acting.pth --base base --names acting -o imported",
-        (_sets, "analyze export bricks/acting -o acting.pth"),
-        share=1,
-    ),
-    "analyze export": Command("analyze export bricks/acting -o acting.pth", (_sets,), share=12),
     "analyze all": Command(f"analyze all base {NEURONS}", share=1),
 }
 READING = {

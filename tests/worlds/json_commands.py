@@ -11,7 +11,6 @@ from typing import Any
 
 from worlds.commands import call, run
 from worlds.completions_server import serving
-from worlds.neuron_sets import save_random_set
 from worlds.project import Project
 from worlds.routing import outside, prompts, write_prompts
 from worlds.search_world import RECIPE, lay_out, searched
@@ -141,10 +140,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     call("memory", "feedback", str(runs["memory"]), "f0", "--reward", "1")
     document("memory log", runs["memory"])
     call_routes(runs["routed"], document)
-    save_random_set(project.path / "bricks" / "acting", project.path / "base")
     document("analyze locate", "base", "--facts", "facts.jsonl", "-n", 2, "--share", 0.01)
-    call("analyze", "export", "bricks/acting", "-o", "acting.pth")
-    document("analyze import", "acting.pth", "--base", "base", "--names", "acting", "-o", "imported")
     call_analyses(project, document)
     document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
     document("push", runs["mix"].name, "org/mix", "--dry-run", "--yes")

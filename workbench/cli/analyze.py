@@ -11,7 +11,6 @@ from workbench.cli._analyses import finish, labelled_texts, numbers, open_subjec
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError
 
 ModelArg = Annotated[
     str,
@@ -298,59 +297,6 @@ def decompose(
     finish(result, place, json)
     if result.cosines and not result.cosines.function:
         out.say("function space needs texts: --data FILE")
-
-
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="File *.pth with a list over functions of lists over layers.", show_default=False)],
-    base: Annotated[str, typer.Option("--base", help="Model of the neurons: directory or hub id.", show_default=False)],
-    names: Annotated[
-        str,
-        typer.Option(
-            "--names", metavar="NAMES", help="Names of the functions, in the order of the file: en,zh,fr.", show_default=False
-        ),
-    ],
-    to: Annotated[Path, typer.Option("-o", "--out", help="Directory for the sets, one folder each.", show_default=False)],
-    json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Read sets of neurons from a LAPE file (*.neuron.pth), as bricks of a base.
-
-    The file is opened in a process of its own with limits, in which torch runs no code of it. It does not name its model: layers and
-    numbers of neurons are compared with the base.
-    """
-    from workbench.neurons.lape_files import import_sets
-
-    out.quiet = json or quiet
-    labels = [name.strip() for name in names.split(",")]
-    if not all(labels):
-        raise UsageError(f"--names {names}: expected names separated by commas, such as en,zh,fr")
-    result = import_sets(file, str(file), base, labels, to, project=Path.cwd())
-    out.warn(f"{file} does not name its model; only layers and numbers of neurons were compared with {base}")
-
-    def text() -> None:
-        for row in result.sets:
-            out.line(f"{row.set}: {row.size:,} neurons ({100 * row.share:.3g} %) for {row.function}")
-        for name in result.empty:
-            out.line(f"{name}: no neurons, so no set")
-
-    out.result(lambda: result, text, json=json)
-
-
-@app.command("export")
-def export(
-    sets: Annotated[list[str], typer.Argument(help="Sets of neurons: directories, or names in bricks/.", show_default=False)],
-    to: Annotated[Path, typer.Option("-o", "--out", help="New file *.pth.", show_default=False)],
-    quiet: QuietOpt = False,
-) -> None:
-    """Write sets of neurons of one model as a LAPE file, which `torch.load` reads as lists of lists of LongTensor."""
-    from workbench.cli._bricks import brick_directory
-    from workbench.neurons.lape_files import export_sets
-
-    out.quiet = quiet
-    written = export_sets([brick_directory(name) for name in sets], to)
-    out.line(f"{to}: {len(written)} functions, {max(written[0].units) + 1} layers")
-    out.say(f"names:  {','.join(neurons.name for neurons in written)}")
 
 
 @app.command("all")

@@ -23,7 +23,6 @@ from workbench.grow.mixtures.mixture import ExpertsUsed
 from workbench.neurons.ablation import AblationResult, EverythingResult
 from workbench.neurons.decompose import DecompositionResult
 from workbench.neurons.functions import FunctionsResult
-from workbench.neurons.lape_files import ImportedSets
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
 from workbench.neurons.partition import PartitionResult
@@ -98,7 +97,6 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze partition": PartitionResult,
     "analyze locate": KnowledgeResult,
     "analyze decompose": DecompositionResult,
-    "analyze import": ImportedSets,
     "analyze all": EverythingResult,
     "experts": ExpertsUsed,
     "push": Pushed,
