@@ -3,6 +3,7 @@
     python benchmarks/merge_forward.py
     python benchmarks/merge_forward.py --families llama --pools same-3 --seeds 1       a quick look
     python benchmarks/merge_forward.py --folder DIR                                    keeps models, so that a later call goes on
+    python benchmarks/merge_forward.py --only learned                                  measures an arm and its references again
 
 Pools, items and `kept` are those of benchmarks/merge_pools.py; the pools of the starter base are made of its own bricks. Each brick gives some training
 texts. `against` is the paired difference in kept points from the arm's reference over the same items, with a 95 %
@@ -19,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import learned_weights  # noqa: F401  # registers `merge: learned`
 import torch
 from merge_pools import SUM, TSV, merged_into, pools
 from pool_starter import StarterTraining, StarterWorld
 from pool_worlds import World
-from record import parser_of, write_results
+from record import keep_head, parser_of, write_results
 
 from workbench.scores.paired import paired
 
@@ -31,7 +33,7 @@ ENOUGH = 0.3
 """Least gain of an owner for which `kept` is computed."""
 STARTER = {"three": ("add", "reverse", "triage"), "six": ("add", "reverse", "triage", "actions", "glossary", "record")}
 SMALL = ("disjoint-3", "same-3", "same-2 and another", "partial", "full-3", "full-same-3")
-REGMEAN, FEATCAL = {"merge": "regmean"}, {"merge": "featcal"}
+REGMEAN, FEATCAL, LEARNED = {"merge": "regmean"}, {"merge": "featcal"}, {"merge": "learned"}
 # Arm -> its reference, and its step; AIM has the step that it damps.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sum": ("sum", SUM),
@@ -43,6 +45,9 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "featcal, blend 1": ("featcal", {**FEATCAL, "blend": 1.0}),
     "featcal, ridge .005": ("featcal", {**FEATCAL, "ridge": 0.005}),
     "featcal, sum 1": ("featcal", {**FEATCAL, "lambda": 1.0, "anchor": 1.0}),
+    "sum, .3 to 1 by depth": ("sum", {**SUM, "lambda": {"first": 0.3, "last": 1.0}}),
+    "learned": ("featcal", LEARNED),
+    "learned, a weight a brick": ("learned", {**LEARNED, "per": "brick"}),
     "aim on sum": ("sum", SUM),
     "aim on tsv": ("tsv", TSV),
 }
@@ -56,8 +61,14 @@ def main() -> None:
     parser.add_argument("--pools", nargs="+", help="names of pools; default: all")
     parser.add_argument("--texts", type=int, default=16, help="texts of each brick")
     parser.add_argument("--folder", type=Path, help="folder of the models to keep")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(ARMS), default=list(ARMS), help="arms; those of the results file are kept"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    only = {one for arm in options.only for one in (arm, ARMS[arm][0], ARMS[ARMS[arm][0]][0])}
+    before = json.loads(options.out.read_text("utf-8")) if len(only) < len(ARMS) else {"rows": []}
+    known = {(row["family"], row["seed"], row["pool"]): row["arms"] for row in before["rows"]}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for family, seed in [("starter", 0)] + [("llama", seed) for seed in range(options.seeds)]:
@@ -72,13 +83,16 @@ def main() -> None:
             for name, trainings in chosen.items():
                 if options.pools and name not in options.pools:
                     continue
-                rows.append({"family": family, "seed": seed, "pool": name, "arms": measured(world, trainings, options.texts)})
+                arms = known.get((family, seed, name), {}) | measured(world, trainings, options.texts, only)
+                rows.append({"family": family, "seed": seed, "pool": name, "arms": arms})
                 print(json.dumps(rows[-1]), flush=True)
                 write_results(options.out, {"texts": options.texts, "rows": rows})
+    if before["rows"]:
+        keep_head(options.out, before, options.only)
 
 
-def measured(world: Any, trainings: Sequence[Any], count: int) -> dict[str, Any]:
-    """Merge one pool with every arm, and score the merges."""
+def measured(world: Any, trainings: Sequence[Any], count: int, only: set[str]) -> dict[str, Any]:
+    """Merge one pool with some arms, and score the merges."""
     places = {f"b{i}": world.brick(training, 200) for i, training in enumerate(trainings)}
     texts = {name: world.texts(training) for name, training in zip(places, trainings, strict=True)}
     live = world.model()
@@ -94,8 +108,10 @@ def measured(world: Any, trainings: Sequence[Any], count: int) -> dict[str, Any]
     for arm, (reference, step) in ARMS.items():
         if not learned:
             break
+        if arm not in only:
+            continue
         started = time.process_time()
-        reads = step["merge"] in ("regmean", "featcal")
+        reads = step["merge"] in ("regmean", "featcal", "learned")
         bricks = {name: {"calibration": str(file)} for name, file in texts.items()} if reads else list(places)
         if arm.startswith("aim"):
             damped_into(live, world, places, step, [line for file in texts.values() for line in evenly(file, count)])

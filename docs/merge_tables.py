@@ -16,6 +16,9 @@ POOLS, POOLS_FIGURE = "benchmarks/results/merge-pools.json", "merging-pools.svg"
 ADVICE = "benchmarks/results/advice-pools.json"
 MANY = "benchmarks/results/advice-many.json"
 FORWARD = "benchmarks/results/merge-forward.json"
+FAR = "benchmarks/results/far-bricks.json"
+HUNDRED = "benchmarks/results/many-adapters.json"
+REASONING = "benchmarks/results/reasoning.json"
 
 
 @block("missing_rows", MISSING_ROWS)
@@ -233,6 +236,67 @@ def forward_block(found: dict[str, Any]) -> str:
         f"starts from the whole sum, with the anchor there."
     )
     return f"{first}\n\n{second}\n\n{note}"
+
+
+@block("reasoning", REASONING)
+def reasoning_block(found: dict[str, Any]) -> str:
+    """A model that thinks between tags, merged with one that follows an instruction: what each merge still does."""
+    kinds = list(next(iter(found["merges"].values()))["right"])
+    rows = [
+        [name, *(points(_mean(merge["right"][kind])) for kind in kinds), f"{merge['seconds']:.0f}"]
+        for name, merge in found["merges"].items()
+    ]
+    note = (
+        f"Percent of {found['items']} held-out prompts of each kind, answered greedily and wholly right. The thinker was trained on sums, with a thought between tags before "
+        "each answer; the follower on phrases of an invented language and on sums, all answered at once, in brackets where the prompt asks for them. Both are LoRA adapters "
+        f"of rank 16 of the starter base. Methods that read texts read {found['texts']} of each brick's, `null_space` those of the thinker. The last kind of prompt is one that the bricks answer in different ways: the follower in "
+        "brackets without a thought. Seconds of one core for the merge."
+    )
+    return table(["merge", *kinds, "seconds"], rows, left=1) + "\n\n" + note
+
+
+@block("far-bricks", FAR)
+def far_block(found: dict[str, Any]) -> str:
+    """Bricks far from their base: what merges, trainings and a route keep, the mean over the pools of each kind."""
+    ways = list(found["rows"][0]["ways"])
+    pools = list(dict.fromkeys(row["pool"] for row in found["rows"]))
+    rows = []
+    for way in ways:
+        of = {pool: [row["ways"][way] for row in found["rows"] if row["pool"] == pool and way in row["ways"]] for pool in pools}
+        every = [one for same in of.values() for one in same]
+        left = [one["retention"] for one in every if "retention" in one]
+        rows.append(
+            [
+                way,
+                *(points(_mean(one["kept"] for one in same)) if same else "" for same in of.values()),
+                points(_mean(left)) if left else "",
+                f"{_mean(one['seconds'] for one in every):.1f}",
+            ]
+        )
+    seeds = len({row["seed"] for row in found["rows"]})
+    note = (
+        f"Percent of the bricks' own gain that is kept, the mean over {seeds} trainings of base and bricks; then the accuracy on the base's own functions, and seconds of a core, means over all pools. "
+        f"Every way but `average` and `tsv` reads the same {found['rows_a_brick']} rows of each brick's tasks; ways that train replay as many rows of the base's functions, and take the 200 steps of a brick."
+    )
+    return table(["way", *pools, "retention", "seconds"], rows, left=1) + "\n\n" + note
+
+
+@block("many-adapters", HUNDRED)
+def hundred_block(found: dict[str, Any]) -> str:
+    """Four to a hundred adapters: what merges and a route answer."""
+    ways = list(dict.fromkeys(way for row in found["rows"] for way in row["ways"]))
+    rows = []
+    for way in ways:
+        cells = []
+        for row in found["rows"]:
+            right = row["ways"].get(way, {}).get("right")
+            cells.append(points(_mean(_mean(values) for values in right.values())) if right else "")
+        rows.append([way, *cells])
+    note = (
+        f"Percent of {found['items']} items a language in two new wordings, answered exactly; the mean over the languages. Adapters of rank {found['rank']}, one for each invented language; methods that read texts read "
+        f"{found['texts']} of each brick's, and were not run where that takes more than some minutes."
+    )
+    return table(["way", *(f"{row['adapters']} adapters" for row in found["rows"])], rows, left=1) + "\n\n" + note
 
 
 def _mean(values: Iterable[float]) -> float:

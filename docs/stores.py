@@ -63,6 +63,7 @@ STORES: Mapping[str, Store] = {
     "grams": Store("Gram matrices of inputs", "tensors config tokens device", _MERGED),
     "fisher": Store("Fisher information", "tensors config tokens device", _MERGED),
     "magnitudes": Store("magnitudes of inputs", "tensors config tokens device", _MERGED),
+    "inputs": Store("inputs of linear layers at some tokens", "tensors config tokens device", _MERGED),
     "forward": Store("layers merged in order", "tensors config tokens device", _MERGED),
     "losses": Store("losses of models on examples", "tensors config tokens device", _MERGED),
     "said": Store(

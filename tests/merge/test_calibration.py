@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
-from worlds.texts import save_other, saved_names, sentence, words_tokenizer, write_rows
+from worlds.texts import save_other, saved_names, words_tokenizer, write_rows
 from worlds.tiny import save_finetuned, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.models.live import live_model
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 from workbench.run.plan import plan
@@ -246,48 +243,6 @@ def test_fisher_is_the_mean_squared_gradient(
         assert torch.allclose((merged[name] - origin).double(), right, atol=2e-5), name
 
 
-# -- Cocktail
-
-
-def test_cocktail_weighs_by_loss(project: Project) -> None:
-    rows = [{"prompt": sentence(i, 4), "answer": sentence(50 + i, 1 + i)} for i in range(4)] + [{"text": sentence(9, 6)}]
-    write_jsonl(project.path / "few.jsonl", rows)
-    text = """
-        base: base
-        bricks: {one: bricks/one, two: bricks/two, full: bricks/full}
-        steps: [{merge: cocktail, examples: few.jsonl, temperature: 0.5, include_base: true}]
-        output: {dtype: float32}
-    """
-    result = project.run(text)
-    record = result["steps"][0]["cocktail"]
-    models = {
-        "base": "steps: []",
-        **{n: f"bricks: {{{n}: bricks/{n}}}\nsteps: [{{merge: average}}]" for n in ("one", "two", "full")},
-    }
-    tensors = {name: project.tensors(one) for name, one in models.items()}
-    losses = {}
-    for name in models:
-        model = live_model(project.resolve("steps: []").base.config, dict(tensors[name]), project.path / "base", CPU)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(project.path / "base")
-        found = []
-        for row in rows:
-            start = len(tokenizer(row["prompt"])["input_ids"]) if "prompt" in row else 1
-            ids = tokenizer(f"{row['prompt']} {row['answer']}" if "prompt" in row else row["text"])["input_ids"]
-            with torch.no_grad():
-                found.append(float(model(torch.tensor([ids]), labels=torch.tensor([[-100] * start + ids[start:]])).loss))
-        losses[name] = sum(found) / len(found)
-    total = sum(math.exp(-value / 0.5) for value in losses.values())
-    weights = {name: math.exp(-value / 0.5) / total for name, value in losses.items()}
-    for name, value in weights.items():
-        assert record[name]["loss"] == pytest.approx(losses[name], rel=1e-5)
-        assert record[name]["weight"] == pytest.approx(value, rel=1e-4)
-    assert max(weights.values()) - min(weights.values()) > 0.05
-    merged = tensors_of(Path(result["model"]))
-    for name in merged:
-        right = sum(weights[m] * tensors[m][name] for m in models)
-        assert torch.allclose(merged[name], right, atol=1e-5)
-
-
 # -- laws and errors
 
 
@@ -295,6 +250,7 @@ STEPS = {
     "regmean": "{merge: regmean, calibration: all.jsonl}",
     "featcal": "{merge: featcal, calibration: all.jsonl}",
     "aim": "{merge: aim, calibration: all.jsonl}",
+    "null_space": "{merge: null_space, calibration: all.jsonl, tokens: [w]}",
     "fisher": "{merge: fisher, calibration: all.jsonl, samples: 4}",
     "cocktail": "{merge: cocktail, examples: all.jsonl}",
 }
@@ -320,7 +276,7 @@ def test_laws(name: str, project: Project) -> None:
     assert laws.permutation_invariant == same
     single, alone = merged("full"), tensors_of(project.path / "bricks" / "full")
     assert laws.single_is_identity == all(torch.allclose(single[n], alone[n].float(), rtol=2e-7, atol=1e-7) for n in alone)
-    if "calibration" in STEPS[name] and name != "aim":
+    if "calibration" in STEPS[name] and name not in ("aim", "null_space"):
         with pytest.raises(WorkbenchError, match="weights at"):
             merged("one", "two", fields=", bricks: {one: 0, two: 0}")
         assert not laws.zero_is_base
@@ -369,7 +325,12 @@ def test_texts_that_are_missing_and_plans(project: Project) -> None:
         return plan(resolved, project.path / "runs")
 
     average = planned("{merge: average}")
-    for name, needs in (("regmean", "texts"), ("featcal", "texts"), ("fisher", "model"), ("cocktail", "model")):
+    for name, needs in (
+        ("regmean", "texts"),
+        ("featcal", "texts"),
+        ("fisher", "model"),
+        ("cocktail", "model"),
+    ):
         found = planned(STEPS[name])
         assert (found.steps[0].needs, found.steps[0].inputs) == (needs, ["all.jsonl"])
         assert found.peak_bytes > average.peak_bytes
@@ -389,6 +350,7 @@ UNREACHED = {
     [
         ("merge: fisher, bricks: {one: {calibration: one.jsonl}, two: {calibration: two.jsonl}}", {"averaged": {}}),
         ("merge: aim, calibration: one.jsonl", {"damped": 28, "summed": UNREACHED}),
+        ("merge: null_space, calibration: one.jsonl, tokens: [w]", {"projected": 28, "kept_alone": UNREACHED}),
     ],
 )
 def test_the_record_counts_tensors_that_the_texts_do_not_reach(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worlds import formulas
+from worlds import formulas, text_formulas
 from worlds.factored import Lora
 from worlds.formulas import DENSITIES, LAMBDAS, NAMES, WEIGHTS, Formula, World, by_matrix, overlap_shares, worlds
 from worlds.fuzzing import EXAMPLES, fuzz_reader
@@ -65,11 +65,13 @@ FORMULAS: dict[str, tuple[Formula, dict[str, st.SearchStrategy[Any]]]] = {
     "iso_c": (by_matrix(formulas.iso), SCALE),
     "tsv": (by_matrix(formulas.tsv), SCALE),
     "wudi": (by_matrix(formulas.wudi), {**SCALE}),
-    "cocktail": (formulas.cocktail, {"examples": st.just("rows.jsonl")}),
-    "aim": (formulas.aim, {**SCALE, "weights": AUTO, "omega": st.sampled_from((0.2, 0.0, 1.0)), "calibration": st.just("rows.jsonl")}),
-    "fisher": (formulas.fisher, {"floor": st.sampled_from((1e-6, 0.5)), "calibration": st.just("rows.jsonl")}),
-    "regmean": (formulas.regmean, {"off_diagonal": st.sampled_from((0.5, 0.0, 1.0)), "ridge": st.sampled_from((1e-3, 0.1)),
+    "cocktail": (text_formulas.cocktail, {"examples": st.just("rows.jsonl")}),
+    "aim": (text_formulas.aim, {**SCALE, "weights": AUTO, "omega": st.sampled_from((0.2, 0.0, 1.0)), "calibration": st.just("rows.jsonl")}),
+    "fisher": (text_formulas.fisher, {"floor": st.sampled_from((1e-6, 0.5)), "calibration": st.just("rows.jsonl")}),
+    "regmean": (text_formulas.regmean, {"off_diagonal": st.sampled_from((0.5, 0.0, 1.0)), "ridge": st.sampled_from((1e-3, 0.1)),
                                    "calibration": st.just("rows.jsonl")}),
+    "null_space": (text_formulas.null_space, {**SCALE, "ridge": st.sampled_from((1e-4, 0.1)), "calibration": st.just("rows.jsonl"),
+                                         "tokens": st.just(["<think>"])}),
 }  # fmt: skip
 
 
@@ -107,6 +109,14 @@ def measured(method: str, world: World, draw: Any, out: Path) -> tuple[Any, Any]
     if method == "aim":
         means = {n: torch.rand(size, generator=generator) * draw(st.sampled_from((1, 0))) for n, size in inputs.items() if size}
         return means, means
+    if method == "null_space":
+        rows = {
+            n: torch.randn(draw(st.integers(1, 12)), size, generator=generator) * draw(st.sampled_from((1, 1, 0)))
+            for n, size in inputs.items()
+        }
+        for n, x in rows.items():
+            save_file({"inputs": x}, out / f"{n}.inputs")
+        return rows, {n: out / f"{n}.inputs" for n in rows}
     by_brick: list[dict[str, Tensor]] = []
     for i in range(count):
         if method == "fisher":
@@ -146,6 +156,8 @@ def test_method_is_its_formula(method: str, data: st.DataObject, tmp_path: Path)
         entries = {f"b{i}": w for i, w in enumerate(weights)}
     if method == "tall_mask" and (chosen := data.draw(st.sampled_from((None, *range(count))))) is not None:
         fields["chosen"], given_fields["brick"] = chosen, f"b{chosen}"
+    if method == "null_space" and (kept := data.draw(st.sampled_from((None, *range(count))))) is not None:
+        given_fields["keep"] = f"b{kept}"
     if "least" in fields:
         fields["least"] = given_fields["least"] = min(fields["least"], count)
     if method in ("ties", "dare"):
@@ -158,6 +170,7 @@ def test_method_is_its_formula(method: str, data: st.DataObject, tmp_path: Path)
         if given_fields.get("weights"):
             fields["divide"] = given_fields["divide"] = "weight"
             given_fields.pop("divide" if method == "dare" else "", None)
+    fields |= {"kept": int(given_fields["keep"][1:]) if "keep" in given_fields else None}
     fields |= {"seed": data.draw(st.integers(0, 3)), "directed": method == "wudi"}
     if method not in ("average", "cocktail"):
         given_fields["bricks"] = entries

@@ -1,19 +1,23 @@
-"""Tests of weights: those of tokens in Grams, those of right texts in a search, and the elements that masks of tasks choose."""
+"""Tests of weights: those of tokens in Grams, those of bricks by their loss, those of right texts in a search, and the elements that masks of tasks choose."""
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, tiny, write_data
 from worlds.merging import BASE, ONE, TWO, merge
 from worlds.project import CPU, Project
+from worlds.texts import sentence
 from worlds.tiny import WORDS, tensors_of
 
 from workbench.errors import WorkbenchError
@@ -21,6 +25,7 @@ from workbench.evaluate.models import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
 from workbench.grow.mixtures.gates import RIDGE, TEMPERATURE
 from workbench.merge.measuring.layers import inputs_read, shared, without_padding
+from workbench.models.live import live_model
 from workbench.models.texts import TextRow, batches
 from workbench.scores.store import ScoreStore
 
@@ -183,3 +188,45 @@ def test_by_hand() -> None:
 def test_refused(project: Project, step: str, message: str) -> None:
     with pytest.raises(WorkbenchError, match=message):
         project.resolve(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{step}]\n")
+
+
+# -- Cocktail
+
+
+def test_cocktail_weighs_by_loss(project: Project) -> None:
+    rows = [{"prompt": sentence(i, 4), "answer": sentence(50 + i, 1 + i)} for i in range(4)] + [{"text": sentence(9, 6)}]
+    write_jsonl(project.path / "few.jsonl", rows)
+    text = """
+        base: base
+        bricks: {one: bricks/one, two: bricks/two, full: bricks/full}
+        steps: [{merge: cocktail, examples: few.jsonl, temperature: 0.5, include_base: true}]
+        output: {dtype: float32}
+    """
+    result = project.run(text)
+    record = result["steps"][0]["cocktail"]
+    models = {
+        "base": "steps: []",
+        **{n: f"bricks: {{{n}: bricks/{n}}}\nsteps: [{{merge: average}}]" for n in ("one", "two", "full")},
+    }
+    tensors = {name: project.tensors(one) for name, one in models.items()}
+    losses = {}
+    for name in models:
+        model = live_model(project.resolve("steps: []").base.config, dict(tensors[name]), project.path / "base", CPU)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(project.path / "base")
+        found = []
+        for row in rows:
+            start = len(tokenizer(row["prompt"])["input_ids"]) if "prompt" in row else 1
+            ids = tokenizer(f"{row['prompt']} {row['answer']}" if "prompt" in row else row["text"])["input_ids"]
+            with torch.no_grad():
+                found.append(float(model(torch.tensor([ids]), labels=torch.tensor([[-100] * start + ids[start:]])).loss))
+        losses[name] = sum(found) / len(found)
+    total = sum(math.exp(-value / 0.5) for value in losses.values())
+    weights = {name: math.exp(-value / 0.5) / total for name, value in losses.items()}
+    for name, value in weights.items():
+        assert record[name]["loss"] == pytest.approx(losses[name], rel=1e-5)
+        assert record[name]["weight"] == pytest.approx(value, rel=1e-4)
+    assert max(weights.values()) - min(weights.values()) > 0.05
+    merged = tensors_of(Path(result["model"]))
+    for name in merged:
+        right = sum(weights[m] * tensors[m][name] for m in models)
+        assert torch.allclose(merged[name], right, atol=1e-5)

@@ -43,6 +43,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "merge: iso_c": MIXED,
     "merge: linear": MIXED,
     "merge: localize_and_stitch": MIXED,
+    "merge: null_space, calibration: rows.jsonl, tokens: [w3], keep: one": MIXED,
     "merge: regmean, calibration: rows.jsonl": MIXED,
     "merge: slerp": MIXED,
     "merge: tall_mask, brick: one": MIXED,

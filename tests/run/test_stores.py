@@ -42,6 +42,7 @@ RECIPES: dict[str, tuple[str, str]] = {
         "routers adapters",
     ),
     "regmean": (LORAS + "steps: [{merge: regmean, calibration: all.jsonl}]\n", "grams"),
+    "null_space": (LORAS + "steps: [{merge: null_space, calibration: all.jsonl, tokens: [w], keep: one}]\n", "inputs"),
     "fisher": (LORAS + "steps: [{merge: fisher, calibration: all.jsonl, samples: 4}]\n", "fisher"),
     "aim": (LORAS + "steps: [{merge: aim, calibration: all.jsonl}]\n", "magnitudes"),
     "featcal": (LORAS + "steps: [{merge: featcal, calibration: all.jsonl}]\n", "forward"),

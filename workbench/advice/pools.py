@@ -211,7 +211,10 @@ def recommended(
         ]
     if regime == "far":
         barrier = shell("workbench", "brick", "barrier", *list(bricks.values())[:2], "--base", base, "--text", "TEXTS.jsonl")
-        return None, [f"Measure first whether a linear merge has a chance: {barrier}. If it has none, route between the bricks."]
+        return None, [
+            f"Measure first whether a linear merge has a chance: {barrier}. If it has none, route between the bricks.",
+            "If one model is needed: merge with `featcal`, and train the merge on the bricks' texts with a `grow: brick` step after it.",
+        ]
     reasons = [
         "TSV keeps the leading directions of each brick and decorrelates them, so that no brick is divided by the number of bricks."
     ]

@@ -34,10 +34,12 @@ class Batch:
     Attributes:
         tokens: [row, position].
         mask: [row, position], 1 for a token and 0 for padding.
+        counted: [row, position], whether a token's states enter statistics: all but padding, unless the rows say which.
     """
 
     tokens: Tensor
     mask: Tensor
+    counted: Tensor
 
 
 def side_by_side(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
@@ -48,7 +50,8 @@ def side_by_side(rows: Sequence[Sequence[int]], device: torch.device | str = "cp
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[i, : len(row)] = 1
-    return Batch(tokens.to(device), mask.to(device))
+    mask = mask.to(device)
+    return Batch(tokens.to(device), mask, mask.bool())
 
 
 def by_length(lengths: Sequence[int], limit: int, done: int = 0) -> Iterator[list[int]]:
@@ -100,6 +103,8 @@ class TextRow:
     tokens: list[int]
     learned: int
     """Number of tokens at the end on which the loss is computed."""
+    counted: tuple[int, ...] | None = None
+    """Places of the tokens whose states enter statistics; None if those of all tokens do."""
 
 
 def read_texts(path: Path, label: str, samples: int | None = None, *, chat: bool = False) -> list[Text]:
@@ -287,7 +292,12 @@ def batch_limit(device: torch.device) -> int:
 def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TOKENS) -> Iterator[Batch]:
     """Yield batches of rows of similar length, which are the same on every machine."""
     for places in by_length([len(row.tokens) for row in rows], limit):
-        yield side_by_side([rows[i].tokens for i in places], device)
+        batch = side_by_side([rows[i].tokens for i in places], device)
+        for row, i in enumerate(places):
+            if (chosen := rows[i].counted) is not None:
+                batch.counted[row] = False
+                batch.counted[row, list(chosen)] = True
+        yield batch
 
 
 def log_likelihood(model: Any, row: TextRow, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ A Gram matrix is the second moment of a linear layer's inputs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -182,8 +183,8 @@ class LayerStack:
 
 
 def without_padding(inputs: Tensor, batch: Batch) -> Tensor:
-    """Return the inputs of a linear layer without padding, [token, in] in float32."""
-    return inputs.reshape(-1, inputs.shape[-1])[batch.mask.flatten().bool()].float()
+    """Return the inputs of a linear layer at the counted tokens, [token, in] in float32."""
+    return inputs.reshape(-1, inputs.shape[-1])[batch.counted.flatten()].float()
 
 
 @contextmanager
@@ -229,13 +230,15 @@ class InputWalk:
         context: Source of the model.
         brick: Name of the brick; "" is the base.
         rows: The texts.
-        statistic: Function from the inputs of some tokens, parts of [token, in], to their sum.
+        statistic: Function from the inputs of some tokens, parts of [token, in], to what is summed up.
+        add: Function that adds a later part of the statistic to an earlier one.
     """
 
     context: MergeContext
     brick: str
     rows: Sequence[TextRow]
     statistic: Callable[[Sequence[Tensor]], Tensor]
+    add: Callable[[Tensor, Tensor], Tensor] = operator.iadd
 
     @cached_property
     def _data(self) -> list[Batch]:
@@ -245,10 +248,15 @@ class InputWalk:
     def _stack(self) -> LayerStack:
         return LayerStack.of(self.context, self.brick)
 
+    @property
+    def who(self) -> str:
+        """The model, in messages."""
+        return f"brick '{self.brick}'" if self.brick else "base"
+
     @cached_property
     def tokens(self) -> int:
         """Number of tokens."""
-        return sum(int(batch.mask.sum()) for batch in self._data)
+        return sum(int(batch.counted.sum()) for batch in self._data)
 
     @property
     def record(self) -> TextsRead:
@@ -257,11 +265,10 @@ class InputWalk:
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         """Yield each distinct input's statistic over all tokens, with the tensor names of the linear layers that read the input."""
-        stack, who = self._stack, self.brick or "base"
-        depth = len(stack.layers)
+        stack, depth = self._stack, len(self._stack.layers)
         hidden, calls = stack.enter(self._data)
         for layer in range(depth):
-            self.context.progress(layer, depth, f"{who}: inputs of layer {layer}")
+            self.context.progress(layer, depth, f"{self.who}: inputs of layer {layer}")
             sums: dict[str, tuple[Tensor, list[str]]] = {}
             with stack.loaded(layer), inputs_read(stack.readers(layer)) as read:
                 for i, batch in enumerate(self._data):
@@ -269,16 +276,13 @@ class InputWalk:
                     hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
                     for first, readers in shared(read, batch).items():
                         part = self.statistic([without_padding(read[first], batch)])
-                        if first in sums:
-                            sums[first][0].add_(part)
-                        else:
-                            sums[first] = part, readers
+                        sums[first] = (self.add(sums[first][0], part) if first in sums else part), readers
             yield from sums.values()
         if stack.head is not None:
             with stack.loaded():
-                states = [stack.leave(batch, h)[batch.mask.bool()] for batch, h in zip(self._data, hidden, strict=True)]
+                states = [stack.leave(batch, h)[batch.counted] for batch, h in zip(self._data, hidden, strict=True)]
             yield self.statistic(states), [stack.head]
-        self.context.progress(depth, depth, f"{who}: inputs")
+        self.context.progress(depth, depth, f"{self.who}: inputs")
 
 
 @dataclass(frozen=True)
@@ -304,8 +308,8 @@ class Grams:
         return full
 
 
-class GramIndex(Result):
-    """Index of one brick's Grams in the cache."""
+class InputIndex(Result):
+    """Index of what was measured of one brick's inputs in the cache."""
 
     files: dict[str, str]
     """Tensor name of a linear layer's weight -> file name."""
@@ -320,7 +324,8 @@ def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str
     layers, it holds the embeddings.
     """
     place = context.cache / "grams" / key
-    index = in_cache(place, lambda out: _collect(context, brick, rows, out), GramIndex)
+    walk = InputWalk(context, brick, rows, _sum_of_squares)
+    index = in_cache(place, lambda out: write_inputs(walk, out, "gram", _pack), InputIndex)
     return Grams(place, index.files, index.record)
 
 
@@ -347,19 +352,25 @@ def in_cache(place: Path, measure: Callable[[Path], Index], kind: type[Index]) -
     return index
 
 
-def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> GramIndex:
-    """Measure the Grams of a brick layer by layer, and write them to a directory; return their index."""
+def write_inputs(walk: InputWalk, out: Path, name: str, stored: Callable[[Tensor, int], Tensor]) -> InputIndex:
+    """Measure a brick's inputs layer by layer, and write each distinct one to a file of a directory; return the index.
+
+    Args:
+        walk: The measurement.
+        out: The directory.
+        name: Name of the tensor in each file.
+        stored: Function from a statistic over all tokens, and their number, to what is written.
+    """
     files: dict[str, str] = {}
-    walk = InputWalk(context, brick, rows, _sum_of_squares)
-    for gram, readers in walk:
-        if not bool(torch.isfinite(gram).all()):
+    for value, readers in walk:
+        if not bool(torch.isfinite(value).all()):
             raise WorkbenchError(
-                f"brick '{brick}': the inputs of {readers[0]} on the calibration texts are NaN or infinite",
+                f"{walk.who}: the inputs of {readers[0]} on the calibration texts are NaN or infinite",
                 "Train or fetch the brick again.",
             )
-        save_tensors({"gram": _pack(gram.div_(walk.tokens).cpu())}, out / f"{readers[0]}.safetensors")
+        save_tensors({name: stored(value, walk.tokens).cpu()}, out / f"{readers[0]}.safetensors")
         files |= dict.fromkeys(readers, f"{readers[0]}.safetensors")
-    return GramIndex(files=files, record=walk.record)
+    return InputIndex(files=files, record=walk.record)
 
 
 def _sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
@@ -370,9 +381,9 @@ def _sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _pack(gram: Tensor) -> Tensor:
-    """Return the upper triangle of a symmetric matrix, row by row."""
-    return torch.cat([gram[i, i:] for i in range(gram.shape[0])])
+def _pack(total: Tensor, tokens: int) -> Tensor:
+    """Return the upper triangle of the mean of a symmetric sum over tokens, row by row."""
+    return torch.cat([row[i:] for i, row in enumerate(total.div_(tokens).cpu())])
 
 
 def _unpack(packed: Tensor) -> Tensor:
