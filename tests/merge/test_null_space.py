@@ -141,10 +141,11 @@ def test_counted_tokens_of_a_batch() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("keep: two", "keep: two is none of the merged bricks (one, full)"),
+        ("keep: two", "'two' is none of the merged bricks (one, full)"),
         ("tokens: []", "tokens"),
         ("tokens: [w40, '']", "tokens"),
         ("ridge: 0", "ridge"),
+        ("tokens: [w40, w47]", "rows.jsonl: none of 3 texts has 'w47'"),
     ],
 )
 def test_bad_fields_are_refused_before_any_work(fields: str, message: str, tagged: Project) -> None:
@@ -155,9 +156,9 @@ def test_bad_fields_are_refused_before_any_work(fields: str, message: str, tagge
     assert message in caught.value.message
 
 
-def test_a_string_in_no_text_and_fused_experts_are_refused(tagged: Project, tmp_path: Path) -> None:
-    with pytest.raises(WorkbenchError, match=r"rows.jsonl: none of 3 texts has 'w47' in its first 512 tokens"):
-        tagged.run(f"{BOTH}steps: [{{{STEP.replace('w41', 'w47')}}}]\n")
+def test_strings_that_are_cut_off_and_fused_experts_are_refused(tagged: Project, tmp_path: Path) -> None:
+    with pytest.raises(WorkbenchError, match=r"rows.jsonl: none of 3 texts has 'w4[01]' in its first 4 tokens"):
+        tagged.run(f"{BOTH}steps: [{{{STEP}, max_length: 4}}]\n")
     other = tmp_path / "experts"
     (other / "recipes").mkdir(parents=True)
     (other / "base").symlink_to(save_other(tmp_path / "other", "mixtral"))

@@ -14,13 +14,14 @@ from pydantic import Field
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
+from workbench.facts.facts import joined
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.merge.measuring.calibration import ReadsTexts, by_pattern, is_conv1d, linear_deltas
 from workbench.merge.measuring.layers import InputIndex, InputWalk, in_cache, write_inputs
 from workbench.merge.measuring.matrices import rows_of
 from workbench.models.layout import Model
-from workbench.models.texts import TextRow
+from workbench.models.texts import read_texts
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, Prepared, Problem, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Real
 
@@ -41,7 +42,7 @@ class NullSpace(ReadsTexts):
 
     paper = "Huang et al. 2026, RAIN-Merging, arXiv 2602.22538"
     formula = (
-        "Δ = λ (wₖτₖ + Σ wᵢτᵢ · ε(G + εI)⁻¹),  G = mean of x xᵀ over the tokens, in brick k's model,  ε = ridge · mean diag G"
+        "Δ = λ (wₖτₖ + Σ wᵢτᵢ · ε(G + εI)⁻¹),  G = mean of x xᵀ over the tokens in brick k's model,  ε = ridge · mean diag G"
     )
     laws = Laws(linear_in_weight=True, single_is_identity=False, passes=2, memory="tensor", needs="texts")
 
@@ -66,10 +67,19 @@ class NullSpace(ReadsTexts):
         yield from super().check_names(names, known)
         if self.keep is not None and self.keep not in names:
             yield Problem(
-                ("keep",),
-                f"keep: {self.keep} is none of the merged bricks ({', '.join(names)})",
-                "Name one of them, or omit `keep`.",
+                ("keep",), f"'{self.keep}' is none of the merged bricks ({', '.join(names)})", "Name one, or omit `keep`."
             )
+
+    def check_inputs(self, project: Path) -> None:
+        """Read the texts once, so that errors in them appear before any work."""
+        texts = read_texts(project / self.calibration, self.calibration, self.samples)
+        self._require([f"{text.prompt}{joined(text.prompt, text.answer)}" for text in texts])
+
+    def _require(self, texts: Sequence[str], where: str = "") -> None:
+        """Raise WorkbenchError if one of the strings is in no text."""
+        if missing := next((string for string in self.tokens if not any(string in text for text in texts)), None):
+            message = f"null_space: {self.calibration}: none of {len(texts)} texts has '{missing}'{where}"
+            raise WorkbenchError(message, "Give texts as the kept model writes them, or correct `tokens`.")
 
     def measure_bytes(self, model: Model) -> int:
         """Return the size of the embeddings or of one layer, whichever is larger, and of twice all hidden states: most inputs are as wide."""
@@ -77,56 +87,46 @@ class NullSpace(ReadsTexts):
         return max(sizes.outside, sizes.layer) + 2 * sizes.hidden
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """Return the size of the deltas in float32, and of their sum, its projection and the difference in float64."""
-        return model.weights.specs[tensor].numel * (4 * (bricks + 1) + 24)
+        """Return the size of the deltas in float32, and of four matrices in float64: two sums, a projection and its part in the inputs."""
+        return model.weights.specs[tensor].numel * (4 * (bricks + 1) + 32)
 
     def measure(self, context: MergeContext) -> Measured:
         """Record the inputs of the kept model at the tokens, or find them in the cache."""
         who = self.keep or ""
         rows, key = self.rows_of(self.calibration, context, who)
         marked = [replace(row, counted=places) for row in rows if (places := _places(context.tokenizer, row.tokens, self.tokens))]
-        _check_found(self, context, rows)
+        self._require([context.tokenizer.decode(row.tokens) for row in rows], f" in its first {self.max_length} tokens")
         place = context.cache / "inputs" / json_digest([key, self.tokens])
-        walk = InputWalk(context, who, marked, _stacked, lambda *parts: _stacked(parts))
+        walk = InputWalk(context, who, marked, lambda parts: torch.cat(list(parts)), lambda *parts: torch.cat(parts))
         index = in_cache(place, lambda out: write_inputs(walk, out, "inputs", lambda rows, _: rows), InputIndex)
         if not index.record.streamed:
-            raise WorkbenchError(
-                f"null_space: transformers fuses weights of {context.base.config.get('model_type')}, such as experts, whose inputs are not read",
-                "Use `merge: task_arithmetic`.",
-            )
+            fused = f"transformers fuses weights of {context.base.config.get('model_type')}, such as experts"
+            raise WorkbenchError(f"null_space: {fused}, whose inputs are not read", "Use `merge: task_arithmetic`.")
         found = {tensor: place / file for tensor, file in index.files.items()}
         return Measured(found, {"calibration": {"file": self.calibration, "texts": len(marked), **index.record.to_dict()}})
 
     def report(self, notes: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
         """Return what is left of the other bricks' deltas, and which tensors have the kept brick's delta alone."""
         left = [note["left"] for note in notes.values() if "left" in note]
-        return {
-            "projected": len(left),
-            "share_left": round(sum(left) / len(left), 4) if left else None,
-            "kept_alone": by_pattern(name for name, note in sorted(notes.items()) if "left" not in note),
-        }
+        alone = by_pattern(name for name, note in sorted(notes.items()) if "left" not in note)
+        return {"projected": len(left), "share_left": round(sum(left) / max(len(left), 1), 4), "kept_alone": alone}
 
     def prepare(self, group: Group) -> Prepared:
         """Return the kept brick's delta plus the projected sum of the others."""
         inputs: Mapping[str, Path] = group.survey
-        weights = [group.value("lam") * weight for weight in group.values("weight")]
-        others = [0.0 if brick == self.keep else weight for brick, weight in zip(group.bricks, weights, strict=True)]
-        kept = [weight if brick == self.keep else 0.0 for brick, weight in zip(group.bricks, weights, strict=True)]
+        weights = {brick: group.value("lam") * weight for brick, weight in zip(group.bricks, group.values("weight"), strict=True)}
         if group.tensor not in inputs:
             group.notes[group.tensor] = {}
-            return Combination(kept)
-        deltas = linear_deltas(group)
-        total = sum(
-            (delta.double() * weight for delta, weight in zip(deltas, others, strict=True)), torch.zeros_like(deltas[0]).double()
-        )
+            return Combination([weight * (brick == self.keep) for brick, weight in weights.items()])
+        deltas = dict(zip(group.bricks, linear_deltas(group), strict=True))
+        kept, others = (torch.zeros_like(deltas[group.bricks[0]], dtype=torch.float64) for _ in range(2))
+        for brick, weight in weights.items():
+            (kept if brick == self.keep else others).add_(deltas[brick], alpha=weight)
         with safe_open(inputs[group.tensor], "pt") as file:
-            read = file.get_tensor("inputs").to(group.device)
-        projected = outside(total, read, self.ridge)
-        norm = float(total.norm())
+            projected = outside(others, file.get_tensor("inputs").to(group.device), self.ridge)
+        norm = float(others.norm())
         group.notes[group.tensor] = {"left": float(projected.norm()) / norm if norm else 1.0}
-        for delta, weight in zip(deltas, kept, strict=True):
-            projected.add_(delta, alpha=weight)
-        merged = projected.float()
+        merged = kept.add_(projected).float()
         return rows_of((merged.T if is_conv1d(group.model, group.tensor) else merged).contiguous())
 
 
@@ -146,11 +146,6 @@ def outside(delta: Tensor, inputs: Tensor, ridge: float) -> Tensor:
     return delta - torch.cholesky_solve((delta.double() @ x.T).T, torch.linalg.cholesky(system)).T @ x
 
 
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Return the rows of all parts."""
-    return torch.cat(list(parts))
-
-
 def _places(tokenizer: Any, tokens: Sequence[int], strings: Sequence[str]) -> tuple[int, ...]:
     """Return the places of all tokens of some strings in a text, and of the token before each string, which predicts it."""
     # The tokens are decoded, because a string's own tokens differ from those that it has inside a text.
@@ -165,13 +160,3 @@ def _places(tokenizer: Any, tokens: Sequence[int], strings: Sequence[str]) -> tu
             )
             found.update(range(max(0, first - 1), last + 1))
     return tuple(sorted(found))
-
-
-def _check_found(step: NullSpace, context: MergeContext, rows: Sequence[TextRow]) -> None:
-    """Raise WorkbenchError if one of the strings is in no text."""
-    for string in step.tokens:
-        if not any(_places(context.tokenizer, row.tokens, [string]) for row in rows):
-            raise WorkbenchError(
-                f"null_space: {step.calibration}: none of {len(rows)} texts has '{string}' in its first {step.max_length} tokens",
-                "Give texts as the kept model writes them, or correct `tokens`.",
-            )
