@@ -250,7 +250,7 @@ def reasoning_block(found: dict[str, Any]) -> str:
         f"Percent of {found['items']} held-out prompts of each kind, answered greedily and wholly right. The thinker was trained on sums, with a thought between tags before "
         "each answer; the follower on phrases of an invented language and on sums, all answered at once, in brackets where the prompt asks for them. Both are LoRA adapters "
         f"of rank 16 of the starter base. Methods that read texts read {found['texts']} of each brick's, `null_space` those of the thinker. The last kind of prompt is one that the bricks answer in different ways: the follower in "
-        "brackets without a thought. Seconds of one core for the merge."
+        "brackets without a thought. Seconds of one core for the merge; all but the first `null_space` find its inputs in the cache."
     )
     return table(["merge", *kinds, "seconds"], rows, left=1) + "\n\n" + note
 

@@ -60,7 +60,7 @@ class NullSpace(ReadsTexts):
     """Scale of the sum."""
     ridge: Real = Field(1.0, gt=0)
     """ε relative to the mean diagonal of G. Directions that the tokens use less than this are left to the other bricks. The authors' code uses
-    1e-4, almost the exact projection; there the other bricks lost their skills, and between 0.1 and 10 nothing was lost."""
+    1e-4, almost the exact projection; the other bricks lost their skills there, and kept them between 0.1 and 10, as did brick k."""
 
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
         """Yield the errors of all merges, and one for a kept brick that is not merged."""
