@@ -233,9 +233,19 @@ def forward_block(found: dict[str, Any]) -> str:
         f"Percent of the bricks' own gain that a merge keeps, and in brackets the accuracy on what the base knew; {found['texts']} texts a brick. "
         "Starter: its own adapters. llama: bases of four layers with bricks of their own, as in benchmarks/merge_pools.py. The last column is the "
         "paired difference of `featcal` from `regmean`, with a 95 % interval over items. Settings: the mean over the pools. `featcal, sum 1` "
-        f"starts from the whole sum, with the anchor there."
+        f"starts from the whole sum, with the anchor there. {_learned_sentence(pools)}"
     )
     return f"{first}\n\n{second}\n\n{note}"
+
+
+def _learned_sentence(pools: Sequence[dict[str, Any]]) -> str:
+    """What learned weights keep beside `featcal` on the starter base, and how much longer they take."""
+    of = [(row["pool"], row["arms"]["learned"], row["arms"]["featcal"]) for row in pools if row["family"] == "starter"]
+    said = [
+        f"{name} {signed(one['against']['diff'])} [{points(one['against']['low'])}, {points(one['against']['high'])}] in {one['seconds'] / other['seconds']:.1f} times the time"
+        for name, one, other in of
+    ]
+    return f"`learned` against `featcal` on the starter base: {'; '.join(said)}."
 
 
 @block("reasoning", REASONING)
@@ -249,8 +259,8 @@ def reasoning_block(found: dict[str, Any]) -> str:
     note = (
         f"Percent of {found['items']} held-out prompts of each kind, answered greedily and wholly right. The thinker was trained on sums, with a thought between tags before "
         "each answer; the follower on phrases of an invented language and on sums, all answered at once, in brackets where the prompt asks for them. Both are LoRA adapters "
-        f"of rank 16 of the starter base. Methods that read texts read {found['texts']} of each brick's, `null_space` those of the thinker. The last kind of prompt is one that the bricks answer in different ways: the follower in "
-        "brackets without a thought. Seconds of one core for the merge; all but the first `null_space` find its inputs in the cache."
+        f"of rank 16 of the starter base. Methods that read texts read {found['texts']} of each brick's, `null_space` those of the thinker. The bricks answer the last kind of prompt in different ways."
+        " Seconds of one core for the merge; all but the first `null_space` find its inputs in the cache."
     )
     return table(["merge", *kinds, "seconds"], rows, left=1) + "\n\n" + note
 
