@@ -117,7 +117,6 @@ MET: dict[str, tuple[str, Sequence[str], int, str, str]] = {
     "facts in YAML as items": ("facts.yaml", ["suite", "new", "x", "--data", "{}", "--kind", "exact", "--base", "base"], 1, "expected a file of items, found a file of facts", "workbench facts check {}"),
     "mergekit as results": ("config.yml", ["scores", "import", "{}"], 1, "expected results of lm-eval, found a file for mergekit", "workbench recipe import {}"),
     "list of items as facts": ("items.json", ["facts", "check", "{}"], 1, "expected a text in 'prompt'", "A fact is "),
-    "pickle as neurons": ("weights.pt", ["analyze", "import", "{}", "--base", "base", "--names", "a", "-o", "new"], 1, "torch does not load it", "Expected a list over functions"),
     "facts as a brick": ("facts.jsonl", ["brick", "show", "{}"], 1, "Found a file of facts", "workbench facts check {}"),
     "facts as results": ("facts.jsonl", ["scores", "import", "{}"], 1, "facts.jsonl", ""),
 }  # fmt: skip
