@@ -15,8 +15,7 @@ from workbench.cli import app
 COMMANDS = {
     "analyze ablate": "--data --device --draws --items --json --out --quiet --trust-project-code",
     "analyze all": "--data --device --json --out --quiet --trust-project-code",
-    "analyze decompose": "--data --device --items --json --keep --out --quiet --scored --trust-project-code",
-    "analyze functions": "--beside --chat --data --device --json --out --part --quiet --seed --share --trust-project-code",
+    "analyze functions": "--chat --data --device --json --out --part --quiet --seed --share --trust-project-code",
     "analyze locate": "--answer --count --device --draws --facts --json --out --quiet --share --steps --threshold --trust-project-code",
     "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --shared --tokens --trust-project-code --used",
     "analyze sparsity": "--cett --data --device --items --json --mask --out --quiet --scored --trust-project-code",

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from workbench.neurons.ablation import AblationResult
-from workbench.neurons.decompose import DecompositionResult
-from workbench.neurons.functions import FunctionsResult, MergedFunctions
+from workbench.neurons.functions import FunctionsResult
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.partition import PartitionResult
-from workbench.report.neurons import ablation_section, functions_section, merged_section
-from workbench.report.neurons_more import decomposition_section, facts_section, partition_section
+from workbench.report.neurons import ablation_section, functions_section
+from workbench.report.neurons_more import facts_section, partition_section
 from workbench.report.tints import CHANGES
 
 TEXTS: dict[str, Any] = {"file": "x.jsonl", "digest": "d", "items": 10, "warnings": []}
@@ -183,88 +182,6 @@ def test_facts_stand_beside_random_neurons_and_the_sums() -> None:
     shown = facts_section(facts(note="", layers=traced, agreement={"last": 0.5, "subject": None}))
     assert "+0.50 at the last token of the prompt" in shown.lead[3]
     assert len(shown.charts) == 3
-
-
-def test_a_decomposition_names_the_nearest_bricks_and_conflicts() -> None:
-    curve = {
-        "shares": [0.5, 1.0],
-        "scores": [1, 2],
-        "floor": 0,
-        "kept": 0.9,
-        "quality": [0.9, 1.0],
-        "least_share": 0.5,
-        "area": 0.7,
-    }
-    part = {
-        "origin": "customized",
-        "unit": "bricks",
-        "parts": 2,
-        "items": 8,
-        "scored": "response",
-        "coupling": 0.25,
-        "interval": [0.1, 0.5],
-        "dominant_rows": 2,
-        "changes": [[2.0, 0.5], [0.1, 1.0]],
-        "functions": [{"function": "a", "coupling": 0.25, "curve": curve}, {"function": "b", "coupling": None, "curve": None}],
-        "curve": curve,
-        "notes": ["the recipe is no better than its base on texts of 'b'"],
-    }
-    cosines = {
-        "names": ["a", "b", "c"],
-        "weight": [[1.0, 0.12, 0.0], [0.12, 1.0, None], [0.0, None, 1.0]],
-        "function": {
-            "names": ["a", "b", "c"],
-            "layers": [],
-            "tokens": 64,
-            "mean": [[1.0, 0.54, -0.3], [0.54, 1.0, None], [-0.3, None, 1.0]],
-        },
-    }
-    document = {"decompositions": [part], "cosines": cosines}
-    section = decomposition_section(made(DecompositionResult, document))
-    assert section.lead[1] == (
-        "The nearest bricks in function space are a and b (cosine 0.54, in weight space 0.12); against each other work a and c (−0.30)."
-    )
-    assert [row[2:] for row in section.rows] == [["0.25 [0.10, 0.50]", "50 %", "0.70"], ["0.25", "50 %", "0.70"], ["–", "–", "–"]]
-    assert [table.title for table in section.tables] == [
-        "One brick left out",
-        "Cosine in weight space",
-        "Cosine in function space",
-    ]
-    assert [cell.text for cell in section.tables[1].rows[1][1]] == ["0.12", "1.00", "–"]
-    assert section.details[1].endswith("no better than its base on texts of 'b'.")
-    plain = decomposition_section(made(DecompositionResult, {"decompositions": [], "cosines": {**cosines, "function": None}}))
-    assert plain.lead[1] == "The nearest bricks in weight space are a and b (cosine 0.12); no two bricks work against each other."
-
-
-def test_what_merging_did_is_claimed_from_the_base_s_sets() -> None:
-    def entry(model: str, kept: float, score: float, merged: float) -> dict[str, Any]:
-        return {"model": model, "in_merge": kept, "in_base": 1.0, "score": score, "score_in_merge": merged, "top": score}
-
-    document = {
-        "models": [
-            {"name": name, "role": role, "digest": "d"}
-            for name, role in (("base", "base"), ("a-very-long-brick", "brick"), ("mix", "merge"))
-        ],
-        "functions": [
-            {
-                "function": "math",
-                "models": [entry("base", 0.4, 0.5, 0.3), entry("a", 0.5, 0.6, 0.4), entry("mix", 1.0, 0.4, 0.4)],
-            },
-            {
-                "function": "code",
-                "models": [entry("base", 0.8, 0.5, 0.49), entry("a", 0.7, 0.6, 0.5), entry("mix", 1.0, 0.6, 0.6)],
-            },
-        ],
-        "settings": {"share": 0.05},
-    }
-    section = merged_section(made(MergedFunctions, document))
-    assert section.lead[1] == (
-        "On average 60 % of a set of the base and 60 % of a set of a brick are in the merge's set too; least of the base for math (40 %). The "
-        "sets of math score lower than in the base by more than 0.05."
-    )
-    assert section.rows[0] == ["math", "0.50 → 0.30", "0.60 → 0.40", "0.40"]
-    assert "a-very-…" in str(section.charts[0].drawing)
-    assert [[cell.text for cell in cells] for _, cells in section.tables[0].rows] == [["0.40", "0.50"], ["0.80", "0.70"]]
 
 
 def point(used: float, captured: float, rise: float, half: float | None = 0.1) -> dict[str, Any]:

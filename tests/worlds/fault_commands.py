@@ -166,7 +166,6 @@ COMMANDS = {
     "analyze ablate": Command(f"analyze ablate base {NEURONS}", (f"analyze functions base {NEURONS}",), share=0),
     "analyze partition": Command(f"analyze partition base {NEURONS} --experts 4"),
     "analyze locate": Command("analyze locate base --facts facts.jsonl -n 2 --share 0.01", share=1),
-    "analyze decompose": Command(f"analyze decompose base {NEURONS}", (f"analyze all base {NEURONS}",)),
     "analyze all": Command(f"analyze all base {NEURONS}", share=1),
 }
 READING = {

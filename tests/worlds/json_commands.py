@@ -169,13 +169,6 @@ def call_analyses(project: Project, document: Callable[..., Any]) -> None:
     for kind in ("functions", "sparsity", "ablate", "all"):
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
     document("analyze partition", "base", "--data", "labelled.jsonl", "--experts", 4, "--method", "cmoe", "--shared", 1)
-    document("analyze functions", "recipes/mix.yaml", "--data", "labelled.jsonl", "--beside")
-    document("analyze decompose", "recipes/mix.yaml")
-    (project.path / "skills.jsonl").write_text(
-        (project.path / "labelled.jsonl").read_text("utf-8").replace('"low"', '"one"').replace('"high"', '"two"'), "utf-8"
-    )
-    document("analyze decompose", "recipes/mix.yaml", "--data", "skills.jsonl", "--items", 1)
-    document("analyze decompose", "base", "--data", "labelled.jsonl")
 
 
 def served(project: Project, exported: Any) -> dict[str, Any]:

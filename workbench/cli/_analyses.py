@@ -21,17 +21,10 @@ def results_folder(to: Path | None, name: str) -> Path:
     return to or Path("runs", "neurons", name)
 
 
-def finish(result: ModelResult, place: Path, json: bool, *more: ModelResult) -> None:
-    """Print a result as JSON, or it and more results as text, and write the page of all analyses in the directory."""
+def finish(result: ModelResult, place: Path, json: bool) -> None:
+    """Print a result as JSON or text, and write the page of all analyses in the directory."""
     page = write_page(place, result)
-
-    def text() -> None:
-        for number, one in enumerate((result, *more)):
-            if number:
-                out.line("")
-            say(one)
-
-    out.result(lambda: result, text, json=json)
+    out.result(lambda: result, lambda: say(result), json=json)
     out.say(f"written: {page}")
 
 
@@ -59,7 +52,7 @@ def write_page(place: Path, result: ModelResult) -> Path:
     return render_neurons(known, place / "index.html")
 
 
-_COMMANDS = {"beside": "functions --beside", "ablation": "ablate", "knowledge": "locate", "decomposition": "decompose"}
+_COMMANDS = {"ablation": "ablate", "knowledge": "locate"}
 
 
 def numbers(option: str, text: str) -> list[float]:

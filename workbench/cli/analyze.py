@@ -48,12 +48,6 @@ def functions(
         Literal["prompt", "whole"],
         typer.Option("--part", help="Tokens that count: those of the `prompt`, or of the `whole` text."),
     ] = "prompt",
-    beside: Annotated[
-        bool,
-        typer.Option(
-            "--beside", help="Also analyze the base and each brick alone: which sets survive a merge. One more pass each."
-        ),
-    ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the test's draws.")] = 0,
     device: DeviceOpt = "auto",
@@ -65,27 +59,16 @@ def functions(
     Sets are chosen on some tasks of a function and judged on others; the test takes all tasks. Writes scores, tables and one set of neurons per
     function.
     """
-    from workbench.api.naming import open_named
-    from workbench.models.identity import pick_device
     from workbench.neurons.functions import FunctionSettings, analyze_functions
-    from workbench.neurons.merged_functions import RECORD, check_merge, compare_functions
-    from workbench.neurons.subject import open_neurons
 
     out.quiet = json or quiet
     texts = labelled_texts(data)
-    opened = open_named(model, out.event)
-    if beside:
-        check_merge(opened)
-    subject = open_neurons(opened, pick_device(device), out.event)
-    analysis = analyze_functions(subject, texts, FunctionSettings(share=share, part=part, chat=chat, seed=seed))
-    place, result = results_folder(to, subject.name), analysis.result
+    analysis = analyze_functions(
+        open_subject(model, device), texts, FunctionSettings(share=share, part=part, chat=chat, seed=seed)
+    )
+    place = results_folder(to, analysis.result.model)
     analysis.write(place)
-    if beside:
-        del subject
-        compared = compare_functions(opened, analysis, texts, device=pick_device(device), events=out.event)
-        compared.write(place / RECORD)
-        result = result.model_copy(update={"beside": compared})
-    finish(result, place, json, *([result.beside] if result.beside else []))
+    finish(analysis.result, place, json)
 
 
 @app.command("sparsity")
@@ -246,57 +229,6 @@ def locate(
     place = results_folder(to, report.result.model)
     report.write(place)
     finish(report.result, place, json)
-
-
-@app.command("decompose")
-@reads_recipes
-def decompose(
-    model: ModelArg,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            help="JSONL file of labelled texts whose function is the name of a brick, or a function on its card; "
-            "without it, only weights are compared.",
-            show_default=False,
-        ),
-    ] = None,
-    to: OutOpt = None,
-    keep: Annotated[float, typer.Option("--keep", min=0.01, max=1, help="Share of the score to keep.")] = 0.9,
-    items: ItemsOpt = 10,
-    scored: Annotated[
-        Literal["whole", "response"] | None,
-        typer.Option(
-            "--scored",
-            help="Tokens whose loss counts: of the `whole` text or the `response`; default: responses, if all texts have one.",
-        ),
-    ] = None,
-    device: DeviceOpt = "auto",
-    json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Measure how sparse, coupled and redundant bricks are: those of a recipe, and the model's own sets of neurons.
-
-    Leaves each brick of the recipe out once, keeps the most important ones, and compares bricks in weight and in function space. The
-    numbers of neurons are those of `analyze ablate` and `analyze sparsity` in the same directory.
-    """
-    from workbench.api.naming import open_named
-    from workbench.models.identity import pick_device
-    from workbench.neurons.decompose import RECORD, DecomposeSettings, analyze_decomposition
-
-    out.quiet = json or quiet
-    texts = labelled_texts(data) if data else None
-    opened = open_named(model, out.event)
-    place = results_folder(to, opened.name)
-    settings = DecomposeSettings(kept=keep, items=items, scored=scored)
-    result = analyze_decomposition(opened, texts, place, settings, device=pick_device(device), events=out.event)
-    for warning in result.data.warnings if result.data else ():
-        out.warn(warning)
-    place.mkdir(parents=True, exist_ok=True)
-    result.write(place / RECORD)
-    finish(result, place, json)
-    if result.cosines and not result.cosines.function:
-        out.say("function space needs texts: --data FILE")
 
 
 @app.command("all")

@@ -21,7 +21,6 @@ from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange, MemoryFacts
 from workbench.grow.mixtures.mixture import ExpertsUsed
 from workbench.neurons.ablation import AblationResult, EverythingResult
-from workbench.neurons.decompose import DecompositionResult
 from workbench.neurons.functions import FunctionsResult
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
@@ -96,7 +95,6 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze ablate": AblationResult,
     "analyze partition": PartitionResult,
     "analyze locate": KnowledgeResult,
-    "analyze decompose": DecompositionResult,
     "analyze all": EverythingResult,
     "experts": ExpertsUsed,
     "push": Pushed,

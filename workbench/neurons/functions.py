@@ -20,7 +20,7 @@ from workbench.models.identity import computed_on
 from workbench.neurons.function_scores import FunctionScores, function_scores, item_scores
 from workbench.neurons.statistics import ALPHA, DRAWS
 from workbench.neurons.subject import Analysis, AnalyzedTexts, LeftOutTexts, NeuronSubject
-from workbench.results import Number, Part, absent
+from workbench.results import Number, Part
 from workbench.tables import csv_records
 from workbench.weights.header import save_tensors
 
@@ -108,63 +108,6 @@ class LayerScore(Part):
     """Mean score."""
 
 
-class ComparedModel(Part):
-    """A model that is compared with a merge."""
-
-    name: str
-    """base, the name of a brick, or the name of the merge."""
-    role: Literal["base", "brick", "merge"]
-    """base, brick (alone on the base, with weight 1) or merge."""
-    digest: str
-    """Digest of its weights and configuration."""
-
-
-class ComparedSet(Part):
-    """A function's set of neurons in one model, compared with the merge's."""
-
-    model: str
-    """The model."""
-    top: Number
-    """Held-out score that 5 in 1000 neurons of a layer exceed, mean over layers."""
-    score: Number
-    """Mean held-out score of the model's set in the model itself."""
-    score_in_merge: Number
-    """Mean held-out score of the same neurons in the merge."""
-    in_merge: Number
-    """Share of the model's set that is in the merge's set too."""
-    in_base: Number
-    """Share of the model's set that is in the base's set too."""
-
-
-class ComparedFunction(Part):
-    """The sets of one function."""
-
-    function: str
-    """The function."""
-    models: list[ComparedSet]
-    """Base, bricks and merge."""
-
-
-class ComparisonSettings(Part):
-    """Settings of the sets that are compared."""
-
-    share: Number
-    """Share of the neurons in a set, the overlap of random sets."""
-
-
-class MergedFunctions(Analysis):
-    """The functions' sets of a merge beside those of its base and of each brick alone."""
-
-    kind: str = "beside"
-    """Kind of analysis."""
-    settings: ComparisonSettings
-    """Option -> its value."""
-    models: list[ComparedModel]
-    """Base, bricks and merge."""
-    functions: list[ComparedFunction]
-    """The sets by function."""
-
-
 class FunctionsResult(Analysis):
     """Result of `analyze functions`; the neurons' own scores are in functions.safetensors."""
 
@@ -188,8 +131,6 @@ class FunctionsResult(Analysis):
     """Function -> function -> share of the neurons that are in both sets."""
     residents: int
     """Neurons that are among the most active ones of their layer on every function."""
-    beside: MergedFunctions | None = absent()
-    """The sets beside those of the base and of each brick alone, with `--beside`."""
 
 
 @dataclass(frozen=True)

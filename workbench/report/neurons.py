@@ -10,9 +10,8 @@ from typing import Any
 from workbench.files import write_bytes
 from workbench.neurons.ablation import AblationResult
 from workbench.neurons.damage import Damage
-from workbench.neurons.decompose import DecompositionResult
 from workbench.neurons.function_scores import RESIDENT
-from workbench.neurons.functions import FunctionRow, FunctionsResult, MergedFunctions
+from workbench.neurons.functions import FunctionRow, FunctionsResult
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import MaskCurve, SparsityResult
 from workbench.neurons.partition import PartitionResult
@@ -20,7 +19,7 @@ from workbench.neurons.sparsity import Distribution
 from workbench.neurons.subject import ModelResult
 from workbench.report.chart import Chart, Curve, Level, Scales, chart
 from workbench.report.files import with_tables
-from workbench.report.neurons_more import Section, decomposition_section, facts_section, layer_marks, partition_section, with_ends
+from workbench.report.neurons_more import Section, facts_section, layer_marks, partition_section, with_ends
 from workbench.report.numbers import MISSING, listed, plural
 from workbench.report.page import filled
 from workbench.report.tints import CHANGES, SHARES, TintedTable, Tints, tinted
@@ -182,82 +181,6 @@ def _layer_charts(result: FunctionsResult) -> list[Chart]:
     return charts
 
 
-def merged_section(result: MergedFunctions) -> Section:
-    """Return the section on what merging did to the functional sets."""
-    functions, share = result.functions, result.settings.share
-    names, parents = [model.name for model in result.models], [model.name for model in result.models[:-1]]
-    rows = [
-        [row.function, *(f"{m.score:.2f} → {m.score_in_merge:.2f}" for m in row.models[:-1]), f"{row.models[-1].score:.2f}"]
-        for row in functions
-    ]
-    overlap = tinted(
-        "Sets that survive",
-        f"Share of a model's set that is in the merge's set too; {share:.2f} by chance.",
-        "set of",
-        parents,
-        [(row.function, [m.in_merge for m in row.models[:-1]]) for row in functions],
-        Tints("{:.2f}".format, SHARES, neutral="not above the share by chance", band=lambda *_: (0.0, share)),
-    )
-    scores = tinted(
-        "Score of the function",
-        "Held-out score that 5 in 1000 neurons of a layer exceed.",
-        "function",
-        names,
-        [(row.function, [m.top for m in row.models]) for row in functions],
-        Tints("{:.2f}".format, SHARES),
-    )
-    short = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names]
-    labels = short if len(names) <= NAMED else [str(i + 1) for i in range(len(names))]
-    axes = (-0.3, len(names) - 0.7), (0, 1), (0, 0.5, 1), range(len(names))
-    scales = Scales(*axes, "{:.2f}".format, lambda v: labels[round(v)])
-    charts = []
-    for row in functions:
-        curves = [
-            Curve("share in the merge's set", [(i, m.in_merge) for i, m in enumerate(row.models)], "second"),
-            Curve("score", [(i, m.score) for i, m in enumerate(row.models)], "main"),
-        ]
-        charts.append(chart(row.function, curves, scales, [Level("share by chance", share, "")]))
-    return Section(
-        "beside",
-        "What merging did to the functional sets",
-        [
-            f"Each of {plural(len(names), 'model')} chooses its sets on the same train tasks: the base, each brick alone on it, and the merge. "
-            "Sets are judged on the held-out tasks.",
-            _merged_claim(result),
-        ],
-        ["function", *names],
-        rows,
-        dict.fromkeys(parents, "mean held-out score of its set in its own model → of the same neurons in the merge"),
-        charts,
-        (
-            ("main", "score of the model's own set"),
-            ("second", "share of the set in the merge's set"),
-            ("level", "share by chance"),
-        ),
-        (overlap, scores),
-        [f"Texts: {result.data.file}. Below the charts, from left to right: {', '.join(names)}."],
-    )
-
-
-def _merged_claim(result: MergedFunctions) -> str:
-    """Return how much of the base's and the bricks' sets the merge keeps, and where it keeps least."""
-    of_base = {row.function: row.models[0].in_merge for row in result.functions}
-    of_bricks = [m.in_merge for row in result.functions for m in row.models[1:-1]]
-    least = min(of_base, key=lambda name: of_base[name])
-    lost = [
-        row.function
-        for row in result.functions
-        if (base := row.models[0]).score_in_merge < base.score - 0.05 and row.models[-1].score < base.score - 0.05
-    ]
-    text = (
-        f"On average {100 * sum(of_base.values()) / len(of_base):.0f} % of a set of the base and {100 * sum(of_bricks) / len(of_bricks):.0f} % of "
-        f"a set of a brick are in the merge's set too; least of the base for {least} ({100 * of_base[least]:.0f} %)."
-    )
-    if lost:
-        return f"{text} The sets of {listed(lost)} score lower than in the base by more than 0.05."
-    return f"{text} No function's set scores lower than in the base by more than 0.05."
-
-
 def sparsity_section(result: SparsityResult) -> Section:
     """Return the section of distributions and masking."""
     curves, tolerance, cett = result.curves, result.settings.tolerance, result.cett
@@ -389,11 +312,9 @@ def _matrix(title: str, table: Damage, caption: str = "") -> TintedTable:
 
 SECTIONS: dict[str, tuple[type[ModelResult], Callable[[Any], Section]]] = {
     "functions": (FunctionsResult, functions_section),
-    "beside": (MergedFunctions, merged_section),
     "sparsity": (SparsityResult, sparsity_section),
     "ablation": (AblationResult, ablation_section),
     "partition": (PartitionResult, partition_section),
     "knowledge": (KnowledgeResult, facts_section),
-    "decomposition": (DecompositionResult, decomposition_section),
 }
 """Kind of analysis, whose file is KIND.json -> its result and its section of the page."""

@@ -1,19 +1,16 @@
-"""Sections of the page of a model's neurons (sentences, a table, charts, matrices): experts, facts, and decompositions into bricks."""
+"""Sections of the page of a model's neurons (sentences, a table, charts, matrices): experts and facts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
-from workbench.neurons.bricks import BrickCosines, QualityCurve
-from workbench.neurons.decompose import Decomposition, DecompositionResult
 from workbench.neurons.fact_neurons import LocatedNeuron, ProbabilityChange
 from workbench.neurons.locate import KnowledgeResult, MeanChange
 from workbench.neurons.partition import PartitionResult, SelectorCurve
 from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.numbers import MISSING, fixed, plural, signed
-from workbench.report.tints import CHANGES, SCALES, TintedTable, Tints, tinted
+from workbench.report.tints import TintedTable
 from workbench.tables import Table
 
 
@@ -261,117 +258,3 @@ def _fact_charts(result: KnowledgeResult) -> list[Chart]:
         )
         charts.append(chart(title, [Curve(title.lower(), points, "main")], scales, note=note))
     return charts
-
-
-def decomposition_section(result: DecompositionResult) -> Section:
-    """Return the section of sparsity, coupling, redundancy and conflict."""
-    share = f"{100 * result.settings.kept:g} %"
-    least = f"least share for {share}"
-    rows, details = [], []
-    for part in result.decompositions:
-        coupling = with_ends(_two(part.coupling), *part.interval)
-        rows.append(
-            [f"{part.origin}: {plural(part.parts, part.unit.removesuffix('s'))}", "all", coupling, *_curve_cells(part.curve)]
-        )
-        rows += [["", row.function, _two(row.coupling), *_curve_cells(row.curve)] for row in part.functions]
-        details += _details(part)
-    return Section(
-        "decomposition",
-        "Decomposition",
-        [
-            "Two metrics on one scale for bricks of a recipe and for sets of neurons. Sparsity: the least share of the bricks that keeps "
-            f"{share} of the quality, where 0 is the quality without any brick. Coupling: the damage to other functions over that to the own "
-            "function when a brick is left out; 0 is independent, 1 harms all functions alike.",
-            *([_nearest(result.cosines)] if result.cosines else []),
-        ],
-        ["bricks", "function", "coupling", least, "area"],
-        rows,
-        {
-            "coupling": "mean damage to other functions / damage to the own one; over all functions the median, with its 95 % interval",
-            least: "all larger sets keep it too",
-            "area": "area under quality against the share kept; 1 is reached at once, 0.5 grows evenly",
-        },
-        [drawn for part in result.decompositions if (drawn := _quality(part)) is not None],
-        (("main", "all functions"), ("third", "one function")),
-        _matrices(result),
-        details,
-    )
-
-
-def _two(value: float | None) -> str:
-    return MISSING if value is None else fixed(value, 2)
-
-
-def _curve_cells(curve: QualityCurve | None) -> list[str]:
-    return [MISSING, MISSING] if curve is None else [f"{100 * curve.least_share:.0f} %", f"{curve.area:.2f}"]
-
-
-def _nearest(cosines: BrickCosines) -> str:
-    """Return which bricks are nearest to each other, and which are in conflict."""
-    function, names = cosines.function, cosines.names
-    matrix, space = (function.mean, "function space") if function else (cosines.weight, "weight space")
-    pairs = [
-        (value, f"{names[i]} and {names[j]}", cosines.weight[i][j])
-        for i, j in combinations(range(len(names)), 2)
-        if (value := matrix[i][j]) is not None
-    ]
-    if not pairs:
-        return "No two bricks change the same places, so that they have no cosines."
-    value, pair, weight = max(pairs, key=lambda one: one[:2])
-    text = f"The nearest bricks in {space} are {pair} (cosine {fixed(value, 2)}"
-    text += f", in weight space {_two(weight)})" if function else ")"
-    if opposed := [f"{pair} ({fixed(value, 2)})" for value, pair, _ in sorted(pairs, key=lambda one: one[:2]) if value < 0]:
-        return f"{text}; against each other work {', '.join(opposed)}."
-    return f"{text}; no two bricks work against each other."
-
-
-def _quality(part: Decomposition) -> Chart | None:
-    """Draw the curves of the functions and of all functions, from no bricks on; None if there are none."""
-    named = [(row.function, row.curve, "third") for row in part.functions] + [("all functions", part.curve, "main")]
-    curves = [
-        Curve(name, [(0.0, 0.0), *zip(curve.shares, curve.quality, strict=True)], kind)
-        for name, curve, kind in named
-        if curve is not None
-    ]
-    if not curves:
-        return None
-    values = [y for curve in curves for _, y in curve.points]
-    reach = min(0.0, *values), max(1.0, *values)
-    scales = Scales((0, 1), reach, (0, 0.5, 1), (0, 0.5, 1), "{:.2f}".format, lambda v: f"{100 * v:.0f} %")
-    return chart(f"Quality, {part.origin}", curves, scales, note=f"share of the {part.unit} kept")
-
-
-def _matrices(result: DecompositionResult) -> list[TintedTable]:
-    tables = []
-    for part in result.decompositions:
-        if part.origin == "customized" and part.changes:
-            names = [row.function for row in part.functions]
-            values = [(n, [100 * (v or 0.0) for v in row]) for n, row in zip(names, part.changes, strict=True)]
-            caption = "Change of perplexity in percent; a row is left out, a column measured."
-            tints = Tints(lambda value: fixed(value, 0), CHANGES, " %", "a change below 1 %")
-            tables.append(tinted("One brick left out", caption, "without", names, values, tints))
-    if cosines := result.cosines:
-        tables.append(_cosines("Cosine in weight space", "Of the bricks' deltas.", cosines.names, cosines.weight))
-        if function := cosines.function:
-            caption = f"Of the changes to the layers' outputs on {function.tokens} tokens, mean over layers."
-            tables.append(_cosines("Cosine in function space", caption, cosines.names, function.mean))
-    return tables
-
-
-def _cosines(title: str, caption: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> TintedTable:
-    values = [(name, [float("nan") if v is None else v for v in row]) for name, row in zip(names, matrix, strict=True)]
-    return tinted(title, caption, "brick", names, values, Tints(lambda v: MISSING if v != v else fixed(v, 2), SCALES["cosine"]))
-
-
-def _details(part: Decomposition) -> list[str]:
-    what = (
-        "each function's curve adds bricks by what leaving them out costs the function"
-        if part.origin == "customized"
-        else "each token keeps its most active neurons in every layer, coupling is that of the functions' sets"
-    )
-    tokens = "responses" if part.scored == "response" else "whole texts"
-    origin = part.origin.capitalize()
-    first = (
-        f"{origin}: {plural(part.items, 'text')}; {what}. Quality: loss of {tokens}, as a share of the way from no bricks to all."
-    )
-    return [first, *(f"{origin}: {note}." for note in part.notes)]
