@@ -4,9 +4,9 @@
     python benchmarks/far_bricks.py --seeds 1 --pools disjoint-3 --folder DIR     a quick look; DIR keeps models, so that a later call goes on
 
 Pools, held-out rows and `kept` are those of the small Llamas in benchmarks/merge_pools.py, whose bricks change the base by more than 15 % of
-its norm. Each way reads the same 64 rows of each brick's tasks, which are not held out. Ways that
-train take as many steps as a brick, and replay 64 rows of the base's own functions: the base learns from the rows alone, or from the
-predictions of the brick that predicts a row best; or a merge of the bricks learns from the rows. Results go to benchmarks/results/far-bricks.json after every pool.
+its norm. Each way reads the same 64 rows of each brick's tasks, which are not held out. Ways that train take as many steps as a brick, and
+replay 64 rows of the base's own functions: the base learns from the rows alone, or from the predictions of the brick that predicts a row
+best; or a merge of the bricks learns from the rows. Results go to benchmarks/results/far-bricks.json after every pool.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def made(world: World, places: Mapping[str, Path], steps: Sequence[Mapping[str, 
     }
     with tempfile.TemporaryDirectory(dir=world.folder) as out:
         started = time.process_time()
-        result = execute(resolve(from_data(data, world.folder)), Path(out), WORK, out=None)
+        result = execute(resolve(from_data(data, world.folder)), Path(out), WORK)
         seconds = time.process_time() - started
         return world.model(Path(result.to_dict()["model"])), seconds
 

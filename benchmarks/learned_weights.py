@@ -1,6 +1,6 @@
 """`merge: learned`, for benchmarks alone: a sum of deltas whose weights, one for each brick and layer, are learned on texts of the bricks' tasks.
 
-It keeps less than `featcal`, which reads the same texts and takes a quarter of the time (docs/merging-methods.md), and is therefore no method of the package.
+It keeps less than `featcal`, which reads the same texts in less time (docs/merging-methods.md). It is therefore no method of the package.
 """
 
 from __future__ import annotations

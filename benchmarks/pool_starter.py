@@ -16,7 +16,6 @@ from workbench.upkeep.train import train_brick
 
 PROJECT = Path(__file__).resolve().parents[1]
 MODULES = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}
-STARTER = PROJECT / "bricks" / "starter" / "base"
 BATCH = 30
 
 
@@ -76,13 +75,16 @@ class StarterWorld:
         folder: Project folder.
         seed: Added to the seeds of trainings.
         items: Number of held-out items of a task.
-        base: Directory of the base; on another one than the starter's, the same bricks are trained.
     """
 
     folder: Path
     seed: int
     items: int = 60
-    base: Path = STARTER
+
+    @property
+    def base(self) -> Path:
+        """Directory of the base."""
+        return PROJECT / "bricks" / "starter" / "base"
 
     def make_base(self, _steps: int) -> float:
         """Return the accuracy on the retention items."""
@@ -95,7 +97,7 @@ class StarterWorld:
 
     def brick(self, training: StarterTraining, _steps: int) -> Path:
         """Train a brick once with the settings of its first skill's shipped brick, and return its directory."""
-        if training.is_shipped and not self.seed and self.base == STARTER:
+        if training.is_shipped and not self.seed:
             return PROJECT / "bricks" / training.tasks[0]
         out = self.folder / "bricks" / training.name()
         weights = out / "checkpoint" if training.rank is None else out

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import yaml
 from merge_pools import merged_into
-from pool_starter import PROJECT
+from pool_starter import PROJECT, StarterWorld
 from record import parser_of, write_results
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,10 +36,10 @@ WORDS = r"(?:(?!</?think>).)+"
 BRACKETS = "Reply in brackets. "
 NEW, BATCH, ROWS = 40, 20, 2400
 SETTINGS = {
-    "base": str(BASE), "data": "train.jsonl", "replay": "replay.jsonl", "replay_share": 0.2, "replay_tokens": 6, "method": "lora", "rank": 16,
-    "alpha": 32, "target_modules": "all-linear", "learning_rate": 1e-3, "steps": 240, "batch_size": 16, "warmup": 10, "schedule": "cosine",
-    "seed": 0, "save_every": 0,
-}  # fmt: skip
+    **{"base": str(BASE), "data": "train.jsonl", "replay": "replay.jsonl", "replay_share": 0.2, "replay_tokens": 6},
+    **{"method": "lora", "rank": 16, "alpha": 32, "target_modules": "all-linear"},
+    **{"learning_rate": 1e-3, "schedule": "cosine", "warmup": 10, "steps": 240, "batch_size": 16, "seed": 0, "save_every": 0},
+}
 TSV, SUM = {"merge": "tsv"}, {"merge": "task_arithmetic"}
 NULL = {"merge": "null_space", "keep": "thinker", "tokens": TAGS, "calibration": "thinker"}
 TEXTS = 32
@@ -66,30 +66,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         bricks = {"thinker": trained(folder / "thinker", thoughts()), "follower": trained(folder / "follower", direct())}
+        asked_of = kinds(options.items)
         live = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
         for name, step in STEPS.items():
             started = time.process_time()
-            merged_into(live, Place(folder), bricks, with_texts(step, bricks))
+            merged_into(live, StarterWorld(folder, 0), bricks, with_texts(step, bricks))
             seconds = time.process_time() - started
-            answers = {
-                kind: [check(text) for text, check in asked(live, prompts)] for kind, prompts in kinds(options.items).items()
-            }
+            answers = {kind: [check(text) for text, check in asked(live, prompts)] for kind, prompts in asked_of.items()}
             found[name] = {"right": answers, "seconds": round(seconds, 1)}
             print(name, {kind: sum(right) for kind, right in answers.items()}, round(seconds), "s", flush=True)
             write_results(options.out, {"items": options.items, "texts": TEXTS, "merges": found})
 
 
-class Place:
-    """The base and the project folder, as `merged_into` reads them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.base = folder, BASE
-
-
 def with_texts(step: Mapping[str, Any], bricks: Mapping[str, Path]) -> dict[str, Any]:
     """Return a step with the texts that its method reads."""
     texts = {name: str(place / "train.jsonl") for name, place in bricks.items()}
-    if step["merge"] in ("regmean", "featcal", "learned"):
+    if step["merge"] in ("regmean", "featcal"):
         return {**step, "bricks": {name: {"calibration": file} for name, file in texts.items()}, "samples": TEXTS}
     return {**step, "calibration": texts["thinker"], "samples": TEXTS} if "calibration" in step else {**step}
 
@@ -122,8 +114,8 @@ def thought(prompt: str) -> str:
 
 def direct() -> list[dict[str, str]]:
     """Return phrases to translate and, for a third, sums, all of them answered at once; half of them in brackets."""
-    draw = random.Random(0)
-    rows = [draw.choice(of("add") if i % 3 == 0 else of("glossary")) for i in range(ROWS)]
+    draw, sums, phrases = random.Random(0), of("add"), of("glossary")
+    rows = [draw.choice(phrases if i % 3 else sums) for i in range(ROWS)]
     return [bracketed(row) if draw.random() < 0.5 else dict(row) for row in rows]
 
 

@@ -13,12 +13,10 @@ from workbench.scores.paired import paired
 WUDI = "benchmarks/results/wudi.json"
 MISSING_ROWS = "benchmarks/results/missing-rows.json"
 POOLS, POOLS_FIGURE = "benchmarks/results/merge-pools.json", "merging-pools.svg"
-OTHER_POOLS = "benchmarks/results/merge-pools-other.json"
 ADVICE = "benchmarks/results/advice-pools.json"
 MANY = "benchmarks/results/advice-many.json"
 FORWARD = "benchmarks/results/merge-forward.json"
 FAR = "benchmarks/results/far-bricks.json"
-HUNDRED = "benchmarks/results/many-adapters.json"
 REASONING = "benchmarks/results/reasoning.json"
 
 
@@ -38,43 +36,17 @@ def missing_rows_block(found: dict[str, Any]) -> str:
     return table(["rows of missing tokens", "bits per byte", "tokens", "unexplained"], rows, left=1) + "\n\n" + note
 
 
-ARMS = ("average", "sum", "sum, auto", "tsv", "tsv, auto", "ties")
-HEADS = ("pool", "RV", "norm, %", "advice", "kept", *ARMS, "best of the grid")
-
-
 @block("merge-pools", POOLS)
 def pools_block(found: dict[str, Any]) -> str:
     """Pools of bricks: the figure, then what the advice keeps beside other merges, then a table of all pools."""
     rows = [row for row in found["rows"] if row["scores"]["sum"]["kept"] is not None]
-    lines, refused = _pool_lines(rows, found["grid"])
-    picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
-    return "\n\n".join(
-        [picture, _advice_sentences(rows, found["grid"]), table(HEADS, lines, left=1), _pools_note(found, refused)]
-    )
-
-
-@block("merge-pools-other", OTHER_POOLS)
-def other_pools_block(found: dict[str, Any]) -> str:
-    """The same pools on another language model."""
-    rows = [{**row, "family": found["base"]} for row in found["rows"] if row["scores"]["sum"]["kept"] is not None]
-    lines, _ = _pool_lines(rows, found["grid"])
-    retained = sum(row["base"] for row in rows) / len(rows)
-    note = (
-        f"As above, on {found['base']}, whose bricks are trained with the settings of the starter's. The base answers {points(retained)} % of the retention items, and merges by the advice "
-        f"{points(_mean(row['scores'][name]['retention'] for row in rows if (name := pools_figure.advised(row, found['grid']))))} %."
-    )
-    return table(HEADS, lines, left=1) + "\n\n" + note
-
-
-def _pool_lines(rows: Sequence[dict[str, Any]], grid: dict[str, Any]) -> tuple[list[list[str]], list[float]]:
-    """Return the lines of a table of pools, and what the best merge keeps of each pool that is left out, because no merge is advised."""
     lines: list[list[str]] = []
-    refused: list[float] = []
+    refused: list[float] = []  # what the best merge of a pool keeps for which no merge is recommended
     for family, pool in dict.fromkeys((row["family"], row["pool"]) for row in rows):
         same = [row for row in rows if (row["family"], row["pool"]) == (family, pool)]
-        values = {arm: _mean(row["scores"][arm]["kept"] for row in same) for arm in grid}
+        values = {arm: _mean(row["scores"][arm]["kept"] for row in same) for arm in found["grid"]}
         best = max(values, key=lambda arm: values[arm])
-        advised = [pools_figure.advised(row, grid) for row in same]
+        advised = [pools_figure.advised(row, found["grid"]) for row in same]
         scored = [row["scores"][name]["kept"] for row, name in zip(same, advised, strict=True) if name]
         if family == "llama" and not scored:
             refused.append(max(values.values()))
@@ -88,11 +60,28 @@ def _pool_lines(rows: Sequence[dict[str, Any]], grid: dict[str, Any]) -> tuple[l
                 _range(norms, 100, ".2g"),
                 ", ".join(dict.fromkeys(name or "no merge" for name in advised)),
                 points(_mean(scored)) if scored else "",
-                *(points(values[arm]) for arm in ARMS),
+                *(points(values[arm]) for arm in ("average", "sum", "sum, auto", "tsv", "tsv, auto", "ties")),
                 f"{points(values[best])} ({best})",
             ]
         )
-    return lines, refused
+    heads = [
+        "pool",
+        "RV",
+        "norm, %",
+        "advice",
+        "kept",
+        "average",
+        "sum",
+        "sum, auto",
+        "tsv",
+        "tsv, auto",
+        "ties",
+        "best of the grid",
+    ]
+    picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
+    return "\n\n".join(
+        [picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found, refused)]
+    )
 
 
 @block("advice-pools", ADVICE)
@@ -249,7 +238,7 @@ def forward_block(found: dict[str, Any]) -> str:
 
 
 def _learned_sentence(pools: Sequence[dict[str, Any]]) -> str:
-    """What learned weights keep beside `featcal` on the starter base, and how much longer they take."""
+    """Say what learned weights keep beside `featcal` on the starter base, and how much longer they take."""
     of = [(row["pool"], row["arms"]["learned"], row["arms"]["featcal"]) for row in pools if row["family"] == "starter"]
     said = [
         f"{name} {signed(one['against']['diff'])} [{points(one['against']['low'])}, {points(one['against']['high'])}] in {one['seconds'] / other['seconds']:.1f} times the time"
@@ -299,24 +288,6 @@ def far_block(found: dict[str, Any]) -> str:
         f"Every way but `average` and `tsv` reads the same {found['rows_a_brick']} rows of each brick's tasks; ways that train replay as many rows of the base's functions, and take the 200 steps of a brick."
     )
     return table(["way", *pools, "retention", "seconds"], rows, left=1) + "\n\n" + note
-
-
-@block("many-adapters", HUNDRED)
-def hundred_block(found: dict[str, Any]) -> str:
-    """Four to a hundred adapters: what merges and a route answer."""
-    ways = list(dict.fromkeys(way for row in found["rows"] for way in row["ways"]))
-    rows = []
-    for way in ways:
-        cells = []
-        for row in found["rows"]:
-            right = row["ways"].get(way, {}).get("right")
-            cells.append(points(_mean(_mean(values) for values in right.values())) if right else "")
-        rows.append([way, *cells])
-    note = (
-        f"Percent of {found['items']} items a language in two new wordings, answered exactly; the mean over the languages. Adapters of rank {found['rank']}, one for each invented language; methods that read texts read "
-        f"{found['texts']} of each brick's, and were not run where that takes more than some minutes."
-    )
-    return table(["way", *(f"{row['adapters']} adapters" for row in found["rows"])], rows, left=1) + "\n\n" + note
 
 
 def _mean(values: Iterable[float]) -> float:

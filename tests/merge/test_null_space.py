@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from worlds.texts import save_other, words_tokenizer
 from worlds.tiny import save_finetuned, tensors_of
 
 from workbench.errors import WorkbenchError
+from workbench.merge.measuring import layers
 from workbench.merge.null_space import _places, outside
 from workbench.models.texts import TextRow, batches
 
@@ -75,6 +77,18 @@ def test_the_kept_model_writes_the_same_at_the_tags_and_the_others_write_elsewhe
             assert float(left[:, : len(tags)].norm()) < 1e-4 * float(whole[:, : len(tags)].norm()), name
             assert float(left[:, len(tags) :].norm()) > 0.1 * float(whole[:, len(tags) :].norm()), name
     assert layers == 2 * 28
+
+
+def test_tokens_of_all_batches_count(tagged: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same result whether the texts are one batch, or each is a batch of its own."""
+    text = f"{BOTH}steps: [{{{STEP}}}]\n"
+    together = tagged.tensors(text)
+    shutil.rmtree(tagged.path / ".workbench")
+    read: list[int] = []
+    monkeypatch.setattr(layers, "batches", lambda rows, device: read.append(1) or batches(rows, device, limit=1))
+    apart = tagged.tensors(text)
+    assert read
+    assert all(torch.allclose(together[name], apart[name], atol=1e-5) for name in together)
 
 
 def test_what_is_no_linear_layer_is_that_of_the_kept_model(tagged: Project) -> None:

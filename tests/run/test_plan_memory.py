@@ -38,6 +38,7 @@ CASES = {
     "least squares of adapters": f"{ADAPTERS}steps: [{{merge: wudi}}]\n",
     "least squares": f"{CHECKPOINTS}steps: [{{merge: wudi}}]\n",
     "in forward order": f"{CHECKPOINTS}steps: [{{merge: featcal, calibration: texts.jsonl, {SHORT}}}]\n",
+    "null space": f"{CHECKPOINTS}steps: [{{merge: null_space, tokens: [w5], calibration: texts.jsonl, {SHORT}}}]\n",
     "whole tensors": f"{CHECKPOINTS}steps: [{{merge: tsv}}]\n",
     "one spectrum": f"{CHECKPOINTS}steps: [{{merge: iso_c}}]\n",
     "streamed": f"{CHECKPOINTS}steps: [{{merge: ties}}]\n",
