@@ -6,10 +6,10 @@ python evals/skills/build.py --check   writes nothing; exit status 1 when a file
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
-import abilities
 import actions
 import add
 import dates
@@ -39,6 +39,17 @@ SKILLS: tuple[Skill, ...] = (
 PROJECT = Path(__file__).resolve().parents[2]
 
 
+def negatives(project: Path) -> list[dict[str, str]]:
+    """Return requests that no brick is for, with which routers are fitted: the first four tasks of each function of evals/abilities.jsonl."""
+    tasks: dict[str, list[str]] = {}
+    rows = [json.loads(line) for line in (project / "evals" / "abilities.jsonl").read_text("utf-8").splitlines()]
+    for row in rows:
+        own = tasks.setdefault(row["function"], [])
+        if row["task"] not in own:
+            own.append(row["task"])
+    return [{key: row[key] for key in ("task", "prompt")} for row in rows if row["task"] in tasks[row["function"]][:4]]
+
+
 def files(project: Path) -> dict[Path, bytes]:
     """Every generated file of the project with the bytes it has to hold."""
     data = project / "evals" / "tasks" / "data"
@@ -54,11 +65,7 @@ def files(project: Path) -> dict[Path, bytes]:
         project / "evals" / "routing" / "chat.jsonl": encode(paraphrases.chat_rows()),
         project / "evals" / "routing" / "two-requests.jsonl": encode(paraphrases.two_rows(SKILLS)),
         project / "evals" / "routing" / "fresh.jsonl": encode(fresh.rows(SKILLS)),
-        project / "evals" / "abilities.jsonl": encode(abilities.rows()),
-        # Routers are fitted with them as requests that no brick is for.
-        project / "workbench" / "route" / "deciding" / "negatives.jsonl": encode(
-            [{key: row[key] for key in ("task", "prompt")} for row in abilities.rows()]
-        ),
+        project / "workbench" / "route" / "deciding" / "negatives.jsonl": encode(negatives(project)),
         data / "known-facts.jsonl": encode(forgetting.far_rows()),
         project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),
         project / "recipes" / "facts" / "capitals-forget.jsonl": encode(forgetting.edit_rows("forget")),
