@@ -8,7 +8,7 @@ from typing import Any
 from cells import block, interval, points, signed, table
 
 from workbench.neurons.functions import FunctionRow
-from workbench.report.neurons import found_cells, function_cells
+from workbench.report.neurons import score_cells, verdict_cells
 
 NEURONS = "benchmarks/results/neurons.json"
 NULLS = "benchmarks/results/neuron-nulls.json"
@@ -19,31 +19,44 @@ PUBLISHED = {"rows": "6 of 7 (Llama-3-8B), 7 of 7 (Mistral-7B)", "coupling": "0.
 
 @block("neurons-functions", NEURONS)
 def functions_block(found: dict[str, Any]) -> str:
-    """Scores by function, with the neurons that the test finds."""
+    """The verdict on each function."""
     document = found["functions"]
-    heads = [
-        "function",
-        "best per layer",
-        "top 5‰",
-        "mean",
-        "chance",
-        "found",
-        "largest effect",
-        "findable from",
-        "overlap",
-        "AUC of length",
-    ]
-    cells = [function_cells(FunctionRow.model_validate(row)) for row in document["functions"]]
-    rows = [[*of_row[:8], f"{of_row[8]} ({of_row[9]})", of_row[10]] for of_row in cells]
+    heads = ["function", "verdict", "found", "most in layers", "largest effect", "findable from", "set off", "random off"]
+    cells = [verdict_cells(FunctionRow.model_validate(row)) for row in document["functions"]]
+    rows = [[*of_row[:2], *of_row[3:]] for of_row in cells]
     note = (
-        f"{sum(document['neurons'].values()):,} neurons, {document['data']['items']:,} texts of {document['test']['tasks']} tasks. Best per layer: "
-        "median over layers and largest. Found: neurons that the test finds (95 % for the whole model). Effects: in standard deviations over tasks. "
-        "Overlap: of the sets that both splits choose, in brackets with other functions' sets. "
+        f"{sum(document['neurons'].values()):,} neurons, {document['data']['items']:,} texts of {document['test']['tasks']} tasks in "
+        f"`evals/{document['data']['file']}`. "
     )
-    if shipped := found.get("shipped"):
-        counts = ", ".join(f"{row['function']} {found_cells(FunctionRow.model_validate(row))[0]}" for row in shipped["functions"])
-        note += f"With the {shipped['data']['items']} texts of {shipped['test']['tasks']} tasks in `evals/{shipped['data']['file']}`: {counts}. "
+    if other := found.get("other"):
+        counts = ", ".join(f"{row['function']} {row['found']}" for row in other["functions"])
+        note += f"With {other['data']['items']:,} texts of {other['test']['tasks']} tasks from public collections: {counts}. "
+    return "\n\n".join([table(heads, rows, left=2), note])
+
+
+@block("neurons-scores", NEURONS)
+def scores_block(found: dict[str, Any]) -> str:
+    """Scores by function."""
+    document = found["functions"]
+    cells = [score_cells(FunctionRow.model_validate(row)) for row in document["functions"]]
+    rows = [[*of_row[:5], f"{of_row[5]} ({of_row[6]})", of_row[7]] for of_row in cells]
+    heads = ["function", "best per layer", "top 5‰", "mean", "chance", "overlap", "AUC of length"]
+    note = "Best per layer: median over layers and largest. Overlap: of the sets that both splits choose, in brackets with other functions' sets. "
     return "\n\n".join([table(heads, rows, left=1), note])
+
+
+@block("neurons-power", NEURONS)
+def power_block(found: dict[str, Any]) -> str:
+    """Effects that would be found with other numbers of tasks, as each file of texts says."""
+    documents = [found["functions"], *([found["other"]] if "other" in found else [])]
+    tasks = list(documents[0]["test"]["planned"])
+    rows = []
+    for document in documents:
+        each = document["test"]["tasks"] // len(document["functions"])
+        effects = [document["test"]["planned"][n] for n in tasks]
+        rows.append([f"{each} tasks each", *("" if e is None else f"{e:.1f}" for e in effects)])
+    note = "Effect, in standard deviations over tasks, of which 90 % of the neurons would be found with so many tasks of every function. "
+    return "\n\n".join([table(["computed from", *(f"{n} tasks" for n in tasks)], rows, left=1), note])
 
 
 @block("neurons-planted", NULLS)
@@ -75,7 +88,7 @@ def masking_block(found: dict[str, Any]) -> str:
     small = ", ".join(f"{points(d['mean_small'])} % by {d['indicator']}" for d in document["distributions"])
     note = (
         f"Rise of the loss in nats per token over {document['data']['items']} held-out texts of seven functions, with 95 % intervals over tasks. "
-        f"Free: no more than {document['settings']['tolerance']:g}. Below a fifth of a token's largest neuron: {small}. At a truncation error of "
+        f"Free: no more than {curves[0]['tolerance']:g}. Below a fifth of a token's largest neuron: {small}. At a truncation error of "
         f"{document['cett']['target']:g} in every layer (CETT), {points(document['cett']['mean_sparsity'])} % of the neurons are not needed. "
     )
     return "\n\n".join([table(heads, rows, left=1), note])
@@ -84,7 +97,7 @@ def masking_block(found: dict[str, Any]) -> str:
 @block("neurons-ablation", NEURONS)
 def ablation_block(found: dict[str, Any]) -> str:
     """The damage matrix and the summary of its controls."""
-    document = found["ablation"]
+    document = found["functions"]["ablation"]
     names = document["functions"]
     matrix = table(
         ["switched off", *names],
@@ -158,9 +171,9 @@ def _gap(difference: Mapping[str, Any]) -> str:
 def time_block(found: dict[str, Any]) -> str:
     """Time of the parts."""
     seconds = found["seconds"]
-    parts = ", ".join(f"{name} {seconds[name]:.0f} s" for name in ("functions", "sparsity", "ablation"))
     note = f" {found['note']}" if found.get("note") else ""
-    return f"The complete analysis takes {seconds['all'] / 60:.1f} minutes: {parts}.{note}"
+    whole = seconds["open"] + seconds["functions"]
+    return f"The analysis with its pages takes {whole / 60:.1f} minutes, `--sparsity` {seconds['sparsity'] / 60:.1f}.{note}"
 
 
 @block("neurons-overhead", OVERHEAD)

@@ -34,7 +34,7 @@ def test_round_trip_ls_and_show(place: Path) -> None:
     assert (card.kind, card.functions, card.digest) == ("neurons", ("math",), neurons.digest())
     assert card.base.digest == neurons.base
     assert card.skill == "48 neurons for math (25 %)"
-    assert (place / "brick.yaml").read_text().startswith("# Written by `workbench analyze functions`. See neurons.json for how")
+    assert (place / "brick.yaml").read_text().startswith("# Written by `workbench analyze`. See neurons.json for how")
     (row,) = document("brick", "ls")
     assert (row["name"], row["kind"], row["axes"]["origin"]) == ("math", "neurons", "emergent")
     assert "48 neurons for math" in call("brick", "ls").output

@@ -36,40 +36,79 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def test_all_writes_tables_sets_and_one_page(world: Project) -> None:
-    printed = document("analyze", "all", "base", "--data", "texts.jsonl", "-o", "found")
+def test_functions_get_a_verdict_pages_tables_and_sets(world: Project) -> None:
+    printed = document("analyze", "base", "--data", "texts.jsonl", "-o", "found")
     found = world.path / "found"
-    assert set(printed) == {"functions", "sparsity", "ablation"}
-    for name in ("functions", "sparsity", "ablation"):
-        assert json.loads((found / f"{name}.json").read_text("utf-8"))["digest"] == printed[name]["digest"]
+    assert set(printed) == {"functions"}
+    answer = printed["functions"]
+    assert json.loads((found / "functions.json").read_text("utf-8")) == answer
+    for row in answer["functions"]:
+        own = answer["ablation"]["functions"].index(row["function"])
+        assert row["change"] == answer["ablation"]["changes"][own][own]
+        assert row["matched"] == answer["ablation"]["controls"]["matched"]["changes"][own][own]
+        assert row["found"] == sum(row["found_layers"].values())
+        assert row["verdict"] == ("found" if row["found"] else "not found")
+        assert row["tasks"] == 4
+    assert answer["test"]["planned"]["4"] == pytest.approx(answer["functions"][0]["smallest_effect"])
     page = (found / "index.html").read_text("utf-8")
-    assert all(f'<section id="{name}">' in page for name in ("functions", "sparsity", "ablation"))
+    assert all(f'<section id="{name}">' in page for name in ("functions", "ablation", "scores"))
     assert (found / "layers.csv").read_text("utf-8").startswith("split,function,layer,best,top,mean\n")
+    assert (found / "ablation.csv").read_text("utf-8").startswith("sets,removed,evaluated,change,low,high\nset,low,low,")
     card = yaml.safe_load((found / "sets" / "low" / "brick.yaml").read_text("utf-8"))
-    assert (card["kind"], card["functions"], card["base"]["digest"]) == ("neurons", ["low"], printed["functions"]["digest"])
+    assert (card["kind"], card["functions"], card["base"]["digest"]) == ("neurons", ["low"], answer["digest"])
     shown = document("brick", "show", str(found / "sets" / "low"))
     assert shown["neurons"]["size"] == sum(layer["size"] for layer in shown["neurons"]["layers"].values())
 
 
-def test_ablate_takes_the_sets_of_the_same_model_and_texts(world: Project) -> None:
-    error = refused("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found")
-    assert "no functions.json" in error.message
-    assert "analyze functions" in (error.hint or "")
-    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found")
-    write_jsonl(world.path / "others.jsonl", rows(each=2))
-    assert "chosen on other texts" in refused("analyze", "ablate", "base", "--data", "others.jsonl", "-o", "found").message
-    world.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n", "merged.yaml")
-    assert "another model" in refused("analyze", "ablate", "recipes/merged.yaml", "--data", "texts.jsonl", "-o", "found").message
-    table = document("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
-    assert table["functions"] == ["low", "high"]
-    assert set(table["controls"]) == {"random", "matched"}
-    assert all(row[0] == row[0] for row in table["changes"])
+def test_each_function_has_a_page_of_its_neurons(world: Project) -> None:
+    call("analyze", "base", "--data", "texts.jsonl", "-o", "found")
+    profiles = json.loads((world.path / "found" / "profiles.json").read_text("utf-8"))
+    for name in ("low", "high"):
+        page = (world.path / "found" / f"{name}.html").read_text("utf-8")
+        own = [p for p in profiles["neurons"] if name in p["functions"]]
+        assert len(own) >= 6
+        assert all(f'id="n-{p["layer"]}-{p["neuron"]}"' in page for p in own)
+        assert [item["prompt"] in page for item in profiles["flipped"][name]] == [True] * 3
+    assert '<a href="low.html">low</a>' in (world.path / "found" / "index.html").read_text("utf-8")
+
+
+def test_a_neuron_is_looked_at(world: Project) -> None:
+    printed = document("analyze", "base", "--data", "texts.jsonl", "-o", "found", "--neuron", "1.3", "--neuron", "0.2")
+    assert [(p["layer"], p["neuron"]) for p in printed["chosen"]["neurons"]] == [(1, 3), (0, 2)]
+    page = (world.path / "found" / "chosen.html").read_text("utf-8")
+    assert 'id="n-1-3"' in page
+    assert 'href="chosen.html#n-1-3"' in (world.path / "found" / "index.html").read_text("utf-8")
+    for name, message in (
+        ("7", "expected LAYER.NEURON"),
+        ("9.1", "no such neuron; it has layers 0, 1"),
+        ("1.99999", "in layer 1"),
+    ):
+        error = refused("analyze", "base", "--data", "texts.jsonl", "--neuron", name)
+        assert message in error.message
+        assert error.exit_code == 2
+
+
+def test_the_project_s_texts_are_the_default(world: Project) -> None:
+    error = refused("analyze", "base")
+    assert error.message.startswith("evals/abilities.jsonl: this project has no labelled texts")
+    assert "--data" in (error.hint or "")
+    (world.path / "evals").mkdir(exist_ok=True)
+    (world.path / "texts.jsonl").rename(world.path / "evals" / "abilities.jsonl")
+    assert document("analyze", "base", "--sparsity")["sparsity"]["data"]["file"] == "evals/abilities.jsonl"
+
+
+def test_several_questions_share_a_page(world: Project) -> None:
+    options = ("base", "--data", "texts.jsonl", "-o", "found")
+    printed = document("analyze", *options, "--sparsity", "--partition", "kmeans", "--experts", "4")
+    assert set(printed) == {"sparsity", "partition"}
+    page = (world.path / "found" / "index.html").read_text("utf-8")
+    assert all(f'<section id="{name}">' in page for name in ("sparsity", "partition"))
 
 
 def test_a_recipe_s_result_is_analyzed(world: Project) -> None:
     world.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic, bricks: {one: 3.0}}]\n", "merged.yaml")
     base, merged = (
-        document("analyze", "functions", model, "--data", "texts.jsonl", "-o", f"of-{i}")
+        document("analyze", model, "--data", "texts.jsonl", "-o", f"of-{i}")["functions"]
         for i, model in enumerate(("base", "recipes/merged.yaml"))
     )
     assert base["digest"] != merged["digest"]
@@ -80,45 +119,42 @@ def test_functions_may_have_any_name(world: Project) -> None:
     """Names become folders inside the results, and two names of one folder are refused."""
     write_jsonl(world.path / "named.jsonl", rows(functions=("Ethics and Moral", "../outside")))
     before = set(world.path.iterdir())
-    call("analyze", "functions", "base", "--data", "named.jsonl", "-o", "found")
+    call("analyze", "base", "--data", "named.jsonl", "-o", "found")
     assert sorted(p.name for p in (world.path / "found" / "sets").iterdir()) == ["ethics-and-moral", "outside"]
     assert {p.name for p in set(world.path.iterdir()) - before} <= {"found", ".workbench"}
     assert yaml.safe_load((world.path / "found" / "sets" / "outside" / "brick.yaml").read_text("utf-8"))["functions"] == [
         "../outside"
     ]
-    table = document("analyze", "ablate", "base", "--data", "named.jsonl", "-o", "found", "--items", "2")
-    assert table["functions"] == ["Ethics and Moral", "../outside"]
+    assert (world.path / "found" / "outside.html").is_file()
     write_jsonl(world.path / "same.jsonl", rows(functions=("math", "Math")))
-    assert "differ only in case or signs" in refused("analyze", "functions", "base", "--data", "same.jsonl").message
+    assert "differ only in case or signs" in refused("analyze", "base", "--data", "same.jsonl").message
 
 
 def test_a_memory_has_no_neurons(world: Project) -> None:
     write_jsonl(world.path / "facts.jsonl", [{"prompt": "{subject} is", "subject": "w3", "target": "w4"}])
     world.write("bricks: {}\nsteps: [{edit: memory, facts: facts.jsonl, min_efficacy: 0}]\n", "remembers.yaml")
-    assert "ends in a memory" in refused("analyze", "functions", "recipes/remembers.yaml", "--data", "texts.jsonl").message
+    assert "ends in a memory" in refused("analyze", "recipes/remembers.yaml", "--data", "texts.jsonl").message
 
 
 def test_one_task_per_function_has_no_power(world: Project) -> None:
-    """The table, the document and the page say so, instead of "none"."""
+    """The terminal, the document and the page say so, and how many tasks would have."""
     write_jsonl(world.path / "one.jsonl", rows(tasks=1, each=8))
-    result = call("analyze", "functions", "base", "--data", "one.jsonl", "-o", "found")
+    result = call("analyze", "base", "--data", "one.jsonl", "-o", "found")
     assert "has one task" in result.stderr
-    assert result.stdout.count("no power") == 3, "the sentence and both rows"
+    assert result.stdout.count("no power") == 4, "a sentence and a row of each function"
     stored = json.loads((world.path / "found" / "functions.json").read_text("utf-8"))
-    assert [row["smallest_effect"] for row in stored["functions"]] == [None, None]
-    assert stored["test"]["tasks"] == 2
+    assert [(row["verdict"], row["smallest_effect"]) for row in stored["functions"]] == [("no power", None)] * 2
+    assert (stored["test"]["tasks"], stored["test"]["planned"]["4"] > stored["test"]["planned"]["12"]) == (2, True)
     page = (world.path / "found" / "index.html").read_text("utf-8")
-    assert "For low and high the test has no power: it needs more tasks." in page
+    assert "low: no power. With 1 task, no effect is large enough to be told from the wording of a task." in page
 
 
 def test_a_result_of_an_older_version_is_left_off_the_page(world: Project) -> None:
-    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found")
+    call("analyze", "base", "--data", "texts.jsonl", "-o", "found")
     path = world.path / "found" / "functions.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "version": 1, "test": None}), "utf-8")
-    options = ("base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
-    assert "functions.json: version" in refused("analyze", "ablate", *options).message
-    result = call("analyze", "sparsity", *options)
-    assert "Run `workbench analyze functions` again" in " ".join(result.stderr.split())
+    result = call("analyze", "base", "--data", "texts.jsonl", "-o", "found", "--sparsity")
+    assert "so the page leaves it out; analyze the model again" in " ".join(result.stderr.split())
     page = (world.path / "found" / "index.html").read_text("utf-8")
     assert '<section id="sparsity">' in page
     assert '<section id="functions">' not in page
@@ -137,11 +173,11 @@ def test_a_page_joins_analyses_of_one_model_and_one_content_of_a_file(
     changed: dict[str, Any], shown: bool, world: Project
 ) -> None:
     options = ("base", "--data", "texts.jsonl", "-o", "found")
-    call("analyze", "partition", *options, "--experts", "4")
+    call("analyze", *options, "--partition", "kmeans", "--experts", "4")
     path = world.path / "found" / "partition.json"
     stored = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**stored, **changed, "data": stored["data"] | changed.get("data", {})}), "utf-8")
-    call("analyze", "functions", *options)
+    call("analyze", *options)
     page = (world.path / "found" / "index.html").read_text("utf-8")
     assert '<section id="functions">' in page
     assert ('<section id="partition">' in page) is shown
@@ -158,13 +194,11 @@ def test_bad_rows_are_named(world: Project, change: Any, message: str) -> None:
     texts = rows()
     change(texts[4])
     write_jsonl(world.path / "bad.jsonl", texts)
-    error = refused("analyze", "functions", "base", "--data", "bad.jsonl")
+    error = refused("analyze", "base", "--data", "bad.jsonl")
     assert message in error.message
     assert "bad.jsonl:5" in error.message
     assert not Path("runs", "neurons").exists()
 
 
-def test_bad_options_are_errors_before_any_work(world: Project) -> None:
-    assert "expected numbers" in refused("analyze", "sparsity", "base", "--data", "texts.jsonl", "--mask", "30,half").message
-    assert "between 0 and 100" in refused("analyze", "sparsity", "base", "--data", "texts.jsonl", "--mask", "30,130").message
-    assert "no such file" in refused("analyze", "functions", "base", "--data", "missing.jsonl").message
+def test_a_missing_file_is_an_error_before_any_work(world: Project) -> None:
+    assert "no such file" in refused("analyze", "base", "--data", "missing.jsonl").message

@@ -1,4 +1,4 @@
-"""`analyze partition` on a tiny model: its files and page, and bad input."""
+"""`analyze --partition` on a tiny model: its files and page, and bad input."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-COMMAND = ("analyze", "partition", "base", "--data", "texts.jsonl", "-o", "found")
+COMMAND = ("analyze", "base", "--data", "texts.jsonl", "-o", "found")
 
 
 def test_it_writes_the_partition_and_a_section_of_the_page(world: Project) -> None:
-    printed = document(*COMMAND, "--method", "cmoe", "--experts", "4", "--shared", "1", "--used", "50,100,75")
+    printed = document(*COMMAND, "--partition", "cmoe", "--experts", "4", "--shared", "1")["partition"]
     found = world.path / "found"
     assert json.loads((found / "partition.json").read_text("utf-8")) == printed
     experts = {
@@ -50,16 +50,13 @@ def test_it_writes_the_partition_and_a_section_of_the_page(world: Project) -> No
     assert printed["difference"] <= 1e-5
     assert [curve["selector"] for curve in printed["curves"]] == ["oracle", "centroid", "ridge"]
     for curve in printed["curves"]:
-        assert [point["experts"] for point in curve["points"]] == [4, 3, 2]
-        whole, *parts = curve["points"]
-        assert (whole["rise"], whole["loss"]) == (0, printed["loss"])
-        assert whole["captured"] == pytest.approx(1)
-        assert all(0 < point["captured"] < 1 for point in parts)
+        assert [point["experts"] for point in curve["points"]] == [3, 2, 1]
+        assert all(0 < point["captured"] < 1 for point in curve["points"])
         assert all(point["low"] <= point["rise"] <= point["high"] for point in curve["points"])
     page = (found / "index.html").read_text("utf-8")
     assert '<section id="partition">' in page
     assert "as CMoE does" in page
-    text = call(*COMMAND, "--experts", "4").stdout
+    text = call(*COMMAND, "--partition", "kmeans", "--experts", "4").stdout
     assert "4 experts of" in text
     assert "All experts together differ from the dense layers by" in text
 
@@ -68,13 +65,14 @@ def test_bad_input(world: Project, tmp_path: Path) -> None:
     cases = [
         (("--experts", "7"), "7 experts do not divide into equal parts"),
         (("--experts", "4", "--shared", "3"), "3 shared experts are more than the 1 of 4 experts that serve a token"),
-        (("--experts", "4", "--used", "0"), "above 0 and up to 100 percent, found 0"),
-        (("--used", "half"), "expected numbers separated by commas"),
     ]
     for options, message in cases:
-        error = refused(*COMMAND, *options)
+        error = refused(*COMMAND, "--partition", "kmeans", *options)
         assert message in error.message
         assert error.exit_code == 2
     assert not (world.path / "found").exists()
     save_mixture("mixtral", tmp_path / "mixtral")
-    assert "a mixture of experts already" in refused("analyze", "partition", str(tmp_path / "mixtral"), *COMMAND[3:]).message
+    assert (
+        "a mixture of experts already"
+        in refused("analyze", str(tmp_path / "mixtral"), *COMMAND[2:], "--partition", "kmeans").message
+    )

@@ -13,12 +13,7 @@ from workbench.cli import app
 
 # A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
 COMMANDS = {
-    "analyze ablate": "--data --device --draws --items --json --out --quiet --trust-project-code",
-    "analyze all": "--data --device --json --out --quiet --trust-project-code",
-    "analyze functions": "--chat --data --device --json --out --part --quiet --seed --share --trust-project-code",
-    "analyze locate": "--answer --count --device --draws --facts --json --out --quiet --share --steps --threshold --trust-project-code",
-    "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --shared --tokens --trust-project-code --used",
-    "analyze sparsity": "--cett --data --device --items --json --mask --out --quiet --scored --trust-project-code",
+    "analyze": "--answer --chat --count --data --device --experts --facts --json --neuron --out --part --partition --quiet --seed --share --shared --sparsity --steps --trust-project-code",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
     "brick advise": "--base --device --json --measure --quiet --texts --threads --write",
     "brick barrier": "--base --device --json --quiet --text --trust-project-code",

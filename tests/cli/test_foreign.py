@@ -18,7 +18,7 @@ from workbench.things import retyped
 
 COMMANDS = [
     "plan {}", "run {}", "eval {} --suite s", "chat {}", "search {}", "compare {} --suite s", "report {}", "experts {} --texts texts.jsonl",
-    "export write {} --for vllm -o new", "push {} a/b --dry-run", "analyze locate {} --facts facts.jsonl",
+    "export write {} --for vllm -o new", "push {} a/b --dry-run", "analyze {} --facts facts.jsonl",
     "recipe import {}", "recipe new n --base {}", "recipe new n --base base --brick m={}",
     "brick show {}", "brick train x --data {} --base base", "brick extract {} --base base -o new", "brick bake {} --base base -o new",
     "brick advise {} --base base", "brick barrier base {} --text texts.jsonl", "brick transplant {} --to base -o new",

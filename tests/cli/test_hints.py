@@ -37,7 +37,7 @@ COMMANDS = {
     "export": ["export", "mena", "--for", "vllm", "--served-base", "org/base", "-o", "out"],
     "route explain": ["route", "explain", "mena", "w1"],
     "memory ls": ["memory", "ls", "mena"],
-    "analyze": ["analyze", "locate", "mena", "--facts", "facts.jsonl"],
+    "analyze": ["analyze", "mena", "--facts", "facts.jsonl"],
 }
 REFUSED = {
     "no such name": ("mena", "Did you mean 'mean'?"),

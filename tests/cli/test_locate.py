@@ -1,4 +1,4 @@
-"""`analyze locate` on a tiny model: its document, its sets and its page, and bad input."""
+"""`analyze --facts` on a tiny model: its document, its sets and its page, and bad input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def facts(count: int = 3) -> list[dict[str, Any]]:
 
 def test_the_changes_are_those_of_zeroed_weights(world: Project) -> None:
     """Suppressing the saved neurons equals zeros in the inputs of the output projections at the prompt's last token."""
-    found = document("analyze", "locate", "base", "--facts", "facts.jsonl", "-o", "found", "--answer", "target")
+    found = document("analyze", "base", "--facts", "facts.jsonl", "-o", "found", "--answer", "target")["knowledge"]
     assert (found["model"], found["data"]["items"]) == ("llama", 3)
     assert json.loads((world.path / "found" / "knowledge.json").read_text("utf-8")) == found
     for fact, row in zip(found["facts"], facts(), strict=True):
@@ -78,19 +78,19 @@ def probability(folder: Path, row: dict[str, Any], indices: Any, factor: float) 
 
 def test_facts_are_printed_with_the_model_s_own_answers(world: Project) -> None:
     """Ids that differ in signs alone get folders of their own."""
-    result = call("analyze", "locate", "base", "--facts", "facts.jsonl", "-n", "2")
+    result = call("analyze", "base", "--facts", "facts.jsonl", "-n", "2")
     assert "add up to the change of probability" in result.stdout
     assert "Suppressing a fact's neurons changes the probability of its answer by" in result.stdout
     folder = world.path / "runs" / "neurons" / "llama"
     assert sorted(p.name for p in (folder / "knowledge" / "facts").iterdir()) == ["w0", "w1"]
     write_jsonl(world.path / "facts.jsonl", [{**row, "id": f"a{'!' * i}"} for i, row in enumerate(facts(2))])
-    call("analyze", "locate", "base", "--facts", "facts.jsonl", "-o", "signs")
+    call("analyze", "base", "--facts", "facts.jsonl", "-o", "signs")
     assert sorted(p.name for p in (world.path / "signs" / "knowledge" / "facts").iterdir()) == ["a", "a-2"]
 
 
 def test_a_set_scales_in_a_recipe(world: Project) -> None:
     """The set of all facts is a brick of the base, which `edit: scale_neurons` takes."""
-    found = document("analyze", "locate", "base", "--facts", "facts.jsonl", "-o", "found")
+    found = document("analyze", "base", "--facts", "facts.jsonl", "-o", "found")["knowledge"]
     world.write("bricks: {}\nsteps: [{edit: scale_neurons, neurons: found/knowledge/all}]\n", "without.yaml")
     assert document("plan", "recipes/without.yaml")["steps"]
     shown = document("brick", "show", "found/knowledge/all")
@@ -98,11 +98,11 @@ def test_a_set_scales_in_a_recipe(world: Project) -> None:
 
 
 def test_bad_input_is_refused_before_any_work(world: Project) -> None:
-    assert "no such facts file" in refused("analyze", "locate", "base", "--facts", "missing.jsonl").message
-    error = refused("analyze", "locate", "base", "--facts", "facts.jsonl", "--answer", "target_true")
+    assert "no such facts file" in refused("analyze", "base", "--facts", "missing.jsonl").message
+    error = refused("analyze", "base", "--facts", "facts.jsonl", "--answer", "target_true")
     assert error.message == "facts.jsonl:1: the fact has no 'target_true'"
     world.write("bricks: {}\nsteps: [{edit: memory, facts: facts.jsonl, min_efficacy: 0}]\n", "remembers.yaml")
-    assert "ends in a memory" in refused("analyze", "locate", "recipes/remembers.yaml", "--facts", "facts.jsonl").message
+    assert "ends in a memory" in refused("analyze", "recipes/remembers.yaml", "--facts", "facts.jsonl").message
     write_jsonl(world.path / "empty.jsonl", [])
-    assert "no facts" in refused("analyze", "locate", "base", "--facts", "empty.jsonl").message
+    assert "no facts" in refused("analyze", "base", "--facts", "empty.jsonl").message
     assert not Path("runs", "neurons").exists()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.sites import Site
+from workbench.neurons.ablation import Ablation
 from workbench.neurons.function_scores import FunctionScores, ItemScores, function_scores
 from workbench.neurons.functions import function_rows, layer_scores
-from workbench.neurons.statistics import ALPHA, Ranked, task_test
+from workbench.neurons.statistics import ALPHA, POWER, Ranked, findable, task_test
 
 FUNCTIONS, TASKS, EACH = 4, 6, 10  # tasks of a function, three to choose and three to judge; items of a task
 UNITS = 300
@@ -62,16 +65,32 @@ def scored(data: Labelled) -> FunctionScores:
     return function_scores(found, data, rows)
 
 
+def ablation() -> Ablation:
+    """Damage of which function f's set does f to itself, and its matched control 10 + f."""
+
+    def table(first: int) -> dict[str, Any]:
+        changes = [[first + f if f == g else 99 for g in range(FUNCTIONS)] for f in range(FUNCTIONS)]
+        ends = {"low": [[c - 0.5 for c in row] for row in changes], "high": [[c + 0.5 for c in row] for row in changes]}
+        return {"changes": changes, **ends}
+
+    matched = {**table(10), "exceeds": [f / 4 for f in range(FUNCTIONS)]}
+    return Ablation.model_construct(**table(0), controls={"matched": SimpleNamespace(**matched)})
+
+
 def test_a_neuron_of_a_function_is_found_and_one_of_a_wording_is_not() -> None:
     result = scored(labelled())
     assert result.splits["train"].ap[0][0, FUNCTION_NEURON] == pytest.approx(1, abs=0.01)
     assert [found.nonzero()[0].tolist() for found in result.test.found[0]] == [[FUNCTION_NEURON], [], [], []]
-    rows = function_rows(result, result.sets(0.05), 0.05)
+    rows = function_rows(result, result.sets(0.05), 0.05, ablation())
     assert [row.found for row in rows] == [1, 0, 0, 0]
+    assert [row.verdict for row in rows] == ["found", *["not found"] * 3]
+    assert (rows[0].found_layers, rows[1].found_layers, rows[0].tasks) == ({"0": 1}, {}, TASKS)
+    assert [(row.change, row.low, row.high, row.matched, row.exceeds) for row in rows] == [
+        (f, f - 0.5, f + 0.5, 10 + f, f / 4) for f in range(FUNCTIONS)
+    ]
     assert rows[0].largest_effect > 10 > (rows[0].smallest_effect or 99) > rows[1].largest_effect > 0
     assert (rows[0].best_max, rows[0].prevalence) == (1, pytest.approx(0.25))
     assert 0 < rows[0].mean < rows[0].top <= 1
-    assert rows[0].to_dict()["layers_above_0.8"] == 1
     layers = layer_scores(result, "heldout")
     assert [entry.function for entry in layers] == ["f0", "f1", "f2", "f3"]
     assert layers[0].best == 1
@@ -170,6 +189,30 @@ def test_too_few_tasks_have_no_power(sizes: tuple[int, ...], powerless: list[int
     assert np.isinf(result.smallest).nonzero()[0].tolist() == powerless
     found = [function for function in range(len(sizes)) if result.found[0][function, function]]
     assert found == [function for function in range(len(sizes)) if function not in powerless]
+
+
+@pytest.mark.parametrize(("size", "tasks", "tail"), [(4, 28, 1e-5), (6, 42, 1e-7), (2, 30, 1e-4), (12, 84, 1e-6)])
+def test_nine_of_ten_neurons_of_the_named_effect_exceed_the_limit(size: int, tasks: int, tail: float) -> None:
+    """The limit is that of Student's t; effects are drawn, tasks are normal."""
+    effect, draws = findable(tail, size, tasks), 20_000
+    x = np.random.default_rng(0).normal(size=(tasks, draws))
+    x[:size] += effect
+    own, others = x[:size], x[size:]
+    within = (((own - own.mean(0)) ** 2).sum(0) + ((others - others.mean(0)) ** 2).sum(0)) / (tasks - 2)
+    statistic = (own.mean(0) - others.mean(0)) / np.sqrt(within * tasks / (size * (tasks - size)))
+    assert (statistic > scipy.stats.t.isf(tail, tasks - 2)).mean() == pytest.approx(POWER, abs=0.01)
+
+
+def test_more_tasks_show_smaller_effects() -> None:
+    """What 4 tasks a function say about 8 is about what 8 tasks say; the number of neurons that are compared is the same."""
+    few, many = (task_test([tasks_of((n,) * 5, 300, 3)[0]], tasks_of((n,) * 5, 300, 3)[1]) for n in (4, 8))
+    assert few.planned[4] == pytest.approx(few.smallest[0])
+    assert few.planned[8] == pytest.approx(many.smallest[0], rel=0.1)
+    assert list(few.planned.values()) == sorted(few.planned.values(), reverse=True)
+    two, owners = tasks_of((2, 2), 300, 3)
+    powerless = task_test([two], owners)
+    assert np.isinf(powerless.smallest).all()
+    assert 2 < powerless.planned[6] < 20
 
 
 def test_confounders_tell_functions_apart_by_wording() -> None:

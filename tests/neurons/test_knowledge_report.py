@@ -1,4 +1,4 @@
-"""Knowledge neurons of trained models beside a causal trace of the same facts."""
+"""Knowledge neurons of trained models."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from workbench.neurons.locate import KnowledgeResult, analyze_facts
 from workbench.run.opened import NamedModel
 
 
-def report_of(project: Project, folder: Path, **options: object) -> KnowledgeResult:
+def report_of(project: Project, folder: Path) -> KnowledgeResult:
     facts = people.write_rows(project.path / "people.jsonl", 6)
     resolved = project.resolve(f"base: {folder}\n", "located.yaml")
-    settings = LocateSettings(answer="own", steps=20, count=4, **options)  # type: ignore[arg-type]
+    settings = LocateSettings(answer="own", steps=20, count=4)
     return analyze_facts(NamedModel("located", resolved), facts, "people.jsonl", settings, device=CPU).result
 
 
 @pytest.mark.slow
 def test_neurons_of_trained_facts(project: Project) -> None:
     """Suppressing them lowers the answer's probability by more than random neurons, and more than that of other facts."""
-    found = report_of(project, people.PROMPT, share=0.5)
+    found = report_of(project, people.PROMPT)
     assert len(found.facts) == 4
     assert found.complete == 4
     assert not found.undone
@@ -40,20 +40,13 @@ def test_neurons_of_trained_facts(project: Project) -> None:
     assert off.difference == pytest.approx(sum(gaps) / 4)
     assert (off.low, off.high) == pytest.approx((interval.low, interval.high))
     assert off.beyond == sum(f.changes["suppressed"].own < min(f.changes["suppressed"].drawn) for f in found.facts)
-    assert sum(layer.attribution for layer in found.layers.values()) == pytest.approx(1, abs=1e-6)
-    assert found.note == ""
-    assert set(found.layers["0"].trace or {}) == {"subject", "subject_last", "last"}
-    assert (found.agreement["last"] or 0) > 0
+    assert sum(found.layers.values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_facts_without_subject_are_not_traced(project: Project) -> None:
-    """The neurons are found all the same, and the report says why there is no trace."""
+def test_facts_that_the_model_does_not_know_are_warned_of(project: Project) -> None:
     path = project.path / "facts.jsonl"
     path.write_text('{"prompt": "w4 of w9 is", "target": "w7"}\n{"prompt": "w5 of w8 is", "target": "w3"}\n', "utf-8")
     resolved = project.resolve("steps: []\n", "plain.yaml")
     found = analyze_facts(NamedModel("plain", resolved), path, "facts.jsonl", LocateSettings(steps=5), device=CPU).result
-    assert found.note == "not traced: facts.jsonl:1 has no subject"
-    assert [layer.trace for layer in found.layers.values()] == [None] * len(found.layers)
-    assert found.agreement == {"last": None, "subject": None}
     assert found.data.warnings[0].startswith("the model gives the facts' answers a mean probability below")
     assert len(found.facts) == 2

@@ -161,12 +161,9 @@ COMMANDS = {
         "route measure own --calibration asked.jsonl --device cpu",
         ("brick extract bricks/full --base base -o bricks/own --rank 4",),
     ),
-    "analyze functions": Command(f"analyze functions base {NEURONS}", share=0),
-    "analyze sparsity": Command(f"analyze sparsity base {NEURONS}", share=0),
-    "analyze ablate": Command(f"analyze ablate base {NEURONS}", (f"analyze functions base {NEURONS}",), share=0),
-    "analyze partition": Command(f"analyze partition base {NEURONS} --experts 4"),
-    "analyze locate": Command("analyze locate base --facts facts.jsonl -n 2 --share 0.01", share=1),
-    "analyze all": Command(f"analyze all base {NEURONS}", share=1),
+    "analyze": Command(f"analyze base {NEURONS}", share=1),
+    "analyze parts": Command(f"analyze base {NEURONS} --sparsity --partition kmeans --experts 4 --neuron 0.1"),
+    "analyze facts": Command("analyze base --facts facts.jsonl -n 2", share=1),
 }
 READING = {
     "plan", "compare", "chat", "experts", "methods", "recipe check", "recipe diff", "recipe schema", "brick ls", "brick show",

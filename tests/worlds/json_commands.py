@@ -140,7 +140,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     call("memory", "feedback", str(runs["memory"]), "f0", "--reward", "1")
     document("memory log", runs["memory"])
     call_routes(runs["routed"], document)
-    document("analyze locate", "base", "--facts", "facts.jsonl", "-n", 2, "--share", 0.01)
+    document("analyze", "base", "--facts", "facts.jsonl", "-n", 2)
     call_analyses(project, document)
     document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
     document("push", runs["mix"].name, "org/mix", "--dry-run", "--yes")
@@ -166,9 +166,9 @@ def call_routes(routed: Path, document: Callable[..., Any]) -> None:
 
 def call_analyses(project: Project, document: Callable[..., Any]) -> None:
     """Call the commands that analyze neurons of texts with labels."""
-    for kind in ("functions", "sparsity", "ablate", "all"):
-        document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
-    document("analyze partition", "base", "--data", "labelled.jsonl", "--experts", 4, "--method", "cmoe", "--shared", 1)
+    document("analyze", "base", "--data", "labelled.jsonl")
+    parts = ("--sparsity", "--partition", "cmoe", "--experts", 4, "--shared", 1, "--neuron", "0.1")
+    document("analyze", "base", "--data", "labelled.jsonl", *parts)
 
 
 def served(project: Project, exported: Any) -> dict[str, Any]:

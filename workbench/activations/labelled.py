@@ -30,9 +30,10 @@ TextPart: TypeAlias = Literal["prompt", "whole"]
 """Part of a text that the model reads: the prompt alone, or prompt and response."""
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 FEWEST = 2  # items of a function: with one item, average precision is the rank of that item
-_EXPECTED = (
+EXPECTED = (
     'Write {"prompt": "...", "function": "math", "response": "...", "task": "sums"} on each line; response and task are optional.'
 )
+"""What a row of a file looks like, as a hint of errors."""
 
 
 def folder_name(function: str) -> str:
@@ -141,7 +142,7 @@ def read_labelled(path: Path, shown: str) -> Labelled:
     several = 0
     try:
         with open_unchanged(path):
-            for line, row in jsondoc.lines(path, shown, _EXPECTED):
+            for line, row in jsondoc.lines(path, shown, EXPECTED):
                 names = _functions(row, f"{shown}:{line}")
                 if len(names) == 1:
                     rows.append(_item(row, names[0], f"{shown}:{line}", len(rows)))
@@ -151,7 +152,7 @@ def read_labelled(path: Path, shown: str) -> Labelled:
         raise WorkbenchError(f"{shown}: no such file of labelled texts", suggestion(path) or None) from None
     counts = Counter(item.function for item, _ in rows)
     if not rows:
-        raise WorkbenchError(f"{shown}: no row has exactly one function", _EXPECTED)
+        raise WorkbenchError(f"{shown}: no row has exactly one function", EXPECTED)
     if len(counts) < 2:
         raise WorkbenchError(
             f"{shown}: all rows have the function '{next(iter(counts))}'; a function is found by comparison with others",
@@ -177,13 +178,13 @@ def read_labelled(path: Path, shown: str) -> Labelled:
 def _functions(row: Any, place: str) -> list[str]:
     """Return the functions of a row."""
     if not isinstance(row, dict):
-        raise WorkbenchError(f"{place}: expected an object, found {jsondoc.kind(row)}", _EXPECTED)
+        raise WorkbenchError(f"{place}: expected an object, found {jsondoc.kind(row)}", EXPECTED)
     given = row.get("function", row.get("labels", row.get("label")))
     labels = [given] if isinstance(given, str) else given
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label.strip() for label in labels):
         found = "no label" if given is None else f"'{given}'" if isinstance(given, str) else jsondoc.kind(given)
         raise WorkbenchError(
-            f"{place}: expected the function as text in 'function', or a list of labels in 'labels'; found {found}", _EXPECTED
+            f"{place}: expected the function as text in 'function', or a list of labels in 'labels'; found {found}", EXPECTED
         )
     return list(dict.fromkeys(labels))
 
@@ -194,10 +195,10 @@ def _item(row: dict[str, Any], function: str, place: str, number: int) -> tuple[
     for key, value in (("prompt", prompt), ("response", response), ("task", row.get("task", ""))):
         if not isinstance(value, str) or (key == "prompt" and not value.strip()):
             what = "an empty text" if isinstance(value, str) else jsondoc.kind(value)
-            raise WorkbenchError(f"{place}: expected a text in '{key}', found {what}", _EXPECTED)
+            raise WorkbenchError(f"{place}: expected a text in '{key}', found {what}", EXPECTED)
     split = row.get("split")
     if split is not None and split not in SPLITS:
-        raise WorkbenchError(f"{place}: expected split 'train' or 'heldout', found {split!r}", _EXPECTED)
+        raise WorkbenchError(f"{place}: expected split 'train' or 'heldout', found {split!r}", EXPECTED)
     task = row.get("task") or function
     return Item(str(row.get("id", number)), str(prompt), response, function, task, "train", place), split
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 RECORD, TENSORS = "neurons.json", "neurons.safetensors"
-_MADE_BY = "Make it again with `workbench analyze functions`."
+_MADE_BY = "Make it again with `workbench analyze`."
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class NeuronSet:
                 has = f"{units[layer]} {self.kind}" if layer in units else "no such layer with neurons"
                 raise WorkbenchError(
                     f"{label}: the set was chosen on a model with {count} {self.kind} in layer {layer}, this model has {has}",
-                    "Choose the neurons on this model: workbench analyze functions.",
+                    "Choose the neurons on this model: workbench analyze.",
                 )
         if base and self.base and base != self.base:
             raise WorkbenchError(
                 f"{label}: the set was chosen on a model with other weights or another config.json ({self.base[:12]}, this model is {base[:12]})",
-                "Choose the neurons on this model: workbench analyze functions.",
+                "Choose the neurons on this model: workbench analyze.",
             )
 
 

@@ -13,7 +13,7 @@ from workbench.errors import GateFailedError, WorkbenchError
 from workbench.models.layout import Model
 from workbench.results import Number, Part
 
-MADE_BY = "workbench analyze functions"
+MADE_BY = "workbench analyze"
 BEST = 3
 """Number of neurons with the best scores that a layer shows."""
 

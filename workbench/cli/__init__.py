@@ -37,7 +37,7 @@ COMMANDS = {
     "trust": "trust.trust",
     "experts": "experts.experts",
     "methods": "recipe.methods",
-    "analyze": "analyze.app",
+    "analyze": "analyze.analyze",
     "recipe": "recipe.app",
     "brick": "brick.app",
     "suite": "suite.app",

@@ -1,4 +1,4 @@
-"""What the commands of `analyze` share: their texts, the directory of results with its page, and what is printed of a result."""
+"""Parts of `analyze`: its texts, the directory of results with its page, and what is printed of a result."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError
+from workbench.project import find_project, relative
 
 if TYPE_CHECKING:
     from workbench.activations.labelled import Labelled
     from workbench.neurons.subject import ModelResult, NeuronSubject
 
+ABILITIES = Path("evals", "abilities.jsonl")
+"""Texts of a project that analyses read if no others are named."""
 SHOWN = 40
 """Largest number of characters of a prompt in a table."""
 
@@ -19,13 +22,6 @@ SHOWN = 40
 def results_folder(to: Path | None, name: str) -> Path:
     """Return the directory of a model's results: the value of `-o`, or runs/neurons/MODEL."""
     return to or Path("runs", "neurons", name)
-
-
-def finish(result: ModelResult, place: Path, json: bool) -> None:
-    """Print a result as JSON or text, and write the page of all analyses in the directory."""
-    page = write_page(place, result)
-    out.result(lambda: result, lambda: say(result), json=json)
-    out.say(f"written: {page}")
 
 
 def write_page(place: Path, result: ModelResult) -> Path:
@@ -46,31 +42,24 @@ def write_page(place: Path, result: ModelResult) -> Path:
         try:
             known[kind] = cls.of(stored, str(path))
         except WorkbenchError:
-            out.warn(
-                f"{path}: another version wrote it; the page leaves it out. Run `workbench analyze {_COMMANDS.get(kind, kind)}` again."
-            )
+            out.warn(f"{path}: another version wrote it, so the page leaves it out; analyze the model again")
     return render_neurons(known, place / "index.html")
 
 
-_COMMANDS = {"ablation": "ablate", "knowledge": "locate"}
-
-
-def numbers(option: str, text: str) -> list[float]:
-    """Return the numbers of an option, separated by commas.
+def labelled_texts(data: Path | None) -> Labelled:
+    """Read labelled texts, those of the project if no file is named, and print what they cannot show.
 
     Raises:
-        UsageError: If a part is no number.
+        WorkbenchError: If there is no such file, or it has other rows.
     """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} {text}: expected numbers separated by commas, such as 0,50,80") from None
+    from workbench.activations.labelled import EXPECTED, read_labelled
 
-
-def labelled_texts(data: Path) -> Labelled:
-    """Read the labelled texts and print what they cannot show."""
-    from workbench.activations.labelled import read_labelled
-
+    if data is None:
+        data = relative(find_project() / ABILITIES)
+        if not data.is_file():
+            raise UsageError(
+                f"{data}: this project has no labelled texts, which analyses need", f"Name a file with --data. {EXPECTED}"
+            )
     read = read_labelled(data, str(data))
     for warning in read.warnings:
         out.warn(warning)
@@ -89,10 +78,10 @@ def open_subject(model: str, device: str) -> NeuronSubject:
 
 
 def say(result: ModelResult) -> None:
-    """Print the section of the page that a result has: its sentences, tables and details."""
+    """Print the first section that a result has on the page: its sentences, tables and details."""
     from workbench.report.neurons import SECTIONS
 
-    section = SECTIONS[result.kind][1](result)
+    section = SECTIONS[result.kind][1](result)[0]
     for line in section.lead:
         out.line(line)
     rows = [[row[0] if len(row[0]) <= SHOWN else f"…{row[0][1 - SHOWN :]}", *row[1:]] for row in section.rows]

@@ -20,11 +20,7 @@ from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange, MemoryFacts
 from workbench.grow.mixtures.mixture import ExpertsUsed
-from workbench.neurons.ablation import AblationResult, EverythingResult
-from workbench.neurons.functions import FunctionsResult
-from workbench.neurons.locate import KnowledgeResult
-from workbench.neurons.masking import SparsityResult
-from workbench.neurons.partition import PartitionResult
+from workbench.neurons.analysis import NeuronsResult
 from workbench.neurons.trace import TraceTable
 from workbench.recipe.describe import MethodDescription
 from workbench.recognize import Thing
@@ -90,12 +86,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "route ls": ListedRouter,
     "route add": RouterChange,
     "route rm": RouterChange,
-    "analyze functions": FunctionsResult,
-    "analyze sparsity": SparsityResult,
-    "analyze ablate": AblationResult,
-    "analyze partition": PartitionResult,
-    "analyze locate": KnowledgeResult,
-    "analyze all": EverythingResult,
+    "analyze": NeuronsResult,
     "experts": ExpertsUsed,
     "push": Pushed,
     "export write": Exported,

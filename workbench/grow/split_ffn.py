@@ -42,7 +42,7 @@ class SplitFfn(TextMethod):
     """Divide the neurons of every feed-forward layer into experts of equal size, of which a token takes some.
 
     No weight is trained (MoEfication, Zhang et al. 2022; CMoE, Pei et al. 2025). With `top_k` equal to `experts`, the result
-    computes what the dense model does. With fewer it does not: measure the loss with `workbench analyze partition`, then train (`train: {data: FILE, parameters: routers}`).
+    computes what the dense model does. With fewer it does not: measure the loss with `workbench analyze MODEL --partition`, then train (`train: {data: FILE, parameters: routers}`).
 
     The selected experts get equal weights up to 0.1 %, and the output matrices, or the router's factor, are multiplied by their
     number. Shared experts serve every token and need an architecture with such a module (glm4_moe). CMoE's own router is not linear,
@@ -163,7 +163,7 @@ class SplitFfn(TextMethod):
             raise InvalidRecipeError(
                 f"grow split_ffn: model_type {kind} has no mixture-of-experts counterpart in transformers; supported: "
                 f"{', '.join(SPLIT_PAIRS)}",
-                "`workbench analyze partition` divides the neurons of any dense model, and measures the loss.",
+                "`workbench analyze MODEL --partition kmeans` divides the neurons of any dense model, and measures the loss.",
             )
         has_shared = self._shared_count() != 0
         into = self.into or ("glm4_moe" if has_shared and "glm4_moe" in pairs else next(iter(pairs)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from workbench.activations.labelled import ItemRow
-from workbench.activations.losses import Scored, SetLosses, losses
+from workbench.activations.losses import SetLosses, losses
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import Progress, Site, switching_off
 from workbench.errors import WorkbenchError
@@ -47,7 +47,6 @@ def ablate(
     rows: Sequence[ItemRow],
     sets: Sequence[NeuronSet],
     *,
-    scored: Scored = "whole",
     progress: Progress = lambda *_: None,
 ) -> SetLosses:
     """Compute the loss of every item with each set switched off, and with none. Weights are not changed.
@@ -57,7 +56,6 @@ def ablate(
         sites: Its sites.
         rows: The items' texts.
         sets: Neuron sets with different names; each costs one pass over the items.
-        scored: Tokens whose loss counts.
         progress: Progress callback; it counts passes.
 
     Raises:
@@ -70,14 +68,14 @@ def ablate(
     units = {site.layer: site.units for site in sites}
     for neurons in sets:
         neurons.check_model(units, None, f"set '{neurons.name}'")
-    base = losses(model, rows, scored=scored)
+    base = losses(model, rows)
     progress(1, 1 + len(sets))
     sums = []
     for number, neurons in enumerate(sets):
         with switching_off(model, sites, neurons.indices):
-            sums.append(losses(model, rows, scored=scored).sums)
+            sums.append(losses(model, rows).sums)
         progress(number + 2, 1 + len(sets))
-    return SetLosses(names, base, torch.stack(sums) if sums else base.sums.new_zeros(0, len(rows)), scored)
+    return SetLosses(names, base, torch.stack(sums) if sums else base.sums.new_zeros(0, len(rows)))
 
 
 def controls(

@@ -324,9 +324,9 @@ def _check_tokens(result: SetLosses, groups: ItemGroups) -> None:
     """Check that every function has a predicted token."""
     totals = torch.zeros(len(groups.functions), dtype=torch.long).index_add_(0, groups.columns, result.tokens)
     if bad := [name for name, total in zip(groups.functions, totals.tolist(), strict=True) if not total]:
-        what = "no responses" if result.scored == "response" else "no item with two or more tokens"
         raise WorkbenchError(
-            f"function '{bad[0]}' has {what}, so that its loss cannot be computed", "Add texts of this function."
+            f"function '{bad[0]}' has no item with two or more tokens, so that its loss cannot be computed",
+            "Add texts of this function.",
         )
 
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 SETS = "knowledge/facts"
 """Folder of the sets of single facts, below the results."""
+THRESHOLD = 0.2
+"""A wording keeps the neurons with an attribution above this share of its largest one."""
+SHARE = 0.7
+"""Share of a fact's wordings that must keep a neuron."""
+DRAWS = 3
+"""Random sets that each fact's neurons are compared with."""
 FACTORS = {"suppressed": 0.0, "amplified": 2.0}
 
 
@@ -35,12 +41,6 @@ class LocateSettings(Part):
     """Answer of a fact that is attributed."""
     steps: int = 20
     """Number of scales of the integral."""
-    threshold: Number = 0.2
-    """A wording keeps neurons with an attribution above this share of its largest one."""
-    share: Number = 0.7
-    """Share of the wordings that must keep a neuron."""
-    draws: int = 3
-    """Number of random sets that each fact's neurons are compared with."""
     count: int = 10
     """Largest number of facts, from the start of the file."""
 
@@ -123,16 +123,14 @@ def locate_facts(
     for number, prompts in enumerate(facts):
         attributions = [attribute(model, sites, prompt, steps=settings.steps) for prompt in prompts]
         name = prompts[0].fact
-        neurons = knowledge_neurons(name, sites, attributions, threshold=settings.threshold, share=settings.share)
+        neurons = knowledge_neurons(name, sites, attributions, share=SHARE)
         others = [i for i, prompt in enumerate(everyone) if prompt.fact != name]
         changes, folder = {}, None
         if neurons.size:
             sets[name], folder = neurons, _free(f"{SETS}/{folder_name(name)}", folders)
             rest = [everyone[i] for i in others], before[others]
             own = prompts, answer_probabilities(model, sites, prompts, {})
-            changes = {
-                kind: _change(model, sites, neurons, own, rest, factor, settings.draws) for kind, factor in FACTORS.items()
-            }
+            changes = {kind: _change(model, sites, neurons, own, rest, factor) for kind, factor in FACTORS.items()}
         row = LocatedFact(
             fact=name,
             prompt=texts[number][0],
@@ -170,7 +168,7 @@ def _listed(neurons: NeuronSet) -> list[LocatedNeuron]:
 
 
 def knowledge_neurons(
-    name: str, sites: Sequence[Site], attributions: Sequence[Attribution], *, threshold: float = 0.2, share: float = 0.7
+    name: str, sites: Sequence[Site], attributions: Sequence[Attribution], *, share: float = SHARE
 ) -> NeuronSet:
     """Return the neurons that carry a fact in enough of its wordings.
 
@@ -178,7 +176,6 @@ def knowledge_neurons(
         name: Name of the set.
         sites: The sites.
         attributions: Attributions of the fact's prompt and of its paraphrases.
-        threshold: A wording keeps neurons with an attribution above this share of its largest one.
         share: Share of the wordings that must keep a neuron; 1 intersects all of them.
 
     Returns:
@@ -189,10 +186,10 @@ def knowledge_neurons(
     chosen, means = [], []
     for number in range(len(sites)):
         scores = torch.stack([a.scores[number] for a in attributions])
-        bars = torch.tensor([threshold * top if top > 0 else math.inf for top in largest], dtype=scores.dtype)
+        bars = torch.tensor([THRESHOLD * top if top > 0 else math.inf for top in largest], dtype=scores.dtype)
         chosen.append(((scores > bars[:, None]).sum(0) >= needed).nonzero().flatten())
         means.append(scores.mean(0))
-    evidence = {"threshold": threshold, "share": share, "wordings": len(attributions)}
+    evidence = {"threshold": THRESHOLD, "share": share, "wordings": len(attributions)}
     return set_of(name, sites, chosen, means, evidence=evidence)
 
 
@@ -203,7 +200,6 @@ def _change(
     of_fact: tuple[Sequence[FactPrompt], Tensor],
     rest: tuple[Sequence[FactPrompt], Tensor],
     factor: float,
-    draws: int,
 ) -> ProbabilityChange:
     """Measure what a factor of a fact's neurons changes, from wordings of the fact and of others with their clean probabilities."""
 
@@ -213,7 +209,7 @@ def _change(
 
     own = changed(neurons, *of_fact)
     generator = torch.Generator().manual_seed(0)
-    controls = [random_set(f"random {draw}", sites, neurons, generator, without=True) for draw in range(draws)]
+    controls = [random_set(f"random {draw}", sites, neurons, generator, without=True) for draw in range(DRAWS)]
     drawn = [changed(control, *of_fact) for control in controls]
     others = changed(neurons, *rest) if rest[0] else None
     return ProbabilityChange(own=own, random=sum(drawn) / max(1, len(drawn)), others=others, drawn=drawn)

@@ -1,6 +1,6 @@
-"""`analyze locate`: knowledge neurons of a model's facts, beside the layers where a causal trace finds them.
+"""Knowledge neurons of a model's facts, with the proof: what suppressing and amplifying them changes, beside random neurons.
 
-Localization does not tell where an edit works best (Hase et al. 2023, arXiv 2301.04213): the report compares two views and chooses nothing.
+They do not tell where an edit works best (Hase et al. 2023, arXiv 2301.04213), so that nothing here chooses layers.
 """
 
 from __future__ import annotations
@@ -19,18 +19,16 @@ from workbench.events import Events, no_events, progress
 from workbench.facts.published import read_facts
 from workbench.files import file_digest
 from workbench.lazy import torch
-from workbench.models.hooks import has_experts
 from workbench.neurons.attribution import fact_prompts, norm_behind
-from workbench.neurons.fact_neurons import FACTORS, LocatedFact, LocateSettings, locate_facts, union_of
+from workbench.neurons.fact_neurons import FACTORS, SHARE, LocatedFact, LocateSettings, locate_facts, union_of
 from workbench.neurons.subject import Analysis, AnalyzedTexts, open_neurons
-from workbench.neurons.trace import trace_table
 from workbench.results import Number, Part
 from workbench.run.opened import NamedModel
 from workbench.scores.statistics import upper_t
 from workbench.weights.device import exact
 
 RECORD, ALL = "knowledge.json", "knowledge/all"
-MADE_BY = "workbench analyze locate"
+MADE_BY = "workbench analyze --facts"
 COMPLETE = 0.02
 """Largest relative error of the sums of attributions that counts as complete."""
 UNKNOWN = 0.01
@@ -58,17 +56,8 @@ class MeanChange(Part):
     """Number of facts whose neurons change the answer more than every random draw."""
 
 
-class LayerShare(Part):
-    """Two views on a layer."""
-
-    attribution: Number
-    """Share of the positive attributions."""
-    trace: dict[str, Number] | None
-    """Traced tokens (subject, subject_last, last) -> share of the answer's probability that restoring the feed-forward output recovers."""
-
-
 class KnowledgeResult(Analysis):
-    """Result of `analyze locate`."""
+    """Neurons that carry facts."""
 
     kind: str = "knowledge"
     """Kind of analysis."""
@@ -86,12 +75,8 @@ class KnowledgeResult(Analysis):
     """Whether a norm behind the feed-forward layers undoes the scaling of activations, so that attributions do not add up."""
     changes: dict[str, MeanChange]
     """suppressed, amplified -> mean changes of probability."""
-    layers: dict[str, LayerShare]
-    """Layer -> attributions beside a causal trace."""
-    agreement: dict[str, Number | None]
-    """Traced tokens -> rank correlation over layers of attributions and trace; null without a trace."""
-    note: str
-    """Why there is no trace; empty if there is one."""
+    layers: dict[str, Number]
+    """Layer -> share of the positive attributions, mean over facts."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +133,7 @@ def analyze_facts(
     device: torch.device,
     events: Events = no_events,
 ) -> KnowledgeReport:
-    """Find the knowledge neurons of the first facts of a file, and trace the same facts.
+    """Find the knowledge neurons of the first facts of a file.
 
     Args:
         model: The model.
@@ -175,25 +160,11 @@ def analyze_facts(
             subject.model, subject.sites, prompts, texts, settings, progress=lambda done, of: tell(done, of, "knowledge neurons")
         )
         undone = norm_behind(subject.model, subject.sites[0], prompts[0][0].tokens)
-        together, experts = union_of("all", sets.values(), subject.sites), has_experts(subject.model)
-    recovered: Mapping[int, Mapping[str, float]] = {}
-    note = ""
-    name, digest, reference = subject.name, subject.digest, subject.reference
-    del subject
-    if experts:
-        note = "not traced: layers route tokens to experts"
-    elif without := [fact for fact in facts if fact.subject is None]:
-        note = f"not traced: {without[0].place} has no subject"
-    else:
-        try:
-            trace = trace_table(model, file, shown, count=settings.count, device=device, events=events)
-            recovered = trace.recovered("feed_forward")
-        except WorkbenchError as error:
-            note = f"not traced: {error.message}"
+        together = union_of("all", sets.values(), subject.sites)
     layers = {int(layer): sum(f.layers[layer] for f in located) / len(located) for layer in located[0].layers}
     result = KnowledgeResult(
-        model=name,
-        digest=digest,
+        model=subject.name,
+        digest=subject.digest,
         data=AnalyzedTexts(
             file=shown, digest=file_digest(file), items=len(located), warnings=_warnings(located, settings, undone)
         ),
@@ -204,14 +175,9 @@ def analyze_facts(
         complete=sum(fact.error <= COMPLETE for fact in located),
         undone=undone,
         changes={kind: change for kind in FACTORS if (change := mean_change(kind, located)) is not None},
-        layers={
-            str(n): LayerShare(attribution=share, trace=dict(recovered[n]) if n in recovered else None)
-            for n, share in layers.items()
-        },
-        agreement={place: agreement(layers, recovered, place) for place in ("last", "subject")},
-        note=note,
+        layers={str(layer): share for layer, share in layers.items()},
     )
-    return KnowledgeReport(result, sets, together, reference)
+    return KnowledgeReport(result, sets, together, subject.reference)
 
 
 def _warnings(facts: Sequence[LocatedFact], settings: LocateSettings, undone: bool) -> list[str]:
@@ -228,41 +194,15 @@ def _warnings(facts: Sequence[LocatedFact], settings: LocateSettings, undone: bo
             "a norm behind the feed-forward output undoes the scaling down to almost zero, where the probability jumps, and integrated "
             "gradients miss that jump. Only the suppressed and amplified neurons are evidence here"
             if undone
-            else f"more than {settings.steps} steps (--steps) bring the sums closer"
+            else f"more than --steps {settings.steps} bring the sums closer"
         )
         found.append(
             f"the attributions of {wrong} of {count} facts do not add up to the change of probability (largest "
             f"relative error {worst:.2g}): {why}"
         )
     if empty := sum(not fact.neurons for fact in facts):
-        found.append(
-            f"{empty} of {count} facts have no neuron that {100 * settings.share:g} % of their wordings keep; a smaller --share "
-            "keeps more"
-        )
+        found.append(f"{empty} of {count} facts have no neuron that {100 * SHARE:g} % of their wordings keep")
     return found
-
-
-def agreement(layers: Mapping[int, float], recovered: Mapping[int, Mapping[str, float]], place: str) -> float | None:
-    """Return the rank correlation over layers of attributions with what restoring feed-forward outputs recovers.
-
-    Args:
-        layers: Layer -> share of the attributions.
-        recovered: Layer -> traced tokens -> share that is recovered; empty without a trace.
-        place: Traced tokens, "last", "subject" or "subject_last".
-
-    Returns:
-        Spearman's correlation; None without a trace, or if one side is the same in all layers.
-    """
-    from scipy.stats import rankdata
-
-    both = [layer for layer in layers if layer in recovered]
-    if len(both) < 2:
-        return None
-    sides = [rankdata([layers[layer] for layer in both]), rankdata([recovered[layer][place] for layer in both])]
-    if any(side.std() == 0 for side in sides):
-        return None
-    first, second = ((side - side.mean()) / side.std() for side in sides)
-    return float((first * second).mean())
 
 
 def mean_change(kind: str, facts: Sequence[LocatedFact]) -> MeanChange | None:

@@ -1,4 +1,4 @@
-"""`analyze sparsity`: how many neurons a token uses, and how the loss rises when the smallest neurons of each token are masked."""
+"""How many neurons a token uses, and how the loss rises when the smallest neurons of each token are masked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.activations.labelled import Item, ItemRow, Labelled
-from workbench.activations.losses import Scored, losses
+from workbench.activations.losses import losses
 from workbench.activations.sites import Progress, Site, Visitor, visiting
 from workbench.errors import UsageError
 from workbench.files import write_text
@@ -36,23 +36,12 @@ if TYPE_CHECKING:
 
 RECORD = "sparsity.json"
 PERCENTS = (0.0, 30.0, 50.0, 60.0, 70.0, 80.0, 90.0)
+ITEMS = 2
+"""Held-out items of each task whose loss is measured. Intervals are over tasks."""
+ERROR = 0.2
+"""Cumulative error of tail truncation that no layer may exceed."""
 TOLERANCE = 0.1
 """Rise of the loss in nats per token that counts as no loss."""
-
-
-class SparsitySettings(Part):
-    """What the paper leaves open."""
-
-    percents: list[Number] = list(PERCENTS)
-    """Shares of the neurons to mask, in percent."""
-    items: int = 5
-    """Held-out items of each task whose loss is measured."""
-    scored: Scored = "whole"
-    """Tokens whose loss counts."""
-    tolerance: Number = TOLERANCE
-    """Largest rise of the loss, in nats per token, that counts as no loss."""
-    cett: Number = 0.2
-    """Cumulative error of tail truncation that no layer may exceed."""
 
 
 class MaskPoint(Part):
@@ -90,12 +79,10 @@ class MaskCurve(Part):
 
 
 class SparsityResult(Analysis):
-    """Result of `analyze sparsity`."""
+    """How many neurons a token uses, and what masking the others costs."""
 
     kind: str = "sparsity"
     """Kind of analysis."""
-    settings: SparsitySettings
-    """Option -> its value."""
     distributions: list[Distribution]
     """Distribution of each indicator."""
     curves: list[MaskCurve]
@@ -136,7 +123,6 @@ def masked_losses(
     rows: Sequence[ItemRow],
     *,
     percents: Sequence[float] = PERCENTS,
-    scored: Scored = "whole",
     progress: Progress = lambda *_: None,
 ) -> MaskedLosses:
     """Compute the loss of every item with the lowest share of the neurons masked, for several shares and both indicators.
@@ -146,7 +132,6 @@ def masked_losses(
         sites: Its sites.
         rows: The items' texts.
         percents: Shares to mask, in percent. 0 is added if it is missing: it is the unchanged model, computed once for all indicators.
-        scored: Tokens whose loss counts.
         progress: Progress callback; it counts passes over the items.
 
     Raises:
@@ -156,14 +141,14 @@ def masked_losses(
     if bad := [share for share in shares if not 0 <= share <= 100]:
         raise UsageError(f"expected shares to mask between 0 and 100 percent, found {bad[0]:g}")
     total = 1 + len(INDICATORS) * (len(shares) - 1)
-    base = losses(model, rows, scored=scored)
+    base = losses(model, rows)
     progress(1, total)
     sums: dict[Indicator, Tensor] = {}
     for i, indicator in enumerate(INDICATORS):
         masked = [base.sums]
         for j, share in enumerate(shares[1:]):
             with visiting(model, sites, masking(sites, indicator, share)):
-                masked.append(losses(model, rows, scored=scored).sums)
+                masked.append(losses(model, rows).sums)
             progress(2 + i * (len(shares) - 1) + j, total)
         sums[indicator] = torch.stack(masked)
     return MaskedLosses(tuple(shares), sums, base.tokens)
@@ -252,26 +237,22 @@ def _curve(
     )
 
 
-def analyze_sparsity(subject: NeuronSubject, texts: Labelled, settings: SparsitySettings | None = None) -> SparsityResult:
+def analyze_sparsity(subject: NeuronSubject, texts: Labelled) -> SparsityResult:
     """Measure the distribution of both indicators on a sample of tokens, and the loss of held-out items with neurons masked.
 
     Args:
         subject: The model.
         texts: The labelled texts.
-        settings: The settings.
 
     Raises:
-        WorkbenchError: If a share to mask is not between 0 and 100, or no item has a token whose loss counts.
+        WorkbenchError: If no item has a token whose loss counts.
     """
-    settings = settings or SparsitySettings()
-    items = some_of_each_task(texts.of("heldout"), settings.items)
+    items = some_of_each_task(texts.of("heldout"), ITEMS)
     rows = subject.rows(items)
     masked = masked_losses(
         subject.model,
         subject.sites,
         rows,
-        percents=settings.percents,
-        scored=settings.scored,
         progress=lambda done, total: subject.tell(done, total, "masking"),
     )
     sample = token_sample(subject.model, subject.sites, rows)
@@ -279,8 +260,7 @@ def analyze_sparsity(subject: NeuronSubject, texts: Labelled, settings: Sparsity
         model=subject.name,
         digest=subject.digest,
         data=analyzed(texts, len(items)),
-        settings=settings,
         distributions=[distribution(sample, indicator) for indicator in INDICATORS],
-        curves=mask_curves(masked, items, settings.tolerance),
-        cett=truncation_error(sample, settings.cett),
+        curves=mask_curves(masked, items),
+        cett=truncation_error(sample, ERROR),
     )

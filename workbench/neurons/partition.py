@@ -1,4 +1,4 @@
-"""`analyze partition`: divide feed-forward neurons into experts, and measure what a token loses with some of the experts."""
+"""Divide feed-forward neurons into experts, and measure what a token loses with some of the experts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ USED = (75.0, 50.0, 25.0)
 
 
 class PartitionSettings(Part):
-    """Settings of the partition and of its measurement."""
+    """Settings of the partition."""
 
     method: PartitionMethod = "kmeans"
     """Method that divides the neurons."""
@@ -99,7 +99,7 @@ class SelectorCurve(Part):
 
 
 class PartitionResult(Analysis):
-    """Result of `analyze partition`; the experts themselves are in partition/."""
+    """The neurons divided into experts, and what a token loses with some of them; the experts themselves are in partition/."""
 
     kind: str = "partition"
     """Kind of analysis."""

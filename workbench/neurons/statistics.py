@@ -32,6 +32,10 @@ ALPHA = 0.05
 """Probability that any neuron of the model is found for any function that it does not serve."""
 DRAWS = 1000
 """Number of assignments of tasks to functions; the true one is the first."""
+POWER = 0.9
+"""Share of the neurons of some effect that are found, on average, from the effect on that results name."""
+PLANNED = (4, 6, 8, 12, 16, 24, 32)
+"""Tasks a function for which results say which effect could be found."""
 _FLOOR = 0.1  # added to activations before the logarithm, as a share of the neuron's mean, since some are 0
 _ROUNDS = 2  # of scaling neurons and tasks in turn
 _TINY = 1e-12
@@ -123,12 +127,16 @@ class TaskTest:
         effects: Per site, how far the logarithm of a neuron's mean activation on the function's tasks is above that on other tasks, in standard
             deviations over tasks [functions, units].
         found: Per site, whether the neuron is found for the function [functions, units].
-        smallest: Effect from which a neuron is found [functions]; infinite if no effect could be found.
+        smallest: Effect of which POWER of the neurons would be found [functions]; infinite if no effect could be found.
+        sizes: Number of tasks of each function [functions].
+        planned: Tasks a function -> the same effect with so many tasks of every function.
     """
 
     effects: list[Floats]
     found: list[Bools]
     smallest: Floats
+    sizes: NDArray[np.intp]
+    planned: dict[int, float]
 
 
 def task_test(means: Sequence[NDArray[Any]], owners: NDArray[np.intp], *, seed: int = 0, alpha: float = ALPHA) -> TaskTest:
@@ -160,10 +168,47 @@ def task_test(means: Sequence[NDArray[Any]], owners: NDArray[np.intp], *, seed: 
             break
         found = [own | new for own, new in zip(found, more, strict=True)]
         left = [np.asarray(~own.any(0)) for own in found]
-    effects = [_effects(r, sizes) for r in observed]
-    smallest = _effects(np.full((len(sizes), 1), limit), sizes)[:, 0]
+    tasks, functions = int(sizes.sum()), len(sizes)
+    tail = _tail(limit, tasks) if limit < 1 else alpha / (functions * sum(r.shape[1] for r in observed))
+    smallest = np.array([findable(tail, int(size), tasks) for size in sizes])
     smallest[untested if limit < 1 else slice(None)] = np.inf
-    return TaskTest(effects, found, smallest)
+    planned = {n: findable(tail, n, n * functions) if _least_p(0, np.full(functions, n)) <= alpha else np.inf for n in PLANNED}
+    return TaskTest([_effects(r, sizes) for r in observed], found, smallest, sizes, planned)
+
+
+def findable(tail: float, size: int, tasks: int) -> float:
+    """Return the effect of which POWER of the neurons exceed a limit, in standard deviations over tasks; infinite if there is none.
+
+    A neuron whose true effect equals the limit exceeds it in one of two samples of tasks, so the limit itself is no such effect. The statistic of a
+    neuron with effect d has the noncentral t distribution with tasks − 2 degrees of freedom and noncentrality d·√(size·(tasks − size)/tasks).
+
+    Args:
+        tail: Probability that the statistic of one neuron without an effect exceeds the limit.
+        size: Tasks of the function.
+        tasks: Tasks of all functions.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr, stdtrit
+
+    freedom = tasks - 2
+    if freedom < 1 or not 0 < size < tasks:
+        return math.inf
+    limit = -float(stdtrit(freedom, tail))
+
+    def lacking(mean: float) -> float:
+        return POWER - 1 + float(nctdtr(freedom, mean, limit))
+
+    highest = limit + 10.0
+    while lacking(highest) > 0:
+        highest *= 2
+    return float(brentq(lacking, 0, highest)) * math.sqrt(tasks / (size * (tasks - size)))
+
+
+def _tail(limit: float, tasks: int) -> float:
+    """Return the probability that the correlation of one neuron without an effect exceeds a limit."""
+    from scipy.special import stdtr
+
+    return float(stdtr(tasks - 2, -limit * math.sqrt((tasks - 2) / (1 - limit**2))))
 
 
 def _least_p(function: int, sizes: NDArray[np.intp]) -> float:

@@ -69,8 +69,6 @@ class Analysis(ModelResult):
 
     data: AnalyzedTexts
     """The texts."""
-    settings: Any
-    """Option -> its value."""
 
 
 def analyzed(texts: Labelled, items: int, tokens: int | None = None) -> AnalyzedTexts:

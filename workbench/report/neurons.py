@@ -1,4 +1,4 @@
-"""The page of a model's neurons: a section for each analysis, beside its tests and controls."""
+"""The page of a model's neurons: which serve a function, with the test and its controls, and the sections of other questions."""
 
 from __future__ import annotations
 
@@ -8,39 +8,49 @@ from pathlib import Path
 from typing import Any
 
 from workbench.files import write_bytes
-from workbench.neurons.ablation import AblationResult
 from workbench.neurons.damage import Damage
 from workbench.neurons.function_scores import RESIDENT
-from workbench.neurons.functions import FunctionRow, FunctionsResult
+from workbench.neurons.functions import FunctionRow, FunctionsResult, TaskTestRecord
 from workbench.neurons.locate import KnowledgeResult
-from workbench.neurons.masking import MaskCurve, SparsityResult
+from workbench.neurons.masking import SparsityResult
 from workbench.neurons.partition import PartitionResult
-from workbench.neurons.sparsity import Distribution
+from workbench.neurons.profiles import ProfilesResult
 from workbench.neurons.subject import ModelResult
-from workbench.report.chart import Chart, Curve, Level, Scales, chart
+from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.files import with_tables
-from workbench.report.neurons_more import Section, facts_section, layer_marks, partition_section, with_ends
-from workbench.report.numbers import MISSING, listed, plural
+from workbench.report.neuron_cards import page_name, write_chosen_page, write_function_pages
+from workbench.report.neuron_questions import (
+    Section,
+    chosen_section,
+    facts_section,
+    layer_marks,
+    partition_section,
+    sparsity_section,
+    with_ends,
+)
+from workbench.report.numbers import MISSING, plural
 from workbench.report.page import filled
 from workbench.report.tints import CHANGES, SHARES, TintedTable, Tints, tinted
 
 SCRIPTS, STYLES = ("report.js", "downloads.js"), ("report.css", "curves.css", "heat.css", "neurons.css")
-HIGHEST = 2.0
-"""Rise of the loss in nats at the top of charts; larger ones lie on the edge."""
-NAMED, LETTERS = 5, 8
-"""Largest number of models whose names fit below a chart, and letters of each."""
 
 
 def render_neurons(results: Mapping[str, ModelResult], out: Path) -> Path:
-    """Write a self-contained page of all analyses of a model, and return its path.
+    """Write the pages of all analyses of a model, and return the path of the one that was asked for.
 
     Args:
         results: Kind of analysis -> its result.
-        out: The HTML file.
+        out: HTML file of the page with all sections; pages of functions and neurons lie beside it.
     """
+    functions, profiles = results.get("functions"), results.get("profiles")
+    if isinstance(functions, FunctionsResult) and isinstance(profiles, ProfilesResult):
+        sentences = {row.function: verdict_text(row, functions.unit) for row in functions.functions}
+        write_function_pages(functions, profiles, sentences, out.parent)
+    if isinstance(chosen := results.get("chosen"), ProfilesResult):
+        write_chosen_page(chosen, out.parent)
     first = next(iter(results.values()))
     texts = [data for result in results.values() if (data := getattr(result, "data", None)) is not None]
-    sections = [SECTIONS[kind][1](result) for kind, result in results.items()]
+    sections = [section for kind, result in results.items() for section in SECTIONS[kind][1](result)]
     context = {
         "title": f"Neurons of {first.model}",
         "digest": first.digest,
@@ -53,12 +63,107 @@ def render_neurons(results: Mapping[str, ModelResult], out: Path) -> Path:
     return out
 
 
-def functions_section(result: FunctionsResult) -> Section:
-    """Return the section of function scores."""
+def functions_sections(result: FunctionsResult) -> list[Section]:
+    """Return the sections of functions: the verdicts, the sets switched off, and the scores."""
+    return [_verdicts(result), ablation_section(result), _scores(result)]
+
+
+def _verdicts(result: FunctionsResult) -> Section:
+    """Return the section that says for each function what is found."""
     data, settings = result.data, result.settings
+    tasks = "; ".join(
+        f"{name}: {', '.join(splits['train'])} choose, {', '.join(splits['heldout'])} judge"
+        for name, splits in (data.tasks or {}).items()
+    )
+    return Section(
+        "functions",
+        "Functions",
+        [f"{row.function}: {verdict_text(row, result.unit)}" for row in result.functions] + [planned_text(result.test)],
+        ["function", "verdict", "tasks", "found", "most in layers", "largest effect", "findable from", "set off", "random off"],
+        [verdict_cells(row) for row in result.functions],
+        _VERDICT_NOTES,
+        links={row.function: page_name(row.function) for row in result.functions},
+        details=[
+            f"Texts: {data.file}. {tasks}.",
+            f"{sum(result.neurons.values()):,} {result.unit} in {plural(len(result.neurons), 'layer')}, {data.items:,} texts ({data.tokens or 0:,} "
+            f"tokens). The test assigns {result.test.tasks} tasks to functions {result.test.draws:,} times, seed {settings.seed}; any {result.unit[:-1]} "
+            f"is found by chance in {100 * result.test.alpha:g} % of models. Sets: the best {100 * settings.share:g} % of every layer.",
+        ],
+    )
+
+
+_VERDICT_NOTES = {
+    "found": "neurons whose effect exceeds the largest of all neurons and functions that chance gives (95 %, tasks assigned to functions anew)",
+    "most in layers": "smallest range of layers with half of them",
+    "largest effect": "mean activation (its root) on the function's tasks above that on other tasks, in standard deviations over tasks",
+    "findable from": "effect of which 90 % of the neurons would be found; more tasks lower it",
+    "set off": "change of the function's own perplexity on held-out tasks without its set, 95 % interval over tasks",
+    "random off": "the same with random neurons of the same mean activation",
+}
+
+
+def verdict_text(row: FunctionRow, unit: str) -> str:
+    """Return the answer for one function as a sentence."""
+    if row.smallest_effect is None:
+        return f"no power. With {plural(row.tasks, 'task')}, no effect is large enough to be told from the wording of a task."
+    if row.found:
+        first, last = main_layers(row.found_layers)
+        where = f"layer {first}" if first == last else f"layers {first} to {last}"
+        found = f"found. {row.found:,} {unit if row.found > 1 else unit[:-1]} serve it, half of them in {where}."
+    else:
+        found = f"not found. An effect of {row.smallest_effect:.1f} standard deviations would have been; the largest is {row.largest_effect:.1f}."
+    if row.change is None or row.matched is None:
+        return found
+    harm = "more than" if row.exceeds >= 0.95 else "no more than" if row.exceeds <= 0.5 else "not surely more than"
+    return f"{found} Without its set, its perplexity changes by {_percent(row.change)} %, {harm} without random {unit} of equal activation ({_percent(row.matched)} %)."
+
+
+def planned_text(test: TaskTestRecord) -> str:
+    """Return which effects could be found with more tasks."""
+    known = [f"from {effect:.1f} with {tasks}" for tasks, effect in test.planned.items() if effect is not None]
+    return f"Tasks of every function and the effects that they would show: {', '.join(known)}."
+
+
+def main_layers(layers: Mapping[str, int]) -> tuple[int, int]:
+    """Return the first and last layer of the smallest range with half of the neurons."""
+    places = sorted((int(layer), count) for layer, count in layers.items())
+    half = sum(count for _, count in places) / 2
+    ranges = [
+        (last - first, first, last)
+        for i, (first, _) in enumerate(places)
+        for j, (last, _) in enumerate(places[i:], i)
+        if sum(count for _, count in places[i : j + 1]) >= half
+    ]
+    _, first, last = min(ranges)
+    return first, last
+
+
+def verdict_cells(row: FunctionRow) -> list[str]:
+    """Return the cells of a function's verdict."""
+    first, last = main_layers(row.found_layers) if row.found else (0, 0)
+    off = MISSING if row.change is None else _percent(row.change)
+    ends = "" if row.low is None or row.high is None else f" [{_percent(row.low)}, {_percent(row.high)}]"
+    return [
+        row.function,
+        row.verdict,
+        str(row.tasks),
+        f"{row.found:,}",
+        (str(first) if first == last else f"{first}–{last}") if row.found else MISSING,
+        f"{row.largest_effect:.1f}",
+        MISSING if row.smallest_effect is None else f"{row.smallest_effect:.1f}",
+        f"{off}{ends} %",
+        MISSING if row.matched is None else f"{_percent(row.matched)} %",
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:+,.0f}".replace("-", "−")
+
+
+def _scores(result: FunctionsResult) -> Section:
+    """Return the section of function scores."""
+    settings = result.settings
     by_chance = random_overlap(settings.share, list(result.neurons.values()))
-    columns = ["function", "best per layer", "top 5‰", "mean", "chance", "found", "largest effect", "findable from", "overlap"]
-    columns += ["other functions", "length", "language", "wording"]
     overlap = tinted(
         "Overlap of the functions' sets",
         f"Share of the neurons of two sets that are the same; {settings.share:.2f} by chance.",
@@ -67,43 +172,29 @@ def functions_section(result: FunctionsResult) -> Section:
         [(name, [row[other] for other in result.overlap]) for name, row in result.overlap.items()],
         Tints("{:.2f}".format, SHARES, neutral="not above what 97.5 % of random sets share", band=lambda *_: by_chance),
     )
-    tasks = "; ".join(
-        f"{name}: {', '.join(splits['train'])} choose, {', '.join(splits['heldout'])} judge"
-        for name, splits in (data.tasks or {}).items()
-    )
     return Section(
-        "functions",
-        "Functions",
+        "scores",
+        "Scores",
         [
-            f"{sum(result.neurons.values()):,} {result.unit} in {plural(len(result.neurons), 'layer')}, scored on {data.items:,} texts "
-            f"({data.tokens or 0:,} tokens). FuncScore is the average precision of a neuron's mean activation on a text against the text's "
-            "function.",
-            _found_claim(result.functions, result.unit),
+            f"FuncScore: the average precision of a {result.unit[:-1]}'s mean activation on the {'prompt' if settings.part == 'prompt' else 'whole text'} "
+            "against the text's function. The best of thousands is above chance for any labels, so scores are no test."
         ],
-        columns,
-        [function_cells(row) for row in result.functions],
-        _FUNCTION_NOTES,
+        ["function", "best per layer", "top 5‰", "mean", "chance", "overlap", "other functions", "length", "language", "wording"],
+        [score_cells(row) for row in result.functions],
+        _SCORE_NOTES,
         _layer_charts(result),
         (("main", "best neuron of a layer"), ("second", "5 in 1000 are better"), ("third", "mean of the layer")),
         (overlap,),
         [
-            f"Texts: {data.file}. {tasks}.",
-            f"Score of a text: mean of |activation| over the {'prompt' if settings.part == 'prompt' else 'whole text'} without the first token. "
-            f"Sets: the best {100 * settings.share:g} % of every layer. The test assigns {result.test.tasks} tasks to functions "
-            f"{result.test.draws:,} times, seed {settings.seed}. {result.residents} neurons are among the {100 * RESIDENT:g} % most active ones of "
-            "their layer on every function.",
+            f"{result.residents} {result.unit} are among the {100 * RESIDENT:g} % most active ones of their layer on every function."
         ],
     )
 
 
-_FUNCTION_NOTES = {
+_SCORE_NOTES = {
     "best per layer": "score of the best neuron of a layer: median over layers / largest",
     "top 5‰": "score that 5 in 1000 neurons of a layer exceed, mean over layers",
     "chance": "share of the function's texts: the expected score of a random neuron",
-    "found": "neurons that serve the function: their effect exceeds the largest of all neurons and functions that chance gives (95 %, tasks "
-    "assigned to functions anew)",
-    "largest effect": "mean activation (its root) on the function's tasks above that on other tasks, in standard deviations over tasks",
-    "findable from": "smallest effect with which a neuron is found; more tasks lower it",
     "overlap": "share of the set chosen on the train tasks that the held-out tasks would choose too",
     "other functions": "the same with the sets that the held-out tasks choose for other functions",
     "length": "AUC of the prompt's length alone",
@@ -128,41 +219,18 @@ def random_overlap(share: float, layers: Sequence[int]) -> tuple[float, float]:
     return 0.0, sum(k**2 / n for k, n in sizes) / total + 1.96 * math.sqrt(variance) / total
 
 
-def function_cells(row: FunctionRow) -> list[str]:
-    """Return the cells of a function: scores beside chance, what the test finds, overlap of sets, and AUC of plain features."""
+def score_cells(row: FunctionRow) -> list[str]:
+    """Return the cells of a function's scores: beside chance, overlap of sets, and AUC of plain features."""
     return [
         row.function,
         f"{row.best_median:.2f} / {row.best_max:.2f}",
         f"{row.top:.2f}",
         f"{row.mean:.3f}",
         f"{row.prevalence:.3f}",
-        *found_cells(row),
         f"{row.overlap:.2f}",
         f"{row.overlap_others:.2f}",
         *(f"{row.confounders[name]:.2f}" for name in ("length", "language", "template")),
     ]
-
-
-def found_cells(row: FunctionRow) -> tuple[str, str, str]:
-    """Return what the test finds for a function: number of neurons, largest effect, and effect from which a neuron is found."""
-    if row.smallest_effect is None:
-        return "no power", f"{row.largest_effect:.1f}", ""
-    return f"{row.found:,}", f"{row.largest_effect:.1f}", f"{row.smallest_effect:.1f}"
-
-
-def _found_claim(rows: Sequence[FunctionRow], unit: str) -> str:
-    """Return what the test allows to say."""
-    tested = [row for row in rows if row.smallest_effect is not None]
-    parts = []
-    if found := [row.function for row in tested if row.found]:
-        parts.append(
-            f"Single {unit} serve {listed(found)}: on their tasks they are more active than chance explains in the whole model"
-        )
-    if none := [row.function for row in tested if not row.found]:
-        parts.append(f"For {listed(none)} none is found; effects below that of the column 'findable from' stay unseen")
-    if powerless := [row.function for row in rows if row.smallest_effect is None]:
-        parts.append(f"For {listed(powerless)} the test has no power: it needs more tasks")
-    return ". ".join(parts) + "."
 
 
 def _layer_charts(result: FunctionsResult) -> list[Chart]:
@@ -177,95 +245,31 @@ def _layer_charts(result: FunctionsResult) -> list[Chart]:
             Curve("top 5‰", [(entry.layer, entry.top) for entry in own], "second"),
             Curve("best", [(entry.layer, entry.best) for entry in own], "main"),
         ]
-        charts.append(chart(row.function, curves, scales, (), f"{row.layers_above_08} of {len(layers)} layers above 0.8"))
+        charts.append(chart(row.function, curves, scales))
     return charts
 
 
-def sparsity_section(result: SparsityResult) -> Section:
-    """Return the section of distributions and masking."""
-    curves, tolerance, cett = result.curves, result.settings.tolerance, result.cett
-    small = " and ".join(f"{100 * d.mean_small:.0f} % by {d.indicator}" for d in result.distributions)
-    free = " and ".join(f"{curve.free:g} % by {curve.indicator}" for curve in curves if curve.function is None)
-    lead = [
-        f"Of the neurons of a token, {small} lie below a fifth of the largest one. The paper finds 80 % for models of 7 and 8 billion parameters.",
-        f"Masking the least active neurons of every token and layer raises the loss by no more than {tolerance:g} nats up to {free}. "
-        "The paper finds 70 % by activation and 80 % by output magnitude.",
-    ]
-    if cett.mean_sparsity is not None:
-        lead.append(
-            f"At a truncation error of {cett.target:g} in every layer (CETT), {100 * cett.mean_sparsity:.0f} % of the neurons of a token are not needed."
-        )
-    rows = [
-        [
-            curve.function or "all",
-            curve.indicator,
-            *(with_ends(f"{p.rise:.2f}", p.low, p.high) if p.percent else "0" for p in curve.points),
-            f"{curve.free:g} %",
-        ]
-        for curve in sorted(curves, key=lambda c: (c.function is not None, c.function))
-    ]
-    return Section(
-        "sparsity",
-        "Sparsity",
-        lead,
-        ["function", "masked by", *(f"{point.percent:g} %" for point in curves[0].points), "free up to"],
-        rows,
-        {"free up to": f"largest share whose loss rises by no more than {tolerance:g} nats"},
-        [*(_distribution(d) for d in result.distributions), *_masking(curves, tolerance)],
-        (("main", "activation"), ("other", "output magnitude"), ("third", "single layers"), ("level", "tolerance")),
-        (),
-        [
-            f"Texts: {result.data.file}, {plural(result.data.items, 'held-out text')}. Table: rise of the loss in nats per token "
-            "with its 95 % interval over tasks. Output magnitude: |activation| times the norm of the neuron's output column."
-        ],
-    )
-
-
-_INDICATORS = {"activation": "main", "magnitude": "other"}
-
-
-def _distribution(found: Distribution) -> Chart:
-    """Draw the shares of neurons below a value by layer, at every fifth point of the grid, and their mean."""
-    mean = [sum(column) / len(column) for column in zip(*found.cdf, strict=True)]
-    named = [*((f"layer {n}", row, "third") for n, row in zip(found.layers, found.cdf, strict=True))]
-    named.append(("mean of the layers", mean, _INDICATORS[found.indicator]))
-    curves = [Curve(name, list(zip(found.grid[::5], row[::5], strict=True)), kind) for name, row, kind in named]
-    scales = Scales((0, 1), (0, 1), (0, 0.5, 1), (0, 0.2, 0.5, 1), "{:.2f}".format)
-    return chart(f"share of neurons below, by {found.indicator}", curves, scales, note="normalized")
-
-
-def _masking(curves: Sequence[MaskCurve], tolerance: float) -> list[Chart]:
-    percents = [point.percent for point in curves[0].points]
-    scales = Scales((0, max(percents)), (0, HIGHEST), (0, 1, 2), percents[::2], "{:.2f}".format, "{:g} %".format)
-    charts = []
-    for name in sorted({curve.function for curve in curves}, key=lambda n: (n is not None, n)):
-        own = [curve for curve in curves if curve.function == name]
-        lines = [Curve(c.indicator, [(p.percent, p.rise) for p in c.points], _INDICATORS[c.indicator]) for c in own]
-        level = Level("tolerance", tolerance, "")
-        charts.append(chart(name or "all functions", lines, scales, [level], f"free up to {own[0].free:g} %"))
-    return charts
-
-
-def ablation_section(result: AblationResult) -> Section:
+def ablation_section(result: FunctionsResult) -> Section:
     """Return the section of the damage matrix and its controls."""
-    names, controls = result.functions, result.controls
-    yes = [name for name, own in zip(names, result.dominant, strict=True) if own]
+    ablation = result.ablation
+    names, controls = ablation.functions, ablation.controls
+    yes = [name for name, own in zip(names, ablation.dominant, strict=True) if own]
     claim = f"{len(yes)} of {len(names)} sets harm their own function most"
     if no := [name for name in names if name not in yes]:
         claim += f"; not so those of {', '.join(no)}"
     if matched := controls.get("matched"):
         claim += f". Of random neurons with the same mean activation, {matched.dominant_rows} of {len(names)} do"
-    rows = [["the functions' sets", f"{result.dominant_rows} of {len(names)}", coupling_text(result), ""]]
+    rows = [["the functions' sets", f"{ablation.dominant_rows} of {len(names)}", coupling_text(ablation), ""]]
     for kind, table in controls.items():
         exceeds = f"{sum(share >= 0.95 for share in table.exceeds)} of {len(names)}"
         rows.append([kind, f"{table.dominant_rows} of {len(names)}", coupling_text(table), exceeds])
-    caption = f"mean overlap of two sets {result.overlap.mean:.2f}, by chance {result.overlap.chance:.2f}"
+    caption = f"mean overlap of two sets {ablation.overlap.mean:.2f}, by chance {ablation.overlap.chance:.2f}"
     return Section(
         "ablation",
-        "Ablation",
+        "Switched off",
         [
-            f"Each function's {100 * result.share:g} % of the neurons are switched off, and the perplexity of every function is measured on "
-            f"{result.items} texts of tasks that did not choose them.",
+            f"Each function's {100 * ablation.share:.3g} % of the neurons are switched off, and the perplexity of every function is measured on "
+            f"{ablation.items} texts of tasks that did not choose them.",
             f"{claim}.",
             "The paper's matrices have 6 of 7 (Llama-3-8B) and 7 of 7 dominant rows (Mistral-7B), and a coupling of 0.08 and 0.06 by this "
             "definition.",
@@ -279,7 +283,10 @@ def ablation_section(result: AblationResult) -> Section:
         },
         (),
         (),
-        [_matrix("The functions' sets", result, caption), *(_matrix(_CONTROLS[kind], table) for kind, table in controls.items())],
+        [
+            _matrix("The functions' sets", ablation, caption),
+            *(_matrix(_CONTROLS[kind], table) for kind, table in controls.items()),
+        ],
         [
             "Numbers: change of perplexity in percent, (PPL off − PPL) / PPL. A row is a set that is switched off, a column a function that is "
             "measured; tints are on a logarithmic scale, the same for all pages."
@@ -310,11 +317,12 @@ def _matrix(title: str, table: Damage, caption: str = "") -> TintedTable:
     return tinted(title, caption, "off", table.functions, values, tints)
 
 
-SECTIONS: dict[str, tuple[type[ModelResult], Callable[[Any], Section]]] = {
-    "functions": (FunctionsResult, functions_section),
-    "sparsity": (SparsityResult, sparsity_section),
-    "ablation": (AblationResult, ablation_section),
-    "partition": (PartitionResult, partition_section),
-    "knowledge": (KnowledgeResult, facts_section),
+SECTIONS: dict[str, tuple[type[ModelResult], Callable[[Any], list[Section]]]] = {
+    "functions": (FunctionsResult, functions_sections),
+    "profiles": (ProfilesResult, lambda _: []),
+    "chosen": (ProfilesResult, lambda result: [chosen_section(result)]),
+    "sparsity": (SparsityResult, lambda result: [sparsity_section(result)]),
+    "partition": (PartitionResult, lambda result: [partition_section(result)]),
+    "knowledge": (KnowledgeResult, lambda result: [facts_section(result)]),
 }
-"""Kind of analysis, whose file is KIND.json -> its result and its section of the page."""
+"""Kind of analysis, whose file is KIND.json -> its result and its sections of the page, of which the terminal prints the first."""

@@ -146,7 +146,7 @@ def _check(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder
         what = f"it is {'an adapter' if kinds[0] == 'adapter' else 'a checkpoint'}" if kinds else "it is no brick"
         raise WorkbenchError(
             f"{label}: expected a set of neurons with a {RECORD}, but {what}",
-            "List bricks with weights under `bricks`. `workbench analyze functions` makes a set of neurons.",
+            "List bricks with weights under `bricks`. `workbench analyze` makes a set of neurons.",
         )
     neurons = resolved.neurons(folder)
     grown = next((recipe.step_ids[i] for i in range(number) if recipe.steps[i].verb == "grow"), None)

@@ -1,17 +1,23 @@
-"""Sections of the page of a model's neurons (sentences, a table, charts, matrices): experts and facts."""
+"""Sections of the page of a model's neurons (sentences, a table, charts, matrices): sparsity, experts and facts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workbench.neurons.fact_neurons import LocatedNeuron, ProbabilityChange
+from workbench.neurons.fact_neurons import DRAWS, SHARE, THRESHOLD, LocatedNeuron, ProbabilityChange
 from workbench.neurons.locate import KnowledgeResult, MeanChange
+from workbench.neurons.masking import MaskCurve, SparsityResult
 from workbench.neurons.partition import PartitionResult, SelectorCurve
-from workbench.report.chart import Chart, Curve, Scales, chart
+from workbench.neurons.profiles import ProfilesResult
+from workbench.neurons.sparsity import Distribution
+from workbench.report.chart import Chart, Curve, Level, Scales, chart
 from workbench.report.numbers import MISSING, fixed, plural, signed
 from workbench.report.tints import TintedTable
 from workbench.tables import Table
+
+_HIGHEST = 2.0
+"""Rise of the loss in nats at the top of charts; larger ones lie on the edge."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Section:
         legend: (style class, text) of the charts' lines.
         tables: Matrices of tinted numbers.
         details: Sentences at the end.
+        links: First cell of a row of the table -> page about it.
     """
 
     id: str
@@ -41,6 +48,7 @@ class Section:
     legend: Sequence[tuple[str, str]] = ()
     tables: Sequence[TintedTable] = ()
     details: Sequence[str] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def saved(self) -> list[Table]:
         """Return its table and matrices, which the page's buttons save."""
@@ -62,6 +70,95 @@ def range_text(values: Mapping[str, int]) -> str:
     """Return the numbers of some layers as a text: "12", or "1 to 2"."""
     low, high = min(values.values()), max(values.values())
     return str(low) if low == high else f"{low} to {high}"
+
+
+def chosen_section(result: ProfilesResult) -> Section:
+    """Return the section of neurons that were asked for; their page has the texts."""
+    rows = [
+        [
+            f"{one.layer}.{one.neuron}",
+            " ".join(dict.fromkeys(f"{example.function}·{example.task}" for example in one.examples[:3])),
+            " ".join(repr(token) for token in list(one.favors)[:4]),
+            f"{one.changed} of {one.predictions}",
+            " ".join(f"{other.layer}.{other.neuron}" for other in one.neighbors[:3]),
+        ]
+        for one in result.neurons
+    ]
+    return Section(
+        "chosen",
+        "Single " + result.unit,
+        [f"Looked at on {plural(result.data.items, 'text')} of {result.data.file}."],
+        ["neuron", "excited most by", "favors", "predictions changed", "active with"],
+        rows,
+        {"predictions changed": "predictions on its texts that are others without it"},
+        links={row[0]: f"chosen.html#n-{row[0].replace('.', '-')}" for row in rows},
+    )
+
+
+def sparsity_section(result: SparsityResult) -> Section:
+    """Return the section of distributions and masking."""
+    curves, cett = result.curves, result.cett
+    tolerance = curves[0].tolerance
+    small = " and ".join(f"{100 * d.mean_small:.0f} % by {d.indicator}" for d in result.distributions)
+    free = " and ".join(f"{curve.free:g} % by {curve.indicator}" for curve in curves if curve.function is None)
+    lead = [
+        f"Of the neurons of a token, {small} lie below a fifth of the largest one. The paper finds 80 % for models of 7 and 8 billion parameters.",
+        f"Masking the least active neurons of every token and layer raises the loss by no more than {tolerance:g} nats up to {free}. "
+        "The paper finds 70 % by activation and 80 % by output magnitude.",
+    ]
+    if cett.mean_sparsity is not None:
+        lead.append(
+            f"At a truncation error of {cett.target:g} in every layer (CETT), {100 * cett.mean_sparsity:.0f} % of the neurons of a token are not needed."
+        )
+    rows = [
+        [
+            curve.function or "all",
+            curve.indicator,
+            *(with_ends(f"{p.rise:.2f}", p.low, p.high) if p.percent else "0" for p in curve.points),
+            f"{curve.free:g} %",
+        ]
+        for curve in sorted(curves, key=lambda c: (c.function is not None, c.function))
+    ]
+    return Section(
+        "sparsity",
+        "Sparsity",
+        lead,
+        ["function", "masked by", *(f"{point.percent:g} %" for point in curves[0].points), "free up to"],
+        rows,
+        {"free up to": f"largest share whose loss rises by no more than {tolerance:g} nats"},
+        [*(_distribution(d) for d in result.distributions), *_masking(curves, tolerance)],
+        (("main", "activation"), ("other", "output magnitude"), ("third", "single layers"), ("level", "tolerance")),
+        (),
+        [
+            f"Texts: {result.data.file}, {plural(result.data.items, 'held-out text')}. Table: rise of the loss in nats per token "
+            "with its 95 % interval over tasks. Output magnitude: |activation| times the norm of the neuron's output column."
+        ],
+    )
+
+
+_INDICATORS = {"activation": "main", "magnitude": "other"}
+
+
+def _distribution(found: Distribution) -> Chart:
+    """Draw the shares of neurons below a value by layer, at every fifth point of the grid, and their mean."""
+    mean = [sum(column) / len(column) for column in zip(*found.cdf, strict=True)]
+    named = [*((f"layer {n}", row, "third") for n, row in zip(found.layers, found.cdf, strict=True))]
+    named.append(("mean of the layers", mean, _INDICATORS[found.indicator]))
+    curves = [Curve(name, list(zip(found.grid[::5], row[::5], strict=True)), kind) for name, row, kind in named]
+    scales = Scales((0, 1), (0, 1), (0, 0.5, 1), (0, 0.2, 0.5, 1), "{:.2f}".format)
+    return chart(f"share of neurons below, by {found.indicator}", curves, scales, note="normalized")
+
+
+def _masking(curves: Sequence[MaskCurve], tolerance: float) -> list[Chart]:
+    percents = [point.percent for point in curves[0].points]
+    scales = Scales((0, max(percents)), (0, _HIGHEST), (0, 1, 2), percents[::2], "{:.2f}".format, "{:g} %".format)
+    charts = []
+    for name in sorted({curve.function for curve in curves}, key=lambda n: (n is not None, n)):
+        own = [curve for curve in curves if curve.function == name]
+        lines = [Curve(c.indicator, [(p.percent, p.rise) for p in c.points], _INDICATORS[c.indicator]) for c in own]
+        level = Level("tolerance", tolerance, "")
+        charts.append(chart(name or "all functions", lines, scales, [level], f"free up to {own[0].free:g} %"))
+    return charts
 
 
 def partition_section(result: PartitionResult) -> Section:
@@ -108,8 +205,6 @@ _METHODS = {
     "cmoe": "as CMoE does (arXiv 2502.04416)",
 }
 _SELECTORS = {"oracle": "other", "ridge": "main", "centroid": "second"}
-_HIGHEST = 2.0
-"""Rise of the loss in nats at the top of the chart; larger ones lie on the edge."""
 
 
 def _selector_charts(curves: Sequence[SelectorCurve]) -> list[Chart]:
@@ -160,10 +255,9 @@ def facts_section(result: KnowledgeResult) -> Section:
         "Facts",
         [
             f"{result.neurons:,} {unit} carry {plural(len(facts), 'fact')}: their integrated gradients are the largest ones in "
-            f"{100 * settings.share:g} % of a fact's wordings.",
+            f"{100 * SHARE:g} % of a fact's wordings.",
             *(_proof(kind, change) for kind, change in result.changes.items()),
             _sums(result),
-            _against_trace(result),
         ],
         ["fact", "answer", "probability", unit, "× 0", "random × 0", "others × 0", "× 2", "random × 2", "sum error"],
         rows,
@@ -173,8 +267,8 @@ def facts_section(result: KnowledgeResult) -> Section:
         (),
         [
             f"Facts: {result.data.file}. Attributed: the probability of {answers[settings.answer]}, by the activations at the last token of the "
-            f"prompt; {plural(settings.steps, 'step')}. A wording keeps the neurons above {100 * settings.threshold:g} % of its largest attribution. "
-            f"{plural(settings.draws, 'random draw')}. Numbers such as 3.120 are layer 3, neuron 120."
+            f"prompt; {plural(settings.steps, 'step')}. A wording keeps the neurons above {100 * THRESHOLD:g} % of its largest attribution. "
+            f"{plural(DRAWS, 'random draw')}. Numbers such as 3.120 are layer 3, neuron 120."
         ],
     )
 
@@ -226,35 +320,12 @@ def _sums(result: KnowledgeResult) -> str:
     return f"The attributions of {result.complete} of {plural(count, 'fact')} add up to the change of probability within 2 %."
 
 
-_TRACED = {"last": "last token of the prompt", "subject": "tokens of the subject"}
-
-
-def _against_trace(result: KnowledgeResult) -> str:
-    if result.note:
-        return f"There is no causal trace beside it ({result.note})."
-    values = {place: value for place, value in result.agreement.items() if value is not None}
-    if not values:
-        return "A causal trace of the same facts has no order of layers to compare with."
-    shown = ", ".join(f"{signed(value, 2)} at the {_TRACED[place]}" for place, value in values.items())
-    return (
-        f"Rank correlation over layers with what a causal trace recovers: {shown}. Neither view says at which layer an edit works best "
-        "(Hase et al. 2023)."
-    )
-
-
 def _fact_charts(result: KnowledgeResult) -> list[Chart]:
-    """Draw the attributions by layer, and beside them what a trace recovers by restoring feed-forward outputs."""
-    layers = {int(layer): views for layer, views in result.layers.items()}
-    views = [("Attribution", "share by layer", [(float(layer), row.attribution) for layer, row in layers.items()])]
-    for place, words in _TRACED.items():
-        if points := [(float(layer), row.trace[place]) for layer, row in layers.items() if row.trace is not None]:
-            views.append(("Trace", words, points))
-    charts = []
-    for title, note, points in views:
-        low, top = min(0.0, *(y for _, y in points)), max(0.01, *(y for _, y in points))
-        marks = layer_marks(list(layers))
-        scales = Scales(
-            (min(layers), max(layers)), (low, top), (low, top), marks, lambda v: f"{fixed(100 * v, 0)} %", "{:.0f}".format
-        )
-        charts.append(chart(title, [Curve(title.lower(), points, "main")], scales, note=note))
-    return charts
+    """Draw the attributions by layer."""
+    points = [(float(layer), share) for layer, share in result.layers.items()]
+    top = max(0.01, *(share for _, share in points))
+    layers = [int(layer) for layer in result.layers]
+    scales = Scales(
+        (layers[0], layers[-1]), (0, top), (0, top), layer_marks(layers), lambda v: f"{fixed(100 * v, 0)} %", "{:.0f}".format
+    )
+    return [chart("Attribution", [Curve("attribution", points, "main")], scales, note="share by layer")]

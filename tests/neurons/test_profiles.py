@@ -1,0 +1,129 @@
+"""Profiles of single neurons on a model whose neurons are planted: what excites them, what they write, what goes with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from worlds.project import CPU
+from worlds.tiny import live
+
+from workbench.activations.labelled import Item, Labelled
+from workbench.activations.sites import find_sites, stream
+from workbench.neurons.profiles import BINS, Chosen, NeuronProfile, ProfilesResult, named_places, profile_neurons
+from workbench.neurons.subject import NeuronSubject
+
+
+@pytest.fixture(scope="module")
+def subject(llama: Path) -> NeuronSubject:
+    model = live(llama)
+    sites = find_sites(model, model.config.num_hidden_layers, CPU)
+    config = model.config.to_dict()
+    return NeuronSubject("llama", model, AutoTokenizer.from_pretrained(llama), sites, config, "digest", "base", llama)
+
+
+def texts() -> Labelled:
+    items = [
+        Item(
+            f"{f}-{t}-{i}",
+            " ".join(f"w{(11 * f + 7 * t + 3 * i + 5 * k) % 40}" for k in range(4 + i)),
+            "w1 w2",
+            f"f{f}",
+            f"f{f}t{t}",
+            "train",
+            "x:1",
+        )
+        for f in range(2)
+        for t in range(2)
+        for i in range(3)
+    ]
+    return Labelled(tuple(items), "texts.jsonl", "digest")
+
+
+@pytest.fixture(scope="module")
+def profiled(subject: NeuronSubject) -> ProfilesResult:
+    return profile_neurons(subject, texts(), [Chosen((0, 5), {"f0": 3.5}, True), Chosen((1, 2), {}, False)])
+
+
+def activations(subject: NeuronSubject) -> list[list[torch.Tensor]]:
+    """Activations of every text, read alone: text -> site -> [tokens, units]."""
+    found = []
+    for row in subject.rows(texts().items):
+        sites: list[torch.Tensor] = []
+        stream(subject.model, subject.sites, [row], lambda _, a, __: sites.append(a[0].float()), "whole")  # noqa: B023 - called at once
+        found.append(sites)
+    return found
+
+
+def test_the_texts_with_the_largest_activations_are_shown(subject: NeuronSubject, profiled: ProfilesResult) -> None:
+    """The first token of a text does not count."""
+    alone, rows = activations(subject), subject.rows(texts().items)
+    for profile, (site, unit) in zip(profiled.neurons, ((0, 5), (1, 2)), strict=True):
+        own = [of_text[site][1:, unit] for of_text in alone]
+        largest = sorted((float(values.abs().max()) for values in own), reverse=True)
+        shown = [abs(example.values[example.top]) for example in profile.examples]
+        assert shown == pytest.approx(largest[:6], rel=1e-4)
+        every = torch.cat(own)
+        assert (profile.low, profile.high) == pytest.approx((float(every.min()), float(every.max())), rel=1e-4)
+        assert (sum(profile.histogram), len(profile.histogram)) == (len(every), BINS)
+        assert profile.histogram[0] >= 1 <= profile.histogram[-1]
+        best = profile.examples[0]
+        text = max(range(len(own)), key=lambda i: float(own[i].abs().max()))
+        assert best.task == texts().items[text].task
+        assert [t.strip() for t in best.tokens] == [subject.tokenizer.decode([t]).strip() for t in rows[text].tokens][
+            : len(best.tokens)
+        ]
+
+
+def test_favors_are_logits_with_minus_without(subject: NeuronSubject, profiled: ProfilesResult) -> None:
+    """Weights are set to zero here instead of activations; the mean over the vocabulary is taken away."""
+    rows, own = subject.rows(texts().items), [of_text[1][:, 2] for of_text in activations(subject)]
+    peaks = [float(values[1:].abs().max()) for values in own]
+    best = sorted(range(len(own)), key=lambda i: -peaks[i])[:6]
+    out = subject.sites[1].module.weight
+    assert isinstance(out, torch.nn.Parameter)
+    kept, moved, changed, predictions = out.detach().clone(), torch.zeros(0), 0, 0
+    with torch.no_grad():
+        for text in best:
+            tokens = torch.tensor([rows[text].tokens])
+            before = subject.model(input_ids=tokens).logits[0]
+            out[:, 2] = 0
+            after = subject.model(input_ids=tokens).logits[0]
+            out.copy_(kept)
+            at = 1 + int(own[text][1:].abs().argmax())
+            moved = (before - after)[at] + (moved if len(moved) else 0)
+            changed += int((before.argmax(-1) != after.argmax(-1)).sum())
+            predictions += len(before)
+    moved = moved / 6 - (moved / 6).mean()
+    profile = profiled.neurons[1]
+    top = moved.topk(3)
+    assert [subject.tokenizer.decode([i]) for i in top.indices.tolist()] == list(profile.favors)[:3]
+    assert list(profile.favors.values())[:3] == pytest.approx(top.values.tolist(), rel=1e-3, abs=1e-6)
+    assert min(profile.disfavors.values()) == pytest.approx(float(moved.min()), rel=1e-3, abs=1e-6)
+    assert (profile.changed, profile.predictions) == (changed, predictions)
+    assert len(profile.changes) == min(8, changed)
+
+
+def test_neighbors_are_correlations_over_tokens(subject: NeuronSubject, profiled: ProfilesResult) -> None:
+    alone = activations(subject)
+    every = [torch.cat([of_text[site][1:] for of_text in alone]) for site in range(len(subject.sites))]
+    whole = torch.cat(every, 1)
+    own = every[0][:, 5]
+    r = torch.corrcoef(torch.cat([own[:, None], whole], 1).T.double())[0, 1:]
+    r[5] = 0
+    expected = r[r.abs().topk(8).indices]
+    found = profiled.neurons[0].neighbors
+    assert [n.correlation for n in found] == pytest.approx(expected.tolist(), abs=1e-4)
+    starts = {site.layer: sum(s.units for s in subject.sites[:n]) for n, site in enumerate(subject.sites)}
+    assert [starts[n.layer] + n.neuron for n in found] == r.abs().topk(8).indices.tolist()
+
+
+def test_names(subject: NeuronSubject, profiled: ProfilesResult) -> None:
+    assert [one.place for one in named_places(subject, ["1.7", "0.0"])] == [(1, 7), (0, 0)]
+    first, second = profiled.neurons
+    assert (first.layer, first.neuron, first.functions, first.found) == (0, 5, {"f0": 3.5}, True)
+    assert (second.functions, second.found) == ({}, False)
+    assert isinstance(first, NeuronProfile)
