@@ -1,4 +1,4 @@
-"""The streaming pass of `workbench analyze functions` against a plain forward pass over the same texts, in one thread.
+"""The streaming pass of `workbench analyze` against a plain forward pass over the same texts, in one thread.
 
     python benchmarks/analyze.py
     python benchmarks/analyze.py --model DIR --data FILE --texts 300

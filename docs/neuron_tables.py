@@ -64,18 +64,33 @@ def planted_block(found: dict[str, Any]) -> str:
     """What the test finds of planted neurons, and in models without any."""
     rows = []
     for row in found["worlds"]:
-        level, recall = row["level"]["now"], row["recall"]["now"]
+        level, recall = row["level"], row["recall"]
+        named = [effect for effect in recall["named"] if effect is not None]
+        low, high = f"{min(named):.1f}", f"{max(named):.1f}"
+        above, below = (f"{_found_share(recall, side)} of {recall[side]}" for side in ("above", "below"))
         rows.append(
-            [row["world"], f"{100 * level['share']:.1f}", f"{100 * recall['found'] / recall['planted']:.0f} ({recall['false']})"]
+            [
+                row["world"],
+                f"{100 * level['share']:.1f}",
+                low if low == high else f"{low}–{high}",
+                above,
+                below,
+                str(recall["false"]),
+            ]
         )
     first = found["worlds"][0]
-    models = first["recall"]["now"]["planted"] // found["planted"]
     note = (
-        f"False: percent of {first['level']['now']['models']} models of {first['neurons']} neurons, none of which serves a function, in which any neuron is "
-        f"found for any of seven functions. Found: percent of {found['planted']} planted neurons in {models} models each, whose effects are 1 to 4 standard "
-        "deviations; in brackets the number of other neurons."
+        f"False: percent of {first['level']['models']} models of {first['neurons']} neurons, none of which serves a function, in which any neuron is "
+        f"found for any of seven functions. Found: percent of planted neurons whose effect is above, or below, the one that the test names; "
+        f"{found['planted']} in each of {found['models']} models, with effects from {found['effects'][0]:g} to {found['effects'][1]:g}. Others: neurons "
+        "that were not planted and are found in these models."
     )
-    return "\n\n".join([table(["tasks", "false", "found"], rows, left=1), note])
+    heads = ["tasks", "false", "named effect", "found above it", "found below it", "others"]
+    return "\n\n".join([table(heads, rows, left=1), note])
+
+
+def _found_share(recall: Mapping[str, Any], side: str) -> str:
+    return f"{100 * recall[f'{side}_found'] / recall[side]:.0f} %" if recall[side] else "0"
 
 
 @block("neurons-masking", NEURONS)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
+    from workbench.api.neurons import Neurons
     from workbench.errors import WorkbenchError
 
-__all__ = ["LoadedRecipe", "WorkbenchError", "load", "load_recipe", "load_tokenizer"]
+__all__ = ["LoadedRecipe", "Neurons", "WorkbenchError", "load", "load_recipe", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from workbench.api import loading
 
         return getattr(loading, name)
+    if name == "Neurons":
+        from workbench.api.neurons import Neurons
+
+        return Neurons
     if name == "WorkbenchError":
         from workbench.errors import WorkbenchError
 

@@ -43,6 +43,14 @@ def test_mixture(tmp_path: Path) -> None:
     torch.testing.assert_close(losses(model, rows).sums, expected, atol=2e-5, rtol=0)
 
 
+def test_response_alone() -> None:
+    model = planted_llama()
+    rows = [ItemRow([6, 7, 0, 3, 9], 3), ItemRow([8, 9], 2), ItemRow([6, 1, 4], 1)]
+    found = losses(model, rows, scored="response")
+    assert found.tokens.tolist() == [2, 0, 2]
+    assert found.sums.tolist() == pytest.approx([alone(model, rows[0], 3), 0, alone(model, rows[2], 1)], abs=1e-5)
+
+
 def test_small_batches_give_the_same() -> None:
     """Few logits at a time: rows come one by one."""
     model = planted_llama()
@@ -53,6 +61,8 @@ def test_small_batches_give_the_same() -> None:
 
 def test_nothing_to_predict() -> None:
     model = planted_llama()
+    with pytest.raises(WorkbenchError, match="none of the 2 items has a response whose loss"):
+        losses(model, [ItemRow([6, 7], 2), ItemRow([8], 1)], scored="response")
     with pytest.raises(WorkbenchError, match="none of the 1 items has a second token"):
         losses(model, [ItemRow([6], 1)])
 

@@ -16,7 +16,7 @@ from worlds.project import CPU
 from worlds.tiny import VOCABULARY
 
 from workbench.activations.sets import NeuronAxis, neuron_axes, set_masks, unit_counts
-from workbench.activations.sites import find_sites, switching_off
+from workbench.activations.sites import find_sites, scaling
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -95,7 +95,7 @@ def check_off(path: Path) -> None:
     sites = find_sites(live, model.layout.depth, CPU)
     assert {site.layer: site.units for site in sites} == dict(chosen.units)
     before = run(live)
-    with switching_off(live, sites, chosen.indices):
+    with scaling(live, sites, chosen.indices):
         off = run(live)
     assert not torch.allclose(before, off, atol=1e-3)
     torch.testing.assert_close(logits(model, compute(scaled, torch.float32, CPU), path), off, atol=2e-5, rtol=1e-4)

@@ -94,7 +94,7 @@ def test_refused(project: Project, chosen: NeuronSet) -> None:
 
 
 def test_ablated_neurons_are_those_that_a_live_model_switches_off(project: Project, chosen: NeuronSet) -> None:
-    from workbench.activations.sites import find_sites, switching_off
+    from workbench.activations.sites import find_sites, scaling
     from workbench.models.live import compute, live_model
 
     resolved = project.resolve("steps: []\n")
@@ -102,7 +102,7 @@ def test_ablated_neurons_are_those_that_a_live_model_switches_off(project: Proje
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
     scaled = project.tensors(f"steps: [{STEP.format(0)}]\n")
     off = live_model(resolved.base.config, scaled, resolved.base_path, CPU)
-    with torch.no_grad(), switching_off(live, find_sites(live, 4, CPU), chosen.indices):
+    with torch.no_grad(), scaling(live, find_sites(live, 4, CPU), chosen.indices):
         expected = live(tokens).logits
     with torch.no_grad():
         torch.testing.assert_close(off(tokens).logits, expected, atol=1e-5, rtol=1e-5)

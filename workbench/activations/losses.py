@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from workbench.activations.labelled import ItemRow
 from workbench.errors import WorkbenchError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+Scored: TypeAlias = Literal["whole", "response"]
+"""Tokens whose loss counts: all but the first, or those of the response."""
 LOGITS = 1 << 26
 """Largest number of logits of a batch, 256 MiB in float32."""
 _CHUNK = 256  # predicted tokens whose log-probabilities are in memory at once
@@ -63,8 +65,8 @@ class SetLosses:
 
 
 @no_grad
-def losses(model: PreTrainedModel, rows: Sequence[ItemRow], *, logits: int = LOGITS) -> ItemLosses:
-    """Compute the loss of every item over all of its tokens but the first, which is never predicted.
+def losses(model: PreTrainedModel, rows: Sequence[ItemRow], *, scored: Scored = "whole", logits: int = LOGITS) -> ItemLosses:
+    """Compute the loss of every item.
 
     Rows of similar length form a batch. The output head sees only the positions that predict a counted token, and logits of one batch
     exist at a time. Equal calls form equal batches, so that an unchanged model gives equal bits.
@@ -72,6 +74,7 @@ def losses(model: PreTrainedModel, rows: Sequence[ItemRow], *, logits: int = LOG
     Args:
         model: The live model.
         rows: The items' texts.
+        scored: Tokens whose loss counts. The first token of a text is never predicted.
         logits: Largest number of logits of a batch. A longer row is a batch of its own.
 
     Raises:
@@ -81,9 +84,11 @@ def losses(model: PreTrainedModel, rows: Sequence[ItemRow], *, logits: int = LOG
     if head is None:
         raise WorkbenchError(f"{type(model).__name__} has no output head", "Losses need a causal language model.")
     device = next(model.parameters()).device
-    counts = torch.tensor([max(0, len(row.tokens) - 1) for row in rows])
+    first = [max(1, row.prompt) if scored == "response" else 1 for row in rows]
+    counts = torch.tensor([max(0, len(row.tokens) - start) for row, start in zip(rows, first, strict=True)])
     if not counts.sum():
-        raise WorkbenchError(f"none of the {len(rows)} items has a second token whose loss could be computed", "Use other texts.")
+        what = "response" if scored == "response" else "second token"
+        raise WorkbenchError(f"none of the {len(rows)} items has a {what} whose loss could be computed", "Use other texts.")
     vocabulary = int(model.config.get_text_config().vocab_size)
     sums = torch.zeros(len(rows), dtype=torch.float64)
     for index in loss_batches(
@@ -92,7 +97,7 @@ def losses(model: PreTrainedModel, rows: Sequence[ItemRow], *, logits: int = LOG
         batch = side_by_side([rows[i].tokens for i in index], device)
         width = batch.tokens.shape[1]
         # The token at position t is predicted at position t - 1.
-        places = [b * width + t - 1 for b, i in enumerate(index) for t in range(1, len(rows[i].tokens))]
+        places = [b * width + t - 1 for b, i in enumerate(index) for t in range(first[i], len(rows[i].tokens))]
         wanted = batch.tokens.flatten()[torch.tensor(places, device=device) + 1]
         with head_sees(head, torch.tensor(places, device=device)):
             output = model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits[0]

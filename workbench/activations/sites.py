@@ -124,21 +124,27 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visitor) -> I
         yield
 
 
-def switching_off(model: PreTrainedModel, sites: Sequence[Site], units: Mapping[int, Tensor]) -> Any:
-    """Return a context in which some units add nothing to the output.
+def scaling(model: PreTrainedModel, sites: Sequence[Site], units: Mapping[int, Tensor], factor: float = 0.0) -> Any:
+    """Return a context in which what some units add to the output is scaled.
 
     Args:
         model: The live model.
         sites: Its sites.
         units: Layer -> indices of its units. Layers without an entry stay unchanged.
+        factor: 0 switches the units off.
     """
     wanted = {n: units[site.layer] for n, site in enumerate(sites) if site.layer in units and len(units[site.layer])}
 
-    def zero(number: int, activations: Tensor) -> Tensor | None:
+    def scale(number: int, activations: Tensor) -> Tensor | None:
         index = wanted.get(number)
-        return None if index is None else activations.index_fill(-1, index.to(activations.device), 0.0)
+        if index is None or factor == 1:
+            return None  # not even a copy: the same bits
+        index = index.to(activations.device)
+        if factor == 0:  # a product would keep infinity and NaN
+            return activations.index_fill(-1, index, 0.0)
+        return activations.index_copy(-1, index, activations[..., index] * factor)
 
-    return visiting(model, [*sites], zero)
+    return visiting(model, [*sites], scale)
 
 
 def _on_neurons(number: int, visit: Visitor) -> Any:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.api.answers import ItemsBeside
     from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
+    from workbench.api.neurons import Neurons
     from workbench.api.results import ComparedScores, FoundValues
     from workbench.api.scoring import compare, evaluate, items, search
 
@@ -32,6 +33,7 @@ __all__ = [
     "FoundValues",
     "ItemsBeside",
     "LoadedRecipe",
+    "Neurons",
     "compare",
     "evaluate",
     "items",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "answers": ("ItemsBeside",),
     "loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
+    "neurons": ("Neurons",),
     "results": ("ComparedScores", "FoundValues"),
     "scoring": ("compare", "evaluate", "items", "search"),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workbench.activations.labelled import Item, Labelled
 from workbench.activations.losses import SetLosses
 from workbench.activations.sets import NeuronSet
-from workbench.activations.sites import switching_off
+from workbench.activations.sites import scaling
 from workbench.lazy import no_grad, torch
 from workbench.neurons.controls import ablate, controls, mean_overlap
 from workbench.neurons.damage import DamageTable, ItemGroups, damage_table
@@ -118,7 +118,7 @@ def flipped_items(
         worst = sorted(own, key=lambda i: -float(rise[i]))[:FLIPPED]
         prompts = [row.read("prompt") for row in subject.rows([items[i] for i in worst])]
         before = _continued(subject, prompts)
-        with switching_off(subject.model, subject.sites, neurons.indices):
+        with scaling(subject.model, subject.sites, neurons.indices):
             after = _continued(subject, prompts)
         found[name] = [
             FlippedItem(prompt=items[i].prompt, response=items[i].response, rise=float(rise[i]), with_set=a, without=b)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import SetLosses, losses
 from workbench.activations.sets import NeuronSet, set_of
-from workbench.activations.sites import Progress, Site, switching_off
+from workbench.activations.sites import Progress, Site, scaling
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 
@@ -72,7 +72,7 @@ def ablate(
     progress(1, 1 + len(sets))
     sums = []
     for number, neurons in enumerate(sets):
-        with switching_off(model, sites, neurons.indices):
+        with scaling(model, sites, neurons.indices):
             sums.append(losses(model, rows).sums)
         progress(number + 2, 1 + len(sets))
     return SetLosses(names, base, torch.stack(sums) if sums else base.sums.new_zeros(0, len(rows)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from workbench.activations.labelled import Item, ItemRow, Labelled
-from workbench.activations.sites import Tokens, stream, switching_off
+from workbench.activations.sites import Tokens, scaling, stream
 from workbench.errors import UsageError
 from workbench.lazy import no_grad, torch
 from workbench.models.texts import side_by_side
@@ -308,7 +308,7 @@ def _without(subject: NeuronSubject, place: Place, rows: Sequence[ItemRow], tops
     batch = side_by_side([row.tokens for row in rows], next(model.parameters()).device)
     given = {"input_ids": batch.tokens, "attention_mask": batch.mask, "use_cache": False}
     before = model(**given).logits
-    with switching_off(model, subject.sites, {subject.sites[site].layer: torch.tensor([unit])}):
+    with scaling(model, subject.sites, {subject.sites[site].layer: torch.tensor([unit])}):
         after = model(**given).logits
     each = torch.arange(len(rows))
     moved = (before - after)[each, torch.tensor(tops)].float().mean(0)
