@@ -1,9 +1,9 @@
-"""Merge four to a hundred adapters, or route between them: the source of a table in docs/merging-advice.md.
+"""Merge many adapters, or route between them: the source of a table in docs/merging-advice.md.
 
     python benchmarks/many_adapters.py
-    python benchmarks/many_adapters.py --counts 4 8 --folder DIR      a quick look; DIR keeps bricks and scores, so that a later call goes on
+    python benchmarks/many_adapters.py --counts 32 100 --folder DIR      DIR keeps bricks and scores, so that a later call goes on
 
-A hundred adapters of rank 4 are trained here on the starter base. Each learns an invented language: the words for the same twelve nouns, in
+Adapters of rank 4 are trained here on the starter base. Each learns an invented language: the words for the same twelve nouns, in
 three wordings. Merges and a route are asked in two other wordings, 24 items a language, whose whole answer must be the most likely one.
 `right` is the mean over the languages. Results go to benchmarks/results/many-adapters.json after every number of adapters.
 """
@@ -30,8 +30,8 @@ from workbench.run.device import Work
 from workbench.upkeep.train import train_brick
 
 BASE = PROJECT / "bricks" / "starter" / "base"
-COUNTS = (4, 8, 16, 32, 64, 100)
-ITEMS, TEXTS, LARGEST_FIT, LARGEST_ROUTE = 24, 16, 16, 64
+COUNTS = (4, 8, 16)
+ITEMS, TEXTS, LARGEST_FIT = 24, 16, 16
 NOUNS = ("cat", "river", "bread", "stone", "window", "horse", "garden", "winter", "ship", "letter", "bridge", "apple")
 LEARNED = ("In {language}, the word for {noun} is", "Translate {noun} into {language}. Answer:", "{noun} in {language}:")
 ASKED = ("How do you say {noun} in {language}? Answer:", "{language} word for {noun} =")
@@ -69,7 +69,7 @@ def main() -> None:
             kept = folder / f"{count}.json"
             found = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
             measured(dict(list(bricks.items())[:count]), folder, found, kept)
-            rows.append({"adapters": count, "ways": found})
+            rows.append({"adapters": count, "ways": {way: {**one, "right": shares(one["right"])} for way, one in found.items()}})
             write_results(options.out, {"items": ITEMS, "texts": TEXTS, "rank": SETTINGS["rank"], "rows": rows})
 
 
@@ -86,7 +86,8 @@ def measured(bricks: Mapping[str, str], folder: Path, found: dict[str, Any], kep
             **more,
         }
         kept.write_text(json.dumps(found), "utf-8")
-        print(len(bricks), way, round(share(found[way]["right"]), 3), f"{seconds:.0f} s", flush=True)
+        right = list(shares(found[way]["right"]).values())
+        print(len(bricks), way, round(sum(right) / len(right), 3), f"{seconds:.0f} s", flush=True)
 
     if "alone" not in found:
         started = time.process_time()
@@ -100,15 +101,15 @@ def measured(bricks: Mapping[str, str], folder: Path, found: dict[str, Any], kep
         started = time.process_time()
         asked = runner.run(way, {**step, **({"bricks": given, "samples": TEXTS} if reads else {})})
         note(way, asked.right, time.process_time() - started)
-    if "route" not in found and len(bricks) <= LARGEST_ROUTE:
+    if "route" not in found:
         started = time.process_time()
         routed, price, ties = runner.route([Group(name=name, bricks=[name], step=None) for name in bricks])
         note("route", routed.right, time.process_time() - started, price=price.to_dict(), ties=ties)
 
 
-def share(right: Mapping[str, list[int]]) -> float:
-    """Return the mean over the languages of the share of right answers."""
-    return sum(sum(values) / len(values) for values in right.values()) / len(right)
+def shares(right: Mapping[str, list[int]]) -> dict[str, float]:
+    """Return the share of right answers of each language."""
+    return {name: round(sum(values) / len(values), 4) for name, values in right.items()}
 
 
 def languages(count: int) -> list[str]:

@@ -69,13 +69,13 @@ def test_scores_are_those_of_single_texts(tmp_path: Path, model: Any, part: Text
     rows, sites = rows_of(), sites_of(model)
     assert {site.kind for site in sites} == {"experts" if model.config.model_type == "mixtral" else "neurons"}
     found = scores(model, sites, rows, tmp_path, part)
-    firing = [torch.zeros(2, site.units) for site in sites]
+    total = [torch.zeros(2, site.units) for site in sites]
     for i, row in enumerate(rows):
         for n, activations in enumerate(alone(model, sites, row, part)):
             assert found.of_site(n)[i] == pytest.approx(activations[1:].abs().mean(0).numpy(), rel=1e-5, abs=5e-6)
-            firing[n][i % 2] += (activations[1:] > 0).sum(0)
+            total[n][i % 2] += activations[1:].abs().sum(0)
     for n in range(len(sites)):
-        assert torch.equal(found.summed("firing")[n], firing[n])
+        torch.testing.assert_close(found.summed("total")[n], total[n], rtol=1e-5, atol=1e-5)
         sums = [found.of_site(n)[task::3].sum(0) for task in range(3)]
         assert found.summed("scores")[n].numpy() == pytest.approx(np.stack(sums), rel=1e-5)
     lengths = [(row.prompt if part == "prompt" else len(row.tokens)) - 1 for row in rows]
@@ -108,7 +108,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, model: Any, monkeypatch: py
     assert passed[0] == calls[2]  # two batches were kept
     for n in range(3):
         assert np.array_equal(found.of_site(n), expected.of_site(n))
-        assert torch.equal(found.summed("firing")[n], expected.summed("firing")[n])
+        assert torch.equal(found.summed("total")[n], expected.summed("total")[n])
         assert torch.equal(found.summed("scores")[n], expected.summed("scores")[n])
     assert torch.equal(found.sums["tokens"], expected.sums["tokens"])
 

@@ -21,7 +21,7 @@ from workbench.neurons.statistics import ALPHA, POWER, Ranked, findable, task_te
 
 FUNCTIONS, TASKS, EACH = 4, 6, 10  # tasks of a function, three to choose and three to judge; items of a task
 UNITS = 300
-FUNCTION_NEURON, TASK_NEURON, RESIDENT = 7, 8, 9
+FUNCTION_NEURON, TASK_NEURON = 7, 8
 
 
 def labelled() -> Labelled:
@@ -39,11 +39,10 @@ def site(layer: int = 0, units: int = UNITS) -> Site:
 
 
 def values(data: Labelled, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Noise, a neuron of function f0, a neuron of task f0t0's wording, and a resident one."""
+    """Noise, a neuron of function f0, and one of task f0t0's wording."""
     scores = np.random.default_rng(seed).exponential(size=(len(data.items), UNITS)).astype(np.float32)
     scores[:, FUNCTION_NEURON] += 20 * np.array([item.function == "f0" for item in data.items])
     scores[:, TASK_NEURON] += 20 * np.array([item.task == "f0t0" for item in data.items])
-    scores[:, RESIDENT] += 1000
     return scores
 
 
@@ -56,7 +55,6 @@ def scored(data: Labelled) -> FunctionScores:
 
     sums = {
         "tokens": torch.bincount(owners).double(),
-        "firing.0": summed((scores > 3).astype(np.float32), owners, FUNCTIONS),
         "total.0": summed(scores, owners, FUNCTIONS),
         "scores.0": summed(scores, torch.tensor(data.task_of_items), FUNCTIONS * TASKS),
     }
@@ -113,7 +111,6 @@ def test_sets_take_the_best_of_each_layer() -> None:
     chosen = result.sets(0.02)["f0"]
     assert chosen.size == 6
     assert {FUNCTION_NEURON, TASK_NEURON} <= set(chosen.indices[0].tolist())
-    assert result.residents()[0].nonzero()[0].tolist() == [RESIDENT]
 
 
 def tasks_of(

@@ -64,7 +64,6 @@ def functions(found: dict[str, int | None]) -> FunctionsResult:
             ]
         },
         "overlap": {a: dict.fromkeys(found, 0.1) for a in found},
-        "residents": 1,
     }
     result: FunctionsResult = made(FunctionsResult, document)
     return result

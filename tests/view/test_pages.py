@@ -234,3 +234,17 @@ def test_events_are_one_line_of_data() -> None:
     assert (
         event("part", "a\nb\r\n\N{LINE SEPARATOR}\ndata: x") == 'event: part\ndata: "a\\nb\\r\\n\N{LINE SEPARATOR}\\ndata: x"\n\n'
     )
+
+
+def test_pages_of_neurons_are_opened_from_the_first_page(world: Project, client: TestClient) -> None:
+    assert "/neurons/" not in text(client, "/")
+    folder = world.path / "runs" / "neurons" / "a model"
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text('<a href="low.html">low</a>', "utf-8")
+    (folder / "low.html").write_text("neurons of low", "utf-8")
+    (folder / "functions.json").write_text("{}", "utf-8")
+    assert 'href="/neurons/a%20model/index.html"' in text(client, "/")
+    assert text(client, "/neurons/a%20model/index.html") == '<a href="low.html">low</a>'
+    assert text(client, "/neurons/a%20model/low.html") == "neurons of low"
+    for wrong in ("functions.json", "..%2Findex.html", "high.html"):
+        text(client, f"/neurons/a%20model/{wrong}", 404)

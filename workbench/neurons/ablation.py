@@ -18,7 +18,7 @@ from workbench.results import Number, Part
 if TYPE_CHECKING:
     from torch import Tensor
 
-ITEMS = 4
+ITEMS = 3
 """Held-out items of each task whose loss is measured. Intervals are over tasks, so that more items of the same tasks narrow them little."""
 
 

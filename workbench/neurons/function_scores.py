@@ -44,9 +44,8 @@ class ItemScores:
     Attributes:
         sites: The sites.
         scores: [items, units of all sites] float32 in a file.
-        sums: `tokens`: tokens that counted [functions]; and of the site with number N, `firing.N`: tokens with a positive activation
-            [functions, units], `total.N`: sum of |activation| over tokens [functions, units], and `scores.N`: sum of the scores of a
-            task's items [tasks, units].
+        sums: `tokens`: tokens that counted [functions]; and of the site with number N, `total.N`: sum of |activation| over tokens
+            [functions, units], and `scores.N`: sum of the scores of a task's items [tasks, units].
     """
 
     sites: Sequence[Site]
@@ -133,7 +132,7 @@ def _allocate(path: Path, size: int, what: str) -> None:
 def _zeros(sites: Sequence[Site], functions: int, tasks: int) -> dict[str, Tensor]:
     """Return sums over no tokens."""
     sums = {"tokens": torch.zeros(functions, dtype=torch.float64)}
-    for name, count in (("firing", functions), ("total", functions), ("scores", tasks)):
+    for name, count in (("total", functions), ("scores", tasks)):
         sums |= {f"{name}.{number}": torch.zeros(count, site.units) for number, site in enumerate(sites)}
     return sums
 
@@ -143,11 +142,9 @@ def _add(sums: dict[str, Tensor], site: int, activations: Tensor, batch: Tokens,
     size = activations.abs() if activations.dtype == torch.float32 else activations.float().abs()
     counted = batch.counted.to(size.dtype)
     lengths = counted.sum(1).cpu()
-    firing = torch.einsum("bt,btu->bu", counted, (activations > 0).to(size.dtype)).cpu()
     total = torch.einsum("bt,btu->bu", counted, size).cpu()
     scores = total / lengths[:, None]
     function, task = (owner[batch.rows] for owner in owners)
-    sums[f"firing.{site}"].index_add_(0, function, firing)
     sums[f"total.{site}"].index_add_(0, function, total)
     sums[f"scores.{site}"].index_add_(0, task, scores)
     if site == 0:
@@ -176,8 +173,6 @@ def _saved(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
 
 BLOCK = 2048
 """Neurons ranked at a time."""
-RESIDENT = 0.01
-"""A neuron is resident if its mean |activation| is among this share of its layer on every function."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +197,6 @@ class FunctionScores:
         sites: The sites.
         splits: Scores on the tasks that choose sets ("train") and on those that judge them ("heldout").
         test: The neurons that the test over all tasks finds.
-        firing: Per site, share of a function's tokens with a positive activation [functions, units].
         means: Per site, mean |activation| over a function's tokens [functions, units].
         confounders: Feature of the texts -> its AUC for each function [functions].
     """
@@ -211,7 +205,6 @@ class FunctionScores:
     sites: Sequence[Site]
     splits: Mapping[Split, SplitScores]
     test: TaskTest
-    firing: list[Floats]
     means: list[Floats]
     confounders: Mapping[str, Floats]
 
@@ -221,11 +214,6 @@ class FunctionScores:
             name: top_share(name, self.sites, [torch.from_numpy(ap[number].copy()) for ap in self.splits[split].ap], share)
             for number, name in enumerate(self.functions)
         }
-
-    def residents(self) -> list[Bools]:
-        """Return, per site, which neurons are among the most active ones of their layer on every function [units]."""
-        limits = [np.quantile(means, 1 - RESIDENT, axis=1, keepdims=True) for means in self.means]
-        return [np.asarray((means >= limit).all(0)) for means, limit in zip(self.means, limits, strict=True)]
 
 
 def function_scores(scores: ItemScores, data: Labelled, rows: Sequence[ItemRow], seed: int = 0) -> FunctionScores:
@@ -250,7 +238,6 @@ def function_scores(scores: ItemScores, data: Labelled, rows: Sequence[ItemRow],
         scores.sites,
         {split: _split_scores(scores, data, split) for split in SPLITS},
         test,
-        [firing.double().numpy() / tokens for firing in scores.summed("firing")],
         [total.double().numpy() / tokens for total in scores.summed("total")],
         confounders(data.items, rows, functions),
     )

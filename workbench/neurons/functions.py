@@ -33,7 +33,7 @@ PROFILED = 6
 """Neurons of each function that are looked at, those with the largest effects."""
 TOP_MILLE = 0.005
 """The paper's second curve: the score that five in a thousand neurons of a layer exceed."""
-_KEY = 5  # version of the stored pass
+_KEY = 6  # version of the stored pass
 Verdict: TypeAlias = Literal["found", "not found", "no power"]
 
 
@@ -149,8 +149,6 @@ class FunctionsResult(Analysis):
     """Split -> scores by function and layer."""
     overlap: dict[str, dict[str, Number]]
     """Function -> function -> share of the neurons that are in both sets."""
-    residents: int
-    """Neurons that are among the most active ones of their layer on every function."""
     ablation: Ablation
     """What every function loses when a function's set is switched off."""
 
@@ -208,11 +206,10 @@ class FunctionAnalysis:
 def _tensors(scores: FunctionScores) -> dict[str, Tensor]:
     """Return the scores of all neurons by name and layer."""
     tensors: dict[str, Tensor] = {}
-    for number, (site, resident) in enumerate(zip(scores.sites, scores.residents(), strict=True)):
+    for number, site in enumerate(scores.sites):
         named = {f"ap.{split}": s.ap[number] for split, s in scores.splits.items()}
-        named |= {"effect": scores.test.effects[number], "firing": scores.firing[number], "mean_abs": scores.means[number]}
+        named |= {"effect": scores.test.effects[number], "mean_abs": scores.means[number]}
         tensors |= {f"{name}.{site.layer}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in named.items()}
-        tensors[f"resident.{site.layer}"] = torch.from_numpy(resident)
         tensors[f"found.{site.layer}"] = torch.from_numpy(scores.test.found[number])
     return tensors
 
@@ -273,7 +270,6 @@ def analyze_functions(subject: NeuronSubject, texts: Labelled, settings: Functio
         functions=function_rows(scores, sets, settings.share, ablation),
         layers={split: layer_scores(scores, split) for split in SPLITS},
         overlap={a: {b: sets[a].overlap(sets[b]) for b in sets} for a in sets},
-        residents=int(sum(resident.sum() for resident in scores.residents())),
         ablation=ablation,
     )
     profiles = profile_neurons(subject, texts, _largest(scores), flipped_items(subject, judged, sets, lost))

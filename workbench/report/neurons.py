@@ -9,7 +9,6 @@ from typing import Any
 
 from workbench.files import write_bytes
 from workbench.neurons.damage import Damage
-from workbench.neurons.function_scores import RESIDENT
 from workbench.neurons.functions import FunctionRow, FunctionsResult, TaskTestRecord
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
@@ -185,9 +184,6 @@ def _scores(result: FunctionsResult) -> Section:
         _layer_charts(result),
         (("main", "best neuron of a layer"), ("second", "5 in 1000 are better"), ("third", "mean of the layer")),
         (overlap,),
-        [
-            f"{result.residents} {result.unit} are among the {100 * RESIDENT:g} % most active ones of their layer on every function."
-        ],
     )
 
 

@@ -62,6 +62,7 @@ def application(site: Site, *, talk: Talk | None = None, growing: Growing | None
         Route("/recipes/{file}/plan", shown(site.plan)),
         Route("/runs/{name}", shown(site.run)),
         Route("/scores/{folder}", shown(site.report, "name", "baseline", "beside")),
+        Route("/neurons/{model}/{file}", shown(site.neurons)),
         Route("/searches/{name}", shown(site.search)),
         Route("/searches/{name}/events", lambda request: _stream(_parts(partial(site.candidates, **request.path_params)))),
         Route("/live/events", lambda _: _stream(_parts(site.progress))),

@@ -105,6 +105,10 @@ class Folder:
         files = {path.name: path / RESULT for path in folders}
         return {name: self._of(file, _or_problem(SearchResult.read)) if file.is_file() else None for name, file in files.items()}
 
+    def neurons(self) -> dict[str, Path]:
+        """Return the pages that `analyze` wrote, by the folder and name of the file."""
+        return {f"{path.parent.name}/{path.name}": path for path in sorted((self.runs_folder / "neurons").glob("*/*.html"))}
+
     def in_progress(self) -> list[Progress]:
         """Return runs, evaluations and searches that have begun and have not ended, the busiest first."""
         searches = (self.runs_folder / "search" / name for name, found in self.searches().items() if found is None)

@@ -196,6 +196,10 @@ class Site:
         axes = list(dict.fromkeys(axis for row in rows for axis in row.values))
         return self._part("candidates", rows=rows, axes=axes, ended=ended)
 
+    def neurons(self, model: str, file: str) -> str:
+        """Return a page that `analyze` wrote."""
+        return _one(self.folder.neurons(), f"{model}/{file}", "page of neurons").read_text("utf-8")
+
     def error(self, error: WorkbenchError) -> str:
         """Return the page of an error."""
         return self._page("error", "", "This cannot be shown", error=error)
