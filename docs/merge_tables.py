@@ -17,6 +17,7 @@ ADVICE = "benchmarks/results/advice-pools.json"
 MANY = "benchmarks/results/advice-many.json"
 FORWARD = "benchmarks/results/merge-forward.json"
 FAR = "benchmarks/results/far-bricks.json"
+MANY = "benchmarks/results/many-adapters.json"
 REASONING = "benchmarks/results/reasoning.json"
 
 
@@ -293,6 +294,22 @@ def far_block(found: dict[str, Any]) -> str:
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+@block("many-adapters", MANY)
+def adapters_block(found: dict[str, Any]) -> str:
+    """Four and more adapters that learned different answers for the same nouns: what merges and a route answer."""
+    ways = list(dict.fromkeys(way for row in found["rows"] for way in row["ways"]))
+    rows = []
+    for way in ways:
+        of_way = [row["ways"].get(way) for row in found["rows"]]
+        cells = [points(sum(one["right"].values()) / len(one["right"])) if one else "" for one in of_way]
+        rows.append([way, *cells, *(f"{one['seconds']:,}" if one else "" for one in of_way[-1:])])
+    note = (
+        f"Percent of {found['items']} items a language in two new wordings, answered exactly; the mean over the languages. Adapters of rank {found['rank']}; "
+        f"`regmean` and `featcal` read {found['texts']} texts of each. Seconds of the processor for the largest number, with the answers. "
+    )
+    return table(["way", *(f"{row['adapters']} adapters" for row in found["rows"]), "seconds"], rows, left=1) + "\n\n" + note
 
 
 @block("wudi", WUDI)

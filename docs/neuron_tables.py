@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cells import block, interval, points, signed, table
@@ -10,7 +13,9 @@ from cells import block, interval, points, signed, table
 from workbench.neurons.functions import FunctionRow
 from workbench.report.neurons import score_cells, verdict_cells
 
+PROJECT = Path(__file__).resolve().parents[1]
 NEURONS = "benchmarks/results/neurons.json"
+SPLIT = "benchmarks/results/split-ffn.json"
 NULLS = "benchmarks/results/neuron-nulls.json"
 OVERHEAD = "benchmarks/results/analyze.json"
 TRANSPLANT = "benchmarks/results/transplant.json"
@@ -133,6 +138,63 @@ def ablation_block(found: dict[str, Any]) -> str:
         "neurons, and random neurons of the same mean activation. "
     )
     return "\n\n".join([matrix, summary, note])
+
+
+@block("neurons-claims", NEURONS)
+def claims_block(found: dict[str, Any]) -> str:
+    """What section 4 of the paper finds on models of 7 and 8 billion parameters, and whether it holds here."""
+    split = json.loads((PROJECT / SPLIT).read_text("utf-8"))  # a second results file
+    functions, sparsity = found["functions"], found["sparsity"]
+    ablation, rows = functions["ablation"], functions["functions"]
+    curves = {
+        curve["indicator"]: {p["percent"]: p for p in curve["points"]}
+        for curve in sparsity["curves"]
+        if curve["function"] is None
+    }
+    small = sparsity["distributions"][0]["mean_small"]
+    masked = curves["activation"][70]
+    gap = curves["activation"][80]["rise"] - curves["magnitude"][80]["rise"]
+    best = {row["function"]: row["best_median"] for row in rows}
+    high = [name for name in ("coding", "math", "translation") if best[name] > 0.8]
+    counts = Counter(row["verdict"] for row in rows)
+    matched = ablation["controls"]["matched"]
+    harm = sum(row["exceeds"] >= 0.95 for row in rows)
+    overlap, chance = ablation["overlap"]["mean"], ablation["overlap"]["chance"]
+    oracle = {row["method"]: row for row in split["rows"] if row["selector"] == "oracle"}
+    apart = oracle["cmoe"]["high"] < oracle["random"]["low"]
+    claims = [
+        ("80 % of a token's neurons are below a fifth of the largest", small >= 0.8, f"{points(small)} %"),
+        ("masking 70 % by activation costs almost nothing", masked["high"] <= 0.1, f"{_rise(masked)} nats a token"),
+        ("the output magnitude is the better indicator", gap > 0.1, f"{gap:+.2f} nats a token at 80 %".replace("-", "−")),
+        (
+            "the best neuron of most layers scores above .8 for coding, math and translation",
+            len(high) == 3,
+            "median over layers " + ", ".join(f"{best[name]:.2f}" for name in ("coding", "math", "translation")),
+        ),
+        (
+            "single neurons serve each function (tested here)",
+            counts["found"] == len(rows) or (None if counts["no power"] else False),
+            ", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
+        ),
+        (
+            "each set harms its own function most (6 and 7 of 7)",
+            ablation["dominant_rows"] >= 6,
+            f"{ablation['dominant_rows']} of {len(rows)}; random neurons of the same activation {matched['dominant_rows']}",
+        ),
+        ("it harms it more than these random neurons (tested here)", harm == len(rows), f"{harm} of {len(rows)} functions"),
+        (
+            "sets of two functions share fewer neurons than chance",
+            overlap < chance,
+            f"{overlap:.3f}, by chance {chance:.3f}",
+        ),
+        (
+            "neurons form experts: fewer are needed than of random groups",
+            apart or (None if oracle["cmoe"]["rise"] < oracle["random"]["rise"] else False),
+            f"with three quarters of the experts, the loss rises by {_rise(oracle['cmoe'])}, random groups {_rise(oracle['random'])}",
+        ),
+    ]
+    words = {True: "holds", False: "does not", None: "cannot be told"}
+    return table(["claim", "here", "measured"], [[claim, words[holds], seen] for claim, holds, seen in claims], left=3)
 
 
 @block("neurons-transplant", TRANSPLANT)

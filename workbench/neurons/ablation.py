@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 ITEMS = 3
 """Held-out items of each task whose loss is measured. Intervals are over tasks, so that more items of the same tasks narrow them little."""
-
-
 FLIPPED, WRITTEN = 3, 8
 """Items of a function that are shown with and without its set, and tokens of their continuations."""
 
