@@ -60,7 +60,7 @@ def write_function_pages(functions: FunctionsResult, profiles: ProfilesResult, s
             out / page_name(row.function),
             [card(profile) for profile in own],
             title=f"{row.function} in {functions.model}",
-            lead=sentences[row.function],
+            lead=sentences[row.function][:1].upper() + sentences[row.function][1:],
             charts=[_by_layer(row.found_layers, functions.neurons)] if row.found else [],
             flipped=profiles.flipped.get(row.function, []),
             unit=functions.unit,
