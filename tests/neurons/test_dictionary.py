@@ -155,7 +155,7 @@ def test_expected_average_asks_for_its_scale(tmp_path: Path) -> None:
 def test_scaling_factors_of_version_3(tmp_path: Path) -> None:
     w = weights("scaling_factor")
     read = read_dictionary(saved(tmp_path, saelens(finetuning_scaling_factor=True), w))
-    plain = read_dictionary(saved(tmp_path, saelens(), w))
+    plain = read_dictionary(saved(tmp_path, saelens(), w | {"scaling_factor": torch.ones(FEATURES)}))
     same(plain.reconstruct(X), plain.features(X) @ w["W_dec"] + w["b_dec"])
     same(read.reconstruct(X), (read.features(X) * w["scaling_factor"]) @ w["W_dec"] + w["b_dec"])
 
@@ -187,6 +187,8 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Tensor]]] = [
     ("b_enc has shape 11, expected 12", saelens(), changed(weights(), b_enc=torch.zeros(11))),
     ("W_dec has shape 32 × 12, expected 12 × 32", saelens(), changed(weights(), W_dec=weights()["W_dec"].T)),
     ("b_dec is empty or not all finite", saelens(), changed(weights(), b_dec=torch.full((WIDTH,), torch.nan))),
+    ("factors that are not 1", saelens(), weights("scaling_factor")),
+    ("W_enc is empty or not all finite", saelens(), changed(weights(), W_enc=torch.zeros(WIDTH, FEATURES).int())),
     ("no tensor W_enc", saelens(), changed(weights(), W_enc=None)),
 ]
 

@@ -17,8 +17,17 @@ from worlds.tiny import config
 
 from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.sites import find_sites, visiting
-from workbench.neurons.feature_families import directions_at
-from workbench.neurons.features import FamilyScore, FamilyScores, FeaturesResult, compare_features, selectivity
+from workbench.neurons.feature_families import Units, directions_at
+from workbench.neurons.features import (
+    FamilyScore,
+    FamilyScores,
+    FeatureSettings,
+    FeaturesResult,
+    _judged,
+    _scores,
+    compare_features,
+    selectivity,
+)
 from workbench.neurons.sparse_coder import Dictionary, seeing
 from workbench.neurons.statistics import task_test
 from workbench.neurons.subject import NeuronSubject
@@ -209,10 +218,42 @@ def test_the_scale_of_the_input_is_measured(model: Any, monkeypatch: pytest.Monk
     assert compare_features(subject, texts, made).to_dict() == compare_features(subject, texts, replace(scaled)).to_dict()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the test where no unit of a cut is ever active
+def test_families_are_cut_by_drawing_units() -> None:
+    """Of 60 units, one is active on a function's texts and the others never: a cut of 20 has it in about a third of 400 draws."""
+    texts, _ = world(marked=False)
+    values = torch.zeros(len(texts.items), 60)
+    values[: TASKS * EACH, 11] = 1
+    tokens = torch.tensor([40.0, 50, 60])
+    firing = torch.zeros(FUNCTIONS, 60)
+    firing[0, 11], firing[1, 11] = 30, 11
+    units = Units(lambda neurons, _: neurons, values, firing)
+    made = _scores("random", units, texts, tokens, 20, FeatureSettings(draws=400), 3)
+    own, other, _ = made.functions
+    assert (own.found, own.heldout, own.density, own.density_others) == (1, 1, 0.75, 0.1)
+    assert own.found_per_mille == pytest.approx(1000 / 60)
+    share = own.found_equal * 20 / 1000
+    assert share == pytest.approx(1 / 3, abs=0.08)
+    assert own.heldout_equal == pytest.approx(share + (1 - share) / 3)
+    assert own.crossed_equal == pytest.approx(own.heldout_equal)  # both splits are alike, and a hundredth of 20 units is one
+    assert (other.found, other.found_equal, made.alive, made.units) == (0, 0, 1, 60)
+    assert made.density == pytest.approx(41 / 150 / 60)
+
+
+def test_the_best_units_of_one_half_are_judged_on_the_other() -> None:
+    choosing = np.array([[0.9, 0.2, 0.7, 0.7, 0.7, 0.1]])
+    judging = np.array([[0.5, 0.9, 0.1, 0.2, 0.6, 0.8]])
+    assert _judged(choosing, judging)[0] == pytest.approx(0.5)
+    assert _judged(choosing, judging, 3)[0] == pytest.approx((0.5 + 2 * 0.3) / 3)
+    assert _judged(choosing, judging, 4)[0] == pytest.approx(1.4 / 4)
+    assert _judged(choosing, judging, 6)[0] == pytest.approx(judging.mean())
+
+
 def scores(name: Any, values: list[float], found: float = 0) -> FamilyScores:
-    fixed = {"prevalence": 0.2, "found": 0, "found_per_mille": 0, "found_equal": found, "heldout": 0, "largest_effect": 1}
+    fixed = {"prevalence": 0.2, "found": 0, "found_per_mille": 0, "found_equal": found, "largest_effect": 1}
+    fixed |= {"heldout": 0, "heldout_equal": 0}
     rows = [
-        FamilyScore(function=str(f), heldout_equal=value, smallest_effect=None, density=0, density_others=0, **fixed)  # type: ignore[arg-type]
+        FamilyScore(function=str(f), crossed_equal=value, smallest_effect=None, density=0, density_others=0, **fixed)  # type: ignore[arg-type]
         for f, value in enumerate(values)
     ]
     return FamilyScores(family=name, units=9, alive=9, density=0, functions=rows)

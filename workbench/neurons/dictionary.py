@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.activations.sets import read_pair
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError, nearest, shell
 from workbench.jsondoc import as_object, kind
 from workbench.neurons.sparse_coder import PRE_GAIN, Activation, Dictionary, Normalization, Place
 
@@ -92,9 +92,10 @@ class _Tensors:
                 f"{self.file}: {name} has shape {' × '.join(map(str, tensor.shape))}, expected {expected}",
                 "Save the dictionary again.",
             )
-        if not (tensor.is_floating_point() and tensor.numel() and tensor.isfinite().all()):
+        full = tensor.float().contiguous()
+        if not (tensor.is_floating_point() and full.numel() and full.isfinite().all()):
             raise WorkbenchError(f"{self.file}: {name} is empty or not all finite numbers", "Save the dictionary again.")
-        return tensor.float().contiguous()
+        return full
 
     def done(self) -> None:
         """Refuse tensors that are left: the features would be computed without them."""
@@ -130,7 +131,9 @@ def _saelens(folder: Path, config: dict[str, Any], tensors: _Tensors) -> Diction
     _agrees(config, {"d_in": inputs, "d_sae": count, **({"d_out": decoder.shape[1]} if transcodes else {})}, file)
     for factor in {"scaling_factor", "finetuning_scaling_factor"} & set(tensors.left):  # of the features, before they are decoded
         factors = tensors.take(factor, count)
-        decoder = factors[:, None] * decoder if config.get("finetuning_scaling_factor") else decoder
+        if not config.get("finetuning_scaling_factor") and not factors.allclose(factors.new_ones(count)):
+            raise WorkbenchError(f"{file}: finetuning_scaling_factor is not true, but the file has factors that are not 1", None)
+        decoder = factors[:, None] * decoder
     if name == "topk" and config.get("rescale_acts_by_decoder_norm"):  # features are chosen as if decoders had norm 1
         norms = decoder.norm(dim=1).clamp_min(1e-30)
         encoder, bias, decoder = encoder * norms[:, None], bias * norms, decoder / norms[:, None]
@@ -172,22 +175,19 @@ def _sparsify(folder: Path, config: dict[str, Any], tensors: _Tensors) -> Dictio
     """Read sparsify's layout, whose folder is named like the module that the dictionary belongs to."""
     file, transcodes = f"{folder}/{CONFIG}", bool(config.get("transcode"))
     named = folder.resolve().parent if re.fullmatch(r"seed\d+", folder.resolve().name) else folder.resolve()
-    found = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(\.mlp)?", named.name)
+    found = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d{1,4})(\.mlp)?", named.name)
     if not found or (transcodes and not found[2]):
         raise WorkbenchError(
             f"{folder}: the folder's name says no place; expected layers.5.mlp{'' if transcodes else ', or layers.5 for the residual stream'}",
-            f"Rename it after its layer: mv {folder.name} layers.5.mlp",
+            f"Rename it after its layer: {shell('mv', folder, folder.parent / 'layers.5.mlp')}",
         )
     if (activation := config.get("activation", "topk")) != "topk" or config.get("signed"):
         what = f"activation {activation!r}" if activation != "topk" else "signed: true"
         raise WorkbenchError(f"{file}: {what} is not supported; expected the activation 'topk' without signs", None)
     encoder = tensors.take("encoder.weight", None, None)
     count, inputs = encoder.shape
-    bias, decoder, offset = (
-        tensors.take("encoder.bias", count),
-        tensors.take("W_dec", count, inputs),
-        tensors.take("b_dec", inputs),
-    )
+    bias, decoder = tensors.take("encoder.bias", count), tensors.take("W_dec", count, inputs)
+    offset = tensors.take("b_dec", inputs)
     wanted = {"d_in": inputs} | ({"num_latents": count} if config.get("num_latents") else {"expansion_factor": count // inputs})
     _agrees(config, wanted, file)
     writes: Place = "mlp_out" if found[2] else "resid_post"
@@ -204,7 +204,7 @@ def _sparsify(folder: Path, config: dict[str, Any], tensors: _Tensors) -> Dictio
 
 def _hook(value: Any, field: str, file: str) -> tuple[int, Place]:
     """Return layer and place of a hook of TransformerLens."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", value) if isinstance(value, str) else None
+    found = re.fullmatch(r"blocks\.(\d{1,4})\.(.+)", value) if isinstance(value, str) else None
     if not found or found[2] not in _HOOKS:
         what = repr(value) if isinstance(value, str) else kind(value)
         raise WorkbenchError(

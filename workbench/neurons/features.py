@@ -13,10 +13,11 @@ Five families of units of one layer take the same test, `statistics.task_test` a
 The last three tell what is due to learning from what is due to the place, to its largest directions, or to sparseness alone. The best of many units
 is better than the best of few, so that families are compared at equal count: each is cut to the smallest count by drawing units, several times.
 
-**More selective?** For each function, the unit with the best FuncScore on the train tasks is judged by its FuncScore on the held-out tasks, at equal
-count, as the mean over draws. The summary is the mean over functions of the family's score minus the neurons', with a 95 % t interval over
-functions. It holds for functions like these, if tasks of a function are as different as other tasks of it. Units that are found need two tasks
-or more and depend on a threshold of the whole family; they stand beside it.
+**More selective?** At equal count, the best hundredth of the units by FuncScore on one half of a function's tasks is judged by its mean FuncScore
+on the other half, both ways, as the mean over draws. The summary is the mean over functions of the family's score minus the neurons', with a 95 %
+t interval over functions. Choice and judgement share no task, so that the best of many is not overrated; a hundredth and both ways, because the
+single best unit on a few tasks is mostly luck (it stands beside it, in `heldout`). The interval is about functions like these: with few
+functions it is wide. Units that the test finds depend on the largest effect of the whole family; they stand beside it too.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 DRAWS = 20
 """How often each family is cut to the smallest count."""
+SHARE = 0.01
+"""Share of a family's units, at least one unit, that the summary judges."""
 
 
 class FeatureSettings(Part):
@@ -88,6 +91,9 @@ class FamilyScore(Part):
     """FuncScore on held-out tasks of the family's best unit on train tasks."""
     heldout_equal: Number
     """The same at equal count, mean over draws."""
+    crossed_equal: Number
+    """Mean FuncScore, on the tasks of one split, of the best hundredth of units on those of the other, both ways; at equal count, mean over
+    draws."""
     largest_effect: Number
     """Largest effect of a unit, in standard deviations over tasks."""
     smallest_effect: Measured
@@ -119,7 +125,7 @@ class Selectivity(Part):
     family: Family
     """The family."""
     difference: Number
-    """Held-out FuncScore of the unit that train tasks choose, minus the neurons', mean over functions."""
+    """`crossed_equal` minus the neurons', mean over functions."""
     low: Measured
     """Lower end of the 95 % t interval over functions."""
     high: Measured
@@ -150,8 +156,7 @@ class FeaturesResult(Analysis):
 def compare_features(subject: NeuronSubject, texts: Labelled, dictionary: Dictionary, seed: int = 0) -> FeaturesResult:
     """Compare the features of a dictionary with the neurons of its layer and with chance directions, in two passes over the texts.
 
-    The first pass measures mean and covariance at the dictionary's place. Memory holds the scores of all units on all texts, and the
-    activations of one batch.
+    The first pass measures mean and covariance at the dictionary's place. Memory holds the scores of all units on all texts.
 
     Args:
         subject: The model.
@@ -206,11 +211,15 @@ def _scores(
     rng, every = np.random.default_rng([settings.seed, number]), values.shape[1]
     cuts = [rng.choice(every, count, replace=False) for _ in range(settings.draws if count < every else 1)]
     found_equal = np.mean([task_test([means[:, cut]], owners, seed=settings.seed).found[0].mean(1) for cut in cuts], 0)
-    heldout_equal = np.mean([_judged(ap, cut) for cut in cuts], 0)
-    heldout, found, firing = _judged(ap, np.arange(every)), whole.found[0].sum(1), units.firing.numpy()
-    share, others = _shares(firing, tokens.numpy(), ap["train"])
+    train, judge = ap["train"], ap["heldout"]
+    heldout_equal = np.mean([_judged(train[:, cut], judge[:, cut]) for cut in cuts], 0)
+    top = max(1, round(SHARE * count))
+    both = [[_judged(a[:, cut], b[:, cut], top) for a, b in ((train, judge), (judge, train))] for cut in cuts]
+    crossed, heldout = np.mean(both, (0, 1)), _judged(train, judge)
+    found, firing = whole.found[0].sum(1), units.firing.numpy()
+    share, others = _shares(firing, tokens.numpy(), train)
     prevalence = labels_of(texts.of("heldout"), of).mean(1)
-    rows = [
+    scores = [
         FamilyScore(
             function=function,
             prevalence=float(prevalence[f]),
@@ -219,6 +228,7 @@ def _scores(
             found_equal=1000 * float(found_equal[f]),
             heldout=float(heldout[f]),
             heldout_equal=float(heldout_equal[f]),
+            crossed_equal=float(crossed[f]),
             largest_effect=float(whole.effects[0][f].max()),
             smallest_effect=float(whole.smallest[f]),
             density=float(share[f]),
@@ -227,7 +237,7 @@ def _scores(
         for f, function in enumerate(of)
     ]
     alive, density = int((values > 0).any(0).sum()), float(firing.sum() / tokens.sum() / every)
-    return FamilyScores(family=name, units=every, alive=alive, density=density, functions=rows)
+    return FamilyScores(family=name, units=every, alive=alive, density=density, functions=scores)
 
 
 def _precision(values: NDArray[np.float32], texts: Labelled, split: Split) -> Floats:
@@ -238,11 +248,12 @@ def _precision(values: NDArray[np.float32], texts: Labelled, split: Split) -> Fl
     return np.concatenate([Ranked.of(block).average_precision(labels) for block in blocks], 1)
 
 
-def _judged(ap: dict[Split, Floats], units: NDArray[np.intp]) -> Floats:
-    """Return the held-out precision of the unit that is best on train tasks [functions]; of equally good units, their mean."""
-    train, heldout = ap["train"][:, units], ap["heldout"][:, units]
-    best = train == train.max(1, keepdims=True)
-    return np.asarray((heldout * best).sum(1) / best.sum(1))
+def _judged(choosing: Floats, judging: Floats, top: int = 1) -> Floats:
+    """Return the mean judging score of the `top` units with the best choosing score [functions]; ties for the last places share them."""
+    least = np.sort(choosing, 1)[:, -top, None]
+    above, tied = choosing > least, choosing == least
+    weight = above + tied * (top - above.sum(1, keepdims=True)) / tied.sum(1, keepdims=True)
+    return np.asarray((judging * weight).sum(1) / top)
 
 
 def _shares(firing: NDArray[np.float32], tokens: NDArray[np.float32], train: Floats) -> tuple[Floats, Floats]:
@@ -255,7 +266,7 @@ def _shares(firing: NDArray[np.float32], tokens: NDArray[np.float32], train: Flo
 def selectivity(family: FamilyScores, neurons: FamilyScores) -> Selectivity:
     """Compare a family with the neurons, function by function."""
     pairs = list(zip(family.functions, neurons.functions, strict=True))
-    differences = np.array([a.heldout_equal - b.heldout_equal for a, b in pairs])
+    differences = np.array([a.crossed_equal - b.crossed_equal for a, b in pairs])
     mean, count = float(differences.mean()), len(differences)
     half = upper_t(0.025, count - 1) * float(differences.std(ddof=1)) / count**0.5
     return Selectivity(

@@ -183,15 +183,15 @@ def seeing(
         config: The content of its config.json.
         site: The layer's neurons.
         places: The places.
-        see: Takes a place and its activations [..., hidden].
+        see: Takes a place and a copy of its activations [..., hidden]; the model may change its own.
     """
     layer = model.get_submodule(f"{stack_prefix(model, model_depth(config))}.{site.layer}")
 
     def before(place: Place) -> Any:
-        return lambda _module, args, named: see(place, args[0] if args else next(iter(named.values())))
+        return lambda _module, args, named: see(place, (args[0] if args else next(iter(named.values()))).clone())
 
     def after(place: Place) -> Any:
-        return lambda _module, _args, output: see(place, first_of(output))
+        return lambda _module, _args, output: see(place, first_of(output).clone())
 
     with ExitStack() as hooks:
         for place in dict.fromkeys(places):
