@@ -5,8 +5,8 @@
 
 For each layer, a TopK autoencoder of the residual stream behind the layer and a TopK transcoder of its feed-forward part are trained on texts of
 this repository (docs, source, task files; never on --data), saved in the layouts of SAELens and sparsify, read again, and compared
-with the layer's neurons on labelled texts. The dictionaries are small and trained on few tokens of one kind: the table says how much variance
-they explain on held-out texts of that kind, and on the labelled texts.
+with the layer's neurons on labelled texts. The dictionaries are small and trained on few tokens of one kind: the results say how much variance
+they explain on held-out texts of that kind, beside as many singular directions as they keep features, and on the labelled texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from workbench.activations.labelled import read_labelled
 from workbench.models.hooks import Stopped
-from workbench.neurons.dictionary import read_dictionary
+from workbench.neurons.dictionary import Dictionary, read_dictionary
 from workbench.neurons.features import compare_features
 from workbench.neurons.sparse_coder import Place, seeing
 from workbench.neurons.subject import NeuronSubject, open_neurons
@@ -70,14 +70,7 @@ def main() -> None:
             with TemporaryDirectory() as place:
                 folder = trained.save(Path(place), kind, layer)
                 dictionary = read_dictionary(folder)
-            with torch.no_grad():
-                parts = [
-                    (a.float(), b.float())
-                    for a, b in zip(torch.split(x[split:], BATCH), torch.split(y[split:], BATCH), strict=True)
-                ]
-                missed = sum(float((b - dictionary.reconstruct(a)).square().sum()) for a, b in parts)
-                variance = float((y[split:].float() - y[split:].float().mean(0)).square().sum())
-                fired = torch.stack([(dictionary.features(a) > 0).any(0) for a, _ in parts]).any(0)
+            quality = judged(dictionary, x[split:], y[split:], largest(y[:split], given.k))
             started = time.perf_counter()
             result = compare_features(subject, texts, replace(dictionary, name=folder.name), given.seed).to_dict()
             seconds["comparison"] = round(time.perf_counter() - started, 1)
@@ -88,9 +81,8 @@ def main() -> None:
                 "k": given.k,
                 "tokens": split,
                 "epochs": given.epochs,
-                "explained": 1 - missed / variance,
+                **quality,
                 "dead": trained.dead,
-                "silent_on_held_out": 1 - float(fired.float().mean()),
                 "seconds": dict(seconds),
             }
             found.append({"dictionary": record, "result": result})
@@ -208,6 +200,31 @@ def train(kind: Kind, x: Tensor, y: Tensor, given: Any) -> Trained:
     dead_share = float((quiet > len(x)).float().mean())
     with torch.no_grad():
         return Trained(encoder / units[0], bias, decoder * units[1], offset * units[1], given.k, dead_share)
+
+
+def largest(y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the mean and the k largest singular directions [k, hidden]: as many numbers a token as a dictionary keeps, without choice."""
+    mean = y.float().mean(0)
+    centered = y.float() - mean
+    return mean, torch.linalg.eigh(centered.T @ centered).eigenvectors.T[-k:]
+
+
+@torch.no_grad()
+def judged(dictionary: Dictionary, x: Tensor, y: Tensor, reference: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Return the share of variance that the dictionary, the reference's directions and its largest one explain, and silent features."""
+    mean, directions = reference
+    centered = y.float() - mean
+    variance, along = float(centered.square().sum()), (centered @ directions.T).square().sum(0)
+    missed, fired = 0.0, torch.zeros(len(dictionary.bias), dtype=torch.bool)
+    for a, b in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True):
+        missed += float((b.float() - dictionary.reconstruct(a.float())).square().sum())
+        fired |= (dictionary.features(a.float()) > 0).any(0)
+    return {
+        "explained": 1 - missed / variance,
+        "explained_by_k_directions": float(along.sum()) / variance,
+        "explained_by_one_direction": float(along[-1]) / variance,
+        "silent_on_held_out": 1 - float(fired.float().mean()),
+    }
 
 
 def batches(count: int, epochs: int, draw: torch.Generator) -> Iterator[Tensor]:
