@@ -139,6 +139,13 @@ def test_layer_norm(tmp_path: Path) -> None:
     same(read.reconstruct(X), (features @ w["W_dec"] + w["b_dec"]) * deviation + mean)
 
 
+def test_a_transcoder_s_output_is_not_normalized_back(tmp_path: Path) -> None:
+    w = weights()
+    read = read_dictionary(saved(tmp_path, transcoding("transcoder", normalize_activations="layer_norm"), w))
+    z = (X - X.mean(-1, keepdim=True)) / (X.std(-1, keepdim=True) + 1e-5)
+    same(read.reconstruct(X), torch.clamp(z @ w["W_enc"] + w["b_enc"], min=0) @ w["W_dec"] + w["b_dec"])
+
+
 def test_expected_average_asks_for_its_scale(tmp_path: Path) -> None:
     w = weights()
     read = read_dictionary(saved(tmp_path, saelens(normalize_activations="expected_average_only_in"), w))

@@ -240,6 +240,29 @@ def test_families_are_cut_by_drawing_units() -> None:
     assert made.density == pytest.approx(41 / 150 / 60)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_both_splits_choose_and_judge() -> None:
+    """A unit that is active on a function's train texts alone is chosen by them for nothing, and held-out texts choose none of 60 units."""
+    texts, _ = world(marked=False)
+    values = torch.zeros(len(texts.items), 60)
+    values[[i for i, item in enumerate(texts.items) if item.function == "f0" and item.split == "train"], 11] = 1
+    units = Units(lambda neurons, _: neurons, values, torch.zeros(FUNCTIONS, 60))
+    row = _scores("random", units, texts, torch.ones(FUNCTIONS), 60, FeatureSettings(), 3).functions[0]
+    assert (row.heldout, row.heldout_equal) == pytest.approx((1 / 3, 1 / 3))
+    assert row.crossed_equal == pytest.approx((1 / 3 + (1 + 59 / 3) / 60) / 2)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_random_encoder_has_the_norms_of_the_dictionary(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features too small for their bias are silent, and so are random ones in their place."""
+    texts, tokens = world(marked=False)
+    subject = subject_of(model, tokens, monkeypatch)
+    made = dictionary_of(subject, tokens, None)
+    result = compare_features(subject, texts, replace(made, encoder=made.encoder * 1e-3))
+    assert [family(result, name).alive for name in ("features", "random_encoder", "random")] == [0, 0, FEATURES]
+    assert family(compare_features(subject, texts, made), "random_encoder").alive > FEATURES / 2
+
+
 def test_the_best_units_of_one_half_are_judged_on_the_other() -> None:
     choosing = np.array([[0.9, 0.2, 0.7, 0.7, 0.7, 0.1]])
     judging = np.array([[0.5, 0.9, 0.1, 0.2, 0.6, 0.8]])
