@@ -86,8 +86,8 @@ def measured(bricks: Mapping[str, str], folder: Path, found: dict[str, Any], kep
             **more,
         }
         kept.write_text(json.dumps(found), "utf-8")
-        right = list(shares(found[way]["right"]).values())
-        print(len(bricks), way, round(sum(right) / len(right), 3), f"{seconds:.0f} s", flush=True)
+        each = list(shares(found[way]["right"]).values())
+        print(len(bricks), way, round(sum(each) / len(each), 3), f"{seconds:.0f} s", flush=True)
 
     if "alone" not in found:
         started = time.process_time()

@@ -158,7 +158,7 @@ def claims_block(found: dict[str, Any]) -> str:
     high = [name for name in ("coding", "math", "translation") if best[name] > 0.8]
     counts = Counter(row["verdict"] for row in rows)
     matched = ablation["controls"]["matched"]
-    harm = sum(row["exceeds"] >= 0.95 for row in rows)
+    harm = sum(row["change"] > max(row["matched"]) for row in rows)
     overlap, chance = ablation["overlap"]["mean"], ablation["overlap"]["chance"]
     oracle = {row["method"]: row for row in split["rows"] if row["selector"] == "oracle"}
     apart = oracle["cmoe"]["high"] < oracle["random"]["low"]
@@ -181,7 +181,11 @@ def claims_block(found: dict[str, Any]) -> str:
             ablation["dominant_rows"] >= 6,
             f"{ablation['dominant_rows']} of {len(rows)}; random neurons of the same activation {matched['dominant_rows']}",
         ),
-        ("it harms it more than these random neurons (tested here)", harm == len(rows), f"{harm} of {len(rows)} functions"),
+        (
+            "it harms it more than each of five such random sets (tested here)",
+            harm == len(rows),
+            f"{harm} of {len(rows)} functions",
+        ),
         (
             "sets of two functions share fewer neurons than chance",
             overlap < chance,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,27 +63,22 @@ def scored(data: Labelled) -> FunctionScores:
 
 
 def ablation() -> Ablation:
-    """Damage of which function f's set does f to itself, and its matched control 10 + f."""
-
-    def table(first: int) -> dict[str, Any]:
-        changes = [[first + f if f == g else 99 for g in range(FUNCTIONS)] for f in range(FUNCTIONS)]
-        ends = {"low": [[c - 0.5 for c in row] for row in changes], "high": [[c + 0.5 for c in row] for row in changes]}
-        return {"changes": changes, **ends}
-
-    matched = {**table(10), "exceeds": [f / 4 for f in range(FUNCTIONS)]}
-    return Ablation.model_construct(**table(0), controls={"matched": SimpleNamespace(**matched)})
+    """Damage of which function f's set does f to itself."""
+    changes = [[f if f == g else 99 for g in range(FUNCTIONS)] for f in range(FUNCTIONS)]
+    low, high = ([[change + half for change in row] for row in changes] for half in (-0.5, 0.5))
+    return Ablation.model_construct(changes=changes, low=low, high=high)
 
 
 def test_a_neuron_of_a_function_is_found_and_one_of_a_wording_is_not() -> None:
     result = scored(labelled())
     assert result.splits["train"].ap[0][0, FUNCTION_NEURON] == pytest.approx(1, abs=0.01)
     assert [found.nonzero()[0].tolist() for found in result.test.found[0]] == [[FUNCTION_NEURON], [], [], []]
-    rows = function_rows(result, result.sets(0.05), 0.05, ablation())
+    rows = function_rows(result, result.sets(0.05), 0.05, ablation(), {f"f{f}": [10 + f, 20] for f in range(FUNCTIONS)})
     assert [row.found for row in rows] == [1, 0, 0, 0]
     assert [row.verdict for row in rows] == ["found", *["not found"] * 3]
     assert (rows[0].found_layers, rows[1].found_layers, rows[0].tasks) == ({"0": 1}, {}, TASKS)
-    assert [(row.change, row.low, row.high, row.matched, row.exceeds) for row in rows] == [
-        (f, f - 0.5, f + 0.5, 10 + f, f / 4) for f in range(FUNCTIONS)
+    assert [(row.change, row.low, row.high, row.matched) for row in rows] == [
+        (f, f - 0.5, f + 0.5, [10 + f, 20]) for f in range(FUNCTIONS)
     ]
     assert rows[0].largest_effect > 10 > (rows[0].smallest_effect or 99) > rows[1].largest_effect > 0
     assert (rows[0].best_max, rows[0].prevalence) == (1, pytest.approx(0.25))

@@ -50,8 +50,7 @@ def functions(found: dict[str, int | None]) -> FunctionsResult:
                 "change": 0.5,
                 "low": 0.25,
                 "high": 1.0,
-                "matched": -0.1,
-                "exceeds": {"math": 1.0, "code": 0.5}.get(name, 0.9),
+                "matched": {"math": [0.2, -0.1, 0.4], "code": [0.5, 0.6, None]}.get(name, [0.4, 0.6, 0.1]),
                 "largest_effect": 6.25,
                 "smallest_effect": None if count is None else 4.5,
                 "confounders": {"length": 0.5, "language": 0.5, "template": 0.5},
@@ -73,16 +72,16 @@ def test_each_function_gets_a_verdict() -> None:
     verdicts, _, scores = functions_sections(functions({"math": 3, "code": 0, "law": None, "art": 2}))
     assert verdicts.lead == [
         "math: found. 3 neurons serve it, half of them in layer 7. Without its set, its perplexity changes by +50 %, more than without "
-        "random neurons of equal activation (−10 %).",
+        "any of 3 random sets of equal activation (median +20 %).",
         "code: not found. An effect of 4.5 standard deviations would have been; the largest is 6.2. Without its set, its perplexity changes "
-        "by +50 %, no more than without random neurons of equal activation (−10 %).",
+        "by +50 %, no more than without most of 3 random sets of equal activation (median +60 %).",
         "law: no power. With 2 tasks, no effect is large enough to be told from the wording of a task.",
-        "art: found. 2 neurons serve it, half of them in layer 3. Without its set, its perplexity changes by +50 %, not surely more than "
-        "without random neurons of equal activation (−10 %).",
+        "art: found. 2 neurons serve it, half of them in layer 3. Without its set, its perplexity changes by +50 %, more than without "
+        "most of 3 random sets of equal activation (median +40 %).",
         "Tasks of every function and the effects that they would show: from 3.8 with 6, from 2.5 with 12.",
     ]
-    assert verdicts.rows[0] == ["math", "found", "4", "3", "7", "6.2", "4.5", "+50 [+25, +100] %", "−10 %"]
-    assert verdicts.rows[2] == ["law", "no power", "2", "0", "–", "6.2", "–", "+50 [+25, +100] %", "−10 %"]
+    assert verdicts.rows[0] == ["math", "found", "4", "3", "7", "6.2", "4.5", "+50 [+25, +100] %", "+20 %"]
+    assert verdicts.rows[2] == ["law", "no power", "2", "0", "–", "6.2", "–", "+50 [+25, +100] %", "+40 %"]
     assert verdicts.links["math"] == "math.html"
     assert scores.rows[0][1:4] == ["0.80 / 0.90", "0.50", "0.200"]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workbench.activations.labelled import Item, Labelled
-from workbench.activations.losses import SetLosses
+from workbench.activations.losses import SetLosses, losses
 from workbench.activations.sets import NeuronSet
 from workbench.activations.sites import scaling
 from workbench.lazy import no_grad, torch
-from workbench.neurons.controls import ablate, controls, mean_overlap
+from workbench.neurons.controls import ablate, controls, matched_set, mean_overlap
 from workbench.neurons.damage import DamageTable, ItemGroups, damage_table
 from workbench.neurons.subject import NeuronSubject, some_of_each_task
 from workbench.results import Number, Part
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ITEMS = 3
 """Held-out items of each task whose loss is measured. Intervals are over tasks, so that more items of the same tasks narrow them little."""
+MATCHED = 5
+"""Random sets of equal activation that a function's own loss is compared with. One alone may hold a neuron on which everything depends."""
 FLIPPED, WRITTEN = 3, 8
 """Items of a function that are shown with and without its set, and tokens of their continuations."""
 
@@ -95,6 +98,44 @@ def ablate_functions(
     share = sum(neurons.share for neurons in sets.values()) / len(sets)
     table = damage_table(lost, items, list(sets), compared)
     return Ablation(**dict(table), share=share, overlap=SetOverlap(mean=mean, chance=chance)), lost
+
+
+def matched_changes(
+    subject: NeuronSubject,
+    items: Sequence[Item],
+    sets: Mapping[str, NeuronSet],
+    means: Sequence[Tensor],
+    measured: tuple[Ablation, SetLosses],
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Return how a function's own perplexity changes without random neurons of its set's mean activation, for MATCHED draws.
+
+    The first draw is the control of the damage matrix. The others are measured on the function's own items alone.
+
+    Args:
+        subject: The model.
+        items: Items of tasks that did not choose the sets.
+        sets: Function -> its set.
+        means: Mean |activation| of every unit, per site [units].
+        measured: The damage and the losses of the same items.
+        seed: Seed of the draws.
+    """
+    ablation, lost = measured
+    first, found = ablation.controls["matched"].changes, {}
+    for number, (name, neurons) in enumerate(sets.items()):
+        own = [i for i, item in enumerate(items) if item.function == name]
+        rows, before, tokens = subject.rows([items[i] for i in own]), lost.base.sums[own].sum(), lost.tokens[own].sum()
+        changes = [math.inf if first[number][number] is None else float(first[number][number] or 0)]
+        generator = torch.Generator().manual_seed(seed * 100_003 + number + 1)
+        for draw in range(1, MATCHED):
+            with scaling(
+                subject.model, subject.sites, matched_set(f"{name} {draw}", subject.sites, neurons, means, generator).indices
+            ):
+                after = losses(subject.model, rows).sums.sum()
+            changes.append(float(((after - before) / tokens).expm1()))
+        found[name] = changes
+        subject.tell(number + 1, len(sets), "random neurons of equal activation")
+    return found
 
 
 def flipped_items(

@@ -84,8 +84,9 @@ def families_of(
     count, width = dictionary.encoder.shape
 
     def unit() -> Tensor:
-        drawn = torch.randn(count, width, generator=draw)
-        return drawn / drawn.norm(dim=1, keepdim=True)
+        drawn: Tensor = torch.randn(count, width, generator=draw)
+        directions: Tensor = drawn / drawn.norm(dim=1, keepdim=True)
+        return directions
 
     def along(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda _neurons, x: ((x - mean.to(x.device)) @ rows.to(x.device).T).relu()

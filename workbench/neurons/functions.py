@@ -16,7 +16,7 @@ from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.files import json_digest, write_text
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
-from workbench.neurons.ablation import Ablation, ablate_functions, flipped_items, judged_items
+from workbench.neurons.ablation import Ablation, ablate_functions, flipped_items, judged_items, matched_changes
 from workbench.neurons.function_scores import FunctionScores, function_scores, item_scores
 from workbench.neurons.profiles import Chosen, ProfilesResult, profile_neurons
 from workbench.neurons.statistics import ALPHA, DRAWS, POWER
@@ -89,10 +89,8 @@ class FunctionRow(Part):
     """Lower end of its 95 % interval over tasks."""
     high: Measured
     """Upper end."""
-    matched: Measured
-    """The same change with random neurons of the same mean activation."""
-    exceeds: Number
-    """Share of the resamplings in which the set harms the function more than these."""
+    matched: list[Measured]
+    """The same change with random neurons of the same mean activation, for each draw."""
     best_median: Number
     """Median over layers of the best neuron's average precision."""
     best_max: Number
@@ -179,6 +177,7 @@ class FunctionAnalysis:
         rows = [row | {f"auc_{k}": auc for k, auc in row.pop("confounders").items()} for row in plain["functions"]]
         layers = [{"split": split, **row} for split, of in plain["layers"].items() for row in of]
         for row in rows:
+            row["matched"] = " ".join(f"{change:.6g}" for change in row["matched"] if change is not None)
             row["found_layers"] = " ".join(f"{layer}:{count}" for layer, count in row["found_layers"].items())
         for name, table in (("functions", rows), ("layers", layers), ("ablation", self._damage())):
             write_text(out / f"{name}.csv", csv_records(table))
@@ -249,6 +248,7 @@ def analyze_functions(subject: NeuronSubject, texts: Labelled, settings: Functio
     sets = scores.sets(settings.share)
     active = [torch.from_numpy(means.mean(0)) for means in scores.means]
     ablation, lost = ablate_functions(subject, judged, sets, active, settings.seed)
+    matched = matched_changes(subject, judged, sets, active, (ablation, lost), settings.seed)
     result = FunctionsResult(
         model=subject.name,
         digest=subject.digest,
@@ -267,7 +267,7 @@ def analyze_functions(subject: NeuronSubject, texts: Labelled, settings: Functio
         test=TaskTestRecord(
             tasks=len(texts.all_tasks), planned={str(tasks): effect for tasks, effect in scores.test.planned.items()}
         ),
-        functions=function_rows(scores, sets, settings.share, ablation),
+        functions=function_rows(scores, sets, settings.share, ablation, matched),
         layers={split: layer_scores(scores, split) for split in SPLITS},
         overlap={a: {b: sets[a].overlap(sets[b]) for b in sets} for a in sets},
         ablation=ablation,
@@ -307,7 +307,9 @@ def layer_scores(scores: FunctionScores, split: Split = "train") -> list[LayerSc
     ]
 
 
-def function_rows(scores: FunctionScores, chosen: dict[str, NeuronSet], share: float, ablation: Ablation) -> list[FunctionRow]:
+def function_rows(
+    scores: FunctionScores, chosen: dict[str, NeuronSet], share: float, ablation: Ablation, matched: dict[str, list[float]]
+) -> list[FunctionRow]:
     """Return one row per function: the verdict, neurons that the test finds, what the set's loss does, and scores.
 
     Args:
@@ -315,10 +317,10 @@ def function_rows(scores: FunctionScores, chosen: dict[str, NeuronSet], share: f
         chosen: Function -> its set.
         share: Share of the neurons of each layer in a set.
         ablation: What every function loses when the sets are switched off.
+        matched: Function -> what it loses without random neurons of equal activation, by draw.
     """
     train, test = scores.splits["train"], scores.test
     judged = scores.sets(share, "heldout")
-    matched = ablation.controls["matched"]
     rows = []
     for number, name in enumerate(scores.functions):
         best = np.array([ap[number].max() for ap in train.ap])
@@ -337,8 +339,7 @@ def function_rows(scores: FunctionScores, chosen: dict[str, NeuronSet], share: f
             change=ablation.changes[number][number],
             low=ablation.low[number][number],
             high=ablation.high[number][number],
-            matched=matched.changes[number][number],
-            exceeds=matched.exceeds[number],
+            matched=matched[name],
             best_median=float(np.median(best)),
             best_max=float(best.max()),
             top=float(np.mean([np.quantile(ap[number], 1 - TOP_MILLE) for ap in train.ap])),

@@ -206,4 +206,5 @@ def seeing(
 
 def _feed_forward(model: PreTrainedModel, site: Site) -> torch.nn.Module:
     """Return the module around the output projection."""
-    return model.get_submodule(site.name.rpartition(".")[0])
+    module: torch.nn.Module = model.get_submodule(site.name.rpartition(".")[0])
+    return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from workbench.files import write_bytes
@@ -97,7 +98,7 @@ _VERDICT_NOTES = {
     "largest effect": "mean activation (its root) on the function's tasks above that on other tasks, in standard deviations over tasks",
     "findable from": "effect of which 90 % of the neurons would be found; more tasks lower it",
     "set off": "change of the function's own perplexity on held-out tasks without its set, 95 % interval over tasks",
-    "random off": "the same with random neurons of the same mean activation",
+    "random off": "the same with random neurons of the same mean activation, median over draws",
 }
 
 
@@ -111,10 +112,23 @@ def verdict_text(row: FunctionRow, unit: str) -> str:
         found = f"found. {row.found:,} {unit if row.found > 1 else unit[:-1]} serve it, half of them in {where}."
     else:
         found = f"not found. An effect of {row.smallest_effect:.1f} standard deviations would have been; the largest is {row.largest_effect:.1f}."
-    if row.change is None or row.matched is None:
-        return found
-    harm = "more than" if row.exceeds >= 0.95 else "no more than" if row.exceeds <= 0.5 else "not surely more than"
-    return f"{found} Without its set, its perplexity changes by {_percent(row.change)} %, {harm} without random {unit} of equal activation ({_percent(row.matched)} %)."
+    change, drawn = (math.inf if row.change is None else row.change), matched_changes_of(row)
+    harm = (
+        "more than without any"
+        if change > max(drawn)
+        else "more than without most"
+        if change > median(drawn)
+        else "no more than without most"
+    )
+    return (
+        f"{found} Without its set, its perplexity changes by {_percent(change)} %, {harm} of {len(drawn)} random sets of equal activation "
+        f"(median {_percent(median(drawn))} %)."
+    )
+
+
+def matched_changes_of(row: FunctionRow) -> list[float]:
+    """Return the changes without random neurons of equal activation; one that is null is infinite."""
+    return [math.inf if change is None else change for change in row.matched]
 
 
 def planned_text(test: TaskTestRecord) -> str:
@@ -151,11 +165,13 @@ def verdict_cells(row: FunctionRow) -> list[str]:
         f"{row.largest_effect:.1f}",
         MISSING if row.smallest_effect is None else f"{row.smallest_effect:.1f}",
         f"{off}{ends} %",
-        MISSING if row.matched is None else f"{_percent(row.matched)} %",
+        f"{_percent(median(matched_changes_of(row)))} %",
     ]
 
 
 def _percent(value: float) -> str:
+    if math.isinf(value):
+        return "∞"
     return f"{100 * value:+,.0f}".replace("-", "−")
 
 
