@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from worlds.commands import call, document, refused
+from worlds.dictionaries import random_autoencoder
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
@@ -87,6 +88,22 @@ def test_a_neuron_is_looked_at(world: Project) -> None:
         error = refused("analyze", "base", "--data", "texts.jsonl", "--neuron", name)
         assert message in error.message
         assert error.exit_code == 2
+
+
+def test_a_dictionary_stands_beside_the_neurons_of_its_layer(world: Project) -> None:
+    width = json.loads((world.path / "base" / "config.json").read_text("utf-8"))["hidden_size"]
+    random_autoencoder(world.path / "sae", width)
+    command = ("analyze", "base", "--data", "texts.jsonl", "-o", "found", "--dictionary")
+    printed = document(*command, "sae")["features"]
+    assert json.loads((world.path / "found" / "features.json").read_text("utf-8")) == printed
+    assert printed["dictionary"]["layer"] == 1
+    assert [one["family"] for one in printed["families"]] == ["neurons", "features", "random", "random_encoder", "singular"]
+    page = (world.path / "found" / "index.html").read_text("utf-8")
+    assert '<section id="features">' in page
+    assert "At equal count, the dictionary&#39;s features" in page
+    assert "no dictionary" in refused(*command, "nowhere").message
+    random_autoencoder(world.path / "wide", width + 1)
+    assert f"{width + 1}" in refused(*command, "wide").message
 
 
 def test_the_project_s_texts_are_the_default(world: Project) -> None:

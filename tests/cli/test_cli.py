@@ -13,7 +13,7 @@ from workbench.cli import app
 
 # A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
 COMMANDS = {
-    "analyze": "--answer --chat --count --data --device --experts --facts --json --neuron --out --part --partition --quiet --seed --share --shared --sparsity --steps --trust-project-code",
+    "analyze": "--answer --chat --count --data --device --dictionary --experts --facts --json --neuron --out --part --partition --quiet --seed --share --shared --sparsity --steps --trust-project-code",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
     "brick advise": "--base --device --json --measure --quiet --texts --threads --write",
     "brick barrier": "--base --device --json --quiet --text --trust-project-code",

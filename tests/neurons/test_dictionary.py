@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from worlds.dictionaries import save_dictionary
 from worlds.project import CPU
 from worlds.tiny import live
 
@@ -30,13 +29,6 @@ def weights(*extra: str) -> dict[str, Tensor]:
     more = {"threshold": (FEATURES,), "W_skip": (WIDTH, WIDTH), "scaling_factor": (FEATURES,)}
     made = {name: torch.randn(shape, generator=draw) for name, shape in (shapes | {name: more[name] for name in extra}).items()}
     return {name: tensor.abs() + 1 if name == "threshold" else tensor for name, tensor in made.items()}
-
-
-def saved(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], file: str = "sae_weights.safetensors") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file)
-    (folder / "cfg.json").write_text(json.dumps(config))
-    return folder
 
 
 def saelens(architecture: str = "standard", hook: str = "blocks.1.hook_resid_post", **more: Any) -> dict[str, Any]:
@@ -58,7 +50,7 @@ def same(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("centers", [True, False])
 def test_standard(tmp_path: Path, centers: bool) -> None:
     w = weights()
-    read = read_dictionary(saved(tmp_path, saelens(apply_b_dec_to_input=centers), w))
+    read = read_dictionary(save_dictionary(tmp_path, saelens(apply_b_dec_to_input=centers), w))
     features = torch.clamp((X - centers * w["b_dec"]) @ w["W_enc"] + w["b_enc"], min=0)
     assert 0.2 < float((features > 0).float().mean()) < 0.8
     same(read.features(X), features)
@@ -82,7 +74,7 @@ def test_standard(tmp_path: Path, centers: bool) -> None:
 def test_topk(tmp_path: Path, config: dict[str, Any]) -> None:
     w = weights()
     w["b_enc"] -= 6  # some tokens have fewer than three positive features
-    read = read_dictionary(saved(tmp_path, config, w))
+    read = read_dictionary(save_dictionary(tmp_path, config, w))
     norms = w["W_dec"].norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else torch.ones(FEATURES)
     before = ((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
     third = before.sort(dim=-1, descending=True).values[..., 2:3]
@@ -94,7 +86,7 @@ def test_topk(tmp_path: Path, config: dict[str, Any]) -> None:
 
 def test_jumprelu_keeps_what_exceeds_the_threshold_as_it_is(tmp_path: Path) -> None:
     w = weights("threshold")
-    read = read_dictionary(saved(tmp_path, saelens("jumprelu"), w))
+    read = read_dictionary(save_dictionary(tmp_path, saelens("jumprelu"), w))
     before = (X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
     features = before * (before > w["threshold"])
     assert ((before > 0) & (features == 0)).any()
@@ -104,7 +96,7 @@ def test_jumprelu_keeps_what_exceeds_the_threshold_as_it_is(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"])
 def test_transcoders_of_saelens(tmp_path: Path, name: str) -> None:
     w = weights(*(["threshold"] if "jumprelu" in name else []), *(["W_skip"] if "skip" in name else []))
-    read = read_dictionary(saved(tmp_path, transcoding(name), w))
+    read = read_dictionary(save_dictionary(tmp_path, transcoding(name), w))
     before = X @ w["W_enc"] + w["b_enc"]  # b_dec belongs to the output
     features = torch.where(before > w.get("threshold", torch.zeros(())), before, 0)
     same(read.features(X), features)
@@ -119,7 +111,7 @@ def test_sparsify(tmp_path: Path, transcode: bool, skip: bool) -> None:
     tensors = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "W_dec": w["W_dec"], "b_dec": w["b_dec"]}
     tensors |= {"W_skip": w["W_skip"]} if skip else {}
     config = {"d_in": WIDTH, "k": 2, "num_latents": FEATURES, "expansion_factor": 32, "transcode": transcode}
-    folder = saved(tmp_path / "layers.2.mlp" / "seed0", config, tensors, "sae.safetensors")
+    folder = save_dictionary(tmp_path / "layers.2.mlp" / "seed0", config, tensors, "sae.safetensors")
     read = read_dictionary(folder)
     before = torch.clamp((X if transcode else X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], min=0)
     second = before.sort(dim=-1, descending=True).values[..., 1:2]
@@ -131,7 +123,7 @@ def test_sparsify(tmp_path: Path, transcode: bool, skip: bool) -> None:
 
 def test_layer_norm(tmp_path: Path) -> None:
     w = weights()
-    read = read_dictionary(saved(tmp_path, saelens(normalize_activations="layer_norm"), w))
+    read = read_dictionary(save_dictionary(tmp_path, saelens(normalize_activations="layer_norm"), w))
     mean, deviation = X.mean(-1, keepdim=True), X.var(-1, keepdim=True, unbiased=True).sqrt()
     z = (X - mean) / (deviation + 1e-5)
     features = torch.clamp((z - w["b_dec"]) @ w["W_enc"] + w["b_enc"], min=0)
@@ -141,14 +133,14 @@ def test_layer_norm(tmp_path: Path) -> None:
 
 def test_a_transcoder_s_output_is_not_normalized_back(tmp_path: Path) -> None:
     w = weights()
-    read = read_dictionary(saved(tmp_path, transcoding("transcoder", normalize_activations="layer_norm"), w))
+    read = read_dictionary(save_dictionary(tmp_path, transcoding("transcoder", normalize_activations="layer_norm"), w))
     z = (X - X.mean(-1, keepdim=True)) / (X.std(-1, keepdim=True) + 1e-5)
     same(read.reconstruct(X), torch.clamp(z @ w["W_enc"] + w["b_enc"], min=0) @ w["W_dec"] + w["b_dec"])
 
 
 def test_expected_average_asks_for_its_scale(tmp_path: Path) -> None:
     w = weights()
-    read = read_dictionary(saved(tmp_path, saelens(normalize_activations="expected_average_only_in"), w))
+    read = read_dictionary(save_dictionary(tmp_path, saelens(normalize_activations="expected_average_only_in"), w))
     with pytest.raises(ValueError, match="scaled"):
         read.features(X)
     scale = WIDTH**0.5 / 4.0
@@ -161,8 +153,8 @@ def test_expected_average_asks_for_its_scale(tmp_path: Path) -> None:
 
 def test_scaling_factors_of_version_3(tmp_path: Path) -> None:
     w = weights("scaling_factor")
-    read = read_dictionary(saved(tmp_path, saelens(finetuning_scaling_factor=True), w))
-    plain = read_dictionary(saved(tmp_path, saelens(), w | {"scaling_factor": torch.ones(FEATURES)}))
+    read = read_dictionary(save_dictionary(tmp_path, saelens(finetuning_scaling_factor=True), w))
+    plain = read_dictionary(save_dictionary(tmp_path, saelens(), w | {"scaling_factor": torch.ones(FEATURES)}))
     same(plain.reconstruct(X), plain.features(X) @ w["W_dec"] + w["b_dec"])
     same(read.reconstruct(X), (read.features(X) * w["scaling_factor"]) @ w["W_dec"] + w["b_dec"])
 
@@ -204,7 +196,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Tensor]]] = [
 def test_what_is_not_supported_is_refused(
     tmp_path: Path, message: str, config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
-    saved(tmp_path, config, tensors)
+    save_dictionary(tmp_path, config, tensors)
     with pytest.raises(WorkbenchError) as error:
         read_dictionary(tmp_path)
     assert message in error.value.message
@@ -216,12 +208,12 @@ def test_sparsify_needs_the_name_of_a_module(tmp_path: Path) -> None:
     tensors = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "W_dec": w["W_dec"], "b_dec": w["b_dec"]}
     config = {"d_in": WIDTH, "k": 2, "num_latents": FEATURES, "transcode": True}
     with pytest.raises(WorkbenchError, match=r"says no place; expected layers\.5\.mlp"):
-        read_dictionary(saved(tmp_path / "mine", config, tensors, "sae.safetensors"))
+        read_dictionary(save_dictionary(tmp_path / "mine", config, tensors, "sae.safetensors"))
     with pytest.raises(WorkbenchError, match="says no place"):
-        read_dictionary(saved(tmp_path / "layers.2", config, tensors, "sae.safetensors"))
+        read_dictionary(save_dictionary(tmp_path / "layers.2", config, tensors, "sae.safetensors"))
     for more in ({"activation": "groupmax"}, {"signed": True}):
         with pytest.raises(WorkbenchError, match="not supported"):
-            read_dictionary(saved(tmp_path / "layers.2.mlp", config | more, tensors, "sae.safetensors"))
+            read_dictionary(save_dictionary(tmp_path / "layers.2.mlp", config | more, tensors, "sae.safetensors"))
 
 
 def test_folders_and_files_that_are_none(tmp_path: Path) -> None:
@@ -230,12 +222,12 @@ def test_folders_and_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(WorkbenchError, match=r"found model\.safetensors, expected cfg\.json"):
         read_dictionary(tmp_path)
-    saved(tmp_path, saelens(), weights())
+    save_dictionary(tmp_path, saelens(), weights())
     file = tmp_path / "sae_weights.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(WorkbenchError, match="missing or damaged"):
         read_dictionary(tmp_path)
-    saved(tmp_path, saelens(), weights())
+    save_dictionary(tmp_path, saelens(), weights())
     (tmp_path / "cfg.json").write_text("{")
     with pytest.raises(WorkbenchError, match=r"cfg\.json"):
         read_dictionary(tmp_path)
@@ -298,7 +290,7 @@ def test_saelens_own_class_computes_the_same(tmp_path: Path, architecture: str, 
     library = pytest.importorskip("sae_lens")
     w = weights(*(["threshold"] if architecture == "jumprelu" else []), *(["W_skip"] if "skip" in architecture else []))
     config = transcoding(architecture) if "transcoder" in architecture else saelens(architecture, k=3)
-    folder = saved(tmp_path, {**config, "dtype": "float32", "device": "cpu", "normalize_activations": normalization}, w)
+    folder = save_dictionary(tmp_path, {**config, "dtype": "float32", "device": "cpu", "normalize_activations": normalization}, w)
     sae, read = library.SAE.load_from_disk(folder), read_dictionary(folder)
     with torch.no_grad():
         same(read.features(X), sae.encode(X))

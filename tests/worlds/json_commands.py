@@ -11,6 +11,7 @@ from typing import Any
 
 from worlds.commands import call, run
 from worlds.completions_server import serving
+from worlds.dictionaries import random_autoencoder
 from worlds.project import Project
 from worlds.routing import outside, prompts, write_prompts
 from worlds.search_world import RECIPE, lay_out, searched
@@ -167,7 +168,10 @@ def call_routes(routed: Path, document: Callable[..., Any]) -> None:
 def call_analyses(project: Project, document: Callable[..., Any]) -> None:
     """Call the commands that analyze neurons of texts with labels."""
     document("analyze", "base", "--data", "labelled.jsonl")
-    parts = ("--sparsity", "--partition", "cmoe", "--experts", 4, "--shared", 1, "--neuron", "0.1")
+    random_autoencoder(
+        project.path / "sae", json.loads((project.path / "base" / "config.json").read_text("utf-8"))["hidden_size"]
+    )
+    parts = ("--sparsity", "--partition", "cmoe", "--experts", 4, "--shared", 1, "--neuron", "0.1", "--dictionary", "sae")
     document("analyze", "base", "--data", "labelled.jsonl", *parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,6 +54,14 @@ NeuronOpt = Annotated[
     list[str] | None,
     typer.Option(metavar="LAYER.NEURON", help="Answer instead: what does this neuron do? Repeatable.", show_default=False),
 ]
+DictionaryOpt = Annotated[
+    Path | None,
+    typer.Option(
+        help="Answer instead: do the features of this sparse autoencoder or transcoder (a folder of SAELens or sparsify) tell functions "
+        "apart better than the neurons of its layer?",
+        show_default=False,
+    ),
+]
 SparsityOpt = Annotated[
     bool,
     typer.Option("--sparsity", help="Answer instead: how many neurons does a token use, and what does masking the rest cost?"),
@@ -93,6 +102,7 @@ def analyze(
     part: PartOpt = "prompt",
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
     neuron: NeuronOpt = None,
+    dictionary: DictionaryOpt = None,
     sparsity: SparsityOpt = False,
     partition: PartitionOpt = None,
     experts: ExpertsOpt = 16,
@@ -116,22 +126,26 @@ def analyze(
     from workbench.neurons.partition import PartitionSettings
 
     out.quiet = json or quiet
-    of_functions = (
-        None if neuron or sparsity or partition or facts else FunctionSettings(share=share, seed=seed, part=part, chat=chat)
+    asked = _Asked(
+        functions=None
+        if neuron or dictionary or sparsity or partition or facts
+        else FunctionSettings(share=share, seed=seed, part=part, chat=chat),
+        partition=PartitionSettings(method=partition, experts=experts, shared=shared, seed=seed) if partition else None,
+        names=neuron or [],
+        dictionary=dictionary,
+        sparsity=sparsity,
+        seed=seed,
     )
-    of_partition = PartitionSettings(method=partition, experts=experts, shared=shared, seed=seed) if partition else None
-    if of_partition:
-        of_partition.counts()  # finds bad numbers before the model is loaded
-    texts = labelled_texts(data) if of_functions or neuron or sparsity or of_partition else None
+    if asked.partition:
+        asked.partition.counts()  # finds bad numbers before the model is loaded
+    texts = None if facts and not asked.of_texts else labelled_texts(data)
     parts: dict[str, ModelResult] = {}
     if facts:
         result, place = _of_facts(model, facts, to, LocateSettings(answer=answer, steps=steps, count=count), device)
         parts[result.kind] = result
         page = write_page(place, result)
     if texts:
-        subject = open_subject(model, device)
-        place = results_folder(to, subject.name)
-        for result in _of_texts(subject, texts, place, (of_functions, of_partition), neuron or [], sparsity):
+        for result, place in _of_texts(model, device, to, texts, asked):
             parts[result.kind] = result
             page = write_page(place, result)
 
@@ -144,40 +158,72 @@ def analyze(
     out.say(f"written: {page}")
 
 
-def _of_texts(
-    subject: NeuronSubject,
-    texts: Labelled,
-    place: Path,
-    settings: tuple[FunctionSettings | None, PartitionSettings | None],
-    names: list[str],
-    sparsity: bool,
-) -> Iterator[ModelResult]:
-    """Answer the questions about labelled texts, and yield each answer as soon as its files are written."""
-    of_functions, of_partition = settings
-    if names:
+@dataclass(frozen=True)
+class _Asked:
+    """The questions about labelled texts.
+
+    Attributes:
+        functions: Settings of the main question; None if it is not asked.
+        partition: Settings of a partition.
+        names: Names of single neurons.
+        dictionary: Folder of a dictionary.
+        sparsity: Whether the question about sparsity is asked.
+        seed: Seed of the draws.
+    """
+
+    functions: FunctionSettings | None
+    partition: PartitionSettings | None
+    names: list[str]
+    dictionary: Path | None
+    sparsity: bool
+    seed: int
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether any of them is asked."""
+        return bool(self.functions or self.partition or self.names or self.dictionary or self.sparsity)
+
+
+def _of_texts(model: str, device: str, to: Path | None, texts: Labelled, asked: _Asked) -> Iterator[tuple[ModelResult, Path]]:
+    """Answer the questions about labelled texts, and yield each answer with its directory as soon as its files are written."""
+    read = None
+    if asked.dictionary:
+        from workbench.neurons.dictionary import read_dictionary
+        from workbench.neurons.features import compare_features
+
+        read = read_dictionary(asked.dictionary)  # finds bad files before the model is loaded
+    subject = open_subject(model, device)
+    place = results_folder(to, subject.name)
+    if asked.names:
         from workbench.neurons.profiles import named_places, profile_neurons
 
-        chosen = profile_neurons(subject, texts, named_places(subject, names)).model_copy(update={"kind": "chosen"})
+        chosen = profile_neurons(subject, texts, named_places(subject, asked.names)).model_copy(update={"kind": "chosen"})
+        place.mkdir(parents=True, exist_ok=True)
         chosen.write(place / "chosen.json")
-        yield chosen
-    if of_functions:
+        yield chosen, place
+    if asked.functions:
         from workbench.neurons.functions import analyze_functions
 
-        functions = analyze_functions(subject, texts, of_functions)
+        functions = analyze_functions(subject, texts, asked.functions)
         functions.write(place)
-        yield functions.result
-    if sparsity:
+        yield functions.result, place
+    if read:
+        compared = compare_features(subject, texts, read, asked.seed)
+        place.mkdir(parents=True, exist_ok=True)
+        compared.write(place / "features.json")
+        yield compared, place
+    if asked.sparsity:
         from workbench.neurons.masking import analyze_sparsity
 
         masked = analyze_sparsity(subject, texts)
         masked.save(place)
-        yield masked
-    if of_partition:
+        yield masked, place
+    if asked.partition:
         from workbench.neurons.partition import analyze_partition
 
-        divided = analyze_partition(subject, texts, of_partition)
+        divided = analyze_partition(subject, texts, asked.partition)
         divided.write(place)
-        yield divided.result
+        yield divided.result, place
 
 
 def _of_facts(model: str, facts: Path, to: Path | None, settings: LocateSettings, device: str) -> tuple[ModelResult, Path]:

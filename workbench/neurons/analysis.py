@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionsResult
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
@@ -17,6 +18,8 @@ class NeuronsResult(Result):
     """Which neurons serve each function."""
     chosen: ProfilesResult | None = absent()
     """What the neurons do that were asked for."""
+    features: FeaturesResult | None = absent()
+    """A dictionary's features beside the neurons of its layer."""
     sparsity: SparsityResult | None = absent()
     """How many neurons a token uses."""
     partition: PartitionResult | None = absent()

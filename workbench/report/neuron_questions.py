@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workbench.neurons.fact_neurons import DRAWS, SHARE, THRESHOLD, LocatedNeuron, ProbabilityChange
+from workbench.neurons.features import FeaturesResult
 from workbench.neurons.locate import KnowledgeResult, MeanChange
 from workbench.neurons.masking import MaskCurve, SparsityResult
 from workbench.neurons.partition import PartitionResult, SelectorCurve
@@ -92,6 +93,60 @@ def chosen_section(result: ProfilesResult) -> Section:
         rows,
         {"predictions changed": "predictions on its texts that are others without it"},
         links={row[0]: f"chosen.html#n-{row[0].replace('.', '-')}" for row in rows},
+    )
+
+
+_FAMILIES = {
+    "neurons": "neurons of the layer",
+    "features": "features of the dictionary",
+    "random": "random directions",
+    "random_encoder": "the dictionary with a random encoder",
+    "singular": "singular directions",
+}
+
+
+def features_section(result: FeaturesResult) -> Section:
+    """Return the section of a dictionary: its features beside the layer's neurons and chance directions, under one test."""
+    dictionary, judged = result.dictionary, {one.family: one for one in result.summary}
+    features = judged["features"]
+    claim = {"more": "are more selective than", "less": "are less selective than", "undecided": "are not shown to differ from"}
+    explained = MISSING if dictionary.explained is None else f"{100 * dictionary.explained:.0f} %"
+    rows = []
+    for family in result.families:
+        one, scores = judged.get(family.family), family.functions
+        rows.append(
+            [
+                _FAMILIES[family.family],
+                f"{family.units:,}",
+                f"{100 * family.density:.2g} %",
+                f"{sum(score.found for score in scores):,}",
+                f"{sum(score.found_equal for score in scores):.1f}",
+                f"{sum(score.crossed_equal for score in scores) / len(scores):.3f}",
+                with_ends(signed(one.difference, 3), one.low, one.high).replace("-", "−") if one else MISSING,
+                one.verdict if one else MISSING,
+            ]
+        )
+    return Section(
+        "features",
+        "Features beside neurons",
+        [
+            f"At equal count, the dictionary's features {claim[features.verdict]} the {result.families[0].units:,} neurons of layer "
+            f"{dictionary.layer}: {with_ends(signed(features.difference, 3), features.low, features.high).replace('-', '−')} in FuncScore.",
+            f"The dictionary {dictionary.folder} ({dictionary.activation}, {dictionary.reads} to {dictionary.writes}) explains {explained} of the "
+            "variance on these texts.",
+        ],
+        ["units", "number", "active", "found", "found of 1,000", "score", "minus neurons", "more selective"],
+        rows,
+        {
+            "active": "share of the tokens at which a unit is active, mean over units",
+            "found": "units that the test finds for any function",
+            "found of 1,000": f"the same with {result.count:,} units of each family, for 1,000 of them, mean over draws",
+            "score": "FuncScore on one half of the tasks of the best hundredth of units on the other half, mean over functions",
+            "minus neurons": "difference with its 95 % interval over functions",
+        },
+        details=[
+            f"Texts: {result.data.file}, {plural(result.data.items, 'text')}. {result.count:,} units of each family are compared."
+        ],
     )
 
 

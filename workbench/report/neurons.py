@@ -10,6 +10,7 @@ from typing import Any
 
 from workbench.files import write_bytes
 from workbench.neurons.damage import Damage
+from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionRow, FunctionsResult, TaskTestRecord
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
@@ -23,6 +24,7 @@ from workbench.report.neuron_questions import (
     Section,
     chosen_section,
     facts_section,
+    features_section,
     layer_marks,
     partition_section,
     sparsity_section,
@@ -333,6 +335,7 @@ SECTIONS: dict[str, tuple[type[ModelResult], Callable[[Any], list[Section]]]] = 
     "functions": (FunctionsResult, functions_sections),
     "profiles": (ProfilesResult, lambda _: []),
     "chosen": (ProfilesResult, lambda result: [chosen_section(result)]),
+    "features": (FeaturesResult, lambda result: [features_section(result)]),
     "sparsity": (SparsityResult, lambda result: [sparsity_section(result)]),
     "partition": (PartitionResult, lambda result: [partition_section(result)]),
     "knowledge": (KnowledgeResult, lambda result: [facts_section(result)]),
