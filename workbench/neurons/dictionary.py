@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.activations.sets import read_pair
 from workbench.errors import WorkbenchError, nearest, shell
@@ -106,7 +106,7 @@ class _Tensors:
             )
 
 
-def _saelens(folder: Path, config: dict[str, Any], tensors: _Tensors) -> Dictionary:
+def _saelens(folder: Path, config: Mapping[str, object], tensors: _Tensors) -> Dictionary:
     """Read SAELens' layout; version 6 nests what says where the dictionary belongs below `metadata`."""
     file = f"{folder}/{CONFIG}"
     place, options = {**config, **_part(config, "metadata", file)}, _part(config, "activation_fn_kwargs", file)
@@ -149,7 +149,7 @@ def _saelens(folder: Path, config: dict[str, Any], tensors: _Tensors) -> Diction
     return dictionary
 
 
-def _normalization(config: dict[str, Any], place: dict[str, Any], file: str) -> Normalization:
+def _normalization(config: Mapping[str, object], place: Mapping[str, object], file: str) -> Normalization:
     """Return the normalization; refuse inputs that the live model does not have."""
     given = config.get("normalize_activations") or "none"
     given = "expected_average_only_in" if given is True else given  # before version 3
@@ -166,12 +166,12 @@ def _normalization(config: dict[str, Any], place: dict[str, Any], file: str) -> 
     return next(name for name in _NORMALIZATIONS if name == given)
 
 
-def _part(config: Mapping[str, Any], key: str, file: str) -> dict[str, Any]:
+def _part(config: Mapping[str, object], key: str, file: str) -> Mapping[str, object]:
     """Return an object within the configuration; empty if it is missing or null."""
     return as_object(config.get(key) or {}, f"{file}: {key}", "Download the file again.")
 
 
-def _sparsify(folder: Path, config: dict[str, Any], tensors: _Tensors) -> Dictionary:
+def _sparsify(folder: Path, config: Mapping[str, object], tensors: _Tensors) -> Dictionary:
     """Read sparsify's layout, whose folder is named like the module that the dictionary belongs to."""
     file, transcodes = f"{folder}/{CONFIG}", bool(config.get("transcode"))
     named = folder.resolve().parent if re.fullmatch(r"seed\d+", folder.resolve().name) else folder.resolve()
@@ -202,7 +202,7 @@ def _sparsify(folder: Path, config: dict[str, Any], tensors: _Tensors) -> Dictio
     return dictionary
 
 
-def _hook(value: Any, field: str, file: str) -> tuple[int, Place]:
+def _hook(value: object, field: str, file: str) -> tuple[int, Place]:
     """Return layer and place of a hook of TransformerLens."""
     found = re.fullmatch(r"blocks\.(\d{1,4})\.(.+)", value) if isinstance(value, str) else None
     if not found or found[2] not in _HOOKS:
@@ -213,14 +213,14 @@ def _hook(value: Any, field: str, file: str) -> tuple[int, Place]:
     return int(found[1]), _HOOKS[found[2]]
 
 
-def _agrees(config: Mapping[str, Any], sizes: Mapping[str, int], file: str) -> None:
+def _agrees(config: Mapping[str, object], sizes: Mapping[str, int], file: str) -> None:
     """Refuse a configuration that states other sizes than the tensors have."""
     for key, size in sizes.items():
         if key in config and config[key] != size:
             raise WorkbenchError(f"{file}: {key} is {config[key]!r}, but the tensors have {size}", "Download both files again.")
 
 
-def _k(value: Any, count: int, file: str) -> int:
+def _k(value: object, count: int, file: str) -> int:
     """Return the number of features that are kept."""
     if type(value) is not int or not 1 <= value <= count:
         raise WorkbenchError(f"{file}: k is {value!r}; expected a number from 1 to {count}, the number of features", None)

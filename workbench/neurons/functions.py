@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD, TENSORS, SETS, PROFILES = "functions.json", "functions.safetensors", "sets", "profiles.json"
-PROFILED = 6
+PROFILED = 5
 """Neurons of each function that are looked at, those with the largest effects."""
 TOP_MILLE = 0.005
 """The paper's second curve: the score that five in a thousand neurons of a layer exceed."""

@@ -22,7 +22,7 @@ from workbench.results import Number, Part
 if TYPE_CHECKING:
     from torch import Tensor
 
-ITEMS = 3
+ITEMS = 2
 """Texts of each task on which neurons are looked at."""
 EXAMPLES, BEFORE, AFTER = 6, 14, 5
 """Texts that a profile shows, and the tokens of each around the one that excites the neuron most."""

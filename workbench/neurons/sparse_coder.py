@@ -128,7 +128,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
 
 
-def check_fit(dictionary: Dictionary, model: PreTrainedModel, config: Mapping[str, Any], sites: tuple[Site, ...]) -> Site:
+def check_fit(dictionary: Dictionary, model: PreTrainedModel, config: Mapping[str, object], sites: tuple[Site, ...]) -> Site:
     """Return the neurons of the dictionary's layer, if the dictionary fits the model.
 
     Args:
@@ -174,7 +174,7 @@ def check_fit(dictionary: Dictionary, model: PreTrainedModel, config: Mapping[st
 
 @contextmanager
 def seeing(
-    model: PreTrainedModel, config: Mapping[str, Any], site: Site, places: tuple[Place, ...], see: Callable[[Place, Tensor], None]
+    model: PreTrainedModel, config: Mapping[str, object], site: Site, places: tuple[Place, ...], see: Callable[[Place, Tensor], None]
 ) -> Iterator[None]:
     """Pass the activations at places of one layer to a function during each forward pass inside the block.
 
