@@ -38,7 +38,7 @@ def texts() -> Labelled:
         )
         for f in range(2)
         for t in range(2)
-        for i in range(3)
+        for i in range(2)
     ]
     return Labelled(tuple(items), "texts.jsonl", "digest")
 
