@@ -17,7 +17,7 @@ ADVICE = "benchmarks/results/advice-pools.json"
 MANY = "benchmarks/results/advice-many.json"
 FORWARD = "benchmarks/results/merge-forward.json"
 FAR = "benchmarks/results/far-bricks.json"
-MANY = "benchmarks/results/many-adapters.json"
+ADAPTERS = "benchmarks/results/many-adapters.json"
 REASONING = "benchmarks/results/reasoning.json"
 
 
@@ -296,7 +296,7 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-@block("many-adapters", MANY)
+@block("many-adapters", ADAPTERS)
 def adapters_block(found: dict[str, Any]) -> str:
     """Four and more adapters that learned different answers for the same nouns: what merges and a route answer."""
     ways = list(dict.fromkeys(way for row in found["rows"] for way in row["ways"]))

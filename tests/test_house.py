@@ -155,7 +155,9 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
 BUDGET = {
-    "lines of the package": 107_480,
+    "lines of the package": 109_060,
+    # 1,580 lines, of which 1,275 had left with analyses of neurons that no table used: a verdict for each function, pages of functions and
+    # neurons, a live model's neurons from Python, autoencoders and transcoders beside neurons.
     # 476 lines: groups of many bricks, a route between them, and what it costs; models that see later tokens are not scored.
     # 230 lines: sentence encoders of routers; what a cut-off change of a router leaves is removed.
     # 2,330 lines: `workbench serve` with batches that requests join and leave, and before other servers; `route ls`, `add`, `rm`; follow-ups.
@@ -173,14 +175,16 @@ BUDGET = {
     # recommendations end in commands, `workbench ship`. 240: what leaves this machine names no folder of it; stored scores are reported
     # without lm-eval.
     # 200 lines: interrupted changes are finished by the next call, files are written whole, caches that lost a file are made again.
-    "files of the package": 504,
+    "files of the package": 511,
+    # 7: the same.
     # 4: the same.
     # 2: sentence encoders; statistics of states apart from the routers that use them.
     # 10: the server; changes of routers.
     # 1: which tensors depend on the number of neurons.
     # 3: wrong spellings of subjects; where and in which wordings facts are looked up; keys of neurons.
     # 17: greedy texts; the viewer; `workbench open` with what it knows of files of other tools; `ship`; what goes out.
-    "lines of the tests": 77_280,
+    "lines of the tests": 78_300,
+    # 1,020 lines: the same; dictionaries in each layout beside their formulas, and planted features.
     # 80 lines: `null_space` beside its formula, which strings are at which tokens, texts in several batches, and its memory.
     # 460 lines: the same; adapters, core space, slices, scores and mergekit in the walk over families.
     # 200 lines: sentence encoders; lm-eval as a client of the server.
@@ -198,7 +202,8 @@ BUDGET = {
     # of recommendations, what leaves this machine.
     # 4,300 lines: faults of each call to the system, files that change between commands, a CUDA device made of host memory, oracles of
     # every merge method, adapter kind, score and statistic, and what mutants found.
-    "words of the documentation": 101_440,
+    "words of the documentation": 102_700,
+    # 1,260 words: the same; many adapters; the claims of the paper's section 4.
     # 1,280 words: a model that thinks, bricks far from the base by eight ways, weights that are learned.
     # 1,040 words: plans of models in full size, eight and sixteen bricks, Arrow in the table of abstention, more of the families.
     # 1,180 words: the assistant, sentence encoders and their tables, the server under load.
@@ -217,11 +222,11 @@ BUDGET = {
     # 11: `null_space`.
     # 2: the sentence encoder of `ridge` and `centroid`.
     # 12: epochs, accumulated batches, packing and the data type of the three methods that train on rows.
-    "options of commands": 425,
+    "options of commands": 386,
     # `serve`, `route ls`, `route add`, `route rm`.
     # `brick train --epochs` and `--json`.
     # Port, browser, device and trust of the viewer; `open --json`, `suite new --drop-duplicates`; ten of `ship`, which are those of `run` and `report`.
-    "commands with --json": 50,
+    "commands with --json": 45,
     # `route ls`, `route add`, `route rm`.
     # `brick train`, `open`, `ship`.
     "[str, Any] in the package": 101,
