@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import block, interval, points, signed, table
+from cells import block, cite, interval, points, signed, table
 
 from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionRow
@@ -146,7 +146,8 @@ def ablation_block(found: dict[str, Any]) -> str:
 @block("neurons-features", FEATURES)
 def features_block(found: dict[str, Any]) -> str:
     """Features of two small dictionaries beside the neurons of their layer."""
-    rows, notes = [], []
+    rows: list[list[str]] = []
+    notes = []
     for one in found["dictionaries"]:
         made, result = one["dictionary"], FeaturesResult.of(one["result"], FEATURES)
         for cells in features_section(result).rows:
@@ -228,7 +229,9 @@ def claims_block(found: dict[str, Any]) -> str:
         ),
     ]
     words = {True: "holds", False: "does not", None: "cannot be told"}
-    return table(["claim", "here", "measured"], [[claim, words[holds], seen] for claim, holds, seen in claims], left=3)
+    rows = [[claim, words[holds], seen] for claim, holds, seen in claims]
+    note = f"95 % intervals over tasks. Experts: {cite(split, SPLIT)} All others: "
+    return table(["claim", "here", "measured"], rows, left=3) + "\n\n" + note
 
 
 @block("neurons-transplant", TRANSPLANT)
