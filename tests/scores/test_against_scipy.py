@@ -22,7 +22,6 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from workbench.evaluate.gold import corpus_contributions
-from workbench.neurons.locate import agreement
 from workbench.report.neurons import random_overlap
 from workbench.scores.paired import paired, paired_ratio
 from workbench.scores.signflips import step_down, t_tail, tails
@@ -270,19 +269,6 @@ def test_resampled_clusters_beside_scipys_bootstrap() -> None:
     assert wide == pytest.approx(student, rel=0.05)
     ours, bca = np.quantile(drawn, (tail, 1 - tail)), theirs["BCa"].confidence_interval
     assert (bca.low > ours[0], bca.high > ours[1]) == (True, True), (ours, bca)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=9))
-@quick
-def test_rank_correlations(pairs: list[tuple[int, int]]) -> None:
-    """Spearman's with ties; None where scipy has NaN."""
-    ours = agreement(
-        {i: float(a) for i, (a, _) in enumerate(pairs)}, {i: {"last": float(b)} for i, (_, b) in enumerate(pairs)}, "last"
-    )
-    if len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
-        assert ours is None
-    else:
-        assert ours == pytest.approx(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
 @given(st.floats(0.01, 1), st.lists(st.integers(1, 60), min_size=1, max_size=4))
