@@ -174,7 +174,11 @@ def check_fit(dictionary: Dictionary, model: PreTrainedModel, config: Mapping[st
 
 @contextmanager
 def seeing(
-    model: PreTrainedModel, config: Mapping[str, object], site: Site, places: tuple[Place, ...], see: Callable[[Place, Tensor], None]
+    model: PreTrainedModel,
+    config: Mapping[str, object],
+    site: Site,
+    places: tuple[Place, ...],
+    see: Callable[[Place, Tensor], None],
 ) -> Iterator[None]:
     """Pass the activations at places of one layer to a function during each forward pass inside the block.
 
