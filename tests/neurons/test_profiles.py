@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from worlds.project import CPU
 from worlds.tiny import live
 
 from workbench.activations.labelled import Item, Labelled
+from workbench.activations.sets import set_of
 from workbench.activations.sites import find_sites, stream
+from workbench.neurons.ablation import FLIPPED, WRITTEN, flipped_items
+from workbench.neurons.controls import ablate
 from workbench.neurons.profiles import BINS, Chosen, NeuronProfile, ProfilesResult, named_places, profile_neurons
 from workbench.neurons.subject import NeuronSubject
 
@@ -127,3 +130,34 @@ def test_names(subject: NeuronSubject, profiled: ProfilesResult) -> None:
     assert (first.layer, first.neuron, first.functions, first.found) == (0, 5, {"f0": 3.5}, True)
     assert (second.functions, second.found) == ({}, False)
     assert isinstance(first, NeuronProfile)
+
+
+def greedy(model: PreTrainedModel, tokens: list[int]) -> list[int]:
+    """The most likely tokens until the end token, computed from the whole text every time."""
+    written: list[int] = []
+    with torch.no_grad():
+        while len(written) < WRITTEN and model.generation_config.eos_token_id not in written:
+            written.append(int(model(input_ids=torch.tensor([tokens + written])).logits[0, -1].argmax()))
+    return written
+
+
+def test_items_that_lose_most_are_continued_with_and_without_the_set(subject: NeuronSubject, llama: Path) -> None:
+    items, layer = list(texts().items), subject.sites[0]
+    none = [torch.tensor([], dtype=torch.long)] * (len(subject.sites) - 1)
+    sets = {
+        name: set_of(name, subject.sites, [torch.arange(first, layer.units, 2), *none]) for first, name in enumerate(("f0", "f1"))
+    }
+    lost = ablate(subject.model, subject.sites, subject.rows(items), list(sets.values()))
+    found = flipped_items(subject, items, sets, lost)
+    for first, name in enumerate(sets):
+        rise = ((lost.sums[first] - lost.base.sums) / lost.tokens).tolist()
+        own = sorted((i for i, item in enumerate(items) if item.function == name), key=lambda i: -rise[i])
+        assert [one.rise for one in found[name]] == pytest.approx([rise[i] for i in own[:FLIPPED]])
+        other = live(llama)
+        with torch.no_grad():
+            other.model.layers[0].mlp.down_proj.weight[:, first::2] = 0
+        for one, i in zip(found[name], own, strict=False):
+            prompt = subject.rows([items[i]])[0].read("prompt")
+            assert one.with_set == subject.tokenizer.decode(greedy(subject.model, prompt))
+            assert one.without == subject.tokenizer.decode(greedy(other, prompt))
+    assert any(one.with_set != one.without for of in found.values() for one in of)
