@@ -218,5 +218,19 @@ def test_bad_rows_are_named(world: Project, change: Any, message: str) -> None:
     assert not Path("runs", "neurons").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--experts", "4"), "--experts is read by --partition, which was not asked"),
+        (("--steps", "4", "--sparsity"), "--steps is read by --facts, which was not asked"),
+        (("--share", "0.1", "--neuron", "0.1"), "--share is read by the main question alone, which was not asked"),
+        (("--facts", "facts.jsonl"), "--data is read by a question about labelled texts, which was not asked"),
+    ],
+)
+def test_options_that_no_question_reads_are_refused(world: Project, options: tuple[str, ...], message: str) -> None:
+    error = refused("analyze", "base", "--data", "texts.jsonl", *options)
+    assert (error.message, error.exit_code) == (message, 2)
+
+
 def test_a_missing_file_is_an_error_before_any_work(world: Project) -> None:
     assert "no such file" in refused("analyze", "base", "--data", "missing.jsonl").message

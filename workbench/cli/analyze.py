@@ -95,6 +95,7 @@ AnswerOpt = Annotated[
 
 @reads_recipes
 def analyze(
+    context: typer.Context,
     model: ModelArg,
     data: DataOpt = None,
     to: OutOpt = None,
@@ -136,6 +137,7 @@ def analyze(
         sparsity=sparsity,
         seed=seed,
     )
+    _check_options(context, asked, facts)
     if asked.partition:
         asked.partition.counts()  # finds bad numbers before the model is loaded
     texts = None if facts and not asked.of_texts else labelled_texts(data)
@@ -156,6 +158,24 @@ def analyze(
 
     out.result(lambda: NeuronsResult.model_validate(parts), text, json=json)
     out.say(f"written: {page}")
+
+
+_READ_BY = {
+    "--partition": ("experts", "shared"),
+    "--facts": ("answer", "count", "steps"),
+    "the main question alone": ("share", "part", "chat"),
+    "a question about labelled texts": ("data",),
+}
+"""Question -> the options that it reads and no other does."""
+
+
+def _check_options(context: typer.Context, asked: _Asked, facts: Path | None) -> None:
+    """Refuse options that no question reads."""
+    known = dict(zip(_READ_BY, (asked.partition, facts, asked.functions, asked.of_texts), strict=True))
+    for question, options in _READ_BY.items():
+        typed = [name for name in options if "COMMANDLINE" in str(context.get_parameter_source(name))]
+        if typed and not known[question]:
+            raise UsageError(f"--{typed[0]} is read by {question}, which was not asked", "Leave it out, or ask that question.")
 
 
 @dataclass(frozen=True)
