@@ -141,14 +141,33 @@ class Trained:
             folder, file = place / f"blocks.{layer}.hook_resid_post", "sae_weights.safetensors"
             tensors = {"W_enc": self.encoder.T, "b_enc": self.bias, "W_dec": self.decoder, "b_dec": self.offset}
             metadata = {"sae_lens_version": "6.54.12", "model_name": "starter base", "hook_name": folder.name}
-            config = {"architecture": "topk", "d_in": width, "d_sae": features, "k": self.k, "dtype": "float32", "device": "cpu",
-                      "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
-                      "rescale_acts_by_decoder_norm": False, "metadata": metadata}  # fmt: skip
+            config = {
+                "architecture": "topk",
+                "d_in": width,
+                "d_sae": features,
+                "k": self.k,
+                "dtype": "float32",
+                "device": "cpu",
+                "apply_b_dec_to_input": True,
+                "normalize_activations": "none",
+                "reshape_activations": "none",
+                "rescale_acts_by_decoder_norm": False,
+                "metadata": metadata,
+            }
         else:
             folder, file = place / f"layers.{layer}.mlp", "sae.safetensors"
             tensors = {"encoder.weight": self.encoder, "encoder.bias": self.bias, "W_dec": self.decoder, "b_dec": self.offset}
-            config = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": False, "num_latents": features, "k": self.k,
-                      "multi_topk": False, "skip_connection": False, "transcode": True, "d_in": width}  # fmt: skip
+            config = {
+                "activation": "topk",
+                "expansion_factor": 32,
+                "normalize_decoder": False,
+                "num_latents": features,
+                "k": self.k,
+                "multi_topk": False,
+                "skip_connection": False,
+                "transcode": True,
+                "d_in": width,
+            }
         save_tensors({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / file)
         (folder / "cfg.json").write_text(json.dumps(config), "utf-8")
         return folder

@@ -1,4 +1,4 @@
-"""What `workbench analyze` says of a model, with its time: the source of the tables in docs/neurons.md.
+"""Record what `workbench analyze` says of a model, with its time: the source of the tables in docs/neurons.md.
 
     python benchmarks/neurons.py --other functions.jsonl
     python benchmarks/neurons.py --model DIR --data FILE

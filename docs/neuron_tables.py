@@ -173,7 +173,7 @@ _NEURONS = "neurons of the layer"
 
 @block("neurons-claims", NEURONS)
 def claims_block(found: dict[str, Any]) -> str:
-    """What section 4 of the paper finds on models of 7 and 8 billion parameters, and whether it holds here."""
+    """Write what section 4 of the paper finds on models of 7 and 8 billion parameters, and whether it holds here."""
     split = json.loads((PROJECT / SPLIT).read_text("utf-8"))  # a second results file
     functions, sparsity = found["functions"], found["sparsity"]
     ablation, rows = functions["ablation"], functions["functions"]

@@ -74,6 +74,16 @@ def test_each_function_has_a_page_of_its_neurons(world: Project) -> None:
     assert '<a href="low.html">low</a>' in (world.path / "found" / "index.html").read_text("utf-8")
 
 
+def test_a_function_may_be_called_like_another_page(world: Project) -> None:
+    write_jsonl(world.path / "named.jsonl", rows(functions=("Index", "chosen")))
+    call("analyze", "base", "--data", "named.jsonl", "-o", "found")
+    found = world.path / "found"
+    assert '<section id="functions">' in (found / "index.html").read_text("utf-8")
+    assert all(f'href="{name}_.html"' in (found / "index.html").read_text("utf-8") for name in ("index", "chosen"))
+    assert "<h1>Index in " in (found / "index_.html").read_text("utf-8")
+    assert not (found / "chosen.html").exists()
+
+
 def test_a_neuron_is_looked_at(world: Project) -> None:
     printed = document("analyze", "base", "--data", "texts.jsonl", "-o", "found", "--neuron", "1.3", "--neuron", "0.2")
     assert [(p["layer"], p["neuron"]) for p in printed["chosen"]["neurons"]] == [(1, 3), (0, 2)]

@@ -191,8 +191,12 @@ def test_families_have_equal_counts_and_draws_repeat(model: Any, monkeypatch: py
     first, again, other = (compare_features(subject, texts, made, seed) for seed in (0, 0, 1))
     assert first.to_dict() == again.to_dict()
     assert {of.family: of.units for of in first.families} == {
-        "neurons": 48, "features": FEATURES, "random": FEATURES, "random_encoder": FEATURES, "singular": 2 * WIDTH,
-    }  # fmt: skip
+        "neurons": 48,
+        "features": FEATURES,
+        "random": FEATURES,
+        "random_encoder": FEATURES,
+        "singular": 2 * WIDTH,
+    }
     assert first.count == FEATURES
     for row in family(first, "features").functions:  # the smallest family is not cut
         assert (row.heldout_equal, row.found_equal) == (row.heldout, pytest.approx(row.found_per_mille))
@@ -220,7 +224,7 @@ def test_the_scale_of_the_input_is_measured(model: Any, monkeypatch: pytest.Monk
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # of the test where no unit of a cut is ever active
 def test_families_are_cut_by_drawing_units() -> None:
-    """Of 60 units, one is active on a function's texts and the others never: a cut of 20 has it in about a third of 400 draws."""
+    """One of 60 units is active on a function's texts: a cut of 20 has it in about a third of 400 draws."""
     texts, _ = world(marked=False)
     values = torch.zeros(len(texts.items), 60)
     values[: TASKS * EACH, 11] = 1

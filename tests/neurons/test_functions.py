@@ -195,7 +195,7 @@ def test_nine_of_ten_neurons_of_the_named_effect_exceed_the_limit(size: int, tas
 
 
 def test_more_tasks_show_smaller_effects() -> None:
-    """What 4 tasks a function say about 8 is about what 8 tasks say; the number of neurons that are compared is the same."""
+    """Four tasks a function name about the effect for eight that eight tasks name; as many neurons are compared."""
     few, many = (task_test([tasks_of((n,) * 5, 300, 3)[0]], tasks_of((n,) * 5, 300, 3)[1]) for n in (4, 8))
     assert few.planned[4] == pytest.approx(few.smallest[0])
     assert few.planned[8] == pytest.approx(many.smallest[0], rel=0.1)

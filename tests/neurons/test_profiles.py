@@ -14,7 +14,7 @@ from worlds.tiny import live
 from workbench.activations.labelled import Item, Labelled
 from workbench.activations.sets import set_of
 from workbench.activations.sites import find_sites, stream
-from workbench.neurons.ablation import FLIPPED, WRITTEN, flipped_items
+from workbench.neurons.ablation import FLIPPED, MATCHED, WRITTEN, ablate_functions, flipped_items, matched_changes
 from workbench.neurons.controls import ablate
 from workbench.neurons.profiles import BINS, Chosen, NeuronProfile, ProfilesResult, named_places, profile_neurons
 from workbench.neurons.subject import NeuronSubject
@@ -161,3 +161,18 @@ def test_items_that_lose_most_are_continued_with_and_without_the_set(subject: Ne
             assert one.with_set == subject.tokenizer.decode(greedy(subject.model, prompt))
             assert one.without == subject.tokenizer.decode(greedy(other, prompt))
     assert any(one.with_set != one.without for of in found.values() for one in of)
+
+
+def test_random_sets_are_measured_on_the_function_s_own_items(subject: NeuronSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the function's own set in the place of each draw, every draw is the set's own change; the first is that of the matrix."""
+    items, few = list(texts().items), [torch.tensor([2 * n, 2 * n + 1]) for n in range(len(subject.sites))]
+    sets = {name: set_of(name, subject.sites, [index + first for index in few]) for first, name in enumerate(("f0", "f1"))}
+    means = [torch.rand(site.units, generator=torch.Generator().manual_seed(n)) for n, site in enumerate(subject.sites)]
+    measured = ablate_functions(subject, items, sets, means)
+    drawn = matched_changes(subject, items, sets, means, measured)
+    monkeypatch.setattr("workbench.neurons.ablation.matched_set", lambda _name, _sites, like, *_: like)
+    found = matched_changes(subject, items, sets, means, measured)
+    for number, name in enumerate(sets):
+        own, first = measured[0].changes[number][number], measured[0].controls["matched"].changes[number][number]
+        assert found[name] == pytest.approx([first, *[own] * (MATCHED - 1)], rel=1e-4, abs=1e-7)
+        assert (drawn[name][0], len(set(drawn[name]))) == (first, MATCHED)

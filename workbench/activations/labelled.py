@@ -33,7 +33,7 @@ FEWEST = 2  # items of a function: with one item, average precision is the rank 
 EXPECTED = (
     'Write {"prompt": "...", "function": "math", "response": "...", "task": "sums"} on each line; response and task are optional.'
 )
-"""What a row of a file looks like, as a hint of errors."""
+"""Hint of errors: it shows a row of a file."""
 
 
 def folder_name(function: str) -> str:

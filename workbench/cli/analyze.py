@@ -200,7 +200,7 @@ class _Asked:
 
     @property
     def of_texts(self) -> bool:
-        """Whether any of them is asked."""
+        """Say whether any of them is asked."""
         return bool(self.functions or self.partition or self.names or self.dictionary or self.sparsity)
 
 

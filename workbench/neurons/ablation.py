@@ -1,4 +1,4 @@
-"""What every function loses when the neurons of one function, or those of a control, are switched off."""
+"""Measure what every function loses when the neurons of one function, or those of a control, are switched off."""
 
 from __future__ import annotations
 
@@ -128,9 +128,8 @@ def matched_changes(
         changes = [math.inf if first[number][number] is None else float(first[number][number] or 0)]
         generator = torch.Generator().manual_seed(seed * 100_003 + number + 1)
         for draw in range(1, MATCHED):
-            with scaling(
-                subject.model, subject.sites, matched_set(f"{name} {draw}", subject.sites, neurons, means, generator).indices
-            ):
+            drawn = matched_set(f"{name} {draw}", subject.sites, neurons, means, generator)
+            with scaling(subject.model, subject.sites, drawn.indices):
                 after = losses(subject.model, rows).sums.sum()
             changes.append(float(((after - before) / tokens).expm1()))
         found[name] = changes

@@ -15,7 +15,7 @@ class NeuronsResult(Result):
     """Result of `analyze`: the answers to the questions that were asked."""
 
     functions: FunctionsResult | None = absent()
-    """Which neurons serve each function."""
+    """The neurons that serve each function."""
     chosen: ProfilesResult | None = absent()
     """What the neurons do that were asked for."""
     features: FeaturesResult | None = absent()

@@ -167,7 +167,7 @@ def profile_neurons(
     rows = subject.rows(items)
     places = [one.place for one in chosen]
     values, owners = _activations(subject, rows, places)
-    neighbors = _neighbors(subject, rows, places, values)
+    neighbors = _neighbors(subject, rows, places, values, owners)
     profiles = []
     for number, (one, of_one) in enumerate(zip(chosen, neighbors, strict=True)):
         profiles.append(_profile(subject, items, rows, one, values[:, number], owners, of_one))
@@ -196,41 +196,45 @@ class _Owners:
     start: Tensor
     count: Tensor
 
+    def of(self, counted: Tensor, batch: Tokens) -> Tensor:
+        """Return the number among all tokens of each token of a batch that counts, from `counted` [batch, time] on the CPU."""
+        return (self.start[batch.rows][:, None] + torch.arange(counted.shape[1]))[counted]
+
 
 def _activations(subject: NeuronSubject, rows: Sequence[ItemRow], places: Sequence[Place]) -> tuple[Tensor, _Owners]:
     """Return the activations of some neurons at all tokens [tokens, places], 0 where a token does not count."""
     lengths = torch.tensor([len(row.tokens) for row in rows])
-    start = lengths.cumsum(0) - lengths
     values = torch.zeros(int(lengths.sum()), len(places))
-    count = torch.zeros(len(values), dtype=torch.bool)
+    row = torch.arange(len(rows)).repeat_interleave(lengths)
+    owners = _Owners(row, lengths.cumsum(0) - lengths, torch.zeros(len(values), dtype=torch.bool))
     wanted: dict[int, list[int]] = {}
     for column, (site, _) in enumerate(places):
         wanted.setdefault(site, []).append(column)
 
     def consume(site: int, activations: Tensor, batch: Tokens) -> None:
         counted = batch.counted.cpu()
-        at = (start[batch.rows][:, None] + torch.arange(counted.shape[1]))[counted]
-        count[at] = True
+        at = owners.of(counted, batch)
+        owners.count[at] = True
         if columns := wanted.get(site):
             units = torch.tensor([places[column][1] for column in columns], device=activations.device)
             values[at[:, None], torch.tensor(columns)] = activations[..., units].float().cpu()[counted]
 
     stream(subject.model, subject.sites, rows, consume, "whole")
-    return values, _Owners(torch.arange(len(rows)).repeat_interleave(lengths), start, count)
+    return values, owners
 
 
-def _neighbors(subject: NeuronSubject, rows: Sequence[ItemRow], places: Sequence[Place], values: Tensor) -> list[list[Neighbor]]:
+def _neighbors(
+    subject: NeuronSubject, rows: Sequence[ItemRow], places: Sequence[Place], values: Tensor, owners: _Owners
+) -> list[list[Neighbor]]:
     """Return for each neuron those of the whole model whose activations correlate most with its own, over tokens.
 
     A second pass, because the neurons of later layers are unknown while an earlier layer passes. Memory holds neurons times units of sums.
     """
-    lengths = torch.tensor([len(row.tokens) for row in rows])
-    start = lengths.cumsum(0) - lengths
     sums: dict[int, list[Tensor]] = {}
 
     def consume(site: int, activations: Tensor, batch: Tokens) -> None:
         counted = batch.counted.cpu()
-        own = values[(start[batch.rows][:, None] + torch.arange(counted.shape[1]))[counted]].to(activations.device)
+        own = values[owners.of(counted, batch)].to(activations.device)
         other = activations[batch.counted].float()
         parts = [own.T @ other, other.sum(0), other.square().sum(0), own.sum(0), own.square().sum(0), own.new_tensor(len(own))]
         parts = [part.double().cpu() for part in parts]

@@ -40,8 +40,9 @@ class Card:
 
 
 def page_name(function: str) -> str:
-    """Return the file name of a function's page."""
-    return f"{folder_name(function)}.html"
+    """Return the file name of a function's page; an underscore keeps it apart from the two pages with other contents."""
+    name = folder_name(function)
+    return f"{name}_.html" if name in ("index", "chosen") else f"{name}.html"
 
 
 def write_function_pages(functions: FunctionsResult, profiles: ProfilesResult, sentences: dict[str, str], out: Path) -> None:
@@ -67,10 +68,10 @@ def write_function_pages(functions: FunctionsResult, profiles: ProfilesResult, s
         )
 
 
-def write_chosen_page(result: ProfilesResult, out: Path) -> Path:
-    """Write the page of neurons that were asked for, and return its path."""
+def write_chosen_page(result: ProfilesResult, out: Path) -> None:
+    """Write the page of neurons that were asked for, in the directory of the results."""
     names = ", ".join(f"{one.layer}.{one.neuron}" for one in result.neurons)
-    return _write(
+    _write(
         out / "chosen.html",
         [card(profile) for profile in result.neurons],
         title=f"{result.unit.capitalize()} {names} of {result.model}",
@@ -81,11 +82,10 @@ def write_chosen_page(result: ProfilesResult, out: Path) -> Path:
     )
 
 
-def _write(path: Path, cards: Sequence[Card], **context: object) -> Path:
+def _write(path: Path, cards: Sequence[Card], **context: object) -> None:
     known = {(one.profile.layer, one.profile.neuron) for one in cards}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, filled("neuron_cards.html.j2", {"cards": cards, "known": known, **context}, SCRIPTS, STYLES).encode())
-    return path
 
 
 def card(profile: NeuronProfile) -> Card:

@@ -115,13 +115,8 @@ def verdict_text(row: FunctionRow, unit: str) -> str:
     else:
         found = f"not found. An effect of {row.smallest_effect:.1f} standard deviations would have been; the largest is {row.largest_effect:.1f}."
     change, drawn = (math.inf if row.change is None else row.change), matched_changes_of(row)
-    harm = (
-        "more than without any"
-        if change > max(drawn)
-        else "more than without most"
-        if change > median(drawn)
-        else "no more than without most"
-    )
+    most = "more" if change > median(drawn) else "no more"
+    harm = "more than without any" if change > max(drawn) else f"{most} than without most"
     return (
         f"{found} Without its set, its perplexity changes by {_percent(change)} %, {harm} of {len(drawn)} random sets of equal activation "
         f"(median {_percent(median(drawn))} %)."
