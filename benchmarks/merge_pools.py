@@ -3,6 +3,7 @@
     python benchmarks/merge_pools.py
     python benchmarks/merge_pools.py --families llama --seeds 1 --pools disjoint-3     a quick look
     python benchmarks/merge_pools.py --folder DIR                                       keeps models and scores, so that a later call goes on
+    python benchmarks/merge_pools.py --families starter --base DIR --out FILE           another language model in the starter base's place
 
 A small base, a Llama of four layers, is trained here with three seeds (benchmarks/pool_worlds.py), and so are all bricks, which learn
 functions that the base knows behind new markers. Bricks of the starter base are trained with one seed
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pool_starter import StarterWorld, starter_pools
+from pool_starter import STARTER, StarterWorld, starter_pools
 from pool_worlds import BASE, Training, World, skill
 from record import parser_of, write_results
 
@@ -88,15 +89,19 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=1000, help="training steps of a base, 64 rows each")
     parser.add_argument("--steps", type=int, default=200, help="training steps of a brick")
     parser.add_argument("--folder", type=Path, help="folder of the models to keep")
+    parser.add_argument("--base", type=Path, default=STARTER, help="folder of the language model of the family `starter`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     settings = {"base_steps": options.base_steps, "steps": options.steps}
+    settings |= {} if options.base == STARTER else {"base": options.base.name}
     with tempfile.TemporaryDirectory() as temporary:
         for seed in range(options.seeds):
             for family in options.families[seed > 0 and options.families[0] == "starter" :]:
                 folder = (options.folder or Path(temporary)) / f"{family}-{seed}"
-                world: Any = StarterWorld(folder, seed) if family == "starter" else World(folder, seed)
+                world: Any = (
+                    StarterWorld(folder, seed, base=options.base.resolve()) if family == "starter" else World(folder, seed)
+                )
                 base = world.make_base(options.base_steps)
                 drawn = random.Random(f"{family} {seed}")
                 made: dict[str, Any] = starter_pools(drawn) if family == "starter" else pools(drawn)

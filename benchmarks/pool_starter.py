@@ -16,6 +16,7 @@ from workbench.upkeep.train import train_brick
 
 PROJECT = Path(__file__).resolve().parents[1]
 MODULES = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}
+STARTER = PROJECT / "bricks" / "starter" / "base"
 BATCH = 30
 
 
@@ -75,16 +76,13 @@ class StarterWorld:
         folder: Project folder.
         seed: Added to the seeds of trainings.
         items: Number of held-out items of a task.
+        base: Directory of the base; on another one than the starter's, the same bricks are trained.
     """
 
     folder: Path
     seed: int
     items: int = 60
-
-    @property
-    def base(self) -> Path:
-        """Directory of the base."""
-        return PROJECT / "bricks" / "starter" / "base"
+    base: Path = STARTER
 
     def make_base(self, _steps: int) -> float:
         """Return the accuracy on the retention items."""
@@ -97,7 +95,7 @@ class StarterWorld:
 
     def brick(self, training: StarterTraining, _steps: int) -> Path:
         """Train a brick once with the settings of its first skill's shipped brick, and return its directory."""
-        if training.is_shipped and not self.seed:
+        if training.is_shipped and not self.seed and self.base == STARTER:
             return PROJECT / "bricks" / training.tasks[0]
         out = self.folder / "bricks" / training.name()
         weights = out / "checkpoint" if training.rank is None else out
