@@ -50,14 +50,14 @@ BASE = PROJECT / "bricks" / "starter" / "base"
 DATA = PROJECT / "evals" / "abilities.jsonl"
 CPU = torch.device("cpu")
 ITEMS = 3  # held-out items of a task
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 WAYS: dict[str, tuple[float, ...]] = {
-    "scaled": (-0.5, *STRENGTHS),
-    "random": STRENGTHS,
-    "subtracted": (-1.0, *STRENGTHS, 3.0),
-    "at the set": (-1.0, *STRENGTHS, 3.0),
-    "at random": (-1.0, *STRENGTHS, 3.0),
+    "scaled": (-0.5, 0.25, 0.5, 0.75, 1.0),
+    "random": (0.5, 0.75, 1.0, 1.5),
+    "subtracted": (-1.0, 0.25, 0.5, 1.0, 1.5, 2.0),
+    "at the set": (-1.0, 2.0, 5.0, 10.0, 20.0),
+    "at random": (-1.0, 2.0, 5.0, 10.0, 20.0),
 }
+"""Way -> its strengths. An adapter's changes to 5 % of the neurons are small, and larger strengths need no more data."""
 SETTINGS = {
     "base": str(BASE), "data": "train.jsonl", "method": "lora", "rank": 4, "alpha": 8, "target_modules": "all-linear", "learning_rate": 1e-3,
     "steps": 40, "batch_size": 8, "warmup": 5, "schedule": "cosine", "seed": 0, "save_every": 0,
@@ -175,7 +175,11 @@ def measured(world: World, function: str, items: Sequence[Item]) -> dict[str, An
         "subtracted": sum(w.numel() for w in weights.values()),
         "at the set": 3 * chosen.size * hidden,
     }
-    return {"function": function, "values": values, "losses": found}
+    return {
+        "function": function,
+        "values": values,
+        "losses": {way: {str(s): found[way][str(s)] for s in WAYS[way]} for way in WAYS},
+    }
 
 
 def pairs(world: World, items: Sequence[Item]) -> list[dict[str, Any]]:

@@ -232,7 +232,7 @@ def _standard(means: Sequence[NDArray[Any]]) -> list[Singles]:
     scale = np.ones((len(means[0]), 1))
     for _ in range(_ROUNDS):
         squares = sum((_unit(_centered(x, scale)) ** 2).sum(1, keepdims=True) for x in logs)
-        scale *= np.where(squares > 0, np.sqrt(squares / np.mean(squares)), 1)
+        scale *= np.where(squares > 0, np.sqrt(squares / max(float(np.mean(squares)), _TINY)), 1)
     return [np.asarray(_unit((scaled := _centered(x, scale)) - scaled.mean(0)), np.float32) for x in logs]
 
 
