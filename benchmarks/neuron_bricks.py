@@ -51,11 +51,11 @@ DATA = PROJECT / "evals" / "abilities.jsonl"
 CPU = torch.device("cpu")
 ITEMS = 3  # held-out items of a task
 WAYS: dict[str, tuple[float, ...]] = {
-    "scaled": (-0.5, 0.25, 0.5, 0.75, 1.0),
+    "scaled": (-0.5, 0.25, 0.5, 0.75, 1.0, 1.5),
     "random": (0.5, 0.75, 1.0, 1.5),
     "subtracted": (-1.0, 0.25, 0.5, 1.0, 1.5, 2.0),
     "at the set": (-1.0, 2.0, 5.0, 10.0, 20.0),
-    "at random": (-1.0, 2.0, 5.0, 10.0, 20.0),
+    "at random": (-1.0, 2.0, 5.0, 10.0, 20.0, 40.0),
 }
 """Way -> its strengths. An adapter's changes to 5 % of the neurons are small, and larger strengths need no more data."""
 SETTINGS = {
