@@ -45,6 +45,7 @@ from workbench.compare.tables import tables_of
 from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
+from workbench.models.prompts import load_tokenizer
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose
 from workbench.scores.paired import paired
@@ -181,6 +182,8 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
     name = f"draw-{number}.jsonl"
     project = make_project(folder, options.base, facts, name)
     tasks = [task for task in TASKS if task != "translated" or any(fact.translations for fact in facts)]
+    if not load_tokenizer(options.base).chat_template:
+        tasks.remove("chat")
     suites = [{"facts": name, "tasks": tasks, "controls": []}, *([] if options.no_retention else [RETENTION])]
     recipes = {}
     for arm, step in arms.items():
