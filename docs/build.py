@@ -27,6 +27,7 @@ import grow_tables
 import merge_tables
 import method_pages
 import mutant_tables
+import neuron_set_tables
 import neuron_tables
 import other_tables
 import pools_figure
@@ -51,6 +52,7 @@ TABLES = (
     grow_tables,
     merge_tables,
     mutant_tables,
+    neuron_set_tables,
     neuron_tables,
     other_tables,
     route_tables,

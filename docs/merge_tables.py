@@ -13,6 +13,7 @@ from workbench.scores.paired import paired
 WUDI = "benchmarks/results/wudi.json"
 MISSING_ROWS = "benchmarks/results/missing-rows.json"
 POOLS, POOLS_FIGURE = "benchmarks/results/merge-pools.json", "merging-pools.svg"
+OTHER_POOLS = "benchmarks/results/merge-pools-other.json"
 ADVICE = "benchmarks/results/advice-pools.json"
 MANY = "benchmarks/results/advice-many.json"
 FORWARD = "benchmarks/results/merge-forward.json"
@@ -37,17 +38,43 @@ def missing_rows_block(found: dict[str, Any]) -> str:
     return table(["rows of missing tokens", "bits per byte", "tokens", "unexplained"], rows, left=1) + "\n\n" + note
 
 
+ARMS = ("average", "sum", "sum, auto", "tsv", "tsv, auto", "ties")
+HEADS = ("pool", "RV", "norm, %", "advice", "kept", *ARMS, "best of the grid")
+
+
 @block("merge-pools", POOLS)
 def pools_block(found: dict[str, Any]) -> str:
     """Pools of bricks: the figure, then what the advice keeps beside other merges, then a table of all pools."""
     rows = [row for row in found["rows"] if row["scores"]["sum"]["kept"] is not None]
+    lines, refused = _pool_lines(rows, found["grid"])
+    picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
+    return "\n\n".join(
+        [picture, _advice_sentences(rows, found["grid"]), table(HEADS, lines, left=1), _pools_note(found, refused)]
+    )
+
+
+@block("merge-pools-other", OTHER_POOLS)
+def other_pools_block(found: dict[str, Any]) -> str:
+    """The same pools on another language model."""
+    rows = [{**row, "family": found["base"]} for row in found["rows"] if row["scores"]["sum"]["kept"] is not None]
+    lines, _ = _pool_lines(rows, found["grid"])
+    retained = sum(row["base"] for row in rows) / len(rows)
+    note = (
+        f"As above, on {found['base']}, whose bricks are trained with the settings of the starter's. The base answers {points(retained)} % of the retention items, and merges by the advice "
+        f"{points(_mean(row['scores'][name]['retention'] for row in rows if (name := pools_figure.advised(row, found['grid']))))} %."
+    )
+    return table(HEADS, lines, left=1) + "\n\n" + note
+
+
+def _pool_lines(rows: Sequence[dict[str, Any]], grid: dict[str, Any]) -> tuple[list[list[str]], list[float]]:
+    """Return the lines of a table of pools, and what the best merge keeps of each pool that is left out, because no merge is advised."""
     lines: list[list[str]] = []
-    refused: list[float] = []  # what the best merge of a pool keeps for which no merge is recommended
+    refused: list[float] = []
     for family, pool in dict.fromkeys((row["family"], row["pool"]) for row in rows):
         same = [row for row in rows if (row["family"], row["pool"]) == (family, pool)]
-        values = {arm: _mean(row["scores"][arm]["kept"] for row in same) for arm in found["grid"]}
+        values = {arm: _mean(row["scores"][arm]["kept"] for row in same) for arm in grid}
         best = max(values, key=lambda arm: values[arm])
-        advised = [pools_figure.advised(row, found["grid"]) for row in same]
+        advised = [pools_figure.advised(row, grid) for row in same]
         scored = [row["scores"][name]["kept"] for row, name in zip(same, advised, strict=True) if name]
         if family == "llama" and not scored:
             refused.append(max(values.values()))
@@ -61,28 +88,11 @@ def pools_block(found: dict[str, Any]) -> str:
                 _range(norms, 100, ".2g"),
                 ", ".join(dict.fromkeys(name or "no merge" for name in advised)),
                 points(_mean(scored)) if scored else "",
-                *(points(values[arm]) for arm in ("average", "sum", "sum, auto", "tsv", "tsv, auto", "ties")),
+                *(points(values[arm]) for arm in ARMS),
                 f"{points(values[best])} ({best})",
             ]
         )
-    heads = [
-        "pool",
-        "RV",
-        "norm, %",
-        "advice",
-        "kept",
-        "average",
-        "sum",
-        "sum, auto",
-        "tsv",
-        "tsv, auto",
-        "ties",
-        "best of the grid",
-    ]
-    picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
-    return "\n\n".join(
-        [picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found, refused)]
-    )
+    return lines, refused
 
 
 @block("advice-pools", ADVICE)

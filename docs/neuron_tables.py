@@ -1,14 +1,15 @@
-"""The tables of docs/neurons.md: functions, masking and ablations of the starter base, and skills moved in part."""
+"""The tables of docs/neurons.md and docs/neurons-ablation.md: functions, masking and ablations of the starter base."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cells import block, cite, interval, points, signed, table
+from cells import block, cite, points, table
+from neuron_set_tables import BRICKS, together
 
 from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionRow
@@ -21,7 +22,6 @@ SPLIT = "benchmarks/results/split-ffn.json"
 FEATURES = "benchmarks/results/features.json"
 NULLS = "benchmarks/results/neuron-nulls.json"
 OVERHEAD = "benchmarks/results/analyze.json"
-TRANSPLANT = "benchmarks/results/transplant.json"
 PUBLISHED = {"rows": "6 of 7 (Llama-3-8B), 7 of 7 (Mistral-7B)", "coupling": "0.08, 0.06"}
 
 
@@ -228,57 +228,18 @@ def claims_block(found: dict[str, Any]) -> str:
             f"with three quarters of the experts, the loss rises by {_rise(oracle['cmoe'])}, random groups {_rise(oracle['random'])}",
         ),
     ]
+    both, each, gap = together(json.loads((PROJECT / BRICKS).read_text("utf-8")))
+    claims.append(
+        (
+            "two sets switched off harm their functions as much as each alone does, added (tested here)",
+            abs(both / each - 1) <= 0.1,
+            f"{both:.2f} and {each:.2f} nats a token, difference {gap}",
+        )
+    )
     words = {True: "holds", False: "does not", None: "cannot be told"}
     rows = [[claim, words[holds], seen] for claim, holds, seen in claims]
-    note = f"95 % intervals over tasks. Experts: {cite(split, SPLIT)} All others: "
+    note = f"95 % intervals over tasks. Experts: {cite(split, SPLIT)} Two sets: [neuron-bricks.json](../{BRICKS}). All others: "
     return table(["claim", "here", "measured"], rows, left=3) + "\n\n" + note
-
-
-@block("neurons-transplant", TRANSPLANT)
-def transplant_block(found: dict[str, Any]) -> str:
-    """Scores of skills moved in part, and their differences to random choices of the same share."""
-    skills, rows = found["skills"], found["rows"]
-    places = list(dict.fromkeys((row["share"], row["way"]) for row in rows))
-    order = sorted(
-        places, key=lambda place: (place[1] not in ("base", "whole", "attention"), place[1] == "mask of all", place[0] or 0)
-    )
-    cells = {
-        place: {s: [r for r in rows if r["skill"] == s and (r["share"], r["way"]) == place] for s in skills} for place in places
-    }
-    ends = {way: {s: cells[None, way][s][0]["value"] for s in skills} for way in ("base", "whole")}
-    scores, against = [], []
-    for share, way in order:
-        of = cells[share, way]
-        scored = {s: sum(r["value"] for r in of[s]) / len(of[s]) for s in skills}
-        kept = sum((scored[s] - ends["base"][s]) / (ends["whole"][s] - ends["base"][s]) for s in skills) / len(skills)
-        moved = of[skills[0]][0]["moved"]
-        start = [way, "" if share is None or way == "mask of all" else f"{100 * share:g} %", f"{points(moved)} %"]
-        scores.append([*start, *(_moved_score(of[s]) for s in skills), points(kept)])
-        if all("against_random" in of[s][0] for s in skills):
-            against.append([way, start[1], *(_gap(of[s][0]["against_random"]) for s in skills)])
-    heads = ["moved", "of the feed-forward delta", "of all", *skills, "kept"]
-    first = table(heads, scores, left=1)
-    second = table(["moved", "of the feed-forward delta", *skills], against, left=1)
-    note = (
-        f"First table: exact match in percent on {rows[0]['n']} items with 95 % intervals; * marks scores whose paired difference to the whole "
-        "brick includes 0. Of all: share of the delta's elements that are moved, to which the attention's delta belongs as a whole. Kept: share of what "
-        f"the whole brick gains over the base, mean over skills. Second table: paired differences to a random mask of the same share, in points, with 95 % "
-        "intervals. "
-    )
-    other = f"{found['note']} " if found.get("note") else ""
-    return "\n\n".join([first, second, f"{note}{other}"])
-
-
-def _moved_score(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return one score with its interval."""
-    (row,) = rows
-    gap = row.get("against_whole")
-    return interval(row) + (" *" if gap and gap["low"] <= 0 <= gap["high"] else "")
-
-
-def _gap(difference: Mapping[str, Any]) -> str:
-    """Return a paired difference in points with its interval."""
-    return f"{signed(difference['diff'])} [{signed(difference['low'])}, {signed(difference['high'])}]"
 
 
 @block("neurons-time", NEURONS)

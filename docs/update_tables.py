@@ -122,6 +122,12 @@ def everyday_block(found: dict[str, Any]) -> str:
     return _scorecard(found)
 
 
+@block("edit-gemma", "benchmarks/results/edit-gemma.json")
+def gemma_block(found: dict[str, Any]) -> str:
+    """Write the scores on another base."""
+    return _scorecard(found)
+
+
 def _scorecard(found: dict[str, Any]) -> str:
     """Scores of facts in adapters and neurons, marked where the paired difference from memit excludes 0, and CPU seconds a fact."""
     heads = {
