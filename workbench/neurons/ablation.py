@@ -19,8 +19,6 @@ from workbench.results import Number, Part
 if TYPE_CHECKING:
     from torch import Tensor
 
-ITEMS = 3
-"""Held-out items of each task whose loss is measured. Intervals are over tasks, so that more items of the same tasks narrow them little."""
 MATCHED = 5
 """Random sets of equal activation that a function's own loss is compared with. One alone may hold a neuron on which everything depends."""
 FLIPPED, WRITTEN = 3, 8
@@ -66,7 +64,7 @@ def judged_items(texts: Labelled) -> list[Item]:
     Raises:
         WorkbenchError: If a function has none.
     """
-    items = some_of_each_task(texts.of("heldout"), ITEMS)
+    items = some_of_each_task(texts.of("heldout"))
     ItemGroups.of(items, texts.functions)
     return items
 

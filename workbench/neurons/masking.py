@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 RECORD = "sparsity.json"
 PERCENTS = (0.0, 30.0, 50.0, 60.0, 70.0, 80.0, 90.0)
-ITEMS = 2
-"""Held-out items of each task whose loss is measured. Intervals are over tasks."""
 ERROR = 0.2
 """Cumulative error of tail truncation that no layer may exceed."""
 TOLERANCE = 0.1
@@ -247,7 +245,7 @@ def analyze_sparsity(subject: NeuronSubject, texts: Labelled) -> SparsityResult:
     Raises:
         WorkbenchError: If no item has a token whose loss counts.
     """
-    items = some_of_each_task(texts.of("heldout"), ITEMS)
+    items = some_of_each_task(texts.of("heldout"))
     rows = subject.rows(items)
     masked = masked_losses(
         subject.model,

@@ -22,8 +22,6 @@ from workbench.results import Number, Part
 if TYPE_CHECKING:
     from torch import Tensor
 
-ITEMS = 2
-"""Texts of each task on which neurons are looked at."""
 EXAMPLES, BEFORE, AFTER = 6, 14, 5
 """Texts that a profile shows, and the tokens of each around the one that excites the neuron most."""
 WORDS = 8
@@ -163,7 +161,7 @@ def profile_neurons(
         chosen: The neurons.
         flipped: Function -> items that its set changes.
     """
-    items = some_of_each_task(texts.items, ITEMS)
+    items = some_of_each_task(texts.items)
     rows = subject.rows(items)
     places = [one.place for one in chosen]
     values, owners = _activations(subject, rows, places)

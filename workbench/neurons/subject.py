@@ -21,6 +21,8 @@ from workbench.run.teaching import live_session
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PER_TASK = 2
+"""Texts of each task on which losses are measured and neurons looked at. Intervals are over tasks, so that more texts of the same tasks narrow them little."""
 LONGEST = 512
 """Largest number of tokens of a text; longer texts lose their end."""
 
@@ -139,7 +141,7 @@ def open_neurons(model: NamedModel, device: torch.device, events: Events = no_ev
     return NeuronSubject(name, context.model, context.tokenizer, sites, current.config, digest, reference, resolved.cache, events)
 
 
-def some_of_each_task(items: Sequence[Item], count: int) -> list[Item]:
+def some_of_each_task(items: Sequence[Item], count: int = PER_TASK) -> list[Item]:
     """Return up to `count` items of each task, evenly spaced, in the order of the file."""
     tasks: dict[tuple[str, str], list[int]] = {}
     for number, item in enumerate(items):
