@@ -6,6 +6,7 @@ requests. How often it sends them to the base is measured by route_abstain.py.
 
 python benchmarks/route_accuracy.py
 python benchmarks/route_accuracy.py --only text    # measures one router again, and keeps the others of the results file
+python benchmarks/route_accuracy.py --base DIR --out FILE    # another base; `arrow`, which reads its bricks, is left out
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from workbench.route.deciding.hidden import ChatFrame, pooled, token_rows
 from workbench.steps import Prompts, RouteContext
 
 PROJECT = Path(__file__).resolve().parents[1]
+BASE = PROJECT / "bricks" / "starter" / "base"
 BRICKS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
 SAMPLES = 64
 # Router -> method, fields, and of how many prompts one is asked: routers that run whole passes for each prompt get fewer of them.
@@ -60,9 +62,7 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
         [Asked(row["prompt"], row["brick"]) for row in rows_of(f"evals/routing/{name}.jsonl")]
         for name in ("unseen", "development")
     )
-    template = [[{"role": "user", "content": asked.prompt}] for asked in paraphrases]
-    chat = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in template]
-    return {
+    found = {
         "test items": test,
         "unseen templates": paraphrases,
         "lower case": [Asked(asked.prompt.lower(), asked.brick) for asked in half],
@@ -70,12 +70,17 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
         "unseen, greeting": [
             Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(paraphrases)
         ],
-        "unseen, chat template": [
-            Asked(ChatFrame.of(tokenizer).message(text), asked.brick) for text, asked in zip(chat, paraphrases, strict=True)
-        ],
         "development templates": looked_at,
         "two requests": [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/two-requests.jsonl")],
     }
+    if tokenizer.chat_template:
+        template = [[{"role": "user", "content": asked.prompt}] for asked in paraphrases]
+        chat = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in template]
+        frame = ChatFrame.of(tokenizer)
+        found["unseen, chat template"] = [
+            Asked(frame.message(text), asked.brick) for text, asked in zip(chat, paraphrases, strict=True)
+        ]
+    return found
 
 
 def accuracy(model: Any, tokenizer: Any, names: Sequence[str], found: dict[str, Any], keep: Callable[[], None]) -> None:
@@ -116,24 +121,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results file."""
     parser = parser_of(__doc__, "route-accuracy")
     parser.add_argument("--only", nargs="*", choices=list(ROUTERS), help="measure these routers again")
+    parser.add_argument("--base", type=Path, default=BASE, help="folder of the model")
     options = parser.parse_args(arguments)
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    base = PROJECT / "bricks" / "starter" / "base"
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    tokenizer = load_tokenizer(base)
+    model = AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(options.base)
     before = json.loads(options.out.read_text("utf-8")) if options.only else {}
     routers: dict[str, Any] = {label: before["routers"][label] for label in ROUTERS if label in before.get("routers", {})}
     every = {label: every for label, (_, _, every) in ROUTERS.items()}
-    document = {"bricks": list(BRICKS), "samples": SAMPLES, "every": every, "routers": routers}
+    other = {} if options.base == BASE else {"base": options.base.name}
+    document = {**other, "bricks": list(BRICKS), "samples": SAMPLES, "every": every, "routers": routers}
 
     def write() -> None:
         write_results(options.out, document)
         if options.only:
             keep_head(options.out, before, options.only)
 
-    accuracy(model, tokenizer, options.only or list(ROUTERS), routers, write)
+    readable = [name for name in ROUTERS if not other or name != "arrow"]
+    accuracy(model, tokenizer, options.only or readable, routers, write)
 
 
 if __name__ == "__main__":
