@@ -19,6 +19,8 @@ from workbench.results import Number, Part
 if TYPE_CHECKING:
     from torch import Tensor
 
+ITEMS = 3
+"""Held-out items of each task whose loss is measured. With two, the intervals were a third wider, over tasks though they are."""
 MATCHED = 5
 """Random sets of equal activation that a function's own loss is compared with. One alone may hold a neuron on which everything depends."""
 FLIPPED, WRITTEN = 3, 8
@@ -64,7 +66,7 @@ def judged_items(texts: Labelled) -> list[Item]:
     Raises:
         WorkbenchError: If a function has none.
     """
-    items = some_of_each_task(texts.of("heldout"))
+    items = some_of_each_task(texts.of("heldout"), ITEMS)
     ItemGroups.of(items, texts.functions)
     return items
 
