@@ -19,6 +19,16 @@ ROLES = "benchmarks/results/roles.json"
 @block("route_accuracy", ROUTING)
 def accuracy_block(found: dict[str, Any]) -> str:
     """Share of prompts whose brick has the highest score, for each router and set."""
+    return _accuracy(found)
+
+
+@block("route-accuracy-gemma", "benchmarks/results/route-accuracy-gemma.json")
+def gemma_block(found: dict[str, Any]) -> str:
+    """Write the same on another base."""
+    return _accuracy(found)
+
+
+def _accuracy(found: dict[str, Any]) -> str:
     names = [row["set"] for row in _rows(found, "ridge") if "right_score" in row]
     lines = []
     for router in found["routers"]:
@@ -30,9 +40,10 @@ def accuracy_block(found: dict[str, Any]) -> str:
         for router, every in found["every"].items()
         if every > 1 and router in found["routers"]
     ]
+    place = f" on {found['base']}" if "base" in found else ""
     note = (
         f"Percent of prompts whose brick, or one that it is tied with, has the highest score, before any prompt goes to the base; "
-        f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks. {'; '.join(fewer)}{'. ' * bool(fewer)}"
+        f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks{place}. {'; '.join(fewer)}{'. ' * bool(fewer)}"
     )
     heads = ["router", *(f"{name} (n = {counts[name]})" for name in names)]
     return "\n\n".join([table(heads, lines, left=1), note])
