@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from workbench import Neurons
 from workbench.activations.labelled import Item, Labelled, folder_name, read_labelled
 from workbench.activations.losses import losses
-from workbench.activations.sets import NeuronSet, read_set, write_set
+from workbench.activations.sets import read_set, write_set
 from workbench.facts.facts import joined
 from workbench.neurons.controls import matched_set
 from workbench.neurons.subject import NeuronSubject, open_neurons, some_of_each_task
@@ -59,9 +59,20 @@ WAYS: dict[str, tuple[float, ...]] = {
 }
 """Way -> its strengths. An adapter's changes to 5 % of the neurons are small, and larger strengths need no more data."""
 SETTINGS = {
-    "base": str(BASE), "data": "train.jsonl", "method": "lora", "rank": 4, "alpha": 8, "target_modules": "all-linear", "learning_rate": 1e-3,
-    "steps": 40, "batch_size": 8, "warmup": 5, "schedule": "cosine", "seed": 0, "save_every": 0,
-}  # fmt: skip
+    "base": str(BASE),
+    "data": "train.jsonl",
+    "method": "lora",
+    "rank": 4,
+    "alpha": 8,
+    "target_modules": "all-linear",
+    "learning_rate": 1e-3,
+    "steps": 40,
+    "batch_size": 8,
+    "warmup": 5,
+    "schedule": "cosine",
+    "seed": 0,
+    "save_every": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -115,10 +126,9 @@ class World:
         if not random.is_dir():
             scores = load_file(analyzed / "functions.safetensors")
             means = [scores[f"mean_abs.{site.layer}"].mean(0) for site in self.subject.sites]
-            like: NeuronSet = read_set(chosen)
             generator = torch.Generator().manual_seed(self.texts.functions.index(function))
-            drawn = matched_set(f"random {function}", self.subject.sites, like, means, generator)
-            write_set(random, replace(drawn, base=like.base))
+            drawn = matched_set(f"random {function}", self.subject.sites, read_set(chosen), means, generator)
+            write_set(random, drawn)
         return {"set": chosen, "random": random}
 
     def steps(self, function: str) -> Iterator[tuple[str, float, dict[str, Any]]]:

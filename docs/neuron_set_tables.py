@@ -34,7 +34,7 @@ ADDED = {
 
 @block("neuron-bricks", BRICKS)
 def bricks_block(found: dict[str, Any]) -> str:
-    """What other functions lose when a function is unlearned to an equal rise of its own loss, with a set of neurons and with adapters."""
+    """Write what other functions lose when a function is unlearned to an equal rise of its own loss, with a set of neurons and with adapters."""
     rows = found["functions"]
     adapter = [unlearning(found["before"], row, "subtracted") for row in rows]
     lines = []
@@ -76,11 +76,12 @@ def unlearning(before: Mapping[str, float], row: Mapping[str, Any], way: str) ->
     raise ValueError(f"{way}: no strength raises the loss of '{name}' by {RISE} nats")
 
 
-def together(found: Mapping[str, Any]) -> tuple[float, float, str]:
+def together(found: Mapping[str, Any]) -> tuple[float, float, tuple[float, float, float]]:
     """Return what two sets do to the losses of their functions.
 
     Returns:
-        The mean rise with both switched off, the mean sum of the rises by each alone, in nats a token, and their difference with its interval.
+        The mean rise with both switched off, the mean sum of the rises by each alone, in nats a token, and the mean and ends of
+        their difference, with 95 % over functions.
     """
     alone = {row["function"]: row["losses"]["scaled"]["1.0"] for row in found["functions"]}
     rises: dict[str, list[tuple[float, float]]] = {name: [] for name in alone}
@@ -89,7 +90,7 @@ def together(found: Mapping[str, Any]) -> tuple[float, float, str]:
             before = found["before"][name]
             rises[name].append((pair["losses"][name] - before, sum(alone[one][name] - before for one in pair["functions"])))
     both, each = np.array([np.mean(of, axis=0) for of in rises.values()]).T
-    return float(both.mean()), float(each.mean()), _spread(both - each)
+    return float(both.mean()), float(each.mean()), _mean_ends(both - each)
 
 
 def _added(found: Mapping[str, Any]) -> list[list[str]]:
@@ -117,9 +118,18 @@ def _bricks_note(found: Mapping[str, Any]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Return the mean of some values with its 95 % t interval."""
+    return spread(*_mean_ends(values))
+
+
+def spread(mean: float, low: float, high: float) -> str:
+    """Return a number of nats with its interval."""
+    return f"{_nats(mean)} [{_nats(low)}, {_nats(high)}]"
+
+
+def _mean_ends(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of some values with the ends of its 95 % t interval."""
     mean, half = float(np.mean(values)), upper_t(0.025, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return f"{_nats(mean)} [{_nats(mean - half)}, {_nats(mean + half)}]"
+    return mean, mean - half, mean + half
 
 
 def _nats(value: float) -> str:

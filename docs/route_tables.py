@@ -16,19 +16,8 @@ BESIDE = "benchmarks/results/merge-or-route.json"
 ROLES = "benchmarks/results/roles.json"
 
 
-@block("route_accuracy", ROUTING)
-def accuracy_block(found: dict[str, Any]) -> str:
-    """Share of prompts whose brick has the highest score, for each router and set."""
-    return _accuracy(found)
-
-
-@block("route-accuracy-gemma", "benchmarks/results/route-accuracy-gemma.json")
-def gemma_block(found: dict[str, Any]) -> str:
-    """Write the same on another base."""
-    return _accuracy(found)
-
-
 def _accuracy(found: dict[str, Any]) -> str:
+    """Share of prompts whose brick has the highest score, for each router and set."""
     names = [row["set"] for row in _rows(found, "ridge") if "right_score" in row]
     lines = []
     for router in found["routers"]:
@@ -47,6 +36,10 @@ def _accuracy(found: dict[str, Any]) -> str:
     )
     heads = ["router", *(f"{name} (n = {counts[name]})" for name in names)]
     return "\n\n".join([table(heads, lines, left=1), note])
+
+
+block("route_accuracy", ROUTING)(_accuracy)
+block("route-accuracy-gemma", ROUTING.replace(".json", "-gemma.json"))(_accuracy)
 
 
 @block("route_abstain", ABSTAIN)

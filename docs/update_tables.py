@@ -12,7 +12,6 @@ STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
 SEQUENCE = "benchmarks/results/edit-sequence.json"
 STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
-SCORECARD = "benchmarks/results/edit-scorecard.json"
 SETS = {"everyday-held": "everyday", "counterfact_1000": "CounterFact"}
 """Files of facts -> what their facts are called."""
 STARTER = "bricks/starter/base"
@@ -110,24 +109,6 @@ def forgetting_block(found: dict[str, Any]) -> str:
     return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note}"
 
 
-@block("edit-scorecard", SCORECARD)
-def scorecard_block(found: dict[str, Any]) -> str:
-    """Write the scores of all ways on CounterFact."""
-    return _scorecard(found)
-
-
-@block("edit-everyday", "benchmarks/results/edit-everyday.json")
-def everyday_block(found: dict[str, Any]) -> str:
-    """Write the scores on facts of everyday kinds."""
-    return _scorecard(found)
-
-
-@block("edit-gemma", "benchmarks/results/edit-gemma.json")
-def gemma_block(found: dict[str, Any]) -> str:
-    """Write the scores on another base."""
-    return _scorecard(found)
-
-
 def _scorecard(found: dict[str, Any]) -> str:
     """Scores of facts in adapters and neurons, marked where the paired difference from memit excludes 0, and CPU seconds a fact."""
     heads = {
@@ -160,6 +141,10 @@ def _scorecard(found: dict[str, Any]) -> str:
         f"from memit whose interval excludes 0. Perplexity: change for other text in percent. ΔW: largest change of a matrix in percent of its norm. What an earlier row has solved is taken from the cache. "
     )
     return table(["arm", *(heads[task] for task in tasks), "perplexity", "ΔW", "CPU s a fact"], lines, left=1) + "\n\n" + note
+
+
+for _name in ("edit-scorecard", "edit-everyday", "edit-gemma"):  # CounterFact, everyday facts, another base
+    block(_name, f"benchmarks/results/{_name}.json")(_scorecard)
 
 
 def _drawn(found: Mapping[str, Any]) -> str:

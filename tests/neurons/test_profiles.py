@@ -164,7 +164,7 @@ def test_items_that_lose_most_are_continued_with_and_without_the_set(subject: Ne
 
 
 def test_random_sets_are_measured_on_the_function_s_own_items(subject: NeuronSubject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the function's own set in the place of each draw, every draw is the set's own change; the first is that of the matrix."""
+    """Every draw changes as much as the set itself if the set takes its place; the first is that of the matrix."""
     items, few = list(texts().items), [torch.tensor([2 * n, 2 * n + 1]) for n in range(len(subject.sites))]
     sets = {name: set_of(name, subject.sites, [index + first for index in few]) for first, name in enumerate(("f0", "f1"))}
     means = [torch.rand(site.units, generator=torch.Generator().manual_seed(n)) for n, site in enumerate(subject.sites)]

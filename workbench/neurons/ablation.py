@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ITEMS = 3
-"""Held-out items of each task whose loss is measured. With two, the intervals were a third wider, over tasks though they are."""
+"""Held-out items of each task whose loss is measured. With two, the intervals over tasks were a third wider."""
 MATCHED = 5
 """Random sets of equal activation that a function's own loss is compared with. One alone may hold a neuron on which everything depends."""
 FLIPPED, WRITTEN = 3, 8

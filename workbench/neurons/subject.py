@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PER_TASK = 2
-"""Texts of each task on which a measurement that is an option measures losses, and neurons are looked at."""
+"""Texts of each task on which neurons are looked at, and on which masking costs are measured."""
 LONGEST = 512
 """Largest number of tokens of a text; longer texts lose their end."""
 
