@@ -228,12 +228,14 @@ def claims_block(found: dict[str, Any]) -> str:
             f"with three quarters of the experts, the loss rises by {_rise(oracle['cmoe'])}, random groups {_rise(oracle['random'])}",
         ),
     ]
-    both, each, (gap, low, high) = together(json.loads((PROJECT / BRICKS).read_text("utf-8")))
+    both, each, gap = together(json.loads((PROJECT / BRICKS).read_text("utf-8")))
+    edge, (_, lowest, highest) = 0.1 * each, gap
+    within = True if max(-lowest, highest) <= edge else False if lowest > edge or highest < -edge else None
     claims.append(
         (
             "two sets switched off harm their functions as much as each alone does, added (tested here)",
-            True if max(-low, high) <= 0.1 * each else None if low <= 0.1 * each and high >= -0.1 * each else False,
-            f"{both:.2f} and {each:.2f} nats a token, difference {spread(gap, low, high)}",
+            within,
+            f"{both:.2f} and {each:.2f} nats a token, difference {spread(*gap)}",
         )
     )
     words = {True: "holds", False: "does not", None: "cannot be told"}
