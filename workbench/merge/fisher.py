@@ -64,6 +64,7 @@ class Fisher(Calibrated):
                 found = information(context, brick, rows)
                 free_models(context.base.weights)  # the file is assembled in memory
                 _save(found, file)
+                del found  # the next brick's model is built before its own is assigned
             diagonals[brick] = Diagonal.of(file)
             record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(diagonals[brick].names)}
         return Measured(diagonals, {"calibration": record})

@@ -189,7 +189,9 @@ def _measured(context: StepContext, step: MergeMethod, bricks: StepBricks) -> Me
     if step.laws.needs == "tensor":
         return Measured(None)
     with one_thread():
-        return step.measure(measuring_context(context, bricks))
+        measured = step.measure(measuring_context(context, bricks))
+    free_models(context.resolved.base.weights)  # the tensors are merged without them
+    return measured
 
 
 def measuring_context(context: StepContext, bricks: StepBricks) -> MergeContext:
