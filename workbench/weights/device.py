@@ -246,8 +246,8 @@ _SMALL = 16 * 2**20
 def free_models(weights: Weights) -> None:
     """Free models of this size that only reference cycles keep alive, and return their memory to the system.
 
-    A live model and a merge, one after the other, then need the larger of both, not their sum. Small ones wait for Python's own collection: scanning all objects takes 0.2 s once transformers is imported, longer than such a
-    model is used.
+    A merge after a live model then needs the larger of both, not their sum. Small models wait for Python's own collection: scanning
+    all objects takes 0.2 s once transformers is imported, longer than such a model is used.
     """
     if sum(spec.nbytes for spec in weights.specs.values()) > _SMALL:
         gc.collect()
