@@ -42,7 +42,7 @@ from workbench.edit.closed_form.values import values
 from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts
 from workbench.facts.facts import Fact, write_facts
-from workbench.files import json_digest
+from workbench.ground.files import json_digest
 from workbench.recipe.methods import method
 from workbench.steps import MethodContext
 

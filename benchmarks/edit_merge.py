@@ -104,7 +104,7 @@ class Bench:
 
     def solved(self, method: str) -> tuple[Path, dict[str, Any]]:
         """Return the folder of a method's edit brick on the base, and its record."""
-        from workbench.yamldoc import scalar
+        from workbench.ground.yamldoc import scalar
 
         fields = {key: scalar(value) for key, _, value in (setting.partition("=") for setting in self.options.settings)}
         skip = {} if method == "finetune" else {"unconverged": "skip"}

@@ -147,7 +147,7 @@ def recipes(project: Path, options: argparse.Namespace, number: int) -> dict[str
 
 def _set(options: argparse.Namespace, row: str) -> dict[str, Any]:
     """Return the fields of a row's step that --set gives."""
-    from workbench.yamldoc import scalar
+    from workbench.ground.yamldoc import scalar
 
     pairs = (setting.partition("=") for setting in options.settings)
     return {key.removeprefix(f"{row}."): scalar(value) for key, _, value in pairs if key.startswith(f"{row}.")}

@@ -17,11 +17,11 @@ import yaml
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.edit.places.parts import Parts
-from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
-from workbench.events import Event
 from workbench.facts.conflicts import import_facts
 from workbench.facts.facts import Fact, write_facts
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Event
 from workbench.models.live import compute, live_model
 from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest, read_memo, write_memo
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, read_memo, write_memo
+from workbench.ground.lazy import no_grad, torch
 from workbench.merge.measuring.calibration import Calibrated, check_weights
 from workbench.models.layout import Layout, Model
 from workbench.models.texts import TextRow, side_by_side

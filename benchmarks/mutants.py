@@ -51,7 +51,7 @@ ROOMS = {
     "edit/closed_form": "edit",
     "scores": "scores compare evaluate/test_groups.py evaluate/test_score_integrity.py evaluate/test_bad_suites.py evaluate/test_evaluate.py",
     "compare": "compare scores report/test_fact_report.py",
-    "identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
+    "ground/identity.py": "resolve weights run/test_inputs_change.py run/test_seal.py",
     "resolve": "resolve run recipe adapters vocabulary upkeep/test_rebase.py bricks/test_neuron_bricks.py bricks/test_origin.py grow/test_stack_sources.py",
     "run": "run resolve recipe adapters cli/test_chat.py edit/test_edit_end.py edit/test_edit_plan.py edit/test_edit_steps.py edit/test_memories.py "
     "edit/test_memory_versions.py edit/test_scale_neurons.py edit/test_sequence.py edit/test_steer.py edit/test_stream_runs.py fuse/test_fuse.py "

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from workbench.tables import markdown_rows
+from workbench.ground.tables import markdown_rows
 
 MISSING = "Not measured yet."
 SIGNS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from cells import block, table
 
-from workbench.tables import csv_text
+from workbench.ground.tables import csv_text
 
 FAMILIES = "benchmarks/results/families.json"
 COLUMNS = {

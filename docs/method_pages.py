@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from workbench.ground.tables import markdown_rows
 from workbench.recipe.describe import FieldDescription, describe, fields_of, summary
 from workbench.recipe.methods import methods
 from workbench.recipe.schema import recipe_model, recipe_schema
 from workbench.steps import Laws, Step
-from workbench.tables import markdown_rows
 
 _NEEDS = {
     "texts": "calibration texts, run through each brick's model one decoder layer at a time",

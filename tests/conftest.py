@@ -36,7 +36,7 @@ from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
-from workbench import identity
+from workbench.ground import identity
 
 sys.dont_write_bytecode = False
 gc.set_threshold(20_000, 10, 10)  # as in `workbench.__main__`

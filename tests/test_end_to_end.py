@@ -14,7 +14,7 @@ from worlds.project import Project
 from worlds.suites import clustered_suite
 
 from workbench.cli import app
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 RECIPE = """
 bricks: {one: bricks/one, two: bricks/two}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.files import scratch_beside, write_text
+from workbench.ground.files import scratch_beside, write_text
 
 
 def test_a_scratch_folder_goes_and_takes_what_killed_processes_left(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from typer.testing import CliRunner, Result
 
 from worlds.jsonl import write_jsonl
 
-from workbench import http
 from workbench.cli import app
-from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import WrittenCheckpoint, _check_server
+from workbench.ground import http
+from workbench.ground.errors import WorkbenchError
 from workbench.ship.expected import KEY
 
 SECRET = "sk-secretsecret"

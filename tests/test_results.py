@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import WorkbenchError
-from workbench.results import Measured, Number, OpenPart, Part, Result, absent
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.results import Measured, Number, OpenPart, Part, Result, absent
 
 
 class Row(Part):

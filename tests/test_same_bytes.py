@@ -26,7 +26,7 @@ from worlds.project import CPU, Project
 from workbench.evaluate import score
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import plans, suites_of
-from workbench.manifest import MANIFEST
+from workbench.ground.manifest import MANIFEST
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import configuration_digest, materialize
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
     from workbench.api.neurons import Neurons
-    from workbench.errors import WorkbenchError
+    from workbench.ground.errors import WorkbenchError
 
 __all__ = ["LoadedRecipe", "Neurons", "WorkbenchError", "load", "load_recipe", "load_tokenizer"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return Neurons
     if name == "WorkbenchError":
-        from workbench.errors import WorkbenchError
+        from workbench.ground.errors import WorkbenchError
 
         return WorkbenchError
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")

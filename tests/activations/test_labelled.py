@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from workbench.activations.labelled import item_rows, read_labelled
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -15,7 +15,7 @@ from worlds.tiny import live
 
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import cross_entropies, loss_batches, losses
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 
 def alone(model: Any, row: ItemRow, first: int = 1) -> float:

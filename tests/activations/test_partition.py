@@ -32,7 +32,7 @@ from workbench.activations.partition import (
 )
 from workbench.activations.selectors import centroids, dense_difference, oracle, selecting
 from workbench.activations.sites import find_sites
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.sparsity import token_sample
 
 ROWS = random_rows([12] * 8)

@@ -17,7 +17,7 @@ from worlds.tiny import VOCABULARY
 
 from workbench.activations.sets import NeuronAxis, neuron_axes, set_masks, unit_counts
 from workbench.activations.sites import find_sites, scaling
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.weights.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from worlds.tiny import edit_json
 
 from workbench.activations.sets import RECORD, TENSORS, NeuronSet, read_set, write_set
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from worlds.project import CPU
 from worlds.tiny import edit_json, tensors_of
 
 from workbench.adapters.bind import bind
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.live import compute, live_model
 from workbench.run.compose import compose
 

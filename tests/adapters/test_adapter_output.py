@@ -17,8 +17,8 @@ from worlds.project import CPU, Project
 from worlds.tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
 
 from workbench.adapters.read import CONFIG, WEIGHTS
-from workbench.errors import WorkbenchError
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.manifest import MANIFEST
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.device import Work

@@ -17,7 +17,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, edit_json, save_adapter, save_finetuned, save_tokenizer, tensors_of
 
 from workbench.adapters.bind import bind
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.live import compute, live_model
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve

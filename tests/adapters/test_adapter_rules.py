@@ -21,7 +21,7 @@ from worlds.tiny import edit_json, live, save_adapter, tensors_of
 from workbench.adapters.bind import bind
 from workbench.adapters.linear import linear_bytes, linear_factors, not_linear, ranks_of
 from workbench.adapters.read import Adapter
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.route.mixing.kernel import Mix, Mixer
 from workbench.weights.checkpoint import Checkpoint

@@ -18,7 +18,7 @@ from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.keys import unties
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.architecture import disk_weight, live_module
 from workbench.models.layout import Model
 from workbench.weights.checkpoint import Checkpoint, read_config

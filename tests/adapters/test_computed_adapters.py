@@ -19,7 +19,7 @@ from worlds.tiny import edit_json, tensors_of
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.run.plan import plan
 from workbench.weights.checkpoint import Checkpoint, read_config

@@ -19,7 +19,7 @@ from worlds.tiny import edit_json, live, save_adapter
 from workbench.adapters.bind import bind
 from workbench.adapters.linear import FAMILIES, gguf_places, write_gguf
 from workbench.adapters.read import Adapter
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.layout import Model
 
 HEADS = {"attn_q": 4, "attn_k": 2}

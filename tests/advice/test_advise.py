@@ -16,11 +16,11 @@ from worlds.project import Project
 from worlds.suites import clustered_suite
 from worlds.tiny import baked, edit_json, save_adapter, save_model, tensors_of
 
-from workbench import yamldoc
 from workbench.advice import pools
 from workbench.advice.evidence import scored_before
 from workbench.api.naming import load_named
 from workbench.api.scoring import compare
+from workbench.ground import yamldoc
 from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 

@@ -19,9 +19,9 @@ from worlds.project import Project
 
 from workbench.advice import fact_wordings
 from workbench.advice.fact_wordings import REJECTED, WORDINGS, WordingCheck, require_encoder
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact, fact_of
 from workbench.facts.questions import INVERSES, RELATIONS
+from workbench.ground.errors import WorkbenchError
 
 
 class Words:

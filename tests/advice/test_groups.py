@@ -14,13 +14,13 @@ from worlds.commands import call, document, refused
 from worlds.project import Project
 from worlds.tiny import baked, live
 
-from workbench import yamldoc
 from workbench.advice import pools, proposal
 from workbench.advice.evidence import Candidate, RoutePrice
 from workbench.advice.groups import grouped
 from workbench.advice.pools import Pair, Shared
 from workbench.advice.proposal import Proposal
 from workbench.api import loading
+from workbench.ground import yamldoc
 from workbench.models.prompts import load_tokenizer
 
 

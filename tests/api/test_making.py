@@ -21,8 +21,8 @@ from workbench.api.subjects import Request, open_subjects
 from workbench.cli import app
 from workbench.compare.advice import CANDIDATES
 from workbench.compare.making import commands
-from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
+from workbench.ground.errors import WorkbenchError
 from workbench.models.live import compute
 from workbench.run.compose import compose
 from workbench.run.materialize import configuration_digest

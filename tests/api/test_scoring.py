@@ -15,7 +15,7 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out, searched
 
 from workbench import api
-from workbench.errors import UsageError, WorkbenchError
+from workbench.ground.errors import UsageError, WorkbenchError
 
 AVERAGE = RECIPE.replace("merge: ties, density: 0.5, lambda: 1.0", "merge: average")
 HALF = RECIPE.replace("lambda: 1.0", "lambda: 0.5")

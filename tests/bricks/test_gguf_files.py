@@ -19,7 +19,7 @@ from worlds.tiny import VOCABULARY, randomize_vectors, save_finetuned, save_toke
 
 from workbench.bricks.gguf_files import _divisor
 from workbench.bricks.locate import resolve_base
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.weights.packed import LINK, RECORD
 from workbench.weights.specs import load

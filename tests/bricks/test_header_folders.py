@@ -18,7 +18,7 @@ from workbench.adapters.read import Adapter
 from workbench.bricks import header_folders
 from workbench.bricks.header_folders import Download, space_problems
 from workbench.bricks.hub import HEADERS
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, fingerprint
 from workbench.weights.header import HeadersOnlyError, read_header

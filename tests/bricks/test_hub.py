@@ -16,8 +16,8 @@ from worlds.packed_models import save_fp8
 from worlds.project import Project
 from worlds.tiny import edit_json, files_of, save_adapter, tensors_of
 
-from workbench.errors import WorkbenchError
-from workbench.things import INDEX
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.things import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = "base: org/tiny@main\nbricks: {one: org/lora}\nsteps: [{merge: task_arithmetic}]\n"

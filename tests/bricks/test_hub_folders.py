@@ -18,9 +18,9 @@ from worlds.hub_layouts import Tensors, live_model, save_hub, save_native
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.things import INDEX, SINGLE
 from workbench.run.materialize import materialize
-from workbench.things import INDEX, SINGLE
 
 ONE = "bricks: {one: one}\nsteps: [{merge: task_arithmetic}]\n"
 

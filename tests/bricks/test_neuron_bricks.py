@@ -14,7 +14,7 @@ from worlds.tiny import edit_json
 
 from workbench.bricks.card import Axes, BaseRecord, axes_of, read_card
 from workbench.bricks.neuron_sets import neuron_brick, write_neuron_brick
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 
 @pytest.fixture

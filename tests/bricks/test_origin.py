@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.plan import plan
 
 SHOWN = "nothing shows that it was made on base"

@@ -18,13 +18,14 @@ from worlds.effort import cpu_limit
 from worlds.project import Project
 from worlds.tiny import edit_json
 
-from workbench import jsondoc
 from workbench.adapters.read import Patterns
 from workbench.bricks.card import read_licence, read_title
 from workbench.cli import app
 from workbench.cli._output import Terminal
-from workbench.errors import WorkbenchError, nearest, printable
-from workbench.files import read_json, read_memo, write_json
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError, nearest, printable
+from workbench.ground.files import read_json, read_memo, write_json
+from workbench.ground.tables import as_markdown, prose
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.card import model_card
@@ -32,7 +33,6 @@ from workbench.run.directory import RunDirectory, list_runs
 from workbench.scores.tasks import task_index
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
-from workbench.tables import as_markdown, prose
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import read_header
 

@@ -20,7 +20,7 @@ from worlds.project import Project
 from worlds.suites import mini_suite
 
 from workbench.cli import app
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 
 GOOD = """

@@ -16,9 +16,9 @@ from worlds.places import PROJECT
 from worlds.project import Project
 from worlds.tiny import edit_json
 
-from workbench import errors
 from workbench.__main__ import main
-from workbench.errors import GateFailedError, InvalidRecipeError, UsageError, WorkbenchError
+from workbench.ground import errors
+from workbench.ground.errors import GateFailedError, InvalidRecipeError, UsageError, WorkbenchError
 
 MIX = "bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n"
 # What is typed, the exit status, what the error says first.

@@ -24,9 +24,9 @@ from worlds.tiny import files_of
 
 from workbench.cli import _fail, app
 from workbench.cli._failures import explained, short_of_memory
-from workbench.errors import GateFailedError, WorkbenchError, size
-from workbench.files import atomic_write, write_text
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import GateFailedError, WorkbenchError, size
+from workbench.ground.files import atomic_write, write_text
+from workbench.ground.manifest import MANIFEST
 from workbench.run.directory import RunDirectory
 from workbench.weights.header import save_tensors
 

@@ -15,7 +15,7 @@ from worlds.search_world import lay_out, searched
 from worlds.suites import clustered_suite
 
 from workbench.cli import app
-from workbench.errors import TAKE_RUNS, WorkbenchError
+from workbench.ground.errors import TAKE_RUNS, WorkbenchError
 from workbench.recipe.recipe import load_recipe
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"

@@ -17,7 +17,7 @@ from worlds.project import Project
 
 from workbench.cli import app
 from workbench.cli.published import DOCUMENTS, pages, schema, schema_file
-from workbench.results import Part
+from workbench.ground.results import Part
 from workbench.steps.fields import field_docs
 
 KEYS = FIXTURES / "json_keys.json"

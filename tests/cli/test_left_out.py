@@ -16,8 +16,8 @@ from worlds.project import Project
 from worlds.suites import clustered_suite
 
 from workbench.cli import app
-from workbench.errors import LeftOut, WorkbenchError
 from workbench.evaluate.lineup import lineup
+from workbench.ground.errors import LeftOut, WorkbenchError
 from workbench.recipe.recipe import load_recipe
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"

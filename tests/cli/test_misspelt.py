@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import WorkbenchError
 from workbench.facts.published import read_all, read_facts
+from workbench.ground.errors import WorkbenchError
 from workbench.models.texts import read_texts
 from workbench.train.rows import read_replay
 

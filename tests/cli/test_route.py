@@ -11,7 +11,7 @@ from worlds.commands import call, document, refused
 from worlds.project import Project
 from worlds.routing import BUILT_IN, outside, prompts, requests, write_prompts
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.deciding.samples import COPIES
 
 RECIPE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: METHOD, calibration: 'calibration/{brick}.jsonl'}]\n"

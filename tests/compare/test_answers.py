@@ -18,7 +18,7 @@ from workbench.cli import app
 from workbench.compare.answers import paired_answers, picked, side_by_side
 from workbench.compare.compare import compare
 from workbench.compare.tables import suites_of, tables_of
-from workbench.files import bytes_digest
+from workbench.ground.files import bytes_digest
 from workbench.scores.store import Configuration, Scores, ScoreStore
 
 N = 12

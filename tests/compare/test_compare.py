@@ -14,7 +14,7 @@ from worlds.toy_scores import ADD, BASE, MERGE, SHARES, SORT, SUITE, digest_of_p
 
 from workbench.compare.compare import Comparison, compare
 from workbench.compare.warnings import tokenizer_warnings
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 

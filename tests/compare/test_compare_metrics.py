@@ -15,7 +15,7 @@ from worlds.report_page import render
 
 from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare.compare import Comparison, compare
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.report.numbers import unit_of
 from workbench.scores.paired import paired
 from workbench.scores.statistics import ratio

@@ -23,8 +23,8 @@ from worlds.places import PROJECT
 from worlds.project import CPU, Project
 from worlds.report_document import make_document
 
-from workbench import yamldoc
 from workbench.cli import app
+from workbench.ground import yamldoc
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema
 from workbench.scores.suite import Suite, load_suite

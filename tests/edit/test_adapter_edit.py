@@ -33,9 +33,9 @@ from workbench.edit.gradient.learning import (
 from workbench.edit.gradient.tuning import LowRankUpdate
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import packer
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.facts.published import read_facts
+from workbench.ground.errors import WorkbenchError
 from workbench.models.texts import TextRow
 from workbench.recipe.methods import methods
 from workbench.steps import Edit, EditMethod, MethodContext

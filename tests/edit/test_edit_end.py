@@ -12,8 +12,8 @@ from worlds.edit_steps import step
 from worlds.project import Project
 from worlds.tiny import live
 
-from workbench.errors import WorkbenchError
 from workbench.facts.published import read_facts
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.methods import methods
 
 

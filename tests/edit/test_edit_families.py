@@ -26,8 +26,8 @@ from workbench.edit.places import passes
 from workbench.edit.places.parts import Padded, Parts, padded, row_of
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, score
 from workbench.edit.ultraedit import UltraEdit
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
+from workbench.ground.errors import WorkbenchError
 from workbench.models.hooks import hooked
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose

@@ -144,7 +144,7 @@ def test_sequential_with_history_keeps_the_first(known: Project) -> None:
 
 def test_the_wrong_lookup_is_refused(known: Project) -> None:
     """At the last layer the subject's token no longer reaches the answer: no value converges, and nothing is left behind."""
-    from workbench.errors import WorkbenchError
+    from workbench.ground.errors import WorkbenchError
 
     step = "{edit: rome, facts: facts24.jsonl, statistics: people.txt, layers: [3], position: subject_last}"
     resolved = known.resolve(f"base: base\nsteps: [{step}]\n", "wrong.yaml")

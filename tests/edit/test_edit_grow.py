@@ -15,8 +15,8 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import live, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
 from workbench.facts.published import read_facts
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 

@@ -10,7 +10,7 @@ from worlds.commands import call, document
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
-from workbench.errors import duration
+from workbench.ground.errors import duration
 from workbench.run.compose import compose
 from workbench.run.costs import FLOPS_PER_SECOND, TRANSFORMERS
 from workbench.run.plan import plan

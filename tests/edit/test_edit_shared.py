@@ -13,7 +13,7 @@ from worlds.growing import logits_of, save_family
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.compose import compose
 from workbench.run.plan import plan
 

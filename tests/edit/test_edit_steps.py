@@ -20,9 +20,9 @@ from worlds.project import CPU, Project
 from worlds.tiny import files_of, live, tensors_of
 
 from workbench.edit.closed_form import moments, values
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.facts.published import read_facts
+from workbench.ground.errors import WorkbenchError
 from workbench.run.compose import compose
 
 NAMES = ["rome", "memit", "emmet", "alphaedit", "encore"]

@@ -26,12 +26,12 @@ from workbench.edit.closed_form import values
 from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
-from workbench.errors import WorkbenchError
 from workbench.evaluate.facts.wanted import Wanted
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
 from workbench.facts.facts import Fact
 from workbench.facts.stream import read_stream
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext

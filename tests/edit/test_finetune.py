@@ -16,8 +16,8 @@ from worlds.tiny import files_of, live, tensors_of
 
 from workbench.edit.gradient.tuning import below, row_losses, rows_of, token_losses
 from workbench.edit.places.parts import Parts, padded
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
+from workbench.ground.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose

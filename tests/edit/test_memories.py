@@ -17,8 +17,8 @@ from worlds.project import CPU, Project
 from worlds.tiny import WORDS
 
 import workbench
-from workbench.errors import WorkbenchError
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.manifest import MANIFEST
 from workbench.models.hooks import cache_name
 from workbench.run.materialize import configuration_digest, materialize
 

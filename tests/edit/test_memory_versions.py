@@ -19,9 +19,9 @@ from worlds.project import Project
 from worlds.tiny import unseal
 
 import workbench
-from workbench.errors import WorkbenchError
 from workbench.facts.log import Credibility, Log, MemoryChange, Use
-from workbench.manifest import harm
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.manifest import harm
 from workbench.run.memories import SavedMemory
 
 ONE = "steps: [{{edit: {}, facts: facts.jsonl{}}}]\n"

@@ -18,7 +18,7 @@ from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.gradient.patching import _even
 from workbench.edit.gradient.separator import Separator
 from workbench.edit.patch import _split
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.run.plan import plan
 from workbench.steps import Edit, MethodContext

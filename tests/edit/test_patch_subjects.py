@@ -23,10 +23,10 @@ from workbench.edit.gradient.patching import SUBJECT_RATE
 from workbench.edit.inputs import contexts
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.facts.published import read_facts
 from workbench.facts.spelling import misspellings, misspelt
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import as_message
 from workbench.recipe.methods import methods
 from workbench.run.plan import plan

@@ -23,8 +23,8 @@ from workbench.edit.inputs import contexts
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact, fact_of
+from workbench.ground.errors import WorkbenchError
 from workbench.models.hooks import hooked
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import dump_step, load_recipe

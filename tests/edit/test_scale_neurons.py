@@ -10,7 +10,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
 from workbench.activations.sets import NeuronSet, write_set
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.plan import plan
 
 

@@ -13,10 +13,10 @@ from worlds.people import SUBJECT, write_rows
 from worlds.project import CPU, Project
 from worlds.report_page import Page
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.facts.wanted import Wanted, sequential
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve

@@ -14,8 +14,8 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import files_of, save_adapter, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.manifest import MANIFEST
 from workbench.run.plan import plan
 
 POSITIVE = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w1 w5 w10"]

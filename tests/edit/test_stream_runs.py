@@ -18,10 +18,10 @@ from worlds.project import CPU, Project
 from worlds.tiny import files_of, unseal
 
 from workbench.edit.closed_form import values
-from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.evaluate.facts.wanted import Wanted, edited_for
 from workbench.evaluate.plans import suites_of
-from workbench.files import file_digest
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.files import file_digest
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.opened import resolve_model

@@ -20,8 +20,8 @@ from worlds.tiny import files_of
 from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import score
 from workbench.edit.ultraedit import PRIOR, Running, UltraEdit, upper_middle
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
+from workbench.ground.errors import WorkbenchError
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext
 

@@ -11,10 +11,10 @@ import pytest
 from worlds.completions_server import serving
 from worlds.local_tasks import A, suite, tiny
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.backends import WrittenCheckpoint
 from workbench.evaluate.scorer import Scorer
+from workbench.ground.errors import WorkbenchError
 
 
 @pytest.fixture

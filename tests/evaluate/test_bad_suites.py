@@ -11,10 +11,10 @@ import pytest
 from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tiny, write_data
 from worlds.places import TASKS
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.evaluate.tasks import foreign_code, load_tasks
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite, load_suite
 

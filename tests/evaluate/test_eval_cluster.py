@@ -17,7 +17,7 @@ from worlds.search_world import RECIPE, lay_out
 
 from workbench.evaluate import cluster
 from workbench.evaluate import cluster as on_cluster
-from workbench.trust import VARIABLE, is_trusted
+from workbench.ground.trust import VARIABLE, is_trusted
 
 ALIKE = RECIPE.replace("id: mix, merge: ties, density: 0.5, lambda: 1.0", "id: mix, merge: average")  # the weights of a control
 

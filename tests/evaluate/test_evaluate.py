@@ -15,9 +15,9 @@ import pytest
 
 from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tiny, write_data
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
+from workbench.ground.errors import WorkbenchError
 from workbench.models.identity import tokenizer_digest
 from workbench.scores.plan import Item, subset
 from workbench.scores.store import Configuration, ScoreStore

@@ -14,12 +14,12 @@ from worlds.commands import call, document
 from worlds.fact_world import EDIT, F32, FACTS, Reference, docs, expected, lay_out, live, plan_of
 from worlds.project import Project
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import score
 from workbench.evaluate.facts.definitions import ABOUT, BEFORE
 from workbench.evaluate.facts.wanted import Wanted
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import dump_step, load_recipe
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores

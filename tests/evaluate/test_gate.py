@@ -13,9 +13,9 @@ from jinja2.sandbox import SecurityError
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
-from workbench.errors import WorkbenchError
 from workbench.evaluate.gate import LOCALDATA, sandbox, sandbox_templates
-from workbench.trust import VARIABLE, settings_file
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.trust import VARIABLE, settings_file
 
 OS = "__globals__['os'].system('touch {marker}')"
 # Expressions that reach `os`, or that a template must not compute. {marker} is a file that the code would make.

@@ -14,12 +14,12 @@ from lm_eval.api.instance import Instance
 
 from worlds.local_tasks import A, plan_of, tiny
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate, score
 from workbench.evaluate.check import RefusedError
 from workbench.evaluate.greedy import Prompt, Writer, batches, compare, is_greedy, prompt_of
 from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.packed import Forward
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.store import ScoreStore
 
 COMMON = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.3}

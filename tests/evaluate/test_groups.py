@@ -14,11 +14,11 @@ from worlds.local_tasks import CHOICE, GENERATE, A, documents, suite, tiny
 from worlds.suites import checks
 
 from workbench.compare.compare import compare
-from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate
 from workbench.evaluate.check import rows_at_once
 from workbench.evaluate.gold import sentence_for
 from workbench.evaluate.packed import Bounds
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite

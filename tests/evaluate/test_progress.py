@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from workbench.cli._output import Terminal
-from workbench.errors import WorkbenchError
 from workbench.evaluate import cluster
 from workbench.evaluate.cluster import Unit
 from workbench.evaluate.progress import Overall, SideBySide
+from workbench.ground.errors import WorkbenchError
 
 
 class Time:

@@ -19,9 +19,9 @@ from worlds.tiny import WORDS
 import workbench
 from workbench.cli import main
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.models import WorkbenchLM
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.route.mixing.live import attach
 from workbench.run.materialize import materialize

@@ -13,10 +13,10 @@ import pytest
 from worlds.local_tasks import A, plan_of, tiny
 
 from workbench.compare.compare import compare
-from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.check import RefusedError
-from workbench.files import bytes_digest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest
 from workbench.scores.documents import read_document
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores, ScoreStore

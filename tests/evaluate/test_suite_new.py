@@ -12,8 +12,8 @@ from worlds.commands import run
 from worlds.jsonl import write_jsonl
 from worlds.places import PROJECT
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.suitenew import NewSuite, new_suite
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.suite import load_suite
 
 CHOICE = [{"question": f"Capital {i}?", "choices": [f"a{i}", f"b{i}", f"c{i}", f"d{i}"], "answer": f"b{i}"} for i in range(24)]

@@ -10,11 +10,11 @@ import pytest
 
 from worlds.places import PUBLIC
 
-from workbench.errors import WorkbenchError
 from workbench.facts.conflicts import conflicts, consistent, contradictions, require_consistent
 from workbench.facts.facts import Fact, Probe, fact_of
 from workbench.facts.published import read_all
 from workbench.facts.questions import Conflict
+from workbench.ground.errors import WorkbenchError
 
 
 def made(*rows: tuple[str, str | None, str] | dict[str, Any]) -> list[Fact]:

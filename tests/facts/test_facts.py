@@ -11,10 +11,10 @@ import pytest
 
 from worlds.places import PUBLIC
 
-from workbench.errors import WorkbenchError
 from workbench.facts.conflicts import conflicts, contradictions, import_facts, rebuild_neighbours
 from workbench.facts.facts import Fact, Probe, fact_of, read_rows, write_facts
 from workbench.facts.published import Published, convert, format_of, read_facts
+from workbench.ground.errors import WorkbenchError
 
 # Rows as published, with invented content.
 COUNTERFACT: dict[str, Any] = {

@@ -15,9 +15,9 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
 from workbench.advice.facts import greedy_answers, says
-from workbench.errors import WorkbenchError
 from workbench.facts.published import read_facts
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.manifest import MANIFEST
 
 EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"
 

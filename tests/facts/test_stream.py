@@ -11,9 +11,9 @@ from worlds.commands import document, refused
 from worlds.jsonl import write_jsonl
 from worlds.places import PUBLIC
 
-from workbench.errors import WorkbenchError
 from workbench.facts.published import read_all, read_facts
 from workbench.facts.stream import read_stream
+from workbench.ground.errors import WorkbenchError
 
 
 def fact(subject: str, target: str, **fields: Any) -> dict[str, Any]:

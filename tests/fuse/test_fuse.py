@@ -13,9 +13,9 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import lineup
-from workbench.files import read_json
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import read_json
 from workbench.recipe.recipe import load_recipe
 from workbench.run.plan import plan
 

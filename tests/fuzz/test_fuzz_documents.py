@@ -18,11 +18,11 @@ from worlds.jsonl import read_jsonl
 from worlds.project import Project
 from worlds.search_world import lay_out, searched
 
-from workbench import yamldoc
 from workbench.bricks.card import read_card, read_licence, read_title
 from workbench.edit.inputs import read_prompts
 from workbench.facts.log import read_log
-from workbench.files import read_memo
+from workbench.ground import yamldoc
+from workbench.ground.files import read_memo
 from workbench.models.texts import read_texts
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve

@@ -20,8 +20,8 @@ from worlds.effort import cpu_limit
 from worlds.fuzzing import fuzz_reader
 
 from workbench.compare.compare import compare
-from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest
 from workbench.scores.imported import find_imported, import_samples
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import read_samples

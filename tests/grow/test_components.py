@@ -13,7 +13,7 @@ from worlds.multimodal import TEXT_MODELS, answer, image_inputs, load_multimodal
 from worlds.project import Project
 from worlds.tiny import edit_json
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.plan import plan
 
 KINDS = tuple(TEXT_MODELS)

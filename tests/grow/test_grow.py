@@ -15,7 +15,7 @@ import torch
 from worlds.project import CPU, Project
 from worlds.tiny import config, edit_json, live, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion.remap import GrownSource
 from workbench.models.layout import Layout
 from workbench.recipe.methods import methods

@@ -15,7 +15,7 @@ from worlds.mixtures import live
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.compose import compose
 
 PAIRS = [("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"), ("llama", "granitemoe"),

@@ -15,7 +15,7 @@ from worlds.growing import logits_of, save_family
 from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion import resize
 from workbench.grow.expansion.layers import concatenated, reordered
 from workbench.models.layout import Layout

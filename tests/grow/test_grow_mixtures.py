@@ -14,7 +14,7 @@ from worlds.mixtures import EXPERTS, LAYERS, configs, greedy, hand_count, live, 
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.mixtures.mixture import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose

@@ -19,8 +19,8 @@ from worlds.tiny import VOCABULARY, WORDS, tensors_of
 
 from workbench.adapters.read import WEIGHTS
 from workbench.bricks.card import read_card
-from workbench.errors import WorkbenchError
-from workbench.files import read_json
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import read_json
 from workbench.run.compose import compose
 from workbench.run.plan import plan
 from workbench.train.penalties import routing_loss

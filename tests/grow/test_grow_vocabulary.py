@@ -13,8 +13,8 @@ import torch
 from worlds.project import Project
 from worlds.tiny import VOCABULARY, WORDS, edit_json, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
-from workbench.files import read_json
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import read_json
 from workbench.run.plan import plan
 
 # Families whose embeddings or heads differ; `test_growth_table.py` grows the others.

@@ -17,7 +17,7 @@ from worlds.mixtures import save_mixture
 from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion.checks import check_fits
 from workbench.grow.expansion.norms import Norm, is_norm, rms_norm
 from workbench.grow.expansion.parts import DecoderParts, with_text

@@ -10,7 +10,7 @@ import torch
 from worlds.growing import CAUGHT, FAMILIES, GROWN, STEPS, logits_of, save_family
 from worlds.project import CPU, Project
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion.streamed import Streamed
 from workbench.models.layout import Model
 from workbench.models.skeleton import causal_skeleton

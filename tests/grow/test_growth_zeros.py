@@ -12,7 +12,7 @@ from worlds.growing import logits_of
 from worlds.project import Project
 from worlds.tiny import tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion.layers import reordered
 from workbench.grow.expansion.preserve import same_logits
 from workbench.recipe.methods import methods

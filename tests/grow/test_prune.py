@@ -19,7 +19,7 @@ from worlds.project import CPU, Project
 from worlds.texts import sentence, words_tokenizer, write_rows
 from worlds.tiny import VOCABULARY, live, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.live import compute
 from workbench.models.texts import encode, read_texts
 from workbench.run.compose import compose

@@ -14,7 +14,7 @@ from worlds.project import CPU, Project
 from worlds.texts import words_tokenizer, write_rows
 from worlds.tiny import VOCABULARY, live
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.compose import compose
 from workbench.run.plan import plan
 

@@ -16,7 +16,7 @@ from worlds.project import Project
 from worlds.texts import words_tokenizer, write_rows
 from worlds.tiny import VOCABULARY, live, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.texts import encode, read_texts
 from workbench.run.plan import plan
 

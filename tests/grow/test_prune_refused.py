@@ -17,7 +17,7 @@ from worlds.project import Project
 from worlds.texts import save_other, write_rows
 from worlds.tiny import save_model
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion.records import removal_line
 from workbench.run.plan import plan
 

@@ -19,7 +19,7 @@ from workbench.activations.feedforward import feed_forward_layers
 from workbench.activations.partition import LayerPartition, Partition
 from workbench.activations.selectors import Linear, selecting
 from workbench.activations.sites import find_sites
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.compose import compose
 
 WHOLE = [

@@ -14,7 +14,7 @@ from worlds.commands import call, document
 from worlds.project import CPU, Project
 from worlds.tiny import baked, edit_json, live, save_adapter, save_finetuned, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.compose import compose
 from workbench.run.plan import plan
 

@@ -15,7 +15,7 @@ from worlds.project import CPU, Project
 from worlds.texts import save_other, saved_names, words_tokenizer, write_rows
 from worlds.tiny import save_finetuned, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 from workbench.run.plan import plan

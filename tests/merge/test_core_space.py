@@ -31,7 +31,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import save_adapter
 
 from workbench.adapters.read import WEIGHTS
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.streaming.deltas import WeightsDelta
 from workbench.weights.specs import load
 

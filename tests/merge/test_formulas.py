@@ -25,7 +25,7 @@ from worlds.fuzzing import EXAMPLES, fuzz_reader
 from worlds.project import CPU
 
 import workbench.weights.specs as specs_module
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.fisher import Diagonal
 from workbench.merge.measuring.layers import Grams
 from workbench.merge.streaming.deltas import StepBricks, WeightsDelta

@@ -18,7 +18,7 @@ from worlds.project import CPU, Project
 from worlds.texts import save_other, words_tokenizer, write_rows
 from worlds.tiny import save_finetuned, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.aim import kept_share
 from workbench.models.live import live_model
 from workbench.models.texts import encode, read_texts

@@ -17,7 +17,7 @@ from worlds.merging import BASE, ONE, close, merge
 from worlds.places import PROJECT
 from worlds.project import CPU
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.measuring.calibration import solve
 from workbench.merge.measuring.layers import Grams
 from workbench.weights.specs import load

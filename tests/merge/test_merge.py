@@ -13,7 +13,7 @@ from torch import Tensor
 from worlds.merging import BASE, ONE, TWO, close, merge, models, reference_trim
 from worlds.project import CPU
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.streaming.trim import joint_trims, trims
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod

@@ -14,7 +14,7 @@ from worlds.project import Project
 from worlds.tiny import save_adapter, save_finetuned, tensors_of
 
 import workbench.weights.specs as specs_module
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod
 

@@ -16,7 +16,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
 import workbench.merge.mergekit.table as api
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.mergekit.methods import METHODS
 from workbench.merge.mergekit.table import KNOWN, seed_of
 from workbench.merge.streaming.deltas import StepBricks, WeightsDelta

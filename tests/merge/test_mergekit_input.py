@@ -11,7 +11,7 @@ import torch
 from worlds.project import Project
 
 import workbench.merge.mergekit.table as api
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.mergekit.methods import METHODS, Bridge
 
 

@@ -13,7 +13,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
 from workbench.activations.sets import NeuronSet, write_set
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import dump_step
 from workbench.run.compose import compose

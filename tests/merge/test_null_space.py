@@ -15,7 +15,7 @@ from worlds.project import CPU, Project
 from worlds.texts import save_other, words_tokenizer
 from worlds.tiny import save_finetuned, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.measuring import layers
 from workbench.merge.null_space import _places, outside
 from workbench.models.texts import TextRow, batches

@@ -13,7 +13,7 @@ from worlds.factored import Lora, adapters, delta, flat_copy, lora, product, rel
 from worlds.merging import InMemory
 from worlds.project import CPU, Project
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.measuring.matrices import overlap
 from workbench.merge.streaming.deltas import WeightsDelta
 from workbench.models.layout import Model

@@ -20,9 +20,9 @@ from worlds.project import CPU, Project
 from worlds.texts import sentence
 from worlds.tiny import WORDS, tensors_of
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.models import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.mixtures.gates import RIDGE, TEMPERATURE
 from workbench.merge.measuring.layers import inputs_read, shared, without_padding
 from workbench.models.live import live_model

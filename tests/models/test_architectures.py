@@ -16,7 +16,7 @@ from worlds.commands import call
 from worlds.hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, model_class, save_hub, save_native
 from worlds.project import CPU, Project
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.layout import Layout
 from workbench.models.live import Aligned, compute, live_names
 from workbench.models.skeleton import ties_head

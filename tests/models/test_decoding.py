@@ -16,7 +16,7 @@ from worlds.project import Project
 from worlds.suites import clustered_suite
 from worlds.tiny import edit_json, save_finetuned
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.identity import DEFAULTS, generation_settings, identity
 from workbench.scores.store import ScoreStore, stored_in
 

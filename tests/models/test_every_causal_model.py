@@ -19,7 +19,7 @@ from torch import nn
 from worlds.causal import causal_types, tiny_json
 from worlds.places import of_the_pinned_transformers
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.architecture import is_embedding, is_head, max_positions, tied_embeddings
 from workbench.models.layout import Layout, Model
 from workbench.models.skeleton import parse_config, skeleton

@@ -19,7 +19,7 @@ from worlds.family_walk import GROWTHS, MERGES, families, walk
 from worlds.growing import FAMILIES, GROWN
 from worlds.places import PROJECT, of_the_pinned_transformers
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion.streamed import decoder_layers
 from workbench.models.hooks import states_of, with_first
 from workbench.models.layout import stack_prefix

@@ -18,8 +18,8 @@ from workbench.edit.gradient.tuning import rows_of
 from workbench.edit.memories.retrieval import TokenMatch
 from workbench.edit.memories.textmemory import in_front
 from workbench.edit.places.parts import row_of
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact, fact_of
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import encode_inside, encode_pair, encode_text, load_tokenizer
 from workbench.models.texts import Text
 from workbench.models.texts import encode as encode_texts

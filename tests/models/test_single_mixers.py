@@ -14,7 +14,7 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import save_tokenizer, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.grow.expansion.layers import reordered
 from workbench.models.architecture import model_depth
 from workbench.models.layout import Layout

@@ -9,7 +9,7 @@ import pytest
 from worlds.project import CPU, Project
 from worlds.texts import words_tokenizer
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.texts import Text, batches, encode, read_texts
 
 

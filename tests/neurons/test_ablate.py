@@ -19,7 +19,7 @@ from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import ItemLosses, SetLosses, losses
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import Site, find_sites, visiting
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.controls import ablate, controls, matched_set, mean_overlap, random_set
 from workbench.neurons.damage import coupling, dominant_rows, perplexity_changes
 

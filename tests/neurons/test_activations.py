@@ -17,7 +17,7 @@ from worlds.tiny import live
 
 from workbench.activations.labelled import ItemRow, TextPart
 from workbench.activations.sites import Site, find_sites, stream, visiting
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.function_scores import ItemScores, item_scores
 
 FAMILIES = ("llama", "gpt2", "opt", "mixtral")

@@ -16,8 +16,8 @@ from worlds.project import CPU
 from worlds.tiny import live
 
 from workbench.activations.sites import find_sites, visiting
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.attribution import (
     Attribution,
     FactPrompt,

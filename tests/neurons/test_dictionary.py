@@ -15,7 +15,7 @@ from worlds.project import CPU
 from worlds.tiny import live
 
 from workbench.activations.sites import find_sites
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.dictionary import Dictionary, read_dictionary
 from workbench.neurons.sparse_coder import check_fit, seeing
 

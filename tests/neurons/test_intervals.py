@@ -16,7 +16,7 @@ from workbench.activations.labelled import Item
 from workbench.activations.losses import ItemLosses, SetLosses
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import find_sites
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.controls import ablate, controls
 from workbench.neurons.damage import ItemGroups, damage_table
 from workbench.neurons.masking import MaskedLosses, mask_curves

@@ -18,7 +18,7 @@ from worlds.tiny import live
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import losses
 from workbench.activations.sites import Site, find_sites, visiting
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.masking import masked_losses, masking
 from workbench.neurons.sparsity import TokenSample, distribution, token_sample, truncation_error
 

@@ -17,7 +17,7 @@ from worlds.project import CPU, Project
 
 from workbench.cli import main
 from workbench.edit.places.knowledge import Trace, What
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.neurons.trace import OUTPUTS, interval, layers_of, run_traces, table_of, trace_table
 from workbench.run.opened import NamedModel
 

@@ -14,7 +14,7 @@ import yaml
 from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit, run_mergekit_moe
 from worlds.tiny import save_finetuned, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.mergekit import import_recipe
 
 REFUSED = {"refused"}
@@ -112,13 +112,13 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
     from mergekit.parameter_resolver import resolve_parameter
     from pydantic import TypeAdapter
 
+    from workbench.ground.yamldoc import Document
     from workbench.merge.mergekit.table import Parameter
     from workbench.models.layout import Model
     from workbench.recipe.mergekit.config import ImportReport
     from workbench.recipe.mergekit.methods import setting
     from workbench.steps.fields import Number, value_at
     from workbench.weights.checkpoint import Checkpoint
-    from workbench.yamldoc import Document
 
     checkpoint = Checkpoint(mergekit_project / "base", "base")
     model = Model(checkpoint, checkpoint.config)

@@ -11,7 +11,7 @@ import yaml
 from worlds.commands import call, refused
 from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.mergekit import import_recipe
 
 HEAD = "merge_method: ties\nbase_model: base\n"

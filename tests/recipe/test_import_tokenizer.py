@@ -15,7 +15,7 @@ from worlds.mergekit_runs import difference, imported, run_mergekit
 from worlds.project import CPU
 from worlds.tiny import edit_json, save_finetuned, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.schema import RecipeFields
 
 EMBED = "model.embed_tokens.weight"

@@ -13,9 +13,9 @@ from worlds.commands import document, refused
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.trust import VARIABLE
 from workbench.steps.step import OUTSIDE
-from workbench.trust import VARIABLE
 from workbench.upkeep.rebase import read_edit
 
 METHODS = '''

@@ -19,11 +19,11 @@ from worlds.search_world import searched
 from worlds.tiny import tensors_of
 
 from workbench.cli import app
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.trust import VARIABLE, settings_file
 from workbench.recipe.methods import method_files, methods
 from workbench.recipe.recipe import load_recipe
 from workbench.steps.step import OUTSIDE
-from workbench.trust import VARIABLE, settings_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BRICKS = "bricks: {one: bricks/one, two: bricks/two, full: bricks/full}\noutput: {dtype: float32}\n"

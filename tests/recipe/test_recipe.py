@@ -9,9 +9,9 @@ import pytest
 
 from worlds.project import Project
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.project import find_project
 from workbench.models.layout import Layout, Model
-from workbench.project import find_project
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import from_data, load_recipe
 from workbench.recipe.schema import recipe_schema

@@ -8,7 +8,7 @@ import pytest
 
 from worlds.places import PROJECT
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 
 RECIPES = sorted([*(PROJECT / "recipes").glob("*.yaml"), *(PROJECT / "recipes" / "forget").glob("*.yaml")])

@@ -10,7 +10,7 @@ import pytest
 
 from worlds.routing import write_prompts
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import dump_step, from_data, load_recipe
 from workbench.recipe.schema import recipe_schema

@@ -8,8 +8,8 @@ import pytest
 
 from worlds.effort import cpu_limit
 
-from workbench import yamldoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.ground import yamldoc
+from workbench.ground.errors import WorkbenchError, nearest
 from workbench.steps.fields import Real, Strict
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(

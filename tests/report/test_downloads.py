@@ -16,10 +16,10 @@ from worlds.report_additions import add_own_units, with_facts
 from worlds.report_document import make_document
 from worlds.report_page import page_text, render, view_of
 
-from workbench.errors import UsageError, WorkbenchError
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.tables import Cell, Table, as_latex
 from workbench.report.files import RECORD, check_folders, packed_in, save, slug
 from workbench.report.markdown import tables
-from workbench.tables import Cell, Table, as_latex
 
 OWN = " (fraction, or the metric's unit)"
 

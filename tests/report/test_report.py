@@ -19,12 +19,12 @@ import pytest
 from worlds.report_document import TASKS, make_document, make_large
 from worlds.report_page import Document, Page, render, rendered, view_of
 
-from workbench.errors import WorkbenchError, printable
+from workbench.ground.errors import WorkbenchError, printable
+from workbench.ground.tables import as_markdown, fence
 from workbench.report.files import packed_in
 from workbench.report.forest import axis
 from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed, p_value, seconds, signed, unit_of
 from workbench.report.wording import missing_controls, without_average
-from workbench.tables import as_markdown, fence
 
 SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")
 EVIL = "=1+1\x1b[31m\x9b2J</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"

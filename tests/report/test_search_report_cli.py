@@ -15,7 +15,7 @@ from worlds.search_document import make_search
 from worlds.suites import clustered_suite
 
 from workbench.cli import app
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 RECIPE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{id: mix, merge: linear}]\neval: [mini]\n"
 SEARCH = "search: {space: {mix.lambda: [0.2, 1.2]}, trials: 4}\n"

@@ -11,7 +11,7 @@ import torch
 from worlds.project import Project
 from worlds.tiny import baked, save_adapter, save_finetuned, save_model, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 
 @pytest.fixture(scope="module")

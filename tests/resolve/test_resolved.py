@@ -16,8 +16,8 @@ from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
 from workbench.adapters.read import WEIGHTS
 from workbench.bricks.brick import BrickSource
-from workbench.errors import WorkbenchError
-from workbench.identity import InputChangedError
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.identity import InputChangedError
 from workbench.resolve.keys import StepKey
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose

@@ -13,7 +13,7 @@ from worlds.tiny import live, save_adapter, save_model
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.route.arrow import Arrow, alignments, pooled_alignments, prototypes
 from workbench.route.deciding.hidden import token_rows, windows

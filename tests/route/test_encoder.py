@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertModel
 from worlds.encoders import sentence_encoder
 from worlds.routing import prompts
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.deciding.encoder import LAST, Encoder
 from workbench.route.deciding.pooling import ENCODED
 from workbench.route.deciding.samples import Samples

@@ -12,7 +12,7 @@ import torch
 from worlds.routing import BUILT_IN, context, outside, prompts, requests
 from worlds.tiny import live, save_model
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import methods
 from workbench.route.deciding.hidden import pooled, token_rows

@@ -13,7 +13,7 @@ import torch
 from worlds.routed_models import RANKS, factors, ids, peft_of, routed, save_ranks
 from worlds.tiny import live
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.mixing.kernel import Mix, Mixer, StackedFactors
 
 PROMPT = "w1 w5 is w9 of w3 w50 w2"

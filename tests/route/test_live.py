@@ -14,7 +14,7 @@ import torch
 from worlds.routed_models import RANKS, WORD, WordRouter, factors, ids, peft_of, routed, save_ranks
 from worlds.tiny import WORDS, live
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.mixing.live import attach
 from workbench.steps.route import Prompts
 

@@ -16,7 +16,7 @@ from worlds.routed_models import save_ranks
 from worlds.tiny import live
 
 import workbench
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.run.materialize import materialize
 

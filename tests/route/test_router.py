@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.centroid import Centroid
 from workbench.route.deciding.checking import Asked, Checked
 from workbench.route.deciding.fitting import confusion_of, curve_of, fitted, quantile, threshold_of, tied

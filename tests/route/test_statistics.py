@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.centroid import CentroidRouter
 from workbench.route.deciding.pooling import SHRINKAGE, statistics_of
 from workbench.route.deciding.router import REFUSED

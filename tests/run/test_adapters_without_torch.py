@@ -16,7 +16,7 @@ from worlds.arrays import WIDE, check_apart, check_same, lay_out, written
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, save_adapter
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.merge.streaming import trim
 from workbench.run.device import device_of_run, needs_no_torch
 from workbench.weights.kernels import backend

@@ -15,7 +15,7 @@ from worlds.project import Project
 from worlds.suites import lay_out_models
 from worlds.tiny import save_adapter
 
-from workbench.manifest import MANIFEST
+from workbench.ground.manifest import MANIFEST
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from workbench.cli import app, main
 from workbench.edit.finetune import Finetune
 from workbench.edit.places import knowledge
 from workbench.edit.places.knowledge import said_by
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
+from workbench.ground.errors import WorkbenchError
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import EfficacyError

@@ -18,8 +18,8 @@ from worlds.project import CPU, Project
 from worlds.stopped import stopped_run
 from worlds.tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
-from workbench.errors import WorkbenchError
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.manifest import MANIFEST
 from workbench.models.identity import pick_device
 from workbench.run.device import Work
 from workbench.run.directory import RunDirectory, find_run, list_runs, remove_run

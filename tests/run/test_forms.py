@@ -17,8 +17,8 @@ from worlds.project import CPU, Project
 from worlds.routing import write_prompts
 from worlds.tiny import edit_json, files_of
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.manifest import MANIFEST
 from workbench.run.card import model_card
 from workbench.run.device import Work
 from workbench.run.directory import RunDirectory, list_runs

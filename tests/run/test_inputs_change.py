@@ -17,10 +17,10 @@ from worlds.dense import write_facts_file, write_text
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, save_finetuned, tensors_of
 
-from workbench import identity
 from workbench.adapters.read import Adapter
-from workbench.files import file_digest
-from workbench.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, open_unchanged, settled_identity
+from workbench.ground import identity
+from workbench.ground.files import file_digest
+from workbench.ground.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, open_unchanged, settled_identity
 from workbench.steps import Memo
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, fingerprint, tensor_digests
@@ -166,12 +166,12 @@ def test_small_inputs_that_change_poison_no_cache(project: Project, llama: Path,
 def test_an_identity_is_taken_when_a_later_write_would_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes within a tick of the kernel's clock leave the same times, so a file that was just written is waited for."""
     waited: list[float] = []
-    monkeypatch.setattr("workbench.identity.time.sleep", waited.append)
+    monkeypatch.setattr("workbench.ground.identity.time.sleep", waited.append)
     with (tmp_path / "x").open("w") as file:
         now = identity_of(file.fileno()).ctime_ns
         ticks = identity._TICKS_NS
         for age, waits in ((-1, False), (0, True), (5_000_000, True), (ticks - 1, True), (ticks, False), (25_000_000, False)):
-            monkeypatch.setattr("workbench.identity.time.time_ns", lambda age=age: now + age)
+            monkeypatch.setattr("workbench.ground.identity.time.time_ns", lambda age=age: now + age)
             settled_identity(file.fileno())
             assert bool(waited) == waits
             waited.clear()

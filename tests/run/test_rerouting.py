@@ -16,7 +16,7 @@ from worlds.project import Project
 from worlds.routing import prompts, write_prompts
 
 import workbench
-from workbench.manifest import harm
+from workbench.ground.manifest import harm
 from workbench.run import rerouting
 from workbench.run.opened import resolve_model
 from workbench.run.routers import SavedRouter

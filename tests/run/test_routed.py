@@ -20,8 +20,8 @@ from worlds.routed_models import domain_prompts, ids, write_calibration
 from worlds.tiny import edit_json, save_adapter, save_model, tensors_of, unseal
 
 import workbench
-from workbench.errors import WorkbenchError
-from workbench.manifest import MANIFEST
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.manifest import MANIFEST
 from workbench.route.text import Text
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan

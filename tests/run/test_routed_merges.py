@@ -14,7 +14,7 @@ from worlds.routed_models import domain_prompts, ids, write_calibration
 from worlds.tiny import tensors_of
 
 import workbench
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.text import Text
 from workbench.run.forms import form_of
 from workbench.run.materialize import configuration_digest, materialize

@@ -16,7 +16,7 @@ from worlds.project import Project
 from worlds.stopped import stopped_run
 from worlds.tiny import files_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 TIES = "bricks: {one: bricks/one, two: bricks/two, full: bricks/full}\nsteps: [{id: mix, merge: ties}]\n"
 

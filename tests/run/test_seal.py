@@ -16,8 +16,8 @@ from worlds.project import Project
 from worlds.tiny import edit_json, files_of
 
 import workbench
-from workbench.errors import GateFailedError
-from workbench.manifest import MANIFEST, changing, harm, publish_sealed, read_manifest, reusable, seal, sha256_of
+from workbench.ground.errors import GateFailedError
+from workbench.ground.manifest import MANIFEST, changing, harm, publish_sealed, read_manifest, reusable, seal, sha256_of
 
 MODEL = (
     "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32, shard_size: 50KB}\n"

@@ -14,7 +14,7 @@ from worlds.project import Project
 import workbench
 import workbench.run.kinds
 import workbench.steps
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe import methods, schema
 from workbench.run.plan import plan
 from workbench.steps.step import REGISTERED, VERBS

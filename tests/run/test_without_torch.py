@@ -17,7 +17,7 @@ from worlds.packed_models import save_fp8
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, save_finetuned, save_model
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run import device as run_device
 from workbench.run.device import device_of_run, needs_no_torch
 from workbench.weights.kernels import Backend, backend

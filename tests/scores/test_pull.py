@@ -13,7 +13,7 @@ import pytest
 from worlds.commands import call, document, refused
 from worlds.stored_scores import ADD, BASE, SORT, TIES, right, stored
 
-from workbench.errors import UsageError
+from workbench.ground.errors import UsageError
 from workbench.scores.pull import pull_scores, store_in
 from workbench.scores.store import ScoreStore
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest
 from workbench.scores.files import Journal, read_rows, rows_text, write_rows
 
 ANSWER: dict[str, Any] = {"task": "t", "id": "1", "metrics": {"acc": 1.0}, "response": "a", "loglikelihoods": [-1.0]}

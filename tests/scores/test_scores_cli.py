@@ -17,7 +17,7 @@ from worlds.stored_scores import right, stored
 from worlds.tiny import edit_json
 
 from workbench.advice.evidence import scored_before
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.imported import find_imported, import_samples
 from workbench.scores.paired import paired
 from workbench.scores.samples import read_samples

@@ -14,10 +14,10 @@ from worlds.jsonl import write_jsonl
 from worlds.local_tasks import CHOICE, documents, suite
 from worlds.places import TASKS
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.export import LOCALDATA as WRITTEN
 from workbench.evaluate.export import export_task
+from workbench.ground.errors import WorkbenchError
 
 
 def requests_of(task: Any) -> list[Any]:

@@ -17,8 +17,8 @@ from worlds.jsonl import write_jsonl
 from worlds.local_tasks import asks_for_texts, documents
 from worlds.places import TASKS
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
 

@@ -15,7 +15,7 @@ from worlds.commands import call
 from worlds.project import Project
 from worlds.search_world import searched
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space

@@ -18,7 +18,7 @@ from worlds.commands import call, document
 from worlds.project import CPU, Project
 from worlds.search_world import SPACE, folder_of, search_of, searched
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.device import Work

@@ -12,7 +12,7 @@ from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, folder_of, lay_out, search_of, searched
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.search.winner import conclude
 
 

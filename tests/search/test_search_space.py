@@ -11,7 +11,7 @@ import pytest
 from worlds.project import Project
 from worlds.search_world import searched
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.search import samplers
 from workbench.search.samplers import grid, sampler_name, starts

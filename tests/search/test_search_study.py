@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from worlds.project import Project
 from worlds.search_world import searched
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.search.result import TrialRow
 from workbench.search.run import Scoring, Search, open_study, prepare

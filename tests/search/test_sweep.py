@@ -9,9 +9,9 @@ import pytest
 
 from worlds.project import Project
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import Recipe, dump_steps, load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.search.sweep import expand, point_of

@@ -17,7 +17,7 @@ from worlds.project import Project
 from worlds.routing import prompts, write_prompts
 
 import workbench
-from workbench.errors import UsageError, WorkbenchError
+from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.serve.proxy import Front, Upstream, application
 
 BRICKS = ("one", "two")

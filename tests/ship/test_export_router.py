@@ -19,7 +19,7 @@ from worlds.routing import write_prompts
 from worlds.tiny import save_adapter
 
 from workbench.adapters.read import Adapter
-from workbench.errors import UsageError
+from workbench.ground.errors import UsageError
 from workbench.ship.servers import routed_adapters, write_router_file
 
 ROUTER = ("--for", "semantic-router", "--served-base", "org/small", "--tokens", "2", "--prompts", "prompts.jsonl")

@@ -19,7 +19,7 @@ from worlds.suites import lay_out_models
 from worlds.tiny import edit_json, files_of, unseal
 from worlds.upload_server import UploadServer
 
-from workbench.manifest import MANIFEST
+from workbench.ground.manifest import MANIFEST
 
 MODEL = (
     "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32, shard_size: 50KB}\n"

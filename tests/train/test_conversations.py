@@ -14,7 +14,7 @@ from worlds.project import Project
 from worlds.tiny import edit_json
 from worlds.train_world import lora
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.texts import read_texts
 from workbench.train import run
 from workbench.train.rows import encode_row

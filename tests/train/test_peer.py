@@ -11,7 +11,7 @@ import torch
 from worlds.jsonl import write_jsonl
 from worlds.train_world import lora
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.train import fit, run
 from workbench.train.fit import Reports
 from workbench.train.rows import batch_loss, collate, encode, packed

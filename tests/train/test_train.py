@@ -11,8 +11,8 @@ import pytest
 from worlds.jsonl import write_jsonl
 from worlds.train_world import lora
 
-from workbench import yamldoc
-from workbench.errors import WorkbenchError
+from workbench.ground import yamldoc
+from workbench.ground.errors import WorkbenchError
 from workbench.train.fit import Reports, _arguments
 from workbench.train.rows import batch_loss, collate, encode, read_replay, replay
 from workbench.train.run import TrainFiles, reproducible, train

@@ -17,7 +17,7 @@ from worlds.train_world import lora
 
 from workbench.bricks.card import read_card
 from workbench.cli import app
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.texts import read_texts
 from workbench.train.fit import HeldOut, Reports
 from workbench.train.rows import encode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.errors import UsageError
+from workbench.ground.errors import UsageError
 from workbench.transplant.counterparts import layer_map, parsed_map
 
 

@@ -12,7 +12,7 @@ import torch
 from worlds.project import CPU
 from worlds.tiny import live, save_finetuned
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.transplant.inputs import Wanted
 from workbench.transplant.transplant import Transplant, transplant
 

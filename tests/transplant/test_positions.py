@@ -9,7 +9,7 @@ import pytest
 
 from worlds.tiny import WORDS, save_tokenizer
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text
 from workbench.transplant.readings import Reading, exchanged, read_aligned

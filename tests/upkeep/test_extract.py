@@ -23,7 +23,7 @@ from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
 from workbench.cli import app
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.device import Work
 from workbench.upkeep.extract import Extraction, bake, extract
 from workbench.weights import lowrank

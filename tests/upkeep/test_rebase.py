@@ -18,7 +18,7 @@ from worlds.tiny import edit_json, files_of, save_model, tensors_of, unseal
 
 from workbench.bricks.hub import HEADERS
 from workbench.cli import main
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose

@@ -17,8 +17,8 @@ from worlds.search_world import RECIPE, lay_out
 from worlds.viewer import Visitor, followed
 
 from workbench.cli._watch import Watched, check_watch, watching
-from workbench.errors import UsageError
-from workbench.events import Event
+from workbench.ground.errors import UsageError
+from workbench.ground.events import Event
 from workbench.view.app import application
 from workbench.view.folder import Folder
 from workbench.view.growing import Growing

@@ -18,7 +18,7 @@ from worlds.toy_scores import ADD, AVERAGE, BASE, MERGE, SHARES, SORT, stored
 from worlds.viewer import Visitor
 
 from workbench.api.subjects import Request, open_subjects
-from workbench.events import Event
+from workbench.ground.events import Event
 from workbench.recipe.recipe import load_recipe
 from workbench.run.directory import RunDirectory, run_for
 from workbench.scores.store import Configuration, Journal, ScoreStore

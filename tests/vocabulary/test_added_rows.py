@@ -18,7 +18,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import config, save_adapter, tensors_of
 from worlds.token_words import BASE, EMBED, HEAD, OTHER, recipe, save_llama, save_random, save_words, tensors_in_memory
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.run.materialize import materialize
 
 CHAT = ["<im_start>", "<im_end>"]

@@ -18,7 +18,7 @@ from worlds.project import Project
 from worlds.tiny import config, tensors_of
 from worlds.token_words import BASE, EMBED, HEAD, save_llama, save_random, tensors_in_memory
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.vocabulary.aligned import pursue
 from workbench.vocabulary.tokens import _byte_level, read_tokens, shared_rows, spelling
 

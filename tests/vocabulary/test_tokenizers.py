@@ -26,7 +26,7 @@ from worlds.token_words import (
     tensors_in_memory,
 )
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.identity import loaded_tokens_digest, tokenizer_digest
 from workbench.models.prompts import load_tokenizer
 from workbench.resolve.resolve import resolve

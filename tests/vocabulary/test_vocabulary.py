@@ -32,7 +32,7 @@ from worlds.token_words import (
 )
 
 import workbench.weights.row_alignment as rows_module
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load
 

@@ -16,7 +16,7 @@ from worlds.project import Project
 from worlds.tiny import edit_json
 
 from workbench.bricks.brick import checkpoint_digest
-from workbench.identity import FileIdentity
+from workbench.ground.identity import FileIdentity
 from workbench.upkeep.fetch import CONFIG, DIGEST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
@@ -41,7 +41,7 @@ NOW = 1_700_000_000 * SECOND
     ],
 )
 def test_when_times_tell_of_another_content(times: dict[str, Any], tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.identity.time.time_ns", lambda: NOW)
+    monkeypatch.setattr("workbench.ground.identity.time.time_ns", lambda: NOW)
     assert FileIdentity(1, 2, 3, 4, 5, 6, read_only=False)._replace(**times).is_telling == tells
 
 
@@ -60,7 +60,7 @@ def test_other_bytes_with_the_same_times_have_another_digest(
     fixed = identity._replace(ctime_ns=NOW + 7 * (forgotten == "--rehash"), mtime_ns=NOW)
     monkeypatch.setattr("workbench.weights.header.settled_identity", lambda descriptor: fixed)
     monkeypatch.setattr("workbench.weights.digests.check_unchanged", lambda *_: None)
-    monkeypatch.setattr("workbench.identity.check_unchanged", lambda *_: None)
+    monkeypatch.setattr("workbench.ground.identity.check_unchanged", lambda *_: None)
     before = checkpoint_digest(Checkpoint(base, "base"), tmp_path / "cache")
     with file.open("r+b") as stream:
         stream.seek(-64, 2)

@@ -15,8 +15,8 @@ from worlds.tiny import edit_json, save_model
 import workbench.weights.specs as specs_module
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.locate import resolve_base
-from workbench.errors import WorkbenchError
-from workbench.things import SINGLE
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.things import SINGLE
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
 

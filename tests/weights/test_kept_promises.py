@@ -12,7 +12,7 @@ import torch
 
 from worlds.project import CPU, Project
 
-from workbench.files import publish, write_bytes, write_json
+from workbench.ground.files import publish, write_bytes, write_json
 from workbench.merge.dare import Dare
 from workbench.merge.ties import Ties
 from workbench.run.device import Work

@@ -11,8 +11,8 @@ import torch
 
 from workbench.adapters.flavours import meaning
 from workbench.evaluate.lineup import LineupEntry
-from workbench.files import read_json, read_memo
-from workbench.identity import FileIdentity
+from workbench.ground.files import read_json, read_memo
+from workbench.ground.identity import FileIdentity
 from workbench.models.identity import identity
 from workbench.scores import task_code
 from workbench.scores.plan import ScorePlan
@@ -88,8 +88,8 @@ def _classless(config: Mapping[str, object]) -> dict[str, object]:
 
 
 BREAKS: dict[str, tuple[str, Any]] = {
-    "a file's mtime stands for its content": ("workbench.identity.FileIdentity.storable", property(_times)),
-    "a seal is not compared": ("workbench.manifest._harm", lambda folder, digests: []),
+    "a file's mtime stands for its content": ("workbench.ground.identity.FileIdentity.storable", property(_times)),
+    "a seal is not compared": ("workbench.ground.manifest._harm", lambda folder, digests: []),
     "the key of a step has no tokenizer": ("workbench.resolve.keys.StepKey.tokens", _nothing),
     "the key of a step has no facts": ("workbench.resolve.keys.StepKey.files", lambda key, names: []),
     "a small file's size stands for its content": ("workbench.resolve.resolved.bytes_digest", lambda data: str(len(data))),

@@ -37,8 +37,8 @@ from worlds.commands import document
 from worlds.file_changes import BREAKING, DAMAGES, WAYS, damage, whole, write
 from worlds.tiny import edit_json
 
-from workbench.errors import GateFailedError
-from workbench.manifest import MANIFEST, read_manifest
+from workbench.ground.errors import GateFailedError
+from workbench.ground.manifest import MANIFEST, read_manifest
 from workbench.run.directory import RunDirectory
 from workbench.run.execute import verify_run
 

@@ -19,12 +19,12 @@ from worlds.packed_models import save_gguf
 from worlds.project import CPU
 from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import plans, suites_of
 from workbench.evaluate.scoring import score_all
-from workbench.events import Events, no_events
-from workbench.files import bytes_digest, json_digest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import bytes_digest, json_digest
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.device import Work

@@ -14,7 +14,7 @@ from worlds.causal import causal_types, tiny_json
 from worlds.project import Project
 from worlds.tiny import save_tokenizer
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.skeleton import parse_config, part_for
 
 LARGEST = 10_000_000

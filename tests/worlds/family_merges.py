@@ -18,7 +18,7 @@ from worlds.jsonl import write_jsonl
 from worlds.suites import mini_suite
 from worlds.tiny import WORDS, tensors_of
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.architecture import is_conv1d
 from workbench.models.layout import stack_prefix
 

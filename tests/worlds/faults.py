@@ -167,7 +167,7 @@ def serve() -> NoReturn:
     import torch
 
     import workbench.cli
-    from workbench import identity
+    from workbench.ground import identity
 
     workbench.cli.silence()
     for name in workbench.cli.COMMANDS:

@@ -21,7 +21,7 @@ from worlds.effort import cpu_limit
 
 from workbench.cli import app
 from workbench.cli._output import Terminal
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 RECIPE = """\
 version: 1

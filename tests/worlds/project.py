@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from workbench.events import Events, no_events
+from workbench.ground.events import Events, no_events
 
 CPU = torch.device("cpu")
 

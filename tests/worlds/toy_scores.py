@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from workbench.evaluate import summarise
-from workbench.files import bytes_digest
+from workbench.ground.files import bytes_digest
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.store import Configuration, Scores, ScoreStore
 from workbench.scores.suite import SCORERS, Suite

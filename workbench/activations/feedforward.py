@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from workbench.activations.labelled import ItemRow
 from workbench.activations.sites import Site, Tokens, sample_places, stream
-from workbench.errors import UsageError, WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.hooks import hooked, n_outputs, shaped
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import LOGITS, loss_batches, losses
 from workbench.activations.sites import Progress, Site, Tokens, stream
-from workbench.errors import WorkbenchError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import first_of, hooked, states_of, with_first
 from workbench.models.layout import stack_prefix
 from workbench.models.texts import TextRow, batch_limit, batches, side_by_side

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError
 from workbench.facts.facts import joined
-from workbench.files import file_digest, json_digest
-from workbench.identity import open_unchanged
+from workbench.ground import jsondoc
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.files import file_digest, json_digest
+from workbench.ground.identity import open_unchanged
+from workbench.ground.recognize import suggestion
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.texts import ANSWERS
-from workbench.recognize import suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

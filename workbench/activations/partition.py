@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from workbench.activations.feedforward import FeedForward, FeedForwardSample
 from workbench.activations.sites import Progress
-from workbench.errors import UsageError
-from workbench.files import json_digest
-from workbench.lazy import no_grad, np, torch
+from workbench.ground.errors import UsageError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import no_grad, np, torch
 from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:

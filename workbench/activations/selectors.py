@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from workbench.activations.feedforward import FeedForward, FeedForwardSample, reading
 from workbench.activations.partition import LayerPartition, Partition
 from workbench.activations.sites import visiting
-from workbench.lazy import no_grad, torch
+from workbench.ground.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from workbench import jsondoc
 from workbench.activations.sites import Site
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest, write_json
-from workbench.lazy import torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, write_json
+from workbench.ground.lazy import torch
 from workbench.models.architecture import is_conv1d_layer
 from workbench.models.layout import Model
 from workbench.weights.digests import tensor_digest

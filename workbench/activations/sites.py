@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.activations.labelled import ItemRow, TextPart
-from workbench.errors import UsageError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import UsageError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.hooks import expert_modules, feed_forward_mixers, has_experts, output_projections, shaped, unread
 from workbench.models.layout import stack_prefix

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import xxhash
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.architecture import is_conv1d, is_head_module, live_module
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config

@@ -14,7 +14,7 @@ from workbench.adapters.flavours import unknown_fields
 from workbench.adapters.keys import Stored
 from workbench.adapters.lora import LowRank, Places
 from workbench.adapters.read import CONFIG, Adapter
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.models.architecture import UntiedWeights
 from workbench.models.layout import Model
 from workbench.weights.lowrank import Factors

@@ -17,9 +17,9 @@ from workbench.adapters.flavours import BAKE, TITLES
 from workbench.adapters.keys import USED, Part, Stored, is_copy, updates_both_alike
 from workbench.adapters.lora import FactorPair, LowRank, Patch, Places, Spot
 from workbench.adapters.tuners import rotation
-from workbench.errors import WorkbenchError, shell
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.project import relative
 from workbench.models.architecture import UntiedWeights, disk_weight, is_embedding, is_head
-from workbench.project import relative
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter

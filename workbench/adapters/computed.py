@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.dense import DeltaRows, Dense, Rows
 from workbench.adapters.keys import Part, Stored
-from workbench.errors import WorkbenchError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from workbench.adapters.keys import Stored
 from workbench.adapters.lora import FactorPair
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.weights.kernels import product
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, Live, lost
 from workbench.adapters.keys import PREFIX
 from workbench.adapters.read import CONFIG, WEIGHTS
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest, write_json, write_text
-from workbench.lazy import torch
-from workbench.things import SINGLE
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, write_json, write_text
+from workbench.ground.lazy import torch
+from workbench.ground.things import SINGLE
 from workbench.weights import lowrank
 from workbench.weights.device import each
 from workbench.weights.header import save_tensors

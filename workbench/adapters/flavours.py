@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from workbench.errors import WorkbenchError
-from workbench.things import LEARNED, PROMPTS
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.things import LEARNED, PROMPTS
 from workbench.weights.header import check_fields, is_number
 
 BAKE = (

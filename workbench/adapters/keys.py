@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from workbench.adapters.flavours import BAKE
-from workbench.errors import WorkbenchError
-from workbench.identity import open_unchanged
-from workbench.lazy import np, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.identity import open_unchanged
+from workbench.ground.lazy import np, torch
 from workbench.models.architecture import is_embedding_module, is_head_module, tied_embeddings
 from workbench.weights.digests import entry_digest
 from workbench.weights.header import Entry

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.adapters.export import write_adapter
 from workbench.adapters.lora import FactorPair, LowRank
 from workbench.adapters.read import WEIGHTS
-from workbench.errors import WorkbenchError, shell
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.lazy import torch
 from workbench.weights import lowrank
 from workbench.weights.lowrank import Factors
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from workbench.adapters.keys import Stored
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.models.architecture import is_conv1d_layer, is_head_module, tied_embeddings, with_and_without_root
 from workbench.models.layout import LiveLayout, Piece, live_layout
 from workbench.weights.kernels import KINDS, product

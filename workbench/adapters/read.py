@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench import jsondoc
 from workbench.adapters.flavours import BLOCKS, SIZES, TUNERS, check_config, check_kinds, meaning
 from workbench.adapters.keys import Keys, sort_keys
-from workbench.errors import WorkbenchError
-from workbench.recognize import expecting, look
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.recognize import expecting, look
 from workbench.weights.checkpoint import unwrapped
 from workbench.weights.header import Entry, read_header
 

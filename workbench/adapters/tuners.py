@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.adapters.dense import DeltaRows, Dense, Ia3, LoHa, LoKr, Oft, Rows, TokenRows
 from workbench.adapters.flavours import BAKE
 from workbench.adapters.keys import Part, Stored
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from workbench.advice.pools import Pair, Shared, own_files, shared_prompts
 from workbench.advice.proposal import Pool, many, proposed, tried
 from workbench.advice.result import Advice, AdvisedBrick, LeftOut
 from workbench.advice.runner import Runner
-from workbench.errors import UsageError, shell
-from workbench.events import progress
+from workbench.ground.errors import UsageError, shell
+from workbench.ground.events import progress
 from workbench.merge.measuring.delta_sums import Measures
 from workbench.merge.measuring.deltas import measure
 from workbench.merge.measuring.matrices import Overlap

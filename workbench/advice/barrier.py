@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import losses
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events, progress
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events, progress
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part, Result
 from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
@@ -26,7 +27,6 @@ from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.results import Number, Part, Result
 from workbench.run.compose import step_context
 from workbench.scores.statistics import resampled_means
 from workbench.steps import MergeMethod

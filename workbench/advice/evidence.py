@@ -10,10 +10,10 @@ import numpy as np
 
 from workbench.compare.leaders import mean_over
 from workbench.compare.tables import Table, suites_of, tables_of
-from workbench.errors import size
 from workbench.facts.facts import SLOT
+from workbench.ground.errors import size
+from workbench.ground.results import Number, Part
 from workbench.models.texts import Text, longest_row
-from workbench.results import Number, Part
 from workbench.scores.paired import Paired, paired
 from workbench.scores.statistics import Floats, score_interval
 from workbench.scores.store import Scores, ScoreStore, plan_record, stored_in

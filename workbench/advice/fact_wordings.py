@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from workbench.advice.facts import FactsReport, finding, read_checked
 from workbench.edit.memories.retrieval import SentenceEncoder
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact, fact_of, folded
 from workbench.facts.questions import INVERSES, RELATIONS, Relation, place_of, prompts_of, relation_names_of
 from workbench.facts.stream import Start
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

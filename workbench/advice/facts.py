@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events
 from workbench.facts.conflicts import conflicts, contradictions, duplicates
 from workbench.facts.facts import FACTS, Fact, folded
 from workbench.facts.published import Published, read_all
 from workbench.facts.questions import Conflict, Status
 from workbench.facts.stream import Start, read_stream
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import Number, Part
 from workbench.models.prompts import encode_pair, encode_text, load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
-from workbench.results import Number, Part
 from workbench.run.kinds.edit import RECORD
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel

@@ -8,8 +8,8 @@ from itertools import product
 from pathlib import Path
 
 from workbench.advice.pools import UNEQUAL, Pair, equal_weights, equalized
-from workbench.project import relative
-from workbench.results import Part
+from workbench.ground.project import relative
+from workbench.ground.results import Part
 
 MOST = 6
 """Largest number of groups for which one merge is recommended from the weights alone: of six disjoint skills one merge kept 81 %, and

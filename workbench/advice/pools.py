@@ -12,9 +12,9 @@ from statistics import median
 from typing import Literal
 
 from workbench.bricks.brick import Brick
-from workbench.errors import UsageError, nearest, shell
+from workbench.ground.errors import UsageError, nearest, shell
+from workbench.ground.results import Number, Part
 from workbench.models.texts import Text
-from workbench.results import Number, Part
 from workbench.run.route_statistics import Measuring, card_folder, trained_on
 from workbench.scores.statistics import Floats
 

@@ -33,7 +33,7 @@ from workbench.advice.pools import (
     unequal,
 )
 from workbench.advice.runner import ROUTE, Runner
-from workbench.errors import shell
+from workbench.ground.errors import shell
 from workbench.run.route_statistics import Measuring
 from workbench.scores.statistics import Floats
 

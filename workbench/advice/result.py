@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from workbench import yamldoc
 from workbench.advice.evidence import ScoredBefore, Trial
 from workbench.advice.groups import Group, Places, route_recipes
 from workbench.advice.pools import Pair, Regime
-from workbench.errors import shell
-from workbench.project import find_project
-from workbench.results import Number, Part, Result
+from workbench.ground import yamldoc
+from workbench.ground.errors import shell
+from workbench.ground.project import find_project
+from workbench.ground.results import Number, Part, Result
 
 
 class AdvisedBrick(Part):

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench import yamldoc
 from workbench.adapters.read import WEIGHTS
 from workbench.advice.evidence import ITEMS, TIMED, TOKENS, Candidate, RoutePrice
 from workbench.advice.groups import Group, Places, route_recipes
 from workbench.edit.places.knowledge import said_by
 from workbench.facts.facts import Fact
-from workbench.lazy import no_grad, torch
+from workbench.ground import yamldoc
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text, spread

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.api.results import find_scores
 from workbench.api.subjects import Listener, Request, refuse_left_out
-from workbench.errors import LeftOut, UsageError, nearest
-from workbench.tables import as_html, data_frame
+from workbench.ground.errors import LeftOut, UsageError, nearest
+from workbench.ground.tables import as_html, data_frame
 
 if TYPE_CHECKING:
     from workbench.compare.answers import Answer, Item, Items

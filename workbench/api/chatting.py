@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.api.naming import open_named
-from workbench.errors import UsageError, size
-from workbench.events import Events, no_events
+from workbench.ground.errors import UsageError, size
+from workbench.ground.events import Events, no_events
 
 if TYPE_CHECKING:
     import torch

@@ -93,7 +93,7 @@ class LoadedRecipe:
 
     @property
     def _runs(self) -> Path:
-        from workbench.project import runs_of
+        from workbench.ground.project import runs_of
 
         return runs_of(self.recipe.project)
 
@@ -149,7 +149,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _resolve_model(path: str | Path, version: int | None) -> Resolved:
-    from workbench.project import find_project
+    from workbench.ground.project import find_project
     from workbench.run.opened import resolve_model
 
     directory = Path(path)

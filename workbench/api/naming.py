@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from workbench.errors import UsageError, WorkbenchError, nearest, shell
-from workbench.events import Events, no_events
-from workbench.project import find_project, relative, runs_of
-from workbench.things import as_name, retyped
+from workbench.ground.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.ground.events import Events, no_events
+from workbench.ground.project import find_project, relative, runs_of
+from workbench.ground.things import as_name, retyped
 
 if TYPE_CHECKING:
     from workbench.bricks.hub import Hub

@@ -8,11 +8,11 @@ from pathlib import Path
 from workbench.adapters.flavours import check_config
 from workbench.api.naming import find
 from workbench.bricks.header_folders import snapshot_with
-from workbench.errors import WorkbenchError, shell
-from workbench.project import relative
-from workbench.recognize import Thing, look, suggestion
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.project import relative
+from workbench.ground.recognize import Thing, look, suggestion
+from workbench.ground.things import ADAPTER, CARD, CONFIG, brick_name, fields_of, retyped
 from workbench.run.opened import is_hub_id
-from workbench.things import ADAPTER, CARD, CONFIG, brick_name, fields_of, retyped
 
 
 def opened(name: str) -> Thing:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.api.subjects import Listener, Opened, Request, imported_scores, open_subjects
-from workbench.errors import LeftOut, WorkbenchError
-from workbench.tables import as_html, data_frame
+from workbench.ground.errors import LeftOut, WorkbenchError
+from workbench.ground.tables import as_html, data_frame
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison

@@ -12,8 +12,8 @@ from workbench.api.answers import ONLY, Choice, ItemsBeside, Only, compared_item
 from workbench.api.naming import Variation
 from workbench.api.results import ComparedScores, FoundValues, StoredScores, find_scores
 from workbench.api.subjects import Listener, Request, open_subjects
-from workbench.errors import UsageError, nearest
-from workbench.events import Events, no_events
+from workbench.ground.errors import UsageError, nearest
+from workbench.ground.events import Events, no_events
 
 Names = str | Path | Sequence[str | Path]
 
@@ -145,7 +145,7 @@ def search(
         WorkbenchError: If the recipe has no `search`, or a value is invalid.
     """
     from workbench.api.naming import load_named
-    from workbench.project import runs_of
+    from workbench.ground.project import runs_of
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 

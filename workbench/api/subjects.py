@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.api.naming import Named, Variation, find, open_named
-from workbench.errors import LeftOut, UsageError, WorkbenchError, shell
-from workbench.events import Events, no_events
+from workbench.ground.errors import LeftOut, UsageError, WorkbenchError, shell
+from workbench.ground.events import Events, no_events
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ def open_subjects(
     from workbench.evaluate.facts.wanted import Wanted
     from workbench.evaluate.lineup import lineup
     from workbench.evaluate.plans import plans, recorded_plans, suites_of
-    from workbench.project import find_project, runs_of
+    from workbench.ground.project import find_project, runs_of
     from workbench.scores.store import ScoreStore
     from workbench.scores.suite import Suite
 
@@ -332,7 +332,7 @@ def imported_scores(request: Request) -> tuple[list[Scores], ScoreStore, Path] |
     Raises:
         WorkbenchError: If it names several suites.
     """
-    from workbench.project import find_project, runs_of
+    from workbench.ground.project import find_project, runs_of
     from workbench.scores.imported import find_imported, imported_suites
     from workbench.scores.store import ScoreStore
 

@@ -14,9 +14,9 @@ from workbench.adapters.read import Adapter
 from workbench.bricks.card import Axes, BrickCard, axes_of, read_licence
 from workbench.bricks.header_folders import Download, download_of
 from workbench.bricks.language import LanguagePart, component_configs
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest
-from workbench.identity import check_unchanged
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.identity import check_unchanged
 from workbench.models.architecture import is_head, tied_embeddings, with_head_of
 from workbench.models.layout import Model
 from workbench.models.live import Aligned

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
-from workbench import yamldoc
 from workbench.bricks.hub import CARD
-from workbench.files import write_text
-from workbench.results import Part
+from workbench.ground import yamldoc
+from workbench.ground.files import write_text
+from workbench.ground.results import Part
+from workbench.ground.yamltree import top_scalars
 from workbench.steps.fields import NAME, Strict
-from workbench.yamltree import top_scalars
 
 Origin: TypeAlias = Literal["customized", "emergent"]
 Granularity: TypeAlias = Literal["neuron", "group", "layer", "model"]

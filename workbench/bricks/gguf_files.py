@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.files import file_digest, json_digest, publish_once, scratch_beside, write_json
-from workbench.identity import installed, settled
-from workbench.manifest import has_its_files, seal
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import file_digest, json_digest, publish_once, scratch_beside, write_json
+from workbench.ground.identity import installed, settled
+from workbench.ground.manifest import has_its_files, seal
+from workbench.ground.project import cache_of
+from workbench.ground.things import TOKENIZER_TOO, convert_command
 from workbench.models.architecture import model_depth
 from workbench.models.identity import tokenizer_files
 from workbench.models.skeleton import skeleton
-from workbench.project import cache_of
-from workbench.things import TOKENIZER_TOO, convert_command
 from workbench.weights.header import DEPTHS, MAX_SIZE, check_config
 from workbench.weights.packed import LINK, RECORD
 

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from workbench.errors import size
-from workbench.files import publish_once, read_json, scratch_beside, write_json
-from workbench.project import cache_of
-from workbench.results import Part
-from workbench.things import HEADERS_ONLY
+from workbench.ground.errors import size
+from workbench.ground.files import publish_once, read_json, scratch_beside, write_json
+from workbench.ground.project import cache_of
+from workbench.ground.results import Part
+from workbench.ground.things import HEADERS_ONLY
 from workbench.weights.header import MAX_HEADER
 
 _CONNECTIONS = 8

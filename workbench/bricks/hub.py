@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.bricks.header_folders import (
@@ -21,11 +20,12 @@ from workbench.bricks.header_folders import (
     snapshot_with,
     space_problems,
 )
-from workbench.errors import WorkbenchError, size
-from workbench.events import Events, no_events
-from workbench.files import read_json
-from workbench.http import DISK
-from workbench.things import INDEX, SINGLE, convert_command
+from workbench.ground import jsondoc, yamldoc
+from workbench.ground.errors import WorkbenchError, size
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import read_json
+from workbench.ground.http import DISK
+from workbench.ground.things import INDEX, SINGLE, convert_command
 
 CARD = "brick.yaml"
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench import jsondoc
 from workbench.activations.sets import RECORD as NEURONS
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -12,15 +11,16 @@ from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
 from workbench.bricks.card import read_card
 from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
-from workbench.errors import WorkbenchError, shell
-from workbench.files import json_digest
-from workbench.lazy import torch
-from workbench.manifest import require_whole
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import require_whole
+from workbench.ground.recognize import look, suggestion
+from workbench.ground.things import INDEX, SINGLE, retyped
 from workbench.models.layout import Model
 from workbench.models.skeleton import tidy
-from workbench.recognize import look, suggestion
 from workbench.steps.fields import BrickRef
-from workbench.things import INDEX, SINGLE, retyped
 from workbench.weights.checkpoint import Checkpoint, read_config, refuse_foreign
 from workbench.weights.specs import Source
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from workbench.adapters.bind import AdaptedWeights, bind
 from workbench.bricks.brick import Brick, BrickSource
 from workbench.bricks.header_folders import snapshot_with
-from workbench.errors import WorkbenchError
-from workbench.files import read_json
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import read_json
 from workbench.models.architecture import (
     UntiedWeights,
     counterpart,

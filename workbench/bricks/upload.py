@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bricks.hub import transport
-from workbench.errors import UsageError, WorkbenchError, printable, size
-from workbench.events import Events, no_events
+from workbench.ground.errors import UsageError, WorkbenchError, printable, size
+from workbench.ground.events import Events, no_events
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _NO_BRANCH = re.compile(r"^[-/.]|[\x00-\x20~^:?*\[\\\x7f]|\.\.|@\{|//|[/.]$|\.lock$|^$")  # as `git check-ref-format --branch`

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from workbench.cli._failures import command_of, explained, missing_extra, of_foreign, short_of_memory, while_printing
 from workbench.cli._output import out
-from workbench.errors import RUNS_DIR, WorkbenchError, shell
+from workbench.ground.errors import RUNS_DIR, WorkbenchError, shell
 
 COMMANDS = {
     "plan": "run.plan",

@@ -12,7 +12,7 @@ import typer
 from workbench.api.naming import SUFFIXES, load_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
-from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.ground.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.advice.evidence import Trial
@@ -74,8 +74,8 @@ def advise(
     """
     from workbench.advice.advise import advise as look
     from workbench.cli._bricks import base_of_brick, brick_directory, find_brick
+    from workbench.ground.project import find_project, runs_of
     from workbench.models.identity import pick_device
-    from workbench.project import find_project, runs_of
     from workbench.run.device import Work
     from workbench.scores.store import ScoreStore
     from workbench.weights.device import exact
@@ -165,7 +165,7 @@ def _check_free(path: Path | None) -> None:
 
 def _written(advice: Advice, path: Path) -> Advice:
     """Write the recommended recipe with those of its groups, and return the advice with the name of its file."""
-    from workbench.files import write_text
+    from workbench.ground.files import write_text
 
     if advice.step is None:
         raise WorkbenchError(f"no recipe was written: {advice.says}", advice.reasons[0] if advice.reasons else None)

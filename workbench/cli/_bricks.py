@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
-from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
+from workbench.ground.errors import UsageError, WorkbenchError, nearest, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
@@ -125,7 +125,7 @@ def brick_directory(name: str) -> Path:
     Raises:
         WorkbenchError: If there is no such directory.
     """
-    from workbench.recognize import look
+    from workbench.ground.recognize import look
 
     if Path(name).suffix == ".gguf" and Path(name).is_file():
         return Path(name)

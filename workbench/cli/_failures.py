@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, refuses_memory, size
+from workbench.ground.errors import WorkbenchError, refuses_memory, size
 
 # Extra of pyproject.toml -> module -> its distribution.
 EXTRAS = {
@@ -82,8 +82,8 @@ def missing_extra(error: BaseException, command: str) -> WorkbenchError | None:
 
 def of_foreign(error: WorkbenchError, words: Sequence[str]) -> WorkbenchError | None:
     """Return an error about a thing on the command line that no command takes as it is, with the hint of `open`; None for other errors."""
-    from workbench.recognize import look
-    from workbench.things import retyped
+    from workbench.ground.recognize import look
+    from workbench.ground.things import retyped
 
     said = f"{error.message} {error.hint}"  # many readers know it; others look for something else first, such as a run
     with suppress(OSError, RuntimeError, ValueError):  # of a name that no path can have

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.cli._output import out, shown
-from workbench.errors import printable
+from workbench.ground.errors import printable
 
 if TYPE_CHECKING:
     from workbench.merge.measuring.delta_sums import DeltaSums, Measures

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from workbench.cli._bricks import axes_text, brick_directory
 from workbench.cli._output import out
-from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.ground.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.activations.sets import NeuronSet
@@ -86,8 +86,8 @@ def verify_neurons(folder: Path, base: str | None) -> None:
     from workbench.bricks.brick import checkpoint_digest
     from workbench.bricks.locate import resolve_base
     from workbench.bricks.neuron_sets import check_base, neuron_brick
+    from workbench.ground.project import cache_of
     from workbench.models.layout import Model
-    from workbench.project import cache_of
 
     neurons, card = neuron_brick(folder)
     if base is None and card is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from workbench.errors import RUNS_DIR
+from workbench.ground.errors import RUNS_DIR
 
 RecipeArg = Annotated[
     str,

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from workbench.errors import WorkbenchError, duration, printable, shortened
+from workbench.ground.errors import WorkbenchError, duration, printable, shortened
 
 if TYPE_CHECKING:
-    from workbench.events import Event, Whole
-    from workbench.results import Part
+    from workbench.ground.events import Event, Whole
+    from workbench.ground.results import Part
 
 # json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
 _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from workbench.api.naming import load_named
 from workbench.api.subjects import Listener
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, shell
-from workbench.project import relative
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.project import relative
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
@@ -76,7 +76,7 @@ def load(recipe: str, settings: list[str] | None, runs_dir: Path | None, headers
         The resolved recipe, and the directory of runs.
     """
     from workbench.bricks.hub import Hub
-    from workbench.project import runs_of
+    from workbench.ground.project import runs_of
     from workbench.resolve.resolve import resolve
 
     loaded = load_named(recipe, settings or (), out.say, runs_dir)

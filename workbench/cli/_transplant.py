@@ -11,7 +11,7 @@ import typer
 from workbench.cli._bricks import brick_directory
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.errors import shell
+from workbench.ground.errors import shell
 
 if TYPE_CHECKING:
     from workbench.transplant.transplant import Transplant

@@ -12,8 +12,8 @@ import typer
 from workbench.api.subjects import Opened
 from workbench.cli._output import out, time_left
 from workbench.cli._recipes import compare_scores
-from workbench.errors import UsageError, WorkbenchError
-from workbench.events import Event
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.events import Event
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison

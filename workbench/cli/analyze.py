@@ -12,8 +12,8 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, WorkbenchError
-from workbench.project import find_project, relative
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.project import find_project, relative
 
 if TYPE_CHECKING:
     from workbench.activations.labelled import Labelled
@@ -268,7 +268,7 @@ def results_folder(to: Path | None, name: str) -> Path:
 
 def write_page(place: Path, result: ModelResult) -> Path:
     """Write the page of all analyses of the same model in a directory; those of an earlier content of the same file are left out."""
-    from workbench.files import read_json
+    from workbench.ground.files import read_json
     from workbench.report.neurons import SECTIONS, render_neurons
 
     plain = result.to_dict()

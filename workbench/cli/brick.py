@@ -25,7 +25,7 @@ from workbench.cli._options import BrickArg, DeviceOpt, JsonOpt, QuietOpt, Threa
 from workbench.cli._output import out
 from workbench.cli._transplant import transplant
 from workbench.cli.trust import reads_recipes
-from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
+from workbench.ground.errors import GateFailedError, UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     from workbench.upkeep.extract import ExtractedTensor, Extraction
@@ -356,7 +356,7 @@ def verify(
     """
     from workbench.bricks.locate import is_neuron_set, resolve_base
     from workbench.bricks.origin import base_for
-    from workbench.project import cache_of
+    from workbench.ground.project import cache_of
     from workbench.upkeep.bricks import check_fit, made_again, read_all, verify_statistics
     from workbench.weights.digests import tensor_digests, weights_digest
 

@@ -10,7 +10,7 @@ import typer
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, printable, shell
+from workbench.ground.errors import UsageError, printable, shell
 
 
 @reads_recipes

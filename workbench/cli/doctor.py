@@ -13,7 +13,7 @@ def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
 
     Reports on the compiler, kernels, caches, device, versions and disk space. Exits with 3 if a problem remains.
     """
-    from workbench.project import find_project, runs_of
+    from workbench.ground.project import find_project, runs_of
     from workbench.upkeep.doctor import examine
 
     project = find_project()

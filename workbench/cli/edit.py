@@ -11,7 +11,7 @@ from workbench.api.naming import open_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import shell
+from workbench.ground.errors import shell
 
 if TYPE_CHECKING:
     from workbench.neurons.trace import RecoveredShare, TraceTable

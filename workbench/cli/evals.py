@@ -37,8 +37,8 @@ from workbench.cli._output import out
 from workbench.cli._recipes import command_line, compare_scores, printing
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, scored_so_far, watching
 from workbench.cli.trust import reads_recipes
-from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
-from workbench.project import relative
+from workbench.ground.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
+from workbench.ground.project import relative
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
@@ -304,7 +304,7 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
     Raises:
         WorkbenchError: If a search.json is not a search's result.
     """
-    from workbench.project import runs_of
+    from workbench.ground.project import runs_of
     from workbench.search.result import RESULT, SearchResult
 
     results: dict[str, SearchResult] = {}

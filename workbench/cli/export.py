@@ -12,7 +12,7 @@ from workbench.api.naming import find, load_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.ground.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.ship.expected import Compared
@@ -94,7 +94,7 @@ def write(
     All adapters get one rank, with their scaling in the factors: servers ignore rank_pattern and alpha_pattern and refuse DoRA and
     modules_to_save. A whole model gets the command and the expected answers only.
     """
-    from workbench.files import check_new
+    from workbench.ground.files import check_new
     from workbench.models.identity import pick_device
     from workbench.models.texts import read_prompts
     from workbench.ship.export import PROMPTS, Export, check_export, check_server, write_export
@@ -148,7 +148,7 @@ def _written(made: Exported, to: Path, converted: Path | None, words: list[str],
 def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     """Return the subject that an argument names."""
     from workbench.bricks.hub import Hub
-    from workbench.project import find_project
+    from workbench.ground.project import find_project
     from workbench.run.opened import is_configuration
     from workbench.ship.subject import of_configuration, of_model, of_recipe, of_run
 
@@ -192,7 +192,7 @@ def check(
 
     Exits with 1 if a text or log-probability differs. A key of the server is read from OPENAI_API_KEY.
     """
-    from workbench.files import read_json
+    from workbench.ground.files import read_json
     from workbench.ship.expected import LEAST_TOLERANCE, check_server, read_expected, summary
     from workbench.ship.export import RECORD
 

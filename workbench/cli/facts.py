@@ -12,7 +12,7 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell
+from workbench.ground.errors import GateFailedError, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.advice.facts import FactFinding

@@ -14,7 +14,7 @@ from workbench.api.naming import configuration_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.run.memories import SavedMemory

@@ -19,11 +19,12 @@ from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
 from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange, MemoryFacts
+from workbench.ground.recognize import Thing
+from workbench.ground.tables import markdown_rows
 from workbench.grow.mixtures.mixture import ExpertsUsed
 from workbench.neurons.analysis import NeuronsResult
 from workbench.neurons.trace import TraceTable
 from workbench.recipe.describe import MethodDescription
-from workbench.recognize import Thing
 from workbench.route.deciding.checking import RouteCheck
 from workbench.route.mixing.explain import Explanation
 from workbench.run.plan import RunPlan
@@ -39,7 +40,6 @@ from workbench.ship.expected import ServerCheck
 from workbench.ship.export import Exported
 from workbench.ship.push import Pushed
 from workbench.steps.fields import field_docs
-from workbench.tables import markdown_rows
 from workbench.transplant.transplant import Transplant
 from workbench.upkeep.bricks import ShownBrick
 from workbench.upkeep.doctor import Checkup

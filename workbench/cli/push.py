@@ -11,7 +11,7 @@ import typer
 from workbench.api.naming import run_named
 from workbench.cli._options import JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.errors import shell, size
+from workbench.ground.errors import shell, size
 
 if TYPE_CHECKING:
     from workbench.ship.push import Package, Pushed, PushedFile
@@ -101,7 +101,7 @@ def push(
 
 def _lacking(packed: Package, files: Mapping[str, Path | bytes], base: str | None) -> Iterator[str]:
     """Yield warnings on what others need, and what is not sent."""
-    from workbench import jsondoc
+    from workbench.ground import jsondoc
     from workbench.run.memories import RECORD as MEMORY
     from workbench.ship.outward import content_of
 

@@ -13,8 +13,8 @@ from workbench.api.naming import SUFFIXES, find, load_named, recipes_folder
 from workbench.cli._options import JsonOpt, MaxPointsOpt, RecipesArg, SetOpt, SweepOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, WorkbenchError, nearest, shell
-from workbench.project import relative
+from workbench.ground.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.ground.project import relative
 
 if TYPE_CHECKING:
     from workbench.recipe.describe import MethodDescription
@@ -64,12 +64,12 @@ def new(
 
     Existing files are not overwritten.
     """
-    from workbench import yamldoc
-    from workbench.files import write_text
-    from workbench.project import find_project
-    from workbench.recognize import look
+    from workbench.ground import yamldoc
+    from workbench.ground.files import write_text
+    from workbench.ground.project import find_project
+    from workbench.ground.recognize import look
+    from workbench.ground.things import retyped
     from workbench.steps.fields import NAME
-    from workbench.things import retyped
 
     for ref in (base, *(entry.partition("=")[2] for entry in brick or [])):
         if retyped(ref) or ((thing := look(Path(ref))) and thing.problem):
@@ -256,7 +256,7 @@ def methods(
     Includes methods of installed distributions (entry point group workbench.methods) and, if the project is trusted, of its
     methods/ folder.
     """
-    from workbench.project import find_project
+    from workbench.ground.project import find_project
     from workbench.recipe.describe import describe, summary
     from workbench.recipe.methods import MethodFinder, untrusted
     from workbench.recipe.methods import methods as built_in

@@ -13,7 +13,7 @@ from workbench.api.naming import configuration_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.ground.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.route.deciding.checking import RouteCheck
@@ -53,7 +53,7 @@ def explain(
     routing, model, tokenizer = _open(target, runs_dir, device)
     found = explained(routing, model, tokenizer, prompt)
     if html is not None:
-        from workbench.files import write_text
+        from workbench.ground.files import write_text
         from workbench.report.routing import explain_page
 
         write_text(html, explain_page(found, routing.bricks))

@@ -26,8 +26,8 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
 from workbench.cli.trust import reads_recipes
-from workbench.errors import WorkbenchError, duration, shell, size
-from workbench.project import relative
+from workbench.ground.errors import WorkbenchError, duration, shell, size
+from workbench.ground.project import relative
 
 if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
@@ -51,7 +51,7 @@ def plan(
     Reads file headers only. `--device cuda` also works on a machine without a GPU.
     """
     from workbench.bricks.hub import Hub
-    from workbench.project import runs_of
+    from workbench.ground.project import runs_of
     from workbench.resolve.resolve import resolve
     from workbench.run.plan import plan as make_plan
 

@@ -10,7 +10,7 @@ from workbench.api.naming import runs_folder
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import WorkbenchError, size
+from workbench.ground.errors import WorkbenchError, size
 
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory
@@ -23,7 +23,7 @@ NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its na
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
-    from workbench.manifest import described
+    from workbench.ground.manifest import described
     from workbench.run.directory import UNSEALED, list_runs
     from workbench.run.record import RunRow
 
@@ -140,7 +140,7 @@ def verify(
 
     Exits with 3 if a file is missing, changed or was added.
     """
-    from workbench.manifest import accept as seal_again
+    from workbench.ground.manifest import accept as seal_again
     from workbench.run.directory import UNSEALED, find_run
     from workbench.run.execute import verify_run
 

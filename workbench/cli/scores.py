@@ -17,8 +17,8 @@ from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, Quiet
 from workbench.cli._output import out
 from workbench.cli._recipes import printing
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, WorkbenchError, shell, size
-from workbench.project import relative
+from workbench.ground.errors import UsageError, WorkbenchError, shell, size
+from workbench.ground.project import relative
 
 if TYPE_CHECKING:
     from workbench.compare.answers import Item
@@ -186,7 +186,7 @@ def import_(
     Each folder of sample files is one configuration. Each metric is compared with lm-eval's results file beside the samples.
     """
     from workbench.evaluate.gold import corpus_contributions
-    from workbench.project import find_project
+    from workbench.ground.project import find_project
     from workbench.scores.groups import ImportedScores
     from workbench.scores.imported import import_samples
 
@@ -307,8 +307,8 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     """Export the tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
     from workbench.evaluate.facts.suite import export_facts
     from workbench.evaluate.facts.wanted import PREFIX, wanted
+    from workbench.ground.project import find_project
     from workbench.models.identity import pick_device
-    from workbench.project import find_project
     from workbench.recipe.fields import FactsEval
     from workbench.run.opened import resolve_model
 

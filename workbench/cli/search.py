@@ -26,8 +26,8 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, searched_so_far, watching
 from workbench.cli.trust import reads_recipes
-from workbench.errors import shell
-from workbench.project import relative
+from workbench.ground.errors import shell
+from workbench.ground.project import relative
 
 if TYPE_CHECKING:
     from workbench.search.result import CandidateVerdict, SearchResult, Unbeaten
@@ -67,7 +67,7 @@ def search(
     Tries values of the fields under the recipe's `search`, in memory, and tests the best candidates on items that no
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
-    from workbench.project import runs_of
+    from workbench.ground.project import runs_of
     from workbench.report.trackers import log_runs, open_tracker, runs_of_search
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude

@@ -9,7 +9,7 @@ import typer
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, shell
+from workbench.ground.errors import UsageError, shell
 
 _HERE = ("127.0.0.1", "localhost", "::1")
 

@@ -15,7 +15,7 @@ from workbench.cli._options import BaselineOpt, BatchOpt, DeviceOpt, JsonOpt, Li
 from workbench.cli._output import out
 from workbench.cli._recipes import command_line, load, printing
 from workbench.cli.trust import reads_recipes
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison

@@ -10,7 +10,7 @@ import typer
 from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import GateFailedError, UsageError, nearest
+from workbench.ground.errors import GateFailedError, UsageError, nearest
 
 if TYPE_CHECKING:
     from workbench.evaluate.suitecheck import ShownSuite, ShownTask, SuiteReport
@@ -194,7 +194,7 @@ def new(
     """
     from workbench.evaluate.suitecheck import check_suite, find_base
     from workbench.evaluate.suitenew import KINDS, ROLES, CreatedSuite, new_suite, next_steps
-    from workbench.project import relative
+    from workbench.ground.project import relative
 
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: expected {', '.join(KINDS)}. {nearest(kind, KINDS)}")
@@ -222,6 +222,6 @@ def new(
 
 
 def _project() -> Path:
-    from workbench.project import find_project
+    from workbench.ground.project import find_project
 
     return find_project()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli._output import out
-from workbench.errors import UsageError, shell
+from workbench.ground.errors import UsageError, shell
 
 TrustOpt = Annotated[
     bool,
@@ -27,7 +27,7 @@ def reads_recipes(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, trust_project_code: bool = False, **options: Any) -> Any:
-        from workbench.trust import trusting
+        from workbench.ground.trust import trusting
 
         with trusting(trust_project_code):
             return command(*args, **options)
@@ -53,9 +53,9 @@ def trust(
     with your rights. If one of these files changes, trust the project again. The list with the files' digests is in your own
     settings (~/.config/workbench/settings.yaml), outside every project.
     """
-    from workbench.project import find_project
-    from workbench.trust import code_files, distrust, read_settings, settings_file
-    from workbench.trust import trust as add
+    from workbench.ground.project import find_project
+    from workbench.ground.trust import code_files, distrust, read_settings, settings_file
+    from workbench.ground.trust import trust as add
 
     if folder is None:
         if remove:

@@ -12,7 +12,7 @@ import typer
 from workbench.cli._options import DeviceOpt
 from workbench.cli._output import out
 from workbench.cli.trust import reads_recipes
-from workbench.errors import UsageError, shell
+from workbench.ground.errors import UsageError, shell
 
 
 @reads_recipes
@@ -30,7 +30,7 @@ def view(
     Serves pages on 127.0.0.1, to those who open the printed address, until Ctrl-C. They change nothing and load nothing from the
     network.
     """
-    from workbench.project import find_project
+    from workbench.ground.project import find_project
     from workbench.view.app import application
     from workbench.view.pages import Site
     from workbench.view.server import Served

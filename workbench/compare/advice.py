@@ -10,8 +10,8 @@ from typing import Literal
 from workbench.compare.differences import Difference
 from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
-from workbench.errors import shell, size
-from workbench.results import Number, Part
+from workbench.ground.errors import shell, size
+from workbench.ground.results import Number, Part
 
 CANDIDATES = ("base", "brick", "average", "configuration")
 """Roles of candidates. The other controls (facts in the prompt, fine-tuning, an adapter) are made for a comparison and are not shipped."""

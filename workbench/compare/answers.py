@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of
-from workbench.results import Measured, Number, Part
+from workbench.ground.results import Measured, Number, Part
 from workbench.scores.files import is_number
 from workbench.scores.store import Configuration, Row, Scores, ScoreStore
 

@@ -35,7 +35,7 @@ from workbench.compare.sweeps import sweeps_of
 from workbench.compare.swept import Sweep
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of
 from workbench.compare.warnings import looked_at, warnings_of
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, Scores, ScoreStore
 from workbench.scores.suite import MARGIN, Suite

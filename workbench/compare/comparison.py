@@ -16,7 +16,7 @@ from workbench.compare.recommend import Recommendation
 from workbench.compare.routing import RoutingComparison
 from workbench.compare.survival import EditedFacts
 from workbench.compare.sweeps import ComparedSweep
-from workbench.results import Number, Part, Result, absent
+from workbench.ground.results import Number, Part, Result, absent
 from workbench.scores.documents import Skipped
 from workbench.scores.groups import GroupScore
 from workbench.scores.suite import Contrast

@@ -13,7 +13,7 @@ from workbench.compare.kept import Kept, kept_of
 from workbench.compare.leaders import pair_of
 from workbench.compare.making import commands
 from workbench.compare.tables import Table
-from workbench.results import Measured, Number, Part
+from workbench.ground.results import Measured, Number, Part
 from workbench.scores.documents import Check, TaskScores
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, expanded_tail
 from workbench.scores.store import DESIGN_ORDER, Configuration, Scores

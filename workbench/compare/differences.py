@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED, Ruling, TestedCell, cells_of, excluded, rulings, skewed
 from workbench.compare.tables import Table
-from workbench.results import Measured, Number, Part
+from workbench.ground.results import Measured, Number, Part
 from workbench.scores.paired import Pair, paired
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 from workbench.scores.store import Configuration

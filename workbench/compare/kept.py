@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.compare.tables import Table
-from workbench.results import Measured, Part, absent
+from workbench.ground.results import Measured, Part, absent
 from workbench.scores.signflips import TINY
 from workbench.scores.statistics import MANY_CLUSTERS, Floats, expanded_tail, resampled_clusters
 from workbench.scores.store import Configuration

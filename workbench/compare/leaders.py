@@ -23,7 +23,7 @@ import numpy as np
 
 from workbench.compare.families import Ruling, excluded, ruled, skewed
 from workbench.compare.tables import Table
-from workbench.results import Measured, Number, Part
+from workbench.ground.results import Measured, Number, Part
 from workbench.scores.changes import pooled
 from workbench.scores.paired import Paired, tested_together
 from workbench.scores.statistics import FEW_CLUSTERS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.errors import shell
+from workbench.ground.errors import shell
 from workbench.scores.store import Configuration
 
 RUN = "workbench run"

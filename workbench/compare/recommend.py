@@ -41,7 +41,7 @@ from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference, MeanPairs, mean_over
 from workbench.compare.making import commands
 from workbench.compare.tables import Table
-from workbench.results import Number, Part, absent
+from workbench.ground.results import Number, Part, absent
 from workbench.scores.store import Configuration, Scores
 
 

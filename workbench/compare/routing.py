@@ -14,7 +14,7 @@ import numpy as np
 from workbench.compare.families import excluded
 from workbench.compare.leaders import pair_of
 from workbench.compare.tables import Table
-from workbench.results import Number, Part
+from workbench.ground.results import Number, Part
 from workbench.scores.statistics import FEW_CLUSTERS, score_interval
 from workbench.scores.store import Configuration, Scores
 

@@ -12,7 +12,7 @@ from workbench.compare.configurations import roles_of
 from workbench.compare.routing import Share
 from workbench.compare.tables import Table
 from workbench.facts.facts import FactKind
-from workbench.results import Measured, Number, Part
+from workbench.ground.results import Measured, Number, Part
 from workbench.scores.paired import paired
 from workbench.scores.statistics import Floats, codes, score_interval
 from workbench.scores.store import Configuration, Scores

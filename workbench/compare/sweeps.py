@@ -24,7 +24,7 @@ import numpy as np
 from workbench.compare.configurations import mean_score
 from workbench.compare.swept import Sweep, SweepPoint, Value
 from workbench.compare.tables import Table
-from workbench.results import Measured, Number, Part
+from workbench.ground.results import Measured, Number, Part
 from workbench.scores.signflips import TINY
 from workbench.scores.statistics import clustered_se, effective_clusters, score_interval, upper_t
 from workbench.scores.store import Configuration, Scores

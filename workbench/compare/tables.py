@@ -14,8 +14,8 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from workbench.errors import WorkbenchError, nearest
 from workbench.facts.facts import ACCURACIES, WRITTEN
+from workbench.ground.errors import WorkbenchError, nearest
 from workbench.scores.documents import rescore_hint
 from workbench.scores.paired import Paired, Ratio, paired_scores
 from workbench.scores.plan import PlanRecord

@@ -17,8 +17,8 @@ from workbench.compare.advice import CANDIDATES
 from workbench.compare.comparison import Family
 from workbench.compare.configurations import roles_of
 from workbench.compare.tables import Table, tables_of
-from workbench.errors import WorkbenchError, nearest
 from workbench.facts.facts import ACCURACIES
+from workbench.ground.errors import WorkbenchError, nearest
 from workbench.scores.documents import read_document
 from workbench.scores.imported import differing_versions
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, effective_clusters

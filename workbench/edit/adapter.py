@@ -30,10 +30,10 @@ from workbench.edit.gradient.learning import (
 from workbench.edit.gradient.tuning import LowRankUpdate
 from workbench.edit.inputs import DistinctLayers, contexts, generated_prompts, read_for, read_prompts, statistics_texts
 from workbench.edit.places.parts import LONGEST, Parts, check_rows
-from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.conflicts import require_consistent
 from workbench.facts.facts import Fact
-from workbench.lazy import torch
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.hooks import frozen, is_attention, n_outputs
 from workbench.models.layout import Model
 from workbench.models.texts import Text, encode, longest_row, read_texts

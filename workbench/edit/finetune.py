@@ -25,7 +25,7 @@ from workbench.facts.conflicts import require_consistent
 from workbench.facts.facts import Fact
 from workbench.facts.published import read_facts
 from workbench.facts.stream import latest
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.layout import Model
 from workbench.steps import Cost, Edit, EditMethod, MethodContext, register

@@ -12,10 +12,10 @@ from pydantic import Field
 from workbench.edit.memories.codebook import Attached, Codebook, radii, reading, writing
 from workbench.edit.memories.textmemory import sentence
 from workbench.edit.places.parts import fact_pair
-from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.facts import Fact
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.models.architecture import live_module
 from workbench.models.prompts import encode_pair
 from workbench.models.texts import side_by_side

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from workbench import jsondoc
-from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
 from workbench.facts.facts import Fact
 from workbench.facts.published import read_facts
 from workbench.facts.stream import Start, read_stream
-from workbench.lazy import torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
+from workbench.ground.lazy import torch
 from workbench.steps.fields import Strict, Whole
 
 

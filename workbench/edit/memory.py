@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 
 from workbench.edit.memories.retrieval import Encoder, SentenceEncoder, TokenMatch, threshold
 from workbench.edit.memories.textmemory import FACTS, FactStore, attach
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 

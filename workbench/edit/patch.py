@@ -30,10 +30,10 @@ from workbench.edit.gradient.tuning import chunks
 from workbench.edit.inputs import contexts, generated_prompts, read_for
 from workbench.edit.places.parts import LONGEST, Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
-from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.conflicts import require_consistent
 from workbench.facts.facts import Fact
-from workbench.lazy import no_grad
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import no_grad
 from workbench.models.hooks import frozen, n_outputs
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from workbench.adapters.lora import Places
 from workbench.edit.places.parts import Parts
-from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import first_of, hooked
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text

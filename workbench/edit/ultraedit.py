@@ -14,11 +14,11 @@ from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
 from workbench.edit.inputs import DistinctLayers, Mode, read_for
 from workbench.edit.places.parts import LONGEST, EditRow, Padded, Parts, check_rows, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
-from workbench.errors import WorkbenchError
 from workbench.facts.conflicts import require_consistent
 from workbench.facts.facts import Fact
 from workbench.facts.stream import latest
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.hooks import frozen, hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row

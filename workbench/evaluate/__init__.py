@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.measured import quiet
 from workbench.evaluate.tasks import groups_of, source_of
-from workbench.events import Progress
-from workbench.identity import installed
+from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.events import Progress
+from workbench.ground.identity import installed
 from workbench.scores.documents import Measured
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan, SuiteTasks, make_plan

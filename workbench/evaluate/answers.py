@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.measured import quiet, seeded
 from workbench.evaluate.packed import Pair
 from workbench.facts.facts import joined
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer, worded
 
 STOPS = ("\n", ".")

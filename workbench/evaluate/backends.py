@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.measured import SEED
-from workbench.http import ask
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.http import ask
 from workbench.models.architecture import max_positions
 from workbench.scores.plan import ScorePlan
 from workbench.weights.checkpoint import read_config

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, answered, bounds_of
-from workbench.files import json_digest
-from workbench.identity import installed
+from workbench.ground.files import json_digest
+from workbench.ground.identity import installed
 from workbench.scores.store import Check
 from workbench.scores.suite import SCORED_BY
 

@@ -14,17 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.progress import SideBySide
 from workbench.evaluate.scoring import check_calibration, refuse_stateful, score_all
-from workbench.events import Event, Events, no_events
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Event, Events, no_events
+from workbench.ground.lazy import torch
+from workbench.ground.trust import VARIABLE, is_trusted
 from workbench.models.identity import pick_device
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Scores, ScoreStore
-from workbench.trust import VARIABLE, is_trusted
 
 LOSSES = 3
 """Number of workers that may be lost during one call before the call counts as failed."""

@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.gate import LOCALDATA, project_of
 from workbench.evaluate.measured import SEED, quiet
 from workbench.evaluate.tasks import load_task, manager_of
-from workbench.files import write_bytes
-from workbench.identity import installed
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import write_bytes
+from workbench.ground.identity import installed
+from workbench.ground.trust import is_trusted, trusting
 from workbench.scores.plan import item_ids
-from workbench.trust import is_trusted, trusting
 
 # Settings that describe the source of documents. They are replaced, because the documents are stored as the task's code returns them.
 _SOURCE_SETTINGS = {

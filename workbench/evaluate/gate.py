@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.measured import SEED
-from workbench.files import bytes_digest
-from workbench.project import find_project
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest
+from workbench.ground.project import find_project
+from workbench.ground.trust import code_files, distrusted, refused, run_module, unchecked
 from workbench.scores.task_code import Code, Reads, is_own
-from workbench.trust import code_files, distrusted, refused, run_module, unchecked
 
 LOCALDATA = resources.files("workbench.evaluate").joinpath("localdata.py").read_text("utf-8")
 """Code of the reader of local data that the workbench writes beside task files."""

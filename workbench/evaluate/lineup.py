@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from workbench.bricks.hub import FETCH, Hub
-from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts.wanted import Wanted, checkpoints, edited_for, facts_digest, read_step
+from workbench.ground.errors import LeftOut, UsageError, WorkbenchError
 from workbench.models.identity import identity, tokenizer_digest
 from workbench.recipe.fields import FactsEval
 from workbench.recipe.recipe import Recipe, described, dump_step

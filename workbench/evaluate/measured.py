@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.scores.documents import Measured
 from workbench.weights.device import peak_bytes, return_freed_memory
 

@@ -11,7 +11,6 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import register, summarise
 from workbench.evaluate.check import RefusedError, checked
 from workbench.evaluate.hflm import SafeHFLM, Tokenized, recalled, without_recall
@@ -19,7 +18,8 @@ from workbench.evaluate.packed import Answer, Forward, Pair, answered
 from workbench.evaluate.requests import Requests
 from workbench.evaluate.routed import acting, routed_groups
 from workbench.evaluate.scorer import Scorer
-from workbench.events import Progress
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Progress
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Configuration, Row, Scores, ScoreStore, TaskResult

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.gold import Gold, gold_answer, gold_response, metrics_of, sentence_for
 from workbench.evaluate.measured import quiet
 from workbench.evaluate.requests import build, by_item
 from workbench.evaluate.tasks import load_tasks
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import ScorePlan
 

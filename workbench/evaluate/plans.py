@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.facts.suite import build
 from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, facts_of_edits, sequential, streams_of, wanted
 from workbench.evaluate.lineup import LineupEntry
-from workbench.events import Events, no_events
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.events import Events, no_events
 from workbench.recipe.fields import FactsEval, InlineEval
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from workbench.evaluate.lineup import LineupEntry
-from workbench.events import Whole
+from workbench.ground.events import Whole
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import ScoreStore
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.gold import corpus_contributions, metrics_of
 from workbench.evaluate.measured import SEED, quiet, seeded
 from workbench.evaluate.packed import Bounds, PackedLayout, Pair
 from workbench.evaluate.tasks import load_tasks
+from workbench.ground.errors import WorkbenchError, shell
 from workbench.models.prompts import check_template
 from workbench.scores.plan import GENERATED, Item, ScorePlan, item_ids
 from workbench.scores.statistics import RATIOS, UndefinedError, brier_score, codes

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.requests import tasks_of
 from workbench.evaluate.tasks import foreign_code
-from workbench.files import json_digest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
 from workbench.run.routers import SavedRouter, calibration_rows, prompt_digest
 from workbench.scores.plan import item_ids
 

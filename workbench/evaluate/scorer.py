@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import alike, can_be_short, checked, in_float32
 from workbench.evaluate.greedy import Prompt, Writer, batches, compare, is_greedy, prompt_of
@@ -18,7 +17,8 @@ from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, quiet
 from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, answered, bounds_of, lay_out, start_for
 from workbench.evaluate.requests import Requests, by_item, prepared, rows_of
 from workbench.evaluate.routed import RoutedGroup, acting, labels, refuse_calibrated, routed_groups
-from workbench.events import Progress
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Progress
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Check, Configuration, Journal, ScoreStore, TaskResult

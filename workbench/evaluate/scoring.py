@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.progress import Overall, overall
-from workbench.events import Event, Events, no_events
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Event, Events, no_events
 from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Scores, ScoreStore
 

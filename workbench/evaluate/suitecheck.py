@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from workbench import jsondoc
 from workbench.bricks.brick import STARTER
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_base
-from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.taskchecks import ExamplePrompt, SuiteCheck, checked, checks_of, example, some
+from workbench.ground import jsondoc
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.project import cache_of
+from workbench.ground.results import Number, Part
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import load_tokenizer
-from workbench.project import cache_of
-from workbench.results import Number, Part
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite, load_suite

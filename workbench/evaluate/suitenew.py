@@ -8,14 +8,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.evaluate.gate import LOCALDATA
 from workbench.evaluate.suitecheck import SuiteReport
 from workbench.facts.facts import joined
-from workbench.files import write_bytes
-from workbench.recognize import expecting, suggestion
-from workbench.results import Number, Part, absent
+from workbench.ground import jsondoc
+from workbench.ground.errors import UsageError, WorkbenchError, shell
+from workbench.ground.files import write_bytes
+from workbench.ground.recognize import expecting, suggestion
+from workbench.ground.results import Number, Part, absent
 from workbench.scores.suite import SUITE_NAME
 
 Kind = Literal["choice", "exact", "text"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import JsonValue
 
-from workbench.results import Part
+from workbench.ground.results import Part
 from workbench.scores.files import SHARES
 from workbench.scores.paired import paired
 from workbench.scores.plan import ScorePlan

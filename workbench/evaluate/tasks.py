@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.gate import functions_checked, sandbox_templates, score_first, watched, yielded
 from workbench.evaluate.measured import quiet
-from workbench.files import bytes_digest
-from workbench.http import refused_cache
+from workbench.ground.errors import WorkbenchError, nearest, shell
+from workbench.ground.files import bytes_digest
+from workbench.ground.http import refused_cache
 from workbench.scores.groups import local_groups
 from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.suite import Aggregate, Suite, TaskGroup

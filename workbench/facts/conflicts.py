@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import SLOT, Fact, Probe, folded, name_key
 from workbench.facts.published import Published, Skip, read_all
 from workbench.facts.questions import (
@@ -24,7 +23,8 @@ from workbench.facts.questions import (
     statement,
     wordings,
 )
-from workbench.results import Part
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.results import Part
 
 
 def conflicts(facts: Sequence[Fact]) -> list[Conflict]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from workbench import jsondoc, yamldoc
-from workbench.errors import WorkbenchError, refuse_unknown
-from workbench.files import json_digest, write_text
-from workbench.recognize import suggestion
+from workbench.ground import jsondoc, yamldoc
+from workbench.ground.errors import WorkbenchError, refuse_unknown
+from workbench.ground.files import json_digest, write_text
+from workbench.ground.recognize import suggestion
 
 ACTION = "action"
 """Field of rows that are no facts but remove one; see `stream`."""

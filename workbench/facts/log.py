@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
-from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts.facts import Fact, fact_of
-from workbench.files import write_bytes
-from workbench.lazy import np
-from workbench.results import Number, OpenPart, Part, Result, absent
+from workbench.ground import jsondoc
+from workbench.ground.errors import UsageError, WorkbenchError, nearest
+from workbench.ground.files import write_bytes
+from workbench.ground.lazy import np
+from workbench.ground.results import Number, OpenPart, Part, Result, absent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, shell
 from workbench.facts.benchmarks import (
     Draft,
     Pair,
@@ -24,9 +23,10 @@ from workbench.facts.benchmarks import (
     zsre,
 )
 from workbench.facts.facts import ACTION, EXPECTED, SLOT, Fact, FactRow, fact_of, folded, has_action, read_rows
-from workbench.recognize import expecting
-from workbench.results import Part
-from workbench.things import benchmark_of
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.recognize import expecting
+from workbench.ground.results import Part
+from workbench.ground.things import benchmark_of
 
 
 def qaedit(row: Mapping[str, object]) -> Iterator[Draft]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from workbench.facts.facts import UNSPACED, Fact
-from workbench.files import json_digest
+from workbench.ground.files import json_digest
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, nearest, refuse_unknown
 from workbench.facts.facts import ACTION, EXPECTED, Fact, FactRow, fact_of, has_action, read_rows
 from workbench.facts.log import REMOVE
 from workbench.facts.published import Published, Skip, convert, format_of, merged, read_all
-from workbench.recognize import expecting
+from workbench.ground.errors import WorkbenchError, nearest, refuse_unknown
+from workbench.ground.recognize import expecting
 
 REMOVAL = '{"action": "rm", "prompt": "The capital of {subject} is", "subject": "Atlantis"}'
 

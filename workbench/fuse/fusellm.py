@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from workbench.lazy import np
+from workbench.ground.lazy import np
 from workbench.steps import FuseMethod, register
 from workbench.train.spec import HubData
 from workbench.train.step import RowTraining

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.lazy import torch
 from workbench.grow.mixtures.gates import TEMPERATURE, never_gates, prompt_gates
 from workbench.grow.mixtures.mixture import Mixture
 from workbench.grow.mixtures.targets import TARGETS, corrections, from_base, from_bricks, routers
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
 from workbench.steps.fields import BrickEntry, Bricks, Whole

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Literal
 
-from workbench.errors import InvalidRecipeError
-from workbench.lazy import np
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.lazy import np
 from workbench.models.layout import Model
 from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from workbench.bricks.language import EMBEDDINGS, HEAD, component_configs, component_of, language_names
-from workbench.errors import InvalidRecipeError, nearest
+from workbench.ground.errors import InvalidRecipeError, nearest
 from workbench.models.architecture import head_of, untied_config
 from workbench.models.layout import Model
 from workbench.steps import GrowMethod, Grown, Growth, Learns, Preserves, Problem, register

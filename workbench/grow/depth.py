@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import in_order, reordered
 from workbench.models.layout import Model
 from workbench.steps import GrowMethod, Grown, Growth, Learns, Preserves, register

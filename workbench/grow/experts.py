@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.lazy import np, torch
 from workbench.grow.expansion.parts import replace_layers
 from workbench.grow.mixtures.gates import RIDGE, TEMPERATURE, prompt_gates, ridge_gates
 from workbench.grow.mixtures.targets import (
@@ -24,7 +25,6 @@ from workbench.grow.mixtures.targets import (
     mixture_config,
 )
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.lazy import np, torch
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
 from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.activations.importance import block_influence, losses_without
-from workbench.errors import InvalidRecipeError
-from workbench.files import file_digest
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.files import file_digest
+from workbench.ground.results import Part
 from workbench.grow.expansion.layers import in_order, removable, reordered
 from workbench.grow.expansion.parts import check_shapes
 from workbench.grow.expansion.smaller import UNITS, Smaller, count_removed
 from workbench.grow.mixtures.texts import TextMethod, load_measured, save_measured
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
-from workbench.results import Part
 from workbench.steps import GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
 from workbench.steps.fields import Real, Whole
 

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import InvalidRecipeError
-from workbench.files import read_memo, write_memo
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.files import read_memo, write_memo
 from workbench.grow.mixtures.mixture import Mixture, usage
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.models.layout import Model

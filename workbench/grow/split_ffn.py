@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.activations.partition import WITH_TEXTS, Division, Partition
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import np
 from workbench.grow.expansion.parts import replace_layers
 from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split
 from workbench.grow.mixtures.targets import (
@@ -24,7 +25,6 @@ from workbench.grow.mixtures.targets import (
     mixture_config,
 )
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.lazy import np
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import head_name, in_order, reordered
 from workbench.grow.expansion.parts import text_config, with_text
 from workbench.grow.expansion.records import MergedPart

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench import jsondoc
-from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_unknown
-from workbench.files import json_digest
+from workbench.ground import jsondoc
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, refuse_unknown
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import np
 from workbench.grow.expansion.parts import check_shapes
-from workbench.lazy import np
 from workbench.models.identity import GENERATION
 from workbench.models.layout import Model
 from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register

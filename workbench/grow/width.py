@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.lazy import np
 from workbench.grow.expansion.parts import DecoderParts, check_shapes
 from workbench.grow.expansion.resize import Resize, resize_stream, stream_norms
-from workbench.lazy import np
 from workbench.models.layout import Model
 from workbench.steps import Axis, GrowMethod, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workbench.activations.sets import read_pair
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
+from workbench.ground.results import Result
 from workbench.merge.measuring.calibration import ReadsTexts, by_pattern, is_conv1d
 from workbench.merge.measuring.layers import INDEX, InputWalk, TextsRead, in_cache
 from workbench.models.layout import Model
-from workbench.results import Result
 from workbench.steps import Block, Combination, Group, Laws, Measured, MergeContext, OverlapWeighted, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Real
 from workbench.weights.header import save_tensors

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.errors import WorkbenchError
-from workbench.files import file_digest, json_digest, read_memo, write_memo
-from workbench.identity import open_unchanged
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import file_digest, json_digest, read_memo, write_memo
+from workbench.ground.identity import open_unchanged
+from workbench.ground.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow, encode, log_likelihood, longest_row, read_texts
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.matrices import is_used, masked_sum
 from workbench.steps import Block, Group, Laws, MergeMethod, Problem, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Whole, lowest

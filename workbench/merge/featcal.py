@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.calibration import Calibrated, CalibrationEntry, norm_report
 from workbench.merge.measuring.forward import LayerDeltas, Walk, bias_of, flipped, measured_in_order
 from workbench.merge.measuring.layers import inputs_read, shared, without_padding

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from safetensors import safe_open
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.calibration import Calibrated, average, checked_weights, norm_report
 from workbench.models.architecture import counterpart
 from workbench.models.layout import Model

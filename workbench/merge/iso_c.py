@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.matrices import averaged, by_matrix, is_matrix, mean_weights, singular, whole_bytes
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register

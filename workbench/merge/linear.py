@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.steps import Combination, Group, Laws, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks, Space
 

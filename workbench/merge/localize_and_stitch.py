@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.streaming.trim import joint_trims, selection_bytes, trims
 from workbench.models.layout import Model
 from workbench.steps import Block, Group, Laws, MergeMethod, register

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 from safetensors import safe_open
 
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.calibration import ReadsTexts, by_pattern, is_conv1d, linear_deltas
 from workbench.merge.measuring.layers import InputIndex, InputWalk, in_cache, write_inputs
 from workbench.merge.measuring.matrices import rows_of

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
 from workbench.steps import Combination, Group, Laws, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks
 from workbench.weights import kernels

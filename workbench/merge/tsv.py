@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.matrices import (
     averaged,
     by_matrix,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.calibration import norm_report
 from workbench.merge.measuring.matrices import averaged, by_matrix, is_matrix, mean_weights
 from workbench.models.architecture import is_conv1d_layer

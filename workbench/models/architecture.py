@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.weights.header import DEPTHS, POSITIONS, TEXT_CONFIGS
 from workbench.weights.specs import Source, TensorSpec, Weights
 

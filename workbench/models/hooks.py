@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.architecture import EXPERT_COUNTS, is_conv1d
 
 if TYPE_CHECKING:

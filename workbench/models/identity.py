@@ -16,13 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError
-from workbench.files import bytes_digest, json_digest, read_memo, write_memo
-from workbench.identity import WatchedFiles, installed
-from workbench.lazy import torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.files import bytes_digest, json_digest, read_memo, write_memo
+from workbench.ground.identity import WatchedFiles, installed
+from workbench.ground.lazy import torch
+from workbench.ground.project import remembered
 from workbench.models.architecture import text_parts
-from workbench.project import remembered
 from workbench.weights.device import prepare
 
 

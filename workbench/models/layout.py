@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.architecture import (
     ATTENTION_OUT,
     FFN_WRITERS,

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.skeleton import _decoder, groups_of, parse_config, part_for, skeleton
 from workbench.weights.device import load_all

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
-from workbench.lazy import torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
+from workbench.ground.recognize import expecting, suggestion
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import Message, encode_pair, plain, read_tools, turns
-from workbench.recognize import expecting, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,11 +10,11 @@ from workbench.activations.labelled import Item, Labelled
 from workbench.activations.losses import SetLosses, losses
 from workbench.activations.sets import NeuronSet
 from workbench.activations.sites import scaling
-from workbench.lazy import no_grad, torch
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import Number, Part
 from workbench.neurons.controls import ablate, controls, matched_set, mean_overlap
 from workbench.neurons.damage import DamageTable, ItemGroups, damage_table
 from workbench.neurons.subject import NeuronSubject, some_of_each_task
-from workbench.results import Number, Part
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from workbench.ground.results import Result, absent
 from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionsResult
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
 from workbench.neurons.partition import PartitionResult
 from workbench.neurons.profiles import ProfilesResult
-from workbench.results import Result, absent
 
 
 class NeuronsResult(Result):

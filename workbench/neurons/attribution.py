@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.activations.losses import cross_entropies
 from workbench.activations.sites import Site, Visitor, visiting
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact, joined
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import cache_name, first_of, frozen, head_sees, hooked, shaped
 from workbench.models.prompts import encode_pair
 from workbench.models.texts import BATCH_TOKENS, Batch, side_by_side

@@ -14,8 +14,8 @@ from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import SetLosses, losses
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import Progress, Site, scaling
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from workbench.activations.labelled import Item
 from workbench.activations.losses import ItemLosses, SetLosses
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
+from workbench.ground.results import Measured, Number, Part
 from workbench.neurons.controls import Control
-from workbench.results import Measured, Number, Part
 from workbench.scores.statistics import Floats, clustered_rates, codes, upper_t
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.activations.sets import read_pair
-from workbench.errors import WorkbenchError, nearest, shell
-from workbench.jsondoc import as_object, kind
+from workbench.ground.errors import WorkbenchError, nearest, shell
+from workbench.ground.jsondoc import as_object, kind
 from workbench.neurons.sparse_coder import PRE_GAIN, Activation, Dictionary, Normalization, Place
 
 if TYPE_CHECKING:

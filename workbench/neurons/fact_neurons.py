@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from workbench.activations.labelled import folder_name
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import Progress, Site
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part
 from workbench.neurons.attribution import Answer, Attribution, FactPrompt, answer_probabilities, attribute
 from workbench.neurons.controls import random_set
-from workbench.results import Number, Part
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from workbench.activations.labelled import ItemRow
 from workbench.activations.sites import Site, Tokens, stream
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.models.hooks import shaped
 from workbench.neurons.sparse_coder import Dictionary, Place, seeing
 from workbench.neurons.subject import NeuronSubject

@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.activations.labelled import SPLITS, Labelled, Split
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
+from workbench.ground.results import Measured, Number, Part
 from workbench.neurons.feature_families import Family, Units, directions_at, families_of, fill
 from workbench.neurons.function_scores import BLOCK, labels_of
 from workbench.neurons.sparse_coder import Dictionary, Place, check_fit
 from workbench.neurons.statistics import Floats, Ranked, task_test
 from workbench.neurons.subject import Analysis, NeuronSubject, analyzed
-from workbench.results import Measured, Number, Part
 from workbench.scores.statistics import upper_t
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from workbench.activations.labelled import SPLITS, Item, ItemRow, Labelled, Split, TextPart
 from workbench.activations.sets import NeuronSet, top_share
 from workbench.activations.sites import Progress, Site, Tokens, stream
-from workbench.errors import WorkbenchError
-from workbench.files import read_json, write_json
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import read_json, write_json
+from workbench.ground.lazy import torch
 from workbench.neurons.statistics import Bools, Floats, Ranked, TaskTest, task_test
 from workbench.weights.header import is_whole, save_tensors
 

@@ -13,16 +13,16 @@ from workbench.activations.labelled import SPLITS, Labelled, Split, TextPart, fo
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
-from workbench.files import json_digest, write_text
-from workbench.lazy import torch
+from workbench.ground.files import json_digest, write_text
+from workbench.ground.lazy import torch
+from workbench.ground.results import Measured, Number, Part
+from workbench.ground.tables import csv_records
 from workbench.models.identity import computed_on
 from workbench.neurons.ablation import Ablation, ablate_functions, flipped_items, judged_items, matched_changes
 from workbench.neurons.function_scores import FunctionScores, function_scores, item_scores
 from workbench.neurons.profiles import Chosen, ProfilesResult, profile_neurons
 from workbench.neurons.statistics import ALPHA, DRAWS, POWER
 from workbench.neurons.subject import Analysis, AnalyzedTexts, LeftOutTexts, NeuronSubject
-from workbench.results import Measured, Number, Part
-from workbench.tables import csv_records
 from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:

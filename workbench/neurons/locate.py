@@ -14,15 +14,15 @@ from statistics import stdev
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events, progress
 from workbench.facts.published import read_facts
-from workbench.files import file_digest
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events, progress
+from workbench.ground.files import file_digest
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part
 from workbench.neurons.attribution import fact_prompts, norm_behind
 from workbench.neurons.fact_neurons import FACTORS, SHARE, LocatedFact, LocateSettings, locate_facts, union_of
 from workbench.neurons.subject import Analysis, AnalyzedTexts, open_neurons
-from workbench.results import Number, Part
 from workbench.run.opened import NamedModel
 from workbench.scores.statistics import upper_t
 from workbench.weights.device import exact

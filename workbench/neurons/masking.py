@@ -12,9 +12,11 @@ import numpy as np
 from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.losses import losses
 from workbench.activations.sites import Progress, Site, Visitor, visiting
-from workbench.errors import UsageError
-from workbench.files import write_text
-from workbench.lazy import torch
+from workbench.ground.errors import UsageError
+from workbench.ground.files import write_text
+from workbench.ground.lazy import torch
+from workbench.ground.results import Measured, Number, Part
+from workbench.ground.tables import csv_records
 from workbench.neurons.damage import ItemGroups, loss_rise
 from workbench.neurons.sparsity import (
     INDICATORS,
@@ -26,9 +28,7 @@ from workbench.neurons.sparsity import (
     truncation_error,
 )
 from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
-from workbench.results import Measured, Number, Part
 from workbench.scores.statistics import Floats, clustered_rates, codes
-from workbench.tables import csv_records
 
 if TYPE_CHECKING:
     from torch import Tensor

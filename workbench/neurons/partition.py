@@ -22,11 +22,11 @@ from workbench.activations.selectors import (
     ridges,
     selecting,
 )
-from workbench.errors import UsageError
-from workbench.lazy import torch
+from workbench.ground.errors import UsageError
+from workbench.ground.lazy import torch
+from workbench.ground.results import Measured, Number, Part
 from workbench.neurons.damage import ItemGroups, loss_rise
 from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
-from workbench.results import Measured, Number, Part
 from workbench.scores.statistics import codes
 from workbench.weights.header import save_tensors
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.sites import Tokens, scaling, stream
-from workbench.errors import UsageError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import UsageError
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import Number, Part
 from workbench.models.texts import side_by_side
 from workbench.neurons.ablation import FlippedItem
 from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
-from workbench.results import Number, Part
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.activations.sites import Site
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.architecture import model_depth
 from workbench.models.hooks import first_of, hidden_width
 from workbench.models.layout import stack_prefix

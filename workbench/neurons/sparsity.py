@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from workbench.activations.labelled import ItemRow
 from workbench.activations.sites import Site, Tokens, sample_places, stream
-from workbench.lazy import no_grad, torch
-from workbench.results import Number, Part
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import Number, Part
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.activations.labelled import Item, ItemRow, Labelled, item_rows
 from workbench.activations.sites import Site, find_sites
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events, progress
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events, progress
+from workbench.ground.lazy import torch
+from workbench.ground.results import Part, Result, absent
 from workbench.models.texts import longest_row
-from workbench.results import Part, Result, absent
 from workbench.run.compose import compose
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import live_session

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from workbench.edit.places.knowledge import PLACES, Trace, What, trace
 from workbench.edit.places.parts import Parts, check_rows
-from workbench.errors import UsageError, WorkbenchError
-from workbench.events import Events, no_events, progress
 from workbench.facts.published import read_facts
-from workbench.lazy import torch
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.events import Events, no_events, progress
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part, Result
 from workbench.models.texts import longest_row
-from workbench.results import Number, Part, Result
 from workbench.run.compose import compose
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import live_session

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 from pydantic.fields import FieldInfo
 
+from workbench.ground.results import Part, absent
+from workbench.ground.trust import Plugin
 from workbench.recipe.schema import RecipeFields
-from workbench.results import Part, absent
 from workbench.steps import Laws, MergeMethod, Step, verbs
 from workbench.steps.fields import field_docs
-from workbench.trust import Plugin
 
 
 def summary(method: type[Step]) -> str:

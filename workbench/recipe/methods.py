@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench import steps
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.files import bytes_digest, file_digest, json_digest
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.files import bytes_digest, file_digest, json_digest
+from workbench.ground.trust import Plugin, is_trusted, refused, run_module
+from workbench.ground.yamldoc import KeyPath
 from workbench.steps import Step, verbs
 from workbench.steps.step import OUTSIDE, REGISTERED, VERBS
-from workbench.trust import Plugin, is_trusted, refused, run_module
-from workbench.yamldoc import KeyPath
 
 
 @cache

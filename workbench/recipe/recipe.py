@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from workbench import yamldoc
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.project import find_project
+from workbench.ground import yamldoc
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.project import find_project
+from workbench.ground.recognize import expecting
+from workbench.ground.things import as_name
 from workbench.recipe.methods import MethodFinder, methods
 from workbench.recipe.schema import RecipeFields, override, recipe_model
-from workbench.recognize import expecting
 from workbench.steps import RouteMethod, Step
-from workbench.things import as_name
 from workbench.vocabulary.fields import TokenRow
 
 

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from workbench import yamldoc
-from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest
+from workbench.ground import yamldoc
+from workbench.ground.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest
+from workbench.ground.yamldoc import Written
 from workbench.recipe.fields import EvalEntry, SearchFields, SweepValues
 from workbench.recipe.methods import MethodFinder, methods
 from workbench.steps import MergeMethod, Step, verbs
 from workbench.steps.fields import NAME, BrickEntry, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.vocabulary.fields import TokenizerFields
-from workbench.yamldoc import Written
 
 DType = Literal["float32", "float16", "bfloat16"]
 

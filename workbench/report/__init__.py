@@ -24,7 +24,7 @@ def render(document: Comparison | SearchState, out: Path) -> list[Path]:
         out: Path of the files; it may end in one of the three suffixes.
     """
     from workbench.compare.comparison import Comparison
-    from workbench.files import write_bytes
+    from workbench.ground.files import write_bytes
     from workbench.report import markdown
     from workbench.report.search import markdown as search_markdown
 

@@ -9,8 +9,8 @@ from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration, Level
 from workbench.compare.routing import Share
 from workbench.compare.survival import EditSurvival, KeptFacts, ShareOfPrompts, WrittenAnswers
+from workbench.ground.tables import Cell
 from workbench.report.numbers import MISSING, PERCENT, Unit, count, listed, unit_of
-from workbench.tables import Cell
 
 # Kind -> heading and method of measurement.
 HEADINGS = {

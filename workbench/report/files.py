@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from workbench.errors import UsageError, WorkbenchError
-from workbench.files import bytes_digest, file_digest, gunzip, read_json, write_bytes, write_json
-from workbench.tables import Table
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.files import bytes_digest, file_digest, gunzip, read_json, write_bytes, write_json
+from workbench.ground.tables import Table
 
 PLACE = '<script type="text/plain" id="download-data"></script>'
 """Element of the templates that takes the packed tables."""

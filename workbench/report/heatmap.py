@@ -9,14 +9,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from workbench.files import write_bytes
+from workbench.ground.files import write_bytes
+from workbench.ground.tables import Table
 from workbench.merge.measuring.delta_sums import DeltaMeasures, Measures
 from workbench.report.chart import joined, svg
 from workbench.report.files import with_tables
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import filled
 from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, measured, null_reason
-from workbench.tables import Table
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # With more columns than this, cells are narrow and only the hover text shows their numbers.

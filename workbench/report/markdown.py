@@ -8,6 +8,8 @@ from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration, Level
 from workbench.compare.differences import VERDICTS, Difference
 from workbench.compare.kept import Kept
+from workbench.ground.tables import Cell, Table, fence, prose
+from workbench.ground.tables import as_markdown as escape
 from workbench.report import decision, edits, items, marks, scatter, sweeps, wording
 from workbench.report.numbers import (
     MINUS,
@@ -26,8 +28,6 @@ from workbench.report.numbers import (
     unit_of,
 )
 from workbench.report.provenance import checks, facts, glossary, self_check
-from workbench.tables import Cell, Table, fence, prose
-from workbench.tables import as_markdown as escape
 
 ROLE_NOTES = {
     "base": "base",

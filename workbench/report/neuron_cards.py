@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from workbench.activations.labelled import folder_name
-from workbench.files import write_bytes
+from workbench.ground.files import write_bytes
 from workbench.neurons.functions import FunctionsResult
 from workbench.neurons.profiles import Example, NeuronProfile, ProfilesResult
 from workbench.report.chart import Chart, Curve, Scales, chart, svg

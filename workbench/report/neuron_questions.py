@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workbench.ground.tables import Table
 from workbench.neurons.fact_neurons import DRAWS, SHARE, THRESHOLD, LocatedNeuron, ProbabilityChange
 from workbench.neurons.features import FeaturesResult
 from workbench.neurons.locate import KnowledgeResult, MeanChange
@@ -15,7 +16,6 @@ from workbench.neurons.sparsity import Distribution
 from workbench.report.chart import Chart, Curve, Level, Scales, chart
 from workbench.report.numbers import MISSING, fixed, plural, signed
 from workbench.report.tints import TintedTable
-from workbench.tables import Table
 
 _HIGHEST = 2.0
 """Rise of the loss in nats at the top of charts; larger ones lie on the edge."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from workbench.files import write_bytes
+from workbench.ground.files import write_bytes
 from workbench.neurons.damage import Damage
 from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionRow, FunctionsResult, TaskTestRecord

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
 
-from workbench.tables import Cell
+from workbench.ground.tables import Cell
 
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"

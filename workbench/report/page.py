@@ -17,9 +17,9 @@ from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from workbench.compare.comparison import Comparison
-from workbench.errors import printable
-from workbench.files import read_memo, write_memo
-from workbench.project import remembered
+from workbench.ground.errors import printable
+from workbench.ground.files import read_memo, write_memo
+from workbench.ground.project import remembered
 from workbench.report import decision, forest, items, marks, numbers, scatter, sweeps, wording
 from workbench.report.edits import COHORTS, counted, fact_suites, heading
 from workbench.report.files import with_tables

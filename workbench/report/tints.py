@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from workbench.tables import Cell
+from workbench.ground.tables import Cell
 
 if TYPE_CHECKING:
     from workbench.merge.measuring.delta_sums import DeltaSums

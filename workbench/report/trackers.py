@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench.compare.configurations import costs_of
-from workbench.errors import UsageError, WorkbenchError
-from workbench.files import json_digest
-from workbench.identity import installed
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.identity import installed
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.report.numbers import plural
 from workbench.search.result import SearchResult

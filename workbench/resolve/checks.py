@@ -12,7 +12,7 @@ from workbench.adapters.linear import as_lora, not_linear
 from workbench.bricks.brick import Brick, BrickSource, fitted
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe

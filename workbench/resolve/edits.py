@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
-from workbench.errors import InvalidRecipeError, WorkbenchError, shell
-from workbench.files import read_json
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, shell
+from workbench.ground.files import read_json
 from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.resolve.findings import Findings, read_digest, read_state
 from workbench.resolve.resolved import Resolved

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from workbench.bricks.card import read_title
 from workbench.bricks.hub import Hub
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
 from workbench.resolve.resolved import Resolved
 from workbench.weights.digests import digests_known
 from workbench.weights.header import HeadersOnlyError

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.brick import Brick, BrickSource
-from workbench.files import json_digest
-from workbench.identity import WatchedFiles
+from workbench.ground.files import json_digest
+from workbench.ground.identity import WatchedFiles
 from workbench.models.identity import template_digest, tokens_digest
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.weights.kernels import PRODUCTS

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.read import Adapter
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output

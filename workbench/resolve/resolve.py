@@ -12,10 +12,10 @@ from workbench.bricks.brick import Brick, BrickSource
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import AdaptedCheckpoint, base_adapter, base_digest, resolve_base, resolve_brick
 from workbench.bricks.origin import find_ties, rows_of, untied
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings
 from workbench.models.layout import Model
-from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.checks import (
     check_brick,

@@ -16,12 +16,12 @@ from workbench.bricks.brick import Brick, BrickSource, check_files
 from workbench.bricks.card import read_licence
 from workbench.bricks.header_folders import Download, download_of
 from workbench.bricks.locate import base_adapter, base_digest
-from workbench.files import bytes_digest, json_digest
-from workbench.identity import WatchedFiles
-from workbench.lazy import torch
+from workbench.ground.files import bytes_digest, json_digest
+from workbench.ground.identity import WatchedFiles
+from workbench.ground.lazy import torch
+from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings, shipped_files, tokens_digest
 from workbench.models.layout import Model
-from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.keys import chain, products, told_apart
 from workbench.resolve.output import MemoryAt, RouterAt, changes_result

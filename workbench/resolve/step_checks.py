@@ -8,7 +8,7 @@ from workbench.activations.sets import RECORD, NeuronSet, set_masks
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.locate import kinds_of
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
 from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved

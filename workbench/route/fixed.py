@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.route.deciding.router import Fitted, restored, state
 from workbench.steps import Problem, RouteContext, RouteMethod, register
 from workbench.steps.fields import Real

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.route.deciding.hidden import WINDOW
 from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, statistics_of
 from workbench.route.deciding.router import REPAIR, Joined

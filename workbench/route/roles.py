@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.models.architecture import is_embedding
 from workbench.models.layout import Model
 from workbench.models.prompts import load_tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.router import Fitted, restored, state
 from workbench.route.deciding.samples import Samples

@@ -6,17 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workbench import yamldoc
 from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import Axes, axes_of, renamed, without_paths
-from workbench.errors import printable
+from workbench.ground import yamldoc
+from workbench.ground.errors import printable
+from workbench.ground.tables import as_markdown, markdown_rows
 from workbench.grow.expansion.records import GrowthCheck, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
 from workbench.run.record import FactsSaid
-from workbench.tables import as_markdown, markdown_rows
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import GateFailedError, WorkbenchError
-from workbench.events import Events, no_events
+from workbench.ground.errors import GateFailedError, WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.lazy import torch
 from workbench.grow.expansion.checks import check_fits, old_elements
 from workbench.grow.expansion.preserve import TOLERANCES, answers, check_growth_on, finite_logits, prompts, same_logits
 from workbench.grow.expansion.streamed import Streamed
-from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton, loading_class

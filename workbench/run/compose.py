@@ -13,11 +13,11 @@ from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.bricks.brick import fitted
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events
-from workbench.files import json_digest, scratch_beside
-from workbench.lazy import torch
-from workbench.manifest import publish_sealed, reusable
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import json_digest, scratch_beside
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import publish_sealed, reusable
 from workbench.merge.streaming.deltas import AlignedDeltas, Deltas, StepBricks, WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.architecture import with_head_of

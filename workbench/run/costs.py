@@ -12,10 +12,10 @@ from typing import Any
 from workbench.activations.sets import NeuronSet
 from workbench.adapters.bind import BoundAdapter
 from workbench.adapters.computed import KINDS, Computed
-from workbench.errors import size
+from workbench.ground.errors import size
+from workbench.ground.results import Number, absent
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
-from workbench.results import Number, absent
 from workbench.run.directory import RunDirectory
 from workbench.run.record import StepVerb
 from workbench.steps import MergeMethod

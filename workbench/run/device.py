@@ -10,8 +10,8 @@ from workbench.adapters.bind import bind
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import fitted
-from workbench.events import Events, no_events
-from workbench.lazy import torch
+from workbench.ground.events import Events, no_events
+from workbench.ground.lazy import torch
 from workbench.models.architecture import UntiedWeights
 from workbench.models.identity import has_cuda, pick_device
 from workbench.models.layout import Model

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import GateFailedError, WorkbenchError, nearest, shell
-from workbench.events import Event, Events
-from workbench.files import json_text, read_json, write_json, write_text
-from workbench.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
+from workbench.ground.errors import GateFailedError, WorkbenchError, nearest, shell
+from workbench.ground.events import Event, Events
+from workbench.ground.files import json_text, read_json, write_json, write_text
+from workbench.ground.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
 from workbench.run.record import RunRecord
 
 if TYPE_CHECKING:

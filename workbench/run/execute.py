@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workbench import yamldoc
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
-from workbench.errors import GateFailedError, WorkbenchError, shell
-from workbench.events import Event, Events, no_events
-from workbench.files import check_new, new_directory, publish, write_text
-from workbench.identity import installed
-from workbench.lazy import torch
-from workbench.manifest import manifest_of, seal
+from workbench.ground import yamldoc
+from workbench.ground.errors import GateFailedError, WorkbenchError, shell
+from workbench.ground.events import Event, Events, no_events
+from workbench.ground.files import check_new, new_directory, publish, write_text
+from workbench.ground.identity import installed
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import manifest_of, seal
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.compose import Composition, compose, step_context

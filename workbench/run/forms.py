@@ -18,10 +18,10 @@ from workbench.adapters.linear import RANKS, served_rank
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import locate
-from workbench.errors import InvalidRecipeError, shell, size
-from workbench.files import write_json
-from workbench.lazy import torch
-from workbench.manifest import seal
+from workbench.ground.errors import InvalidRecipeError, shell, size
+from workbench.ground.files import write_json
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import seal
 from workbench.resolve.output import adapt, planned_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, adapter_whole

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from workbench.adapters.read import Adapter
-from workbench.events import Events, progress
 from workbench.facts.facts import Fact
-from workbench.files import json_digest, scratch_beside
-from workbench.lazy import torch
-from workbench.manifest import publish_sealed, reusable, seal
+from workbench.ground.events import Events, progress
+from workbench.ground.files import json_digest, scratch_beside
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import publish_sealed, reusable, seal
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe

@@ -9,10 +9,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.approximate import AdaptedWeights
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events
-from workbench.files import json_digest, read_memo, write_memo
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import json_digest, read_memo, write_memo
+from workbench.ground.lazy import torch
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model, live_names

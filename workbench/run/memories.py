@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import FACTS, Fact, facts_text
 from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Credibility, Log, append, lines_of, read_log
-from workbench.files import json_digest, read_json, write_text
-from workbench.manifest import changing, read_manifest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, read_json, write_text
+from workbench.ground.manifest import changing, read_manifest
+from workbench.ground.project import find_project
+from workbench.ground.results import Result
 from workbench.models.prompts import load_tokenizer
-from workbench.project import find_project
 from workbench.recipe.methods import method
-from workbench.results import Result
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.weights.digests import tensor_digest
 from workbench.weights.header import save_tensors

@@ -17,23 +17,23 @@ from pathlib import Path
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import kinds_of, locate
-from workbench.errors import UsageError, WorkbenchError, shell
-from workbench.files import read_json, write_json
-from workbench.manifest import require_whole
+from workbench.ground.errors import UsageError, WorkbenchError, shell
+from workbench.ground.files import read_json, write_json
+from workbench.ground.manifest import require_whole
+from workbench.ground.project import find_project
+from workbench.ground.recognize import look, suggestion
+from workbench.ground.results import Part, Result
+from workbench.ground.things import INDEX, SINGLE
 from workbench.models.skeleton import check_decoder
-from workbench.project import find_project
 from workbench.recipe.recipe import from_data
-from workbench.recognize import look, suggestion
 from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.results import Part, Result
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.memories import SavedMemory
 from workbench.run.record import RunBase
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import SavedRouter
-from workbench.things import INDEX, SINGLE
 from workbench.weights.checkpoint import refuse_foreign
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

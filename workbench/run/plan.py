@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bricks.header_folders import Download, space_problems
+from workbench.ground.results import Number, Result, absent
 from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
-from workbench.results import Number, Result, absent
 from workbench.run.costs import (
     TRANSFORMERS,
     Needs,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, PrivateAttr
 
-from workbench.results import Number, OpenPart, Part, Result, absent
-from workbench.trust import Plugin
+from workbench.ground.results import Number, OpenPart, Part, Result, absent
+from workbench.ground.trust import Plugin
 
 if TYPE_CHECKING:
     from workbench.facts.facts import Fact

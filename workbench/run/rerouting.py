@@ -20,18 +20,18 @@ from filelock import FileLock, Timeout
 
 from workbench.adapters.linear import linear_factors
 from workbench.bricks.brick import Brick
-from workbench.errors import UsageError, WorkbenchError
-from workbench.events import Events, no_events
-from workbench.files import json_digest
-from workbench.lazy import torch
-from workbench.manifest import changing, is_sealed, read_manifest, require_whole
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import changing, is_sealed, read_manifest, require_whole
+from workbench.ground.results import Number, Part, Result
 from workbench.models.identity import tokenizer_digest
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.skeleton import causal_skeleton
 from workbench.models.texts import read_prompts
 from workbench.resolve.resolved import Resolved
-from workbench.results import Number, Part, Result
 from workbench.route.deciding.pooling import PooledRoute, PooledRouter, states_of_texts
 from workbench.route.deciding.samples import Samples
 from workbench.route.mixing.kernel import check_places

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench import yamldoc
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BrickCard, RoutingStatistics, read_card
 from workbench.bricks.hub import CARD
 from workbench.bricks.locate import resolve_base
-from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
-from workbench.events import Events, no_events
-from workbench.files import json_digest, write_text
-from workbench.manifest import changing
+from workbench.ground import yamldoc
+from workbench.ground.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import json_digest, write_text
+from workbench.ground.manifest import changing
+from workbench.ground.project import find_project
+from workbench.ground.results import Part
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
-from workbench.project import find_project
-from workbench.results import Part
 from workbench.route.deciding.hidden import FILE, WINDOW, BrickStates, depth_of, measure_states, read_states
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest

@@ -21,13 +21,13 @@ from workbench.adapters.linear import linear_factors, ranks_of
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import CARD
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest, read_json, write_json
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, read_json, write_json
+from workbench.ground.project import find_project
+from workbench.ground.results import Number, Part, Result, absent
 from workbench.models.prompts import load_tokenizer
-from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.resolve.output import RouterAt
-from workbench.results import Number, Part, Result, absent
 from workbench.steps import RouteMethod
 from workbench.steps.fields import NAME
 from workbench.steps.route import Router

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.errors import GateFailedError
-from workbench.events import Events, no_events
 from workbench.facts.facts import Fact
-from workbench.files import json_digest, read_memo, write_memo
-from workbench.lazy import torch
+from workbench.ground.errors import GateFailedError
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import json_digest, read_memo, write_memo
+from workbench.ground.lazy import torch
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model

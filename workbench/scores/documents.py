@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from workbench.errors import LeftOut, WorkbenchError
-from workbench.files import write_bytes
-from workbench.jsondoc import read_object
+from workbench.ground.errors import LeftOut, WorkbenchError
+from workbench.ground.files import write_bytes
+from workbench.ground.jsondoc import read_object
+from workbench.ground.results import Part
 from workbench.models.identity import identity
-from workbench.results import Part
 from workbench.scores.files import Row, Rows, is_number, wrong_value
 from workbench.scores.plan import PlanRecord, ScorePlan
 from workbench.scores.statistics import RATIOS, interval, score

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, size
-from workbench.files import bytes_digest, gunzip, write_bytes
-from workbench.jsondoc import parse
+from workbench.ground.errors import WorkbenchError, size
+from workbench.ground.files import bytes_digest, gunzip, write_bytes
+from workbench.ground.jsondoc import parse
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order

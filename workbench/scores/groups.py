@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, nearest
-from workbench.results import Measured, Number, OpenPart, Part, absent
+from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.results import Measured, Number, OpenPart, Part, absent
 from workbench.scores.documents import Scores, Skipped
 from workbench.scores.plan import PlanRecord
 from workbench.scores.suite import NOT_BY_TASK, Aggregate, Suite, TaskGroup

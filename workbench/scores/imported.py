@@ -17,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import UsageError, WorkbenchError, nearest
-from workbench.files import bytes_digest
-from workbench.jsondoc import read_object
-from workbench.recognize import expecting
+from workbench.ground.errors import UsageError, WorkbenchError, nearest
+from workbench.ground.files import bytes_digest
+from workbench.ground.jsondoc import read_object
+from workbench.ground.recognize import expecting
 from workbench.scores.groups import expanded
 from workbench.scores.plan import Item, PlanRecord, ScorePlan
 from workbench.scores.samples import Reported, TaskSamples, read_samples

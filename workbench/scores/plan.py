@@ -16,11 +16,11 @@ from typing import Any
 import xxhash
 from pydantic import model_validator
 
-from workbench.errors import WorkbenchError, nearest
-from workbench.files import bytes_digest
-from workbench.identity import installed
+from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.files import bytes_digest
+from workbench.ground.identity import installed
+from workbench.ground.results import Part, Result, absent
 from workbench.models.identity import tokenizer_digest
-from workbench.results import Part, Result, absent
 from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite, TaskGroup
 from workbench.scores.tasks import TaskSource
 

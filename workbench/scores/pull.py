@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workbench.errors import UsageError, WorkbenchError
-from workbench.files import bytes_digest, write_bytes
-from workbench.results import Part
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.files import bytes_digest, write_bytes
+from workbench.ground.results import Part
 from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document, write_document
 from workbench.scores.files import unpacked
 from workbench.scores.plan import PlanRecord

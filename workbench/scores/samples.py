@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from workbench.errors import WorkbenchError, nearest
-from workbench.files import bytes_digest
-from workbench.jsondoc import parse, text_of
+from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.files import bytes_digest
+from workbench.ground.jsondoc import parse, text_of
 from workbench.scores.files import SHARES, wrong_value
 from workbench.scores.plan import item_ids
 from workbench.scores.statistics import RATIOS, Compute, UndefinedError, brier_score, codes

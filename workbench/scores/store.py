@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest, read_json, write_bytes, write_json
-from workbench.results import Part
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest, read_json, write_bytes, write_json
+from workbench.ground.results import Part
 from workbench.scores.documents import (
     DESIGN_ORDER,
     Check,

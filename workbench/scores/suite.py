@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from workbench.errors import WorkbenchError, nearest
 from workbench.facts.facts import WRITTEN, FactKind
-from workbench.recognize import expecting
-from workbench.results import Part
-from workbench.yamldoc import Written, load
+from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.recognize import expecting
+from workbench.ground.results import Part
+from workbench.ground.yamldoc import Written, load
 
 # Versions of the scorers; raise one when the last bits of its log-likelihoods change.
 SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}

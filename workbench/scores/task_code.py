@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest, read_memo, write_memo
-from workbench.identity import identity_of, installed
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest, read_memo, write_memo
+from workbench.ground.identity import identity_of, installed
 from workbench.scores.tasks import TaskSource
 
 FORMAT = "task-3"

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.yamldoc import MAX_BYTES
 from workbench.scores.statistics import RATIOS
-from workbench.yamldoc import MAX_BYTES
 
 # Metrics of lm-eval 0.4.13 for tasks without a metric_list (DEFAULT_METRIC_REGISTRY).
 DEFAULT_METRICS = {

@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from workbench.evaluate.lineup import LineupEntry, lineup
-from workbench.events import Events
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.events import Events
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.scores.plan import ScorePlan

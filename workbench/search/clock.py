@@ -10,9 +10,9 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import UsageError
-from workbench.events import Events
-from workbench.files import read_json, write_json
+from workbench.ground.errors import UsageError
+from workbench.ground.events import Events
+from workbench.ground.files import read_json, write_json
 from workbench.recipe.fields import seconds
 from workbench.search.study import Study
 

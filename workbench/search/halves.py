@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from workbench.files import json_digest
+from workbench.ground.files import json_digest
 from workbench.recipe.recipe import Recipe
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, effective_clusters

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.models import GOLD
+from workbench.ground.errors import WorkbenchError, nearest
 from workbench.recipe.fields import SEPARATOR
 from workbench.recipe.recipe import Recipe
 from workbench.scores.changes import Changes, pooled

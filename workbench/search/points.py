@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from workbench import yamldoc
 from workbench.compare.swept import Value
-from workbench.errors import UsageError, WorkbenchError, nearest
+from workbench.ground import yamldoc
+from workbench.ground.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.fields import same
 from workbench.recipe.methods import methods
 from workbench.recipe.schema import fields_of, known_method, weighs

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer
 
 from workbench.compare.comparison import Comparison
+from workbench.ground.results import Number, Part, Result, absent
 from workbench.recipe.fields import Choices, Range, Value
-from workbench.results import Number, Part, Result, absent
 
 RESULT = "search.json"
 """Name of the file with the result, in the folder of the search."""

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.models import GOLD
 from workbench.evaluate.plans import plans, suites_of
-from workbench.events import Event, Events, no_events
-from workbench.files import json_digest
-from workbench.identity import installed
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Event, Events, no_events
+from workbench.ground.files import json_digest
+from workbench.ground.identity import installed
+from workbench.ground.project import cache_of
 from workbench.models.identity import computed_on, pick_device
-from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved

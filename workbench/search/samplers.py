@@ -13,8 +13,8 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
 from workbench.recipe.fields import Range, Value
 from workbench.search.space import Dimension, Space, Values
 

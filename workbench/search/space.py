@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.recipe.fields import Range, SweepValue
 from workbench.recipe.methods import MethodFinder
 from workbench.recipe.recipe import Recipe, from_data

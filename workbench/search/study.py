@@ -17,8 +17,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
 from workbench.search.result import Loss, TrialRow
 from workbench.search.samplers import EXCESS, Tried, grid, make_sampler, next_soup, starts, suggest
 from workbench.search.space import Space, Values

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from workbench import yamldoc
 from workbench.compare.swept import Sweep, SweepDimension, SweepPoint, Value
-from workbench.errors import UsageError, WorkbenchError, nearest
+from workbench.ground import yamldoc
+from workbench.ground.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.fields import SweepValues, same
 from workbench.recipe.recipe import Recipe
 from workbench.search.points import Place, PointNames, flow, place_of

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from workbench import yamldoc
 from workbench.compare.compare import compare
 from workbench.compare.comparison import Comparison
-from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.lineup import LineupEntry
-from workbench.files import write_bytes
+from workbench.ground import yamldoc
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.files import write_bytes
 from workbench.scores.store import Configuration
 from workbench.search.objective import Answers, Gap, Objective, Rival, front, gap
 from workbench.search.result import (

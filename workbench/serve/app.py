@@ -18,7 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
 from workbench.serve import protocol

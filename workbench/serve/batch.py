@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.models.hooks import additive_masks, cache_name, head_sees, windows
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.errors import WorkbenchError, refuses_memory
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError, refuses_memory
+from workbench.ground.lazy import no_grad, torch
 from workbench.route.deciding.router import BASE
 from workbench.serve.batch import Batch
 from workbench.serve.writing import Sampling, Scored, Text, chosen, generator, prompt_scored, scored

@@ -19,9 +19,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError
-from workbench.http import StatusError, ask
+from workbench.ground import jsondoc
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.http import StatusError, ask
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
 from workbench.serve import protocol

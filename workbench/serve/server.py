@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from workbench.errors import UsageError
+from workbench.ground.errors import UsageError
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import longest_row
 from workbench.run.routers import RECORD, SavedRouter, factors_of

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events
-from workbench.files import write_text
-from workbench.http import StatusError, ask
-from workbench.lazy import no_grad, torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import write_text
+from workbench.ground.http import StatusError, ask
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import Number, Part, Result
 from workbench.models.prompts import encode_text
-from workbench.results import Number, Part, Result
 from workbench.scores.files import is_number
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ from workbench.adapters.linear import (
     write_served,
 )
 from workbench.adapters.read import Adapter
-from workbench.errors import UsageError, WorkbenchError, nearest
-from workbench.events import Events, no_events
-from workbench.files import new_directory, write_bytes, write_json, write_text
-from workbench.lazy import torch
+from workbench.ground.errors import UsageError, WorkbenchError, nearest
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import new_directory, write_bytes, write_json, write_text
+from workbench.ground.lazy import torch
+from workbench.ground.project import find_project
+from workbench.ground.results import Number, Part, Result
 from workbench.models.prompts import load_tokenizer
-from workbench.project import find_project
-from workbench.results import Number, Part, Result
 from workbench.run.materialize import materialize
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import SavedRouter

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.card import renamed, without_paths
 from workbench.bricks.hub import CARD as BRICK
 from workbench.bricks.upload import HUB_ID
+from workbench.ground import jsondoc, yamldoc
 from workbench.run.memories import RECORD as MEMORY
 from workbench.run.opened import CONFIGURATION
 from workbench.run.routers import RECORD as ROUTER

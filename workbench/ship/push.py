@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.bricks.upload import HUB_ID
-from workbench.errors import UsageError, WorkbenchError
-from workbench.files import read_json
-from workbench.manifest import files_of
+from workbench.ground.errors import UsageError, WorkbenchError
+from workbench.ground.files import read_json
+from workbench.ground.manifest import files_of
+from workbench.ground.project import cache_of, find_project
+from workbench.ground.results import Part, Result
 from workbench.models.identity import identity, tokenizer_digest
-from workbench.project import cache_of, find_project
 from workbench.resolve.findings import is_restricted, is_unknown
-from workbench.results import Part, Result
 from workbench.run.card import hub_ids, licence_fields
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.execute import verify_run

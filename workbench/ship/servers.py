@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench import yamldoc
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD
-from workbench.errors import UsageError, WorkbenchError, printable, shell
-from workbench.events import Events
-from workbench.files import write_text
-from workbench.project import find_project
+from workbench.ground import yamldoc
+from workbench.ground.errors import UsageError, WorkbenchError, printable, shell
+from workbench.ground.events import Events
+from workbench.ground.files import write_text
+from workbench.ground.project import find_project
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from workbench.adapters.read import Adapter
 from workbench.bricks.hub import FETCH, Hub
-from workbench.errors import UsageError, WorkbenchError, nearest, shell
-from workbench.manifest import require_whole
+from workbench.ground.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.ground.manifest import require_whole
+from workbench.ground.project import find_project
 from workbench.models.texts import read_prompts
-from workbench.project import find_project
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved

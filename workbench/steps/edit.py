@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from pydantic import Field
 
 from workbench.facts.log import Credibility
-from workbench.files import json_digest
+from workbench.ground.files import json_digest
 from workbench.models.identity import computed_on, loaded_tokens_digest
 from workbench.models.layout import Model
 from workbench.steps.fields import Real

@@ -26,10 +26,10 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.results import absent
+from workbench.ground.yamldoc import Written
 from workbench.models.layout import Model
-from workbench.results import absent
-from workbench.yamldoc import Written
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, PrivateAttr
 
-from workbench.lazy import np
+from workbench.ground.lazy import np
 from workbench.models.layout import Model
 from workbench.steps.merge import Measured
 from workbench.steps.step import BrickStep, KeyContext, Problem

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from workbench.ground.results import Part, absent
 from workbench.models.layout import Model
-from workbench.results import Part, absent
 from workbench.steps.fields import MergeWhere
 from workbench.steps.step import BrickStep, KeyContext, Problem
 

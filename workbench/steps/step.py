@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, Typ
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
-from workbench.errors import nearest
+from workbench.ground.errors import nearest
+from workbench.ground.trust import Plugin
 from workbench.steps.fields import NAME, BrickEntry, Strict
-from workbench.trust import Plugin
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model

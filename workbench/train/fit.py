@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import jsondoc
-from workbench.events import Events
-from workbench.files import json_digest, read_json, write_json
-from workbench.lazy import torch
-from workbench.manifest import has_its_files, seal
+from workbench.ground import jsondoc
+from workbench.ground.events import Events
+from workbench.ground.files import json_digest, read_json, write_json
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import has_its_files, seal
 from workbench.train.rows import CROSS_ENTROPY, Objective, batch_loss, collate, packed
 from workbench.train.spec import TrainSpec
 from workbench.weights.device import indexed

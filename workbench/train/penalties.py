@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.keys import Stored
 from workbench.adapters.read import CONFIG, Adapter
-from workbench.errors import InvalidRecipeError
-from workbench.files import json_digest
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import no_grad, torch
 from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:

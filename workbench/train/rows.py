@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import jsondoc
-from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
 from workbench.facts.facts import joined
-from workbench.lazy import no_grad, torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import mean_divergence
 from workbench.models.prompts import encode_pair, encode_text, encode_turn
 from workbench.models.texts import ANSWERS, Text

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.files import json_digest, scratch_beside, write_text
-from workbench.identity import installed
+from workbench.ground.files import json_digest, scratch_beside, write_text
+from workbench.ground.identity import installed
 from workbench.models.identity import loaded_tokens_digest
 from workbench.models.prompts import load_tokenizer
 from workbench.steps import TrainMethod

@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from workbench.lazy import torch
-from workbench.yamldoc import Written
+from workbench.ground.lazy import torch
+from workbench.ground.yamldoc import Written
 
 KEYED_IF_SET = frozenset({"epochs", "gradient_accumulation_steps", "packing", "dtype"})
 """Settings that are part of keys and cards only where they differ from their defaults, so that earlier trainings keep their keys."""

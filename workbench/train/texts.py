@@ -9,12 +9,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.files import file_digest, json_digest
-from workbench.http import refused_cache
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.files import file_digest, json_digest
+from workbench.ground.http import refused_cache
+from workbench.ground.recognize import suggestion
 from workbench.models.prompts import plain
 from workbench.models.texts import Text, conversation, read_texts
-from workbench.recognize import suggestion
 from workbench.train.rows import encode_row, read_replay, replay
 from workbench.train.spec import HubData, TrainSpec
 

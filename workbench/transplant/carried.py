@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part
 from workbench.models.hooks import hooked
-from workbench.results import Number, Part
 from workbench.transplant.counterparts import Linear, Move, Plan
 from workbench.transplant.readings import Reading, Recorded, assignment, exchanged, input_map, matched, output_map, record
 from workbench.weights.lowrank import Factors

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench.adapters.approximate import Live
-from workbench.errors import UsageError
+from workbench.ground.errors import UsageError
 from workbench.models.layout import Model
 
 Rule = Literal["same", "skip", "map"]

@@ -11,14 +11,14 @@ from workbench.adapters.linear import as_lora, not_linear
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base, resolve_brick
 from workbench.bricks.origin import NamedBase, check_origin
-from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.ground.errors import UsageError, WorkbenchError, shell
+from workbench.ground.project import cache_of
+from workbench.ground.things import brick_name
 from workbench.models.architecture import EXPERT_COUNTS, text_parts
 from workbench.models.layout import Model
 from workbench.models.skeleton import tidy
-from workbench.project import cache_of
 from workbench.resolve.edits import edit_record
 from workbench.steps.fields import BrickRef
-from workbench.things import brick_name
 from workbench.transplant.carried import NEED_TEXTS, By
 from workbench.transplant.counterparts import LayerMap, Linear, Plan, layer_map, linears, parsed_map, plan_moves
 from workbench.weights.checkpoint import Checkpoint, read_config

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import head_sees, hooked, shaped
 from workbench.models.texts import Text, batch_limit, by_length, side_by_side
 

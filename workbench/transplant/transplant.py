@@ -12,16 +12,16 @@ from workbench.activations.losses import losses
 from workbench.adapters.export import write_adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_title, write_card
-from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events, progress
-from workbench.files import check_new, new_directory, write_json
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events, progress
+from workbench.ground.files import check_new, new_directory, write_json
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part, Result, absent
+from workbench.ground.things import brick_name
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text, TextRow, encode, longest_row, read_texts
-from workbench.results import Number, Part, Result, absent
-from workbench.things import brick_name
 from workbench.transplant.carried import CRITERION, WEAK, By, Carried, Match, Models, acting, carry, mean
 from workbench.transplant.counterparts import Linear, Rule
 from workbench.transplant.inputs import Inputs, Wanted, read_inputs

@@ -11,14 +11,14 @@ from workbench.bricks.card import ShownCard
 from workbench.bricks.locate import resolve_base
 from workbench.bricks.neuron_sets import ShownNeurons
 from workbench.bricks.origin import base_for
-from workbench.errors import GateFailedError, WorkbenchError, shell
-from workbench.events import Events
-from workbench.lazy import torch
+from workbench.ground.errors import GateFailedError, WorkbenchError, shell
+from workbench.ground.events import Events
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number
 from workbench.merge.measuring.delta_sums import BrickMeasures, Measures
 from workbench.merge.measuring.deltas import measure
 from workbench.merge.streaming.deltas import Deltas, WeightsDelta
 from workbench.models.layout import Model
-from workbench.results import Number
 from workbench.run.route_statistics import card_folder, read_statistics
 from workbench.weights.device import default_threads, exact
 from workbench.weights.specs import block_elements, buffer, matrix

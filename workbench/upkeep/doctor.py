@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from workbench.errors import WorkbenchError, size
-from workbench.files import read_json
-from workbench.manifest import MANIFEST, described
-from workbench.project import cache_of, is_writable
-from workbench.results import Part, Result
+from workbench.ground.errors import WorkbenchError, size
+from workbench.ground.files import read_json
+from workbench.ground.manifest import MANIFEST, described
+from workbench.ground.project import cache_of, is_writable
+from workbench.ground.results import Part, Result
 from workbench.run.directory import list_runs
 from workbench.run.execute import versions
 from workbench.weights.header import read_header

@@ -13,17 +13,17 @@ from workbench.bricks.card import BaseRecord, BrickCard, read_card, read_licence
 from workbench.bricks.hub import CARD
 from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base
 from workbench.bricks.origin import check_integers
-from workbench.errors import WorkbenchError, shell
-from workbench.files import check_new, new_directory, write_json
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.files import check_new, new_directory, write_json
+from workbench.ground.project import cache_of
+from workbench.ground.results import Number, Part, Result, absent
+from workbench.ground.things import brick_name
 from workbench.models.layout import Model
-from workbench.project import cache_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
-from workbench.results import Number, Part, Result, absent
 from workbench.run.device import Work
 from workbench.run.execute import execute
 from workbench.run.record import RunResult
-from workbench.things import brick_name
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digests, weights_digest
 

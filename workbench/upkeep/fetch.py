@@ -15,10 +15,10 @@ import zlib
 from pathlib import Path
 
 from workbench.bricks.brick import STARTER
-from workbench.errors import WorkbenchError, size
-from workbench.events import Events, no_events
-from workbench.files import MAX_UNPACKED, publish, scratch_beside
-from workbench.manifest import sha256_of
+from workbench.ground.errors import WorkbenchError, size
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import MAX_UNPACKED, publish, scratch_beside
+from workbench.ground.manifest import sha256_of
 from workbench.models.prompts import load_tokenizer
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest

@@ -16,20 +16,22 @@ from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import resolve_brick
 from workbench.edit.places.knowledge import said_by
-from workbench.errors import UsageError, WorkbenchError, shell
-from workbench.events import Events, no_events, progress
 from workbench.facts.facts import FACTS, Fact
 from workbench.facts.published import read_facts
-from workbench.files import check_new, new_directory
-from workbench.lazy import torch
+from workbench.ground.errors import UsageError, WorkbenchError, shell
+from workbench.ground.events import Events, no_events, progress
+from workbench.ground.files import check_new, new_directory
+from workbench.ground.lazy import torch
+from workbench.ground.project import find_project
+from workbench.ground.results import Number, Part
+from workbench.ground.things import brick_name
+from workbench.ground.yamldoc import Document, scalar
 from workbench.models.architecture import live_module
 from workbench.models.identity import vocabulary_digest
 from workbench.models.layout import Model
-from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.recipe.schema import Output
 from workbench.resolve.edits import edit_record
-from workbench.results import Number, Part
 from workbench.run.compose import compose
 from workbench.run.kind import kind_of
 from workbench.run.kinds.edit import RECORD, write_edit
@@ -38,10 +40,8 @@ from workbench.run.record import FactsSaid
 from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal
 from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
-from workbench.things import brick_name
 from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors
-from workbench.yamldoc import Document, scalar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.bricks.hub import Hub
-from workbench.errors import WorkbenchError
-from workbench.files import file_digest
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import file_digest
+from workbench.ground.results import Part, Result
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.results import Part, Result
 
 _ABSENT = object()
 

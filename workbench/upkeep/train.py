@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench import yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick
 from workbench.bricks.card import BaseRecord, BrickCard, RoutingStatistics, Score, read_title, write_card
 from workbench.bricks.locate import kinds_of, resolve_base, resolve_brick
-from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest, shell
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
-from workbench.events import Events, no_events
-from workbench.files import write_text
+from workbench.ground import yamldoc
+from workbench.ground.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest, shell
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import write_text
+from workbench.ground.project import cache_of, find_project, runs_of
 from workbench.models.texts import read_prompts
-from workbench.project import cache_of, find_project, runs_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.route_statistics import measured, trained_on

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from workbench.errors import UsageError, WorkbenchError
+from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.view.growing import Growing, changes
 from workbench.view.guard import page
 from workbench.view.pages import MissingError, Site

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench.api.naming import load_named, recipe_files
-from workbench.errors import WorkbenchError
-from workbench.files import read_json
-from workbench.identity import FileIdentity, identity_of
-from workbench.project import find_project, runs_of
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import read_json
+from workbench.ground.identity import FileIdentity, identity_of
+from workbench.ground.project import find_project, runs_of
 from workbench.recipe.recipe import Recipe
 from workbench.run.directory import LOG, RunDirectory, SeenRun, list_runs
 from workbench.scores.documents import DESIGN_ORDER, Scores, plan_record, read_document

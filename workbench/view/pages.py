@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from workbench.api.loading import LoadedRecipe
 from workbench.api.naming import Variation, load_named
-from workbench.errors import UsageError, WorkbenchError, duration, printable, shell
-from workbench.manifest import CARD, read_manifest
-from workbench.project import relative
+from workbench.ground.errors import UsageError, WorkbenchError, duration, printable, shell
+from workbench.ground.manifest import CARD, read_manifest
+from workbench.ground.project import relative
 from workbench.recipe.recipe import Recipe
 from workbench.report import page_text
 from workbench.report.numbers import Unit, unit_for

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from workbench.errors import UsageError
+from workbench.ground.errors import UsageError
 from workbench.view.guard import ADDRESS, Guard
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from workbench.api.chatting import Speaker, open_speakers
 from workbench.api.naming import find, open_named
-from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.ground.errors import UsageError, WorkbenchError, shell
 from workbench.view.growing import event
 
 MOST, LONGEST = 512, 20_000

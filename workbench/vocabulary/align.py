@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import jsondoc
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.files import json_digest
-from workbench.lazy import np
+from workbench.ground import jsondoc
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import np
 from workbench.vocabulary.aligned import VERSION as MADE_VERSION
 from workbench.vocabulary.aligned import AlignedVocabulary, Donor, MadeRows, Member, counterparts, vocabulary_tensors
 from workbench.vocabulary.fields import TokenizerFields, TokenRow

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import AdaptedWeights
-from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest, json_digest
-from workbench.lazy import no_grad, np, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest, json_digest
+from workbench.ground.lazy import no_grad, np, torch
 from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
-from workbench.files import file_digest, scratch_beside, write_json
-from workbench.manifest import has_its_files, publish_sealed
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import file_digest, scratch_beside, write_json
+from workbench.ground.manifest import has_its_files, publish_sealed
 from workbench.models.identity import GENERATION, tokenizer_files
 from workbench.vocabulary.tokens import Tokens, checked_tokenizer
 from workbench.weights.header import TEXT_CONFIGS

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.weights.checkpoint import Checkpoint

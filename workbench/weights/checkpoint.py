@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
-from workbench.identity import FileIdentity, check_unchanged
-from workbench.lazy import torch
-from workbench.recognize import look, suggestion
-from workbench.things import INDEX, SINGLE, convert_command
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.identity import FileIdentity, check_unchanged
+from workbench.ground.lazy import torch
+from workbench.ground.recognize import look, suggestion
+from workbench.ground.things import INDEX, SINGLE, convert_command
 from workbench.weights import kernels
 from workbench.weights.device import Staging
 from workbench.weights.header import Entry, check_config, dequantise, is_file_name, read_header

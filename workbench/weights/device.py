@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from workbench.lazy import np, torch
+from workbench.ground.lazy import np, torch
 from workbench.weights.specs import NUMPY, Weights, as_array, empty, load
 
 if TYPE_CHECKING:

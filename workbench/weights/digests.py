@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest, read_memo, write_memo
-from workbench.identity import check_unchanged, open_unchanged, settled
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, read_memo, write_memo
+from workbench.ground.identity import check_unchanged, open_unchanged, settled
+from workbench.ground.lazy import torch
 from workbench.weights.header import Entry
 from workbench.weights.specs import TensorSpec
 

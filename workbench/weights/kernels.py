@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from workbench.files import scratch_beside, sync
-from workbench.lazy import np, torch
-from workbench.project import user_caches
+from workbench.ground.files import scratch_beside, sync
+from workbench.ground.lazy import np, torch
+from workbench.ground.project import user_caches
 from workbench.weights.specs import as_array, torch_dtype
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.weights.kernels import multiply
 from workbench.weights.specs import Source, TensorSpec, Weights, buffer, joined, matrix, zeros
 

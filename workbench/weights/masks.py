@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, Weights, load
 

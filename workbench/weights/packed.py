@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.files import read_json
-from workbench.identity import FileIdentity, identity_of
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import read_json
+from workbench.ground.identity import FileIdentity, identity_of
+from workbench.ground.lazy import torch
 from workbench.weights.header import BOUNDS, PACKED, TEXT_CONFIGS, Entry, Packing, Scale
 from workbench.weights.specs import DTYPES, TensorSpec
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
-from workbench.lazy import np, torch
+from workbench.ground.lazy import np, torch
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, load
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.lazy import np, torch
+from workbench.ground.lazy import np, torch
 from workbench.weights.kernels import (
     INFINITE,
     all_finite,

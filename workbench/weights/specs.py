@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-from workbench.lazy import np, torch
+from workbench.ground.lazy import np, torch
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import xxhash
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest, naming_file, sync, write_text
-from workbench.identity import installed
-from workbench.lazy import torch
-from workbench.things import INDEX, SINGLE
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, naming_file, sync, write_text
+from workbench.ground.identity import installed
+from workbench.ground.lazy import torch
+from workbench.ground.things import INDEX, SINGLE
 from workbench.weights import kernels
 from workbench.weights.device import Landing, each
 from workbench.weights.digests import entry_digest

@@ -19,14 +19,14 @@ from workbench.edit.inputs import known_facts
 from workbench.edit.places.knowledge import Trace, trace
 from workbench.edit.places.parts import LONGEST, Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import run, score
-from workbench.errors import InvalidRecipeError
 from workbench.facts.facts import Fact
 from workbench.facts.stream import latest
-from workbench.files import json_digest, write_json
-from workbench.lazy import torch
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.files import json_digest, write_json
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part, absent
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
-from workbench.results import Number, Part, absent
 from workbench.steps import Cost, Edit, MethodContext
 from workbench.steps.step import REGISTERED
 

@@ -19,13 +19,13 @@ from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from workbench.edit.closed_form.values import PARTS
 from workbench.edit.places.parts import Position
-from workbench.errors import InvalidRecipeError
 from workbench.facts.facts import EXPECTED, FACTS, Fact, fact_of, read_rows
 from workbench.facts.published import read_facts
 from workbench.facts.stream import Start, latest
-from workbench.files import file_digest, read_json
-from workbench.manifest import require_whole
-from workbench.results import Part
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.files import file_digest, read_json
+from workbench.ground.manifest import require_whole
+from workbench.ground.results import Part
 from workbench.weights.header import read_header, save_tensors
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from workbench.edit.closed_form.solver import CHUNK, KeyMetric
 from workbench.edit.closed_form.values import Values
 from workbench.edit.places.parts import Position
 from workbench.facts.facts import Fact
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from workbench.edit.places.parts import LONGEST, EditRow, Parts, Position, message_row, row_of
 from workbench.facts.facts import Fact
 from workbench.facts.spelling import misspellings
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.models.texts import longest_row
 from workbench.steps import MethodContext
 

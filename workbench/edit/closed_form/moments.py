@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from workbench import jsondoc
 from workbench.edit.inputs import statistics_texts
 from workbench.edit.places.parts import Padded, Parts
 from workbench.edit.places.passes import run
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.models.hooks import Stopped, hooked
 from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts, side_by_side
 from workbench.steps import MethodContext

@@ -17,11 +17,11 @@ from workbench.edit.closed_form.values import AT_ONCE, Values, keys_of, values
 from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, Position, padded, row_of
 from workbench.edit.places.passes import score, self_test
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
 from workbench.facts.stream import latest
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.steps import Edit, MethodContext
 from workbench.weights.digests import tensor_digest
 

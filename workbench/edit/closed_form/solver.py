@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from workbench.edit.closed_form.lookup import Group, Lookup, rows_of, spared_rows
 from workbench.edit.places.parts import EditRow, Padded, padded, row_of
 from workbench.edit.places.passes import Upper, added, keys_and_values, logits_at, target_log_probabilities, upper
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.models.hooks import frozen
 from workbench.weights.header import is_whole, save_tensors
 

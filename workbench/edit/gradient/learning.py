@@ -12,9 +12,9 @@ from workbench.edit.gradient.neurons import ROWS_AT_ONCE
 from workbench.edit.gradient.tuning import LowRankUpdate, TrainedUpdate, chunks, token_losses
 from workbench.edit.places.parts import EditRow, Padded, Parts, padded, row_of
 from workbench.edit.places.passes import Packer, logits_at, packer, run
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import hooked, mean_divergence
 from workbench.models.prompts import encode_rendered
 from workbench.models.texts import TextRow

@@ -16,8 +16,8 @@ from workbench.adapters.lora import Places
 from workbench.edit.gradient.tuning import chunks
 from workbench.edit.places.parts import EditRow, Parts, padded
 from workbench.edit.places.passes import packer, run
-from workbench.errors import WorkbenchError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.hooks import Stopped, hooked, is_attention, n_outputs
 from workbench.models.texts import batch_limit, by_length

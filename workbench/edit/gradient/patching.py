@@ -19,10 +19,10 @@ from workbench.edit.gradient.separator import RIDGE, Separator
 from workbench.edit.gradient.tuning import chunks
 from workbench.edit.places.parts import EditRow, Parts, padded
 from workbench.edit.places.passes import Upper, logits_at, run, upper
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
-from workbench.files import json_digest
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import hooked, n_outputs
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from workbench.lazy import no_grad, torch
+from workbench.ground.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

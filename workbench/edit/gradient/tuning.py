@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.edit.places.parts import EditRow, Padded, Parts, fact_pair, padded
 from workbench.edit.places.passes import logits_at, run
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import Fact
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.architecture import is_conv1d
 from workbench.weights.lowrank import Factors
 

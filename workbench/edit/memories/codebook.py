@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

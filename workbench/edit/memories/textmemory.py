@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.memories.retrieval import Encoder
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import UNSPACED, joined
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.hooks import CACHES
 from workbench.steps import Remembered

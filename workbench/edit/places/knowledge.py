@@ -16,7 +16,7 @@ from workbench.edit.inputs import known_facts
 from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.facts.facts import Fact
-from workbench.lazy import no_grad, torch
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import Stopped, first_of, head_sees, hooked, shaped, with_first
 from workbench.steps import MethodContext
 

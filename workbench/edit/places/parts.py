@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.adapters.lora import Places
-from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.facts import Fact, joined
-from workbench.lazy import torch
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.hooks import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix

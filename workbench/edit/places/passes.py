@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.places.parts import Earlier, EditRow, Padded, Parts, padded
-from workbench.errors import WorkbenchError, refuses_memory
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError, refuses_memory
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import Stopped, additive_masks, cache_name, head_sees, hooked, shaped, states_of, windows
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 from workbench.evaluate.gate import LOCALDATA
 from workbench.facts.facts import FACT_KINDS, SLOT, Fact, FactKind, Probe, joined
 from workbench.facts.spelling import misspelt
-from workbench.files import scratch_beside
-from workbench.manifest import publish_sealed
+from workbench.ground.files import scratch_beside
+from workbench.ground.manifest import publish_sealed
 
 # Kind -> metrics, the headline metric first, and whether lower is better. They are shares unless the name says otherwise.
 METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
 from workbench.evaluate.facts.definitions import (
     GENERATED,
     METRICS,
@@ -25,10 +23,12 @@ from workbench.evaluate.facts.definitions import (
     write_whole_folder,
 )
 from workbench.evaluate.facts.wanted import Wanted
-from workbench.events import Events, no_events
 from workbench.facts.facts import FactKind
-from workbench.files import json_digest, read_memo, write_memo
-from workbench.manifest import has_its_files
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.events import Events, no_events
+from workbench.ground.files import json_digest, read_memo, write_memo
+from workbench.ground.manifest import has_its_files
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest
 from workbench.models.prompts import as_message, check_template, load_tokenizer, worded

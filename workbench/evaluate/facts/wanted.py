@@ -10,11 +10,11 @@ from pathlib import Path
 
 import xxhash
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts.facts import FACTS, Fact
 from workbench.facts.published import read_facts
 from workbench.facts.stream import Start, Stream, read_stream
-from workbench.files import json_digest
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.files import json_digest
 from workbench.recipe.fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import Recipe, dump_step, load_recipe
 from workbench.resolve.resolved import Resolved

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
 from workbench.facts.facts import joined
-from workbench.lazy import no_grad, np, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, np, torch
 from workbench.models.hooks import head_sees
 from workbench.models.prompts import encode_pair
 from workbench.models.texts import batch_limit, by_length, side_by_side

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest, read_json
 from workbench.fuse.teaching.distributions import (
     NONE,
     VERSION,
@@ -22,7 +20,9 @@ from workbench.fuse.teaching.distributions import (
     token_map,
 )
 from workbench.fuse.teaching.targets import FusedRecord, Fusion, Source, new_tally
-from workbench.lazy import np, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest, read_json
+from workbench.ground.lazy import np, torch
 from workbench.models.identity import computed_on, tokens_digest
 from workbench.models.texts import Text
 from workbench.steps import FuseMethod

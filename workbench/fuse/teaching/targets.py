@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.fuse.teaching.distributions import NONE, Pass, Reading, Shards
-from workbench.lazy import np
-from workbench.results import Number, Part, Result
+from workbench.ground.lazy import np
+from workbench.ground.results import Number, Part, Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from workbench.errors import GateFailedError, WorkbenchError
+from workbench.ground.errors import GateFailedError, WorkbenchError
+from workbench.ground.lazy import np, torch
 from workbench.grow.expansion.parts import NOT_BUILT, other_shape
 from workbench.grow.expansion.remap import runs
 from workbench.grow.expansion.streamed import decoder_layers
-from workbench.lazy import np, torch
 from workbench.models.architecture import model_depth
 from workbench.models.layout import Layout, Model
 from workbench.models.live import live_names

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeGuard
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.merge.streaming.deltas import StepBricks, WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.architecture import LAYER_KINDS, UntiedWeights, head_of, is_embedding, model_depth, tied_embeddings

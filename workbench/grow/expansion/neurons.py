@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
 from workbench.grow.expansion.parts import NOT_BUILT, DecoderParts, check_builds, with_text
 from workbench.models.skeleton import skeleton
 

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.lazy import no_grad, torch
+from workbench.ground.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.norms import is_norm
 from workbench.models.architecture import is_conv1d
 from workbench.models.layout import Model

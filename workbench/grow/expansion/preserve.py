@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from workbench.errors import GateFailedError
+from workbench.ground.errors import GateFailedError
+from workbench.ground.lazy import no_grad, torch
 from workbench.grow.expansion.remap import GrownWeights, new_elements
-from workbench.lazy import no_grad, torch
 from workbench.steps import GrowMethod
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from workbench.errors import size
-from workbench.results import Number, Part
+from workbench.ground.errors import size
+from workbench.ground.results import Number, Part
 
 
 class GrowthCheck(Part):

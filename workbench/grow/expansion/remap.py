@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from workbench.files import json_digest
-from workbench.lazy import np, torch
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import np, torch
 from workbench.models.live import live_runs
 from workbench.steps import NEW, Axis, Grown, Growth
 from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, load, matrix

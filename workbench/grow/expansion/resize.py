@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import np
 from workbench.grow.expansion.neurons import FeedForward, feed_forward, neuron_fields, neurons_with
 from workbench.grow.expansion.norms import layer_norm, rms_norm
 from workbench.grow.expansion.parts import (
@@ -22,7 +23,6 @@ from workbench.grow.expansion.parts import (
     module_leaf,
     with_text,
 )
-from workbench.lazy import np
 from workbench.models.architecture import is_embedding, is_head, is_head_module
 from workbench.steps import NEW, Axis, Grown, Growth
 

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-from workbench.errors import nearest
+from workbench.ground.errors import nearest
 from workbench.steps import MergeMethod, Problem, Step
 from workbench.steps.fields import Real, Strict, Whole
 from workbench.steps.step import REGISTERED

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from workbench.activations.importance import channel_strengths, input_statistics, scale_ratios
 from workbench.activations.sites import Site
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import np, torch
 from workbench.grow.expansion.parts import DecoderParts
 from workbench.grow.expansion.resize import Resize, StreamNorms, resize_stream, stream_norms
 from workbench.grow.mixtures.gates import live_modules
-from workbench.lazy import np, torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import Axis

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import View, concatenated, group_of, layers_of, merged_views, with_head
 from workbench.grow.expansion.parts import text_config
 from workbench.grow.expansion.records import MergedLayers, TakenLayers

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.layout import Model, Piece, in_decoder, live_layout
 from workbench.weights.specs import Weights, load
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InvalidRecipeError
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import OpenPart
 from workbench.grow.mixtures.texts import load_measured, save_measured
-from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.live import live_names
 from workbench.models.prompts import encode_text
 from workbench.models.texts import TextRow, batches, longest_row
-from workbench.results import OpenPart
 from workbench.steps import GrowContext, Grown
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.lazy import no_grad, np, torch
+from workbench.ground.results import Number, Part
 from workbench.grow.expansion.parts import check_places, check_shapes, text_config, with_text
-from workbench.lazy import no_grad, np, torch
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.hooks import chosen, expert_modules, unread
 from workbench.models.layout import Model
 from workbench.models.live import live_names
 from workbench.models.skeleton import parse_config, skeleton
 from workbench.models.texts import TextRow, batches
-from workbench.results import Number, Part
 from workbench.steps import Axis, Grown
 from workbench.weights.specs import TensorSpec
 

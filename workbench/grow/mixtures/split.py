@@ -11,10 +11,10 @@ from workbench.activations.labelled import ItemRow
 from workbench.activations.partition import Division, LayerPartition, Partition, divide
 from workbench.activations.selectors import Linear, captured, centroids, oracle, ridges
 from workbench.activations.sites import find_sites
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import Number, Part, absent
 from workbench.grow.mixtures.texts import load_measured, save_measured
-from workbench.lazy import no_grad, torch
 from workbench.models.texts import TextRow
-from workbench.results import Number, Part, absent
 from workbench.steps import GrowContext, Measured
 
 if TYPE_CHECKING:

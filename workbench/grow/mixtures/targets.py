@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.lazy import np
 from workbench.grow.expansion.parts import check_places, check_shapes
 from workbench.grow.mixtures.mixture import Mixture, numbered
-from workbench.lazy import np
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
 from workbench.steps import NEW, Axis, Grown

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field
 
-from workbench.files import write_json
+from workbench.ground.files import write_json
+from workbench.ground.results import Part
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow, encode, longest_row, read_texts
-from workbench.results import Part
 from workbench.steps import GrowContext, GrowMethod
 from workbench.steps.fields import Whole
 from workbench.weights.header import is_whole, save_tensors

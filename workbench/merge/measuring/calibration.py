@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from workbench.errors import WorkbenchError
-from workbench.files import file_digest, json_digest
-from workbench.identity import open_unchanged
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import file_digest, json_digest
+from workbench.ground.identity import open_unchanged
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.matrices import rows_of
 from workbench.models.architecture import is_conv1d_layer, is_head
 from workbench.models.layout import Model

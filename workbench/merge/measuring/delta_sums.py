@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
-from workbench.results import Number, Part
+from workbench.ground.results import Number, Part
 
 NORMAL = 1.96
 """Standard errors from the middle to the ends of a 95 % interval."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Result
 from workbench.merge.measuring.calibration import Calibrated, check_weights
 from workbench.merge.measuring.layers import Call, LayerStack, in_cache
 from workbench.merge.measuring.matrices import rows_of
 from workbench.models.architecture import is_conv1d
 from workbench.models.texts import Batch, TextRow, batches
-from workbench.results import Number, Result
 from workbench.steps import Group, Measured, MergeContext, Prepared
 from workbench.steps.fields import value_at
 from workbench.weights.header import save_tensors

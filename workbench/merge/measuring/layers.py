@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from safetensors import safe_open
 
-from workbench.errors import WorkbenchError
-from workbench.files import scratch_beside, write_json
-from workbench.lazy import torch
-from workbench.manifest import publish_sealed, reusable
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import scratch_beside, write_json
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import publish_sealed, reusable
+from workbench.ground.results import Part, Result
 from workbench.models.architecture import counterpart, is_conv1d, is_head
 from workbench.models.hooks import hooked
 from workbench.models.layout import stack_prefix
 from workbench.models.texts import Batch, TextRow, batches
-from workbench.results import Part, Result
 from workbench.steps import MergeContext
 from workbench.weights.header import save_tensors
 from workbench.weights.specs import load

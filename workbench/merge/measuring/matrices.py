@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.models.architecture import is_conv1d_layer, is_table
 from workbench.steps import Block, Group
 from workbench.weights.lowrank import Factors

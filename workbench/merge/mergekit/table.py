@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest
-from workbench.identity import installed
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.identity import installed
 from workbench.steps import Laws
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from workbench.adapters.dense import DeltaRows
-from workbench.lazy import np, torch
+from workbench.ground.lazy import np, torch
 from workbench.weights import kernels
 from workbench.weights.lowrank import Factors
 from workbench.weights.masks import TensorMask

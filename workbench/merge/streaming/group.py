@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from workbench.adapters.dense import DeltaRows, UpdatedSource
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Memo, MergeMethod

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 from workbench.merge.measuring.matrices import Overlap, overlap
 from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.group import CombinedSource, SelectionSource, TensorGroup, selected

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from workbench import yamldoc
-from workbench.errors import InvalidRecipeError, nearest
+from workbench.ground import yamldoc
+from workbench.ground.errors import InvalidRecipeError, nearest
 from workbench.merge.mergekit.table import KNOWN
 
 TOP = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from workbench import yamldoc
+from workbench.ground import yamldoc
 from workbench.merge.mergekit.table import KNOWN, base_policy, parameters
 from workbench.models.layout import Layout
 from workbench.recipe.mergekit.config import (

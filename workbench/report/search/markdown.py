@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from workbench.errors import shell
+from workbench.ground.errors import shell
+from workbench.ground.tables import Cell, Table, fence, prose
+from workbench.ground.tables import as_markdown as escape
 from workbench.report.markdown import bullets, differences, text_of
 from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import wording
 from workbench.report.search.charts import best_so_far, pareto
 from workbench.report.search.view import SearchView, written
 from workbench.search.result import SearchState, TestedRow, TrialRow
-from workbench.tables import Cell, Table, fence, prose
-from workbench.tables import as_markdown as escape
 
 
 def markdown(found: SearchState) -> str:

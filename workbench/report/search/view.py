@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.compare.comparison import Comparison
-from workbench.errors import shell
+from workbench.ground.errors import shell
 from workbench.recipe.fields import Choices, Range
 from workbench.report.numbers import MINUS, POINTS, Unit, raw
 from workbench.search.result import (

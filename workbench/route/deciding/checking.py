@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError, nearest
-from workbench.lazy import torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part, absent
 from workbench.models.texts import read_prompts
-from workbench.results import Number, Part, absent
 from workbench.route.deciding.fitting import curve_of
 from workbench.route.deciding.hidden import token_rows
 from workbench.route.deciding.router import BASE

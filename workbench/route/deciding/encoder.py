@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
-from workbench.files import file_digest, json_digest
-from workbench.lazy import no_grad, torch
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import file_digest, json_digest
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.prompts import load_tokenizer
 
 if TYPE_CHECKING:

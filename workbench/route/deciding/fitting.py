@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.route.deciding.router import REFUSED, Choice, Fitted, Joined
 from workbench.route.deciding.samples import COPIES, OUTSIDE, OWN, Samples
 from workbench.steps import CalibratedRoute

@@ -21,9 +21,9 @@ from itertools import product, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import bytes_digest
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.architecture import model_depth
 from workbench.models.hooks import Stopped, hooked, states_of
 from workbench.models.layout import stack_prefix

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
-from workbench.project import find_project
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
+from workbench.ground.project import find_project
 from workbench.route.deciding.encoder import FILES, Encoder
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows

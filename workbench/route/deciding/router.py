@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 from pydantic import ValidationError
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
-from workbench.results import Number, Part
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
+from workbench.ground.results import Number, Part
 from workbench.steps.route import Decisions, Prompts
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from functools import reduce
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.route.deciding.templates import FOLDS, folds
 from workbench.steps.route import Prompts
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.lazy import torch
+from workbench.ground.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

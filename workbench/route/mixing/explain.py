@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import no_grad, torch
+from workbench.ground.results import Number, Part, absent
 from workbench.models.prompts import encode_text
-from workbench.results import Number, Part, absent
 from workbench.route.deciding.hidden import hidden_states, moving
 from workbench.steps.route import Prompts
 

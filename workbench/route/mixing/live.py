@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError, nearest
-from workbench.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import CACHES
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.hidden import ChatFrame, pooled, pooled_behind

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
-from workbench.results import Part
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
+from workbench.ground.results import Part
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.steps.route import Decisions, Prompts
 

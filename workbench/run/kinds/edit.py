@@ -14,9 +14,9 @@ from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
 from workbench.facts.facts import FACTS, Fact, write_facts
 from workbench.facts.published import read_facts
-from workbench.files import file_digest, json_digest, read_json, write_json
-from workbench.lazy import torch
-from workbench.manifest import changing, reusable
+from workbench.ground.files import file_digest, json_digest, read_json, write_json
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import changing, reusable
 from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.errors import WorkbenchError
-from workbench.files import json_digest
 from workbench.fuse.teaching.lesson import Room, Teacher, lesson
-from workbench.lazy import torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.models.architecture import max_positions, text_parts
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model

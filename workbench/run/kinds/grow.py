@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.errors import InvalidRecipeError
-from workbench.files import read_memo, scratch_beside, write_memo
+from workbench.ground.errors import InvalidRecipeError
+from workbench.ground.files import read_memo, scratch_beside, write_memo
+from workbench.ground.lazy import torch
 from workbench.grow.expansion.preserve import TOKENS
 from workbench.grow.expansion.remap import GrownWeights, new_elements
 from workbench.grow.expansion.streamed import streamed_bytes
-from workbench.lazy import torch
 from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model

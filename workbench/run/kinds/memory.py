@@ -7,8 +7,8 @@ from pathlib import Path
 
 from workbench.facts.facts import FACTS, write_facts
 from workbench.facts.log import ADD, RECIPE, Credibility, append, lines_of
-from workbench.files import write_json
-from workbench.manifest import reusable
+from workbench.ground.files import write_json
+from workbench.ground.manifest import reusable
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.output import MemoryAt

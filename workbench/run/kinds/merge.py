@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.activations.sets import NeuronSet, set_masks
-from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, MaskedDeltas, StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.identity import computed_on

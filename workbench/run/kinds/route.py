@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.adapters.linear import linear_bytes, linear_factors
-from workbench.errors import WorkbenchError
-from workbench.lazy import torch
-from workbench.manifest import reusable
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import reusable
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model

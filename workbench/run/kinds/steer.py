@@ -10,9 +10,9 @@ from workbench.adapters.export import SHIFT, write_shifts
 from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.steer import Steer
-from workbench.files import json_digest, read_json, write_json
-from workbench.lazy import torch
-from workbench.manifest import reusable
+from workbench.ground.files import json_digest, read_json, write_json
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import reusable
 from workbench.models.identity import tokens_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step

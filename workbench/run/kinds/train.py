@@ -11,9 +11,9 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
-from workbench.files import json_digest
-from workbench.lazy import torch
-from workbench.manifest import publish_sealed, reusable
+from workbench.ground.files import json_digest
+from workbench.ground.lazy import torch
+from workbench.ground.manifest import publish_sealed, reusable
 from workbench.models.layout import Model
 from workbench.models.live import Aligned, compute, live_model
 from workbench.resolve.resolved import Resolved

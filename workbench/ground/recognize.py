@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench import things
-from workbench.errors import WorkbenchError, shell
-from workbench.project import find_project, relative
-from workbench.results import Result
-from workbench.things import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, brick_name, fields_of
-from workbench.yamltree import top_scalars
+from workbench.ground import things
+from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.project import find_project, relative
+from workbench.ground.results import Result
+from workbench.ground.things import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, brick_name, fields_of
+from workbench.ground.yamltree import top_scalars
 
 MERGED = "mergekit_config.yml"
 _HEAD = 1 << 16

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from workbench.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError
 
 # The clock of file time stamps ticks every 1 to 10 ms: two writes within one tick have the same times.
 _TICKS_NS = 20_000_000

@@ -15,10 +15,10 @@ import yaml
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, core_schema
 
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.recognize import suggestion
-from workbench.yamltree import NUMBER, Mark, read_tree
-from workbench.yamltree import KeyPath as KeyPath
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.recognize import suggestion
+from workbench.ground.yamltree import NUMBER, Mark, read_tree
+from workbench.ground.yamltree import KeyPath as KeyPath
 
 Model = TypeVar("Model", bound=BaseModel)
 

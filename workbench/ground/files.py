@@ -24,9 +24,9 @@ from typing import Any
 
 import xxhash
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError, size
-from workbench.identity import open_unchanged
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError, size
+from workbench.ground.identity import open_unchanged
 
 MAX_UNPACKED = 2 << 30
 """Largest content of a compressed file, in bytes."""

@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import jsondoc
-from workbench.errors import UsageError, WorkbenchError, printable, shortened, size
+from workbench.ground import jsondoc
+from workbench.ground.errors import UsageError, WorkbenchError, printable, shortened, size
 
 if TYPE_CHECKING:
     import httpx

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from workbench.errors import UsageError, WorkbenchError, printable
+from workbench.ground.errors import UsageError, WorkbenchError, printable
 
 _FORMULAS = "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 _MISSING = "\N{EN DASH}"

@@ -26,8 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.errors import GateFailedError, UsageError
-from workbench.files import SCRATCH, UNFINISHED, publish, read_json, write_json
+from workbench.ground.errors import GateFailedError, UsageError
+from workbench.ground.files import SCRATCH, UNFINISHED, publish, read_json, write_json
 
 MANIFEST = "workbench-manifest.json"
 CARD = "README.md"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.composer import Composer
 
-from workbench.errors import InvalidRecipeError, WorkbenchError, shell
+from workbench.ground.errors import InvalidRecipeError, WorkbenchError, shell
 
 KeyPath = tuple[str | int, ...]
 Mark = tuple[int, int]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench import jsondoc
+from workbench.ground import jsondoc
 
 CONFIG, ADAPTER, CARD = "config.json", "adapter_config.json", "brick.yaml"
 ADAPTER_WEIGHTS, SINGLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"

@@ -1,7 +1,7 @@
 """torch and numpy, which are imported when they are first used.
 
 Importing torch takes longer than most commands run, and numpy a sixth of `plan`. Modules that describe models and methods are imported by
-commands that compute nothing, so they write `from workbench.lazy import np, torch` instead of `import torch`, and import names that only
+commands that compute nothing, so they write `from workbench.ground.lazy import np, torch` instead of `import torch`, and import names that only
 annotations need, such as `Tensor`, for type checkers only.
 """
 

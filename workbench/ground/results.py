@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from workbench import jsondoc
-from workbench.errors import WorkbenchError
-from workbench.files import write_json
+from workbench.ground import jsondoc
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.files import write_json
 
 
 def _finite(value: Any) -> Any:

@@ -14,11 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from workbench import yamldoc
-from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
-from workbench.files import write_text
-from workbench.manifest import sha256_of
-from workbench.results import Part
+from workbench.ground import yamldoc
+from workbench.ground.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
+from workbench.ground.files import write_text
+from workbench.ground.manifest import sha256_of
+from workbench.ground.results import Part
 
 VARIABLE = "WORKBENCH_TRUST_PROJECT_CODE"
 """Environment variable that trusts every project of a process, and of the processes that it starts, if it is 1."""

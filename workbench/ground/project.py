@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.manifest import is_sealed
+from workbench.ground.manifest import is_sealed
 
 _CACHE, _RUNS = ".workbench", "runs"
 ENVIRONMENT = "WORKBENCH_CACHE"
