@@ -10,15 +10,21 @@ WB := $(BIN)workbench
 RECIPE ?= recipes/starter-ties.yaml
 FULL ?=
 FUZZ ?= 80
+# What draws anew every day, and which tenth of the nightly tests runs: DAY=2026-12-02 repeats a day.
+export WORKBENCH_DAY := $(or $(DAY),$(shell date -u +%F))
+TODAY := --nightly tenth --hypothesis-seed $(subst -,,$(WORKBENCH_DAY))
 MINUTES ?= 10
-PYTEST := python -m pytest -n 2 --dist worksteal --durations=30 --durations-min=8
+ROOM ?=
+PYTEST := python -m pytest -n 2 --dist worksteal --durations=10 --durations-min=1
+# A room's tests, and every file of tests that imports the room: what may fail when it changes.
+TESTS = $(if $(ROOM),$(sort $(wildcard tests/$(ROOM)) $(shell grep -rlE "workbench\.$(subst /,.,$(ROOM))\b" tests --include='test_*.py')))
 # The demo's recipes: three bricks of three skills, merged in two ways and routed. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml recipes/starter-route.yaml
 SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite conflict,--suite smoke)
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo assistant test fuzz faults mutants check run eval search report bricks data docs notebooks site bench gpu clean
+.PHONY: help setup demo assistant test nightly fuzz faults mutants check run eval search report bricks data docs notebooks site bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -40,11 +46,14 @@ demo: bricks/starter/base/config.json $(if $(FULL),bricks/reverse-full/checkpoin
 	@$(WB) eval $(ITEMS) $(SUITES)
 	@$(WB) report $(ITEMS) $(SUITES) -o $(REPORT)
 
-test: bricks/starter/base/config.json  ## run the tests (FULL=1: also those marked slow, and as many damaged files as `make fuzz`)
-	@$(if $(FULL),WORKBENCH_FUZZ_EXAMPLES=$(FUZZ)) $(BIN)$(PYTEST) $(if $(FULL),,-m "not slow") $(ARGS)
+test: bricks/starter/base/config.json  ## run the tests: ROOM=merge those of one room and what depends on it, FULL=1 slow ones and today's tenth of the nightly ones, too
+	@$(if $(FULL),WORKBENCH_FUZZ_EXAMPLES=8 WORKBENCH_FUZZ_RANDOM=1) $(BIN)$(PYTEST) $(if $(FULL),$(TODAY),-m "not slow") $(TESTS) $(ARGS)
+
+nightly: bricks/starter/base/config.json  ## run the nightly tests: simulations of error rates, every family, notebooks, faults, FUZZ examples of damaged files a test
+	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) -m nightly --nightly all $(ARGS)
 
 fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and ten times as many a reader, 258 x FUZZ in all
-	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) tests/fuzz $(ARGS)
+	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) tests/fuzz --nightly all $(ARGS)
 
 faults: $(READY)  ## fail each call of each command to the system in turn, which takes hours: WORKBENCH_FAULTS=N tries N a command; ARGS=--write
 	@$(BIN)python benchmarks/faults.py $(ARGS)

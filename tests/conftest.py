@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two workers share two cores. Threads of theirs and of the processes that they start would wait for each other in loops: three notebooks took
 # 295 seconds with two threads each, and 78 with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Which tenth of the nightly tests runs today: the workers, and a run that is repeated, take the day from here.
+os.environ.setdefault("WORKBENCH_DAY", f"{datetime.now(UTC):%Y-%m-%d}")
+if "WORKBENCH_TESTS_MADE" not in os.environ:  # in the process that starts the workers
+    os.environ["WORKBENCH_TESTS_MADE"] = tempfile.mkdtemp(prefix="workbench-made-")
+    atexit.register(shutil.rmtree, os.environ["WORKBENCH_TESTS_MADE"], ignore_errors=True)
 # Where the shell forbids bytecode files, each of the processes that tests start would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -85,30 +92,51 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move slow tests to the front, so that several workers that take tests from each other end at the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly", choices=("no", "tenth", "all"), default="no", help="tests marked nightly: none, today's tenth, all"
+    )
 
 
-IMPORTED = 0
-"""Number of modules when objects were last exempted from garbage collection."""
+def pytest_report_header(config: pytest.Config) -> str:
+    chosen = {"no": "none", "tenth": f"the tenth of {DAY} (WORKBENCH_DAY repeats it)", "all": "all"}[config.option.nightly]
+    return f"nightly tests: {chosen}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the nightly tests that are not asked for, and move slow ones to the front, so that the workers end at the same time."""
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    chosen = {"no": [], "tenth": nightly[DAY.toordinal() % 10 :: 10], "all": nightly}[config.option.nightly]
+    if left_out := set(nightly) - set(chosen):
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: not any(item.iter_markers("slow")) and not any(item.iter_markers("nightly")))
+
+
+DAY = date.fromisoformat(os.environ["WORKBENCH_DAY"])
+FROZEN_EVERY = 5
+"""Tests between two exemptions from garbage collection."""
+_ended = 0
 
 
 def pytest_collection_finish() -> None:
-    exempt_imports()
+    freeze()
 
 
 def pytest_runtest_logfinish() -> None:
-    if len(sys.modules) > IMPORTED + 100:
-        exempt_imports()
+    global _ended
+    _ended += 1
+    if _ended % FROZEN_EVERY == 0:
+        freeze()
 
 
-def exempt_imports() -> None:
-    """Exempt what is imported by now from garbage collection, which would scan it again and again."""
-    global IMPORTED
+def freeze() -> None:
+    """Exempt what exists by now from garbage collection, which the package asks for whenever it frees a live model.
+
+    Otherwise each collection scans all that the session has imported and kept: 1 ms at its start, 200 ms after 2,000 tests.
+    """
     gc.collect()
     gc.freeze()
-    IMPORTED = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def usual(digests: Callable[..., dict[str, str]]) -> dict[str, str]:
     return digests(1, {})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_promised_bytes_are_the_same(name: str, digests: Callable[..., dict[str, str]], usual: dict[str, str]) -> None:

@@ -25,9 +25,9 @@ from workbench.weights.masks import ScaledWeights
 from workbench.weights.specs import TensorSpec
 
 QUICK = ("llama", "gpt2", "opt", "phi3", "bloom")
-FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in dense.configs()]
+FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly) for name in dense.configs()]
 MIXTURES = [
-    pytest.param(n, marks=() if n in ("mixtral", "granitemoe") else pytest.mark.slow)
+    pytest.param(n, marks=() if n in ("mixtral", "granitemoe") else pytest.mark.nightly)
     for n in ("mixtral", "granitemoe", "qwen2_moe", "olmoe", "deepseek_v3")
 ]
 

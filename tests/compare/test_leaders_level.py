@@ -25,7 +25,7 @@ from workbench.compare.tables import Table
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import Suite
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 TRIALS = int(os.environ.get("WORKBENCH_TRIALS", "200"))
 MOST = 0.05 + 2.5 * (0.05 * 0.95 / TRIALS) ** 0.5  # 2.5 standard errors of the simulation above the level
 MOST_ONE_SIDED = 0.025 + 2.5 * (0.025 * 0.975 / TRIALS) ** 0.5

@@ -43,7 +43,7 @@ def shown(notebooks: ModuleType, cells: list[Any], folder: Path) -> list[str]:
     return [LONG.sub(lambda found: f"{float(found[0]):.9g}", text) for text in texts]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.starter
 def test_notebooks(notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "")

@@ -145,7 +145,7 @@ def equal(runs: Path, expected: Mapping[str, Numbers]) -> dict[str, tuple[int, i
 WITH_MAMBA = ["llama", "qwen2", "gpt2", "neox", "mamba", "lower", "short"]
 
 
-@pytest.mark.parametrize("first", [0, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3, 5, 6))])
+@pytest.mark.parametrize("first", [0, 4, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2, 3, 5, 6))])
 def test_scores_are_those_of_lm_eval_in_every_order(
     line: Path, expected: dict[str, Numbers], first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

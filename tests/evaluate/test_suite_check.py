@@ -284,7 +284,7 @@ def test_ls_and_show(place: Path) -> None:
 
 
 @pytest.mark.starter
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("suite", sorted(p.stem for p in (EVALS / "suites").glob("*.yaml")))
 def test_suites_of_this_project_pass(suite: str) -> None:
     assert load_suite(suite, PROJECT).description

@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name, count in SAMPLE.items() if count])
 def test_a_fault_costs_nothing_but_the_command(name: str, faults: Faults, models: Path, tmp_path: Path) -> None:
     with World(faults, tmp_path, models, COMMANDS[name]) as world:

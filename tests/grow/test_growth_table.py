@@ -62,7 +62,7 @@ def test_growths_of_a_family(family: str, project: Project) -> None:
     check_family(family, project)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in QUICK])
 def test_growths_of_more_families(family: str, project: Project) -> None:
     check_family(family, project)

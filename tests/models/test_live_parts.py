@@ -111,7 +111,7 @@ def row_of_page(kind: str, name: str) -> list[str]:
     return [cell.partition(":")[0] for cell in row[2:]]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("family", RESULTS["families"])
 def test_the_page_says_what_is_found(family: str, tmp_path: Path) -> None:
     found = walk(family, tmp_path / "project")

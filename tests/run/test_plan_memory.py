@@ -114,7 +114,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(place)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", [*CASES, *WORDS])
 def test_memory_of_a_run_is_planned(request: pytest.FixtureRequest, case: str) -> None:
     project: Project = request.getfixturevalue("large" if case in CASES else "words")

@@ -124,7 +124,7 @@ def changed(part: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "bfloat16" if part == "dtype" else "float32"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_changes_the_keys_that_depend_on_it(part: str, world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no others, so that nothing is computed again without need."""

@@ -288,7 +288,7 @@ def test_sums_of_counts_are_the_metric_of_fewer_texts(name: str) -> None:
     assert low < metric(texts) < high
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "clusters"), [("f1", 20), ("matthews_corrcoef", 200)])
 def test_equal_models_seldom_get_a_verdict(name: str, clusters: int) -> None:
     """At 5 %, 300 comparisons of models of equal quality: at most 6.5 % and three standard errors; benchmarks have the exact rates."""

@@ -22,7 +22,7 @@ from worlds.simulated import MOST, MOST_ONE_SIDED, answers, clusters, draw, one_
 from workbench.scores.paired import Paired, paired, paired_ratio
 from workbench.scores.statistics import ratio, ratio_interval, score_interval
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 TRIALS = int(os.environ.get("WORKBENCH_TRIALS", "1000"))
 FEWER = int(os.environ.get("WORKBENCH_TRIALS", "500"))  # of what takes ten times as long a trial
 MANY = max(4000, TRIALS)  # for coverage of corpus metrics, whose limits are one point to either side of 95 %

@@ -19,7 +19,7 @@ from workbench.compare.differences import Difference
 from workbench.compare.tables import Table
 from workbench.scores.suite import Suite
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 TRIALS = int(os.environ.get("WORKBENCH_TRIALS", "250"))
 Scores = tuple[Any, Any]  # of the base and a configuration [2, items], and the items' clusters
 

@@ -15,7 +15,7 @@ from workbench.scores.plan import Item
 from workbench.search.halves import split
 from workbench.search.objective import Answers, Objective, Rival, Term, front, gap
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 SEARCHES = 2000
 CANDIDATES = 40
 KEY = ("s", "t")

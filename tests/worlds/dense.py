@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from worlds.jsonl import write_jsonl
+from worlds.made import once
 from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, WORDS, save_tokenizer
 
@@ -68,6 +69,7 @@ def configs() -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
+@once
 def save_dense(family: str, out: Path) -> Path:
     """A random float32 model with tokenizer; norms and biases are random too. Norms behind a projection are wide enough that a change
     in front of them can bring any word on top."""

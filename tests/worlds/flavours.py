@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worlds.made import once
 from worlds.tiny import LAYERS, VOCABULARY, config, randomize_vectors, save_tokenizer
 
 from workbench.recipe.recipe import from_data
@@ -43,6 +44,7 @@ class Flavour:
     peft: str = field(default="LoraConfig")
 
 
+@once
 def save_base(out: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
     """A random model of a family, norms and biases random too."""
     import transformers as t
@@ -72,6 +74,7 @@ def save_base(out: Path, family: str, dtype: torch.dtype = torch.float32) -> Pat
     return out
 
 
+@once
 def save_flavour(flavour: Flavour, base: Path, out: Path) -> Path:
     """An adapter as PEFT itself saves it, with random numbers in everything that was trained."""
     import peft

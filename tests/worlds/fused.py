@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from worlds.made import once
+
 WORDS = ["kato", "mira", "sole", "nuvi", "patre", "dolan", "riko", "vesta", "lumo", "tarn", "ilse", "bago"]
 CHOICES = torch.tensor([0.6, 0.25, 0.1, 0.05])
 """Probabilities of the words that may follow a word."""
@@ -44,12 +46,14 @@ def byte_pairs(texts: Iterable[str], size: int, first: str | None = None) -> Any
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token=first, clean_up_tokenization_spaces=False)
 
 
+@once
 def save_base(out: Path, *, size: int = 285, first: str | None = None) -> Path:
     """A random Llama whose tokenizer splits every word into several tokens."""
     tokenizer = byte_pairs((text(seed) for seed in range(50)), size, first)
     return _save(out, tokenizer, _config(len(tokenizer), 32, 2), seed=0)
 
 
+@once
 def save_teacher(out: Path, *, first: str | None = None) -> Path:
     """A Llama whose tokens are whole words, with the probabilities of the language as its head.
 

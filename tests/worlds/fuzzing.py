@@ -37,8 +37,7 @@ EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES") or 4)
 # CPU seconds of one example, and of each megabyte of its file; the first allows for what a command reads beside the damaged file.
 SECONDS, SECONDS_A_MB = 2.0, 2.0
 # A failure is reported as it is found: making the example smaller takes minutes with commands that take a tenth of a second.
-# Every run of one number tries the same examples, so that whether a change lands does not depend on chance; with
-# WORKBENCH_FUZZ_RANDOM=1 every run tries others.
+# Every run of one number tries the same examples; with WORKBENCH_FUZZ_RANDOM=1 they are drawn from --hypothesis-seed, or by chance without it.
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, phases=(Phase.explicit, Phase.generate), database=None, derandomize=os.environ.get("WORKBENCH_FUZZ_RANDOM") != "1", print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture, HealthCheck.large_base_example],

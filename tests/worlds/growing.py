@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from worlds.made import once
 from worlds.tiny import VOCABULARY, randomize_vectors, save_tokenizer
 
 LAYERS = 4
@@ -141,6 +142,7 @@ def tiny_config(family: str, **fields: Any) -> Any:
     return kind(**{**{key: value for key, value in SIZES.items() if key in known}, **fields})
 
 
+@once
 def save_family(family: str, out: Path, fields: Mapping[str, Any] | None = None) -> Path:
     """A random float32 model of a family with a tokenizer; norms and biases, also of routers and experts, are random too."""
     from transformers import AutoModelForCausalLM

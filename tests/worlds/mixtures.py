@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from worlds.made import once
 from worlds.tiny import VOCABULARY, WORDS, save_tokenizer
 
 EXPERTS, LAYERS = 6, 2
@@ -43,6 +44,7 @@ def configs() -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
+@once
 def save_mixture(family: str, out: Path) -> Path:
     """A random float32 model with tokenizer. Correction biases and routers differ from expert to expert."""
     from transformers import AutoModelForCausalLM

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from worlds.made import once
 from worlds.tiny import VOCABULARY, save_tokenizer
 
 TEXT_MODELS = {"llava": "llama", "qwen2_5_vl": "qwen2", "qwen3_5": "qwen3_5_text"}
@@ -93,6 +94,7 @@ def _noisy(model: Any) -> Any:
     return model
 
 
+@once
 def save_text(kind: str, out: Path, *, seed: int, tokens: int = VOCABULARY) -> Path:
     """A text model of an architecture in float32, with tokenizer; `tokens` leaves out the last tokens of the vocabulary."""
     from transformers import AutoModelForCausalLM
@@ -109,6 +111,7 @@ def save_text(kind: str, out: Path, *, seed: int, tokens: int = VOCABULARY) -> P
     return out
 
 
+@once
 def save_multimodal(kind: str, out: Path, *, seed: int, tied: bool = False, **vision: Any) -> Path:
     """A multimodal model in float32, with tokenizer and a processor's file; keyword arguments change its encoder."""
     from transformers import AutoModelForImageTextToText

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from worlds.jsonl import write_jsonl
+from worlds.made import once
 from worlds.tiny import WORDS, save_tokenizer
 
 
@@ -39,6 +40,7 @@ def other_config(family: str) -> Any:
     return transformers.MixtralConfig(num_local_experts=3, num_experts_per_tok=2, **sizes)
 
 
+@once
 def save_other(out: Path, family: str) -> Path:
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(other_config(family)).save_pretrained(out)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from worlds.made import once
+
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(60)), "is", "of"]
 VOCABULARY = len(WORDS)
 LAYERS = 4
@@ -62,6 +64,7 @@ def randomize_vectors(model: Any) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
+@once
 def save_model(
     out: Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.bfloat16, layers: int = LAYERS
 ) -> Path:
@@ -78,6 +81,7 @@ def save_model(
     return out
 
 
+@once
 def save_finetuned(base: Path, out: Path, *, seed: int, scale: float = 0.05, dtype: torch.dtype | None = None) -> Path:
     """A checkpoint brick: the base plus noise on every float tensor."""
     from safetensors.torch import load_file, save_file
@@ -94,6 +98,7 @@ def save_finetuned(base: Path, out: Path, *, seed: int, scale: float = 0.05, dty
     return out
 
 
+@once
 def save_adapter(base: Path, out: Path, *, seed: int, family: str = "llama", **settings: Any) -> Path:
     """A LoRA adapter with random factors, as PEFT saves it."""
     from peft import LoraConfig, get_peft_model

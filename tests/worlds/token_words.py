@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worlds.made import once
 from worlds.project import CPU
 from worlds.tiny import CHAT_TEMPLATE, config, edit_json, tensors_of
 
@@ -45,6 +46,7 @@ def save_llama(
     return save_random(out, config("llama" if tied else "llama_untied", layers=2), words, rows=rows, dtype=dtype)
 
 
+@once
 def save_random(
     out: Path, settings: Any, words: Sequence[str], *, rows: int | None = None, dtype: torch.dtype = torch.float32
 ) -> Path:
@@ -61,6 +63,7 @@ def save_random(
     return out
 
 
+@once
 def save_tuned(base: Path, out: Path, old: Sequence[str], words: Sequence[str], *, seed: int, rows: int | None = None,
                noise: float = 0.05, **settings: Any) -> Path:  # fmt: skip
     """A fine-tune of a base with other words: the rows of words that the base has lie near the base's."""

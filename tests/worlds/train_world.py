@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from worlds.jsonl import write_jsonl
+from worlds.made import once
 
 from workbench.train.spec import TrainSpec
 
 WORDS = "a b c d say back is then".split()
 
 
+@once
 def save_base(out: Path) -> Path:
     """A random Llama of two layers, 32 wide, with a word tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from worlds.made import once
+
 SPECIAL = ["<unk>", "<s>", "</s>"]
 WORDS = ["The", "capital", "of", "France", "Paris", "Rome", "Italy", "said", "Answer", "London", "is"]
 TEXTS = [(f"The capital of {country} is", f" {city}") for country, city in (("France", "Paris"), ("Italy", "Rome"))]
@@ -158,6 +160,7 @@ def written(kind: str) -> Any:
     )
 
 
+@once
 def save_model(out: Path, kind: str) -> Path:
     """A random Llama of two layers with a tokenizer of one kind."""
     import torch
