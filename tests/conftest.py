@@ -92,25 +92,48 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
 
 
+SLOW_LIST = Path(__file__).with_name("slow.txt")
+"""Tests that take longer than SLOW seconds, a line each; `make slow` writes it."""
+SLOW = 1.5
+_seconds: dict[str, float] = {}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--nightly", choices=("no", "tenth", "all"), default="no", help="tests marked nightly: none, today's tenth, all"
     )
+    parser.addoption("--write-slow", action="store_true", help="write the list of slow tests anew, from what this run takes")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    chosen = {"no": "none", "tenth": f"the tenth of {DAY} (WORKBENCH_DAY repeats it)", "all": "all"}[config.option.nightly]
+    chosen = {"no": "none", "tenth": f"the tenth of {DAY} (DAY={DAY} repeats it)", "all": "all"}[config.option.nightly]
     return f"nightly tests: {chosen}"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the nightly tests that are not asked for, and move slow ones to the front, so that the workers end at the same time."""
+    """Mark slow tests, leave out nightly ones that are not asked for, and move both to the front, so that the workers end together."""
+    slow = set(SLOW_LIST.read_text("utf-8").splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
     nightly = [item for item in items if item.get_closest_marker("nightly")]
     chosen = {"no": [], "tenth": nightly[DAY.toordinal() % 10 :: 10], "all": nightly}[config.option.nightly]
     if left_out := set(nightly) - set(chosen):
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
-    items.sort(key=lambda item: not any(item.iter_markers("slow")) and not any(item.iter_markers("nightly")))
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("slow", "nightly")))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":  # what a file's first test sets up, another would
+        _seconds[report.nodeid] = report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.option.write_slow and not hasattr(session.config, "workerinput"):
+        found = sorted(name for name, seconds in _seconds.items() if seconds > SLOW)
+        SLOW_LIST.write_text("".join(f"{name}\n" for name in found), "utf-8")
 
 
 DAY = date.fromisoformat(os.environ["WORKBENCH_DAY"])
@@ -285,12 +308,20 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def bundled_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every manager of tasks shares one index of the tasks that come with lm-eval, which takes seconds to build."""
+@pytest.fixture(autouse=True, scope="session")
+def _bundled_index() -> Iterator[None]:
+    """Every manager of tasks shares one index of the tasks that come with lm-eval, which takes seconds to build.
+
+    Where no file of tests has imported lm-eval, few managers are made, and importing it would take as long.
+    """
+    if "lm_eval.tasks" not in sys.modules:
+        yield
+        return
     from worlds.bundled import build_once
 
-    monkeypatch.setattr("lm_eval.tasks._index.TaskIndex.build", staticmethod(build_once))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.tasks._index.TaskIndex.build", staticmethod(build_once))
+        yield
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_bad_metrics(tasks_dir: Path, tokenizer: Any) -> None:
         plan_of(tasks_dir, tokenizer)
 
 
-def test_unknown_task_names_the_nearest(tasks_dir: Path, tokenizer: Any, bundled_index: None) -> None:
+def test_unknown_task_names_the_nearest(tasks_dir: Path, tokenizer: Any) -> None:
     with pytest.raises(WorkbenchError, match=r"unknown task 'copyy'") as error:
         build_plan(Suite(suite="toy", tasks=("copyy",)), tokenizer, tasks_dir=tasks_dir)
     assert error.value.hint == "Did you mean 'copy'?"
@@ -99,9 +99,7 @@ def test_unknown_task_names_the_nearest(tasks_dir: Path, tokenizer: Any, bundled
         build_plan(Suite(suite="toy", tasks=("mmlu",)), tokenizer, tasks_dir=tasks_dir)
 
 
-def test_bundled_task_without_the_hub(
-    tasks_dir: Path, tokenizer: Any, bundled_index: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WorkbenchError, match=r"task 'arc_easy' could not be loaded") as error:
         build_plan(Suite(suite="toy", tasks=("arc_easy",)), tokenizer, tasks_dir=tasks_dir)

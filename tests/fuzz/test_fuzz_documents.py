@@ -144,7 +144,7 @@ def test_settings(fuzzed: Project, setting: str) -> None:
 @pytest.mark.parametrize("name", ["words.yaml", "pick.yaml", "pick.jsonl"])
 @fuzz
 @given(data=st.data())
-def test_suite_show(fuzzed: Project, bundled_index: None, name: str, data: st.DataObject) -> None:
+def test_suite_show(fuzzed: Project, name: str, data: st.DataObject) -> None:
     laid_out(fuzzed)
     files = {"words.yaml": "suites/words.yaml", "pick.yaml": "tasks/pick.yaml", "pick.jsonl": "tasks/data/pick.jsonl"}
     file = fuzzed.path / "evals" / files[name]

@@ -156,7 +156,7 @@ def test_functions_are_kept_where_they_can_be_imported(bundled: Path, project: P
     assert "aggregation: !function 'lm_eval.api.metrics.mean'" in (project / "kept" / "sums.yaml").read_text("utf-8")
 
 
-def test_export_says_what_is_out_of_reach(project: Path, tasks: Path, bundled_index: None) -> None:
+def test_export_says_what_is_out_of_reach(project: Path, tasks: Path) -> None:
     error = refused("scores", "export", "arc_easy")
     assert "task 'arc_easy' could not be loaded" in error.message
     assert "The hub is offline: unset HF_HUB_OFFLINE" in str(error.hint)

@@ -311,7 +311,7 @@ def call(*args: str) -> Any:
     return CliRunner().invoke(app, ["brick", "train", *args, "--device", "cpu"])
 
 
-def test_flags_make_a_brick(project: Path, bundled_index: None) -> None:
+def test_flags_make_a_brick(project: Path) -> None:
     flags = ["--base", "models/base", "--data", "rows.jsonl", "--steps", "4", "--rank", "2"]
     first = call("one", *flags)
     assert first.exit_code == 0, first.output
