@@ -108,7 +108,12 @@ class Steer(Step):
         """
         parts = Parts.of(context)
         parts.check_layers(self.layers, "edit steer")
-        biases = _biases(parts, context, self.layers)
+        on_disk = Places(context.layout.weights.specs, context.layout.config)
+        names = {layer: on_disk.whole(f"{parts.modules[layer]}.bias") for layer in self.layers}
+        for layer, name in names.items():
+            if name is None or getattr(parts.out(layer), "bias", None) is None:
+                raise _no_bias(parts.modules[layer], context.layout)
+        biases = {layer: name for layer, name in names.items() if name is not None}
         means = []
         for file in self.inputs():
             rows = [list(encode_text(context.tokenizer, text)) for text in read_prompts(context.project / file, file)]
@@ -153,16 +158,6 @@ class Steering:
     widths: dict[int, int]
     transposed: bool
     record: dict[str, object]
-
-
-def _biases(parts: Parts, context: MethodContext, layers: Sequence[int]) -> dict[int, str]:
-    """Return layer -> name on disk of the bias of its feed-forward output projection."""
-    on_disk = Places(context.layout.weights.specs, context.layout.config)
-    names = {layer: on_disk.whole(f"{parts.modules[layer]}.bias") for layer in layers}
-    for layer, name in names.items():
-        if name is None or getattr(parts.out(layer), "bias", None) is None:
-            raise _no_bias(parts.modules[layer], context.layout)
-    return {layer: name for layer, name in names.items() if name is not None}
 
 
 def _no_bias(module: str, model: Model) -> WorkbenchError:

@@ -124,7 +124,12 @@ class ClosedFormSolve:
         metric = method.metric(second_moments)
         if prompts := method.preserved(self.context.project):
             metric = metric.after_all([keys_of(at, [(prompt,) for prompt in prompts])[0].T], method.ridge)
-            self._check_room(at, metric)
+            if metric.size == 0:
+                raise WorkbenchError(
+                    f"edit {self.method.name}: there are more independent prompts to preserve than the projection of layer {at.layer} has "
+                    f"inputs ({self.parts.width(at.layer)}), and no change leaves all of them exactly as they are. No weight was changed",
+                    "Preserve fewer prompts, or use `edit: memit`, which weighs them against the facts.",
+                )
         preserves = method.mode != "joint" and method.history
         history = History(metric, at.position, method.ridge, method.spread_ridge, preserves)
         size = len(facts) if method.mode == "joint" else method.mode.sequential.batch
@@ -147,15 +152,6 @@ class ClosedFormSolve:
         """Return the facts that earlier steps of the recipe have written, if they are preserved."""
         return earlier_facts(self.context.earlier) if self.method.preserve_steps else []
 
-    def _check_room(self, at: Lookup, metric: KeyMetric) -> None:
-        """Raise WorkbenchError if the outputs of preserved prompts fix the whole projection."""
-        if metric.size == 0:
-            raise WorkbenchError(
-                f"edit {self.method.name}: there are more independent prompts to preserve than the projection of layer {at.layer} has "
-                f"inputs ({self.parts.width(at.layer)}), and no change leaves all of them exactly as they are. No weight was changed",
-                "Preserve fewer prompts, or use `edit: memit`, which weighs them against the facts.",
-            )
-
     def _edit_batch(self, at: Lookup, groups: Sequence[Group], history: History) -> None:
         """Write one batch on the model as it is now."""
         method, layer = self.method, at.layer
@@ -177,7 +173,11 @@ class ClosedFormSolve:
         if method.mode == "joint":
             changes = self._refine_changes(at, groups, changes, solved, now)
         left, right = solved.update(changes)
-        self._add_update(layer, left, right)
+        update = left @ right
+        self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
+        pairs = self.factors.get(layer, [])
+        too_wide = pairs is None or sum(columns.shape[1] for columns, _ in pairs) + left.shape[1] >= min(update.shape)
+        self.factors[layer] = None if too_wide or pairs is None else [*pairs, (left, right)]
         self.tensors.setdefault(f"{layer}.keys", []).append(keys)
         self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())
         for group, value, share in zip(groups, solutions, _written_shares(left @ right, keys, changes), strict=True):
@@ -200,14 +200,6 @@ class ClosedFormSolve:
         updates = {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}
         batch = [] if self.method.mode == "joint" else [[[f.text, f.target] for group in groups for f in group]]
         return json_digest([self.context.model_key, updates, *batch])
-
-    def _add_update(self, layer: int, left: Tensor, right: Tensor) -> None:
-        """Add a product to the layer's update."""
-        update = left @ right
-        self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
-        pairs = self.factors.get(layer, [])
-        too_wide = pairs is None or sum(columns.shape[1] for columns, _ in pairs) + left.shape[1] >= min(update.shape)
-        self.factors[layer] = None if too_wide or pairs is None else [*pairs, (left, right)]
 
     def _keep_converged(
         self, at: Lookup, groups: Sequence[Group], solutions: Values, history: History

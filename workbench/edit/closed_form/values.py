@@ -271,7 +271,9 @@ class _Descent:
                 reference = spared.detach().float().log_softmax(-1)
             loss, top = torch.where(done, loss, step_loss), torch.where(done, top, step_top)
             best = torch.where(done[:, None], best, change.detach())
-            ended = self._confident(mean.detach(), right) & ~done
+            probability = mean.detach()
+            wrong = torch.zeros(self.groups, device=probability.device).index_add(0, self.owner[: self.rows], (~right).float())
+            ended = ((wrong == 0) & (self._mean(probability.exp()) >= self.settings.confidence)) & ~done
             done = done | ended
             if step == self.settings.steps or bool(done.all()):
                 break
@@ -344,10 +346,6 @@ class _Descent:
         wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
         return worst, wrong == 0
 
-    def _confident(self, mean: Tensor, right: Tensor) -> Tensor:
-        """Return the groups whose targets are the most likely tokens after every context, with the required mean probability."""
-        wrong = torch.zeros(self.groups, device=mean.device).index_add(0, self.owner[: self.rows], (~right).float())
-        return (wrong == 0) & (self._mean(mean.exp()) >= self.settings.confidence)
 
 
 def _save(value: Value, file: Path) -> None:
