@@ -232,7 +232,17 @@ class Patch(EditMethod):
                 listed, groups = subjects_of(facts, queries, listed)
             if len(listed) > len(whole.free) and not order:
                 order = least_used(whole, texts)[: whole.parts.width(whole.layer) // LENT]
-            self._check_count(whole, len(order), len(listed), "subject with a fact" if queries else "token")
+            if len(listed) > len(whole.free) + len(order):
+                unit, total = (
+                    "subject with a fact" if queries else "token",
+                    whole.parts.width(whole.layer) + len(listed) - len(whole.free),
+                )
+                raise WorkbenchError(
+                    f"edit patch: the facts need {len(listed)} neurons, one for each {unit} that the model does not say; layer {whole.layer} has "
+                    f"{len(whole.free)} that write nothing yet, and lends {len(order)} others, at most 1 in {LENT}",
+                    f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
+                    "write nothing, so that the model stays the same.",
+                )
             with lending(whole, order, len(listed)) as block:
                 others = mistakes() if block.lent else {}
                 if others.keys() <= found.keys():
@@ -276,17 +286,6 @@ class Patch(EditMethod):
         texts += [fact.text for fact in generated_prompts(facts, self.preserve_generated)]
         encoded = [list(encode_text(context.tokenizer, text)) for text in dict.fromkeys(texts)]
         return [list(row.tokens) for wordings in rows for row in wordings] + [row for row in encoded if row]
-
-    def _check_count(self, block: Block, lent: int, needed: int, unit: str) -> None:
-        """Raise WorkbenchError if there are too few neurons."""
-        if needed > len(block.free) + lent:
-            total = block.parts.width(block.layer) + needed - len(block.free)
-            raise WorkbenchError(
-                f"edit patch: the facts need {needed} neurons, one for each {unit} that the model does not say; layer {block.layer} has "
-                f"{len(block.free)} that write nothing yet, and lends {lent} others, at most 1 in {LENT}",
-                f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
-                "write nothing, so that the model stays the same.",
-            )
 
 
 def _split(rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -245,7 +245,9 @@ class _SplitLayers:
         for name in target.zeros:
             tensors[prefix + name] = _zeros(dense[GATE], rows=1, cols=len(experts))
         if target.always:
-            tensors[prefix + target.always] = _zeros(self._vector(layer), rows=len(experts))
+            specs, names = self.model.weights.specs, self.model.layout.in_layer(layer)
+            vector = next(name for name in names if len(specs[name].shape) == 1)  # for its dtype
+            tensors[prefix + target.always] = _zeros(vector, rows=len(experts))
         if target.serving_all:
             module, own = target.serving_all[0], index[: max(1, shared)].flatten()
             for part, name in dense.items():
@@ -269,10 +271,6 @@ class _SplitLayers:
         """Return the rows, or for the output matrix the columns, of some neurons."""
         axis = Axis(index)
         return Grown(name, cols=axis, scale=factor) if part == DOWN else Grown(name, rows=axis)
-
-    def _vector(self, layer: int) -> str:
-        """Return a vector of a layer, as the source of a new vector's dtype."""
-        return next(n for n in self.model.layout.in_layer(layer) if len(self.model.weights.specs[n].shape) == 1)
 
 
 def _zeros(source: str, rows: int, cols: int | None = None) -> Grown:

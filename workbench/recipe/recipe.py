@@ -221,7 +221,18 @@ def _from_document(document: yamldoc.Document, project: Path, path: Path | None,
     fields = _with_form(valid)
     steps = [step.completed(list(fields.bricks)) for step in fields.steps]  # type: ignore[attr-defined]
     recipe = Recipe(fields, tuple(steps), project, path, document if path else None, settings)
-    _check_references(recipe)
+    _check_tokenizer(recipe)
+    _check_last_step(recipe)
+    if recipe.fields.search is not None and recipe.fields.sweep is not None:
+        text = "a recipe has either a `search`, which chooses values, or a `sweep`, which scores all of them"
+        raise recipe.error(("sweep",), text, "Remove one of them.")
+    for i, step in enumerate(recipe.steps):
+        for problem in step.check_names(recipe.used_bricks(step), list(recipe.fields.bricks)):
+            raise recipe.error(("steps", i, *problem.path), problem.message, problem.hint)
+    ids = [step.id for step in recipe.steps if step.id]
+    for i, step in enumerate(recipe.steps):
+        if step.id and ids.count(step.id) > 1:
+            raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'", "Give each step an id of its own.")
     return recipe
 
 
@@ -268,22 +279,6 @@ def _check_last_step(recipe: Recipe) -> None:
             "`form: configuration` needs a memory or a router, but no step makes one",
             "Add a memory such as `edit: memory` or a router such as `route: ridge` as the last step, or write `form: checkpoint`.",
         )
-
-
-def _check_references(recipe: Recipe) -> None:
-    """Raise WorkbenchError if fields contradict each other: unknown bricks, a merge without bricks, duplicate ids."""
-    _check_tokenizer(recipe)
-    _check_last_step(recipe)
-    if recipe.fields.search is not None and recipe.fields.sweep is not None:
-        text = "a recipe has either a `search`, which chooses values, or a `sweep`, which scores all of them"
-        raise recipe.error(("sweep",), text, "Remove one of them.")
-    for i, step in enumerate(recipe.steps):
-        for problem in step.check_names(recipe.used_bricks(step), list(recipe.fields.bricks)):
-            raise recipe.error(("steps", i, *problem.path), problem.message, problem.hint)
-    ids = [step.id for step in recipe.steps if step.id]
-    for i, step in enumerate(recipe.steps):
-        if step.id and ids.count(step.id) > 1:
-            raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'", "Give each step an id of its own.")
 
 
 def _check_tokenizer(recipe: Recipe) -> None:

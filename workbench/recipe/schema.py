@@ -78,10 +78,6 @@ class AdaptedBase(Strict):
         return f"{self.on}+{self.adapter}"
 
 
-def _base_form(value: Any) -> str:
-    return "adapted" if isinstance(value, (Mapping, AdaptedBase)) else "model"
-
-
 class RecipeFields(Strict):
     """All fields of a recipe except `steps`, which `recipe_model()` adds from the registered methods."""
 
@@ -92,7 +88,8 @@ class RecipeFields(Strict):
     description: str | None = None
     """A short description, which is copied to the README.md of the result."""
     base: Annotated[
-        Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")], Discriminator(_base_form)
+        Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")],
+        Discriminator(lambda value: "adapted" if isinstance(value, (Mapping, AdaptedBase)) else "model"),
     ]
     """The base model: a directory or GGUF file, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model with an adapter on it."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
@@ -194,7 +191,8 @@ def override(document: yamldoc.Document, settings: Sequence[str], project: Path)
         WorkbenchError: If an override is malformed or names an unknown step or field.
     """
     ids = _steps(document)
-    methods = [setting for setting in settings if _chooses_method(_located(document, setting, ids, lenient=True))]
+    paths = {setting: _located(document, setting, ids, lenient=True) for setting in settings}
+    methods = [setting for setting, path in paths.items() if _in_step(path) and len(path) == 3 and path[2] in verbs()]
     notes = [note for setting in methods if (note := _set_method(document, setting, ids, project))]
     ids = {**_steps(document), **ids}  # a step without an id is named after its method, the old one or the new one
     for setting in settings:
@@ -309,10 +307,6 @@ def _put(document: yamldoc.Document, setting: str, path: tuple[str | int, ...]) 
 
 def _in_step(path: Sequence[str | int]) -> bool:
     return len(path) > 2 and path[0] == "steps" and isinstance(path[1], int)
-
-
-def _chooses_method(path: Sequence[str | int]) -> bool:
-    return _in_step(path) and len(path) == 3 and path[2] in verbs()
 
 
 def _fix(document: yamldoc.Document, key: str, ids: Mapping[str, int]) -> None:

@@ -347,7 +347,6 @@ class _Descent:
         return worst, wrong == 0
 
 
-
 def _save(value: Value, file: Path) -> None:
     numbers = torch.tensor([value.loss, value.before, float(value.top), float(value.steps)], dtype=torch.float64)
     save_tensors(

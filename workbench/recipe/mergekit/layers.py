@@ -188,7 +188,10 @@ class _Translation:
             return
         brick, span = self._brick(first.reference), first.layers
         entries = entries_of(parameters("passthrough")["scale"], [first.parameters, *part.scopes], self.config.report)
-        self._note_unused(part)
+        for key_path, mapping in [part.sources[0].parameters, *part.scopes]:
+            for name in mapping:
+                if name != "scale":
+                    self.config.report.note((*key_path, name), "passthrough does not use it, so it is omitted")
         if span is None or length is None:
             yield {**brick, **_scale(self._factors(entries, None, 0.0, first.reference))}
             return
@@ -280,13 +283,6 @@ class _Translation:
         globs = {glob: v for i, (glob, v) in enumerate(by_glob.items()) if i in kept} if len(by_glob) == len(values) else None
         local = {ours: next((i for i, (f, _) in enumerate(values) if f is None or f in ours), None) for _, ours in pairs}
         return globs if globs is not None and local == used else {ours: v for ours, v in exact.items() if v != 1}
-
-    def _note_unused(self, part: SliceSources) -> None:
-        """Note parameters that passthrough does not use."""
-        for key_path, mapping in [part.sources[0].parameters, *part.scopes]:
-            for name in mapping:
-                if name != "scale":
-                    self.config.report.note((*key_path, name), "passthrough does not use it, so it is omitted")
 
 
 def _filters(method: str, part: SliceSources) -> Iterator[tuple[yamldoc.KeyPath, str]]:
