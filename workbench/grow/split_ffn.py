@@ -233,7 +233,11 @@ class _SplitLayers:
             raise InvalidRecipeError(
                 f"grow split_ffn: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj"
             )
-        index, shared = self._experts(layer), self.step._shared_count()
+        partition, shared = self.step._partition, self.step._shared_count()
+        if partition is None:  # before it is measured: runs of neurons
+            index = np.arange(self.model.weights.specs[dense[GATE]].rows).reshape(self.step.experts, -1)
+        else:
+            index = partition.layers[layer].experts.numpy()
         factor = 1.0 if target.factor else float(self.step.top_k)
         experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[shared:]]
         tensors = {
@@ -258,13 +262,6 @@ class _SplitLayers:
             tensors |= {f"{prefix}{target.shared[0]}.{part}.weight": _unused(name, part, size) for part, name in dense.items()}
             tensors[prefix + target.shared[1]] = _zeros(dense[GATE], rows=1)
         return tensors
-
-    def _experts(self, layer: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the neurons of each expert [experts, size]; before the partition is measured, runs of neurons."""
-        partition = self.step._partition
-        if partition is not None:
-            return partition.layers[layer].experts.numpy()
-        return np.arange(self.model.weights.specs[self.dense(layer)[GATE]].rows).reshape(self.step.experts, -1)
 
     @staticmethod
     def _slice(name: str, part: str, index: np.ndarray[Any, np.dtype[np.int64]], factor: float) -> Grown:

@@ -36,10 +36,6 @@ class Output(Strict):
     shard_size: str = "4GB"
     """Maximum size of each file of a checkpoint."""
 
-    def of_adapter(self) -> dict[str, object]:
-        """Return the fields that an adapter's run depends on, for its key."""
-        return self.model_dump(exclude={"shard_size"} if self.accept_error is not None else {"shard_size", "accept_error"})
-
     @field_validator("rank", mode="before")
     @classmethod
     def _check_rank(cls, value: Any) -> Any:

@@ -27,7 +27,7 @@ from workbench.resolve.checks import (
 )
 from workbench.resolve.edits import check_streams, edit_warnings
 from workbench.resolve.findings import Findings
-from workbench.resolve.keys import told_apart
+from workbench.resolve.keys import distinct_keys
 from workbench.resolve.output import check_form
 from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
@@ -207,7 +207,7 @@ class _Builder:
         cache = cache_of(project)
         assert block is not None
         sampled = {n: b.stamp(cache) if b.headers_only else b.fingerprint(cache) for n, b in bricks.items()}
-        keys = told_apart(
+        keys = distinct_keys(
             sampled, lambda name: bricks[name].stamp(cache) if bricks[name].headers_only else bricks[name].digest(cache)
         )
         members = [self._member(b, keys[n], base) for n, b in bricks.items()]

@@ -23,7 +23,7 @@ from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings, shipped_files, tokens_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe, dump_steps
-from workbench.resolve.keys import chain, products, told_apart
+from workbench.resolve.keys import chain, distinct_keys, products
 from workbench.resolve.output import MemoryAt, RouterAt, changes_result
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
@@ -116,16 +116,12 @@ class Resolved:
         return self.tokenizer_at(len(self.recipe.steps))
 
     @property
-    def processor_path(self) -> Path:
-        """Directory of the configuration's image and audio processor, if it has one: the base, or the brick that gives encoders."""
-        composing = [step for step in self.recipe.steps if getattr(step, "composes", False)]
-        named = composing[-1].tokenizer_brick() if composing else None
-        return self.on_disk[named].path if named is not None and named in self.on_disk else self.base_path
-
-    @property
     def shipped(self) -> dict[str, Path]:
         """Name -> file that a checkpoint of the result gets as it is: tokenizer, chat template, generation settings, processor."""
-        return shipped_files(self.tokenizer_path, self.processor_path)
+        composing = [step for step in self.recipe.steps if getattr(step, "composes", False)]
+        named = composing[-1].tokenizer_brick() if composing else None  # the brick that gives encoders has their processor
+        processor = self.on_disk[named].path if named is not None and named in self.on_disk else self.base_path
+        return shipped_files(self.tokenizer_path, processor)
 
     def tokenizer_at(self, steps: int) -> Path:
         """Return the directory of the tokenizer after the first `steps` steps."""
@@ -167,7 +163,7 @@ class Resolved:
     def fingerprints(self) -> Mapping[str, str]:
         """Brick name -> sort key from a sample of its content, or from the whole content for bricks with equal samples."""
         samples = {name: brick.fingerprint(self.cache) for name, brick in self.bricks.items()}
-        return MappingProxyType(told_apart(samples, lambda name: self.bricks[name].digest(self.cache)))
+        return MappingProxyType(distinct_keys(samples, lambda name: self.bricks[name].digest(self.cache)))
 
     @property
     def fingerprint(self) -> str:
@@ -274,7 +270,8 @@ class Resolved:
     def run_key(self) -> str:
         """Key of the run directory, from the configuration's key, file layout, what its record or files hold besides, and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
-        layout = output.of_adapter() if output.form == "adapter" else parse_size(output.shard_size)
+        unread = {"shard_size"} if output.accept_error is not None else {"shard_size", "accept_error"}
+        layout = output.model_dump(exclude=unread) if output.form == "adapter" else parse_size(output.shard_size)
         return json_digest([self.key, layout, *self._beside_weights, *gates])
 
     @property

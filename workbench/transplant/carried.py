@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,7 +133,8 @@ def carry(
         for control, values in zip(controls, shuffled, strict=True):
             if again:
                 values |= _fit_group(again, by, models.source, control, seen)[1]
-    actual, controls_mean = _mean_layer([matches[layer] for layer in compared]), [_mean_layer(one.values()) for one in shuffled]
+    actual = sum(mean(matches[layer]) for layer in compared) / len(compared)
+    controls_mean = [sum(map(mean, one.values())) / len(one) for one in shuffled]
     chance = math.fsum(controls_mean) / len(controls_mean)
     match = Match(
         matched=actual,
@@ -151,11 +152,6 @@ def carry(
 def mean(values: Tensor, empty: float = 0.0) -> float:
     """Return the mean over units, or `empty` for a layer without a unit that varies."""
     return float(values.double().mean()) if len(values) else empty
-
-
-def _mean_layer(values: Collection[Tensor]) -> float:
-    """Return the mean over layers of the mean over units."""
-    return sum(map(mean, values)) / len(values)
 
 
 def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:

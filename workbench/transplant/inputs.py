@@ -96,7 +96,13 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     checkpoint, _ = resolve_base(base, project)
     source, target = Model(checkpoint, checkpoint.config), _target(wanted.to, project)
     bound = _bound(brick, source, base)
-    notes = _check_base(brick, NamedBase(base, checkpoint.path, source, _digest(source, project)), project, wanted.force)
+    named = NamedBase(base, checkpoint.path, source, _digest(source, project))
+    try:
+        warnings = check_origin(brick, named, project, any_base=wanted.force)
+    except WorkbenchError as error:
+        hint = "Name the model that it was trained on with --on MODEL. To carry it from this one nevertheless, add --force."
+        raise error.reworded(error.message, hint) from None
+    notes = [note.partition(". ")[0] for note in warnings]  # the full text gives advice on recipes
     target_digest = _digest(target, project)
     if target_digest == _digest(source, project):
         raise WorkbenchError(f"--to {wanted.to} is the base of {brick.label}", "The brick can be used there as it is.")
@@ -156,19 +162,6 @@ def _bound(brick: Brick, source: Model, base: str) -> BoundAdapter:
             f"Turn it into plain LoRA: {as_lora(brick.name, str(brick.path))}",
         )
     return bound
-
-
-def _check_base(brick: Brick, base: NamedBase, project: Path, force: bool) -> list[str]:
-    """Return warnings on the evidence that the adapter was trained on the source; raise WorkbenchError if it was trained on another one."""
-    try:
-        notes = check_origin(brick, base, project, any_base=force)
-    except WorkbenchError as error:
-        raise error.reworded(
-            error.message,
-            "Name the model that it was trained on with --on MODEL. To carry it from this one nevertheless, add --force.",
-        ) from None
-    # The full text gives advice on recipes.
-    return [note.partition(". ")[0] for note in notes]
 
 
 def _check_plan(plan: Plan, brick: Brick, target: Model, wanted: Wanted) -> None:

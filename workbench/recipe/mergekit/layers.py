@@ -23,7 +23,7 @@ from workbench.recipe.mergekit.config import (
     scope_of,
 )
 from workbench.recipe.mergekit.methods import MethodInputs, ParameterEntry, Part, entries_of, glob_of, step_of
-from workbench.recipe.mergekit.places import Named, Places
+from workbench.recipe.mergekit.places import Places
 
 Step = dict[str, object]
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
@@ -253,7 +253,11 @@ class _Translation:
         if not inside:
             return Part(Layout(named.layout.prefix, 0, tuple(self._names(source.reference, group) or ())), inside)
         first, stop = source.layers or (0, named.layout.depth)
-        return Part(_slice_layout(named, first, stop), inside)
+        prefix, names = named.layout.prefix, list[str]()  # the layers are numbered from 0
+        for number, layer in enumerate(range(first, min(stop, named.layout.depth))):
+            start = len(f"{prefix}{layer}.")
+            names += [f"{prefix}{number}.{name[start:]}" for name in named.layout.in_layer(layer)]
+        return Part(Layout(prefix, stop - first, tuple(names)), inside)
 
     def _factors(self, entries: Sequence[ParameterEntry], layer: int | None, t: float, reference: Reference) -> dict[str, float]:
         """Return the factors of a layer by glob over names within it, where the first match wins."""
@@ -294,15 +298,6 @@ def _filters(method: str, part: SliceSources) -> Iterator[tuple[yamldoc.KeyPath,
             for condition in conditions:
                 if name in known and isinstance(condition, Mapping) and condition.get("filter"):
                     yield (*key_path, name), str(condition["filter"])
-
-
-def _slice_layout(named: Named, first: int, stop: int) -> Layout:
-    """Return the layout of some layers, numbered from 0."""
-    prefix, names = named.layout.prefix, []
-    for number, layer in enumerate(range(first, min(stop, named.layout.depth))):
-        start = len(f"{prefix}{layer}.")
-        names += [f"{prefix}{number}.{name[start:]}" for name in named.layout.in_layer(layer)]
-    return Layout(prefix, stop - first, tuple(names))
 
 
 def _at(value: Any, t: float) -> float:

@@ -94,7 +94,7 @@ class Places:
     def recipe_reference(self, name: str) -> str:
         """Return a model's reference for the recipe: a path relative to the project, an absolute path, or a hub id."""
         directory = self.find(name)
-        return name if directory is None else self._in_project(directory)
+        return name if directory is None else self.in_project(directory)
 
     def base(self) -> Any:
         """Return the recipe's `base`."""
@@ -158,7 +158,7 @@ class Places:
         path = self.to.with_name(f"{self.to.stem}-{name}.yaml")
         head = [f"# workbench run {shell(path)}", f"# {reference.model} with its adapter, an input of {self.to.name}."]
         self.extra[path] = recipe_text(data, head)
-        return self._in_project(Path(os.path.normpath(Path.cwd() / path)))
+        return self.in_project(path)
 
     def stage_path(self, name: str) -> Path:
         """Return the recipe file of an earlier document."""
@@ -167,10 +167,7 @@ class Places:
 
     def in_project(self, path: Path) -> str:
         """Return a file's path relative to the project, or its absolute path if it is outside."""
-        return self._in_project(Path(os.path.normpath(Path.cwd() / path)))
-
-    def _in_project(self, path: Path) -> str:
-        project = Path(os.path.normpath(self.project))
+        path, project = Path(os.path.normpath(Path.cwd() / path)), Path(os.path.normpath(self.project))
         return path.relative_to(project).as_posix() if path.is_relative_to(project) else str(path)
 
 
