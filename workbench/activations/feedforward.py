@@ -169,7 +169,7 @@ def sample_feed_forward(
     inputs: dict[int, Tensor] = {}
     activations: dict[int, Tensor] = {}
 
-    def keep(store: dict[int, Tensor], number: int, values: Tensor, batch: Tokens) -> None:
+    def record(store: dict[int, Tensor], number: int, values: Tensor, batch: Tokens) -> None:
         buffer = store.setdefault(number, torch.empty(len(places), values.shape[-1]))
         for b, row in enumerate(batch.rows.tolist()):
             buffer[where[row]] = values[b, places[where[row], 1].to(values.device)].float().cpu()
@@ -177,8 +177,8 @@ def sample_feed_forward(
     with reading(layers) as seen:
 
         def consume(number: int, values: Tensor, batch: Tokens) -> None:
-            keep(activations, number, values, batch)
-            keep(inputs, number, shaped(seen[number], *values.shape[:2]), batch)
+            record(activations, number, values, batch)
+            record(inputs, number, shaped(seen[number], *values.shape[:2]), batch)
 
         stream(model, [layer.site for layer in layers], [rows[i] for i in chosen], consume, "whole")
     order = range(len(layers))

@@ -102,7 +102,7 @@ class Labelled:
         """Return the tasks of a function, in order of first appearance."""
         return tuple(dict.fromkeys(i.task for i in self.items if i.function == function and (split is None or i.split == split)))
 
-    def of(self, split: Split) -> tuple[Item, ...]:
+    def in_split(self, split: Split) -> tuple[Item, ...]:
         """Return the items of a split."""
         return tuple(item for item in self.items if item.split == split)
 

@@ -180,7 +180,7 @@ class AdapterEdit(EditMethod):
         facts = self._read(context.project)
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest)
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if self.layers != "auto":
             parts.check_layers(self.layers, f"edit {self.name}")
         modules = self._modules(context, parts, parts.editable if self.layers == "auto" else self.layers)

@@ -103,7 +103,7 @@ class Finetune(EditMethod):
     def solve(self, context: MethodContext) -> Edit:
         """Attach an update to each layer's projection, train the updates, detach and return them."""
         facts = self._read_facts(context.project)
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if self.layers == "auto":
             layers = [parts.nearest(round(AUTO_DEPTH * (len(parts.layers) - 1)))]
         else:

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.edit.closed_form.lookup import Group, Lookup, spellings
+from workbench.edit.closed_form.lookup import Group, Lookup, spelling_variants
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed, least_used, lending
 from workbench.edit.gradient.patching import (
@@ -173,7 +173,7 @@ class Patch(EditMethod):
         facts = self._read(context.project)
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest, self.end_of_text)
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         position = self._position(facts)
         layer = self._layer(context, parts, position)
         whole = find_block(parts, layer, context)
@@ -275,7 +275,7 @@ class Patch(EditMethod):
         """Return the tokens up to the subject's last one in the wordings of each fact, and in more spellings and behind more texts than values know."""
         tokenizer, befores, found = at.context.tokenizer, contexts(texts, BEHIND), []
         for fact, own in zip(facts, rows, strict=True):
-            others = [*((fact, before) for before in befores), *((other, "") for other in spellings(fact, MISSPELT))]
+            others = [*((fact, before) for before in befores), *((other, "") for other in spelling_variants(fact, MISSPELT))]
             listed = [*own, *(row_of(other, tokenizer, at.position, before) for other, before in others)]
             found.append([prefix for row in listed if len(prefix := row.tokens[: row.lookup + 1]) <= longest])
         return found
@@ -296,12 +296,12 @@ def _split(rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], lis
             "Name a file with more text: JSONL, or paragraphs between blank lines.",
         )
     tokens = min(tokens, 2 * sum(map(len, rows)) // 3)
-    seen = _first(iter(rows), tokens)
+    seen = _first_rows(iter(rows), tokens)
     seen = seen[: len(rows) - 1]
-    return seen, _first(iter(rows[len(seen) :]), -(-tokens // 2))
+    return seen, _first_rows(iter(rows[len(seen) :]), -(-tokens // 2))
 
 
-def _first(rows: Iterator[list[int]], tokens: int) -> list[list[int]]:
+def _first_rows(rows: Iterator[list[int]], tokens: int) -> list[list[int]]:
     """Return the first rows that hold some number of tokens; at least one."""
     taken: list[list[int]] = []
     for row in rows:

@@ -106,7 +106,7 @@ class Steer(Step):
             WorkbenchError: If a layer has no bias, gives both lists the same states, or its output does not move by what is added to
                 the bias.
         """
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         parts.check_layers(self.layers, "edit steer")
         on_disk = Places(context.layout.weights.specs, context.layout.config)
         names = {layer: on_disk.whole(f"{parts.modules[layer]}.bias") for layer in self.layers}
@@ -185,7 +185,7 @@ def _states(parts: Parts, row: list[int], layers: Sequence[int], context: Method
     """Return layer -> its outputs for one text [time, hidden size], on the CPU."""
     states: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Any:
+    def recorder(layer: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             states[layer] = first_of(output)[0].float().cpu()
 
@@ -193,7 +193,7 @@ def _states(parts: Parts, row: list[int], layers: Sequence[int], context: Method
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(parts.layers[layer], after=keep(layer)))
+            stack.enter_context(hooked(parts.layers[layer], after=recorder(layer)))
         parts.model(input_ids=torch.tensor([row], device=context.device), use_cache=False)
     return states
 

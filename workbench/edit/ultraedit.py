@@ -96,7 +96,7 @@ class UltraEdit(EditMethod):
         """
         facts = self.read(context.project)
         check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if self.layers != "auto":
             parts.check_layers(self.layers, f"edit {self.name}")
         layers = upper_middle(len(parts.layers), parts.editable) if self.layers == "auto" else sorted(self.layers)
@@ -125,7 +125,7 @@ class Running:
     squares: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor) -> Running:
+    def over(cls, rows: Tensor) -> Running:
         """Return the statistics of rows [n, d]."""
         mean = rows.mean(0)
         return cls(len(rows), mean, (rows - mean).square().sum(0))
@@ -222,7 +222,7 @@ class _UltraSolve:
             raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
         for layer in self.layers:
             inputs, gradients = recorded[layer].inputs, recorded[layer].gradients
-            batch, running = (Running.of(inputs), Running.of(gradients)), self.running.get(layer)
+            batch, running = (Running.over(inputs), Running.over(gradients)), self.running.get(layer)
             self.running[layer] = batch if running is None else (running[0].joined(batch[0]), running[1].joined(batch[1]))
             self.updates.setdefault(layer, inputs.new_zeros(gradients.shape[1], inputs.shape[1]))
             self.pairs.setdefault(layer, [])

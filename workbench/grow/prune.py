@@ -165,7 +165,7 @@ class Prune(TextMethod):
                     fitted |= found
             if self.hidden is not None:
                 if self.heads is not None:
-                    plan.keep("heads", self.heads, None)
+                    plan.keep_units("heads", self.heads, None)
                 kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
                     self.hidden, live, rows, lambda done, total: context.progress(done, total, "channels")
                 )
@@ -201,7 +201,7 @@ class Prune(TextMethod):
             plan, measured = Smaller(model), self._measured
             for units in UNITS:
                 if (share := getattr(self, units)) is not None:
-                    plan.keep(units, share, measured.kept[units].numpy() if measured else None)
+                    plan.keep_units(units, share, measured.kept[units].numpy() if measured else None)
             if self.hidden is not None:
                 kept, scales = (
                     (measured.kept["hidden"].numpy(), measured.record["importance"]["norm_scales"]) if measured else (None, None)

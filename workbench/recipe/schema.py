@@ -193,8 +193,8 @@ def override(document: yamldoc.Document, settings: Sequence[str], project: Path)
     ids = {**_steps(document), **ids}  # a step without an id is named after its method, the old one or the new one
     for setting in settings:
         if setting not in methods:
-            _put(document, setting, _located(document, setting, ids))
-        _fix(document, setting.partition("=")[0], ids)
+            _set_value(document, setting, _located(document, setting, ids))
+        _stop_varying(document, setting.partition("=")[0], ids)
     return tuple(notes)
 
 
@@ -204,7 +204,7 @@ def _set_method(document: yamldoc.Document, setting: str, ids: Mapping[str, int]
     index, verb, method = int(path[1]), str(path[2]), yamldoc.scalar(setting.partition("=")[2]).data
     step, sweep = document.data["steps"][index], document.data.get("sweep")
     if verb not in step or not isinstance(method, str):
-        _put(document, setting, path)
+        _set_value(document, setting, path)
         return ""
     dropped = choose_method(step, verb, method, project)
     if (kind := known_method(verb, method, project)) and isinstance(sweep, dict):
@@ -286,7 +286,7 @@ def _located(document: yamldoc.Document, setting: str, ids: Mapping[str, int], l
     return tuple(parts)
 
 
-def _put(document: yamldoc.Document, setting: str, path: tuple[str | int, ...]) -> None:
+def _set_value(document: yamldoc.Document, setting: str, path: tuple[str | int, ...]) -> None:
     """Set the value of an override; mappings that are missing on the way are created."""
     target, parts = (document.data["steps"][path[1]], path[2:]) if _in_step(path) else (document.data, path)
     for part in parts[:-1]:
@@ -305,17 +305,17 @@ def _in_step(path: Sequence[str | int]) -> bool:
     return len(path) > 2 and path[0] == "steps" and isinstance(path[1], int)
 
 
-def _fix(document: yamldoc.Document, key: str, ids: Mapping[str, int]) -> None:
+def _stop_varying(document: yamldoc.Document, key: str, ids: Mapping[str, int]) -> None:
     """Remove a field that `--set` gives from the fields that the recipe's `sweep` varies."""
     sweep = document.data.get("sweep")
     if not isinstance(sweep, dict):
         return
 
-    def place(name: str) -> str:
+    def by_number(name: str) -> str:
         head, dot, rest = name.partition(".")
         return str(ids.get(head, head)) + dot + rest
 
-    fixed = [name for name in sweep if place(str(name)) == place(key)]
+    fixed = [name for name in sweep if by_number(str(name)) == by_number(key)]
     for name in fixed:
         del sweep[name]
     if fixed and not sweep:

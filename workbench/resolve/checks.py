@@ -51,7 +51,7 @@ def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) 
         except WorkbenchError as error:
             yield error
     for i, step in enumerate(recipe.steps):
-        for path, where in _places(step):
+        for path, where in _where_fields(step):
             if unmatched := where.unmatched(base):
                 hint = "`workbench brick show` lists tensor names; config.json has the number of layers."
                 yield recipe.error(("steps", i, *path), f"{unmatched} matches no tensor of the base", hint)
@@ -207,7 +207,7 @@ def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, object]:
     return fields
 
 
-def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
+def _where_fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
     """Yield every `where` in a value, with its path."""
     if isinstance(value, Where):
         yield path, value
@@ -215,8 +215,8 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
         return  # a merge within a step, whose layers are counted within its slice: the step checks it
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
-            yield from _places(getattr(value, name), (*path, field.alias or name))
-        yield from _places(value.model_extra or {}, path)
+            yield from _where_fields(getattr(value, name), (*path, field.alias or name))
+        yield from _where_fields(value.model_extra or {}, path)
     elif isinstance(value, (dict, tuple)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _places(inner, (*path, key))
+            yield from _where_fields(inner, (*path, key))

@@ -66,7 +66,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     return _Builder(recipe, hub, _above).build()
 
 
-def _base(recipe: Recipe, hub: Hub) -> tuple[Checkpoint, str | None]:
+def _locate_base(recipe: Recipe, hub: Hub) -> tuple[Checkpoint, str | None]:
     """Return the base of a recipe, with its adapter if it has one, and the commit of its hub repository."""
     base = recipe.fields.base
     if isinstance(base, str):
@@ -87,7 +87,7 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, hub: Hub, above: tuple[Path, ...]) -> None:
         self.recipe, self.hub, self.above = recipe, hub, above
-        self.checkpoint, self.revision = _base(recipe, hub)
+        self.checkpoint, self.revision = _locate_base(recipe, hub)
         self.on_disk: dict[str, Brick] = {}
         self.nested: dict[str, Resolved] = {}
         self.findings = Findings(warnings=read_notes(self.checkpoint))
@@ -104,7 +104,7 @@ class _Builder:
         for name, ref in self.recipe.fields.bricks.items():
             with findings.or_problem():
                 if ref.kind == "recipe":
-                    self.nested[name] = self._inner(name, ref.target)
+                    self.nested[name] = self._resolve_nested(name, ref.target)
                 else:
                     self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)
         self._keep_added_tokens()
@@ -127,7 +127,7 @@ class _Builder:
             unties=unties,
             vocabulary=self._aligned(plain) if self.recipe.fields.tokenizer and not findings.problems else None,
         )
-        self._check(inputs, unread)
+        self._check_inputs(inputs, unread)
         findings.raise_problems()
         resolved = _with_tokenizers(inputs)
         generation_settings(resolved.tokenizer_path, resolved.base.config)  # a damaged file ends here, before any work
@@ -165,7 +165,7 @@ class _Builder:
         weights, adapts = rows_of(brick, base)[0], brick.kind == "adapter"
         return added_tokens(brick.name, brick.path, weights.specs, self.checkpoint, padding=adapts)
 
-    def _inner(self, name: str, target: str) -> Resolved:
+    def _resolve_nested(self, name: str, target: str) -> Resolved:
         """Return a resolved recipe that is used as a brick."""
         recipe = self.recipe
         path = (recipe.project / target).resolve()
@@ -223,7 +223,7 @@ class _Builder:
             return Member(brick.name, brick.path, key, *rows_of(brick, base))
         return Member(brick.name, brick.path, key, None, brick.checkpoint.config, brick.checkpoint)
 
-    def _check(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
+    def _check_inputs(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
         """Check bricks and steps, and record warnings, deferred checks and problems."""
         findings, output = self.findings, self.recipe.fields.output
         if inputs.base_adapter and output.form != "checkpoint":

@@ -168,7 +168,7 @@ class Resolved:
     @property
     def fingerprint(self) -> str:
         """Sort key of the result, as a brick of another recipe, from samples of the bricks."""
-        return json_digest([sorted(self.fingerprints.items()), dump_steps(self.recipe), *self._rows(self.fingerprints)])
+        return json_digest([sorted(self.fingerprints.items()), dump_steps(self.recipe), *self._row_sources(self.fingerprints)])
 
     @property
     def known(self) -> bool:
@@ -181,10 +181,17 @@ class Resolved:
         bricks = {name: brick.stamp(self.cache) for name, brick in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
         adapter = [self.base_adapter.stamp(self.cache)] if self.base_adapter else []
-        base = [stamp(self.checkpoint.entries), meaning_of(self.checkpoint.config), *adapter, output, *self._rows(bricks), *gates]
+        base = [
+            stamp(self.checkpoint.entries),
+            meaning_of(self.checkpoint.config),
+            *adapter,
+            output,
+            *self._row_sources(bricks),
+            *gates,
+        ]
         return chain(self, [*base, *self._beside_weights], bricks)[-1]
 
-    def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
+    def _row_sources(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return what determines the base's rows with a `tokenizer` block: vocabularies, and the bricks that rows come from."""
         if self.vocabulary is None:
             return []
@@ -194,16 +201,16 @@ class Resolved:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """Key of the weights after each step, made from everything that determines them."""
-        return tuple(chain(self, self._start(self.digests), self.digests)[1:])
+        return tuple(chain(self, self._base_parts(self.digests), self.digests)[1:])
 
     @property
     def base_key(self) -> str:
         """Key of the base's weights, with the rows that a `tokenizer` block gives it."""
-        return json_digest(self._start(self.digests))
+        return json_digest(self._base_parts(self.digests))
 
-    def _start(self, bricks: Mapping[str, str]) -> list[Any]:
+    def _base_parts(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return everything that determines the base's weights."""
-        return ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else []), *products(self, [])]
+        return ["base", self.base_digest, *self._row_sources(bricks), *(["untied"] if self.unties else []), *products(self, [])]
 
     def input_digest(self, name: str) -> str:
         """Return the digest of a step's input file, and watch the file for changes."""
@@ -240,12 +247,12 @@ class Resolved:
         names = {n for s in before.recipe.steps for n in self.recipe.used_bricks(s)}
         names |= set(self.bricks) if self.vocabulary else set()
         bricks = {name: self.bricks[name].digest(self.cache) for name in names}
-        return chain(before, self._start(bricks), bricks, listed=True)[-1]
+        return chain(before, self._base_parts(bricks), bricks, listed=True)[-1]
 
     @cached_property
     def key(self) -> str:
         """Key of the configuration, made from the key of the last step and the form and dtype of the output."""
-        last = chain(self, self._start(self.digests), self.digests)[-1]
+        last = chain(self, self._base_parts(self.digests), self.digests)[-1]
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])

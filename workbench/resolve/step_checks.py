@@ -131,12 +131,12 @@ def check_neurons(resolved: Resolved, hub: Hub, findings: Findings) -> None:
             continue
         path, folder = named
         try:
-            _check(resolved, hub, findings, number, folder, ".".join(path))
+            _check_neuron_set(resolved, hub, findings, number, folder, ".".join(path))
         except WorkbenchError as error:
             findings.problems.append(resolved.recipe.error(("steps", number, *path), error.message, error.hint))
 
 
-def _check(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder: str, field: str) -> None:
+def _check_neuron_set(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder: str, field: str) -> None:
     recipe, step = resolved.recipe, resolved.recipe.steps[number]
     place, label = recipe.project / folder, f"{field}: {folder}"
     if not (place / RECORD).is_file():

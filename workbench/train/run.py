@@ -25,7 +25,7 @@ from workbench.train.fit import SILENT, HeldOut, Reports, Watch, fit, model_dige
 from workbench.train.penalties import Orthogonal
 from workbench.train.rows import CROSS_ENTROPY, Objective, refuse_mixing
 from workbench.train.spec import TrainSpec
-from workbench.train.texts import Inputs, lent, read_inputs, scheduled
+from workbench.train.texts import Inputs, read_inputs, scheduled, state_restored
 from workbench.weights.header import disk_errors
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def train(
     spec = spec.with_steps(len(inputs.skill))
     paths = files.orthogonal_to(spec)
     started = time.monotonic()
-    with quiet(), reproducible(spec.seed), lent(model):
+    with quiet(), reproducible(spec.seed), state_restored(model):
         live = _load(spec, files.base, model).to(device)
         parent = [model_digest(live), loaded_tokens_digest(tokenizer)] if 0 < spec.save_every < spec.steps else None
         rows, replayed = scheduled(spec, live, tokenizer, inputs)

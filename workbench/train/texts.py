@@ -271,7 +271,7 @@ def scheduled(
 
 
 @contextlib.contextmanager
-def lent(model: PreTrainedModel | None) -> Iterator[None]:
+def state_restored(model: PreTrainedModel | None) -> Iterator[None]:
     """Restore gradient flags, mode and cache setting of the caller's model after a training; None does nothing."""
     if model is None:
         yield

@@ -111,7 +111,7 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     modules, theirs = linears(source, live_places(source)), linears(target, live_places(target))
     plan = plan_moves(sorted(bound.places), modules, theirs, layers)
     _check_plan(plan, brick, target, wanted)
-    by = _way(wanted, plan)
+    by = _matching(wanted, plan)
     return Inputs(brick, base, bound, source, target, target_digest, layers, plan, by, modules, notes)
 
 
@@ -182,7 +182,7 @@ def _check_plan(plan: Plan, brick: Brick, target: Model, wanted: Wanted) -> None
         )
 
 
-def _way(wanted: Wanted, plan: Plan) -> By:
+def _matching(wanted: Wanted, plan: Plan) -> By:
     """Return the way that the user asks for, or that shapes and texts suggest; raise WorkbenchError if shapes rule it out."""
     move = next((m for m in plan.moves if m.source.shape != m.target.shape), None)
     if move is None:

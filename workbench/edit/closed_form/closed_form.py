@@ -255,7 +255,7 @@ class ClosedForm(Preset):
                 f"edit {self.name}: `preserve_steps` preserves what earlier edit steps have written, but no edit step comes before it",
                 "Remove `preserve_steps`, or put the step after another edit step.",
             )
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if earlier := self.earlier(context.project):
             earlier.restore(context.cache)
             parts.check_layers(earlier.layers, f"edit {self.name}")

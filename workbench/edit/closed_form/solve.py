@@ -144,7 +144,7 @@ class ClosedFormSolve:
             if method.preserve_steps and (earlier := earlier_facts(self.context.earlier)):
                 groups = history.groups(earlier)
                 keys_only = replace(method.settings(), steps=0, kl=0.0)
-                history.preserve(groups, values(at, groups, keys_only, self._now(groups), "facts of earlier steps"))
+                history.preserve(groups, values(at, groups, keys_only, self._values_key(groups), "facts of earlier steps"))
             for start in range(0, len(facts), size):
                 self._edit_batch(at, history.groups(facts[start : start + size]), history)
 
@@ -152,7 +152,7 @@ class ClosedFormSolve:
         """Write one batch on the model as it is now."""
         method, layer = self.method, at.layer
         mu = method.ridge
-        now = self._now(groups)
+        now = self._values_key(groups)
         with self.parts.changed(
             {layer: self.updates[layer].float()} if layer in self.updates else {}
         ):  # lower layers have theirs
@@ -187,7 +187,7 @@ class ClosedFormSolve:
                 }
         history.add(groups, solutions)
 
-    def _now(self, groups: Sequence[Group]) -> str:
+    def _values_key(self, groups: Sequence[Group]) -> str:
         """Return the key of cached values on the model as it is now.
 
         Values of facts that are optimized together differ from those of single facts by rounding. In a stream, the key covers the

@@ -318,7 +318,7 @@ class _Descent:
         for passes, own in zip(
             self.passes, torch.split(going, [len(passes.batch.lookup) for passes in self.passes]), strict=True
         ):
-            passes.keep(own.nonzero()[:, 0])
+            passes.keep_rows(own.nonzero()[:, 0])
         self.passes = [passes for passes in self.passes if len(passes.batch.lookup)]
         self.plain = self.plain[going[: self.rows]]
         self.rows = len(self.plain)

@@ -48,7 +48,7 @@ class Parts:
     transposed: bool
 
     @classmethod
-    def of(cls, context: MethodContext) -> Parts:
+    def find(cls, context: MethodContext) -> Parts:
         """Find the parts of a context's model.
 
         The output projection of a layer is the last linear module outside the attention that a one-token forward pass runs and

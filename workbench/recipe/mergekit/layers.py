@@ -139,7 +139,7 @@ def stack_step(config: Config, slices: Sequence[SliceSources], places: Places) -
     mergekit merges the embeddings as the first slice and the final norm and head as the last one, with the first value of gradients.
     """
     for part in slices:
-        _check(config, part)
+        _check_inputs(config, part)
     config.report.stop()
     translate = _Translation(config, places)
     step: Step = {"grow": "stack", "slices": [entry for part in slices for entry in translate.layers(part)]}
@@ -158,7 +158,7 @@ def stack_step(config: Config, slices: Sequence[SliceSources], places: Places) -
     return step
 
 
-def _check(config: Config, part: SliceSources) -> None:
+def _check_inputs(config: Config, part: SliceSources) -> None:
     """Report inputs that the method cannot use in a slice."""
     policy, report, references = base_policy(config.method), config.report, [source.reference for source in part.sources]
     if policy == "required" and part.base is None:
@@ -270,7 +270,7 @@ class _Translation:
 
     def _matched(self, pairs: Sequence[tuple[str, str]] | None, entries: Sequence[ParameterEntry], t: float) -> dict[str, float]:
         """Return factors by glob."""
-        values = [(entry.filter, float(_at(entry.value, t))) for entry in entries]
+        values = [(entry.filter, float(_value_at_depth(entry.value, t))) for entry in entries]
         by_glob: dict[str, float] = {}
         for text, value in values:
             by_glob.setdefault("*" if text is None else glob_of(text), value)
@@ -300,7 +300,7 @@ def _filters(method: str, part: SliceSources) -> Iterator[tuple[yamldoc.KeyPath,
                     yield (*key_path, name), str(condition["filter"])
 
 
-def _at(value: Any, t: float) -> float:
+def _value_at_depth(value: Any, t: float) -> float:
     """Return the value of a number or of a gradient at a relative depth, as mergekit interpolates it."""
     if not isinstance(value, list):
         return float(value)
