@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.activations.labelled import ItemRow
@@ -190,13 +191,10 @@ def reading(layers: Sequence[FeedForward]) -> Iterator[dict[int, Tensor]]:
     """Record the latest input of each layer's matrix into the neurons within the block: number of the layer -> input."""
     seen: dict[int, Tensor] = {}
 
-    def recorder(number: int) -> object:
-        def record(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[number] = args[0]
-
-        return record
+    def record(number: int, _module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[number] = args[0]
 
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
-            stack.enter_context(hooked(layer.reader, before=recorder(number)))  # type: ignore[arg-type]
+            stack.enter_context(hooked(layer.reader, before=partial(record, number)))
         yield seen

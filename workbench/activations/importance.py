@@ -168,20 +168,16 @@ def _recorded(blocks: torch.nn.ModuleList) -> Iterator[dict[int, tuple[Tensor, A
     seen: dict[int, tuple[Tensor, Any]] = {}
     inputs: dict[int, Tensor] = {}
 
-    def hooks(number: int) -> tuple[Any, Any]:
-        def before(_module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            inputs[number] = _hidden_state(args, named).clone()  # some blocks add to it in place
+    def before(number: int, _module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs[number] = _hidden_state(args, named).clone()  # some blocks add to it in place
 
-        def after(_module: Any, _args: Any, output: Any) -> None:
-            seen[number] = inputs.pop(number), output
-
-        return before, after
+    def after(number: int, _module: Any, _args: Any, output: Any) -> None:
+        seen[number] = inputs.pop(number), output
 
     with ExitStack() as handles:
         for number, block in enumerate(blocks):
-            before, after = hooks(number)
-            handles.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.enter_context(block.register_forward_hook(after))
+            handles.enter_context(block.register_forward_pre_hook(partial(before, number), with_kwargs=True))
+            handles.enter_context(block.register_forward_hook(partial(after, number)))
         yield seen
 
 

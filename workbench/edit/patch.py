@@ -120,7 +120,7 @@ class Patch(EditMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Read the facts and check that they do not contradict each other, and have subjects where neurons act at these."""
-        facts = self._read(project)
+        facts = read_for("joint", self.first, project, self.facts)
         require_consistent(facts)
         if self.position == "subject_last" and (bare := [fact for fact in facts if fact.subject is None]):
             raise InvalidRecipeError(
@@ -138,10 +138,6 @@ class Patch(EditMethod):
         if self.layer is not None and not 0 <= self.layer < depth:
             raise InvalidRecipeError(f"edit patch: layer {self.layer} does not exist; the model has layers 0 to {depth - 1}")
 
-    def _read(self, project: Path) -> list[Fact]:
-        """Return the facts, sorted by ID."""
-        return read_for("joint", self.first, project, self.facts)
-
     def _position(self, facts: Sequence[Fact]) -> Position:
         """Return the token at which the neurons act."""
         apt = not self.end_of_text and all(fact.subject is not None for fact in facts)
@@ -149,7 +145,7 @@ class Patch(EditMethod):
 
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
-        facts, layout = self._read(project), model.layout
+        facts, layout = read_for("joint", self.first, project, self.facts), model.layout
         spec = model.weights.specs[next(reversed(layout.edited().values()), None) or layout.mlp_out(0)]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (len(facts) * (1 + self.contexts) + self.preserve_generated)
@@ -170,7 +166,7 @@ class Patch(EditMethod):
             WorkbenchError: If the block is not supported, there are too few neurons that write nothing, the model says every target
                 already, or no key separates a query from other inputs.
         """
-        facts = self._read(context.project)
+        facts = read_for("joint", self.first, context.project, self.facts)
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest, self.end_of_text)
         parts = Parts.find(context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -185,15 +186,12 @@ def _states(parts: Parts, row: list[int], layers: Sequence[int], context: Method
     """Return layer -> its outputs for one text [time, hidden size], on the CPU."""
     states: dict[int, Tensor] = {}
 
-    def recorder(layer: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            states[layer] = first_of(output)[0].float().cpu()
-
-        return hook
+    def record(layer: int, _module: Any, _inputs: Any, output: Any) -> None:
+        states[layer] = first_of(output)[0].float().cpu()
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(parts.layers[layer], after=recorder(layer)))
+            stack.enter_context(hooked(parts.layers[layer], after=partial(record, layer)))
         parts.model(input_ids=torch.tensor([row], device=context.device), use_cache=False)
     return states
 

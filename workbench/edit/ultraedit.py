@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -306,18 +307,15 @@ def record_pass(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Map
     probes: dict[int, Tensor] = {}
     states: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def recorder(layer: int) -> Any:
-        def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            probes[layer] = torch.zeros_like(output, requires_grad=True)
-            inputs, outputs = (t.detach().reshape(-1, t.shape[-1])[batch.places].double() for t in (args[0], output))
-            states[layer] = inputs, outputs
-            return output + probes[layer]
-
-        return hook
+    def record(layer: int, _module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        probes[layer] = torch.zeros_like(output, requires_grad=True)
+        inputs, outputs = (t.detach().reshape(-1, t.shape[-1])[batch.places].double() for t in (args[0], output))
+        states[layer] = inputs, outputs
+        return output + probes[layer]
 
     with torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(parts.out(layer), after=recorder(layer)))
+            stack.enter_context(hooked(parts.out(layer), after=partial(record, layer)))
         stack.enter_context(logits_at(parts, batch.places))
         logits = run(parts, batch).logits
         loss = torch.nn.functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.ground.lazy import torch
@@ -239,13 +240,10 @@ def acting(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[N
         updates: Module -> (B [outputs, rank], A [rank, inputs]) as `left` and `right`, on the model's device.
     """
 
-    def after(update: Factors) -> Any:
-        def add(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + ((args[0] @ update.right.T) @ update.left.T)
-
-        return add
+    def add(update: Factors, _module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + ((args[0] @ update.right.T) @ update.left.T)
 
     with ExitStack() as stack:
         for name, update in updates.items():
-            stack.enter_context(hooked(model.get_submodule(name), after=after(update)))
+            stack.enter_context(hooked(model.get_submodule(name), after=partial(add, update)))
         yield

@@ -203,13 +203,10 @@ def _activations(parts: Parts, layer: int, values: dict[str, float], neuron: int
     """Return the neurons' activations [token, neuron] for two tokens, with set outputs of modules for one neuron."""
     seen: list[Tensor] = []
 
-    def set_to(value: float) -> Any:
-        def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
-            changed = output.clone()
-            changed[..., neuron] = value
-            return changed
-
-        return hook
+    def set_to(value: float, _module: Any, _args: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[..., neuron] = value
+        return changed
 
     def record(_module: Any, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0].reshape(-1, args[0].shape[-1]).float())
@@ -217,7 +214,7 @@ def _activations(parts: Parts, layer: int, values: dict[str, float], neuron: int
 
     with hooked(parts.out(layer), before=record), ExitStack() as hooks:
         for name, value in values.items():
-            hooks.enter_context(hooked(parts.model.get_submodule(name), after=set_to(value)))
+            hooks.enter_context(hooked(parts.model.get_submodule(name), after=partial(set_to, value)))
         run(parts, padded([whole_row([0, 1])], parts.model.device))
     return seen[0]
 

@@ -178,7 +178,7 @@ class Stacking:
         Raises:
             WorkbenchError: If a model lacks a tensor of the part, or has it in another shape.
         """
-        own = self._own_part(group)
+        own = group_of(with_head(self.current, self.current) if group == "head" else self.current, group)
         names = list(own.weights.specs)
         if part is None:
             return {name: Grown(name) for name in names}
@@ -196,10 +196,6 @@ class Stacking:
         made = {name: Grown(name, model=key, new=key is not None, scale=factors.factor(name)) for name in names}
         factors.check(names)
         return made
-
-    def _own_part(self, group: str) -> View:
-        """Return the view of one part of the current model, with a head as a separate tensor."""
-        return group_of(with_head(self.current, self.current) if group == "head" else self.current, group)
 
     def _view(self, name: str | None, group: str, own: View, where: str) -> View:
         """Return the view of one part of a source. Raises WorkbenchError if it does not fit the current model's part `own`."""

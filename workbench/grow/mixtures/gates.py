@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -257,15 +258,12 @@ def _recording_inputs(live: Any, modules: Mapping[str, str]) -> Iterator[dict[st
     """Record the inputs of modules inside the block."""
     inputs: dict[str, Tensor] = {}
 
-    def recorder(reader: str) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...]) -> None:
-            inputs[reader] = args[0]
-
-        return hook
+    def record(reader: str, _module: Any, args: tuple[Any, ...]) -> None:
+        inputs[reader] = args[0]
 
     with ExitStack() as hooks:
         for reader, module in modules.items():
-            hooks.enter_context(live.get_submodule(module).register_forward_pre_hook(recorder(reader)))
+            hooks.enter_context(live.get_submodule(module).register_forward_pre_hook(partial(record, reader)))
         yield inputs
 
 
