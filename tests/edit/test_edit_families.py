@@ -259,14 +259,14 @@ def test_tail_and_upper_layers_give_the_same_values(
     facts = [Fact(f"f{i}", "w3 of {subject} is", f"w{i + 10} w{i + 20}", f"w{i + 30} w{i + 40}") for i in range(3)]
     rows = [row_of(f, context.tokenizer, "subject_last", before) for f in facts for before in ("", *BEFORE)]
     batch, once = padded(rows, CPU), passes.packer(parts, rows)(rows)
-    small = passes._tail(parts, batch)
+    small = passes._from_lookup(parts, batch)
     assert (small is not batch) == (family not in ("bloom", "gpt_neo")) == (once.tokens.numel() < int(batch.mask.sum()))
     assert small is batch or small.tokens.shape == (9, 3), "subject's last token, is, the target's first"
     torch.testing.assert_close(score(parts, once)[0], score(parts, batch)[0], atol=1e-5, rtol=0)
     for text, before in (("{subject} is", 1), ("w3 {subject} is", 2)):  # a cache of one token saves nothing
         one = padded([row_of(Fact("f", text, "w10 w20", "w30"), context.tokenizer, "subject_last", "")], CPU)
         assert int(one.lookup.max()) == before
-        assert (passes._tail(parts, one) is not one) == (before == 2 and family != "bloom")
+        assert (passes._from_lookup(parts, one) is not one) == (before == 2 and family != "bloom")
         kept = torch.tensor([1, 5, 6])
         for rows in (batch, small):  # some rows, as among all
             torch.testing.assert_close(score(parts, rows.kept(kept))[0], score(parts, rows)[0][kept], atol=1e-5, rtol=0)
@@ -274,7 +274,7 @@ def test_tail_and_upper_layers_give_the_same_values(
 
     fast = optimise(context, parts, facts, tmp_path / "fast")
     with monkeypatch.context() as whole:
-        whole.setattr(passes, "_tail", lambda _, rows: rows)
+        whole.setattr(passes, "_from_lookup", lambda _, rows: rows)
         whole.setattr(values, "upper", lambda parts, _, rows: passes.upper(parts, 0, rows))
         slow = optimise(context, parts, facts, tmp_path / "slow")
     for one, other in zip(fast, slow, strict=True):
@@ -282,11 +282,11 @@ def test_tail_and_upper_layers_give_the_same_values(
         assert float((one.change - other.change).norm()) <= 1e-4 * float(other.change.norm())
         assert one.loss == pytest.approx(other.loss, abs=1e-4)
         assert (one.top, one.steps) == (other.top, other.steps)
-    monkeypatch.setattr(passes, "_cut", lambda *_: torch.zeros(2) + torch.zeros(3))
-    assert passes._tail(parts, batch) is batch, "a model that does not take a cache or a mask"
-    monkeypatch.setattr(passes, "_cut", lambda *_: torch.empty(1 << 60))
+    monkeypatch.setattr(passes, "_with_cache", lambda *_: torch.zeros(2) + torch.zeros(3))
+    assert passes._from_lookup(parts, batch) is batch, "a model that does not take a cache or a mask"
+    monkeypatch.setattr(passes, "_with_cache", lambda *_: torch.empty(1 << 60))
     with nullcontext() if family == "bloom" else pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
-        passes._tail(parts, batch)  # refused memory does not look like one
+        passes._from_lookup(parts, batch)  # refused memory does not look like one
 
 
 def layers_run(parts: Parts, batch: Padded) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -252,10 +252,7 @@ def item_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, longest
     """
     if chat and not getattr(tokenizer, "chat_template", None):
         raise UsageError("the tokenizer has no chat template", "Leave out --chat.")
-    return list(_item_rows(items, tokenizer, longest, chat))
-
-
-def _item_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, longest: int, chat: bool) -> Iterator[ItemRow]:
+    rows = []
     for item in items:
         prompt = item.prompt
         if chat:
@@ -270,4 +267,5 @@ def _item_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, longes
             row = ItemRow(tokens, len(tokens))
         if not row.prompt:
             raise WorkbenchError(f"{item.place}: the prompt has no tokens in the model's vocabulary", "Remove the line.")
-        yield row
+        rows.append(row)
+    return rows
