@@ -99,7 +99,7 @@ def fixture(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def timed(context: MethodContext, facts: Sequence[Fact], numbers: Sequence[int], fields: dict[str, Any]) -> dict[str, Any]:
     """Measure the statistics, then values and solve for each number of facts."""
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     (layer,) = fields["layers"]
     width = parts.width(layer)
     seconds, _ = cpu(lambda: moments(context, parts, [layer], fields.get("statistics"), fields.get("tokens_per_input", 10)))
@@ -200,7 +200,7 @@ def _resident(field: str) -> int:
 
 def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
     """Solve blocks of facts with the workbench and with the reference, in turn."""
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     settings = _memit().settings()
     before = contexts(statistics_source(context, None)[0], 3)
     at = Lookup(context, parts, options.layer, "subject_last", before)

@@ -45,7 +45,7 @@ class Questions:
     def __init__(self, context: MethodContext, facts: Sequence[Fact]) -> None:
         from workbench.evaluate.answers import answers_to_keep
 
-        self.context, self.facts, self.parts = context, list(facts), Parts.of(context)
+        self.context, self.facts, self.parts = context, list(facts), Parts.find(context)
         prompts = list(dict.fromkeys(probe.prompt for fact in facts for probe in fact.neighbours))
         base_answers = answers_to_keep(context.model, context.tokenizer, prompts, tokens=8) if prompts else {}
         self.questions: dict[str, list[tuple[int, Pair]]] = {

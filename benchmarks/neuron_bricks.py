@@ -108,7 +108,7 @@ class World:
         out = self.folder / f"adapter-{folder_name(function)}"
         if not (out / "brick.yaml").is_file():
             out.mkdir(parents=True, exist_ok=True)
-            items = [item for item in self.texts.of("train") if item.function == function]
+            items = [item for item in self.texts.in_split("train") if item.function == function]
             rows = [{"prompt": item.prompt, "completion": joined(item.prompt, item.response)} for item in items]
             (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
             (out / "train.yaml").write_text(yaml.safe_dump(SETTINGS), "utf-8")
@@ -155,7 +155,7 @@ def main() -> None:
         folder = (options.folder or Path(temporary)).resolve()
         subject = open_neurons(replace(resolve_model(str(BASE), PROJECT), name="starter base"), CPU)
         world = World(folder, subject, read_labelled(DATA, DATA.name))
-        items = some_of_each_task(world.texts.of("heldout"), ITEMS)
+        items = some_of_each_task(world.texts.in_split("heldout"), ITEMS)
         before, rows = world.measure(items), []
         for function in options.functions or world.texts.functions:
             rows.append(measured(world, function, items))

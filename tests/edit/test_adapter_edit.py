@@ -146,7 +146,7 @@ def test_steps_are_those_of_peft_and_torch(two_words: Project) -> None:
 
 def test_losses_are_those_written_out(two_words: Project) -> None:
     context = context_of(two_words)
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     facts = read_facts(two_words.path / "facts.jsonl", "facts.jsonl")
     lessons = lessons_of(facts, context.tokenizer, Wordings([], False, False), 64)
     tokens, labels = rows_and_labels(two_words, facts)
@@ -324,7 +324,7 @@ def test_the_base_continues_prompts_greedily(project: Project) -> None:
     context = context_of(project)
     prompts = [Fact(str(i), f"w{i} of w{i + 7}" + " w9" * i, None, ".") for i in range(5)]
     rows = [row_of(prompt, context.tokenizer, "prompt_last").prompt for prompt in prompts]
-    for row, found in zip(rows, continued(Parts.of(context), rows, 4, 1), strict=True):
+    for row, found in zip(rows, continued(Parts.find(context), rows, 4, 1), strict=True):
         wanted = context.model.generate(torch.tensor([row.tokens]), max_new_tokens=4, do_sample=False, pad_token_id=0)
         assert [*found.tokens[: found.start + 1], *found.target] == wanted[0].tolist()
 

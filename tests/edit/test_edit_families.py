@@ -101,7 +101,7 @@ def test_all_families_are_here() -> None:
 def test_parts(family: str, context_for: Callable[[str], MethodContext]) -> None:
     """The projection of every layer, its weight's name on disk, and how it is stored."""
     context = context_for(family)
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     assert tuple(parts.modules.values()) == tuple(PROJECTION[family].replace(".1.", f".{i}.") for i in range(LAYERS))
     assert tuple(parts.tensors.values()) == tuple(context.layout.layout.mlp_out(i) for i in range(LAYERS))
     assert parts.transposed == (family == "gpt2")
@@ -115,7 +115,7 @@ def test_rome_writes_the_wanted_change(family: str, context_for: Callable[[str],
     """One fact, keyed by the plain prompt, float32: the projection's output moves by δ, and the model says the target. The model
     that was handed over is as it was."""
     context = context_for(family)
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     before = {n: p.detach().clone() for n, p in context.model.named_parameters()}
     rome = method("rome", first=1)
     edit = rome.solve(context)
@@ -184,7 +184,7 @@ def test_contexts_are_least_squares_over_all_keys(
     context = context_for(family)
     fields = {"contexts": 2, **STRENGTHS["memit"], "mode": {"sequential": {"batch": 2}}, "history": history}
     _, _, c = solved(context, "memit")
-    parts, facts = Parts.of(context), method("memit", **fields).read(context.project)
+    parts, facts = Parts.find(context), method("memit", **fields).read(context.project)
     before = ("", *contexts((context.project / "text.txt").read_text("utf-8").split("\n\n"), 2))
     total, earlier = torch.zeros(32, len(c), dtype=torch.float64), torch.zeros(len(c), 0, dtype=torch.float64)
     edit = method("memit", **fields).solve(context)
@@ -204,7 +204,7 @@ def solved(context: MethodContext, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Keys [in, n] and changes [out, n] that an edit has kept, and C [in, in] of the text that it read."""
     edit = method(name, **STRENGTHS[name]).solve(context)
     keys, changes = (edit.tensors[f"{LAYER}.{kind}"].double().T for kind in ("keys", "changes"))
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     seen: list[Tensor] = []
     with torch.no_grad(), hooked(parts.out(LAYER), before=lambda _m, args: seen.append(args[0].flatten(0, -2))):
         for text in (context.project / "text.txt").read_text("utf-8").split("\n\n"):
@@ -218,7 +218,7 @@ def solved(context: MethodContext, name: str) -> tuple[Tensor, Tensor, Tensor]:
 
 def check(context: MethodContext, name: str, expected: Tensor, keys: Tensor) -> None:
     """The edit's ΔW, and what it does to the live projection's outputs."""
-    edit, parts = method(name, **STRENGTHS[name]).solve(context), Parts.of(context)
+    edit, parts = method(name, **STRENGTHS[name]).solve(context), Parts.find(context)
     (update,) = updates(edit, parts).values()
     scale = float(expected.abs().max())
     assert float((update - expected).abs().max()) <= 1e-4 * scale
@@ -234,7 +234,7 @@ def check(context: MethodContext, name: str, expected: Tensor, keys: Tensor) -> 
 def test_ultraedit_lowers_the_loss(family: str, context_for: Callable[[str], MethodContext]) -> None:
     """One step of the gradient method, in every kind of family; the live model shows what the record says."""
     context = context_for(family)
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     edit = UltraEdit.model_validate({"edit": "ultraedit", "facts": "facts.jsonl", "rounds": 1, "strength": 0.3}).solve(context)
     batch = padded([row_of(f, context.tokenizer, "prompt_last") for f in edit.facts], CPU)
     before = score(parts, batch)[0]
@@ -255,18 +255,18 @@ def test_tail_and_upper_layers_give_the_same_values(
 ) -> None:
     """Tokens from the lookup on, shared beginnings, and layers from the written one up: as whole rows. In BLOOM, whose masks
     cannot be one's own, and GPT-Neo, whose windows count cached tokens, whole rows are run."""
-    parts = Parts.of(context := context_for(family))
+    parts = Parts.find(context := context_for(family))
     facts = [Fact(f"f{i}", "w3 of {subject} is", f"w{i + 10} w{i + 20}", f"w{i + 30} w{i + 40}") for i in range(3)]
     rows = [row_of(f, context.tokenizer, "subject_last", before) for f in facts for before in ("", *BEFORE)]
     batch, once = padded(rows, CPU), passes.packer(parts, rows)(rows)
-    small = passes._tail(parts, batch)
+    small = passes._from_lookup(parts, batch)
     assert (small is not batch) == (family not in ("bloom", "gpt_neo")) == (once.tokens.numel() < int(batch.mask.sum()))
     assert small is batch or small.tokens.shape == (9, 3), "subject's last token, is, the target's first"
     torch.testing.assert_close(score(parts, once)[0], score(parts, batch)[0], atol=1e-5, rtol=0)
     for text, before in (("{subject} is", 1), ("w3 {subject} is", 2)):  # a cache of one token saves nothing
         one = padded([row_of(Fact("f", text, "w10 w20", "w30"), context.tokenizer, "subject_last", "")], CPU)
         assert int(one.lookup.max()) == before
-        assert (passes._tail(parts, one) is not one) == (before == 2 and family != "bloom")
+        assert (passes._from_lookup(parts, one) is not one) == (before == 2 and family != "bloom")
         kept = torch.tensor([1, 5, 6])
         for rows in (batch, small):  # some rows, as among all
             torch.testing.assert_close(score(parts, rows.kept(kept))[0], score(parts, rows)[0][kept], atol=1e-5, rtol=0)
@@ -274,7 +274,7 @@ def test_tail_and_upper_layers_give_the_same_values(
 
     fast = optimise(context, parts, facts, tmp_path / "fast")
     with monkeypatch.context() as whole:
-        whole.setattr(passes, "_tail", lambda _, rows: rows)
+        whole.setattr(passes, "_from_lookup", lambda _, rows: rows)
         whole.setattr(values, "upper", lambda parts, _, rows: passes.upper(parts, 0, rows))
         slow = optimise(context, parts, facts, tmp_path / "slow")
     for one, other in zip(fast, slow, strict=True):
@@ -282,11 +282,11 @@ def test_tail_and_upper_layers_give_the_same_values(
         assert float((one.change - other.change).norm()) <= 1e-4 * float(other.change.norm())
         assert one.loss == pytest.approx(other.loss, abs=1e-4)
         assert (one.top, one.steps) == (other.top, other.steps)
-    monkeypatch.setattr(passes, "_cut", lambda *_: torch.zeros(2) + torch.zeros(3))
-    assert passes._tail(parts, batch) is batch, "a model that does not take a cache or a mask"
-    monkeypatch.setattr(passes, "_cut", lambda *_: torch.empty(1 << 60))
+    monkeypatch.setattr(passes, "_with_cache", lambda *_: torch.zeros(2) + torch.zeros(3))
+    assert passes._from_lookup(parts, batch) is batch, "a model that does not take a cache or a mask"
+    monkeypatch.setattr(passes, "_with_cache", lambda *_: torch.empty(1 << 60))
     with nullcontext() if family == "bloom" else pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
-        passes._tail(parts, batch)  # refused memory does not look like one
+        passes._from_lookup(parts, batch)  # refused memory does not look like one
 
 
 def layers_run(parts: Parts, batch: Padded) -> list[int]:
@@ -319,7 +319,7 @@ def test_facts_are_optimized_together_as_alone(
     family: str, widely: bool, context_for: Callable[[str], MethodContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Facts of one batch, of different lengths, do not see each other."""
-    parts = Parts.of(context := context_for(family))
+    parts = Parts.find(context := context_for(family))
     facts = [
         Fact("a", "{subject} is", "w10", "w30"),
         Fact("b", "w3 of w4 of w5 of {subject} is", "w11 w12", "w31 w32 w33"),

@@ -141,7 +141,7 @@ def test_strengths_are_relative_to_the_rest() -> None:
 def sink(facts: Project) -> MethodContext:
     """A live model whose first token of a row reads a key of length LONG at layer 1, along a direction that other tokens, and the facts, use as well."""
     context = context_of(facts)
-    module = Parts.of(context).out(1)
+    module = Parts.find(context).out(1)
     weight = module.weight
     assert isinstance(weight, Tensor)
     weight.data[:, 0] = 0.0

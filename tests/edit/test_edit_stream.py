@@ -68,7 +68,7 @@ def test_an_update_is_least_squares_without_the_old_value(history: bool, facts: 
     asked = write(facts, [fact(0, 30), fact(1, 31), fact(2, 32), fact(0, 33), fact(1, 34)])
     context = context_of(facts)
     edit = solve(context, **STREAM, **{"lambda": 0.1}, contexts=2, history=history)
-    parts, c = Parts.of(context), covariance(context)
+    parts, c = Parts.find(context), covariance(context)
     changes = edit.tensors["1.changes"].double()
     before = ("", *contexts((facts.path / "text.txt").read_text("utf-8").split("\n\n"), 2))
     total, held = torch.zeros(32, len(c), dtype=torch.float64), dict[str, Tensor]()
@@ -88,7 +88,7 @@ def covariance(context: MethodContext) -> Tensor:
     """C of the text for statistics, as 480 tokens of it."""
     from workbench.models.hooks import hooked
 
-    parts, seen = Parts.of(context), list[Tensor]()
+    parts, seen = Parts.find(context), list[Tensor]()
     with torch.no_grad(), hooked(parts.out(1), before=lambda _m, args: seen.append(args[0].flatten(0, -2))):
         for text in (context.project / "text.txt").read_text("utf-8").split("\n\n"):
             context.model(torch.tensor([context.tokenizer(text)["input_ids"]]))

@@ -61,7 +61,7 @@ def test_layers_and_tokens_that_compete() -> None:
 
 def test_pilot_facts_are_known_and_of_many_relations(context: MethodContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundled facts that the model says, one of each relation in turn; with fewer than eight of them every nth fact of the recipe."""
-    own, parts = people.facts(20), Parts.of(context)
+    own, parts = people.facts(20), Parts.find(context)
     assert [f.id for f in _pilot_facts(context, parts, own)] == [f.id for f in own[::2][:8]], "the bundled facts are unknown here"
     assert [f.id for f in _pilot_facts(context, parts, own[:5])] == [f.id for f in own[:5]]
     relation = {f.id: f.relation for f in own}
@@ -82,7 +82,7 @@ def test_pilot_facts_are_known_and_of_many_relations(context: MethodContext, mon
 
 def test_a_candidate_has_the_shares_of_an_edit_of_the_pilot_facts(context: MethodContext) -> None:
     """Measured once more on the whole edit, prompt by prompt; the layer with the best score is chosen, the margin breaks ties."""
-    parts, own = Parts.of(context), people.facts(20)
+    parts, own = Parts.find(context), people.facts(20)
     method = Memit.model_validate(FIELDS)
     choice = choose(method, context, parts, own)
     record = json.loads((context.cache / "sweeps" / f"{choice.record['sweep']}.json").read_text("utf-8"))
@@ -135,7 +135,7 @@ def test_a_candidate_has_the_shares_of_an_edit_of_the_pilot_facts(context: Metho
 
 def test_a_named_layer_or_token_is_kept(context: MethodContext) -> None:
     """Tracing says the rest: facts are at the subject below the last layer, where the last token takes them."""
-    parts, own = Parts.of(context), people.facts(20)
+    parts, own = Parts.find(context), people.facts(20)
     named = choose(Memit.model_validate({**FIELDS, "layers": [3, 2]}), context, parts, own)
     assert (named.layers, named.positions) == ((2, 3), {2: "subject_last", 3: "prompt_last"})
     assert "candidates" not in named.record

@@ -38,7 +38,7 @@ class Plain:
     """Single rows through the live model, with a shift of layer 1's projection at the lookup."""
 
     def __init__(self, context: MethodContext) -> None:
-        self.context, self.parts = context, Parts.of(context)
+        self.context, self.parts = context, Parts.find(context)
 
     def __call__(self, row: Any, shift: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [token, word], and the projection's input and output at the lookup."""
@@ -89,7 +89,7 @@ def test_a_value_is_the_descent_written_out(end: str, facts: Project) -> None:
     context, settings = context_of(facts), ENDS[end]
     context.tokenizer.eos_token = "<eos>"
     assert row_of(GROUPS[0][0], context.tokenizer, "subject_last", end=True).target == (35, 1)
-    at = Lookup(context, Parts.of(context), 1, "subject_last", BEFORE)
+    at = Lookup(context, Parts.find(context), 1, "subject_last", BEFORE)
     found = list(values.values(at, GROUPS, settings, "model"))
     expected = [written_out(Plain(context), group, settings) for group in GROUPS]
     for one, other in zip(found, expected, strict=True):
@@ -106,7 +106,7 @@ def test_a_value_is_the_descent_written_out(end: str, facts: Project) -> None:
 def test_facts_of_alike_lengths_are_optimized_together(facts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short prompts first, whatever their order, about `AT_ONCE` facts a time; a value that is there is not optimized again."""
     context = context_of(facts)
-    at = Lookup(context, Parts.of(context), 1, "subject_last")
+    at = Lookup(context, Parts.find(context), 1, "subject_last")
     words = ["w1 " * (number % 5) for number in range(10)]
     groups = [(Fact(str(i), f"{words[i]}{{subject}} is", f"w{i + 10}", "w30"),) for i in range(10)]
     calls = counting(monkeypatch, values, "_optimize")

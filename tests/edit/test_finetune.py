@@ -156,7 +156,7 @@ def test_losses_of_target_tokens(family: str, project: Project, model_of: Callab
     context = context_of(project, base)
     facts = [Fact(row["id"], row["prompt"], None, row["target"]) for row in FACTS]
     rows = rows_of(facts, context.tokenizer, 64)
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     means = row_losses(parts, rows, 4)
     with torch.no_grad():
         losses = token_losses(parts, padded(rows, CPU))

@@ -15,7 +15,7 @@ from worlds.project import Project
 from worlds.tiny import files_of, live, tensors_of
 
 from workbench.edit.closed_form.moments import statistics_source, token_rows
-from workbench.edit.gradient.patching import _even
+from workbench.edit.gradient.patching import _up_row
 from workbench.edit.gradient.separator import Separator
 from workbench.edit.patch import _split
 from workbench.ground.errors import WorkbenchError
@@ -78,14 +78,14 @@ def test_the_key_of_two_points_is_the_one_computed_by_hand() -> None:
 def test_a_gated_neuron_is_as_active_at_all_its_queries(bias: bool) -> None:
     queries = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)).double() + 2.0
     key = torch.cat((torch.ones(12).double(), torch.tensor([0.5]).double()[: int(bias)]))
-    row = _even(queries, key, 7.0)
+    row = _up_row(queries, key, 7.0)
     margins = queries.sum(1) + (3.5 if bias else 0.0)
     active = margins / margins[0] * (queries @ row)
     assert float(active[0]) == pytest.approx(1.0, abs=1e-12)
     assert active.tolist() == pytest.approx([1.0] * 4, abs=0.03)
     beyond = torch.cat((queries, -queries[:1]))
-    torch.testing.assert_close(_even(beyond, key, 7.0), row)  # the key is not above 0 there
-    alone = _even(queries[:1], key, 7.0)
+    torch.testing.assert_close(_up_row(beyond, key, 7.0), row)  # the key is not above 0 there
+    alone = _up_row(queries[:1], key, 7.0)
     torch.testing.assert_close(alone, queries[0] / queries[0].square().sum())
 
 

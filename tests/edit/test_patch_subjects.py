@@ -99,7 +99,7 @@ def test_a_neuron_writes_its_value_at_its_subject(family: str, tmp_path: Path) -
     base = grown(project, family)
     context = context_of(project, str(base))
     texts, _ = statistics_source(context, "text.txt")
-    at = Lookup(context, Parts.of(context), 1, "subject_last", contexts(texts, 1), widely=True)
+    at = Lookup(context, Parts.find(context), 1, "subject_last", contexts(texts, 1), widely=True)
     memit = Memit(edit="memit", facts="facts.jsonl")
     settings = Settings(60, SUBJECT_RATE, memit.clamp, 0.97)
     facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
@@ -281,7 +281,7 @@ def test_values_of_wide_wordings_follow_the_chat_template(tmp_path: Path) -> Non
     for template in (context.tokenizer.chat_template, "{{ messages[0]['content'] }} ->"):
         context.tokenizer.chat_template = template
         for widely in (False, True):
-            at = Lookup(context, Parts.of(context), 5, "subject_last", (), widely)
+            at = Lookup(context, Parts.find(context), 5, "subject_last", (), widely)
             files.append(values(at, [(fact,)], settings, "weights").files[0])
     assert (files[0] == files[2], files[1] == files[3]) == (True, False)
     assert sum("Question: Reedy" in context.tokenizer.decode(row.tokens) for row in at.wordings(fact)) == 1
@@ -308,7 +308,7 @@ def test_a_batch_whose_facts_are_done_is_not_run_any_more(tmp_path: Path, monkey
         Fact("a", "w5 {subject} w7 w8 w9 w6 w5 w7", "w10 w11", context.tokenizer.decode([best])),
         Fact("b", "w6 {subject} w9", "w12 w13", "w31"),
     ]
-    at = Lookup(context, Parts.of(context), 1, "subject_last", (), widely=True)
+    at = Lookup(context, Parts.find(context), 1, "subject_last", (), widely=True)
     settings, groups = Settings(3, 0.25, 4.0, 1e-9), grouped(facts, "subject_last")
     done, other = values(at, groups, settings, "weights")
     (alone,) = values(at, groups[1:], settings, "other weights")

@@ -69,7 +69,7 @@ def keys(project: Project, rows: Sequence[dict[str, Any]], beginnings: int = 1) 
     found = []
     for row in rows:
         asked = padded([row_of(of(row), context.tokenizer, "subject_last", text) for text in before], CPU)
-        found.append(keys_and_values(Parts.of(context), 1, asked)[0].double().T / len(before) ** 0.5)
+        found.append(keys_and_values(Parts.find(context), 1, asked)[0].double().T / len(before) ** 0.5)
     return found
 
 
@@ -80,7 +80,7 @@ def of(row: dict[str, Any]) -> Fact:
 def covariance(project: Project) -> Tensor:
     """C of the text for statistics at layer 1, as 480 tokens of it."""
     context = context_of(project)
-    parts, seen = Parts.of(context), list[Tensor]()
+    parts, seen = Parts.find(context), list[Tensor]()
     with torch.no_grad(), hooked(parts.out(1), before=lambda _m, args: seen.append(args[0].flatten(0, -2))):
         for text in (project.path / "text.txt").read_text("utf-8").split("\n\n"):
             context.model(torch.tensor([context.tokenizer(text)["input_ids"]]))

@@ -63,7 +63,7 @@ def test_one_step_is_the_formula(family: str, context_for: Callable[[str], Metho
     """Every row alone and unpadded, gradients by autograd, statistics over all 22 rows and the prior, one ridge regression a layer: no
     row is left out where facts are no multiple of those run together."""
     context = context_for(family)
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     edit = solve(context, layers=[1, 2], rounds=1, strength=0.2)
     assert {f["steps"] for f in edit.record["facts"]} == {1}
     found = updates(edit, parts)
@@ -122,16 +122,16 @@ def naive(h: Tensor, y: Tensor, g: Tensor, strength: float) -> Tensor:
 def test_running_statistics() -> None:
     """Of parts joined one after the other: those of all rows."""
     rows = torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 5
-    running = Running.of(rows[:1])
+    running = Running.over(rows[:1])
     for part in rows[1:].split([20, 1, 28]):  # type: ignore[no-untyped-call]
-        running = running.joined(Running.of(part))
+        running = running.joined(Running.over(part))
     assert running.count == 50
     torch.testing.assert_close(running.mean, rows.mean(0))
     torch.testing.assert_close(running.squares / 50, rows.var(0, correction=0))
-    lone = Running.of(rows[:1]).scaled(rows[:1])
+    lone = Running.over(rows[:1]).scaled(rows[:1])
     assert bool(torch.isfinite(lone).all())
     assert float(torch.cosine_similarity(lone, rows[:1])) > 0.95, "a lone row keeps its direction"
-    assert float(Running.of(0 * rows).scaled(0 * rows).abs().max()) == 0
+    assert float(Running.over(0 * rows).scaled(0 * rows).abs().max()) == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_upper_middle_layers(depth: int, layers: list[int]) -> None:
 def test_turns_share_their_statistics(context_for: Callable[[str], MethodContext]) -> None:
     """One turn of all facts is the joint solve; the second of two is scaled by the rows of both."""
     context = context_for("llama")
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     fields = {"layers": [1], "rounds": 1, "strength": 0.1}
     joint = updates(solve(context, **fields), parts)[1]
     lines = (context.project / "facts.jsonl").read_text("utf-8").splitlines()
@@ -163,7 +163,7 @@ def test_turns_share_their_statistics(context_for: Callable[[str], MethodContext
     old = [part[1] for part in observed(context, parts, [1], facts)]
     with parts.changed({1: first}):
         h, y, g = (part[1] for part in observed(context, parts, [1], facts))
-    stats = [Running.of(before[:16]).joined(Running.of(now[16:])) for before, now in ((old[0], h), (old[2], g))]
+    stats = [Running.over(before[:16]).joined(Running.over(now[16:])) for before, now in ((old[0], h), (old[2], g))]
     v = -0.1 * y[16:].square().mean().sqrt() * stats[0].scaled(h[16:]).square().mean(1, keepdim=True) * stats[1].scaled(g[16:])
     ridge = h[16:].square().mean() * torch.eye(h.shape[1], dtype=h.dtype)
     expected = torch.linalg.solve(h[16:].T @ h[16:] + ridge, h[16:].T @ v).T
@@ -174,7 +174,7 @@ def test_rounds_lower_the_loss(context_for: Callable[[str], MethodContext]) -> N
     """On a random model: more rounds, less loss, as the live model shows; a step that is far too long is halved until it helps. The
     model that was handed over is as it was."""
     context = context_for("llama")
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     before = {n: p.detach().clone() for n, p in context.model.named_parameters()}
     losses = []
     for fields in ({"rounds": 1}, {"rounds": 2}, {}, {"strength": 1e4}):
@@ -206,7 +206,7 @@ def test_facts_that_are_said_need_no_step(context_for: Callable[[str], MethodCon
     write_jsonl(context.project / "said.jsonl", prompts)
     edit = solve(context, facts="said.jsonl", confidence=0.001)
     assert all(f["said"] and f["steps"] == 0 for f in edit.record["facts"])
-    assert all(not update.any() for update in updates(edit, Parts.of(context)).values())
+    assert all(not update.any() for update in updates(edit, Parts.find(context)).values())
 
 
 def test_order_of_facts_is_free_in_one_turn(context_for: Callable[[str], MethodContext]) -> None:
@@ -263,7 +263,7 @@ def test_history_keeps_earlier_turns(known: Callable[[Path], MethodContext]) -> 
 
 def shares(context: MethodContext, edit: Edit, count: int) -> tuple[float, ...]:
     """Shares of greedy answers that are right: efficacy, paraphrases, neighbours."""
-    rows, parts = people.rows(count), Parts.of(context)
+    rows, parts = people.rows(count), Parts.find(context)
     asked = (
         [(r["prompt"].replace("{subject}", r["subject"]), r["target"]) for r in rows],
         [(p.replace("{subject}", r["subject"]), r["target"]) for r in rows for p in r["paraphrases"]],
@@ -326,7 +326,7 @@ def test_bad_input(fields: dict[str, Any], message: str, project: Project) -> No
 
 def test_a_broken_model_is_told(context_for: Callable[[str], MethodContext]) -> None:
     context = context_for("llama")
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     with (
         parts.changed({0: torch.full((32, 48), torch.nan)}),
         pytest.raises(WorkbenchError, match="the model's loss on the facts is nan"),

@@ -68,7 +68,7 @@ def test_streamed_logits_of_mixtures(name: str, tmp_path: Path) -> None:
 def streamed(path: Path) -> Streamed:
     """The model in a directory, without its weights."""
     checkpoint = Checkpoint(path, "base")
-    made = Streamed.of(Model(checkpoint, checkpoint.config), causal_skeleton(checkpoint.config, CPU), CPU)
+    made = Streamed.prepare(Model(checkpoint, checkpoint.config), causal_skeleton(checkpoint.config, CPU), CPU)
     assert made is not None
     return made
 

@@ -43,7 +43,7 @@ def check_family(family: str, project: Project) -> None:
     base = save_family(family, project.path / family)
     before = logits_of(base, TOKENS)
     checkpoint = Checkpoint(base, "base")
-    streamed = Streamed.of(Model(checkpoint, checkpoint.config), causal_skeleton(checkpoint.config, CPU), CPU)
+    streamed = Streamed.prepare(Model(checkpoint, checkpoint.config), causal_skeleton(checkpoint.config, CPU), CPU)
     assert streamed is not None, "every family here can be streamed"
     assert float((streamed.logits(TOKENS) - before).abs().max()) <= 1e-6 * max(1.0, float(before.abs().max()))
     outcomes = {method: outcome(project, family, method, before) for method in STEPS}

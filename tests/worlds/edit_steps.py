@@ -35,7 +35,7 @@ def solve(context: MethodContext, name: str = "memit", **fields: Any) -> Any:
 
 def projected(context: MethodContext, facts: list[Fact], update: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the inputs and outputs of layer 1's projection at the facts' lookups, and whether the model says their targets."""
-    parts = Parts.of(context)
+    parts = Parts.find(context)
     batch = padded([row_of(f, context.tokenizer, "subject_last") for f in facts], CPU)
     with parts.changed({} if update is None else {1: update}):
         return *keys_and_values(parts, 1, batch), score(parts, batch)[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.activations.labelled import ItemRow
@@ -169,7 +170,7 @@ def sample_feed_forward(
     inputs: dict[int, Tensor] = {}
     activations: dict[int, Tensor] = {}
 
-    def keep(store: dict[int, Tensor], number: int, values: Tensor, batch: Tokens) -> None:
+    def record(store: dict[int, Tensor], number: int, values: Tensor, batch: Tokens) -> None:
         buffer = store.setdefault(number, torch.empty(len(places), values.shape[-1]))
         for b, row in enumerate(batch.rows.tolist()):
             buffer[where[row]] = values[b, places[where[row], 1].to(values.device)].float().cpu()
@@ -177,8 +178,8 @@ def sample_feed_forward(
     with reading(layers) as seen:
 
         def consume(number: int, values: Tensor, batch: Tokens) -> None:
-            keep(activations, number, values, batch)
-            keep(inputs, number, shaped(seen[number], *values.shape[:2]), batch)
+            record(activations, number, values, batch)
+            record(inputs, number, shaped(seen[number], *values.shape[:2]), batch)
 
         stream(model, [layer.site for layer in layers], [rows[i] for i in chosen], consume, "whole")
     order = range(len(layers))
@@ -190,13 +191,10 @@ def reading(layers: Sequence[FeedForward]) -> Iterator[dict[int, Tensor]]:
     """Record the latest input of each layer's matrix into the neurons within the block: number of the layer -> input."""
     seen: dict[int, Tensor] = {}
 
-    def recorder(number: int) -> object:
-        def record(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[number] = args[0]
-
-        return record
+    def record(number: int, _module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[number] = args[0]
 
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
-            stack.enter_context(hooked(layer.reader, before=recorder(number)))  # type: ignore[arg-type]
+            stack.enter_context(hooked(layer.reader, before=partial(record, number)))
         yield seen

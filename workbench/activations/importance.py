@@ -94,11 +94,11 @@ def losses_without(
     items = [ItemRow(row.tokens, len(row.tokens) - row.learned) for row in rows]
     others = [number for number in range(depth) if number not in gone]
     device = next(model.parameters()).device
-    likes = _likes(model, blocks, items[0], device)
+    examples = _example_outputs(model, blocks, items[0], device)
     most = max(1, LOGITS // int(model.config.get_text_config().vocab_size))
     groups = list(loss_batches([len(row.tokens) for row in rows], [row.learned for row in rows], most, batch_limit(device)))
     total, learned, without = 0.0, sum(row.learned for row in rows), dict.fromkeys(others, 0.0)
-    passing = {number: _passing(likes[number]) for number in range(depth)}
+    passing = {number: _pass_input(examples[number]) for number in range(depth)}
     for done, group in enumerate(groups):
         part = [items[i] for i in group]
         with _replaced(blocks, {number: passing[number] for number in gone}), _recorded(blocks) as seen:
@@ -106,7 +106,7 @@ def losses_without(
         states = {number: before for number, (before, _) in seen.items()}
         for number in others:
             below = {n: passing[n] for n in (*range(number), *gone)}
-            with _replaced(blocks, {**below, number: _giving(likes[number], states[number])}):
+            with _replaced(blocks, {**below, number: _return_state(examples[number], states[number])}):
                 without[number] += float(losses(model, part, scored="response").sums.sum())
         progress(done + 1, len(groups))
     return LossesWithout(total / learned, {number: value / learned for number, value in without.items()})
@@ -156,7 +156,7 @@ def _blocks(model: PreTrainedModel, depth: int) -> torch.nn.ModuleList:
     return blocks
 
 
-def _input(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+def _hidden_state(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
     """Return the hidden state among the arguments of a block."""
     hidden: Tensor = args[0] if args else next(iter(named.values()))
     return hidden
@@ -168,20 +168,16 @@ def _recorded(blocks: torch.nn.ModuleList) -> Iterator[dict[int, tuple[Tensor, A
     seen: dict[int, tuple[Tensor, Any]] = {}
     inputs: dict[int, Tensor] = {}
 
-    def hooks(number: int) -> tuple[Any, Any]:
-        def before(_module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            inputs[number] = _input(args, named).clone()  # some blocks add to it in place
+    def before(number: int, _module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs[number] = _hidden_state(args, named).clone()  # some blocks add to it in place
 
-        def after(_module: Any, _args: Any, output: Any) -> None:
-            seen[number] = inputs.pop(number), output
-
-        return before, after
+    def after(number: int, _module: Any, _args: Any, output: Any) -> None:
+        seen[number] = inputs.pop(number), output
 
     with ExitStack() as handles:
         for number, block in enumerate(blocks):
-            before, after = hooks(number)
-            handles.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.enter_context(block.register_forward_hook(after))
+            handles.enter_context(block.register_forward_pre_hook(partial(before, number), with_kwargs=True))
+            handles.enter_context(block.register_forward_hook(partial(after, number)))
         yield seen
 
 
@@ -201,17 +197,17 @@ def _replaced(blocks: torch.nn.ModuleList, forwards: Mapping[int, Callable[..., 
                 vars(blocks[number])["forward"] = before
 
 
-def _passing(like: Any) -> Callable[..., Any]:
+def _pass_input(like: Any) -> Callable[..., Any]:
     """Return a forward function that passes its input on."""
-    return lambda *args, **named: with_first(like, _input(args, named))
+    return lambda *args, **named: with_first(like, _hidden_state(args, named))
 
 
-def _giving(like: Any, hidden: Tensor) -> Callable[..., Any]:
+def _return_state(like: Any, hidden: Tensor) -> Callable[..., Any]:
     """Return a forward function that returns a state whatever it is given."""
     return lambda *_args, **_named: with_first(like, hidden)
 
 
-def _likes(model: PreTrainedModel, blocks: torch.nn.ModuleList, item: ItemRow, device: torch.device) -> list[Any]:
+def _example_outputs(model: PreTrainedModel, blocks: torch.nn.ModuleList, item: ItemRow, device: torch.device) -> list[Any]:
     """Return an output of every block, which shows the form that its output has."""
     batch = side_by_side([item.tokens[:2]], device)
     with _recorded(blocks) as seen:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -102,7 +102,7 @@ class Labelled:
         """Return the tasks of a function, in order of first appearance."""
         return tuple(dict.fromkeys(i.task for i in self.items if i.function == function and (split is None or i.split == split)))
 
-    def of(self, split: Split) -> tuple[Item, ...]:
+    def in_split(self, split: Split) -> tuple[Item, ...]:
         """Return the items of a split."""
         return tuple(item for item in self.items if item.split == split)
 
@@ -252,10 +252,7 @@ def item_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, longest
     """
     if chat and not getattr(tokenizer, "chat_template", None):
         raise UsageError("the tokenizer has no chat template", "Leave out --chat.")
-    return list(_item_rows(items, tokenizer, longest, chat))
-
-
-def _item_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, longest: int, chat: bool) -> Iterator[ItemRow]:
+    rows = []
     for item in items:
         prompt = item.prompt
         if chat:
@@ -270,4 +267,5 @@ def _item_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, longes
             row = ItemRow(tokens, len(tokens))
         if not row.prompt:
             raise WorkbenchError(f"{item.place}: the prompt has no tokens in the model's vocabulary", "Remove the line.")
-        yield row
+        rows.append(row)
+    return rows

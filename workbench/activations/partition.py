@@ -83,7 +83,9 @@ class Partition:
 
     def digest(self) -> str:
         """Return a digest of the experts."""
-        return json_digest([[number, tensor_digest(of.experts), of.shared] for number, of in sorted(self.layers.items())])
+        return json_digest(
+            [[number, tensor_digest(layer.experts), layer.shared] for number, layer in sorted(self.layers.items())]
+        )
 
 
 @dataclass(frozen=True)
@@ -178,11 +180,6 @@ class _Layer:
     sample: FeedForwardSample | None
 
     @property
-    def experts(self) -> int:
-        """Number of experts."""
-        return self.division.experts
-
-    @property
     def seed(self) -> int:
         """Seed of the layer."""
         return self.division.seed + self.layer.site.layer
@@ -190,7 +187,7 @@ class _Layer:
     @property
     def size(self) -> int:
         """Number of neurons of an expert."""
-        return self.layer.site.units // self.experts
+        return self.layer.site.units // self.division.experts
 
     def active(self) -> Tensor:
         """Return which neurons are active on each token: those with the largest magnitudes [tokens, neurons] bool."""
@@ -208,8 +205,8 @@ class _Layer:
         neurons = torch.arange(self.layer.site.units)
         fixed = neurons[:0] if order is None else order[: shared * self.size]
         rest = neurons[~torch.isin(neurons, fixed)]
-        members = cluster(rest, self.experts - shared)
-        groups = [*fixed.reshape(shared, self.size), *(rest[members == c] for c in range(self.experts - shared))]
+        members = cluster(rest, self.division.experts - shared)
+        groups = [*fixed.reshape(shared, self.size), *(rest[members == c] for c in range(self.division.experts - shared))]
         return LayerPartition(torch.stack([group.sort().values for group in groups]), shared)
 
 
@@ -237,14 +234,20 @@ def _kmeans(work: _Layer) -> LayerPartition:
     rows = torch.nn.functional.normalize(work.layer.gate_rows().cpu(), dim=1)
     shared = work.division.chosen(0)
     order = _by_rate(work.active()) if shared else None
-    return work.split(shared, order, lambda rest, clusters: balanced_kmeans(rows[rest], clusters, seed=work.seed))
+    return work.split(
+        shared,
+        order,
+        lambda rest, clusters: balanced_kmeans(rows[rest], clusters, seed=work.seed),
+    )
 
 
 def _coactivation(work: _Layer) -> LayerPartition:
     active = work.active()
     bits = torch.nn.functional.normalize(active.T.float(), dim=1)
     return work.split(
-        work.division.chosen(0), _by_rate(active), lambda rest, clusters: balanced_kmeans(bits[rest], clusters, seed=work.seed)
+        work.division.chosen(0),
+        _by_rate(active),
+        lambda rest, clusters: balanced_kmeans(bits[rest], clusters, seed=work.seed),
     )
 
 
@@ -257,7 +260,7 @@ def _cmoe(work: _Layer) -> LayerPartition:
     markers = marked(normalized_activations(work.layer, work.sample.inputs[work.number]), min(MARKERS, work.layer.site.units))
     by_neuron = markers.T.float()
     order = _by_rate(markers)
-    count = work.division.chosen(3 * work.experts // 8)
+    count = work.division.chosen(3 * work.division.experts // 8)
 
     def cluster(rest: Tensor, clusters: int) -> Tensor:
         first = by_neuron[order[count * work.size :][:clusters]]

@@ -76,7 +76,8 @@ def centroids(layers: Sequence[FeedForward], partition: Partition) -> Linear:
     """Return the selector whose rows are the means of the experts' gate rows (MoEfication)."""
     experts = partition.layers.values()
     return Linear(
-        "centroid", tuple(layer.gate_rows().cpu()[of.experts].mean(1) for layer, of in zip(layers, experts, strict=True))
+        "centroid",
+        tuple(layer.gate_rows().cpu()[divided.experts].mean(1) for layer, divided in zip(layers, experts, strict=True)),
     )
 
 
@@ -94,8 +95,8 @@ def ridges(sample: FeedForwardSample, partition: Partition) -> Linear:
 
 def shares(sample: FeedForwardSample, partition: Partition, number: int) -> Tensor:
     """Return each expert's share of the mass on every token of a sample [tokens, experts]."""
-    of = tuple(partition.layers.values())[number]
-    mass = of.sums(sample.magnitudes(number))
+    divided = tuple(partition.layers.values())[number]
+    mass = divided.sums(sample.magnitudes(number))
     return mass / mass.sum(1, keepdim=True).clamp_min(1e-30)
 
 
@@ -128,9 +129,9 @@ def captured(sample: FeedForwardSample, partition: Partition, selector: Selector
         count: Number of experts of a token.
     """
     means = []
-    for number, of in enumerate(partition.layers.values()):
+    for number, divided in enumerate(partition.layers.values()):
         scores = selector.scores(number, sample.inputs[number], sample.activations[number])
-        chosen = selected(scores, of.shared, count)
+        chosen = selected(scores, divided.shared, count)
         means.append((shares(sample, partition, number) * chosen).sum(1).mean())
     return torch.stack(means)
 
@@ -149,7 +150,7 @@ def selecting(
         count: Number of experts of a token.
     """
     experts = tuple(partition.layers.values())
-    members = [of.members() for of in experts]
+    members = [divided.members() for divided in experts]
 
     with reading(layers) as seen:
 
@@ -170,9 +171,9 @@ def dense_difference(sample: FeedForwardSample, partition: Partition) -> float:
         The largest difference over layers, tokens and channels, relative to the layer's largest output.
     """
     worst = 0.0
-    for number, of in enumerate(partition.layers.values()):
+    for number, divided in enumerate(partition.layers.values()):
         columns, a = sample.layers[number].site.columns().float().cpu(), sample.activations[number]
         dense = a @ columns
-        experts = sum((a[:, index] @ columns[index] for index in of.experts), torch.zeros_like(dense))
+        experts = sum((a[:, index] @ columns[index] for index in divided.experts), torch.zeros_like(dense))
         worst = max(worst, float((experts - dense).abs().max() / dense.abs().max().clamp_min(1e-30)))
     return worst

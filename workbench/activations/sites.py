@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.activations.labelled import ItemRow, TextPart
@@ -90,19 +91,15 @@ def find_sites(model: PreTrainedModel, depth: int, device: torch.device) -> tupl
         found[layer] = Site(layer, "experts", name, model.get_submodule(name), count)
     for layer, name in output_projections(model, prefix, dense, device).items():
         module = model.get_submodule(name)
-        found[layer] = Site(layer, "neurons", name, module, _inputs(module))
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        found[layer] = Site(layer, "neurons", name, module, int(weight.shape[0 if is_conv1d(module) else 1]))
     if not found:
         raise UsageError(
             f"{type(model).__name__} has no feed-forward layers whose neurons could be read",
             "Neurons are the inputs of a linear layer outside the attention whose output is as wide as the hidden state.",
         )
     return tuple(found[layer] for layer in sorted(found))
-
-
-def _inputs(module: torch.nn.Module) -> int:
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    return int(weight.shape[0] if is_conv1d(module) else weight.shape[1])
 
 
 @contextmanager
@@ -119,7 +116,8 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visitor) -> I
     """
     with ExitStack() as hooks:
         for number, site in enumerate(sites):
-            hook = _on_neurons(number, visit) if site.kind == "neurons" else _on_experts(number, site, visit, model)
+            own = partial(_visit_neurons, number, visit)
+            hook = own if site.kind == "neurons" else partial(_visit_experts, number, site, visit, model)
             hooks.enter_context(site.module.register_forward_pre_hook(hook, with_kwargs=True))
         yield
 
@@ -147,38 +145,36 @@ def scaling(model: PreTrainedModel, sites: Sequence[Site], units: Mapping[int, T
     return visiting(model, [*sites], scale)
 
 
-def _on_neurons(number: int, visit: Visitor) -> Any:
-    def hook(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if args:
-            changed = visit(number, args[0])
-            return None if changed is None else ((changed, *args[1:]), named)
-        key, activations = next(iter(named.items()))
-        changed = visit(number, activations)
-        return None if changed is None else (args, {**named, key: changed})
-
-    return hook
+def _visit_neurons(number: int, visit: Visitor, _module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Pass the inputs of a projection to a function, as a forward pre-hook."""
+    if args:
+        changed = visit(number, args[0])
+        return None if changed is None else ((changed, *args[1:]), named)
+    key, activations = next(iter(named.items()))
+    changed = visit(number, activations)
+    return None if changed is None else (args, {**named, key: changed})
 
 
-def _on_experts(number: int, site: Site, visit: Visitor, model: PreTrainedModel) -> Any:
-    def hook(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        values = [*args, *named.values()]
-        if len(values) != 3 or values[1].is_floating_point() or values[1].shape != values[2].shape:
-            raise unread(site.name, model)
-        index, weights = values[1], values[2]
-        dense = weights.new_zeros(*weights.shape[:-1], site.units + 1)
-        slots = index.clamp(max=site.units)  # higher numbers are experts that compute nothing
-        dense.scatter_(-1, slots, weights)
-        changed = visit(number, dense[..., : site.units])
-        if changed is None:
-            return None
-        padded = torch.cat([changed, dense[..., site.units :]], -1)
-        new = torch.where(index < site.units, padded.gather(-1, slots), weights)
-        if len(args) == 3:
-            return (*args[:2], new), named
-        key = list(named)[2 - len(args)]
-        return args, {**named, key: new}
-
-    return hook
+def _visit_experts(
+    number: int, site: Site, visit: Visitor, model: PreTrainedModel, _module: Any, args: tuple[Any, ...], named: dict[str, Any]
+) -> Any:
+    """Pass the weights that a router gives to experts to a function, as a forward pre-hook."""
+    values = [*args, *named.values()]
+    if len(values) != 3 or values[1].is_floating_point() or values[1].shape != values[2].shape:
+        raise unread(site.name, model)
+    index, weights = values[1], values[2]
+    dense = weights.new_zeros(*weights.shape[:-1], site.units + 1)
+    slots = index.clamp(max=site.units)  # higher numbers are experts that compute nothing
+    dense.scatter_(-1, slots, weights)
+    changed = visit(number, dense[..., : site.units])
+    if changed is None:
+        return None
+    padded = torch.cat([changed, dense[..., site.units :]], -1)
+    new = torch.where(index < site.units, padded.gather(-1, slots), weights)
+    if len(args) == 3:
+        return (*args[:2], new), named
+    key = list(named)[2 - len(args)]
+    return args, {**named, key: new}
 
 
 @dataclass(frozen=True)

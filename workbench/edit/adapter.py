@@ -140,7 +140,7 @@ class AdapterEdit(EditMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Read facts, prompts and texts, and check that facts do not contradict each other."""
-        require_consistent(self._read(project))
+        require_consistent(read_for("joint", self.first, project, self.facts))
         if self.preserve:
             read_prompts(project / self.preserve, self.preserve)
         if self.replay:
@@ -154,13 +154,9 @@ class AdapterEdit(EditMethod):
         words = context.wording(None, context.number) if self.chat else []
         return [*super().key_parts(context), *([[start.name, start.version]] if start else []), *words]
 
-    def _read(self, project: Path) -> list[Fact]:
-        """Return the facts that are learned, sorted by ID."""
-        return read_for("joint", self.first, project, self.facts)
-
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the tokens of half of the epochs, and those of the edit to start from."""
-        facts, row = len(self._read(project)), 12
+        facts, row = len(read_for("joint", self.first, project, self.facts)), 12
         steps = -(-facts // self.batch_size) * self.epochs
         preserved = (
             2 * self.batch_size * (row + CONTINUED) * bool(self.preserve_weight and (self.preserve or self.preserve_generated))
@@ -177,10 +173,10 @@ class AdapterEdit(EditMethod):
         Raises:
             WorkbenchError: If a module cannot be adapted, a rank is too large, or a fact or text cannot be tokenized.
         """
-        facts = self._read(context.project)
+        facts = read_for("joint", self.first, context.project, self.facts)
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest)
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if self.layers != "auto":
             parts.check_layers(self.layers, f"edit {self.name}")
         modules = self._modules(context, parts, parts.editable if self.layers == "auto" else self.layers)

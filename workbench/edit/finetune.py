@@ -103,8 +103,12 @@ class Finetune(EditMethod):
     def solve(self, context: MethodContext) -> Edit:
         """Attach an update to each layer's projection, train the updates, detach and return them."""
         facts = self._read_facts(context.project)
-        parts = Parts.of(context)
-        layers = self._choose_layers(parts)
+        parts = Parts.find(context)
+        if self.layers == "auto":
+            layers = [parts.nearest(round(AUTO_DEPTH * (len(parts.layers) - 1)))]
+        else:
+            parts.check_layers(self.layers, "edit finetune")
+            layers = sorted(set(self.layers))
         context.model.requires_grad_(False)
         updates: list[TrainedUpdate] = []
         try:
@@ -130,13 +134,6 @@ class Finetune(EditMethod):
         """Return the facts that are trained together, sorted by ID: only sequential mode depends on the order of the file."""
         parts: Sequence[Sequence[Fact]] = [facts] if self.mode == "joint" else list(chunks(facts, self.mode.sequential.batch))
         return [sorted(latest(part), key=lambda fact: fact.id) for part in parts]
-
-    def _choose_layers(self, parts: Parts) -> list[int]:
-        """Return the layers to edit, sorted."""
-        if self.layers == "auto":
-            return [parts.nearest(round(AUTO_DEPTH * (parts.depth - 1)))]
-        parts.check_layers(self.layers, "edit finetune")
-        return sorted(set(self.layers))
 
     def _attach_update(self, module: torch.nn.Module, facts: int, seed: int) -> TrainedUpdate:
         """Attach a trainable update to a projection."""

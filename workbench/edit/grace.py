@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,7 +88,9 @@ class Grace(MemoryMethod):
                 f"edit grace: {len(failed)} of {len(facts)} facts are not learned after {self.steps} steps, the first is '{failed[0]}'",
                 f"Raise `steps` (now {self.steps}) or set a later `layer`: its output has a more direct effect on the answer.",
             )
-        if indistinct := [fact.id for fact in ordered if _is_indistinct(tensors[fact.id])]:
+        # A state that needs another answer coincides with the key of the answer's first token.
+        firsts = {name: (float(of["reach"][0]), float(of["keys"][0].norm())) for name, of in tensors.items()}
+        if indistinct := [fact.id for fact in ordered if firsts[fact.id][0] < _SAME * firsts[fact.id][1]]:
             raise WorkbenchError(
                 f"edit grace: layer {layer} does not distinguish {len(indistinct)} of {len(facts)} facts from the same prompt with another "
                 f"subject, the first is '{indistinct[0]}'",
@@ -270,11 +272,6 @@ def _foreign_rows(fact: Fact, row: _Row, tokenizer: Any, end: bool) -> list[list
     predicts_end = end and tokenizer.eos_token_id is not None  # the last token of an answer is predicted, not an input
     rows += [pair.tokens if predicts_end else pair.tokens[:-1] for pair in pairs]
     return [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
-
-
-def _is_indistinct(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a state that needs another answer coincides with the key of the answer's first token."""
-    return float(tensors["reach"][0]) < _SAME * float(tensors["keys"][0].norm())
 
 
 def _foreign_distances(context: MethodContext, block: nn.Module, foreign: Sequence[list[int]], keys: Tensor) -> Tensor:

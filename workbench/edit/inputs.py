@@ -33,11 +33,10 @@ class Sequential(Strict):
     sequential: Batches
 
 
-def _kind(value: Any) -> str:
-    return "sequential" if isinstance(value, (Mapping, Sequential)) else "joint"
-
-
-Mode = Annotated[Annotated[Literal["joint"], Tag("joint")] | Annotated[Sequential, Tag("sequential")], Discriminator(_kind)]
+Mode = Annotated[
+    Annotated[Literal["joint"], Tag("joint")] | Annotated[Sequential, Tag("sequential")],
+    Discriminator(lambda value: "sequential" if isinstance(value, (Mapping, Sequential)) else "joint"),
+]
 """`joint`: all facts at once. `{sequential: {batch: N}}`: N facts at a time."""
 
 

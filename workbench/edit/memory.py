@@ -121,17 +121,14 @@ class TextMemory(MemoryMethod):
             for i, (fact, _) in enumerate(compared):
                 similarities = against(fact.text).tolist()
                 other_similarities = [
-                    s for s, (other_fact, _) in zip(similarities, compared, strict=True) if _topic(other_fact) != _topic(fact)
+                    s
+                    for s, (other_fact, _) in zip(similarities, compared, strict=True)
+                    if (other_fact.subject or other_fact.text) != (fact.subject or fact.text)
                 ]
                 out_of_scope[i] += [max(other_similarities)] if other_similarities else []
         limit = threshold([s for row in in_scope for s in row], [s for row in out_of_scope for s in row])
         measured = {"prompts_in_scope": sum(map(len, in_scope)), "prompts_out_of_scope": sum(map(len, out_of_scope))}
         return limit, {**measured, "left_out": _leave_one_out(in_scope, out_of_scope)}
-
-
-def _topic(fact: Fact) -> str:
-    """Return the topic of a fact: its subject, else its prompt."""
-    return fact.subject or fact.text
 
 
 def _leave_one_out(in_scope: Sequence[Sequence[float]], out_of_scope: Sequence[Sequence[float]]) -> dict[str, float] | None:

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.edit.closed_form.lookup import Group, Lookup, spellings
+from workbench.edit.closed_form.lookup import Group, Lookup, spelling_variants
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed, least_used, lending
 from workbench.edit.gradient.patching import (
@@ -120,7 +120,7 @@ class Patch(EditMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Read the facts and check that they do not contradict each other, and have subjects where neurons act at these."""
-        facts = self._read(project)
+        facts = read_for("joint", self.first, project, self.facts)
         require_consistent(facts)
         if self.position == "subject_last" and (bare := [fact for fact in facts if fact.subject is None]):
             raise InvalidRecipeError(
@@ -138,10 +138,6 @@ class Patch(EditMethod):
         if self.layer is not None and not 0 <= self.layer < depth:
             raise InvalidRecipeError(f"edit patch: layer {self.layer} does not exist; the model has layers 0 to {depth - 1}")
 
-    def _read(self, project: Path) -> list[Fact]:
-        """Return the facts, sorted by ID."""
-        return read_for("joint", self.first, project, self.facts)
-
     def _position(self, facts: Sequence[Fact]) -> Position:
         """Return the token at which the neurons act."""
         apt = not self.end_of_text and all(fact.subject is not None for fact in facts)
@@ -149,7 +145,7 @@ class Patch(EditMethod):
 
     def cost(self, model: Model, project: Path, cache: Path) -> Cost:
         """Estimate the work: facts, and the tokens of text and prompts."""
-        facts, layout = self._read(project), model.layout
+        facts, layout = read_for("joint", self.first, project, self.facts), model.layout
         spec = model.weights.specs[next(reversed(layout.edited().values()), None) or layout.mlp_out(0)]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (len(facts) * (1 + self.contexts) + self.preserve_generated)
@@ -170,10 +166,10 @@ class Patch(EditMethod):
             WorkbenchError: If the block is not supported, there are too few neurons that write nothing, the model says every target
                 already, or no key separates a query from other inputs.
         """
-        facts = self._read(context.project)
+        facts = read_for("joint", self.first, context.project, self.facts)
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest, self.end_of_text)
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         position = self._position(facts)
         layer = self._layer(context, parts, position)
         whole = find_block(parts, layer, context)
@@ -232,7 +228,17 @@ class Patch(EditMethod):
                 listed, groups = subjects_of(facts, queries, listed)
             if len(listed) > len(whole.free) and not order:
                 order = least_used(whole, texts)[: whole.parts.width(whole.layer) // LENT]
-            self._check_count(whole, len(order), len(listed), "subject with a fact" if queries else "token")
+            if len(listed) > len(whole.free) + len(order):
+                unit, total = (
+                    "subject with a fact" if queries else "token",
+                    whole.parts.width(whole.layer) + len(listed) - len(whole.free),
+                )
+                raise WorkbenchError(
+                    f"edit patch: the facts need {len(listed)} neurons, one for each {unit} that the model does not say; layer {whole.layer} has "
+                    f"{len(whole.free)} that write nothing yet, and lends {len(order)} others, at most 1 in {LENT}",
+                    f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
+                    "write nothing, so that the model stays the same.",
+                )
             with lending(whole, order, len(listed)) as block:
                 others = mistakes() if block.lent else {}
                 if others.keys() <= found.keys():
@@ -265,7 +271,7 @@ class Patch(EditMethod):
         """Return the tokens up to the subject's last one in the wordings of each fact, and in more spellings and behind more texts than values know."""
         tokenizer, befores, found = at.context.tokenizer, contexts(texts, BEHIND), []
         for fact, own in zip(facts, rows, strict=True):
-            others = [*((fact, before) for before in befores), *((other, "") for other in spellings(fact, MISSPELT))]
+            others = [*((fact, before) for before in befores), *((other, "") for other in spelling_variants(fact, MISSPELT))]
             listed = [*own, *(row_of(other, tokenizer, at.position, before) for other, before in others)]
             found.append([prefix for row in listed if len(prefix := row.tokens[: row.lookup + 1]) <= longest])
         return found
@@ -277,17 +283,6 @@ class Patch(EditMethod):
         encoded = [list(encode_text(context.tokenizer, text)) for text in dict.fromkeys(texts)]
         return [list(row.tokens) for wordings in rows for row in wordings] + [row for row in encoded if row]
 
-    def _check_count(self, block: Block, lent: int, needed: int, unit: str) -> None:
-        """Raise WorkbenchError if there are too few neurons."""
-        if needed > len(block.free) + lent:
-            total = block.parts.width(block.layer) + needed - len(block.free)
-            raise WorkbenchError(
-                f"edit patch: the facts need {needed} neurons, one for each {unit} that the model does not say; layer {block.layer} has "
-                f"{len(block.free)} that write nothing yet, and lends {lent} others, at most 1 in {LENT}",
-                f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
-                "write nothing, so that the model stays the same.",
-            )
-
 
 def _split(rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], list[list[int]]]:
     """Return rows with some number of tokens, and the next ones with half as many; of shorter text, two thirds and one third."""
@@ -297,12 +292,12 @@ def _split(rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], lis
             "Name a file with more text: JSONL, or paragraphs between blank lines.",
         )
     tokens = min(tokens, 2 * sum(map(len, rows)) // 3)
-    seen = _first(iter(rows), tokens)
+    seen = _first_rows(iter(rows), tokens)
     seen = seen[: len(rows) - 1]
-    return seen, _first(iter(rows[len(seen) :]), -(-tokens // 2))
+    return seen, _first_rows(iter(rows[len(seen) :]), -(-tokens // 2))
 
 
-def _first(rows: Iterator[list[int]], tokens: int) -> list[list[int]]:
+def _first_rows(rows: Iterator[list[int]], tokens: int) -> list[list[int]]:
     """Return the first rows that hold some number of tokens; at least one."""
     taken: list[list[int]] = []
     for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -106,9 +107,14 @@ class Steer(Step):
             WorkbenchError: If a layer has no bias, gives both lists the same states, or its output does not move by what is added to
                 the bias.
         """
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         parts.check_layers(self.layers, "edit steer")
-        biases = _biases(parts, context, self.layers)
+        on_disk = Places(context.layout.weights.specs, context.layout.config)
+        names = {layer: on_disk.whole(f"{parts.modules[layer]}.bias") for layer in self.layers}
+        for layer, name in names.items():
+            if name is None or getattr(parts.out(layer), "bias", None) is None:
+                raise _no_bias(parts.modules[layer], context.layout)
+        biases = {layer: name for layer, name in names.items() if name is not None}
         means = []
         for file in self.inputs():
             rows = [list(encode_text(context.tokenizer, text)) for text in read_prompts(context.project / file, file)]
@@ -155,16 +161,6 @@ class Steering:
     record: dict[str, object]
 
 
-def _biases(parts: Parts, context: MethodContext, layers: Sequence[int]) -> dict[int, str]:
-    """Return layer -> name on disk of the bias of its feed-forward output projection."""
-    on_disk = Places(context.layout.weights.specs, context.layout.config)
-    names = {layer: on_disk.whole(f"{parts.modules[layer]}.bias") for layer in layers}
-    for layer, name in names.items():
-        if name is None or getattr(parts.out(layer), "bias", None) is None:
-            raise _no_bias(parts.modules[layer], context.layout)
-    return {layer: name for layer, name in names.items() if name is not None}
-
-
 def _no_bias(module: str, model: Model) -> WorkbenchError:
     """Return the error for an output projection without a bias."""
     return WorkbenchError(
@@ -190,15 +186,12 @@ def _states(parts: Parts, row: list[int], layers: Sequence[int], context: Method
     """Return layer -> its outputs for one text [time, hidden size], on the CPU."""
     states: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            states[layer] = first_of(output)[0].float().cpu()
-
-        return hook
+    def record(layer: int, _module: Any, _inputs: Any, output: Any) -> None:
+        states[layer] = first_of(output)[0].float().cpu()
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(parts.layers[layer], after=keep(layer)))
+            stack.enter_context(hooked(parts.layers[layer], after=partial(record, layer)))
         parts.model(input_ids=torch.tensor([row], device=context.device), use_cache=False)
     return states
 

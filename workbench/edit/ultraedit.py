@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -96,10 +97,10 @@ class UltraEdit(EditMethod):
         """
         facts = self.read(context.project)
         check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if self.layers != "auto":
             parts.check_layers(self.layers, f"edit {self.name}")
-        layers = upper_middle(parts.depth, parts.editable) if self.layers == "auto" else sorted(self.layers)
+        layers = upper_middle(len(parts.layers), parts.editable) if self.layers == "auto" else sorted(self.layers)
         return _UltraSolve(self, context, parts, layers).run(facts)
 
 
@@ -125,7 +126,7 @@ class Running:
     squares: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor) -> Running:
+    def over(cls, rows: Tensor) -> Running:
         """Return the statistics of rows [n, d]."""
         mean = rows.mean(0)
         return cls(len(rows), mean, (rows - mean).square().sum(0))
@@ -218,7 +219,14 @@ class _UltraSolve:
         strength, steps = method.strength / len(self.layers), 0
         recorded, means, top = self._forward_backward(rows)
         before = means
-        self._add_statistics(recorded, means)
+        if not bool(torch.isfinite(means).all()):
+            raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
+        for layer in self.layers:
+            inputs, gradients = recorded[layer].inputs, recorded[layer].gradients
+            batch, running = (Running.over(inputs), Running.over(gradients)), self.running.get(layer)
+            self.running[layer] = batch if running is None else (running[0].joined(batch[0]), running[1].joined(batch[1]))
+            self.updates.setdefault(layer, inputs.new_zeros(gradients.shape[1], inputs.shape[1]))
+            self.pairs.setdefault(layer, [])
         for fact in facts:  # the old values of facts that are updated must not be preserved
             for layer, (inputs, c) in self.written.pop(fact.text, {}).items():
                 self.metrics[layer] = self._metric(layer).without_all([inputs.T], c)
@@ -236,38 +244,16 @@ class _UltraSolve:
             else:
                 self.updates, strength = previous, strength / 2
         if method.mode != "joint" and method.history:
-            self._preserve(facts, [len(row.target) for row in rows], recorded)
+            for layer in self.layers:
+                inputs, c = recorded[layer].inputs, ridge(recorded[layer])
+                self.metrics[layer] = self._metric(layer).after(inputs.T, c)
+                for fact, part in zip(facts, torch.split(inputs.float(), [len(row.target) for row in rows]), strict=True):
+                    self.written.setdefault(fact.text, {})[layer] = part, c
         self.context.progress(done + len(facts), total, f"loss {-float(means.mean()):.3f}")
         return [
             {"id": fact.id, "loss": round(-loss, 4), "before": round(-first, 4), "steps": steps, "said": gives_target}
             for fact, loss, first, gives_target in zip(facts, means.tolist(), before.tolist(), top.tolist(), strict=True)
         ]
-
-    def _preserve(self, facts: Sequence[Fact], tokens: Sequence[int], recorded: Mapping[int, Recorded]) -> None:
-        """Add the inputs of a batch to the term for written inputs.
-
-        Args:
-            facts: The facts of the batch.
-            tokens: The number of target tokens of each fact.
-            recorded: Layer -> inputs at these tokens, fact by fact.
-        """
-        for layer in self.layers:
-            inputs, c = recorded[layer].inputs, ridge(recorded[layer])
-            self.metrics[layer] = self._metric(layer).after(inputs.T, c)
-            for fact, part in zip(facts, torch.split(inputs.float(), list(tokens)), strict=True):
-                self.written.setdefault(fact.text, {})[layer] = part, c
-
-    def _add_statistics(self, recorded: Mapping[int, Recorded], means: Tensor) -> None:
-        """Add the facts of a batch to the running statistics, once."""
-        if not bool(torch.isfinite(means).all()):
-            raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
-        for layer in self.layers:
-            rows = recorded[layer].inputs, recorded[layer].gradients
-            batch = Running.of(rows[0]), Running.of(rows[1])
-            running = self.running.get(layer)
-            self.running[layer] = batch if running is None else (running[0].joined(batch[0]), running[1].joined(batch[1]))
-            self.updates.setdefault(layer, rows[0].new_zeros(rows[1].shape[1], rows[0].shape[1]))
-            self.pairs.setdefault(layer, [])
 
     def _step(self, layer: int, recorded: Recorded, strength: float) -> tuple[Tensor, Tensor]:
         """Return ΔW of one layer as factors V [out, n] and Aᵀ [n, in]."""
@@ -293,7 +279,11 @@ class _UltraSolve:
             for start in range(0, len(rows), AT_ONCE):
                 batches.append(record_pass(self.parts, self.layers, padded(rows[start : start + AT_ONCE], self.context.device)))
         means = torch.cat([means for _, means, _ in batches])
-        recorded = {layer: _concatenated([part[layer] for part, _, _ in batches]) for layer in self.layers}
+        names = ("inputs", "outputs", "gradients")
+        recorded = {
+            layer: Recorded(*(torch.cat([getattr(part[layer], name) for part, _, _ in batches]) for name in names))
+            for layer in self.layers
+        }
         return recorded, means, torch.cat([top for _, _, top in batches])
 
 
@@ -317,18 +307,15 @@ def record_pass(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Map
     probes: dict[int, Tensor] = {}
     states: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def recorder(layer: int) -> Any:
-        def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            probes[layer] = torch.zeros_like(output, requires_grad=True)
-            inputs, outputs = (t.detach().reshape(-1, t.shape[-1])[batch.places].double() for t in (args[0], output))
-            states[layer] = inputs, outputs
-            return output + probes[layer]
-
-        return hook
+    def record(layer: int, _module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        probes[layer] = torch.zeros_like(output, requires_grad=True)
+        inputs, outputs = (t.detach().reshape(-1, t.shape[-1])[batch.places].double() for t in (args[0], output))
+        states[layer] = inputs, outputs
+        return output + probes[layer]
 
     with torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(parts.out(layer), after=recorder(layer)))
+            stack.enter_context(hooked(parts.out(layer), after=partial(record, layer)))
         stack.enter_context(logits_at(parts, batch.places))
         logits = run(parts, batch).logits
         loss = torch.nn.functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum")
@@ -339,8 +326,3 @@ def record_pass(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Map
         for layer, gradient in zip(layers, gradients, strict=True)
     }
     return recorded, means, top
-
-
-def _concatenated(parts: Sequence[Recorded]) -> Recorded:
-    """Return the records of several batches as one."""
-    return Recorded(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "outputs", "gradients")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -165,11 +165,14 @@ class Prune(TextMethod):
                     fitted |= found
             if self.hidden is not None:
                 if self.heads is not None:
-                    plan.keep("heads", self.heads, None)
+                    plan.keep_units("heads", self.heads, None)
                 kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
                     self.hidden, live, rows, lambda done, total: context.progress(done, total, "channels")
                 )
-            moved = self._moved(model, gone)
+            absent = self._gone(model) if isinstance(self.layers, tuple) else gone
+            order = [layer for layer in range(depth) if layer not in absent]
+            remaining = in_order(model.layout, order, lambda name, _new: Grown(name))
+            moved = {grown.source: name for name, grown in remaining.items()}
             fitted = {moved[n]: tensor for n, tensor in plan.stored(fitted, kept.get("hidden")).items() if n in moved}
         save_measured(context, {**kept, **fitted}, {"gone": list(gone), "record": {"importance": record}})
         return MeasuredPrune(fitted, {"importance": record}, gone, kept)
@@ -198,7 +201,7 @@ class Prune(TextMethod):
             plan, measured = Smaller(model), self._measured
             for units in UNITS:
                 if (share := getattr(self, units)) is not None:
-                    plan.keep(units, share, measured.kept[units].numpy() if measured else None)
+                    plan.keep_units(units, share, measured.kept[units].numpy() if measured else None)
             if self.hidden is not None:
                 kept, scales = (
                     (measured.kept["hidden"].numpy(), measured.record["importance"]["norm_scales"]) if measured else (None, None)
@@ -220,12 +223,6 @@ class Prune(TextMethod):
             "bytes": [sum(spec.nbytes for spec in specs.values()), sum(spec.nbytes for spec in after)],
         }
         return Growth(tensors, config, record)
-
-    def _moved(self, model: Model, gone: Collection[int]) -> dict[str, str]:
-        """Return the names of the tensors that remain -> their names without the layers that `gone` or the step's list removes."""
-        gone = self._gone(model) if isinstance(self.layers, tuple) else gone
-        order = [layer for layer in range(model.layout.depth) if layer not in gone]
-        return {grown.source: name for name, grown in in_order(model.layout, order, lambda name, _new: Grown(name)).items()}
 
     def _gone(self, model: Model) -> set[int]:
         """Return the layers to remove; before importance is measured, the last ones that can go."""

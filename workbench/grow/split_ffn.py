@@ -233,7 +233,11 @@ class _SplitLayers:
             raise InvalidRecipeError(
                 f"grow split_ffn: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj"
             )
-        index, shared = self._experts(layer), self.step._shared_count()
+        partition, shared = self.step._partition, self.step._shared_count()
+        if partition is None:  # before it is measured: runs of neurons
+            index = np.arange(self.model.weights.specs[dense[GATE]].rows).reshape(self.step.experts, -1)
+        else:
+            index = partition.layers[layer].experts.numpy()
         factor = 1.0 if target.factor else float(self.step.top_k)
         experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[shared:]]
         tensors = {
@@ -245,7 +249,9 @@ class _SplitLayers:
         for name in target.zeros:
             tensors[prefix + name] = _zeros(dense[GATE], rows=1, cols=len(experts))
         if target.always:
-            tensors[prefix + target.always] = _zeros(self._vector(layer), rows=len(experts))
+            specs, names = self.model.weights.specs, self.model.layout.in_layer(layer)
+            vector = next(name for name in names if len(specs[name].shape) == 1)  # for its dtype
+            tensors[prefix + target.always] = _zeros(vector, rows=len(experts))
         if target.serving_all:
             module, own = target.serving_all[0], index[: max(1, shared)].flatten()
             for part, name in dense.items():
@@ -257,22 +263,11 @@ class _SplitLayers:
             tensors[prefix + target.shared[1]] = _zeros(dense[GATE], rows=1)
         return tensors
 
-    def _experts(self, layer: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the neurons of each expert [experts, size]; before the partition is measured, runs of neurons."""
-        partition = self.step._partition
-        if partition is not None:
-            return partition.layers[layer].experts.numpy()
-        return np.arange(self.model.weights.specs[self.dense(layer)[GATE]].rows).reshape(self.step.experts, -1)
-
     @staticmethod
     def _slice(name: str, part: str, index: np.ndarray[Any, np.dtype[np.int64]], factor: float) -> Grown:
         """Return the rows, or for the output matrix the columns, of some neurons."""
         axis = Axis(index)
         return Grown(name, cols=axis, scale=factor) if part == DOWN else Grown(name, rows=axis)
-
-    def _vector(self, layer: int) -> str:
-        """Return a vector of a layer, as the source of a new vector's dtype."""
-        return next(n for n in self.model.layout.in_layer(layer) if len(self.model.weights.specs[n].shape) == 1)
 
 
 def _zeros(source: str, rows: int, cols: int | None = None) -> Grown:

@@ -148,7 +148,7 @@ class Stack(GrowMethod):
 
         def made(name: str, new: int) -> Grown:
             layer = layers[new]
-            factor = factors[new].of(name.removeprefix(f"{prefix}{layer.number}."))
+            factor = factors[new].factor(name.removeprefix(f"{prefix}{layer.number}."))
             added = layer.model is not None or first[layer.number] != new
             return Grown(name, model=layer.model, new=added, scale=factor)
 

@@ -66,7 +66,7 @@ def judged_items(texts: Labelled) -> list[Item]:
     Raises:
         WorkbenchError: If a function has none.
     """
-    items = some_of_each_task(texts.of("heldout"), ITEMS)
+    items = some_of_each_task(texts.in_split("heldout"), ITEMS)
     ItemGroups.of(items, texts.functions)
     return items
 

@@ -218,7 +218,7 @@ def _scores(
     crossed, heldout = np.mean(both, (0, 1)), _judged(train, judge)
     found, firing = whole.found[0].sum(1), units.firing.numpy()
     share, others = _shares(firing, tokens.numpy(), train)
-    prevalence = labels_of(texts.of("heldout"), of).mean(1)
+    prevalence = labels_of(texts.in_split("heldout"), of).mean(1)
     scores = [
         FamilyScore(
             function=function,

@@ -245,7 +245,7 @@ def analyze_sparsity(subject: NeuronSubject, texts: Labelled) -> SparsityResult:
     Raises:
         WorkbenchError: If no item has a token whose loss counts.
     """
-    items = some_of_each_task(texts.of("heldout"))
+    items = some_of_each_task(texts.in_split("heldout"))
     rows = subject.rows(items)
     masked = masked_losses(
         subject.model,

@@ -161,11 +161,11 @@ def analyze_partition(subject: NeuronSubject, texts: Labelled, settings: Partiti
     division.check({site.layer: site.units for site in subject.sites if site.kind == "neurons"})
     counts = settings.counts()
     layers = feed_forward_layers(subject.model, subject.sites)
-    items = some_of_each_task(texts.of("heldout"), settings.items)
+    items = some_of_each_task(texts.in_split("heldout"), settings.items)
     rows = subject.rows(items)
     fitted, judged = (
         sample_feed_forward(subject.model, layers, some, size=settings.tokens, seed=settings.seed)
-        for some in (subject.rows(texts.of("train")), rows)
+        for some in (subject.rows(texts.in_split("train")), rows)
     )
     dense = losses(subject.model, rows)
     partition = divide(

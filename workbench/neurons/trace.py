@@ -191,7 +191,7 @@ def run_traces(
         steps, report = len(resolved.recipe.steps), progress(events, "edit", model.name)
         context = live_session(resolved, steps, current, device, report, rounded_to=torch.float32).context
         check_rows(facts, context.tokenizer, longest_row(current.config, LONGEST))
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if layers is None:
             chosen = parts.editable  # a trace also restores the feed-forward part, which other layers do not have
         parts.check_layers(tuple(chosen), "trace")

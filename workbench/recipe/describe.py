@@ -6,8 +6,6 @@ import inspect
 import json
 from collections.abc import Iterator
 
-from pydantic.fields import FieldInfo
-
 from workbench.ground.results import Part, absent
 from workbench.ground.trust import Plugin
 from workbench.recipe.schema import RecipeFields
@@ -76,14 +74,8 @@ def fields_of(model: type[Step] | type[RecipeFields]) -> Iterator[FieldDescripti
     """Yield the fields of a step or a recipe, without its verb."""
     docs = field_docs(model)
     for name, field in model.model_fields.items():
-        if name not in verbs():
-            yield FieldDescription(name=field.alias or name, default=_default(field), text=docs[name])
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    if value is None:
-        return "-"
-    return json.dumps(value) if isinstance(value, (str, bool, int, float)) else "-"
+        if name in verbs():
+            continue
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        short = json.dumps(value) if isinstance(value, (str, bool, int, float)) else "-"
+        yield FieldDescription(name=field.alias or name, default="required" if field.is_required() else short, text=docs[name])

@@ -297,7 +297,17 @@ def _of_file(file: Path, project: Path) -> list[type[Step]]:
     digest = bytes_digest(content)
     name = f"{_MODULE}_{json_digest([str(file.resolve()), digest])}"
     if name not in sys.modules:
-        _execute(name, file, content, label)
+        methods()
+        try:
+            with _no_new_kinds():
+                run_module(name, file, content)
+        except (Exception, SystemExit) as error:
+            sys.modules.pop(name, None)  # the file ran, but declared a kind of step
+            for key in [key for key in OUTSIDE if key[0] == name]:
+                del OUTSIDE[key]
+            raise InvalidRecipeError(
+                f"{label}: cannot be loaded: {_brief(error)}", "WORKBENCH_DEBUG=1 shows the traceback."
+            ) from error
     classes = [cls for (where, _), cls in OUTSIDE.items() if where == name]
     if not classes:
         del sys.modules[name]
@@ -305,21 +315,6 @@ def _of_file(file: Path, project: Path) -> list[type[Step]]:
     for cls in classes:
         cls.plugin = Plugin(source=label, digest=digest)
     return classes
-
-
-def _execute(name: str, file: Path, content: bytes, label: str) -> None:
-    """Run a method file as a module; nothing of it stays if it fails."""
-    methods()
-    try:
-        with _no_new_kinds():
-            run_module(name, file, content)
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(name, None)  # the file ran, but declared a kind of step
-        for key in [key for key in OUTSIDE if key[0] == name]:
-            del OUTSIDE[key]
-        raise InvalidRecipeError(
-            f"{label}: cannot be loaded: {_brief(error)}", "WORKBENCH_DEBUG=1 shows the traceback."
-        ) from error
 
 
 @contextmanager

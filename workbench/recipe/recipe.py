@@ -212,35 +212,35 @@ def from_data(data: Mapping[str, object], project: Path) -> Recipe:
 
 def _from_document(document: yamldoc.Document, project: Path, path: Path | None, settings: tuple[str, ...] = ()) -> Recipe:
     """Validate a document as a recipe, and check the references between its fields."""
-    named = _methods_of(document, project)
+    found = []
+    for path_of_name, method in MethodFinder(project).used(document.data.get("steps")):
+        if isinstance(method, WorkbenchError):
+            raise document.error(("steps", *path_of_name), method.message, method.hint) from method
+        found.append(method)
+    named = tuple(dict.fromkeys(found))
     tags = {method.tag: method for method in named}
     try:
         valid = document.validate(recipe_model(named), tags)
     except InvalidRecipeError:  # only all methods together can tell what was expected
         valid = document.validate(recipe_model(tuple(dict.fromkeys((*methods().values(), *named)))), tags)
-    fields = _with_form(valid)
-    steps = [step.completed(list(fields.bricks)) for step in fields.steps]  # type: ignore[attr-defined]
+    fields, last = valid, valid.steps[-1:]  # type: ignore[attr-defined]
+    if "form" not in valid.output.model_fields_set and last and last[0].ends_recipe:  # in a memory or a router
+        fields = valid.model_copy(update={"output": valid.output.model_copy(update={"form": "configuration"})})
+    steps = [step.completed(list(fields.bricks)) for step in valid.steps]  # type: ignore[attr-defined]
     recipe = Recipe(fields, tuple(steps), project, path, document if path else None, settings)
-    _check_references(recipe)
+    _check_tokenizer(recipe)
+    _check_last_step(recipe)
+    if recipe.fields.search is not None and recipe.fields.sweep is not None:
+        text = "a recipe has either a `search`, which chooses values, or a `sweep`, which scores all of them"
+        raise recipe.error(("sweep",), text, "Remove one of them.")
+    for i, step in enumerate(recipe.steps):
+        for problem in step.check_names(recipe.used_bricks(step), list(recipe.fields.bricks)):
+            raise recipe.error(("steps", i, *problem.path), problem.message, problem.hint)
+    ids = [step.id for step in recipe.steps if step.id]
+    for i, step in enumerate(recipe.steps):
+        if step.id and ids.count(step.id) > 1:
+            raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'", "Give each step an id of its own.")
     return recipe
-
-
-def _methods_of(document: yamldoc.Document, project: Path) -> tuple[type[Step], ...]:
-    """Return the methods that a recipe names, each once."""
-    named = []
-    for path, method in MethodFinder(project).used(document.data.get("steps")):
-        if isinstance(method, WorkbenchError):
-            raise document.error(("steps", *path), method.message, method.hint) from method
-        named.append(method)
-    return tuple(dict.fromkeys(named))
-
-
-def _with_form(fields: RecipeFields) -> RecipeFields:
-    """Set `form: configuration` for a recipe that ends in a memory or a router and has no `form`."""
-    steps, output = fields.steps, fields.output  # type: ignore[attr-defined]
-    if "form" in output.model_fields_set or not (steps and steps[-1].ends_recipe):
-        return fields
-    return fields.model_copy(update={"output": output.model_copy(update={"form": "configuration"})})
 
 
 def _check_last_step(recipe: Recipe) -> None:
@@ -268,22 +268,6 @@ def _check_last_step(recipe: Recipe) -> None:
             "`form: configuration` needs a memory or a router, but no step makes one",
             "Add a memory such as `edit: memory` or a router such as `route: ridge` as the last step, or write `form: checkpoint`.",
         )
-
-
-def _check_references(recipe: Recipe) -> None:
-    """Raise WorkbenchError if fields contradict each other: unknown bricks, a merge without bricks, duplicate ids."""
-    _check_tokenizer(recipe)
-    _check_last_step(recipe)
-    if recipe.fields.search is not None and recipe.fields.sweep is not None:
-        text = "a recipe has either a `search`, which chooses values, or a `sweep`, which scores all of them"
-        raise recipe.error(("sweep",), text, "Remove one of them.")
-    for i, step in enumerate(recipe.steps):
-        for problem in step.check_names(recipe.used_bricks(step), list(recipe.fields.bricks)):
-            raise recipe.error(("steps", i, *problem.path), problem.message, problem.hint)
-    ids = [step.id for step in recipe.steps if step.id]
-    for i, step in enumerate(recipe.steps):
-        if step.id and ids.count(step.id) > 1:
-            raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'", "Give each step an id of its own.")
 
 
 def _check_tokenizer(recipe: Recipe) -> None:

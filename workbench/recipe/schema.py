@@ -36,10 +36,6 @@ class Output(Strict):
     shard_size: str = "4GB"
     """Maximum size of each file of a checkpoint."""
 
-    def of_adapter(self) -> dict[str, object]:
-        """Return the fields that an adapter's run depends on, for its key."""
-        return self.model_dump(exclude={"shard_size"} if self.accept_error is not None else {"shard_size", "accept_error"})
-
     @field_validator("rank", mode="before")
     @classmethod
     def _check_rank(cls, value: Any) -> Any:
@@ -78,10 +74,6 @@ class AdaptedBase(Strict):
         return f"{self.on}+{self.adapter}"
 
 
-def _base_form(value: Any) -> str:
-    return "adapted" if isinstance(value, (Mapping, AdaptedBase)) else "model"
-
-
 class RecipeFields(Strict):
     """All fields of a recipe except `steps`, which `recipe_model()` adds from the registered methods."""
 
@@ -92,7 +84,8 @@ class RecipeFields(Strict):
     description: str | None = None
     """A short description, which is copied to the README.md of the result."""
     base: Annotated[
-        Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")], Discriminator(_base_form)
+        Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")],
+        Discriminator(lambda value: "adapted" if isinstance(value, (Mapping, AdaptedBase)) else "model"),
     ]
     """The base model: a directory or GGUF file, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model with an adapter on it."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
@@ -194,13 +187,14 @@ def override(document: yamldoc.Document, settings: Sequence[str], project: Path)
         WorkbenchError: If an override is malformed or names an unknown step or field.
     """
     ids = _steps(document)
-    methods = [setting for setting in settings if _chooses_method(_located(document, setting, ids, lenient=True))]
+    paths = {setting: _located(document, setting, ids, lenient=True) for setting in settings}
+    methods = [setting for setting, path in paths.items() if _in_step(path) and len(path) == 3 and path[2] in verbs()]
     notes = [note for setting in methods if (note := _set_method(document, setting, ids, project))]
     ids = {**_steps(document), **ids}  # a step without an id is named after its method, the old one or the new one
     for setting in settings:
         if setting not in methods:
-            _put(document, setting, _located(document, setting, ids))
-        _fix(document, setting.partition("=")[0], ids)
+            _set_value(document, setting, _located(document, setting, ids))
+        _stop_varying(document, setting.partition("=")[0], ids)
     return tuple(notes)
 
 
@@ -210,7 +204,7 @@ def _set_method(document: yamldoc.Document, setting: str, ids: Mapping[str, int]
     index, verb, method = int(path[1]), str(path[2]), yamldoc.scalar(setting.partition("=")[2]).data
     step, sweep = document.data["steps"][index], document.data.get("sweep")
     if verb not in step or not isinstance(method, str):
-        _put(document, setting, path)
+        _set_value(document, setting, path)
         return ""
     dropped = choose_method(step, verb, method, project)
     if (kind := known_method(verb, method, project)) and isinstance(sweep, dict):
@@ -292,7 +286,7 @@ def _located(document: yamldoc.Document, setting: str, ids: Mapping[str, int], l
     return tuple(parts)
 
 
-def _put(document: yamldoc.Document, setting: str, path: tuple[str | int, ...]) -> None:
+def _set_value(document: yamldoc.Document, setting: str, path: tuple[str | int, ...]) -> None:
     """Set the value of an override; mappings that are missing on the way are created."""
     target, parts = (document.data["steps"][path[1]], path[2:]) if _in_step(path) else (document.data, path)
     for part in parts[:-1]:
@@ -311,21 +305,17 @@ def _in_step(path: Sequence[str | int]) -> bool:
     return len(path) > 2 and path[0] == "steps" and isinstance(path[1], int)
 
 
-def _chooses_method(path: Sequence[str | int]) -> bool:
-    return _in_step(path) and len(path) == 3 and path[2] in verbs()
-
-
-def _fix(document: yamldoc.Document, key: str, ids: Mapping[str, int]) -> None:
+def _stop_varying(document: yamldoc.Document, key: str, ids: Mapping[str, int]) -> None:
     """Remove a field that `--set` gives from the fields that the recipe's `sweep` varies."""
     sweep = document.data.get("sweep")
     if not isinstance(sweep, dict):
         return
 
-    def place(name: str) -> str:
+    def by_number(name: str) -> str:
         head, dot, rest = name.partition(".")
         return str(ids.get(head, head)) + dot + rest
 
-    fixed = [name for name in sweep if place(str(name)) == place(key)]
+    fixed = [name for name in sweep if by_number(str(name)) == by_number(key)]
     for name in fixed:
         del sweep[name]
     if fixed and not sweep:

@@ -33,24 +33,58 @@ _SHARED = frozenset({
 })  # fmt: skip
 
 
-def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
-    """Return the errors in the steps: missing files, `where` that matches nothing, and bricks of an unusable kind."""
-    return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks), *_check_axes(recipe, bricks)]
+def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) -> Iterator[WorkbenchError]:
+    """Yield the errors in the steps: bad files, `where` that matches nothing, bricks of an unusable kind or for another use."""
+    for i, step in enumerate(recipe.steps):
+        missing = [file for file in step.files() if not (recipe.project / file).is_file()]
+        for file in missing:
+            yield recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.")
+        if missing:
+            continue
+        try:
+            step.check_inputs(recipe.project)
+            if isinstance(step, GrowMethod) and step.train:
+                from workbench.train.spec import TrainSpec
+                from workbench.train.texts import training_texts
+
+                training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
+        except WorkbenchError as error:
+            yield error
+    for i, step in enumerate(recipe.steps):
+        for path, where in _where_fields(step):
+            if unmatched := where.unmatched(base):
+                hint = "`workbench brick show` lists tensor names; config.json has the number of layers."
+                yield recipe.error(("steps", i, *path), f"{unmatched} matches no tensor of the base", hint)
+    for i, step in enumerate(recipe.steps):
+        used = {name: bricks[name].kind for name in recipe.used_bricks(step) if name in bricks}
+        for problem in step.check_kinds(used):
+            yield recipe.error(("steps", i, *problem.path), problem.message, problem.hint)
+    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+        for name in recipe.used_bricks(step) if step.merges else ():
+            brick = bricks.get(name)
+            stated = brick.card.axes.stated() if isinstance(brick, Brick) and brick.card else {}
+            for axis, expected in (("routing", "none"), ("aggregation", "parameter_sum")):
+                if (value := stated.get(axis, expected)) != expected:
+                    message = (
+                        f"brick '{name}': its card says axes.{axis}: {value}, but step '{step_id}' adds its delta to the weights"
+                    )
+                    hint = f"Remove `{axis}` from its {CARD}, or use the brick in a step that routes to it."
+                    yield recipe.error(("steps", i, "bricks", name), message, hint)
 
 
-def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchError]:
-    """Return an error for each brick that is no plain low-rank update, in steps that need one (`Step.low_rank_bricks`).
+def check_low_rank(resolved: Resolved, findings: Findings) -> Iterator[WorkbenchError]:
+    """Yield an error for each brick that is no plain low-rank update, in steps that need one (`Step.low_rank_bricks`).
 
     The result of a recipe is checked when it has been computed, except that it must be an adapter.
     """
-    recipe, problems = resolved.recipe, []
+    recipe = resolved.recipe
     for i, step in enumerate(recipe.steps):
         for name in recipe.used_bricks(step) if step.low_rank_bricks else ():
             nested = resolved.nested.get(name)
             if nested is not None and (form := nested.recipe.fields.output.form) != "adapter":
                 message = f"brick '{name}' is a recipe whose result is a {form}, but step '{recipe.step_ids[i]}' needs an adapter of the base"
                 hint = f"Write `output: {{form: adapter, rank: 16}}` in recipe {nested.recipe.name}."
-                problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
+                yield recipe.error(("steps", i, "bricks", name), message, hint)
             brick = resolved.on_disk.get(name)
             if brick is None or brick.kind != "adapter":
                 continue
@@ -65,8 +99,7 @@ def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchErro
                     target = recipe.fields.bricks[name].target
                     message = f"brick '{name}' has {found}, but step '{recipe.step_ids[i]}' needs plain LoRA on linear layers"
                     hint = f"Turn it into one: {as_lora(name, target)}"
-                    problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
-    return problems
+                    yield recipe.error(("steps", i, "bricks", name), message, hint)
 
 
 def small_tensors(step: Step, resolved: Resolved) -> list[str]:
@@ -134,21 +167,15 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
         warnings += read_notes(brick.checkpoint) + compare_configs(brick, plain)
         with findings.or_at_run(f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
-    warnings += _check_origin(brick, resolved, hub, findings)
-    if not brick.headers_only and not has_headers_only(plain.path) and changes_nothing(brick, base, resolved.cache):
-        warnings.append(f"{brick.label} changes nothing: every tensor of its delta is zero")
-    return warnings
-
-
-def _check_origin(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
-    """Return warnings about the base that a brick was made on. Raises WorkbenchError if it was made on another base."""
-    digest = None
+    digest, recipe = None, resolved.recipe
     if recorded_digests(brick):
         with findings.or_at_run(f"{brick.label}: the base has the weights that the brick's card records"):
             digest = read_digest(resolved, hub)
-    recipe = resolved.recipe
-    base = NamedBase(recipe.fields.base_name, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
-    return check_origin(brick, base, recipe.project, any_base=recipe.fields.bricks[brick.name].any_base)
+    named = NamedBase(recipe.fields.base_name, resolved.base_path, Model(plain, plain.config), digest)
+    warnings += check_origin(brick, named, recipe.project, any_base=recipe.fields.bricks[brick.name].any_base)
+    if not brick.headers_only and not has_headers_only(plain.path) and changes_nothing(brick, base, resolved.cache):
+        warnings.append(f"{brick.label} changes nothing: every tensor of its delta is zero")
+    return warnings
 
 
 def read_notes(checkpoint: Checkpoint) -> list[str]:
@@ -180,49 +207,7 @@ def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, object]:
     return fields
 
 
-def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
-    """Return an error for each `where` with a glob that matches no tensor or a slice that contains no layer."""
-    problems = []
-    for i, step in enumerate(recipe.steps):
-        for path, where in _places(step):
-            if unmatched := where.unmatched(base):
-                problems.append(
-                    recipe.error(
-                        ("steps", i, *path),
-                        f"{unmatched} matches no tensor of the base",
-                        "`workbench brick show` lists tensor names; config.json has the number of layers.",
-                    )
-                )
-    return problems
-
-
-def _check_kinds(recipe: Recipe, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
-    """Return an error for each brick whose kind its step cannot use."""
-    problems = []
-    for i, step in enumerate(recipe.steps):
-        used = {name: bricks[name].kind for name in recipe.used_bricks(step) if name in bricks}
-        problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in step.check_kinds(used)]
-    return problems
-
-
-def _check_axes(recipe: Recipe, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
-    """Return an error for each brick that a step adds to the weights although its card says that it is used in another way."""
-    problems = []
-    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-        for name in recipe.used_bricks(step) if step.merges else ():
-            brick = bricks.get(name)
-            stated = brick.card.axes.stated() if isinstance(brick, Brick) and brick.card else {}
-            for axis, expected in (("routing", "none"), ("aggregation", "parameter_sum")):
-                if (value := stated.get(axis, expected)) != expected:
-                    message = (
-                        f"brick '{name}': its card says axes.{axis}: {value}, but step '{step_id}' adds its delta to the weights"
-                    )
-                    hint = f"Remove `{axis}` from its {CARD}, or use the brick in a step that routes to it."
-                    problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
-    return problems
-
-
-def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
+def _where_fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
     """Yield every `where` in a value, with its path."""
     if isinstance(value, Where):
         yield path, value
@@ -230,30 +215,8 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
         return  # a merge within a step, whose layers are counted within its slice: the step checks it
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
-            yield from _places(getattr(value, name), (*path, field.alias or name))
-        yield from _places(value.model_extra or {}, path)
+            yield from _where_fields(getattr(value, name), (*path, field.alias or name))
+        yield from _where_fields(value.model_extra or {}, path)
     elif isinstance(value, (dict, tuple)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _places(inner, (*path, key))
-
-
-def _check_files(recipe: Recipe) -> list[WorkbenchError]:
-    """Return an error for each file of a step that is missing or invalid."""
-    problems = []
-    for i, step in enumerate(recipe.steps):
-        missing = [file for file in step.files() if not (recipe.project / file).is_file()]
-        problems += [
-            recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing
-        ]
-        if missing:
-            continue
-        try:
-            step.check_inputs(recipe.project)
-            if isinstance(step, GrowMethod) and step.train:
-                from workbench.train.spec import TrainSpec
-                from workbench.train.texts import training_texts
-
-                training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
-        except WorkbenchError as error:
-            problems.append(error)
-    return problems
+            yield from _where_fields(inner, (*path, key))

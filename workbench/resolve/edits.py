@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from workbench.bricks.brick import Brick
@@ -125,20 +125,13 @@ def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]
             if not step.merges or name not in recipe.used_bricks(step):
                 continue
             with findings.or_at_run(f"{brick.label}: the edit was solved on the weights that step '{step_id}' adds it to"):
-                if reason := _inexact(record, name, resolved, i, hub):
+                reason = step.alters(name, recipe.used_bricks(step), step_id)
+                if not reason and read_state(resolved, i, hub) != record.get("solved_after"):
+                    reason = f"which was not solved on the weights that step '{step_id}' adds it to"
+                if reason:
                     warnings.append(f"{brick.label}: an edit, {reason}. {_survival(brick, resolved)}")
                     break
     return warnings
-
-
-def _inexact(record: Mapping[str, object], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
-    """Return why a merge step may lose facts of an edit, as a clause; None if it adds the edit as it was solved."""
-    step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
-    if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):
-        return altered
-    if read_state(resolved, number, hub) != record.get("solved_after"):
-        return f"which was not solved on the weights that step '{step_id}' adds it to"
-    return None
 
 
 def _survival(brick: Brick, resolved: Resolved) -> str:

@@ -123,7 +123,7 @@ def products(inputs: KeyInputs, bricks: Sequence[str]) -> list[str]:
     return [PRODUCTS] if inputs.base_adapter or any(inputs.bricks[name].kind == "adapter" for name in bricks) else []
 
 
-def told_apart(keys: Mapping[str, str], content: Callable[[str], str]) -> dict[str, str]:
+def distinct_keys(keys: Mapping[str, str], content: Callable[[str], str]) -> dict[str, str]:
     """Make sort keys unique: append the digest of the content to keys that several bricks share.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,23 +105,16 @@ def _joined(adapters: Sequence[Adapter], limit: int | None) -> tuple[int, int]:
     return even if even <= 2 * exact else exact, others
 
 
-def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:
-    """Return an error for each part of the recipe whose result `output: {form: adapter}` cannot hold."""
+def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> Iterator[WorkbenchError]:
+    """Yield an error for each part of the recipe whose result `output: {form: adapter}` cannot hold."""
     if recipe.fields.output.form != "adapter":
-        return []
-    problems = []
+        return
     block = recipe.fields.tokenizer
     if block is not None and (block.source != "base" or block.tokens or block.pad_to_multiple_of):
-        problems.append(
-            recipe.error(
-                ("tokenizer",),
-                "another vocabulary changes the size of the embeddings, but an adapter can only update tensors of the base",
-                "Write `output: {form: checkpoint}`.",
-            )
-        )
+        text = "another vocabulary changes the size of the embeddings, but an adapter can only update tensors of the base"
+        yield recipe.error(("tokenizer",), text, "Write `output: {form: checkpoint}`.")
     exact = recipe.fields.output.rank in (None, "exact")
     for i, step in enumerate(recipe.steps):
         used = {name: kinds.get(name, "adapter") for name in recipe.used_bricks(step)}
-        misfits = step.check_adapter(used, exact, recipe.step_ids[i])
-        problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in misfits]
-    return problems
+        for misfit in step.check_adapter(used, exact, recipe.step_ids[i]):
+            yield recipe.error(("steps", i, *misfit.path), misfit.message, misfit.hint)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from workbench.bricks.brick import Brick, BrickSource
+from workbench.bricks.brick import Brick
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import AdaptedCheckpoint, base_adapter, base_digest, resolve_base, resolve_brick
 from workbench.bricks.origin import find_ties, rows_of, untied
@@ -27,7 +27,7 @@ from workbench.resolve.checks import (
 )
 from workbench.resolve.edits import check_streams, edit_warnings
 from workbench.resolve.findings import Findings
-from workbench.resolve.keys import told_apart
+from workbench.resolve.keys import distinct_keys
 from workbench.resolve.output import check_form
 from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
@@ -66,7 +66,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     return _Builder(recipe, hub, _above).build()
 
 
-def _base(recipe: Recipe, hub: Hub) -> tuple[Checkpoint, str | None]:
+def _locate_base(recipe: Recipe, hub: Hub) -> tuple[Checkpoint, str | None]:
     """Return the base of a recipe, with its adapter if it has one, and the commit of its hub repository."""
     base = recipe.fields.base
     if isinstance(base, str):
@@ -87,7 +87,7 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, hub: Hub, above: tuple[Path, ...]) -> None:
         self.recipe, self.hub, self.above = recipe, hub, above
-        self.checkpoint, self.revision = _base(recipe, hub)
+        self.checkpoint, self.revision = _locate_base(recipe, hub)
         self.on_disk: dict[str, Brick] = {}
         self.nested: dict[str, Resolved] = {}
         self.findings = Findings(warnings=read_notes(self.checkpoint))
@@ -101,10 +101,16 @@ class _Builder:
             WorkbenchError: If there is a problem. The message lists all problems.
         """
         findings = self.findings
-        self._locate_bricks()
+        for name, ref in self.recipe.fields.bricks.items():
+            with findings.or_problem():
+                if ref.kind == "recipe":
+                    self.nested[name] = self._resolve_nested(name, ref.target)
+                else:
+                    self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)
         self._keep_added_tokens()
         apart = {*self.whole, *self.teachers, self.recipe.donor}
-        merged = {name: source for name, source in self._sources.items() if name not in apart}
+        sources = brick_sources(self.recipe, self.on_disk, self.nested)
+        merged = {name: source for name, source in sources.items() if name not in apart}
         reasons, unread = find_ties(merged, self.checkpoint, findings.deferred)
         findings.problems += unread.values()
         used = self.recipe.parents
@@ -121,7 +127,7 @@ class _Builder:
             unties=unties,
             vocabulary=self._aligned(plain) if self.recipe.fields.tokenizer and not findings.problems else None,
         )
-        self._check(inputs, unread)
+        self._check_inputs(inputs, unread)
         findings.raise_problems()
         resolved = _with_tokenizers(inputs)
         generation_settings(resolved.tokenizer_path, resolved.base.config)  # a damaged file ends here, before any work
@@ -130,24 +136,10 @@ class _Builder:
         deferred = (*self.checkpoint.deferred, *findings.deferred, *(d for b in resolved.bricks.values() for d in b.deferred))
         return replace(resolved, warnings=tuple(findings.warnings), deferred=deferred)
 
-    @property
-    def _sources(self) -> Mapping[str, BrickSource]:
-        """The bricks that were found, by name."""
-        return brick_sources(self.recipe, self.on_disk, self.nested)
-
     @cached_property
     def _base_digest(self) -> str:
         """Digest of the base."""
         return base_digest(self.checkpoint, cache_of(self.recipe.project))
-
-    def _locate_bricks(self) -> None:
-        """Find every brick, and resolve those that are recipes."""
-        for name, ref in self.recipe.fields.bricks.items():
-            with self.findings.or_problem():
-                if ref.kind == "recipe":
-                    self.nested[name] = self._inner(name, ref.target)
-                else:
-                    self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)
 
     def _keep_added_tokens(self) -> None:
         """Give the recipe a `tokenizer` block if bricks add tokens to the base's and it has none, so that their rows are kept."""
@@ -155,7 +147,10 @@ class _Builder:
         if fields.tokenizer or fields.output.form != "checkpoint" or self.whole or self.teachers:
             return
         try:
-            for brick in filter(self._has_rows, self.on_disk.values()):
+            for brick in self.on_disk.values():
+                has_rows = brick.kind == "checkpoint" or brick.adapter.keys.vocabulary
+                if not has_rows or brick.part or brick.name not in self.recipe.parents:
+                    continue
                 found = self._added_tokens(brick, Model(base, base.config))
                 added.append(found if brick.kind == "checkpoint" else found or "")
         except WorkbenchError:
@@ -170,12 +165,7 @@ class _Builder:
         weights, adapts = rows_of(brick, base)[0], brick.kind == "adapter"
         return added_tokens(brick.name, brick.path, weights.specs, self.checkpoint, padding=adapts)
 
-    def _has_rows(self, brick: Brick) -> bool:
-        """Return whether a brick that steps use is a whole checkpoint, or an adapter that trains or stores rows of the vocabulary."""
-        has = brick.kind == "checkpoint" or bool(brick.adapter.keys.vocabulary)
-        return has and not brick.part and brick.name in self.recipe.parents
-
-    def _inner(self, name: str, target: str) -> Resolved:
+    def _resolve_nested(self, name: str, target: str) -> Resolved:
         """Return a resolved recipe that is used as a brick."""
         recipe = self.recipe
         path = (recipe.project / target).resolve()
@@ -217,7 +207,7 @@ class _Builder:
         cache = cache_of(project)
         assert block is not None
         sampled = {n: b.stamp(cache) if b.headers_only else b.fingerprint(cache) for n, b in bricks.items()}
-        keys = told_apart(
+        keys = distinct_keys(
             sampled, lambda name: bricks[name].stamp(cache) if bricks[name].headers_only else bricks[name].digest(cache)
         )
         members = [self._member(b, keys[n], base) for n, b in bricks.items()]
@@ -233,7 +223,7 @@ class _Builder:
             return Member(brick.name, brick.path, key, *rows_of(brick, base))
         return Member(brick.name, brick.path, key, None, brick.checkpoint.config, brick.checkpoint)
 
-    def _check(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
+    def _check_inputs(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
         """Check bricks and steps, and record warnings, deferred checks and problems."""
         findings, output = self.findings, self.recipe.fields.output
         if inputs.base_adapter and output.form != "checkpoint":
@@ -258,7 +248,8 @@ class _Builder:
                     findings.warnings += check_brick(self.on_disk[name], inputs, self.hub, findings)
         findings.problems += check_parts(inputs)
         kinds = {name: brick.kind for name, brick in inputs.bricks.items()}
-        findings.problems += [*check_steps(self.recipe, inputs.base, inputs.bricks), *check_form(self.recipe, kinds)]
+        findings.problems += check_steps(self.recipe, inputs.base, inputs.bricks)
+        findings.problems += check_form(self.recipe, kinds)
         findings.problems += check_low_rank(inputs, findings)
         for step, step_id in zip(self.recipe.steps, self.recipe.step_ids, strict=True):
             told = [*step.warnings(self.recipe.used_bricks(step)), *small_tensors(step, inputs)]

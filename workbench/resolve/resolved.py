@@ -23,7 +23,7 @@ from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings, shipped_files, tokens_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe, dump_steps
-from workbench.resolve.keys import chain, products, told_apart
+from workbench.resolve.keys import chain, distinct_keys, products
 from workbench.resolve.output import MemoryAt, RouterAt, changes_result
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
@@ -116,16 +116,12 @@ class Resolved:
         return self.tokenizer_at(len(self.recipe.steps))
 
     @property
-    def processor_path(self) -> Path:
-        """Directory of the configuration's image and audio processor, if it has one: the base, or the brick that gives encoders."""
-        composing = [step for step in self.recipe.steps if getattr(step, "composes", False)]
-        named = composing[-1].tokenizer_brick() if composing else None
-        return self.on_disk[named].path if named is not None and named in self.on_disk else self.base_path
-
-    @property
     def shipped(self) -> dict[str, Path]:
         """Name -> file that a checkpoint of the result gets as it is: tokenizer, chat template, generation settings, processor."""
-        return shipped_files(self.tokenizer_path, self.processor_path)
+        composing = [step for step in self.recipe.steps if getattr(step, "composes", False)]
+        named = composing[-1].tokenizer_brick() if composing else None  # the brick that gives encoders has their processor
+        processor = self.on_disk[named].path if named is not None and named in self.on_disk else self.base_path
+        return shipped_files(self.tokenizer_path, processor)
 
     def tokenizer_at(self, steps: int) -> Path:
         """Return the directory of the tokenizer after the first `steps` steps."""
@@ -167,12 +163,12 @@ class Resolved:
     def fingerprints(self) -> Mapping[str, str]:
         """Brick name -> sort key from a sample of its content, or from the whole content for bricks with equal samples."""
         samples = {name: brick.fingerprint(self.cache) for name, brick in self.bricks.items()}
-        return MappingProxyType(told_apart(samples, lambda name: self.bricks[name].digest(self.cache)))
+        return MappingProxyType(distinct_keys(samples, lambda name: self.bricks[name].digest(self.cache)))
 
     @property
     def fingerprint(self) -> str:
         """Sort key of the result, as a brick of another recipe, from samples of the bricks."""
-        return json_digest([sorted(self.fingerprints.items()), dump_steps(self.recipe), *self._rows(self.fingerprints)])
+        return json_digest([sorted(self.fingerprints.items()), dump_steps(self.recipe), *self._row_sources(self.fingerprints)])
 
     @property
     def known(self) -> bool:
@@ -185,10 +181,17 @@ class Resolved:
         bricks = {name: brick.stamp(self.cache) for name, brick in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
         adapter = [self.base_adapter.stamp(self.cache)] if self.base_adapter else []
-        base = [stamp(self.checkpoint.entries), meaning_of(self.checkpoint.config), *adapter, output, *self._rows(bricks), *gates]
+        base = [
+            stamp(self.checkpoint.entries),
+            meaning_of(self.checkpoint.config),
+            *adapter,
+            output,
+            *self._row_sources(bricks),
+            *gates,
+        ]
         return chain(self, [*base, *self._beside_weights], bricks)[-1]
 
-    def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
+    def _row_sources(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return what determines the base's rows with a `tokenizer` block: vocabularies, and the bricks that rows come from."""
         if self.vocabulary is None:
             return []
@@ -198,16 +201,16 @@ class Resolved:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """Key of the weights after each step, made from everything that determines them."""
-        return tuple(chain(self, self._start(self.digests), self.digests)[1:])
+        return tuple(chain(self, self._base_parts(self.digests), self.digests)[1:])
 
     @property
     def base_key(self) -> str:
         """Key of the base's weights, with the rows that a `tokenizer` block gives it."""
-        return json_digest(self._start(self.digests))
+        return json_digest(self._base_parts(self.digests))
 
-    def _start(self, bricks: Mapping[str, str]) -> list[Any]:
+    def _base_parts(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return everything that determines the base's weights."""
-        return ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else []), *products(self, [])]
+        return ["base", self.base_digest, *self._row_sources(bricks), *(["untied"] if self.unties else []), *products(self, [])]
 
     def input_digest(self, name: str) -> str:
         """Return the digest of a step's input file, and watch the file for changes."""
@@ -244,12 +247,12 @@ class Resolved:
         names = {n for s in before.recipe.steps for n in self.recipe.used_bricks(s)}
         names |= set(self.bricks) if self.vocabulary else set()
         bricks = {name: self.bricks[name].digest(self.cache) for name in names}
-        return chain(before, self._start(bricks), bricks, listed=True)[-1]
+        return chain(before, self._base_parts(bricks), bricks, listed=True)[-1]
 
     @cached_property
     def key(self) -> str:
         """Key of the configuration, made from the key of the last step and the form and dtype of the output."""
-        last = chain(self, self._start(self.digests), self.digests)[-1]
+        last = chain(self, self._base_parts(self.digests), self.digests)[-1]
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])
@@ -274,7 +277,8 @@ class Resolved:
     def run_key(self) -> str:
         """Key of the run directory, from the configuration's key, file layout, what its record or files hold besides, and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
-        layout = output.of_adapter() if output.form == "adapter" else parse_size(output.shard_size)
+        unread = {"shard_size"} if output.accept_error is not None else {"shard_size", "accept_error"}
+        layout = output.model_dump(exclude=unread) if output.form == "adapter" else parse_size(output.shard_size)
         return json_digest([self.key, layout, *self._beside_weights, *gates])
 
     @property

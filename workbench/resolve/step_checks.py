@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.activations.sets import RECORD, NeuronSet, set_masks
+from workbench.activations.sets import RECORD, set_masks
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.locate import kinds_of
@@ -91,21 +92,21 @@ def tokenizer_of(resolved: Resolved, name: str) -> Path:
     return path
 
 
-def check_parts(resolved: Resolved) -> list[WorkbenchError]:
-    """Return an error for each multimodal brick of `grow: components` that lacks `part: language`, or whose tokens the result lacks."""
-    recipe, problems = resolved.recipe, []
+def check_parts(resolved: Resolved) -> Iterator[WorkbenchError]:
+    """Yield an error for each multimodal brick of `grow: components` that lacks `part: language`, or whose tokens the result lacks."""
+    recipe = resolved.recipe
     for i, step in enumerate(recipe.steps):
         if not (isinstance(step, GrowMethod) and step.composes):
             continue
         if i < len(recipe.steps) - 1:
             text = f"no step can follow `grow: {step.name}`, because steps work on text models"
-            problems.append(recipe.error(("steps", i + 1), text, f"Make `grow: {step.name}` the last step."))
+            yield recipe.error(("steps", i + 1), text, f"Make `grow: {step.name}` the last step.")
         for name in step.names():
             ref = recipe.fields.bricks.get(name)
             if ref is not None and ref.part is None and ref.kind != "recipe":
                 text = f"brick '{name}' gives encoders to the result, so it must be a multimodal checkpoint with `part: language`"
                 hint = f"Write `{name}: {{checkpoint: {ref.target}, part: language}}`."
-                problems.append(recipe.error(("bricks", name), text, hint))
+                yield recipe.error(("bricks", name), text, hint)
             elif (
                 step.check == "full"
                 and name in resolved.on_disk
@@ -113,12 +114,11 @@ def check_parts(resolved: Resolved) -> list[WorkbenchError]:
             ):
                 text = f"{reason[0].partition(';')[0]}, so its text decoder computes another function than the base with equal weights"
                 hint = "Set `base:` to the text model that it was made from. `check: off` in the step writes the result nevertheless."
-                problems.append(recipe.error(("steps", i, "from"), text, hint))
+                yield recipe.error(("steps", i, "from"), text, hint)
         block, source = recipe.fields.tokenizer, step.tokenizer_brick()
         if block is not None and block.source != source:
             text = f"the result has the configuration of brick '{source}', whose placeholders for images are tokens of its own tokenizer"
-            problems.append(recipe.error(("tokenizer", "source"), text, f"Write `tokenizer: {{source: {source}}}`."))
-    return problems
+            yield recipe.error(("tokenizer", "source"), text, f"Write `tokenizer: {{source: {source}}}`.")
 
 
 def check_neurons(resolved: Resolved, hub: Hub, findings: Findings) -> None:
@@ -131,12 +131,12 @@ def check_neurons(resolved: Resolved, hub: Hub, findings: Findings) -> None:
             continue
         path, folder = named
         try:
-            _check(resolved, hub, findings, number, folder, ".".join(path))
+            _check_neuron_set(resolved, hub, findings, number, folder, ".".join(path))
         except WorkbenchError as error:
             findings.problems.append(resolved.recipe.error(("steps", number, *path), error.message, error.hint))
 
 
-def _check(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder: str, field: str) -> None:
+def _check_neuron_set(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder: str, field: str) -> None:
     recipe, step = resolved.recipe, resolved.recipe.steps[number]
     place, label = recipe.project / folder, f"{field}: {folder}"
     if not (place / RECORD).is_file():
@@ -162,11 +162,6 @@ def _check(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder
             f"{label}: `include`, `exclude` and `layers` select no tensor with neurons of the set",
             "Remove `neurons`, or include the feed-forward tensors.",
         )
-    _check_digest(resolved, hub, findings, neurons, resolved.recipe.project / folder, label)
-
-
-def _check_digest(resolved: Resolved, hub: Hub, findings: Findings, neurons: NeuronSet, place: Path, label: str) -> None:
-    """Compare the weights that a set was chosen on with the base's; warn if the set does not record them."""
     if neurons.base is None:
         findings.warnings.append(f"{label}: the set does not record the weights that its neurons were chosen on")
         return

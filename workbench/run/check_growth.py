@@ -126,7 +126,7 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
     def logits(of: Model, tokens: torch.Tensor, skeleton: PreTrainedModel | None = None) -> torch.Tensor:
         nonlocal whole
         with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
-            streamed = Streamed.of(of, skeleton or causal_skeleton(of.config, device), device)
+            streamed = Streamed.prepare(of, skeleton or causal_skeleton(of.config, device), device)
             if streamed is not None:
                 try:
                     return streamed.logits(tokens.to(device))

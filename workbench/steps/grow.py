@@ -29,11 +29,6 @@ NEW = -1
 """Marks a row or column of an `Axis` that growth adds."""
 
 
-def _off_as_text(value: Any) -> Any:
-    """Convert a Boolean back to a word, because YAML reads an unquoted `off` as false."""
-    return {False: "off", True: "full"}.get(value, value) if isinstance(value, bool) else value
-
-
 @dataclass(frozen=True)
 class Sources:
     """The whole models that a grow step reads beside the current one.
@@ -70,7 +65,11 @@ class GrowMethod(BrickStep):
     random: ClassVar[bool] = False
     """True if the method draws random numbers; the recipe's seed is then part of the step's key."""
 
-    check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_off_as_text)] = "full"
+    check: Annotated[
+        Literal["full", "tensors", "off"],
+        # YAML reads an unquoted `off` as false.
+        BeforeValidator(lambda value: {False: "off", True: "full"}.get(value, value) if isinstance(value, bool) else value),
+    ] = "full"
     """Checks that `run` makes. `tensors`: config.json agrees with the tensors, the written files keep every old element, and the
     logits of two short prompts are unchanged if the method promises that; one decoder layer and the embeddings are in memory at a
     time. `full`: also logits of longer prompts, cached generation, gradients, and loading with transformers; both models are in

@@ -294,7 +294,7 @@ class Memo:
         """Return the value of a key; None if there is none."""
         return self._values.get(key)
 
-    def keep(self, key: tuple[Any, ...], value: Any) -> None:
+    def store(self, key: tuple[Any, ...], value: Any) -> None:
         """Store a value for later compositions."""
         self._values[key] = value
 

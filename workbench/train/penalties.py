@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,21 +121,17 @@ class Routing:
         self._mask: Tensor | None = None
         self._hooks = [model.register_forward_pre_hook(self._start_pass, with_kwargs=True)]
         for name in routers:
-            self._hooks.append(model.get_submodule(name).register_forward_pre_hook(self._logit_hook(name)))
+            self._hooks.append(model.get_submodule(name).register_forward_pre_hook(partial(self._record_logits, name)))
 
     def _start_pass(self, _module: Any, _args: tuple[Any, ...], arguments: dict[str, Tensor]) -> None:
         """Forget the logits of the previous forward pass, and record the attention mask of this one."""
         self._logits.clear()
         self._mask = arguments.get("attention_mask")
 
-    def _logit_hook(self, name: str) -> Any:
-        """Return a forward pre-hook that records the logits of one router."""
-
-        def hook(module: Any, args: tuple[Any, ...]) -> None:
-            # Depending on the architecture, routers return logits, scores or neither, but all compute this product first.
-            self._logits[name] = args[0].flatten(0, -2).float() @ module.weight.float().T
-
-        return hook
+    def _record_logits(self, name: str, module: Any, args: tuple[Any, ...]) -> None:
+        """Record the logits of one router, as a forward pre-hook."""
+        # Depending on the architecture, routers return logits, scores or neither, but all compute this product first.
+        self._logits[name] = args[0].flatten(0, -2).float() @ module.weight.float().T
 
     def penalty(self) -> Tensor:
         """Return the mean of `routing_loss` over layers in the last forward pass, ignoring padding."""

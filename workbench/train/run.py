@@ -25,7 +25,7 @@ from workbench.train.fit import SILENT, HeldOut, Reports, Watch, fit, model_dige
 from workbench.train.penalties import Orthogonal
 from workbench.train.rows import CROSS_ENTROPY, Objective, refuse_mixing
 from workbench.train.spec import TrainSpec
-from workbench.train.texts import Inputs, lent, read_inputs, scheduled
+from workbench.train.texts import Inputs, read_inputs, scheduled, state_restored
 from workbench.weights.header import disk_errors
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def train(
     spec = spec.with_steps(len(inputs.skill))
     paths = files.orthogonal_to(spec)
     started = time.monotonic()
-    with quiet(), reproducible(spec.seed), lent(model):
+    with quiet(), reproducible(spec.seed), state_restored(model):
         live = _load(spec, files.base, model).to(device)
         parent = [model_digest(live), loaded_tokens_digest(tokenizer)] if 0 < spec.save_every < spec.steps else None
         rows, replayed = scheduled(spec, live, tokenizer, inputs)
@@ -270,7 +270,11 @@ def _save(spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     with scratch_beside(out / "adapter_model.safetensors") as folder, disk_errors(out):
         model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
-        _sort_config(folder / "adapter_config.json")
+        # PEFT keeps target modules in a set, whose order varies.
+        settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        if isinstance(settings.get("target_modules"), list):
+            settings["target_modules"] = sorted(settings["target_modules"])
+        write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
         for file in folder.iterdir():
             file.replace(out / file.name)
 
@@ -280,14 +284,6 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for tensor in model.state_dict(keep_vars=True).values():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
-
-
-def _sort_config(path: Path) -> None:
-    """Rewrite the adapter's config with sorted target modules, because PEFT keeps them in a set, whose order varies."""
-    config = json.loads(path.read_text("utf-8"))
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"] = sorted(config["target_modules"])
-    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def train_parameters(

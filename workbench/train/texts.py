@@ -57,7 +57,12 @@ def training_texts(spec: TrainSpec, data: Path, folder: Path, *, chat: bool = Tr
     held_out: list[Text] = []
     if isinstance(spec.held_out, str):
         held_out = _read_file(folder / spec.held_out, chat)
-        _refuse_overlap(held_out, training, spec.held_out)
+        rows = {(text.prompt, text.answer) for text in training}
+        if in_both := [text for text in held_out if (text.prompt, text.answer) in rows]:
+            raise InvalidRecipeError(
+                f"{in_both[0].place}: this held-out row is also a training row ({len(in_both)} of {len(held_out)} held-out rows are)",
+                f"Remove these rows from the training rows or from {spec.held_out}, or set `held_out: 0.1` instead.",
+            )
     elif spec.held_out is not None:
         training, held_out = split(training, spec.held_out)
     digests = {"rows": rows_digest(training)}
@@ -125,17 +130,6 @@ def _read_file(path: Path, chat: bool) -> list[Text]:
         hint = f"{suggestion(path)} Check `data:` and `held_out:`.".lstrip()
         raise InvalidRecipeError(f"{path.name}: no such file of training rows", hint)
     return read_texts(path, path.name, chat=chat)
-
-
-def _refuse_overlap(held_out: list[Text], trained: list[Text], name: str) -> None:
-    """Raise WorkbenchError if a row is both trained on and held out."""
-    training_rows = {(text.prompt, text.answer) for text in trained}
-    in_both = [text for text in held_out if (text.prompt, text.answer) in training_rows]
-    if in_both:
-        raise InvalidRecipeError(
-            f"{in_both[0].place}: this held-out row is also a training row ({len(in_both)} of {len(held_out)} held-out rows are)",
-            f"Remove these rows from the training rows or from {name}, or set `held_out: 0.1` instead.",
-        )
 
 
 def hub_texts(source: HubData, folder: Path, chat: bool = True) -> list[Text]:
@@ -277,7 +271,7 @@ def scheduled(
 
 
 @contextlib.contextmanager
-def lent(model: PreTrainedModel | None) -> Iterator[None]:
+def state_restored(model: PreTrainedModel | None) -> Iterator[None]:
     """Restore gradient flags, mode and cache setting of the caller's model after a training; None does nothing."""
     if model is None:
         yield

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.ground.lazy import torch
@@ -133,7 +134,8 @@ def carry(
         for control, values in zip(controls, shuffled, strict=True):
             if again:
                 values |= _fit_group(again, by, models.source, control, seen)[1]
-    actual, controls_mean = _mean_layer([matches[layer] for layer in compared]), [_mean_layer(one.values()) for one in shuffled]
+    actual = sum(mean(matches[layer]) for layer in compared) / len(compared)
+    controls_mean = [sum(map(mean, one.values())) / len(one) for one in shuffled]
     chance = math.fsum(controls_mean) / len(controls_mean)
     match = Match(
         matched=actual,
@@ -151,11 +153,6 @@ def carry(
 def mean(values: Tensor, empty: float = 0.0) -> float:
     """Return the mean over units, or `empty` for a layer without a unit that varies."""
     return float(values.double().mean()) if len(values) else empty
-
-
-def _mean_layer(values: Collection[Tensor]) -> float:
-    """Return the mean over layers of the mean over units."""
-    return sum(map(mean, values)) / len(values)
 
 
 def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:
@@ -243,13 +240,10 @@ def acting(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[N
         updates: Module -> (B [outputs, rank], A [rank, inputs]) as `left` and `right`, on the model's device.
     """
 
-    def after(update: Factors) -> Any:
-        def add(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + ((args[0] @ update.right.T) @ update.left.T)
-
-        return add
+    def add(update: Factors, _module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + ((args[0] @ update.right.T) @ update.left.T)
 
     with ExitStack() as stack:
         for name, update in updates.items():
-            stack.enter_context(hooked(model.get_submodule(name), after=after(update)))
+            stack.enter_context(hooked(model.get_submodule(name), after=partial(add, update)))
         yield

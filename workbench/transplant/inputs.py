@@ -96,7 +96,13 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     checkpoint, _ = resolve_base(base, project)
     source, target = Model(checkpoint, checkpoint.config), _target(wanted.to, project)
     bound = _bound(brick, source, base)
-    notes = _check_base(brick, NamedBase(base, checkpoint.path, source, _digest(source, project)), project, wanted.force)
+    named = NamedBase(base, checkpoint.path, source, _digest(source, project))
+    try:
+        warnings = check_origin(brick, named, project, any_base=wanted.force)
+    except WorkbenchError as error:
+        hint = "Name the model that it was trained on with --on MODEL. To carry it from this one nevertheless, add --force."
+        raise error.reworded(error.message, hint) from None
+    notes = [note.partition(". ")[0] for note in warnings]  # the full text gives advice on recipes
     target_digest = _digest(target, project)
     if target_digest == _digest(source, project):
         raise WorkbenchError(f"--to {wanted.to} is the base of {brick.label}", "The brick can be used there as it is.")
@@ -105,7 +111,7 @@ def read_inputs(wanted: Wanted, project: Path) -> Inputs:
     modules, theirs = linears(source, live_places(source)), linears(target, live_places(target))
     plan = plan_moves(sorted(bound.places), modules, theirs, layers)
     _check_plan(plan, brick, target, wanted)
-    by = _way(wanted, plan)
+    by = _matching(wanted, plan)
     return Inputs(brick, base, bound, source, target, target_digest, layers, plan, by, modules, notes)
 
 
@@ -158,19 +164,6 @@ def _bound(brick: Brick, source: Model, base: str) -> BoundAdapter:
     return bound
 
 
-def _check_base(brick: Brick, base: NamedBase, project: Path, force: bool) -> list[str]:
-    """Return warnings on the evidence that the adapter was trained on the source; raise WorkbenchError if it was trained on another one."""
-    try:
-        notes = check_origin(brick, base, project, any_base=force)
-    except WorkbenchError as error:
-        raise error.reworded(
-            error.message,
-            "Name the model that it was trained on with --on MODEL. To carry it from this one nevertheless, add --force.",
-        ) from None
-    # The full text gives advice on recipes.
-    return [note.partition(". ")[0] for note in notes]
-
-
 def _check_plan(plan: Plan, brick: Brick, target: Model, wanted: Wanted) -> None:
     """Raise WorkbenchError if nothing is carried, or if the target's experts leave a feed-forward layer without its counterpart."""
     mixture = any(part.get(count) for part in text_parts(target.config) for count in EXPERT_COUNTS)
@@ -189,7 +182,7 @@ def _check_plan(plan: Plan, brick: Brick, target: Model, wanted: Wanted) -> None
         )
 
 
-def _way(wanted: Wanted, plan: Plan) -> By:
+def _matching(wanted: Wanted, plan: Plan) -> By:
     """Return the way that the user asks for, or that shapes and texts suggest; raise WorkbenchError if shapes rule it out."""
     move = next((m for m in plan.moves if m.source.shape != m.target.shape), None)
     if move is None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.facts.facts import joined
@@ -173,21 +174,18 @@ def record(
             store[name] = torch.empty(total, picked.shape[1])
         store[name][batch.places] = picked
 
-    def hook(name: str) -> Any:
-        def see(_module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-            nonlocal last
-            if args[0] is not last[0]:
-                take(kept.inputs, name, args[0])
-                last = args[0], name
-            kept.alike[name] = last[1]
-            take(kept.outputs, name, output)
-
-        return see
+    def see(name: str, _module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal last
+        if args[0] is not last[0]:
+            take(kept.inputs, name, args[0])
+            last = args[0], name
+        kept.alike[name] = last[1]
+        take(kept.outputs, name, output)
 
     head = model.get_output_embeddings()
     with ExitStack() as stack:
         for name in modules:
-            stack.enter_context(hooked(model.get_submodule(name), after=hook(name)))
+            stack.enter_context(hooked(model.get_submodule(name), after=partial(see, name)))
         if head is not None:  # logits are not needed
             stack.enter_context(head_sees(head, torch.zeros(1, dtype=torch.long, device=device)))
         for index in by_length([len(row) for row in rows], batch_limit(device)):

@@ -224,7 +224,7 @@ class ClosedForm(Preset):
         """Estimate the tokens of each part of the work without a cache; values of most facts need a quarter of the steps."""
         facts, earlier = self.read(project), self.earlier(project)
         before = earlier.start().facts if earlier else ()
-        kept = self._kept(facts, before)
+        kept = self._unchanged(facts, before)
         row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
         places = model.layout.edited()
         width = int(model.weights.specs[next(iter(places.values()), None) or model.layout.mlp_out(0)].cols)
@@ -255,7 +255,7 @@ class ClosedForm(Preset):
                 f"edit {self.name}: `preserve_steps` preserves what earlier edit steps have written, but no edit step comes before it",
                 "Remove `preserve_steps`, or put the step after another edit step.",
             )
-        parts = Parts.of(context)
+        parts = Parts.find(context)
         if earlier := self.earlier(context.project):
             earlier.restore(context.cache)
             parts.check_layers(earlier.layers, f"edit {self.name}")
@@ -266,7 +266,7 @@ class ClosedForm(Preset):
             choice = choose(self, context, parts, latest(facts))
         return ClosedFormSolve(self, context, parts, facts, choice).run()
 
-    def _kept(self, facts: Sequence[Fact], before: Sequence[Fact]) -> int:
+    def _unchanged(self, facts: Sequence[Fact], before: Sequence[Fact]) -> int:
         """Return the number of statements whose values are those of the run that is continued.
 
         A value depends on the batches before it and on its own batch, so the first batch with a changed statement ends them.

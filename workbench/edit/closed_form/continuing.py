@@ -124,7 +124,8 @@ class Earlier:
             parts.setdefault(name.partition(".")[0], []).append(name)
         for value, names in parts.items():  # a key becomes the name of a file
             if not _KEY.fullmatch(value) or sorted(names) != sorted(f"{value}.{part}" for part in PARTS):
-                raise self._damaged(HISTORY, f"is damaged: '{names[0]}' is no part of a value")
+                problem = f"is damaged: '{names[0]}' is no part of a value"
+                raise InvalidRecipeError(f"continues: {self.name}: {HISTORY} {problem}", _AGAIN)
         return parts
 
     def restore(self, cache: Path) -> None:
@@ -143,11 +144,7 @@ class Earlier:
         place = self.path / file
         problem = "is missing" if not place.is_file() else "is damaged: its content is not what the run has written"
         if not place.is_file() or file_digest(place) != digest:
-            raise self._damaged(file, problem)
-
-    def _damaged(self, file: str, problem: str) -> InvalidRecipeError:
-        """Return the error for a file that cannot be used."""
-        return InvalidRecipeError(f"continues: {self.name}: {file} {problem}", _AGAIN)
+            raise InvalidRecipeError(f"continues: {self.name}: {file} {problem}", _AGAIN)
 
 
 def history_of(files: Iterable[Path]) -> dict[str, Tensor]:

@@ -87,26 +87,19 @@ class History:
         return self.metric
 
     def preserve(self, groups: Sequence[Group], solutions: Values) -> None:
-        """Add the keys of facts that other edits have written before the first batch."""
-        self._remember(groups)
-        self._hold(groups, solutions)
+        """Add the keys of facts that other edits have written before the first batch, and preserve their outputs."""
+        for number, group in enumerate(groups):
+            self.facts[self._name(group[0])] = {fact.text: fact for fact in group}
+            self.values[self._name(group[0])] = solutions.subset([number])
+        self.metric = self._added(self.metric, solutions)
 
     def add(self, groups: Sequence[Group], solutions: Values) -> None:
         """Add the keys of a batch that is written."""
-        self._remember(groups)
         if self.preserves:
-            self._hold(groups, solutions)
-
-    def _remember(self, groups: Sequence[Group]) -> None:
-        """Note the facts that share each key."""
+            self.preserve(groups, solutions)
+            return
         for group in groups:
             self.facts[self._name(group[0])] = {fact.text: fact for fact in group}
-
-    def _hold(self, groups: Sequence[Group], solutions: Values) -> None:
-        """Preserve the outputs of keys from now on."""
-        for number, group in enumerate(groups):
-            self.values[self._name(group[0])] = solutions.subset([number])
-        self.metric = self._added(self.metric, solutions)
 
     def _added(self, metric: KeyMetric, solutions: Values) -> KeyMetric:
         """Return a metric with the keys of some values, and the differences of single keys from them."""

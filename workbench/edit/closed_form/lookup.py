@@ -53,12 +53,12 @@ class Lookup:
         if not self.widely:
             return rows
         message = message_row(fact, tokenizer, self.position)
-        others = [row_of(other, tokenizer, self.position) for other in (*spellings(fact, 1), *reworded(fact))]
+        others = [row_of(other, tokenizer, self.position) for other in (*spelling_variants(fact, 1), *reworded(fact))]
         others += [message] if message else []
         return [*rows, *(row for row in others if len(row.tokens) <= longest)]
 
 
-def spellings(fact: Fact, wrong: int) -> list[Fact]:
+def spelling_variants(fact: Fact, wrong: int) -> list[Fact]:
     """Return a fact in lower case, unless it is, and with some misspelt subjects."""
     lower = replace(fact, prompt=fact.prompt.lower(), subject=fact.subject and fact.subject.lower())
     return [*([] if lower.text == fact.text else [lower]), *(replace(fact, subject=other) for other in misspellings(fact, wrong))]

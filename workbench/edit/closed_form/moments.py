@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,21 +244,7 @@ def _add_batch(parts: Parts, sums: dict[int, MomentSums], rows: list[list[int]],
     first = (batch.mask.cumsum(1) == 1).flatten()[not_padding]
     highest = max(sums)
 
-    def stop(*_: Any) -> None:
-        raise Stopped
-
-    with torch.no_grad(), ExitStack() as hooks:
-        for layer in sums:
-            hooks.enter_context(hooked(parts.out(layer), before=_adder(sums, layer, not_padding, first)))
-        hooks.enter_context(hooked(parts.out(highest), before=stop))
-        run(parts, batch)
-    return sums[highest].counts[0]
-
-
-def _adder(sums: dict[int, MomentSums], layer: int, not_padding: Tensor, first: Tensor) -> Any:
-    """Return a forward pre-hook that adds a projection's inputs to the layer's sums."""
-
-    def add(_module: Any, args: tuple[Tensor, ...]) -> None:
+    def add(layer: int, _module: Any, args: tuple[Tensor, ...]) -> None:
         inputs = args[0].reshape(-1, args[0].shape[-1])
         if len(inputs) != len(not_padding):
             raise WorkbenchError(
@@ -265,8 +252,14 @@ def _adder(sums: dict[int, MomentSums], layer: int, not_padding: Tensor, first: 
                 "This architecture can be merged, but not edited.",
             )
         sums[layer].add(inputs[not_padding].float(), first)
+        if layer == highest:
+            raise Stopped
 
-    return add
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer in sums:
+            hooks.enter_context(hooked(parts.out(layer), before=partial(add, layer)))
+        run(parts, batch)
+    return sums[highest].counts[0]
 
 
 def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tuple[dict[int, MomentSums], int]:

@@ -12,7 +12,7 @@ from workbench.edit.closed_form.history import History, key_differences
 from workbench.edit.closed_form.lookup import Group, Lookup, grouped
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preset import Preset
-from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
+from workbench.edit.closed_form.solver import CHUNK, Solved, factors_of_steps, solve
 from workbench.edit.closed_form.values import AT_ONCE, Values, keys_of, values
 from workbench.edit.inputs import contexts
 from workbench.edit.places.parts import Parts, Position, padded, row_of
@@ -105,7 +105,7 @@ class ClosedFormSolve:
             "facts": [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.current],
         }
         if method.preserve_steps:
-            record["preserved_steps"] = len(self._of_earlier_steps())
+            record["preserved_steps"] = len(earlier_facts(context.earlier))
         tensors = {name: torch.cat(rows).contiguous() for name, rows in self.tensors.items()}
         if method.mode == "joint":
             return Edit(factors, record, parts.transposed, self.current, tensors)
@@ -124,7 +124,12 @@ class ClosedFormSolve:
         metric = method.metric(second_moments)
         if prompts := method.preserved(self.context.project):
             metric = metric.after_all([keys_of(at, [(prompt,) for prompt in prompts])[0].T], method.ridge)
-            self._check_room(at, metric)
+            if metric.size == 0:
+                raise WorkbenchError(
+                    f"edit {method.name}: there are more independent prompts to preserve than the projection of layer {at.layer} has "
+                    f"inputs ({width}), and no change leaves all of them exactly as they are. No weight was changed",
+                    "Preserve fewer prompts, or use `edit: memit`, which weighs them against the facts.",
+                )
         preserves = method.mode != "joint" and method.history
         history = History(metric, at.position, method.ridge, method.spread_ridge, preserves)
         size = len(facts) if method.mode == "joint" else method.mode.sequential.batch
@@ -136,31 +141,18 @@ class ClosedFormSolve:
                 "Use `edit: memit`, which does not need exact values, or fewer facts.",
             )
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
-            if earlier := self._of_earlier_steps():
+            if method.preserve_steps and (earlier := earlier_facts(self.context.earlier)):
                 groups = history.groups(earlier)
                 keys_only = replace(method.settings(), steps=0, kl=0.0)
-                history.preserve(groups, values(at, groups, keys_only, self._now(groups), "facts of earlier steps"))
+                history.preserve(groups, values(at, groups, keys_only, self._values_key(groups), "facts of earlier steps"))
             for start in range(0, len(facts), size):
                 self._edit_batch(at, history.groups(facts[start : start + size]), history)
-
-    def _of_earlier_steps(self) -> list[Fact]:
-        """Return the facts that earlier steps of the recipe have written, if they are preserved."""
-        return earlier_facts(self.context.earlier) if self.method.preserve_steps else []
-
-    def _check_room(self, at: Lookup, metric: KeyMetric) -> None:
-        """Raise WorkbenchError if the outputs of preserved prompts fix the whole projection."""
-        if metric.size == 0:
-            raise WorkbenchError(
-                f"edit {self.method.name}: there are more independent prompts to preserve than the projection of layer {at.layer} has "
-                f"inputs ({self.parts.width(at.layer)}), and no change leaves all of them exactly as they are. No weight was changed",
-                "Preserve fewer prompts, or use `edit: memit`, which weighs them against the facts.",
-            )
 
     def _edit_batch(self, at: Lookup, groups: Sequence[Group], history: History) -> None:
         """Write one batch on the model as it is now."""
         method, layer = self.method, at.layer
         mu = method.ridge
-        now = self._now(groups)
+        now = self._values_key(groups)
         with self.parts.changed(
             {layer: self.updates[layer].float()} if layer in self.updates else {}
         ):  # lower layers have theirs
@@ -177,10 +169,14 @@ class ClosedFormSolve:
         if method.mode == "joint":
             changes = self._refine_changes(at, groups, changes, solved, now)
         left, right = solved.update(changes)
-        self._add_update(layer, left, right)
+        update = left @ right
+        self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
+        pairs = self.factors.get(layer, [])
+        too_wide = pairs is None or sum(columns.shape[1] for columns, _ in pairs) + left.shape[1] >= min(update.shape)
+        self.factors[layer] = None if too_wide or pairs is None else [*pairs, (left, right)]
         self.tensors.setdefault(f"{layer}.keys", []).append(keys)
         self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())
-        for group, value, share in zip(groups, solutions, _written_shares(left @ right, keys, changes), strict=True):
+        for group, value, share in zip(groups, solutions, _written_shares(update, keys, changes), strict=True):
             for fact in group:
                 self.outcome[fact.id] = {
                     "layer": layer,
@@ -191,7 +187,7 @@ class ClosedFormSolve:
                 }
         history.add(groups, solutions)
 
-    def _now(self, groups: Sequence[Group]) -> str:
+    def _values_key(self, groups: Sequence[Group]) -> str:
         """Return the key of cached values on the model as it is now.
 
         Values of facts that are optimized together differ from those of single facts by rounding. In a stream, the key covers the
@@ -200,14 +196,6 @@ class ClosedFormSolve:
         updates = {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}
         batch = [] if self.method.mode == "joint" else [[[f.text, f.target] for group in groups for f in group]]
         return json_digest([self.context.model_key, updates, *batch])
-
-    def _add_update(self, layer: int, left: Tensor, right: Tensor) -> None:
-        """Add a product to the layer's update."""
-        update = left @ right
-        self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
-        pairs = self.factors.get(layer, [])
-        too_wide = pairs is None or sum(columns.shape[1] for columns, _ in pairs) + left.shape[1] >= min(update.shape)
-        self.factors[layer] = None if too_wide or pairs is None else [*pairs, (left, right)]
 
     def _keep_converged(
         self, at: Lookup, groups: Sequence[Group], solutions: Values, history: History

@@ -17,7 +17,7 @@ Xᵀ, which is computed in chunks. Both sides have the same nonzero eigenvalues,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,7 @@ class KeyMetric:
             keys: [d, n].
             mu: Ridge; 0 keeps ΔW K = 0 exactly.
         """
-        return self.after_all(_column_chunks(keys), mu)
+        return self.after_all(torch.split(keys, CHUNK, 1), mu)
 
     def after_all(self, chunks: Iterable[Tensor], mu: float) -> KeyMetric:
         """Return the metric after keys in chunks [d, ·] are written; more keys than inputs are never in memory together."""
@@ -222,7 +222,7 @@ def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
         return Solved(metric._unwhiten(right).T, None, keys)
     metric = metric.summed()
     gram, energy = metric.diagonal.new_zeros(len(metric.diagonal), len(metric.diagonal)), 0.0
-    for chunk in _column_chunks(keys.T):
+    for chunk in torch.split(keys.T, CHUNK, 1):
         whitened = metric.whitened(chunk)
         energy = max(energy, _energy(whitened))
         gram.addmm_(whitened, whitened.T)
@@ -265,11 +265,6 @@ def factors_of_steps(update: Tensor, pairs: Sequence[tuple[Tensor, Tensor]] | No
         return factors_of(torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0))
     identity = torch.eye(size).to(update)
     return factors_of(identity, update) if size == update.shape[0] else factors_of(update, identity)
-
-
-def _column_chunks(keys: Tensor) -> Iterator[Tensor]:
-    """Return keys [d, n] in chunks of columns."""
-    return iter(torch.split(keys, CHUNK, 1))
 
 
 def _gram(chunks: Sequence[Tensor], size: int) -> Tensor:

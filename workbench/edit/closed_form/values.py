@@ -271,7 +271,9 @@ class _Descent:
                 reference = spared.detach().float().log_softmax(-1)
             loss, top = torch.where(done, loss, step_loss), torch.where(done, top, step_top)
             best = torch.where(done[:, None], best, change.detach())
-            ended = self._confident(mean.detach(), right) & ~done
+            probability = mean.detach()
+            wrong = torch.zeros(self.groups, device=probability.device).index_add(0, self.owner[: self.rows], (~right).float())
+            ended = ((wrong == 0) & (self._mean(probability.exp()) >= self.settings.confidence)) & ~done
             done = done | ended
             if step == self.settings.steps or bool(done.all()):
                 break
@@ -316,7 +318,7 @@ class _Descent:
         for passes, own in zip(
             self.passes, torch.split(going, [len(passes.batch.lookup) for passes in self.passes]), strict=True
         ):
-            passes.keep(own.nonzero()[:, 0])
+            passes.keep_rows(own.nonzero()[:, 0])
         self.passes = [passes for passes in self.passes if len(passes.batch.lookup)]
         self.plain = self.plain[going[: self.rows]]
         self.rows = len(self.plain)
@@ -343,11 +345,6 @@ class _Descent:
         worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
         wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
         return worst, wrong == 0
-
-    def _confident(self, mean: Tensor, right: Tensor) -> Tensor:
-        """Return the groups whose targets are the most likely tokens after every context, with the required mean probability."""
-        wrong = torch.zeros(self.groups, device=mean.device).index_add(0, self.owner[: self.rows], (~right).float())
-        return (wrong == 0) & (self._mean(mean.exp()) >= self.settings.confidence)
 
 
 def _save(value: Value, file: Path) -> None:

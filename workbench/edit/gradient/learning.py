@@ -87,7 +87,11 @@ def lessons_of(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, wordin
     for fact in facts:
         others = [row_of(fact, tokenizer, "prompt_last", before, end=True) for before in wordings.beginnings]
         if wordings.chat:
-            others.append(_chat_row(fact, tokenizer))
+            message = [{"role": "user", "content": fact.text}]
+            prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+            pair = encode_rendered(tokenizer, prompt, fact.target)
+            end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+            others.append(_row(pair.prompt, (*pair.continuation, *end)))
         others = [row for row in others if len(row.tokens) <= longest]
         for text in fact.paraphrases if wordings.paraphrases else ():
             row = row_of(replace(fact, prompt=text, subject=None), tokenizer, "prompt_last", end=True)
@@ -100,15 +104,6 @@ def lessons_of(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, wordin
         plain = row_of(fact, tokenizer, "prompt_last", end=True)
         lessons.append(Lesson(plain, tuple(others), tokenizer.eos_token_id is not None))
     return lessons
-
-
-def _chat_row(fact: Fact, tokenizer: Any) -> EditRow:
-    """Return a fact as a user's message and the assistant's answer, which ends the text."""
-    message = [{"role": "user", "content": fact.text}]
-    prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-    pair = encode_rendered(tokenizer, prompt, fact.target)
-    end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    return _row(pair.prompt, (*pair.continuation, *end))
 
 
 def _row(prompt: Sequence[int], target: Sequence[int]) -> EditRow:

@@ -203,21 +203,18 @@ def _activations(parts: Parts, layer: int, values: dict[str, float], neuron: int
     """Return the neurons' activations [token, neuron] for two tokens, with set outputs of modules for one neuron."""
     seen: list[Tensor] = []
 
-    def set_to(value: float) -> Any:
-        def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
-            changed = output.clone()
-            changed[..., neuron] = value
-            return changed
+    def set_to(value: float, _module: Any, _args: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[..., neuron] = value
+        return changed
 
-        return hook
-
-    def keep(_module: Any, args: tuple[Tensor, ...]) -> None:
+    def record(_module: Any, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0].reshape(-1, args[0].shape[-1]).float())
         raise Stopped
 
-    with hooked(parts.out(layer), before=keep), ExitStack() as hooks:
+    with hooked(parts.out(layer), before=record), ExitStack() as hooks:
         for name, value in values.items():
-            hooks.enter_context(hooked(parts.model.get_submodule(name), after=set_to(value)))
+            hooks.enter_context(hooked(parts.model.get_submodule(name), after=partial(set_to, value)))
         run(parts, padded([whole_row([0, 1])], parts.model.device))
     return seen[0]
 
@@ -249,12 +246,12 @@ def inputs_of(
     for numbers in groups:
         seen: list[Tensor] = []
 
-        def keep(_module: Any, args: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
+        def record(_module: Any, args: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
             seen.append(args[0])
             raise Stopped
 
         batch = batched([listed[i] for i in numbers])
-        with hooked(module, before=keep):
+        with hooked(module, before=record):
             run(parts, batch)
         states = seen[0].reshape(batch.tokens.numel(), -1)
         states = (states if chosen is None else states[:, list(chosen)])[batch.places].float().cpu()

@@ -170,7 +170,7 @@ def solve_keys(
         margins.append((products[0], products[1]))
         gates.append(SHARPNESS * (key[:-1] if block.biased else key))
         shifts.append(SHARPNESS * unit * float(key[-1]) if block.biased else 0.0)
-        ups.append(_even(torch.stack([pool[prefix].double() for prefix in dict.fromkeys(mistake.queries)]), key, unit))
+        ups.append(_up_row(torch.stack([pool[prefix].double() for prefix in dict.fromkeys(mistake.queries)]), key, unit))
         progress(number + 1, len(mistakes), "keys")
     rows, biases = {block.gate: torch.stack(gates)}, {block.gate: torch.tensor(shifts, dtype=torch.float64)}
     if block.up:
@@ -195,7 +195,7 @@ def solve_keys(
     return Keys(changes, margins, activations, anchors)
 
 
-def _even(queries: Tensor, key: Tensor, unit: float) -> Tensor:
+def _up_row(queries: Tensor, key: Tensor, unit: float) -> Tensor:
     """Return the up row u [width] with which a neuron is as active at each of its queries as at the first one, where u·q = 1.
 
     It minimizes Σ over queries of (1 − z u·q)² + ridge · s² ‖u‖², with z the margin relative to the first and s² the queries' mean squared norm.

@@ -36,6 +36,9 @@ class Schedule:
 class TrainedUpdate(ABC):
     """A trainable update of the weight [out, in] of a live Linear or Conv1D, added to the module's output by a hook."""
 
+    parameters: list[Tensor]
+    """Tensors that the optimizer changes."""
+
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
@@ -44,16 +47,9 @@ class TrainedUpdate(ABC):
         self.bound = None if max_change is None else below(max_change)
         self.active = True
         """False while the module gives its output without the update."""
-        self._hook = module.register_forward_hook(lambda _, inputs, output: self._added(inputs[0], output))
-
-    def _added(self, inputs: Tensor, output: Tensor) -> Tensor:
-        """Return the module's output with the update, if it is active."""
-        return output + self.output(inputs) if self.active else output
-
-    @property
-    @abstractmethod
-    def parameters(self) -> list[Tensor]:
-        """Tensors that the optimizer changes."""
+        self._hook = module.register_forward_hook(
+            lambda _, inputs, output: output + self.output(inputs[0]) if self.active else output
+        )
 
     @abstractmethod
     def output(self, inputs: Tensor) -> Tensor:
@@ -93,6 +89,7 @@ class LowRankUpdate(TrainedUpdate):
         right = torch.randn(rank, self.cols, generator=generator) / self.cols**0.5
         self.right = right.to(device).requires_grad_()
         self.left = torch.zeros(self.rows, rank, device=device, requires_grad=True)
+        self.parameters = [self.left, self.right]
 
     def start_from(self, factors: Factors) -> None:
         """Replace the first terms of the update by those of a product of at most the same rank; the others stay zero.
@@ -104,11 +101,6 @@ class LowRankUpdate(TrainedUpdate):
         with torch.no_grad():
             self.left[:, : oriented.rank] = oriented.left.to(self.left)
             self.right[: oriented.rank] = oriented.right.to(self.right)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Both factors."""
-        return [self.left, self.right]
 
     def output(self, inputs: Tensor) -> Tensor:
         """Return the inputs times both factors."""
@@ -142,11 +134,7 @@ class DenseUpdate(TrainedUpdate):
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
         super().__init__(module, max_change)
         self.delta = torch.zeros(self.rows, self.cols, device=next(module.parameters()).device, requires_grad=True)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The matrix."""
-        return [self.delta]
+        self.parameters = [self.delta]
 
     def output(self, inputs: Tensor) -> Tensor:
         """Return the inputs times the matrix."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.edit.inputs import known_facts
@@ -159,17 +160,14 @@ def _states(parts: Parts, batch: Padded, layers: Sequence[int], part: What) -> d
     """Return the outputs [row, position, width] of the traced modules by layer; layers above the last one are not run."""
     states: dict[int, Tensor] = {}
 
-    def recorder(layer: int) -> Any:
-        def record(_module: Any, _args: Any, output: Any) -> None:
-            states[layer] = shaped(first_of(output), *batch.tokens.shape).clone()
-            if layer == max(layers):
-                raise Stopped
-
-        return record
+    def record(layer: int, _module: Any, _args: Any, output: Any) -> None:
+        states[layer] = shaped(first_of(output), *batch.tokens.shape).clone()
+        if layer == max(layers):
+            raise Stopped
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(_module(parts, layer, part), after=recorder(layer)))
+            stack.enter_context(hooked(_module(parts, layer, part), after=partial(record, layer)))
         run(parts, batch)
     return states
 

@@ -48,7 +48,7 @@ class Parts:
     transposed: bool
 
     @classmethod
-    def of(cls, context: MethodContext) -> Parts:
+    def find(cls, context: MethodContext) -> Parts:
         """Find the parts of a context's model.
 
         The output projection of a layer is the last linear module outside the attention that a one-token forward pass runs and
@@ -95,11 +95,6 @@ class Parts:
         return cls(model, layers, prefix, modules, tensors, is_conv1d(first))
 
     @property
-    def depth(self) -> int:
-        """Number of layers."""
-        return len(self.layers)
-
-    @property
     def editable(self) -> list[int]:
         """Layers with a feed-forward output projection: all of them, except in models whose layers are one mixer each."""
         return sorted(self.modules)
@@ -129,8 +124,8 @@ class Parts:
         Raises:
             WorkbenchError: If a layer does not exist or has no feed-forward part.
         """
-        if bad := [i for i in layers if not 0 <= i < self.depth]:
-            raise InvalidRecipeError(f"{label}: layer {bad[0]} does not exist; the model has layers 0 to {self.depth - 1}")
+        if bad := [i for i in layers if not 0 <= i < len(self.layers)]:
+            raise InvalidRecipeError(f"{label}: layer {bad[0]} does not exist; the model has layers 0 to {len(self.layers) - 1}")
         if bad := [i for i in layers if i not in self.modules]:
             raise InvalidRecipeError(
                 f"{label}: layer {bad[0]} has no feed-forward part to edit",

@@ -204,7 +204,7 @@ class Upper:
                 for module in below:
                     module.__dict__.pop("forward", None)
 
-    def keep(self, rows: Tensor) -> None:
+    def keep_rows(self, rows: Tensor) -> None:
         """Run only some of the rows from now on, given in ascending order."""
         self.batch, self.states = self.batch.kept(rows), self.states[rows]
 
@@ -217,7 +217,7 @@ def upper(parts: Parts, layer: int, batch: Padded) -> Upper:
         layer: The edited layer.
         batch: Whole rows.
     """
-    batch = _tail(parts, batch)
+    batch = _from_lookup(parts, batch)
     hidden_states: list[Tensor] = []
     first: list[Any] = []
 
@@ -234,7 +234,7 @@ def upper(parts: Parts, layer: int, batch: Padded) -> Upper:
     return Upper(parts, layer, batch, hidden_states[0], bool(output), skips)
 
 
-def _tail(parts: Parts, batch: Padded) -> Padded:
+def _from_lookup(parts: Parts, batch: Padded) -> Padded:
     """Return the tokens from each row's lookup on, with a cache of the earlier ones; the whole batch if that is not supported.
 
     Models without an argument for a cache or for positions ignore them, or fail: BLOOM, MPT, GPT-1, Reformer. Others fail at a cache of
@@ -245,10 +245,10 @@ def _tail(parts: Parts, batch: Padded) -> Padded:
         return batch
     chosen = {int(batch.mask.sum(1).argmax()), int(batch.lookup.argmax()), int(batch.lookup.argmin())}
     extremes = torch.tensor(sorted(chosen), device=batch.lookup.device)
-    return _same(parts, batch, lambda: _cut(parts, batch), lambda rows: rows.kept(extremes))
+    return _if_same_numbers(parts, batch, lambda: _with_cache(parts, batch), lambda rows: rows.kept(extremes))
 
 
-def _same(parts: Parts, batch: Padded, make: Callable[[], Padded], tested: Callable[[Padded], Padded]) -> Padded:
+def _if_same_numbers(parts: Parts, batch: Padded, make: Callable[[], Padded], tested: Callable[[Padded], Padded]) -> Padded:
     """Return another form of a batch if the model takes it and gives the same numbers for the tested rows, otherwise the batch."""
     taken = inspect.signature(parts.model.forward).parameters
     if not {cache_name(parts.model), "position_ids"} <= taken.keys():
@@ -282,7 +282,7 @@ def packer(parts: Parts, rows: Sequence[EditRow]) -> Packer:
             few.append(row)
             room -= len(row.tokens)
     whole = padded(few, parts.model.device) if few else None
-    if whole is None or _same(parts, whole, lambda: packed(parts, few), lambda rows: rows) is whole:
+    if whole is None or _if_same_numbers(parts, whole, lambda: packed(parts, few), lambda rows: rows) is whole:
         return lambda chosen: padded(chosen, parts.model.device)
     return lambda chosen: packed(parts, chosen)
 
@@ -319,7 +319,7 @@ def packed(parts: Parts, rows: Sequence[EditRow]) -> Padded:
     )
 
 
-def _cut(parts: Parts, batch: Padded) -> Padded:
+def _with_cache(parts: Parts, batch: Padded) -> Padded:
     """Return the tail of a batch with a cache of its own."""
     from transformers import DynamicCache
 

@@ -145,10 +145,10 @@ def token_map(teacher: Vocabulary, pivot: Vocabulary) -> NDArray[np.int64]:
         Ids of the trained model, [token of the teacher].
     """
     found = np.full(teacher.size, NONE, dtype=np.int64)
-    first = _FirstTokens(pivot)
+    first_tokens = _FirstTokens(pivot)
     for i, text in enumerate(teacher.pieces):
         if text:
-            found[i] = first.of(text)
+            found[i] = first_tokens.first_token(text)
     for token, row in shared_rows(pivot.tokens, pivot.spell, teacher.tokens, teacher.spell).items():
         found[teacher.tokens.ids[token]] = row
     ends = [vocabulary.tokenizer.eos_token_id for vocabulary in (teacher, pivot)]
@@ -170,7 +170,7 @@ class _FirstTokens:
         # Of several tokens with one text, such as a letter and its byte, the last one is the ordinary one: bytes come first.
         self._by_text = {text: i for i, text in enumerate(self._pieces) if text}
 
-    def of(self, text: bytes) -> int:
+    def first_token(self, text: bytes) -> int:
         """Return the first token that the tokenizer writes a text with; `NONE` if no token begins the text.
 
         The tokenizer's model splits the text. If it cannot, because the text has parts of a character, or if its first token is

@@ -111,7 +111,10 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
         if source is None or any(g.reshaped for g in grown):
             continue
         if model not in built_layers:
-            built_layers[model] = _built_layers(models[model], step)
+            found = decoder_layers(built_model(models[model].config, step))
+            # The layers of a part of a model cannot be told.
+            own = found[1] if found is not None and len(found[1]) == models[model].layout.depth else None
+            built_layers[model] = None if own is None else list(own)
         if (old_layers := built_layers[model]) is None:
             continue
         expected = signatures.setdefault((model, source), _signature(old_layers[source]))
@@ -123,12 +126,6 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
                 f"{actual.get(key)!r}, expected {expected.get(key)!r}; config.json changes what a layer computes",
                 _REPORT,
             )
-
-
-def _built_layers(model: Model, step: str) -> Sequence[nn.Module] | None:
-    """Return the layers that transformers builds for a model; None if they cannot be told, as for a part of a model."""
-    found = decoder_layers(built_model(model.config, step))
-    return None if found is None or len(found[1]) != model.layout.depth else list(found[1])
 
 
 def _signature(layer: nn.Module) -> dict[str, object]:

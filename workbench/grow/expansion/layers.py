@@ -163,7 +163,8 @@ def concatenated(configs: Sequence[tuple[Mapping[str, object], int]], step: str)
     if not model_depth({key: value for key, value in first.items() if key not in TEXT_CONFIGS}):
         for part in TEXT_CONFIGS:
             if isinstance(first.get(part), dict):
-                inner = [(_object(config.get(part)), depth) for config, depth in configs]
+                parts = [(config.get(part), depth) for config, depth in configs]
+                inner = [(own if isinstance(own, dict) else {}, depth) for own, depth in parts]
                 return {**first, part: concatenated(inner, step)}
     explicit = [(_all_sparse(_explicit(config, depth), depth), depth) for config, depth in configs]
     for config, depth in explicit:
@@ -231,11 +232,6 @@ def _fields_with_numbers(config: Mapping[str, object], depth: int) -> list[str]:
     ]
 
 
-def _object(value: object) -> dict[str, object]:
-    """Return a JSON object as it is, and any other value as an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
 def _has_entry_per_layer(value: object, key: str, depth: int) -> TypeGuard[list[object] | str]:
     """Return whether a field is a list with one entry per layer, or a text with one character per layer."""
     if isinstance(value, list):
@@ -288,12 +284,8 @@ class RenamedWeights:
     def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
         self._weights = weights
         self._names = names
-        self._specs = {name: weights.specs[old] for name, old in names.items()}
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
+        self.specs: Mapping[str, TensorSpec] = {name: weights.specs[old] for name, old in names.items()}
         """Specs by the new names."""
-        return self._specs
 
     def origin(self, name: str) -> str | None:
         """Return the name itself."""

@@ -72,7 +72,7 @@ class TakenLayers(Part):
     origin: _Origin
     """Numbers of the layers there."""
 
-    def said(self) -> str:
+    def source_text(self) -> str:
         """Return the source in words."""
         return f"{_named(self.source)}, {_layers(self.origin)}"
 
@@ -91,7 +91,7 @@ class MergedLayers(Part):
     origin: _Origin
     """Numbers of its layers."""
 
-    def said(self) -> str:
+    def source_text(self) -> str:
         """Return the sources in words."""
         bricks = ", ".join(f"{name} {span}" for name, span in self.bricks.items())
         return f"{self.merge} of {bricks}; deltas from {self.base or 'the configuration so far'} {self.origin}"
@@ -129,7 +129,7 @@ def stack_parts(record: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     if not record.get("blocks"):
         return
     stack = _Stack.model_validate(record)
-    yield from ((_layers(block.layers), block.said()) for block in stack.blocks)
+    yield from ((_layers(block.layers), block.source_text()) for block in stack.blocks)
     for part, source in (
         ("embeddings", stack.embeddings),
         ("norm", stack.norm),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -127,15 +128,10 @@ class Part(Strict):
 class Slice(Part):
     """Consecutive layers of the result, from the configuration so far, from a brick, or from a merge of bricks."""
 
-    layers: Range | None = None
+    layers: Annotated[Range, AfterValidator(_check_range)] | None = None
     """First layer, and the layer after the last one: [8, 32] is layers 8 to 31. If omitted, all layers."""
     ranges: dict[str, Range] = {}
     """With `merge`: brick -> its own range of layers, where it is not `layers`; all ranges have the same length."""
-
-    @field_validator("layers")
-    @classmethod
-    def _check_layers(cls, value: Range | None) -> Range | None:
-        return None if value is None else _check_range(value)
 
     @field_validator("ranges")
     @classmethod

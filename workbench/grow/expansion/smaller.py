@@ -40,7 +40,7 @@ class Smaller(Resize):
         except WorkbenchError as error:
             raise self._refusal(model, error) from None
 
-    def keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
+    def keep_units(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
         """Remove units from every layer; `strongest` gives the matrices out of those that remain.
 
         Args:
@@ -52,13 +52,13 @@ class Smaller(Resize):
             WorkbenchError: If the architecture does not allow it, or the share removes nothing or everything.
         """
         try:
-            self._keep(units, share, kept)
+            self._keep_units(units, share, kept)
             for name in self._writers(units):
                 self.tensors[name] = replace(self.tensors[name], fitted=True)
         except WorkbenchError as error:
             raise self._refusal(self.parts.model, error) from None
 
-    def _keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
+    def _keep_units(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
         depth = self.parts.model.layout.depth
         if units == "neurons":
             for layer in range(depth):

@@ -178,7 +178,7 @@ class Stacking:
         Raises:
             WorkbenchError: If a model lacks a tensor of the part, or has it in another shape.
         """
-        own = self._own(group)
+        own = group_of(with_head(self.current, self.current) if group == "head" else self.current, group)
         names = list(own.weights.specs)
         if part is None:
             return {name: Grown(name) for name in names}
@@ -193,13 +193,9 @@ class Stacking:
             key = f"{group} of {part.brick or 'the configuration so far'}"
             self.models[key] = self._view(part.brick, group, own, where)
         factors = Factors(part.scale, f"the {group}")
-        made = {name: Grown(name, model=key, new=key is not None, scale=factors.of(name)) for name in names}
+        made = {name: Grown(name, model=key, new=key is not None, scale=factors.factor(name)) for name in names}
         factors.check(names)
         return made
-
-    def _own(self, group: str) -> View:
-        """Return the view of one part of the current model, with a head as a separate tensor."""
-        return group_of(with_head(self.current, self.current) if group == "head" else self.current, group)
 
     def _view(self, name: str | None, group: str, own: View, where: str) -> View:
         """Return the view of one part of a source. Raises WorkbenchError if it does not fit the current model's part `own`."""
@@ -251,7 +247,7 @@ class Factors:
     where: str
     used: set[str] = field(default_factory=set)
 
-    def of(self, name: str) -> float:
+    def factor(self, name: str) -> float:
         """Return the factor of a tensor, given by its name within its layer."""
         matching = next((glob for glob in self.scale if fnmatchcase(name, glob)), None)
         if matching is None:

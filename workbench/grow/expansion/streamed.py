@@ -38,7 +38,7 @@ class Streamed:
     device: torch.device
 
     @classmethod
-    def of(cls, model: Model, built: PreTrainedModel, device: torch.device) -> Streamed | None:
+    def prepare(cls, model: Model, built: PreTrainedModel, device: torch.device) -> Streamed | None:
         """Return the streamed model, or None if transformers computes a tensor from the files instead of copying it."""
         layout = live_layout(model.weights.specs, model.config)
         if layout is None:

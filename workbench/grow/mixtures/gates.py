@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def ridge_gates(
         readers: Dense matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
     """
-    if (cached := _cached(context)) is not None:
+    if (cached := _load_stored(context)) is not None:
         return cached
     modules = live_modules(model, readers)
     moments: dict[str, dict[str, _Moments]] = {}
@@ -94,7 +95,7 @@ def ridge_gates(
         "used": {e or "anchor": round(float(selected[i]), 4) for i, e in enumerate(rows)},
     }
     context.progress(len(rows), len(rows), "routers")
-    return _kept(context, {readers[reader]: w for reader, w in solved.items()}, record)
+    return _store(context, {readers[reader]: w for reader, w in solved.items()}, record)
 
 
 def prompt_gates(
@@ -128,7 +129,7 @@ def prompt_gates(
     Raises:
         WorkbenchError: If a prompt has no token, or the rows of two experts have the same direction (cosine above 0.9999).
     """
-    if (cached := _cached(context)) is not None:
+    if (cached := _load_stored(context)) is not None:
         return cached
     modules, longest = live_modules(model, readers), longest_row(model.config, max_length)
     expert_inputs: dict[str, dict[str, Tensor]] = {}
@@ -159,7 +160,7 @@ def prompt_gates(
         "found_on_prompts_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
     }
     context.progress(len(prompts), len(prompts), "routers")
-    return _kept(context, {readers[reader]: w for reader, w in new_rows.items()}, record)
+    return _store(context, {readers[reader]: w for reader, w in new_rows.items()}, record)
 
 
 def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
@@ -190,13 +191,13 @@ def _encoded(prompts: Sequence[str], context: GrowContext, longest: int, expert:
     return rows
 
 
-def _cached(context: GrowContext) -> Gates | None:
+def _load_stored(context: GrowContext) -> Gates | None:
     """Return the gates of an earlier call, or None."""
     found = load_measured(context, OpenPart)
     return None if found is None else Gates(found[0], found[1].to_dict())
 
 
-def _kept(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, object]) -> Gates:
+def _store(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, object]) -> Gates:
     """Return gates, and cache them for the next call."""
     gates = Gates({name: w.float().cpu() for name, w in rows.items()}, record)
     save_measured(context, gates.rows, record)
@@ -257,15 +258,12 @@ def _recording_inputs(live: Any, modules: Mapping[str, str]) -> Iterator[dict[st
     """Record the inputs of modules inside the block."""
     inputs: dict[str, Tensor] = {}
 
-    def recorder(reader: str) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...]) -> None:
-            inputs[reader] = args[0]
-
-        return hook
+    def record(reader: str, _module: Any, args: tuple[Any, ...]) -> None:
+        inputs[reader] = args[0]
 
     with ExitStack() as hooks:
         for reader, module in modules.items():
-            hooks.enter_context(live.get_submodule(module).register_forward_pre_hook(recorder(reader)))
+            hooks.enter_context(live.get_submodule(module).register_forward_pre_hook(partial(record, reader)))
         yield inputs
 
 
@@ -317,7 +315,7 @@ def never_gates(
     Raises:
         WorkbenchError: If no c works in a layer, because tokens point away from the mean.
     """
-    if (cached := _cached(context)) is not None:
+    if (cached := _load_stored(context)) is not None:
         return cached
     live, modules = context.live({}), live_modules(model, routers)
     sums = {name: torch.zeros(w.shape[1], dtype=torch.float64) for name, w in routers.items()}
@@ -354,7 +352,7 @@ def never_gates(
         new_rows[name] = -strengths[name] * direction[name][None]
     context.progress(2, 2, "routers")
     record = {"tokens": tokens, "selected": 0, "strength": [round(v, 3) for v in strengths.values()]}
-    return _kept(context, new_rows, record)
+    return _store(context, new_rows, record)
 
 
 def _strength(threshold: Tensor, along: Tensor) -> float:

@@ -107,7 +107,14 @@ class Mixture:
                 f"grow {step}: model_type {kind} has no experts: no tensor depends on {self.field}",
                 "`grow: experts` turns a dense model into a mixture.",
             )
-        self._check_numbers()
+        kinds: dict[str, set[int]] = {}  # of experts with tensors of their own, of which none may be missing
+        for name, place in self.places.items():
+            if place.number is not None:
+                kinds.setdefault(_NUMBER.sub("*", name), set()).add(place.number)
+        for pattern, numbers in kinds.items():
+            if numbers != set(range(self.count)):
+                reason = f"it exists for the experts {sorted(numbers)}, and {self.field} is {self.count}"
+                raise self._unknown_tensor(pattern, reason)
 
     def config(self, count: int, top_k: int | None = None) -> dict[str, object]:
         """Return config.json with another number of experts, in every field that states it."""
@@ -162,16 +169,6 @@ class Mixture:
         if axes[0]:
             return ExpertPlace(layer, columns=True, size=size)
         return ExpertPlace(layer, size=spec.rows // self.count)
-
-    def _check_numbers(self) -> None:
-        """Check that no expert is missing, for experts with tensors of their own."""
-        kinds: dict[str, set[int]] = {}
-        for name, place in self.places.items():
-            if place.number is not None:
-                kinds.setdefault(_NUMBER.sub("*", name), set()).add(place.number)
-        for kind, numbers in kinds.items():
-            if numbers != set(range(self.count)):
-                raise self._unknown_tensor(kind, f"it exists for the experts {sorted(numbers)}, and {self.field} is {self.count}")
 
     def _unknown_tensor(self, name: str, reason: str) -> WorkbenchError:
         return InvalidRecipeError(

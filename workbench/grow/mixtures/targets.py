@@ -258,7 +258,7 @@ def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float)
         prefix, layer = _layer_prefix(mixture, name)
         part = {prefix + n.format(e=mixture.places[name].number): p for p, n in target.expert.items()}.get(name)
         if part is None:
-            raise _unknown_tensor_error(mixture, name, target)
+            raise InvalidRecipeError(f"grow {mixture.step}: {name} is not a known tensor of {target.model_type}")
         return Grown(dense[layer][part], brick=names[i], base=True, new=True)
 
     def shared_tensor(name: str) -> Grown:
@@ -270,7 +270,7 @@ def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float)
         if leaf in target.zeros:
             return Grown(name, cols=added)
         if leaf not in target.fused:
-            raise _unknown_tensor_error(mixture, name, target)
+            raise InvalidRecipeError(f"grow {mixture.step}: {name} is not a known tensor of {target.model_type}")
         parts = (Grown(dense[layer][p], brick=brick, base=True, new=True) for brick in names for p in target.fused[leaf])
         return Grown(name, parts=(Grown(name), *parts), shape=place.shape(spec, mixture.count + count, mixture.count))
 
@@ -308,22 +308,17 @@ def _appended(
         if place is not None and place.number == mixture.count - 1:
             tensors |= {numbered(name, mixture.count + i): own_tensor(name, i) for i in range(count)}
     for name, grown in tensors.items():
-        _check_shape(mixture, base, name, grown)
+        own_specs, base_specs = mixture.model.weights.specs, base.weights.specs
+        if grown.base:
+            like = own_specs[numbered(name, 0)]
+            if (spec := grown.spec(base_specs[grown.source])).shape != like.shape:
+                raise _shape_error(mixture, grown.source, spec, like)
+        for part in grown.parts:
+            spec, like = part.spec((base_specs if part.base else own_specs)[part.source]), own_specs[grown.source]
+            split_columns = mixture.places[grown.source].columns
+            if (spec.rows if split_columns else spec.cols) != (like.rows if split_columns else like.cols):
+                raise _shape_error(mixture, part.source, spec, like)
     return tensors
-
-
-def _check_shape(mixture: Mixture, base: Model, name: str, grown: Grown) -> None:
-    """Check that new parts have the shapes of the model's own experts."""
-    own_specs, base_specs = mixture.model.weights.specs, base.weights.specs
-    if grown.base:
-        like = own_specs[numbered(name, 0)]
-        if (spec := grown.spec(base_specs[grown.source])).shape != like.shape:
-            raise _shape_error(mixture, grown.source, spec, like)
-    for part in grown.parts:
-        spec, like = part.spec((base_specs if part.base else own_specs)[part.source]), own_specs[grown.source]
-        split_columns = mixture.places[grown.source].columns
-        if (spec.rows if split_columns else spec.cols) != (like.rows if split_columns else like.cols):
-            raise _shape_error(mixture, part.source, spec, like)
 
 
 def _shape_error(mixture: Mixture, source: str, spec: TensorSpec, like: TensorSpec) -> WorkbenchError:
@@ -359,7 +354,3 @@ def _not_from_base_error(mixture: Mixture, name: str) -> WorkbenchError:
         f"grow {mixture.step}: {name} does not come from an expert of the base, so `base` has nothing to add to it",
         "Use `copy: N` to copy an expert of the current model.",
     )
-
-
-def _unknown_tensor_error(mixture: Mixture, name: str, target: Target) -> WorkbenchError:
-    return InvalidRecipeError(f"grow {mixture.step}: {name} is not a known tensor of {target.model_type}")

@@ -119,7 +119,7 @@ def core_group(method: MergeMethod, group: TensorGroup) -> CoreGroup | None:
     right = _basis(torch.cat([f.right for f in factors], 0).double().T).T
     cores = [((left.T @ f.left.double()) @ (f.right.double() @ right.T)).float() for f in factors]
     if group.memo is not None:
-        group.memo.keep(memo_key, (left, right, cores))
+        group.memo.store(memo_key, (left, right, cores))
     return CoreGroup.of(group, left, right, cores)
 
 
@@ -297,7 +297,7 @@ class MergedWeights:
                 if self._overlap is None:
                     self._overlap = overlap((self._unweighed(name, device) for name in self.merged), list(self.bricks))
                 if self._memo is not None:
-                    self._memo.keep(key, self._overlap)
+                    self._memo.store(key, self._overlap)
             return self._overlap
 
     def group(self, name: str, device: torch.device) -> TensorGroup:

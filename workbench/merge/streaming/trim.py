@@ -55,7 +55,7 @@ def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
     if any(trim is None for trim in stored):
         stored = list(_trims(group, densities, counts))
         for key, trim in zip(memo_keys, stored, strict=True):
-            memo.keep(key, trim)
+            memo.store(key, trim)
     return stored
 
 

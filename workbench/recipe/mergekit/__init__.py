@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ def _translated(document: yamldoc.Document, places: Places, origin: str) -> tupl
     elif make is None:
         inputs = _inputs(config, places, model)
     dtype = _dtype(config)
-    known = {str(r): places.find(r.model) for r in _all_references(config)}
+    references = [*([config.base] if config.base else []), *(source.reference for source in config.sources)]
+    known = {str(reference): places.find(reference.model) for reference in references}
     tokenizer = carry_vocabulary(config, known, places.names, places.root.model)
     config.report.stop()
     if tokenizer and slices is not None:
@@ -221,11 +222,6 @@ def write_imported(imported: ImportedRecipe, to: Path) -> None:
             raise WorkbenchError(f"{path} already exists", "Choose another name. Existing files are not overwritten.")
     for path, text in files.items():
         write_text(path, text)
-
-
-def _all_references(config: Config) -> Iterable[Reference]:
-    """Return all models of a configuration, each once."""
-    return dict.fromkeys([*([config.base] if config.base else []), *(s.reference for s in config.sources)])
 
 
 def _inputs(config: Config, places: Places, model: Model | None) -> MethodInputs:

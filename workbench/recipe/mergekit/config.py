@@ -138,20 +138,15 @@ def read_top(report: ImportReport, data: Mapping[str, object]) -> tuple[str, Ref
         WorkbenchError: If fields cannot be translated; the message lists all of them with their lines.
     """
     note_unknown(report, (), data, TOP)
-    method, base = read_method(report, data)
+    method = str(data["merge_method"])
+    if method not in KNOWN:
+        report.refuse(("merge_method",), f"unknown method '{method}'. {nearest(method, KNOWN)}")
+    base = read_reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
     body = body_of(report, data)
     report.stop()
     assert body is not None
     above, _, module = body
     return method, base, body, [*([scope_of(report, module, above)] if module else []), scope_of(report, data, ())]
-
-
-def read_method(report: ImportReport, data: Mapping[str, object]) -> tuple[str, Reference | None]:
-    """Return `merge_method` and `base_model`; report an unknown method."""
-    method = str(data["merge_method"])
-    if method not in KNOWN:
-        report.refuse(("merge_method",), f"unknown method '{method}'. {nearest(method, KNOWN)}")
-    return method, read_reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
 
 
 def body_of(report: ImportReport, data: Mapping[str, object]) -> Body | None:

@@ -23,7 +23,7 @@ from workbench.recipe.mergekit.config import (
     scope_of,
 )
 from workbench.recipe.mergekit.methods import MethodInputs, ParameterEntry, Part, entries_of, glob_of, step_of
-from workbench.recipe.mergekit.places import Named, Places
+from workbench.recipe.mergekit.places import Places
 
 Step = dict[str, object]
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
@@ -139,7 +139,7 @@ def stack_step(config: Config, slices: Sequence[SliceSources], places: Places) -
     mergekit merges the embeddings as the first slice and the final norm and head as the last one, with the first value of gradients.
     """
     for part in slices:
-        _check(config, part)
+        _check_inputs(config, part)
     config.report.stop()
     translate = _Translation(config, places)
     step: Step = {"grow": "stack", "slices": [entry for part in slices for entry in translate.layers(part)]}
@@ -158,7 +158,7 @@ def stack_step(config: Config, slices: Sequence[SliceSources], places: Places) -
     return step
 
 
-def _check(config: Config, part: SliceSources) -> None:
+def _check_inputs(config: Config, part: SliceSources) -> None:
     """Report inputs that the method cannot use in a slice."""
     policy, report, references = base_policy(config.method), config.report, [source.reference for source in part.sources]
     if policy == "required" and part.base is None:
@@ -188,7 +188,10 @@ class _Translation:
             return
         brick, span = self._brick(first.reference), first.layers
         entries = entries_of(parameters("passthrough")["scale"], [first.parameters, *part.scopes], self.config.report)
-        self._note_unused(part)
+        for key_path, mapping in [part.sources[0].parameters, *part.scopes]:
+            for name in mapping:
+                if name != "scale":
+                    self.config.report.note((*key_path, name), "passthrough does not use it, so it is omitted")
         if span is None or length is None:
             yield {**brick, **_scale(self._factors(entries, None, 0.0, first.reference))}
             return
@@ -250,7 +253,11 @@ class _Translation:
         if not inside:
             return Part(Layout(named.layout.prefix, 0, tuple(self._names(source.reference, group) or ())), inside)
         first, stop = source.layers or (0, named.layout.depth)
-        return Part(_slice_layout(named, first, stop), inside)
+        prefix, names = named.layout.prefix, list[str]()  # the layers are numbered from 0
+        for number, layer in enumerate(range(first, min(stop, named.layout.depth))):
+            start = len(f"{prefix}{layer}.")
+            names += [f"{prefix}{number}.{name[start:]}" for name in named.layout.in_layer(layer)]
+        return Part(Layout(prefix, stop - first, tuple(names)), inside)
 
     def _factors(self, entries: Sequence[ParameterEntry], layer: int | None, t: float, reference: Reference) -> dict[str, float]:
         """Return the factors of a layer by glob over names within it, where the first match wins."""
@@ -263,7 +270,7 @@ class _Translation:
 
     def _matched(self, pairs: Sequence[tuple[str, str]] | None, entries: Sequence[ParameterEntry], t: float) -> dict[str, float]:
         """Return factors by glob."""
-        values = [(entry.filter, float(_at(entry.value, t))) for entry in entries]
+        values = [(entry.filter, float(_value_at_depth(entry.value, t))) for entry in entries]
         by_glob: dict[str, float] = {}
         for text, value in values:
             by_glob.setdefault("*" if text is None else glob_of(text), value)
@@ -281,13 +288,6 @@ class _Translation:
         local = {ours: next((i for i, (f, _) in enumerate(values) if f is None or f in ours), None) for _, ours in pairs}
         return globs if globs is not None and local == used else {ours: v for ours, v in exact.items() if v != 1}
 
-    def _note_unused(self, part: SliceSources) -> None:
-        """Note parameters that passthrough does not use."""
-        for key_path, mapping in [part.sources[0].parameters, *part.scopes]:
-            for name in mapping:
-                if name != "scale":
-                    self.config.report.note((*key_path, name), "passthrough does not use it, so it is omitted")
-
 
 def _filters(method: str, part: SliceSources) -> Iterator[tuple[yamldoc.KeyPath, str]]:
     """Yield the place and the text of every filter in the parameters of a slice."""
@@ -300,16 +300,7 @@ def _filters(method: str, part: SliceSources) -> Iterator[tuple[yamldoc.KeyPath,
                     yield (*key_path, name), str(condition["filter"])
 
 
-def _slice_layout(named: Named, first: int, stop: int) -> Layout:
-    """Return the layout of some layers, numbered from 0."""
-    prefix, names = named.layout.prefix, []
-    for number, layer in enumerate(range(first, min(stop, named.layout.depth))):
-        start = len(f"{prefix}{layer}.")
-        names += [f"{prefix}{number}.{name[start:]}" for name in named.layout.in_layer(layer)]
-    return Layout(prefix, stop - first, tuple(names))
-
-
-def _at(value: Any, t: float) -> float:
+def _value_at_depth(value: Any, t: float) -> float:
     """Return the value of a number or of a gradient at a relative depth, as mergekit interpolates it."""
     if not isinstance(value, list):
         return float(value)

@@ -120,14 +120,6 @@ def _slerp(inputs: MethodInputs) -> Step:
     return {"merge": "slerp", "bricks": {inputs.base_brick: complement(t or 0.0), brick: t or 0.0}}
 
 
-def _dare_linear(inputs: MethodInputs) -> Step | None:
-    return None if inputs.shared("normalize") else _dare(inputs, "sum")
-
-
-def _dare_ties(inputs: MethodInputs) -> Step | None:
-    return _dare(inputs, "ties") if inputs.shared("normalize") else None
-
-
 def _dare(inputs: MethodInputs, then: str) -> Step:
     inputs.note_unused(("weight", "density", "lambda", "normalize", "rescale"))
     inputs.config.report.note(
@@ -216,8 +208,8 @@ _OWN: dict[str, Callable[[MethodInputs], Step | None]] = {
     "task_arithmetic": _task_arithmetic,
     "ties": _ties,
     "slerp": _slerp,
-    "dare_linear": _dare_linear,
-    "dare_ties": _dare_ties,
+    "dare_linear": lambda inputs: None if inputs.shared("normalize") else _dare(inputs, "sum"),
+    "dare_ties": lambda inputs: _dare(inputs, "ties") if inputs.shared("normalize") else None,
     "passthrough": _passthrough,
 }
 

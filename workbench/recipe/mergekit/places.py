@@ -94,7 +94,7 @@ class Places:
     def recipe_reference(self, name: str) -> str:
         """Return a model's reference for the recipe: a path relative to the project, an absolute path, or a hub id."""
         directory = self.find(name)
-        return name if directory is None else self._in_project(directory)
+        return name if directory is None else self.in_project(directory)
 
     def base(self) -> Any:
         """Return the recipe's `base`."""
@@ -130,27 +130,19 @@ class Places:
             return self.recipe_reference(reference.model)
         if reference.model == self.root.model and not self.root.lora:
             return {"adapter": self.recipe_reference(reference.lora)}
-        if whole or self.root.lora:
-            return {"recipe": self._adapted(name, reference), **({} if whole else {"any_base": True})}
-        return {"recipe": self._summed(name, reference)}
-
-    def _adapted(self, name: str, reference: Reference) -> str:
-        """Add a recipe of a model with its adapter as the base; return the path of its file."""
-        assert reference.lora is not None
-        base = {"adapter": self.recipe_reference(reference.lora), "on": self.recipe_reference(reference.model)}
-        return self._add(name, reference, {"version": 1, "base": base, "steps": []})
-
-    def _summed(self, name: str, reference: Reference) -> str:
-        """Add a recipe that sums a model's delta and the delta of an adapter on it; return the path of its file."""
-        assert reference.lora is not None
+        model, adapter = self.recipe_reference(reference.model), self.recipe_reference(reference.lora)
+        if whole or self.root.lora:  # the model with its adapter as the base
+            data: dict[str, object] = {"version": 1, "base": {"adapter": adapter, "on": model}, "steps": []}
+            return {"recipe": self._add(name, reference, data), **({} if whole else {"any_base": True})}
+        # The sum of the model's delta and the delta of the adapter on it.
         tuned = "model" if name != "model" else "tuned"
         data = {
             "version": 1,
             "base": self.base(),
-            "bricks": {tuned: self.recipe_reference(reference.model), name: {"adapter": self.recipe_reference(reference.lora)}},
+            "bricks": {tuned: model, name: {"adapter": adapter}},
             "steps": [{"merge": "task_arithmetic", "bricks": {tuned: 1.0, name: 1.0}}],
         }
-        return self._add(name, reference, data)
+        return {"recipe": self._add(name, reference, data)}
 
     def _add(self, name: str, reference: Reference, data: Mapping[str, object]) -> str:
         """Add a recipe of an input; return the path of its file, relative to the project."""
@@ -158,7 +150,7 @@ class Places:
         path = self.to.with_name(f"{self.to.stem}-{name}.yaml")
         head = [f"# workbench run {shell(path)}", f"# {reference.model} with its adapter, an input of {self.to.name}."]
         self.extra[path] = recipe_text(data, head)
-        return self._in_project(Path(os.path.normpath(Path.cwd() / path)))
+        return self.in_project(path)
 
     def stage_path(self, name: str) -> Path:
         """Return the recipe file of an earlier document."""
@@ -167,10 +159,7 @@ class Places:
 
     def in_project(self, path: Path) -> str:
         """Return a file's path relative to the project, or its absolute path if it is outside."""
-        return self._in_project(Path(os.path.normpath(Path.cwd() / path)))
-
-    def _in_project(self, path: Path) -> str:
-        project = Path(os.path.normpath(self.project))
+        path, project = Path(os.path.normpath(Path.cwd() / path)), Path(os.path.normpath(self.project))
         return path.relative_to(project).as_posix() if path.is_relative_to(project) else str(path)
 
 
