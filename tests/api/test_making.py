@@ -18,7 +18,7 @@ from worlds.search_world import RECIPE, searched
 from workbench.api.naming import Variation, open_named
 from workbench.api.scoring import compare, search
 from workbench.api.subjects import Request, open_subjects
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.compare.advice import CANDIDATES
 from workbench.compare.making import commands
 from workbench.evaluate.lineup import LineupEntry
