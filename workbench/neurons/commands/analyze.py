@@ -269,7 +269,7 @@ def results_folder(to: Path | None, name: str) -> Path:
 def write_page(place: Path, result: ModelResult) -> Path:
     """Write the page of all analyses of the same model in a directory; those of an earlier content of the same file are left out."""
     from workbench.ground.files import read_json
-    from workbench.report.neurons import SECTIONS, render_neurons
+    from workbench.neurons.pages.page import SECTIONS, render_neurons
 
     plain = result.to_dict()
     data = plain.get("data") or {}
@@ -321,7 +321,7 @@ def open_subject(model: str, device: str) -> NeuronSubject:
 
 def say(result: ModelResult) -> None:
     """Print the first section that a result has on the page: its sentences, tables and details."""
-    from workbench.report.neurons import SECTIONS
+    from workbench.neurons.pages.page import SECTIONS
 
     section = SECTIONS[result.kind][1](result)[0]
     for line in section.lead:

@@ -48,7 +48,7 @@ def trace(
     )
     out.result(lambda: table, lambda: _say_trace(table), json=json)
     if html:
-        from workbench.report.tracemap import render_trace
+        from workbench.neurons.pages.tracemap import render_trace
 
         out.say(str(render_trace(table, html)))
 

@@ -7,9 +7,9 @@ from typing import Any
 from workbench.neurons.ablation import Ablation
 from workbench.neurons.functions import FunctionsResult
 from workbench.neurons.locate import KnowledgeResult
+from workbench.neurons.pages.page import ablation_section, functions_sections, main_layers
+from workbench.neurons.pages.questions import facts_section, partition_section
 from workbench.neurons.partition import PartitionResult
-from workbench.report.neuron_questions import facts_section, partition_section
-from workbench.report.neurons import ablation_section, functions_sections, main_layers
 from workbench.report.tints import CHANGES
 
 TEXTS: dict[str, Any] = {"file": "x.jsonl", "digest": "d", "items": 10, "warnings": []}

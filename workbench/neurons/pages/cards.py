@@ -11,9 +11,9 @@ from markupsafe import Markup
 from workbench.activations.labelled import folder_name
 from workbench.ground.files import write_bytes
 from workbench.neurons.functions import FunctionsResult
+from workbench.neurons.pages.questions import layer_marks
 from workbench.neurons.profiles import Example, NeuronProfile, ProfilesResult
 from workbench.report.chart import Chart, Curve, Scales, chart, svg
-from workbench.report.neuron_questions import layer_marks
 from workbench.report.page import filled
 
 SCRIPTS, STYLES = ("report.js",), ("report.css", "curves.css", "heat.css", "neurons.css")
@@ -85,7 +85,9 @@ def write_chosen_page(result: ProfilesResult, out: Path) -> None:
 def _write(path: Path, cards: Sequence[Card], **context: object) -> None:
     known = {(one.profile.layer, one.profile.neuron) for one in cards}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, filled("neuron_cards.html.j2", {"cards": cards, "known": known, **context}, SCRIPTS, STYLES).encode())
+    write_bytes(
+        path, filled("neuron_cards.html.j2", {"cards": cards, "known": known, **context}, SCRIPTS, STYLES, __package__).encode()
+    )
 
 
 def card(profile: NeuronProfile) -> Card:

@@ -14,13 +14,8 @@ from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionRow, FunctionsResult, TaskTestRecord
 from workbench.neurons.locate import KnowledgeResult
 from workbench.neurons.masking import SparsityResult
-from workbench.neurons.partition import PartitionResult
-from workbench.neurons.profiles import ProfilesResult
-from workbench.neurons.subject import ModelResult
-from workbench.report.chart import Chart, Curve, Scales, chart
-from workbench.report.files import with_tables
-from workbench.report.neuron_cards import page_name, write_chosen_page, write_function_pages
-from workbench.report.neuron_questions import (
+from workbench.neurons.pages.cards import page_name, write_chosen_page, write_function_pages
+from workbench.neurons.pages.questions import (
     Section,
     chosen_section,
     facts_section,
@@ -30,6 +25,11 @@ from workbench.report.neuron_questions import (
     sparsity_section,
     with_ends,
 )
+from workbench.neurons.partition import PartitionResult
+from workbench.neurons.profiles import ProfilesResult
+from workbench.neurons.subject import ModelResult
+from workbench.report.chart import Chart, Curve, Scales, chart
+from workbench.report.files import with_tables
 from workbench.report.numbers import MISSING, plural
 from workbench.report.page import filled
 from workbench.report.tints import CHANGES, SHARES, TintedTable, Tints, tinted
@@ -61,7 +61,7 @@ def render_neurons(results: Mapping[str, ModelResult], out: Path) -> Path:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     tables = [table for section in sections for table in section.saved()]
-    write_bytes(out, with_tables(filled("neurons.html.j2", context, SCRIPTS, STYLES), tables).encode())
+    write_bytes(out, with_tables(filled("neurons.html.j2", context, SCRIPTS, STYLES, __package__), tables).encode())
     return out
 
 
