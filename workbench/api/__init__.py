@@ -19,14 +19,15 @@ The last expression of a notebook's cell shows a result as the page of the repor
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.api.answers import ItemsBeside
     from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
     from workbench.api.neurons import Neurons
-    from workbench.api.results import ComparedScores, FoundValues
-    from workbench.api.scoring import compare, evaluate, items, search
+    from workbench.api.results import ComparedScores
+    from workbench.api.scoring import compare, evaluate, items
 
 __all__ = [
     "ComparedScores",
@@ -43,19 +44,23 @@ __all__ = [
     "search",
 ]
 _HOMES = {
-    "answers": ("ItemsBeside",),
-    "loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
-    "neurons": ("Neurons",),
-    "results": ("ComparedScores", "FoundValues"),
-    "scoring": ("compare", "evaluate", "items", "search"),
+    "workbench.api.answers": ("ItemsBeside",),
+    "workbench.api.loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
+    "workbench.api.neurons": ("Neurons",),
+    "workbench.api.results": ("ComparedScores",),
+    "workbench.api.scoring": ("compare", "evaluate", "items"),
+    "workbench.search.python": ("FoundValues", "search"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, because commands import parts of this package."""
-    import importlib
-
+    """Import a public name on first use, because commands import parts of this package, and an installation can lack the search."""
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(importlib.import_module(f"workbench.api.{home}"), name)
+            try:
+                return getattr(importlib.import_module(home), name)
+            except ModuleNotFoundError as error:
+                if error.name is None or not home.startswith(error.name):
+                    raise
+                raise ImportError(f"workbench.api.{name} needs {error.name}, which this installation lacks") from None
     raise AttributeError(f"module 'workbench.api' has no attribute {name!r}")
