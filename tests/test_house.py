@@ -12,7 +12,7 @@ import typer
 
 from worlds.places import PROJECT
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.cli.published import DOCUMENTS
 from workbench.recipe.methods import methods
 

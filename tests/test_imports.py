@@ -18,7 +18,7 @@ import pytest
 
 from worlds.places import PROJECT
 
-from workbench.cli._failures import EXTRAS
+from workbench.console.failures import EXTRAS
 
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own.

@@ -9,7 +9,7 @@ from worlds.processes import in_one_process, workbench
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
-from workbench.cli import COMMANDS as COMMAND_PLACES
+from workbench.cli.index import COMMANDS as COMMAND_PLACES
 from workbench.weights.kernels import backend
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "datasets", "optuna", "ray", "scipy", "matplotlib"}

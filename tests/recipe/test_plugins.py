@@ -18,7 +18,7 @@ from worlds.project import Project
 from worlds.search_world import searched
 from worlds.tiny import tensors_of
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.trust import VARIABLE, settings_file
 from workbench.recipe.methods import method_files, methods

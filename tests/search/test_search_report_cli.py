@@ -14,7 +14,7 @@ from worlds.project import Project
 from worlds.search_document import make_search
 from worlds.suites import clustered_suite
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 
 RECIPE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{id: mix, merge: linear}]\neval: [mini]\n"

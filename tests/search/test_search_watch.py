@@ -107,7 +107,7 @@ def test_ports_are_checked_before_any_work(world: Project, monkeypatch: pytest.M
         raise AssertionError("the recipe was read")
 
     world.write(searched(SPACE, ", trials: 2"))
-    monkeypatch.setattr("workbench.cli.search.load_named", never)
+    monkeypatch.setattr("workbench.search.commands.load_named", never)
     assert "without --watch" in refused("search", "test", "--port", "8765").message
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

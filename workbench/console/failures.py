@@ -7,21 +7,20 @@ import importlib.util
 import os
 import shutil
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from workbench.ground.errors import WorkbenchError, refuses_memory, size
+from workbench.ground.parts import parts
 
-# Extra of pyproject.toml -> module -> its distribution.
-EXTRAS = {
+_EXTRAS = {
     "eval": {"lm_eval": "lm-eval", "datasets": "datasets"},
-    "search": {"optuna": "optuna", "cmaes": "cmaes"},
     "server": {"aiohttp": "aiohttp", "tenacity": "tenacity"},
     "cluster": {"ray": "ray"},
-    "view": {"starlette": "starlette", "uvicorn": "uvicorn"},
     "log": {"mlflow": "mlflow-skinny", "wandb": "wandb"},
 }
+"""Extra of pyproject.toml -> module -> its distribution, for what the core imports. Parts name theirs."""
 _AGAIN = "then run the same command again: it resumes."
 _WRITABLE = "Name a writable place: --runs-dir DIR for runs, -o DIR for a result, WORKBENCH_CACHE=DIR for the project's cache."
 
@@ -71,13 +70,18 @@ def missing_extra(error: BaseException, command: str) -> WorkbenchError | None:
     cause: BaseException | None = error
     while cause is not None:
         module = (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
-        for extra, modules in EXTRAS.items():
+        for extra, modules in extras().items():
             if module in modules and not _is_installed(module):
                 missing = [name for other, name in modules.items() if not _is_installed(other)]
                 listed = f"{' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
                 return WorkbenchError(f"`{command}` needs {listed}: pip install 'brick-workbench[{extra}]'")
         cause = cause.__cause__
     return None
+
+
+def extras() -> dict[str, Mapping[str, str]]:
+    """Return extra of pyproject.toml -> module -> its distribution."""
+    return _EXTRAS | {name: modules for part in parts().values() for name, modules in part.extras.items()}
 
 
 def of_foreign(error: WorkbenchError, words: Sequence[str]) -> WorkbenchError | None:
@@ -122,7 +126,7 @@ def command_of(arguments: Sequence[str], groups: Sequence[str]) -> str:
 def while_printing(error: OSError) -> bool:
     """Return whether an error was raised while printing: command output, help texts or the last flush."""
     places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    printers = ("/workbench/cli/_output.py", "/click/utils.py", "/typer/core.py")
+    printers = ("/workbench/console/output.py", "/click/utils.py", "/typer/core.py")
     return len(places) == 1 or any(place.replace(os.sep, "/").endswith(printers) for place in places[1:])
 
 

@@ -1,4 +1,4 @@
-"""Commands `brick advise` and `brick barrier`."""
+"""Command `brick advise`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.api.naming import SUFFIXES, load_named
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
-from workbench.cli._output import out
+from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
+from workbench.console.output import out
 from workbench.ground.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def advise(
     group; many groups are routed. No model is run without --measure.
     """
     from workbench.advice.advise import advise as look
-    from workbench.cli._bricks import base_of_brick, brick_directory, find_brick
+    from workbench.api.bricks import base_of_brick, brick_directory, find_brick
     from workbench.ground.project import find_project, runs_of
     from workbench.models.identity import pick_device
     from workbench.run.device import Work
@@ -278,39 +278,3 @@ def _pair_row(pair: Pair) -> list[str]:
         "?" if shared is None else str(shared.prompts),
         "" if shared is None or not shared.prompts else str(shared.different),
     ]
-
-
-def barrier(
-    first: Annotated[str, typer.Argument(help="Checkpoint; with --base, any brick.", show_default=False)],
-    second: Annotated[
-        str, typer.Argument(help="Checkpoint of the same shapes, or an adapter or recipe on the first one.", show_default=False)
-    ],
-    text: Annotated[
-        Path, typer.Option("--text", help="Held-out texts: jsonl of {text} or {prompt, completion}.", show_default=False)
-    ],
-    base: Annotated[str | None, typer.Option("--base", help="Model that both are bricks of.")] = None,
-    device: DeviceOpt = "auto",
-    json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Measure the loss along the line between two models, and say whether merging them linearly has a chance.
-
-    The barrier is the largest rise of the loss above the straight line between the losses of the two ends.
-    """
-    from workbench.advice.barrier import measure_barrier
-    from workbench.models.identity import pick_device
-
-    out.quiet = quiet or json
-    measured = measure_barrier(first, second, text, project=Path.cwd(), device=pick_device(device), base=base, events=out.event)
-
-    def table() -> None:
-        rows = [[f"{p.t:.1f}", f"{p.loss:.4f}", f"[{p.low:.4f}, {p.high:.4f}]", f"{p.above:+.4f}"] for p in measured.points]
-        out.table(["t", "loss", "95 %", "above the line"], rows)
-        height = measured.barrier
-        out.line(
-            f"barrier {height.value:.4f} nats [{height.low:.4f}, {height.high:.4f}] at t = {height.t:.1f}; "
-            f"{measured.items} texts, {measured.tokens:,} tokens"
-        )
-        out.line(measured.says)
-
-    out.result(lambda: measured, table, json=json)

@@ -9,9 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 from workbench.api.naming import find, load_named
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:

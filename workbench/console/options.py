@@ -35,6 +35,14 @@ BaselineOpt = Annotated[
         help="Configuration to compare with; default: the suite's baseline, or the first model if no recipe is named.",
     ),
 ]
+FactsArg = Annotated[
+    Path,
+    typer.Argument(
+        help="Facts file (JSONL or YAML), or a published dataset: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit, RippleEdits, "
+        "QAEdit, UnKEBench, EditEverything.",
+        show_default=False,
+    ),
+]
 BrickArg = Annotated[str, typer.Argument(help="Brick: a directory, or its name in bricks/.", show_default=False)]
 SetOpt = Annotated[
     list[str] | None,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli._options import JsonOpt, RunsOpt
-from workbench.cli._output import out
+from workbench.console.options import JsonOpt, RunsOpt
+from workbench.console.output import out
 
 
 def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.project import find_project, relative
 

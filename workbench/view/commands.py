@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli._options import DeviceOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import DeviceOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import UsageError, shell
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.api.naming import load_named
-from workbench.cli._options import (
+from workbench.console.options import (
     BatchOpt,
     DeviceOpt,
     JsonOpt,
@@ -23,14 +24,15 @@ from workbench.cli._options import (
     SetOpt,
     VerboseOpt,
 )
-from workbench.cli._output import out
-from workbench.cli._watch import PortOpt, WatchOpt, check_watch, searched_so_far, watching
-from workbench.cli.trust import reads_recipes
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
+from workbench.console.watch import PortOpt, WatchOpt, check_watch, watching
 from workbench.ground.errors import shell
 from workbench.ground.project import relative
 
 if TYPE_CHECKING:
-    from workbench.search.result import CandidateVerdict, SearchResult, Unbeaten
+    from workbench.search.result import CandidateVerdict, SearchResult, SearchState, Unbeaten
+    from workbench.search.run import Search
 
 
 @reads_recipes
@@ -96,6 +98,17 @@ def search(
     out.result(lambda: found, lambda: _say_result(found, to, loaded.project), json=json)
     if tracker:
         out.say(log_runs(tracker, runs_of_search(found)))
+
+
+def searched_so_far(search: Search) -> SearchState | None:
+    """Return the controls and candidates that are scored now, those of other processes among them; None before the first control."""
+    from workbench.search.run import open_study
+    from workbench.search.winner import growing
+
+    if not search.controls:
+        return None
+    with closing(open_study(search)) as study:
+        return growing(search, study)
 
 
 def _say_result(found: SearchResult, to: Path | None, project: Path) -> None:

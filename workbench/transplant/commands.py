@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from workbench.cli._bricks import brick_directory
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
-from workbench.cli._output import out
+from workbench.api.bricks import brick_directory
+from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt
+from workbench.console.output import out
 from workbench.ground.errors import shell
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.cli._bricks import axes_text, brick_directory
-from workbench.cli._output import out
+from workbench.api.bricks import brick_directory
+from workbench.console.output import out
 from workbench.ground.errors import UsageError, WorkbenchError, shell
+from workbench.upkeep.commands.cards import axes_text
 
 if TYPE_CHECKING:
     from workbench.activations.sets import NeuronSet

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.api.naming import run_named
-from workbench.cli._options import JsonOpt, QuietOpt, RunsOpt
-from workbench.cli._output import out
+from workbench.console.options import JsonOpt, QuietOpt, RunsOpt
+from workbench.console.output import out
 from workbench.ground.errors import shell, size
 
 if TYPE_CHECKING:
