@@ -19,7 +19,6 @@ The last expression of a notebook's cell shows a result as the page of the repor
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,23 +43,28 @@ __all__ = [
     "search",
 ]
 _HOMES = {
-    "workbench.api.answers": ("ItemsBeside",),
-    "workbench.api.loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
-    "workbench.api.neurons": ("Neurons",),
-    "workbench.api.results": ("ComparedScores",),
-    "workbench.api.scoring": ("compare", "evaluate", "items"),
-    "workbench.search.python": ("FoundValues", "search"),
+    "answers": ("ItemsBeside",),
+    "loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
+    "neurons": ("Neurons",),
+    "results": ("ComparedScores",),
+    "scoring": ("compare", "evaluate", "items"),
 }
+_OF_PARTS = {"FoundValues": "search.python", "search": "search.python"}
+"""Name that a part gives -> its module."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, because commands import parts of this package, and an installation can lack the search."""
+    """Import a public name on first use, because commands import parts of this package."""
+    import importlib
+
     for home, names in _HOMES.items():
         if name in names:
-            try:
-                return getattr(importlib.import_module(home), name)
-            except ModuleNotFoundError as error:
-                if error.name is None or not home.startswith(error.name):
-                    raise
-                raise ImportError(f"workbench.api.{name} needs {error.name}, which this installation lacks") from None
+            return getattr(importlib.import_module(f"workbench.api.{home}"), name)
+    if home := _OF_PARTS.get(name):
+        from workbench.ground.parts import imported, missing, parts
+
+        part = home.partition(".")[0]
+        if part not in parts():
+            raise missing(part, f"workbench.api.{name}")
+        return imported(f"{home}.{name}")
     raise AttributeError(f"module 'workbench.api' has no attribute {name!r}")
