@@ -75,7 +75,7 @@ ONLY_IN = {
     "dill": (),
     "cloudpickle": (),
     "requests": (),
-    "urllib": ("search/points.py",),  # spells names: the net is behind `http`
+    "urllib": ("recipe/points.py",),  # spells names: the net is behind `http`
     "httpx": ("ground/http.py", "serve/proxy.py"),
     "starlette": ("serve/", "view/"),
     "uvicorn": ("serve/", "view/"),

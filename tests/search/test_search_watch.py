@@ -15,8 +15,8 @@ from worlds.search_document import make_search, unfinished
 from worlds.search_world import SPACE, folder_of, search_of, searched
 from worlds.viewer import followed
 
-from workbench.report import page_text
 from workbench.report.page import Viewer
+from workbench.search.pages import page_text
 from workbench.search.result import GrowingSearch
 from workbench.search.run import open_study, run
 from workbench.search.winner import growing

@@ -58,7 +58,8 @@ def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
         results: Results of searches by recipe name.
         to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
     """
-    from workbench.report import render, stem
+    from workbench.report import stem
+    from workbench.search.pages import render
 
     paths = []
     for name, found in results.items():

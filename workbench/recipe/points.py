@@ -14,7 +14,7 @@ from workbench.ground.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.fields import same
 from workbench.recipe.methods import methods
 from workbench.recipe.schema import fields_of, known_method, weighs
-from workbench.search.space import Dimension, FieldSpace
+from workbench.recipe.space import Dimension, FieldSpace
 from workbench.steps import verbs
 
 _WORD = re.compile(r"[^A-Za-z0-9._+-]+")

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from workbench.report.chart import AXIS, Chart, Ends, Frame, Scale, cut, fluid_plot, joined, marked, room, spread, stretched, svg
 from workbench.report.numbers import PERCENT, listed, raw
 from workbench.report.scatter import Point, ScatterAxis, drawing, front
-from workbench.report.search.view import DimensionView, ObjectiveView, SearchView, number, written
-from workbench.report.search.wording import tip
+from workbench.search.pages.view import DimensionView, ObjectiveView, SearchView, number, written
+from workbench.search.pages.wording import tip
 from workbench.search.result import TrialRow
 
 TALL, SMALL, ROW, BAR = 250, 170, 30, 26

@@ -10,7 +10,7 @@ from worlds.report_page import Page
 from worlds.search_document import CONTROLS, all_given_up, make_search
 from worlds.search_page import Document, control, handmade, rendered, scored_row, view_of
 
-from workbench.report.search.wording import headline, sentences, tried
+from workbench.search.pages.wording import headline, sentences, tried
 
 
 def test_winner_with_the_weights_of_a_control() -> None:

@@ -7,9 +7,9 @@ from workbench.ground.tables import Cell, Table, fence, prose
 from workbench.ground.tables import as_markdown as escape
 from workbench.report.markdown import bullets, differences, text_of
 from workbench.report.numbers import MISSING, PERCENT, count, listed
-from workbench.report.search import wording
-from workbench.report.search.charts import best_so_far, pareto
-from workbench.report.search.view import SearchView, written
+from workbench.search.pages import wording
+from workbench.search.pages.charts import best_so_far, pareto
+from workbench.search.pages.view import SearchView, written
 from workbench.search.result import SearchState, TestedRow, TrialRow
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from workbench.report.numbers import MISSING, count, listed, plural, seconds
-from workbench.report.search.view import ObjectiveView, SearchView, written
+from workbench.search.pages.view import ObjectiveView, SearchView, written
 from workbench.search.result import CandidateVerdict, TestedRow, TrialRow, Unbeaten
 
 NBSP = "\N{NO-BREAK SPACE}"

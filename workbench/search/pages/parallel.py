@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from workbench.report.chart import WIDE, Chart, Scale, cut, joined, marked, room, stretched, svg
 from workbench.report.numbers import MISSING
-from workbench.report.search.charts import has, scores_scale
-from workbench.report.search.view import DimensionView, ObjectiveView, SearchView, number, written
-from workbench.report.search.wording import tip
+from workbench.search.pages.charts import has, scores_scale
+from workbench.search.pages.view import DimensionView, ObjectiveView, SearchView, number, written
+from workbench.search.pages.wording import tip
 from workbench.search.result import TrialRow
 
 HEAD, HEIGHT, FOOT = 38, 260, 10

@@ -6,9 +6,9 @@ from workbench.report import numbers, provenance
 from workbench.report.files import with_tables
 from workbench.report.numbers import count, listed, plural
 from workbench.report.page import Viewer, differences, filled
-from workbench.report.search import charts, parallel, wording
-from workbench.report.search.markdown import tables
-from workbench.report.search.view import ObjectiveView, SearchView, written
+from workbench.search.pages import charts, parallel, wording
+from workbench.search.pages.markdown import tables
+from workbench.search.pages.view import ObjectiveView, SearchView, written
 from workbench.search.result import SearchProgress, SearchState, TestedPart, TestedRow
 
 SCRIPTS = ("report.js", "downloads.js")
@@ -56,7 +56,7 @@ def html(found: SearchState, viewer: Viewer | None = None) -> str:
         "many": False,
         **(differences(comparison) if comparison is not None else {}),
     }
-    return with_tables(filled("search.html.j2", context, SCRIPTS, STYLES), tables(view))
+    return with_tables(filled("search.html.j2", context, SCRIPTS, STYLES, __package__), tables(view))
 
 
 def _tested(view: SearchView, *parts: TestedPart) -> list[TestedRow]:

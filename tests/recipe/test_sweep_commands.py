@@ -10,10 +10,16 @@ import pytest
 
 from worlds.commands import run
 from worlds.project import Project
-from worlds.search_world import RECIPE
+from worlds.search_world import RECIPE, lay_out
 
 SWEEP = "sweep: {mix.lambda: [0.5, 1.0], mix.merge: [ties, task_arithmetic]}\n"
 NAMES = ["mine[lambda=0.5,ties]", "mine[lambda=0.5,task_arithmetic]", "mine[lambda=1,ties]", "mine[lambda=1,task_arithmetic]"]
+
+
+@pytest.fixture
+def world(project: Project, cwd: Path) -> Project:
+    """Two bricks and a suite of two tasks."""
+    return lay_out(project)
 
 
 def documents(folder: Path) -> set[str]:

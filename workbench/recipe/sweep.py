@@ -15,9 +15,9 @@ from workbench.compare.swept import Sweep, SweepDimension, SweepPoint, Value
 from workbench.ground import yamldoc
 from workbench.ground.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.fields import SweepValues, same
+from workbench.recipe.points import Place, PointNames, flow, place_of
 from workbench.recipe.recipe import Recipe
-from workbench.search.points import Place, PointNames, flow, place_of
-from workbench.search.space import Dimension, FieldSpace
+from workbench.recipe.space import Dimension, FieldSpace
 
 MOST_POINTS = 64
 """Points of a sweep that are scored without being asked for; with its controls, the recommendation tests so many against each other."""

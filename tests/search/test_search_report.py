@@ -18,9 +18,9 @@ from worlds.search_document import CONTROLS, make_search
 from worlds.search_page import Document, handmade, render, rendered, view_of
 
 from workbench.report.chart import Frame, Scale, spread
-from workbench.report.search.charts import best_so_far, curves, history, hypervolume, importances, pareto
-from workbench.report.search.parallel import parallel
-from workbench.report.search.wording import headline, sentences
+from workbench.search.pages.charts import best_so_far, curves, history, hypervolume, importances, pareto
+from workbench.search.pages.parallel import parallel
+from workbench.search.pages.wording import headline, sentences
 
 MINUS = "\N{MINUS SIGN}"
 EVIL = "<img src=x onerror=\"document.title='run'\"></script>|`"
@@ -326,6 +326,6 @@ def test_every_candidate_stands_in_the_table(one: Document, tmp_path: Path) -> N
 
 
 def test_no_torch_and_no_optuna() -> None:
-    code = "import sys, workbench.report.search; print([m for m in ('torch', 'optuna', 'lm_eval') if m in sys.modules])"
+    code = "import sys, workbench.search.pages; print([m for m in ('torch', 'optuna', 'lm_eval') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,8 +13,8 @@ from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import suites_of
 from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import Recipe, dump_steps, load_recipe
+from workbench.recipe.sweep import expand, point_of
 from workbench.resolve.resolve import resolve
-from workbench.search.sweep import expand, point_of
 
 BRICKS = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 TWO_STEPS = "steps: [{id: a, merge: ties, density: 0.5}, {id: b, merge: ties, density: 0.5}]\n"
