@@ -83,7 +83,7 @@ def planned(kind: str, label: str, fields: dict[str, Any], folder: Path) -> dict
     """Return the size of a model, and for each operation what the plan says."""
     from typer.testing import CliRunner
 
-    from workbench.cli import app
+    from workbench.cli.app import app
 
     parameters = lay_out(kind, label, fields, folder)
     rows = {}

@@ -21,8 +21,8 @@ from record import parser_of, write_results
 from workbench.activations.labelled import read_labelled
 from workbench.neurons.functions import analyze_functions
 from workbench.neurons.masking import analyze_sparsity
+from workbench.neurons.pages.page import render_neurons
 from workbench.neurons.subject import open_neurons
-from workbench.report.neurons import render_neurons
 from workbench.run.opened import resolve_model
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import typer
 from cells import table
 from typer.testing import CliRunner
 
-from workbench.cli import app
+from workbench.cli.app import app
 
 HEAD = """# Commands
 

@@ -13,8 +13,8 @@ from neuron_set_tables import BRICKS, spread, together
 
 from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionRow
-from workbench.report.neuron_questions import features_section
-from workbench.report.neurons import score_cells, verdict_cells
+from workbench.neurons.pages.page import score_cells, verdict_cells
+from workbench.neurons.pages.questions import features_section
 
 PROJECT = Path(__file__).resolve().parents[1]
 NEURONS = "benchmarks/results/neurons.json"

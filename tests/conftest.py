@@ -46,7 +46,7 @@ from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 from workbench.ground import identity
 
 sys.dont_write_bytecode = False
-gc.set_threshold(20_000, 10, 10)  # as in `workbench.__main__`
+gc.set_threshold(20_000, 10, 10)  # as in `workbench.cli.__main__`
 torch.set_num_threads(1)
 # Flushing protects files from a power failure, which no test causes, and takes about 10 ms a file here: minutes of the suite. Tests of what is
 # flushed record the calls; processes that tests start flush as usual.
@@ -296,7 +296,7 @@ def _shared_folders_stay(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _talkative() -> None:
     """The command line's one output keeps --quiet for the process; a test starts without it."""
-    from workbench.cli._output import out
+    from workbench.console.output import out
 
     out.quiet = False
 

@@ -13,7 +13,7 @@ from worlds.commands import call, document
 from worlds.project import Project
 from worlds.suites import clustered_suite
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 
 RECIPE = """

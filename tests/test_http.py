@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from worlds.jsonl import write_jsonl
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.evaluate.backends import WrittenCheckpoint, _check_server
 from workbench.ground import http
 from workbench.ground.errors import WorkbenchError

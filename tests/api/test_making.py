@@ -16,9 +16,9 @@ from worlds.project import CPU, Project
 from worlds.search_world import RECIPE, searched
 
 from workbench.api.naming import Variation, open_named
-from workbench.api.scoring import compare, search
+from workbench.api.scoring import compare
 from workbench.api.subjects import Request, open_subjects
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.compare.advice import CANDIDATES
 from workbench.compare.making import commands
 from workbench.evaluate.lineup import LineupEntry
@@ -27,6 +27,7 @@ from workbench.models.live import compute
 from workbench.run.compose import compose
 from workbench.run.materialize import configuration_digest
 from workbench.scores.store import Configuration
+from workbench.search.python import search
 
 SWEPT = RECIPE + "sweep: {mix.lambda: [0.5, 1.0], mix.merge: [ties, task_arithmetic]}\n"
 OWN = "name: own\ndescription: d\n" + RECIPE.replace("dtype: float32", "dtype: bfloat16, shard_size: 1MB")

@@ -16,7 +16,7 @@ from worlds.search_world import RECIPE, lay_out
 
 import workbench
 from workbench.api.naming import find, load_named
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 
 SWEPT = RECIPE + "sweep: {mix.lambda: [0.5, 1.0], mix.merge: [ties, task_arithmetic]}\n"

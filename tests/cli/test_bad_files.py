@@ -20,8 +20,8 @@ from worlds.tiny import edit_json
 
 from workbench.adapters.read import Patterns
 from workbench.bricks.card import read_licence, read_title
-from workbench.cli import app
-from workbench.cli._output import Terminal
+from workbench.cli.app import app
+from workbench.console.output import Terminal
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError, nearest, printable
 from workbench.ground.files import read_json, read_memo, write_json

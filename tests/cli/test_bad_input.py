@@ -19,7 +19,7 @@ from worlds.commands import call
 from worlds.project import Project
 from worlds.suites import mini_suite
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 

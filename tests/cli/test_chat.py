@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from worlds.project import CPU, Project
 
 from workbench.api.chatting import Speaker
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.run.materialize import materialize, shared
 
 AVERAGE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\n"

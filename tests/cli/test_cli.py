@@ -9,7 +9,7 @@ import sys
 import typer.main
 from typer.testing import CliRunner
 
-from workbench.cli import app
+from workbench.cli.app import app
 
 # A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
 COMMANDS = {
@@ -96,9 +96,7 @@ def test_commands_and_flags_are_those_listed() -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = (
-        "import sys; from workbench.cli import app, main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    )
+    code = "import sys; from workbench.cli.app import app, main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
 
 

@@ -16,7 +16,7 @@ from worlds.places import PROJECT
 from worlds.project import Project
 from worlds.tiny import edit_json
 
-from workbench.__main__ import main
+from workbench.cli.__main__ import main
 from workbench.ground import errors
 from workbench.ground.errors import GateFailedError, InvalidRecipeError, UsageError, WorkbenchError
 
@@ -67,7 +67,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, llama: Path, bricks: Path) -
 def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """Return the exit status of a command line, whose user says no."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
-    monkeypatch.setattr("workbench.cli._drop_output", lambda: None)  # the test's own output
+    monkeypatch.setattr("workbench.cli.app._drop_output", lambda: None)  # the test's own output
     monkeypatch.setattr(sys, "argv", ["workbench", *arguments])
     with pytest.raises(SystemExit) as end:
         main()
@@ -112,7 +112,7 @@ def test_an_error_inside_a_command(
         raise error
 
     monkeypatch.chdir(world.path)
-    monkeypatch.setattr("workbench.cli._output.out.result", fail)
+    monkeypatch.setattr("workbench.console.output.out.result", fail)
     assert ended(monkeypatch, *command.split()) == status
 
 

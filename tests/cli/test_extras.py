@@ -16,9 +16,9 @@ from worlds.processes import in_one_process
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
-from workbench.cli._failures import EXTRAS, command_of, missing_extra
+from workbench.console.failures import command_of, extras, missing_extra
 
-MODULES = [module for modules in EXTRAS.values() for module in modules]
+MODULES = [module for modules in extras().values() for module in modules]
 
 
 @pytest.fixture
@@ -100,12 +100,12 @@ def test_the_table_of_extras_is_that_of_pyproject() -> None:
     """The command line's table names the extras and distributions that pyproject.toml declares, each for its module."""
     optional = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     providers = packages_distributions()
-    for extra, modules in EXTRAS.items():
+    for extra, modules in extras().items():
         listed = " ".join(optional[extra]).lower().replace("_", "-")
         for module, distribution in modules.items():
             assert distribution in listed, f"{extra}: {distribution}"
             found = [name.lower().replace("_", "-") for name in providers.get(module, [distribution])]
             assert found == [distribution], module
     everything = {extra for extra in optional if extra not in ("all", "dev")}
-    assert everything == EXTRAS.keys()
+    assert everything == extras().keys()
     assert optional["all"] == [f"brick-workbench[{','.join(e for e in optional if e in everything)}]"]

@@ -22,8 +22,8 @@ from worlds.commands import call
 from worlds.project import Project
 from worlds.tiny import files_of
 
-from workbench.cli import _fail, app
-from workbench.cli._failures import explained, short_of_memory
+from workbench.cli.app import _fail, app
+from workbench.console.failures import explained, short_of_memory
 from workbench.ground.errors import GateFailedError, WorkbenchError, size
 from workbench.ground.files import atomic_write, write_text
 from workbench.ground.manifest import MANIFEST

@@ -14,7 +14,7 @@ from worlds.project import Project
 from worlds.search_world import lay_out, searched
 from worlds.suites import clustered_suite
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import TAKE_RUNS, WorkbenchError
 from workbench.recipe.recipe import load_recipe
 

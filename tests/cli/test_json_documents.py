@@ -15,7 +15,7 @@ from worlds.json_commands import call_all, paths_of, problems, write_project
 from worlds.places import FIXTURES, PROJECT
 from worlds.project import Project
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.cli.published import DOCUMENTS, pages, schema, schema_file
 from workbench.ground.results import Part
 from workbench.steps.fields import field_docs

@@ -15,7 +15,7 @@ from worlds.commands import call
 from worlds.project import Project
 from worlds.suites import clustered_suite
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.evaluate.lineup import lineup
 from workbench.ground.errors import LeftOut, WorkbenchError
 from workbench.recipe.recipe import load_recipe

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from worlds.stored_scores import AVERAGE, BASE, MEAN, TIES, stored
 
 from workbench import api
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.compare.answers import paired_answers, picked, side_by_side
 from workbench.compare.compare import compare
 from workbench.compare.tables import suites_of, tables_of

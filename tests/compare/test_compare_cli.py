@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 from worlds.decided import many
 from worlds.toy_scores import BASE, MERGE, SUITE, stored
 
-from workbench.cli import app
 from workbench.cli._comparison import gate_lines, recommended, rows_table, scores_table, unlisted
-from workbench.cli._output import out
+from workbench.cli.app import app
 from workbench.compare.compare import compare
 from workbench.compare.comparison import Comparison
+from workbench.console.output import out
 from workbench.report.scorecard import with_scores
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite

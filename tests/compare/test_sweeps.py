@@ -17,8 +17,8 @@ from workbench.compare.leaders import MOST_MEMBERS
 from workbench.compare.sweeps import _Measure
 from workbench.compare.swept import SweepDimension
 from workbench.compare.tables import Table
+from workbench.recipe.sweep import MOST_POINTS
 from workbench.scores.suite import Suite
-from workbench.search.sweep import MOST_POINTS
 
 
 @pytest.fixture(scope="module")

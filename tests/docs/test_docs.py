@@ -23,7 +23,7 @@ from worlds.places import PROJECT
 from worlds.project import CPU, Project
 from worlds.report_document import make_document
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground import yamldoc
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema

@@ -16,7 +16,7 @@ from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, text_of
 from worlds.project import Project
 
 import workbench
-from workbench.cli import main
+from workbench.cli.app import main
 from workbench.evaluate import build_plan, score
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite

@@ -12,7 +12,7 @@ import pytest
 from jinja2.sandbox import SecurityError
 from typer.testing import CliRunner, Result
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.evaluate.gate import LOCALDATA, sandbox, sandbox_templates
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.trust import VARIABLE, settings_file

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from workbench.cli._output import Terminal
+from workbench.console.output import Terminal
 from workbench.evaluate import cluster
 from workbench.evaluate.cluster import Unit
 from workbench.evaluate.progress import Overall, SideBySide

@@ -17,8 +17,8 @@ from worlds.routed_models import WORD, WordRouter, domain_prompts, factors, ids,
 from worlds.tiny import WORDS
 
 import workbench
-from workbench.cli import main
-from workbench.cli._output import out
+from workbench.cli.app import main
+from workbench.console.output import out
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.models import WorkbenchLM
 from workbench.ground.errors import WorkbenchError

@@ -123,7 +123,7 @@ def test_bad_fields_are_refused(school: Project, fields: str, teachers: str, mes
 
 
 def test_bad_teachers_are_refused_before_any_model_runs(school: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.run.kinds.fuse._live", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("workbench.fuse.teaching.kind._live", lambda *_: pytest.fail("a model was loaded"))
     shutil.copytree((school.path / "base").resolve(), school.path / "copy")
     shutil.copytree((school.path / "knows").resolve(), school.path / "silent")
     for file in ("tokenizer.json", "tokenizer_config.json"):

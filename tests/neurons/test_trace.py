@@ -15,7 +15,7 @@ from worlds.commands import call, document
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
-from workbench.cli import main
+from workbench.cli.app import main
 from workbench.edit.places.knowledge import Trace, What
 from workbench.ground.errors import WorkbenchError
 from workbench.neurons.trace import OUTPUTS, interval, layers_of, run_traces, table_of, trace_table

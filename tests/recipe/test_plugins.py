@@ -18,11 +18,12 @@ from worlds.project import Project
 from worlds.search_world import searched
 from worlds.tiny import tensors_of
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.trust import VARIABLE, settings_file
 from workbench.recipe.methods import method_files, methods
 from workbench.recipe.recipe import load_recipe
+from workbench.recipe.space import FieldSpace
 from workbench.steps.step import OUTSIDE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -386,12 +387,12 @@ def test_files_that_are_no_methods(project: Project, monkeypatch: pytest.MonkeyP
 
 
 def test_a_search_may_choose_a_plug_in(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.search.space import Space
-
     monkeypatch.setenv(VARIABLE, "1")
     put(project, half("median"))
     text = searched("{mix.merge: [ties, median]}", "", f"{BRICKS}steps: [{{id: mix, merge: ties, density: 0.5}}]\n")
-    space = Space(load_recipe(project.write(text)))
+    recipe = load_recipe(project.write(text))
+    assert recipe.fields.search is not None
+    space = FieldSpace(recipe, recipe.fields.search.space)
     assert space.recipe_of({"mix.merge": "median"}).steps[0].plugin is not None
 
 

@@ -15,6 +15,7 @@ from workbench.models.layout import Layout, Model
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import from_data, load_recipe
 from workbench.recipe.schema import recipe_schema
+from workbench.recipe.space import FieldSpace
 from workbench.resolve.resolve import resolve
 from workbench.steps.fields import Where, parse_size, value_at
 
@@ -280,10 +281,10 @@ def test_a_list_of_bricks_stands_for_weights_of_one(project: Project, cwd: Path)
 
 
 def test_a_search_takes_bricks_that_stand_in_a_list(project: Project) -> None:
-    from workbench.search.space import Space
-
     text = HEAD + TIES + "    bricks: [code, math]\nsearch: {space: {0.bricks.math: [0.1, 1e0]}, objective: mini, trials: 2}\n"
-    space = Space(load_recipe(project.write(text)))
+    recipe = load_recipe(project.write(text))
+    assert recipe.fields.search is not None
+    space = FieldSpace(recipe, recipe.fields.search.space)
     assert space.written() == {"0.bricks.math": 1.0}
     assert space.document({"0.bricks.math": 0.5})["steps"][0]["bricks"] == {"code": 1.0, "math": 0.5}
 

@@ -1,4 +1,4 @@
-"""Synthetic documents of a comparison and of a search."""
+"""A synthetic document of a comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from worlds.report_document import make_document
 from worlds.report_page import Document, render
-from worlds.search_document import make_search
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +16,3 @@ def document() -> Document:
 @pytest.fixture(scope="module")
 def text(document: Document, tmp_path_factory: pytest.TempPathFactory) -> str:
     return render(document, tmp_path_factory.mktemp("report") / "starter")[0].read_text("utf-8")
-
-
-@pytest.fixture(scope="module")
-def one() -> Document:
-    return make_search(40, random=20)

@@ -8,20 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from worlds.report_document import make_document
 from worlds.report_page import page_text, view_of
 
-from workbench.edit.places.knowledge import Trace as FactTrace
-from workbench.edit.places.knowledge import TracedAnswer
 from workbench.merge.measuring.delta_sums import DeltaSums, Measures, Meeting
-from workbench.neurons.trace import table_of
 from workbench.report import marks
 from workbench.report.heatmap import render_heat_maps
-from workbench.report.neurons import random_overlap
 from workbench.report.tints import CHANGES, DARKEST, DIFFERENCE, PALEST, SCALES
-from workbench.report.tracemap import render_trace
 
 N = 32 * 48
 
@@ -116,25 +110,6 @@ def test_bands_hold_95_percent_of_unrelated_deltas() -> None:
     for key, values in (("cosine", cosines), ("conflict", conflicts), ("overlap", overlaps)):
         low, high = bands[key]
         assert 0.92 <= np.mean([low <= value <= high for value in values]) <= 0.98, key
-
-
-def test_the_overlap_of_random_sets_of_neurons() -> None:
-    sizes = [(20, 400), (30, 600)]
-    spread = sum(stats.hypergeom(n, k, k).var() for k, n in sizes) ** 0.5
-    mean = sum(stats.hypergeom(n, k, k).mean() for k, n in sizes)
-    assert random_overlap(0.05, [400, 600]) == (0.0, pytest.approx((mean + 1.96 * spread) / 50))
-
-
-def test_recovered_shares_that_may_be_zero_are_gray(tmp_path: Path) -> None:
-    restored = [{0: {"subject": s, "subject_last": 0.9, "last": 0.1 + s / 10}} for s in (0.05, 0.3, -0.1, 0.25)]
-    rows = tuple(TracedAnswer(str(i), 7, 0.9, 0.1, r) for i, r in enumerate(restored))
-    shares = {0: {p: float(np.mean([(r[0][p] - 0.1) / 0.8 for r in restored])) for p in ("subject", "subject_last", "last")}}
-    traced = FactTrace(4, 0.9, 0.1, shares, rows)
-    table = table_of("m", "facts.jsonl", {"block": traced, "feed_forward": traced}, {str(i): "a" for i in range(4)})
-    page = render_trace(table, tmp_path / "trace.html").read_text("utf-8")
-    looks = re.findall(r"<title>layer 0, ([^:]*): [^<]*</title><rect class=\"(\w+)\"", page)
-    assert [kind for _, kind in looks] == ["null", "up", "null"] * 2, looks
-    assert "its 95 % interval over facts includes 0" in page
 
 
 def test_differences_have_one_scale_and_gray_where_nothing_is_decided() -> None:

@@ -15,7 +15,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import WORDS
 
 import workbench
-from workbench.cli import app, main
+from workbench.cli.app import app, main
 from workbench.edit.finetune import Finetune
 from workbench.edit.places import knowledge
 from workbench.edit.places.knowledge import said_by

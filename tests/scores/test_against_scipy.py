@@ -22,7 +22,6 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from workbench.evaluate.gold import corpus_contributions
-from workbench.report.neurons import random_overlap
 from workbench.scores.paired import paired, paired_ratio
 from workbench.scores.signflips import step_down, t_tail, tails
 from workbench.scores.statistics import (
@@ -269,20 +268,6 @@ def test_resampled_clusters_beside_scipys_bootstrap() -> None:
     assert wide == pytest.approx(student, rel=0.05)
     ours, bca = np.quantile(drawn, (tail, 1 - tail)), theirs["BCa"].confidence_interval
     assert (bca.low > ours[0], bca.high > ours[1]) == (True, True), (ours, bca)
-
-
-@given(st.floats(0.01, 1), st.lists(st.integers(1, 60), min_size=1, max_size=4))
-@quick
-def test_overlap_of_random_sets(share: float, layers: list[int]) -> None:
-    """Mean and variance of scipy's hypergeometric distribution, summed over layers."""
-    sizes = [max(1, round(share * n)) for n in layers]
-    drawn = [stats.hypergeom(n, k, k) for n, k in zip(layers, sizes, strict=True)]
-    mean, variance = (
-        np.nansum([getattr(d, name)() for d in drawn]) for name in ("mean", "var")
-    )  # of a layer of one, scipy's is NaN
-    assert random_overlap(share, layers) == pytest.approx(
-        (0, (mean + 1.96 * math.sqrt(max(variance, 0.0))) / sum(sizes)), abs=1e-6
-    )
 
 
 WORDS = st.sampled_from(["the", "cat", "sat", "Straße", "漢字", "don't", "a,b", "!", "é"])

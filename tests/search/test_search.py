@@ -181,7 +181,7 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from optuna.storages.journal import JournalFileBackend
-from workbench.cli import main
+from workbench.cli.app import main
 
 last, late = int(sys.argv.pop(1)), sys.argv.pop(1) == "after"
 seen = 0

@@ -15,8 +15,8 @@ from worlds.search_document import make_search, unfinished
 from worlds.search_world import SPACE, folder_of, search_of, searched
 from worlds.viewer import followed
 
-from workbench.report import page_text
 from workbench.report.page import Viewer
+from workbench.search.pages import page_text
 from workbench.search.result import GrowingSearch
 from workbench.search.run import open_study, run
 from workbench.search.winner import growing
@@ -107,7 +107,7 @@ def test_ports_are_checked_before_any_work(world: Project, monkeypatch: pytest.M
         raise AssertionError("the recipe was read")
 
     world.write(searched(SPACE, ", trials: 2"))
-    monkeypatch.setattr("workbench.cli.search.load_named", never)
+    monkeypatch.setattr("workbench.search.commands.load_named", never)
     assert "without --watch" in refused("search", "test", "--port", "8765").message
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -16,7 +16,7 @@ from worlds.local_tasks import lay_out_tasks
 from worlds.train_world import lora
 
 from workbench.bricks.card import read_card
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 from workbench.models.texts import read_texts
 from workbench.train.fit import HeldOut, Reports

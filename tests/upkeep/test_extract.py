@@ -22,7 +22,7 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.ground.errors import WorkbenchError
 from workbench.run.device import Work
 from workbench.upkeep.extract import Extraction, bake, extract

@@ -17,7 +17,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import edit_json, files_of, save_model, tensors_of, unseal
 
 from workbench.bricks.hub import HEADERS
-from workbench.cli import main
+from workbench.cli.app import main
 from workbench.ground.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve

@@ -17,7 +17,7 @@ from workbench.view.server import Served
 
 PROGRAM = """
 import sys
-from workbench.cli import main
+from workbench.cli.app import main
 try:
     main()
 finally:
@@ -60,7 +60,7 @@ def test_a_browser_is_opened_on_a_terminal_only(tmp_path: Path, monkeypatch: pyt
     assert opened == []
     for option, number in (("--no-browser", 0), ("--browser", 1)):
         with monkeypatch.context() as patch:
-            patch.setattr("workbench.cli.view.on_terminal", lambda: True)
+            patch.setattr("workbench.view.commands.on_terminal", lambda: True)
             printed = call("view", str(tmp_path), option).stdout.strip()
         assert opened == [printed][:number]
     assert Path.cwd() == before

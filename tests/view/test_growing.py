@@ -16,7 +16,7 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out
 from worlds.viewer import Visitor, followed
 
-from workbench.cli._watch import Watched, check_watch, watching
+from workbench.console.watch import Watched, check_watch, watching
 from workbench.ground.errors import UsageError
 from workbench.ground.events import Event
 from workbench.view.app import application

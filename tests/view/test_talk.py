@@ -15,7 +15,7 @@ from worlds.memory_world import FACTS, GRACE, MEMORY
 from worlds.project import CPU, Project
 from worlds.viewer import Visitor
 
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.edit.memories.codebook import reading
 from workbench.models.prompts import load_tokenizer
 from workbench.run.materialize import materialize

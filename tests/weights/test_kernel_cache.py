@@ -167,7 +167,7 @@ def test_the_backend_is_recorded_with_its_reason(tmp_path: Path, project: Projec
 
 
 def doctor(project: Path, cache: Path, *arguments: str, **env: str) -> tuple[int, dict[str, dict[str, object]]]:
-    code = f"import sys, os; os.chdir({str(project)!r}); sys.argv = ['workbench', 'doctor', '--json', *{arguments!r}]; from workbench.cli import main; main()"
+    code = f"import sys, os; os.chdir({str(project)!r}); sys.argv = ['workbench', 'doctor', '--json', *{arguments!r}]; from workbench.cli.app import main; main()"
     result = python(code, cache, **env)
     assert "Traceback" not in result.stderr, result.stderr
     return result.returncode, {c["check"]: c for c in json.loads(result.stdout)["checks"]}

@@ -14,7 +14,7 @@ import typer
 from worlds.jsonl import write_jsonl
 from worlds.tiny import save_adapter
 
-from workbench.cli import app
+from workbench.cli.app import app
 
 
 @dataclass(frozen=True)

@@ -166,12 +166,14 @@ def serve() -> NoReturn:
     """Answer requests from standard input, each in a forked process."""
     import torch
 
-    import workbench.cli
+    from workbench.cli.app import silence
+    from workbench.cli.index import COMMANDS, command
     from workbench.ground import identity
 
-    workbench.cli.silence()
-    for name in workbench.cli.COMMANDS:
-        workbench.cli._command(name)
+    silence()
+    for name in COMMANDS:
+        if " " not in name:
+            command(name)
     torch.set_num_threads(1)
     identity._TICKS_NS = int(2e9 * time.clock_getres(5))  # as in conftest.py
     with open(os.environ["FAULTS"], "r+b") as file:
@@ -250,7 +252,7 @@ def _command(state: _State, request: dict[str, Any], printed: Path) -> NoReturn:
         if request["hub"]:
             _use_hub(request["hub"], Path(request["folder"]))
         sys.argv = ["workbench", *request["arguments"]]
-        from workbench.__main__ import main
+        from workbench.cli.__main__ import main
 
         faulthandler.dump_traceback_later(_LIMIT - 2, file=2)
         state.armed = 1

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from worlds.effort import cpu_limit
 
-from workbench.cli import app
-from workbench.cli._output import Terminal
+from workbench.cli.app import app
+from workbench.console.output import Terminal
 from workbench.ground.errors import WorkbenchError
 
 RECIPE = """\

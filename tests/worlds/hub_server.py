@@ -20,7 +20,7 @@ TOKEN = "hf_secretsecretsecret"
 DRIVER = """
 import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
-from workbench.cli import main
+from workbench.cli.app import main
 for line in sys.stdin:
     sys.argv, os.environ["COLUMNS"] = ["workbench", *json.loads(line)["args"]], "400"
     os.chdir(json.loads(line)["cwd"])

@@ -17,7 +17,7 @@ commands, watched, missing = json.loads(sys.argv[1])
 folder = sys.argv[2]
 find_spec = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name in missing else find_spec(name, *rest)
-from workbench.cli import main
+from workbench.cli.app import main
 
 ended = []
 for number, arguments in enumerate(commands):

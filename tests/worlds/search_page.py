@@ -7,8 +7,8 @@ from typing import Any
 
 from worlds.search_document import compared
 
-from workbench import report
-from workbench.report.search.view import SearchView
+from workbench.search import pages
+from workbench.search.pages.view import SearchView
 from workbench.search.result import SearchResult
 
 Document = dict[str, Any]
@@ -19,7 +19,7 @@ def view_of(document: Document) -> SearchView:
 
 
 def render(document: Document, out: Path) -> list[Path]:
-    return report.render(SearchResult.of(document, "search.json"), out)
+    return pages.render(SearchResult.of(document, "search.json"), out)
 
 
 def rendered(document: Document, folder: Path) -> tuple[str, str]:

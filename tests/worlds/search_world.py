@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worlds.jsonl import write_jsonl
 from worlds.local_tasks import LOCALDATA
 from worlds.project import Project
 
 from workbench.recipe.recipe import load_recipe
-from workbench.search.run import Scoring, Search, prepare
+
+if TYPE_CHECKING:
+    from workbench.search.run import Search
 
 TASK = """
 task: {name}
@@ -81,5 +83,7 @@ SPACE = "{mix.lambda: [0.2, 1.6], mix.bricks.two: [0, 1]}"
 def search_of(
     world: Project, space: str = SPACE, rest: str = ", trials: 6, sampler: random", name: str = "test.yaml", **options: Any
 ) -> Search:
+    from workbench.search.run import Scoring, prepare  # here, because worlds without a search use this module too
+
     recipe = load_recipe(world.write(searched(space, rest), name))
     return prepare(recipe, world.path / "runs", Scoring("cpu"), **options)

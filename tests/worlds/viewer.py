@@ -64,8 +64,8 @@ class Visitor:
 
 def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every report that `--watch` serves from now on, as a browser gets it when it is told of it; none is skipped because it comes soon after another."""
-    monkeypatch.setattr("workbench.cli._watch._PAUSE", 0.0)
-    monkeypatch.setattr("workbench.cli._watch._SHARE", 1e9)
+    monkeypatch.setattr("workbench.console.watch._PAUSE", 0.0)
+    monkeypatch.setattr("workbench.console.watch._SHARE", 1e9)
     monkeypatch.setattr("workbench.view.growing._LAST", 0.0)  # these pages do not listen until the end
     pages, visitors = list[str](), list[Visitor]()
     show, begin = Growing.show, Served.__enter__

@@ -18,7 +18,7 @@ from workbench.ground import jsondoc
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.files import file_digest, json_digest
 from workbench.ground.identity import open_unchanged
-from workbench.ground.recognize import suggestion
+from workbench.ground.project import suggestion
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.texts import ANSWERS
 

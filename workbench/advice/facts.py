@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
-from workbench.facts.conflicts import conflicts, contradictions, duplicates
+from workbench.facts.conflicts import LONG, LONG_REPAIR, conflicts, contradictions, duplicates
 from workbench.facts.facts import FACTS, Fact, folded
 from workbench.facts.published import Published, read_all
 from workbench.facts.questions import Conflict, Status
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 BATCH = 32
 # Number of tokens to generate beyond the target, which show whether its last word continues.
 _BEYOND = 2
-LONG = 200
-"""Characters of a target up to which one value a fact is taken to be enough. AnyEdit (Jiang et al. 2025, arXiv 2502.05628) finds it too
-little for long answers, and edits them in pieces of 50 tokens, which are about 200 characters of English."""
-LONG_REPAIR = "Teach it with `edit: finetune`, or keep it beside the model with `edit: memory`; no method shortens it."
 
 
 class FactFinding(Part):

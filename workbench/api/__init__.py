@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from workbench.api.answers import ItemsBeside
     from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
     from workbench.api.neurons import Neurons
-    from workbench.api.results import ComparedScores, FoundValues
-    from workbench.api.scoring import compare, evaluate, items, search
+    from workbench.api.results import ComparedScores
+    from workbench.api.scoring import compare, evaluate, items
 
 __all__ = [
     "ComparedScores",
@@ -46,9 +46,11 @@ _HOMES = {
     "answers": ("ItemsBeside",),
     "loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
     "neurons": ("Neurons",),
-    "results": ("ComparedScores", "FoundValues"),
-    "scoring": ("compare", "evaluate", "items", "search"),
+    "results": ("ComparedScores",),
+    "scoring": ("compare", "evaluate", "items"),
 }
+_OF_PARTS = {"FoundValues": "search.python", "search": "search.python"}
+"""Name that a part gives -> its module."""
 
 
 def __getattr__(name: str) -> Any:
@@ -58,4 +60,11 @@ def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"workbench.api.{home}"), name)
+    if home := _OF_PARTS.get(name):
+        from workbench.ground.parts import imported, missing, parts
+
+        part = home.partition(".")[0]
+        if part not in parts():
+            raise missing(part, f"workbench.api.{name}")
+        return imported(f"{home}.{name}")
     raise AttributeError(f"module 'workbench.api' has no attribute {name!r}")

@@ -184,7 +184,7 @@ def load_named(
             own = (run.record.name if run.record else None) or loaded.name
             loaded = replace(loaded, fields=loaded.fields.model_copy(update={"name": own}))
         for point in re.findall(r"\[[^\]]*\]", found.point):
-            from workbench.search.sweep import point_of
+            from workbench.recipe.sweep import point_of
 
             loaded = point_of(loaded, point)
         return replace(loaded, typed=(name, *loaded.typed[1:]))
@@ -317,7 +317,7 @@ class Variation:
         Raises:
             WorkbenchError: If the recipe or its sweep is invalid, or the sweep has too many points.
         """
-        from workbench.search.sweep import expand
+        from workbench.recipe.sweep import expand
 
         expanded = expand(load_named(name, self.settings, say, runs), self.sweep, self.most)
         return list(expanded.recipes), expanded.sweep

@@ -1,10 +1,11 @@
-"""Stored scores that a user wants compared, and results of scoring, comparing and searching in Python, with tables and a page."""
+"""Stored scores that a user wants compared, and results in Python with tables and a page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from workbench.api.subjects import Listener, Opened, Request, imported_scores, open_subjects
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from workbench.compare.differences import Difference
     from workbench.compare.recommend import Recommendation
     from workbench.compare.swept import Sweep
+    from workbench.ground.results import Result as Document
     from workbench.scores.store import Scores, ScoreStore
-    from workbench.search.result import SearchResult
 
 
 HEIGHT = 720
@@ -60,18 +61,19 @@ class Result:
         Args:
             path: The HTML file, such as reports/mine.html; the others go beside it.
         """
-        from workbench.report import render
+        written: list[Path] = self._pages().render(self._shown(), Path(path))
+        return written
 
-        return render(self._shown(), Path(path))
-
-    def _shown(self) -> Comparison | SearchResult:
+    def _shown(self) -> Document:
         """Return what the pages show."""
         raise NotImplementedError
 
-    def _repr_html_(self) -> str:
-        from workbench.report import page_text
+    def _pages(self) -> ModuleType:
+        """Return the package with `render` and `page_text` for what is shown."""
+        raise NotImplementedError
 
-        return in_notebook(page_text(self._shown()))
+    def _repr_html_(self) -> str:
+        return in_notebook(self._pages().page_text(self._shown()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,44 +142,10 @@ class ComparedScores(Result):
     def _shown(self) -> Comparison:
         return self.comparison
 
+    def _pages(self) -> ModuleType:
+        from workbench import report
 
-@dataclass(frozen=True, repr=False)
-class FoundValues(Result):
-    """The result of a search, whose document is that of `workbench search --json`.
-
-    Attributes:
-        found: The result.
-        project: The project, from which the paths in the result start.
-    """
-
-    found: SearchResult
-    project: Path
-
-    @property
-    def winner(self) -> str | None:
-        """Name of the best candidate; None if every candidate was stopped early, or there are several objectives."""
-        return self.found.winner
-
-    @property
-    def recipes(self) -> dict[str, Path]:
-        """The written recipes by candidate."""
-        return {name: self.project / path for name, path in self.found.recipes.items()}
-
-    def tables(self) -> dict[str, list[dict[str, object]]]:
-        """Return flat tables: `trials`, one row per candidate with its values and scores, and `test`, the scores on test items."""
-        names = [objective.name for objective in self.found.objectives]
-        trials = []
-        for trial in self.found.trials:
-            scores: Sequence[float | None] = trial.scores if trial.scores else [None] * len(names)
-            plain = {key: getattr(trial, key) for key in ("name", "number", "stopped", "error")}
-            trials.append({**plain, **trial.values, **dict(zip(names, scores, strict=True))})
-        return {"trials": trials, "test": [row.to_dict() for row in self.found.test.rows]}
-
-    def __repr__(self) -> str:
-        return f"<search {self.found.name}: {len(self.found.trials)} candidates, winner {self.winner}>"
-
-    def _shown(self) -> SearchResult:
-        return self.found
+        return report
 
 
 @dataclass(frozen=True)

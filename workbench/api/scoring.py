@@ -1,4 +1,4 @@
-"""Score, compare and search from Python, by the code that the commands run."""
+"""Score and compare from Python, by the code that the commands run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 from workbench.api.answers import ONLY, Choice, ItemsBeside, Only, compared_items
 from workbench.api.naming import Variation
-from workbench.api.results import ComparedScores, FoundValues, StoredScores, find_scores
+from workbench.api.results import ComparedScores, StoredScores, find_scores
 from workbench.api.subjects import Listener, Request, open_subjects
 from workbench.ground.errors import UsageError, nearest
 from workbench.ground.events import Events, no_events
@@ -64,7 +64,7 @@ def evaluate(
     """
     from workbench.models.identity import pick_device
 
-    request = _request(names, suite, options)
+    request = request_of(names, suite, options)
     opened = open_subjects(request, _listener(events), fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     known = [entry.name for entry in opened.entries]
@@ -92,7 +92,7 @@ def compare(names: Names, suite: Names = (), *, baseline: str | None = None, **o
     Raises:
         WorkbenchError: If the baseline, or every configuration, is not scored.
     """
-    request = _request(names, suite, options)
+    request = request_of(names, suite, options)
     return _compared(find_scores(request, baseline, _listener(no_events)), request)
 
 
@@ -118,56 +118,20 @@ def items(
     Raises:
         WorkbenchError: If a configuration is not scored, or a value is invalid.
     """
-    _refuse(options, "items", ("sweep", "max_points", "controls"))
+    refuse(options, "items", ("sweep", "max_points", "controls"))
     if only not in ONLY:
         raise UsageError(f"only {only!r}: no such kind of items", nearest(str(only), ONLY))
-    return compared_items(_request(names, suite, options), Choice(_texts(task), only, text), _listener(no_events))
+    return compared_items(request_of(names, suite, options), Choice(_texts(task), only, text), _listener(no_events))
 
 
-def search(
-    recipe: str | Path,
-    *,
-    trials: int | None = None,
-    device: str = "auto",
-    events: Events = no_events,
-    **options: Unpack[Options],
-) -> FoundValues:
-    """Search for the best values of a recipe's fields in this process, as `workbench search` does. An earlier search goes on.
-
-    Args:
-        recipe: Recipe with a `search` field: a file, or the name of one in recipes/.
-        trials: Total number of candidates, including those of earlier calls; default: the recipe's.
-        device: auto, cpu, cuda or cuda:N.
-        events: Receives progress.
-        options: `settings`, `batch_size`, `limit` and `runs`.
-
-    Raises:
-        WorkbenchError: If the recipe has no `search`, or a value is invalid.
-    """
-    from workbench.api.naming import load_named
-    from workbench.ground.project import runs_of
-    from workbench.search.run import Scoring, prepare, run
-    from workbench.search.winner import conclude
-
-    _refuse(options, "search", ("sweep", "max_points", "controls"))
-    request = _request(recipe, (), options)
-    loaded = load_named(str(recipe), request.vary.settings, warn, request.runs)
-    scoring = Scoring(device, request.batch_size, request.limit)
-    prepared = prepare(loaded, request.runs or runs_of(loaded.project), scoring, trials=trials, events=events)
-    for warning in prepared.warnings:
-        warn(warning)
-    run(prepared)
-    return FoundValues(conclude(prepared), loaded.project)
-
-
-def _refuse(options: Options, function: str, names: Sequence[str]) -> None:
+def refuse(options: Options, function: str, names: Sequence[str]) -> None:
     """Raise UsageError if a function is given an option that it does not have."""
     if unknown := [name for name in names if name in options]:
         known = [name for name in Options.__annotations__ if name not in names]
         raise UsageError(f"{function} has no option {unknown[0]!r}", f"Options: {', '.join(known)}.")
 
 
-def _request(names: Names, suite: Names, options: Options) -> Request:
+def request_of(names: Names, suite: Names, options: Options) -> Request:
     """Return the request of arguments that are one name or several."""
     known = list(Options.__annotations__)
     if unknown := [name for name in options if name not in known]:

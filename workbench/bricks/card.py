@@ -352,3 +352,13 @@ def _readme_header(path: Path) -> dict[str, str]:
         text = stream.read(yamldoc.MAX_BYTES).decode("utf-8", errors="replace").replace("\r\n", "\n")
     match = re.match(r"---[ \t]*\n(.*?)(\n---|\Z)", text, re.DOTALL)
     return top_scalars(match[1]) if match else {}
+
+
+def level(score: Score, value: float | None, decimals: int = 1) -> str:
+    """Return a value in the units of a score: a share in percent, any other metric as it is; empty if there is none."""
+    from workbench.scores.tasks import LOWER
+
+    if value is None:
+        return ""
+    share = score.metric not in LOWER and all(0 <= v <= 1 for v in (score.value, score.base_value or 0.0))
+    return f"{100 * value:.{decimals}f}" if share else f"{value:.4g}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from workbench.cli._output import out
+from workbench.console.output import out
 from workbench.report.numbers import NATS, PERCENT, POINTS, Unit, unit_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from workbench.api.naming import load_named
 from workbench.api.subjects import Listener
-from workbench.cli._output import out
+from workbench.console.output import out
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.project import relative
 

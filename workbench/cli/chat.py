@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli._options import DeviceOpt, RunsOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import DeviceOpt, RunsOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import UsageError, printable, shell
 
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import Variation, find, load_named, recipe_files
+from workbench.api.naming import Variation, recipe_files
 from workbench.api.results import find_scores
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
-from workbench.cli._options import (
+from workbench.cli._recipes import command_line, compare_scores, printing
+from workbench.console.options import (
     BaselineOpt,
     BatchOpt,
     DeviceOpt,
@@ -33,17 +34,15 @@ from workbench.cli._options import (
     VerboseOpt,
     WorkersOpt,
 )
-from workbench.cli._output import out
-from workbench.cli._recipes import command_line, compare_scores, printing
-from workbench.cli._watch import PortOpt, WatchOpt, check_watch, scored_so_far, watching
-from workbench.cli.trust import reads_recipes
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
+from workbench.console.watch import PortOpt, WatchOpt, check_watch, watching
 from workbench.ground.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
+from workbench.ground.parts import hook
 from workbench.ground.project import relative
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
-    from workbench.recipe.recipe import Recipe
-    from workbench.search.result import SearchResult
 
 
 @reads_recipes
@@ -127,6 +126,17 @@ def evaluate(
     if tracker:
         out.say(log_runs(tracker, runs_of_scores(opened.entries, scores)))
     refuse_left_out(opened.left_out)
+
+
+def scored_so_far(opened: Opened, against: str | None) -> Comparison | None:
+    """Return the comparison of all scores of an evaluation that are stored now; None before there are two configurations."""
+    from workbench.evaluate.scoring import stored
+
+    scores, missing = stored(opened.entries, opened.plans, opened.store, against)
+    if len({s.configuration.name for s in scores}) < 2:
+        return None
+    comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps)
+    return comparison.warned([f"Not scored yet: {', '.join(missing)}."] if missing else [])
 
 
 @reads_recipes
@@ -231,19 +241,20 @@ def report(
     out.quiet = quiet
     check_folders({"--csv": csv, "--latex": latex})
     left_out: list[LeftOut] = []
+    searches = hook("searches")
     request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
     if imported_scores(request):
         comparison: Comparison | None = find_scores(request, baseline).compared(command_line())
-        pages: dict[str, SearchResult] = {}
+        pages: Mapping[str, Any] = {}
     else:
         every = names or list(map(str, recipe_files()))
         if not every:
             raise UsageError("no recipe is named, and there is none in recipes/", "Name one: workbench report recipes/NAME.yaml")
-        pages, unsearched = searched(every, settings, runs_dir)
+        pages, unsearched = searches.searched(every, settings, runs_dir) if searches else ({}, [])
         opened = open_subjects(replace(request, names=every), printing(), lenient=not names, skip=True)
         left_out = opened.left_out
         comparison = stored_comparison(opened, names, baseline, request.eval_command, pages, unsearched)
-    written = (render(comparison, to) if comparison else []) + (write_pages(pages, to) if pages else [])
+    written = (render(comparison, to) if comparison else []) + (searches.write_pages(pages, to) if pages else [])
     for path in written:
         out.line(str(relative(path)))
     saved = save([path for path in written if path.suffix == ".html"], {"csv": csv, "tex": latex})
@@ -257,7 +268,7 @@ def stored_comparison(
     names: list[str] | None,
     baseline: str | None,
     hint: str,
-    pages: Mapping[str, SearchResult],
+    pages: Mapping[str, Any],
     unsearched: list[str],
 ) -> Comparison | None:
     """Compare the stored scores; named configurations without scores are left out."""
@@ -285,80 +296,3 @@ def stored_comparison(
     warnings = [f"Left out: {one.name}: {one.reason}." for one in opened.left_out]
     comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps)
     return comparison.warned(warnings, Skipped.all(opened.left_out))
-
-
-KEY_LETTERS = 8  # of the key, in the folder's name
-
-
-def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, SearchResult], list[str]]:
-    """Find the newest finished search of each recipe that has a `search` field.
-
-    Args:
-        names: Recipes and other arguments of the command line.
-        settings: Values of `--set`.
-        runs_dir: Directory of runs; default: runs/ in the recipe's project.
-
-    Returns:
-        Results by recipe name, and the names of recipes whose search is not finished.
-
-    Raises:
-        WorkbenchError: If a search.json is not a search's result.
-    """
-    from workbench.ground.project import runs_of
-    from workbench.search.result import RESULT, SearchResult
-
-    results: dict[str, SearchResult] = {}
-    unfinished = []
-    for recipe in _recipes(names, settings, runs_dir):
-        folders = (runs_dir or runs_of(recipe.project)) / "search"
-        pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
-        for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
-            found = SearchResult.read(Path(relative(file)), _again(recipe))
-            if found.name == recipe.name:
-                results[recipe.name] = found
-                break
-        else:
-            unfinished.append(recipe.name)
-            if any(folders.glob(pattern)):
-                out.say(f"the search of {recipe.name} is not finished; resume it: {_again(recipe)}")
-    return results, unfinished
-
-
-def write_pages(results: Mapping[str, SearchResult], to: Path) -> list[Path]:
-    """Write a page for each search beside the report, and return the paths.
-
-    Args:
-        results: Results of searches by recipe name.
-        to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
-    """
-    from workbench.report import render, stem
-
-    paths = []
-    for name, found in results.items():
-        suffix = f"-{name}" if len(results) > 1 else ""
-        paths += render(found, to.with_name(f"{stem(to)}-search{suffix}.html"))
-    return paths
-
-
-def _recipes(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> list[Recipe]:
-    """Return the named recipes that have a `search` field."""
-    recipes = []
-    for name in dict.fromkeys(names):
-        try:
-            if find(name, runs_dir).kind != "recipe":
-                continue
-            recipe = load_named(name, settings or ())
-        except WorkbenchError:  # `open_subjects` reports it as left out
-            continue
-        if recipe.fields.search is not None:
-            recipes.append(recipe)
-    return recipes
-
-
-def _again(recipe: Recipe) -> str:
-    return shell("workbench", "search", relative(recipe.path) if recipe.path else recipe.name)
-
-
-def _literal(name: str) -> str:
-    """Return a name escaped for use in a glob pattern."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 
 if TYPE_CHECKING:
     from workbench.grow.mixtures.mixture import Usage

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.api.naming import configuration_named
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import WorkbenchError
 
 if TYPE_CHECKING:

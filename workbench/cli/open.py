@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli._options import JsonOpt
-from workbench.cli._output import out
+from workbench.console.options import JsonOpt
+from workbench.console.output import out
 
 
 def open_(

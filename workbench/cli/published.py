@@ -8,9 +8,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
-from workbench.advice.barrier import Barrier
-from workbench.advice.facts import FactsReport
-from workbench.advice.result import Advice
 from workbench.bricks.card import ShownCard
 from workbench.compare.answers import Items
 from workbench.compare.comparison import ComparedRows
@@ -19,11 +16,10 @@ from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
 from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange, MemoryFacts
+from workbench.ground.parts import imported, parts
 from workbench.ground.recognize import Thing
 from workbench.ground.tables import markdown_rows
 from workbench.grow.mixtures.mixture import ExpertsUsed
-from workbench.neurons.analysis import NeuronsResult
-from workbench.neurons.trace import TraceTable
 from workbench.recipe.describe import MethodDescription
 from workbench.route.deciding.checking import RouteCheck
 from workbench.route.mixing.explain import Explanation
@@ -35,37 +31,27 @@ from workbench.run.routers import RouterChange
 from workbench.scores.groups import ImportedScores, SuiteScores
 from workbench.scores.pull import Pulled
 from workbench.scores.store import StoredPlan
-from workbench.search.result import SearchResult
-from workbench.ship.expected import ServerCheck
-from workbench.ship.export import Exported
-from workbench.ship.push import Pushed
 from workbench.steps.fields import field_docs
-from workbench.transplant.transplant import Transplant
-from workbench.upkeep.bricks import ShownBrick
-from workbench.upkeep.doctor import Checkup
-from workbench.upkeep.extract import Extraction
-from workbench.upkeep.rebase import Rebased
-from workbench.upkeep.recipediff import RecipeDifference
 
-DOCUMENTS: Mapping[str, Any] = {
+_CORE: Mapping[str, Any] = {
     "plan": RunPlan | list[RunPlan],
     "run": RunResult,
     "eval": SuiteScores | list[SuiteScores],
     "compare": ComparedRows,
     "ship": ShippedConfiguration,
-    "search": SearchResult,
+    "search": None,
     "methods": MethodDescription | list[MethodDescription],
-    "recipe diff": RecipeDifference,
+    "recipe diff": None,
     "runs ls": list[RunRow],
     "runs show": RunRecord,
     "brick ls": list[ShownCard],
-    "brick show": ShownBrick,
-    "brick train": list[ShownCard],
-    "brick extract": Extraction,
-    "brick bake": RunResult,
-    "brick advise": Advice,
-    "brick barrier": Barrier,
-    "brick transplant": Transplant,
+    "brick show": None,
+    "brick train": None,
+    "brick extract": None,
+    "brick bake": None,
+    "brick advise": None,
+    "brick barrier": None,
+    "brick transplant": None,
     "suite ls": list[SuiteRow],
     "suite show": ShownSuite,
     "suite check": SuiteReport,
@@ -74,10 +60,10 @@ DOCUMENTS: Mapping[str, Any] = {
     "scores import": list[ImportedScores],
     "scores pull": Pulled,
     "scores items": Items,
-    "facts check": FactsReport,
+    "facts check": None,
     "facts import": ImportedFacts,
-    "edit rebase": Rebased,
-    "edit trace": TraceTable,
+    "edit rebase": None,
+    "edit trace": None,
     "memory ls": MemoryFacts,
     "memory log": list[MemoryChange],
     "route explain": Explanation,
@@ -86,14 +72,25 @@ DOCUMENTS: Mapping[str, Any] = {
     "route ls": ListedRouter,
     "route add": RouterChange,
     "route rm": RouterChange,
-    "analyze": NeuronsResult,
+    "analyze": None,
     "experts": ExpertsUsed,
-    "push": Pushed,
-    "export write": Exported,
-    "export check": ServerCheck,
+    "push": None,
+    "export write": None,
+    "export check": None,
     "open": Thing,
-    "doctor": Checkup,
+    "doctor": None,
 }
+"""Command -> type of the document that it prints with `--json`, in the order of docs/json.md; None for a command of a part."""
+
+
+def _documents() -> dict[str, Any]:
+    """Return command -> type of its document, of the core and of all parts."""
+    given = {name: place for part in parts().values() for name, place in part.documents.items()}
+    types = {name: imported(place) if isinstance(place, str) else list[imported(place[0])] for name, place in given.items()}  # type: ignore[misc]
+    return {name: found for name in {**_CORE, **types} if (found := types.get(name, _CORE.get(name))) is not None}
+
+
+DOCUMENTS: Mapping[str, Any] = _documents()
 """Command -> type of the document that it prints with `--json`."""
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

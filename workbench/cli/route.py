@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.api.naming import configuration_named
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def measure(
 
     Routers that are fitted later take them instead of running the base again. `brick train` measures them by itself.
     """
-    from workbench.cli._bricks import brick_directory
+    from workbench.api.bricks import brick_directory
     from workbench.models.identity import pick_device
     from workbench.run.route_statistics import MeasuredBrick, measure_brick, measuring
 
@@ -263,7 +263,7 @@ def add(
 
     The base is not run if the brick's card has statistics of the same prompts: `brick train` and `route measure` write them.
     """
-    from workbench.cli._bricks import find_brick
+    from workbench.api.bricks import find_brick
     from workbench.models.identity import pick_device
     from workbench.run.rerouting import NewBrick, add_brick
     from workbench.run.route_statistics import Measuring, measuring

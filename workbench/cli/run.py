@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.api.naming import Variation
-from workbench.cli._options import (
+from workbench.cli._recipes import load, score_lines
+from workbench.console.options import (
     DeviceOpt,
     JsonOpt,
     MaxPointsOpt,
@@ -23,9 +24,8 @@ from workbench.cli._options import (
     ThreadsOpt,
     VerboseOpt,
 )
-from workbench.cli._output import out
-from workbench.cli._recipes import load, score_lines
-from workbench.cli.trust import reads_recipes
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import WorkbenchError, duration, shell, size
 from workbench.ground.project import relative
 

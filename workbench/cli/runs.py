@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.api.naming import runs_folder
-from workbench.cli._options import JsonOpt, RunsOpt
-from workbench.cli._output import out
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import JsonOpt, RunsOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import WorkbenchError, size
 
 if TYPE_CHECKING:

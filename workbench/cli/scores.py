@@ -13,10 +13,10 @@ import typer
 from workbench.api.answers import SHOWN, WAYS, Choice, Only, compared_items, cut, right_answer, scored_answer
 from workbench.api.naming import Variation, runs_folder
 from workbench.api.subjects import Request, refuse_left_out
-from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, SetOpt, SuiteOpt
-from workbench.cli._output import out
 from workbench.cli._recipes import printing
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, SetOpt, SuiteOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import UsageError, WorkbenchError, shell, size
 from workbench.ground.project import relative
 

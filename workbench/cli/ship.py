@@ -11,10 +11,10 @@ import typer
 from workbench.api.naming import recipe_files
 from workbench.api.results import find_scores
 from workbench.api.subjects import Request, imported_scores, open_subjects
-from workbench.cli._options import BaselineOpt, BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, VerboseOpt
-from workbench.cli._output import out
 from workbench.cli._recipes import command_line, load, printing
-from workbench.cli.trust import reads_recipes
+from workbench.console.options import BaselineOpt, BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, VerboseOpt
+from workbench.console.output import out
+from workbench.console.trust import reads_recipes
 from workbench.ground.errors import WorkbenchError
 
 if TYPE_CHECKING:

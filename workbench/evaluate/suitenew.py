@@ -14,7 +14,8 @@ from workbench.facts.facts import joined
 from workbench.ground import jsondoc
 from workbench.ground.errors import UsageError, WorkbenchError, shell
 from workbench.ground.files import write_bytes
-from workbench.ground.recognize import expecting, suggestion
+from workbench.ground.project import suggestion
+from workbench.ground.recognize import expecting
 from workbench.ground.results import Number, Part, absent
 from workbench.scores.suite import SUITE_NAME
 

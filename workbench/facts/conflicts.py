@@ -26,6 +26,13 @@ from workbench.facts.questions import (
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.results import Part
 
+LONG = 200
+"""Characters of a target up to which one value a fact is taken to be enough. AnyEdit (Jiang et al. 2025, arXiv 2502.05628) finds it too
+little for long answers, and edits them in pieces of 50 tokens, which are about 200 characters of English."""
+
+
+LONG_REPAIR = "Teach it with `edit: finetune`, or keep it beside the model with `edit: memory`; no method shortens it."
+
 
 def conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     """Return all conflicts, kind by kind."""

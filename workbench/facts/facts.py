@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from workbench.ground import jsondoc, yamldoc
 from workbench.ground.errors import WorkbenchError, refuse_unknown
 from workbench.ground.files import json_digest, write_text
-from workbench.ground.recognize import suggestion
+from workbench.ground.project import suggestion
 
 ACTION = "action"
 """Field of rows that are no facts but remove one; see `stream`."""

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from workbench.ground.errors import GateFailedError, UsageError
 from workbench.ground.files import SCRATCH, UNFINISHED, publish, read_json, write_json
+from workbench.ground.things import MANIFEST as MANIFEST
 
-MANIFEST = "workbench-manifest.json"
 CARD = "README.md"
 ASIDE = "broken"
 """Folder, beside a broken folder, that its files are moved to."""

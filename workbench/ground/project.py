@@ -1,4 +1,4 @@
-"""The project: the directory that holds recipes, bricks, runs and the cache."""
+"""The project: the directory that holds recipes, bricks, runs and the cache; and paths as users type them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
-from workbench.ground.manifest import is_sealed
+from workbench.ground.things import ADAPTER, CARD, CONFIG, MANIFEST
 
 _CACHE, _RUNS = ".workbench", "runs"
 ENVIRONMENT = "WORKBENCH_CACHE"
+_COMPARED = 500  # names of a folder that are compared with a misspelt one
 
 
 def find_project(path: Path | None = None) -> Path:
@@ -31,6 +34,26 @@ def relative(path: Path, start: Path | None = None) -> Path:
     return path if inside is None else inside.relative_to(here)
 
 
+def suggestion(path: Path, start: Path | None = None) -> str:
+    """Return a sentence with the places that a path may mean: below it, above it, or of a similar name; empty if there are none.
+
+    Args:
+        path: The path.
+        start: Folder that the user's paths start from; None for the working directory.
+    """
+    found: list[Path] = []
+    with suppress(OSError):  # of a folder that may not be read
+        if path.is_dir():
+            places = [*sorted(inner for inner in path.iterdir() if inner.is_dir()), path.resolve().parent]
+            found = [place for place in places if any((place / name).is_file() for name in (ADAPTER, CONFIG, CARD))]
+        else:
+            top = next(place for place in path.absolute().parents if place.is_dir())
+            wrong, *rest = path.absolute().relative_to(top).parts
+            near = get_close_matches(wrong, sorted(inner.name for inner in top.iterdir())[:_COMPARED], n=2, cutoff=0.6)
+            found = [place if (place := (top / name).joinpath(*rest)).exists() else top / name for name in near]
+    return f"Did you mean {' or '.join(repr(str(relative(place, start))) for place in found[:3])}?" if found else ""
+
+
 def cache_of(project: Path) -> Path:
     """Return the folder of a project's cache.
 
@@ -40,7 +63,7 @@ def cache_of(project: Path) -> Path:
     if moved := os.environ.get(ENVIRONMENT):
         return Path(moved).expanduser().absolute()
     inside = project / _CACHE
-    if is_writable(inside) and not is_sealed(project):
+    if is_writable(inside) and not (project / MANIFEST).is_file():
         return inside
     name = f"{project.resolve().name}-{hashlib.sha256(os.fsencode(project.resolve())).hexdigest()[:12]}"
     return next((place / "projects" / name for place in user_caches()), inside)

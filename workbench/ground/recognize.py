@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from difflib import get_close_matches
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from workbench.ground.yamltree import top_scalars
 
 MERGED = "mergekit_config.yml"
 _HEAD = 1 << 16
-_COMPARED = 500  # names of a folder that are compared with a misspelt one
 _LFS = b"version https://git-lfs"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _STATE = re.compile(
@@ -94,26 +92,6 @@ def look(path: Path) -> Thing | None:
         return _Folder(path).thing() if path.is_dir() else _File(path).thing() if path.is_file() else None
     except (OSError, ValueError, RecursionError, WorkbenchError):  # a name that is not UTF-8 is a ValueError
         return None
-
-
-def suggestion(path: Path, start: Path | None = None) -> str:
-    """Return a sentence with the places that a path may mean: below it, above it, or of a similar name; empty if there are none.
-
-    Args:
-        path: The path.
-        start: Folder that the user's paths start from; None for the working directory.
-    """
-    found: list[Path] = []
-    with suppress(OSError):  # of a folder that may not be read
-        if path.is_dir():
-            places = [*sorted(inner for inner in path.iterdir() if inner.is_dir()), path.resolve().parent]
-            found = [place for place in places if any((place / name).is_file() for name in (ADAPTER, CONFIG, CARD))]
-        else:
-            top = next(place for place in path.absolute().parents if place.is_dir())
-            wrong, *rest = path.absolute().relative_to(top).parts
-            near = get_close_matches(wrong, sorted(inner.name for inner in top.iterdir())[:_COMPARED], n=2, cutoff=0.6)
-            found = [place if (place := (top / name).joinpath(*rest)).exists() else top / name for name in near]
-    return f"Did you mean {' or '.join(repr(str(relative(place, start))) for place in found[:3])}?" if found else ""
 
 
 class _Named:

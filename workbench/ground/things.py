@@ -1,4 +1,4 @@
-"""Names as other tools write them, and commands that convert what is not read here."""
+"""Names of files, ours and those of other tools, and commands that convert what is not read here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from workbench.ground import jsondoc
 
 CONFIG, ADAPTER, CARD = "config.json", "adapter_config.json", "brick.yaml"
 ADAPTER_WEIGHTS, SINGLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
+MANIFEST = "workbench-manifest.json"
+"""The file that seals a folder (see `ground.manifest`)."""
 HEADERS_ONLY = "headers-only.json"
 """The safetensors files in a directory with this file have real headers, but no tensor data (see `bricks.hub`)."""
 FOLLOWS = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, core_schema
 
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.ground.recognize import suggestion
+from workbench.ground.project import suggestion
 from workbench.ground.yamltree import NUMBER, Mark, read_tree
 from workbench.ground.yamltree import KeyPath as KeyPath
 

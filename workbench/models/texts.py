@@ -18,7 +18,8 @@ from workbench.facts.facts import joined
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
-from workbench.ground.recognize import expecting, suggestion
+from workbench.ground.project import suggestion
+from workbench.ground.recognize import expecting
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import Message, encode_pair, plain, read_tools, turns
 

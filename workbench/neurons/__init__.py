@@ -1,1 +1,4 @@
-"""What a model's neurons do: analyses of functions, sparsity, ablations, experts, facts and bricks, one module each with its result."""
+"""What a model's neurons do: analyses of functions, sparsity, ablations, experts, facts and bricks, one module each with its result.
+
+`pages` draws the results; no analysis imports it.
+"""

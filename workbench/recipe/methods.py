@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from workbench import steps
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.ground.files import bytes_digest, file_digest, json_digest
+from workbench.ground.parts import missing
 from workbench.ground.trust import Plugin, is_trusted, refused, run_module
 from workbench.ground.yamldoc import KeyPath
 from workbench.steps import Step, verbs
@@ -36,6 +37,8 @@ def methods() -> dict[str, type[Step]]:
     """
     _import_kinds()
     for verb in verbs():
+        if not _is_here(verb):
+            continue
         package = importlib.import_module(f"workbench.{verb}")
         for module in pkgutil.iter_modules(package.__path__, f"workbench.{verb}."):
             importlib.import_module(module.name)
@@ -54,13 +57,25 @@ def built_in(verb: str, name: str) -> type[Step] | None:
     Args:
         verb: The kind of step, such as "merge".
         name: Name of the method in recipes.
+
+    Raises:
+        InvalidRecipeError: If the methods of this kind are a part that is missing.
     """
     _import_kinds()
     module = f"workbench.{verb}.{name}"
+    if verb in verbs() and not _is_here(verb):
+        missing_part = missing(verb, f"a step with `{verb}`")
+        raise InvalidRecipeError(missing_part.message, missing_part.hint)
     if verb in verbs() and name.isidentifier() and importlib.util.find_spec(module):
         importlib.import_module(module)
     tag = f"{verb}:{name}"
     return REGISTERED.get(tag) or methods().get(tag)
+
+
+def _is_here(verb: str) -> bool:
+    """Return False if the methods of a verb are a part that is missing. What Python's cache leaves of a folder has no origin."""
+    found = importlib.util.find_spec(f"workbench.{verb}")
+    return found is not None and found.origin is not None
 
 
 def _import_kinds() -> None:

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import BytecodeCache, Environment, PackageLoader, StrictUndefined, __version__
+from jinja2 import BytecodeCache, ChoiceLoader, Environment, PackageLoader, StrictUndefined, __version__
 from jinja2.bccache import Bucket
 from markupsafe import Markup
 
@@ -37,6 +37,7 @@ ROLE_WORDS = {
     "configuration": "configuration",
 }
 SCRIPTS = ("report.js", "downloads.js", "filter.js", "diff.js", "items.js", "flips.js", "beside.js")
+PACKAGE = "workbench.report"
 FILTERED = 20
 """Rows of the summary table from which on it can be filtered by name and brick."""
 
@@ -138,18 +139,28 @@ def differences(view: Comparison, leading: Container[str] | None = None) -> dict
     }
 
 
-def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
+def filled(
+    template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str], package: str = PACKAGE
+) -> str:
+    """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined.
+
+    Args:
+        template: File name of the template.
+        context: Its variables.
+        scripts: File names of its scripts.
+        styles: File names of its style sheets.
+        package: Package whose folder `templates` has these files; what it lacks is one of the report's own.
+    """
     context = {"viewer": None, **context}
     if context["viewer"] is not None:
         scripts, styles = (*scripts, "view.js"), (*styles, "view.css")
-    script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
+    script = '"use strict";\n(() => {\n' + "".join(asset(name, package) for name in scripts) + "})();\n"
     parts = {
-        "style": Markup("".join(map(asset, styles))),  # noqa: S704 - files of this package
+        "style": Markup("".join(asset(name, package) for name in styles)),  # noqa: S704 - files of this package
         "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return printable(_environment().get_template(template).render(context, **parts, **_helpers()))
+    return printable(_environment(package).get_template(template).render(context, **parts, **_helpers()))
 
 
 class _Compiled(BytecodeCache):
@@ -172,9 +183,10 @@ def _place(bucket: Bucket) -> Path:
 
 
 @cache
-def _environment() -> Environment:
-    """Return the environment of all templates, which keeps compiled ones: a watched page is filled again and again."""
-    found = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+def _environment(package: str) -> Environment:
+    """Return the environment of a package's templates, which keeps compiled ones: a watched page is filled again and again."""
+    loader = ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, PACKAGE))])
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     found.bytecode_cache = _Compiled()
     found.filters["prose"] = marks.prose
     return found
@@ -216,6 +228,7 @@ def _value(value: float | None, unit: numbers.Unit) -> Markup:
     return Markup('data-v="{}" data-unit="{}"').format("" if value is None else value, unit.stored)
 
 
-def asset(name: str) -> str:
-    """Return the text of a file in the templates folder."""
-    return resources.files("workbench.report").joinpath("templates", name).read_text("utf-8")
+def asset(name: str, package: str = PACKAGE) -> str:
+    """Return the text of a file in the folder `templates` of a package, or of the report if the package lacks it."""
+    own = resources.files(package) / "templates" / name
+    return (own if own.is_file() else resources.files(PACKAGE) / "templates" / name).read_text("utf-8")

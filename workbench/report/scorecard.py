@@ -14,9 +14,9 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.ground.files import write_bytes
 from workbench.ground.manifest import changing, described
 from workbench.ground.tables import as_markdown, markdown_rows
+from workbench.run.card import with_header
 from workbench.run.directory import run_for
 from workbench.scores.store import Scores
-from workbench.ship.outward import with_header
 
 BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
 _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)

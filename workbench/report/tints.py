@@ -62,6 +62,10 @@ class TintScale:
             share = max(0.0, 1.0 - math.log(share) / math.log(self.first / self.top)) if share > 0 else 0.0
         return round(PALEST + (DARKEST - PALEST) * share, 3)
 
+    def darkness(self, value: float) -> float:
+        """Return a value's tint as a share of the way from PALEST to DARKEST."""
+        return (self.tint(value) - PALEST) / (DARKEST - PALEST)
+
     def kind(self, value: float) -> str:
         """Return the style class of a value: "up" is blue, "down" is orange."""
         return "up" if (value >= self.middle) != self.reversed else "down"

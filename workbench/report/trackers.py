@@ -1,4 +1,4 @@
-"""Scores and searches as runs of an experiment tracker, MLflow or Weights & Biases.
+"""Scores as runs of an experiment tracker, MLflow or Weights & Biases.
 
 A tracker is opened before any work, and takes its runs when all scores are stored. Its package is imported only then.
 """
@@ -21,7 +21,6 @@ from workbench.ground.files import json_digest
 from workbench.ground.identity import installed
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.report.numbers import plural
-from workbench.search.result import SearchResult
 
 if TYPE_CHECKING:
     from workbench.evaluate.lineup import LineupEntry
@@ -71,34 +70,11 @@ def runs_of_scores(entries: Sequence[LineupEntry], scores: Sequence[Scores]) -> 
             **{f"plan.{s.suite}": s.plan for s in own},
         }
         group = " ".join(dict.fromkeys(s.suite for s in scores))
-        runs.append(_run(entry.name, group, _params(entry.resolved.recipe), _measured(own), tags))
+        runs.append(logged_run(entry.name, group, _params(entry.resolved.recipe), _measured(own), tags))
     return runs
 
 
-def runs_of_search(found: SearchResult) -> list[LoggedRun]:
-    """Return one run for each control and candidate of a search."""
-    names = [objective.name for objective in found.objectives]
-    tested = {row.name: row.test for row in found.test.rows}
-    winners = {found.winner, *(found.front or ())}
-    group = f"{found.name}-{found.key[:8]}"
-
-    def run(
-        name: str, params: Mapping[str, Value], measured: Mapping[str, float | None], tags: Mapping[str, str | None]
-    ) -> LoggedRun:
-        metrics = {**measured, **_named("test", names, tested.get(name)), "winner": float(name in winners)}
-        return _run(name, group, params, metrics, {**tags, "search": found.key})
-
-    runs = [run(c.name, {}, _named("search", names, c.scores), {"role": c.role}) for c in found.controls]
-    for trial in found.trials:
-        # The score of a candidate that was stopped early is an estimate, and has a name of its own.
-        scores = _named("estimate" if trial.stopped else "search", names, trial.scores)
-        measured = {**scores, "items": trial.items, "cost/seconds": trial.duration}
-        tags = {"role": trial.arm, "digest": trial.digest, "error": trial.error}
-        runs.append(run(trial.name, trial.values, measured, tags))
-    return runs
-
-
-def _run(
+def logged_run(
     name: str, group: str, params: Mapping[str, Value], metrics: Mapping[str, float | None], tags: Mapping[str, str | None]
 ) -> LoggedRun:
     """Return a run without numbers and tags that are not known."""
@@ -141,10 +117,6 @@ def _measured(own: Sequence[Scores]) -> dict[str, float | None]:
     costs, configuration = costs_of(own, ()), own[0].configuration
     found |= {"cost/seconds": costs.seconds, "cost/peak_bytes": costs.peak_bytes}
     return {**found, "cost/parameters": configuration.parameters, "cost/bytes": configuration.bytes}
-
-
-def _named(head: str, names: Sequence[str], values: Sequence[float] | None) -> dict[str, float | None]:
-    return {f"{head}/{name}": value for name, value in zip(names, values or (), strict=False)}
 
 
 Tool = Literal["mlflow", "wandb"]

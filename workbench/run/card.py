@@ -18,6 +18,8 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
 from workbench.run.record import FactsSaid
 
+HEADER = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
+"""The YAML header of a README.md, which a match finds at its beginning."""
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {
     "AutoModelForCausalLM": "text-generation",
@@ -152,6 +154,17 @@ def licence_fields(licence: str) -> dict[str, object]:
     """Return the fields of a card's header that state a license; the hub refuses an identifier that it does not know."""
     known = licence.lower() in _HUB_LICENCES
     return {"license": licence.lower() if known else "other", "license_name": None if known else licence}
+
+
+def with_header(text: str, fields: Mapping[str, object]) -> str:
+    """Return a card with fields of its YAML header set, or left out where the value is None; the rest is unchanged."""
+    match = HEADER.match(text)
+    header, rest = (match[1], text[match.end() :]) if match else ("", text)
+    for name, value in fields.items():
+        header = re.sub(rf"^{re.escape(name)}:.*\n(?:[ \t-].*\n|\n)*", "", header, flags=re.MULTILINE)
+        if value is not None:
+            header += yamldoc.dump({name: value})
+    return f"---\n{header}---\n{rest}"
 
 
 def _growth(record: dict[str, Any]) -> list[str]:

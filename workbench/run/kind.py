@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from workbench.ground.events import Events, progress
 from workbench.ground.files import json_digest, scratch_beside
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import publish_sealed, reusable, seal
+from workbench.ground.parts import imported, parts
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
@@ -247,8 +248,11 @@ def place_of(
 
 
 def kind_of(step: Step) -> Kind[Any]:
-    """Return the object that applies a step: `KIND` in the file of `run/kinds` named by the step's `kind`."""
-    kind: Kind[Any] = importlib.import_module(f"workbench.run.kinds.{step.kind}").KIND
+    """Return the object that applies a step: `KIND` in the file of `run/kinds` named by the step's `kind`, or the one that a part names."""
+    place = f"run.kinds.{step.kind}.KIND"
+    if importlib.util.find_spec(f"workbench.run.kinds.{step.kind}") is None:
+        place = next((part.kinds[step.kind] for part in parts().values() if step.kind in part.kinds), place)
+    kind: Kind[Any] = imported(place)
     return kind
 
 

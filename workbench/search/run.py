@@ -20,6 +20,7 @@ from workbench.ground.identity import installed
 from workbench.ground.project import cache_of
 from workbench.models.identity import computed_on, pick_device
 from workbench.recipe.recipe import Recipe
+from workbench.recipe.space import Values
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.scores.store import ScoreStore
@@ -38,7 +39,7 @@ from workbench.search.objective import (
     only_objectives,
 )
 from workbench.search.samplers import sampler_name
-from workbench.search.space import Space, Values
+from workbench.search.space import Space
 from workbench.search.study import Arm, Study, Trial, TrialResult
 
 

@@ -16,7 +16,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, N
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest
 from workbench.recipe.fields import Range, Value
-from workbench.search.space import Dimension, Space, Values
+from workbench.recipe.space import Dimension, Values
+from workbench.search.space import Space
 
 FEW, MANY = 6, 20
 """`auto` selects a Gaussian process up to FEW dimensions and CMA-ES above MANY."""

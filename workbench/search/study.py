@@ -19,9 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
+from workbench.recipe.space import Values
 from workbench.search.result import Loss, TrialRow
 from workbench.search.samplers import EXCESS, Tried, grid, make_sampler, next_soup, starts, suggest
-from workbench.search.space import Space, Values
+from workbench.search.space import Space
 
 Arm = Literal["search", "random"]
 ARMS: tuple[Arm, ...] = ("search", "random")

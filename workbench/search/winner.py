@@ -16,6 +16,7 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.ground import yamldoc
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.files import write_bytes
+from workbench.recipe.space import Values
 from workbench.scores.store import Configuration
 from workbench.search.objective import Answers, Gap, Objective, Rival, front, gap
 from workbench.search.result import (
@@ -35,7 +36,6 @@ from workbench.search.result import (
     Unbeaten,
 )
 from workbench.search.run import Search, candidate, finished, number_of_candidates, open_study
-from workbench.search.space import Values
 from workbench.search.study import Study
 
 

@@ -15,6 +15,7 @@ from workbench.bricks.card import renamed, without_paths
 from workbench.bricks.hub import CARD as BRICK
 from workbench.bricks.upload import HUB_ID
 from workbench.ground import jsondoc, yamldoc
+from workbench.run.card import HEADER, with_header
 from workbench.run.memories import RECORD as MEMORY
 from workbench.run.opened import CONFIGURATION
 from workbench.run.routers import RECORD as ROUTER
@@ -64,7 +65,7 @@ class Outward:
         if name == CARD:
             before = file.read_text("utf-8")
             after = re.sub(r"^- base_model:.*\n", "", before, flags=re.MULTILINE)  # tags that PEFT writes
-            after = self.text(with_header(after, {"base_model": self.base}) if _HEADER.match(after) else after)
+            after = self.text(with_header(after, {"base_model": self.base}) if HEADER.match(after) else after)
             return file if after == before else after.encode()
         if name == BRICK:
             public = renamed(card := yamldoc.load(file).data, self.project)
@@ -84,20 +85,6 @@ class Outward:
         if content.items() >= changed.items():
             return file
         return (json.dumps({**content, **changed}, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-_HEADER = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
-
-
-def with_header(text: str, fields: Mapping[str, object]) -> str:
-    """Return a card with fields of its YAML header set, or left out where the value is None; the rest is unchanged."""
-    match = _HEADER.match(text)
-    header, rest = (match[1], text[match.end() :]) if match else ("", text)
-    for name, value in fields.items():
-        header = re.sub(rf"^{re.escape(name)}:.*\n(?:[ \t-].*\n|\n)*", "", header, flags=re.MULTILINE)
-        if value is not None:
-            header += yamldoc.dump({name: value})
-    return f"---\n{header}---\n{rest}"
 
 
 def content_of(sent: Path | bytes) -> bytes:

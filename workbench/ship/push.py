@@ -15,14 +15,14 @@ from workbench.ground.project import cache_of, find_project
 from workbench.ground.results import Part, Result
 from workbench.models.identity import identity, tokenizer_digest
 from workbench.resolve.findings import is_restricted, is_unknown
-from workbench.run.card import hub_ids, licence_fields
+from workbench.run.card import hub_ids, licence_fields, with_header
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.execute import verify_run
 from workbench.run.materialize import known_digest
 from workbench.run.record import RunRecord
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores
-from workbench.ship.outward import CARD, Outward, with_header
+from workbench.ship.outward import CARD, Outward
 
 
 class PushedFile(Part):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.ground.files import file_digest, json_digest
 from workbench.ground.http import refused_cache
-from workbench.ground.recognize import suggestion
+from workbench.ground.project import suggestion
 from workbench.models.prompts import plain
 from workbench.models.texts import Text, conversation, read_texts
 from workbench.train.rows import encode_row, read_replay, replay

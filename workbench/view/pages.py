@@ -17,13 +17,13 @@ from workbench.report import page_text
 from workbench.report.numbers import Unit, unit_for
 from workbench.report.page import Viewer, filled
 from workbench.run.directory import RECORD, UNSEALED
-from workbench.search.result import SearchResult
+from workbench.search.pages import page_text as search_text
+from workbench.search.result import SearchResult, SearchState
 from workbench.view.folder import Folder, PlanLine, log_lines
 
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
     from workbench.scores.store import Scores
-    from workbench.search.result import SearchState
 
 T = TypeVar("T")
 LINKS = (
@@ -88,7 +88,7 @@ class Site:
         """Return the page of what this process does: the report of what is scored, or that there is none yet."""
         viewer = Viewer(self.links, "Live", version)
         if document is not None:
-            return page_text(document, viewer)
+            return search_text(document, viewer) if isinstance(document, SearchState) else page_text(document, viewer)
         title = {"search": "No candidate is scored yet", "evaluation": "Nothing can be compared yet"}[work]
         return self._page("growing", "Live", title, viewer=viewer, work=work)
 
@@ -182,7 +182,7 @@ class Site:
         """Return the page of a search: its report, or the candidates so far."""
         found = _one(self.folder.searches(), name, "search")
         if isinstance(found, SearchResult):
-            return page_text(found, Viewer(self.links, "Searches"))
+            return search_text(found, Viewer(self.links, "Searches"))
         part = "" if found else self.candidates(name)
         return self._page("search", "Searches", name, name=name, problem=found, part=part)
 

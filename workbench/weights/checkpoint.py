@@ -16,7 +16,8 @@ from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.identity import FileIdentity, check_unchanged
 from workbench.ground.lazy import torch
-from workbench.ground.recognize import look, suggestion
+from workbench.ground.project import suggestion
+from workbench.ground.recognize import look
 from workbench.ground.things import INDEX, SINGLE, convert_command
 from workbench.weights import kernels
 from workbench.weights.device import Staging

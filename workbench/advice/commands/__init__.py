@@ -1,0 +1,1 @@
+"""Commands `brick advise`, `brick barrier` and `facts check`."""

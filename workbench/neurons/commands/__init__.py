@@ -1,0 +1,1 @@
+"""Commands `analyze` and `edit trace`."""

@@ -1,0 +1,1 @@
+"""Pages of what a model's neurons do."""

@@ -1,0 +1,8 @@
+"""What neurons do: `workbench analyze` finds what functions and facts use, and `workbench edit trace` traces facts through layers."""
+
+from workbench.ground.parts import Part
+
+PART = Part(
+    commands={"analyze": "neurons.commands.analyze.analyze", "edit trace": "neurons.commands.trace.trace"},
+    documents={"analyze": "neurons.analysis.NeuronsResult", "edit trace": "neurons.trace.TraceTable"},
+)

@@ -1,1 +1,0 @@
-"""Reports of searches: their page and their Markdown."""

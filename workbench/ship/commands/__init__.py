@@ -1,0 +1,1 @@
+"""Commands `push` and `export`."""
