@@ -14,12 +14,13 @@ from worlds.places import PROJECT
 
 from workbench.cli.app import app
 from workbench.cli.published import DOCUMENTS
+from workbench.ground.parts import parts
 from workbench.recipe.methods import methods
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 80, 7
 FOLDERS = ("workbench", "tests", "docs", "evals", "benchmarks")
 # Where a parameter is an option of a command, or a fixture, a case or a default of a test world.
-WITH_OPTIONS = ("workbench/cli/", "tests/")
+WITH_OPTIONS = ("workbench/cli/", *(f"workbench/{part}/commands" for part in parts()), "tests/")
 # Other functions that may have more parameters, and why.
 MORE_PARAMETERS = {
     "workbench/weights/sparse.py:_select_compiled": "hands each argument of `select` to a compiled kernel, once a block of rows",

@@ -13,38 +13,56 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from worlds.places import PROJECT
 
-from workbench.console.failures import EXTRAS
+from workbench.cli.index import COMMANDS, Commands
+from workbench.console.failures import extras
+from workbench.ground.parts import Part, imported, parts
 
 PACKAGE = PROJECT / "workbench"
-# A folder imports only from lines above its own.
+# A folder of the core imports only from lines above its own.
 GROUPS = [
     "ground",
     "weights facts",
-    "models",
+    "models console",
     "adapters steps scores activations",
     "vocabulary train bricks merge edit route compare",
-    "grow fuse recipe",
+    "grow recipe",
     "resolve",
     "run",
     "evaluate",
     "report",
     "api",
-    "search advice ship transplant upkeep neurons",
-    "serve view",
     "cli",
     "__init__ __main__",
 ]
 LEVELS = {name: level for level, line in enumerate(GROUPS) for name in line.split()}
+PARTS = ("serve", "view", "ship", "upkeep", "advice", "transplant", "fuse", "neurons", "search")
+# Files of the core that import a part, with the part. The list only shrinks.
+OFFENDERS = {
+    ("api/naming.py", "search"),
+    ("api/results.py", "search"),
+    ("api/scoring.py", "search"),
+    ("report/__init__.py", "search"),
+    ("report/search/charts.py", "search"),
+    ("report/search/markdown.py", "search"),
+    ("report/search/page.py", "search"),
+    ("report/search/parallel.py", "search"),
+    ("report/search/view.py", "search"),
+    ("report/search/wording.py", "search"),
+    ("report/trackers.py", "search"),
+}
+FLOORS = 13  # the longest chain of folders that import one another, without the offenders
+PRINTING = ("cli/", "console/", *(f"{part}/commands" for part in PARTS))
 # Third-party package -> the only places that may import it. What is not listed may be imported anywhere.
 ONLY_IN = {
     "lm_eval": ("evaluate/",),
-    "typer": ("cli/",),
-    "rich": ("cli/",),
+    "typer": PRINTING,
+    "rich": PRINTING,
     "jinja2": ("report/", "evaluate/"),
     "gguf": ("upkeep/fetch.py", "adapters/linear.py", "bricks/gguf_files.py", "weights/packed.py"),
     "mergekit": ("merge/mergekit/table.py",),
@@ -129,30 +147,105 @@ def folder(name: str) -> str:
     return name.split("/")[0].removesuffix(".py")
 
 
-def test_a_folder_imports_only_from_groups_before_it() -> None:
-    known = {folder(relative(path)) for path in SOURCES}
-    assert known == LEVELS.keys(), f"not in GROUPS, or gone: {sorted(known ^ LEVELS.keys())}"
-    offenders = []
+@cache
+def arrows() -> tuple[tuple[str, int, str], ...]:
+    """Return (file, line, folder) of every import of another folder of the package."""
+    found = []
     for path in SOURCES:
-        here = folder(relative(path))
         for line, module in imports(path):
             root, _, rest = module.partition(".")
             there = rest.split(".")[0] if rest else "__init__"
-            if root != "workbench" or there == here:
-                continue
-            if LEVELS[there] >= LEVELS[here]:
-                offenders.append(f"{relative(path)}:{line} imports workbench.{there}, which is not in a group before {here}")
+            if root == "workbench" and there != folder(relative(path)):
+                found.append((relative(path), line, there))
+    return tuple(found)
+
+
+def test_a_folder_imports_only_from_groups_before_it() -> None:
+    known = {folder(relative(path)) for path in SOURCES}
+    assert known == LEVELS.keys() | {*PARTS}, (
+        f"neither in GROUPS nor in PARTS, or gone: {sorted(known ^ (LEVELS.keys() | {*PARTS}))}"
+    )
+    offenders = [
+        f"{name}:{line} imports workbench.{there}, which is not in a group before {folder(name)}"
+        for name, line, there in arrows()
+        if folder(name) in LEVELS and there in LEVELS and LEVELS[there] >= LEVELS[folder(name)]
+    ]
     assert not offenders, "\n".join(offenders)
+
+
+def test_the_core_imports_no_part() -> None:
+    found = {(name, there): line for name, line, there in arrows() if there in PARTS and folder(name) not in PARTS}
+    new = [f"{name}:{line} imports the part {part}" for (name, part), line in found.items() if (name, part) not in OFFENDERS]
+    gone = [f"{name} imports {part} no longer: remove its line" for name, part in OFFENDERS - found.keys()]
+    assert not new + gone, "\n".join(new + gone)
+
+
+def test_a_part_imports_the_core_below_the_commands_and_the_parts_that_it_names() -> None:
+    assert parts().keys() == {*PARTS}
+    used: dict[str, set[str]] = {part: set() for part in PARTS}
+    offenders = []
+    for name, line, there in arrows():
+        if (here := folder(name)) not in PARTS:
+            continue
+        if there in PARTS:
+            used[here].add(there)
+        elif there == "cli" or there == "__main__":
+            offenders.append(f"{name}:{line} imports workbench.{there}")
+        if name.endswith("/part.py") and there != "ground":
+            offenders.append(f"{name}:{line} imports more than names")
+    assert not offenders, "\n".join(offenders)
+    assert used == {name: set(part.needs) for name, part in parts().items()}, "`needs` of a part.py is not what the part imports"
+
+
+def test_floors() -> None:
+    below: dict[str, set[str]] = {}
+    for name, _, there in arrows():
+        if (name, there) not in OFFENDERS:
+            below.setdefault(folder(name), set()).add(there)
+    floor: dict[str, int] = {}
+    for name in TopologicalSorter(below).static_order():  # raises where folders form a circle
+        floor[name] = 1 + max((floor[one] for one in below.get(name, ())), default=0)
+    assert max(floor.values()) == FLOORS, f"write the number of floors, {max(floor.values())}, which only falls: {floor}"
+
+
+def test_every_place_that_a_part_names_is_there() -> None:
+    given = {name: place for part in parts().values() for name, place in part.commands.items()}
+    owners = {name: part for part, one in parts().items() for name in one.commands}
+    assert {name: owner for name, owner in COMMANDS.items() if "." not in owner} == owners, "the index names other parts"
+    places = [*given.values()]
+    for part in parts().values():
+        places += [place if isinstance(place, str) else place[0] for place in part.documents.values()]
+        places += [*part.kinds.values(), *(f"{module}.{name}" for module, name in _hooks(part))]
+    for place in places:
+        assert imported(place)
+    groups = {"": [*Commands()], **{name: [*Commands(f"{name} ", command.commands)] for name, command in _groups().items()}}
+    listed = [f"{group} {name}".strip() for group, names in groups.items() for name in names]
+    assert not COMMANDS.keys() - set(listed)
+    for group, names in groups.items():
+        ordered = [name.rpartition(" ")[2] for name in COMMANDS if name.rpartition(" ")[0] == group]
+        assert [name for name in names if name in ordered] == ordered, f"workbench {group}"
+
+
+def _hooks(part: Part) -> Iterator[tuple[str, str]]:
+    """Yield (module, function) of what a part's hooks promise."""
+    if part.watch:
+        yield from ((part.watch, name) for name in ("check", "page"))
+    if part.searches:
+        yield from ((part.searches, name) for name in ("searched", "write_pages"))
+
+
+def _groups() -> dict[str, Any]:
+    return {name: found for name in Commands() if hasattr(found := Commands()[name], "commands")}
 
 
 def test_no_circles() -> None:
     """Modules form no circle, inside a folder either; what a type checker alone imports counts."""
-    arrows = {
+    modules = {
         f"workbench.{relative(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}": set[str]() for p in SOURCES
     }
-    for path, (name, targets) in zip(SOURCES, arrows.items(), strict=True):
-        targets |= {module for _, module in imports(path) if module in arrows and module != name}
-    ordered = TopologicalSorter(arrows)
+    for path, (name, targets) in zip(SOURCES, modules.items(), strict=True):
+        targets |= {module for _, module in imports(path) if module in modules and module != name}
+    ordered = TopologicalSorter(modules)
     try:
         ordered.prepare()
     except CycleError as error:
@@ -238,7 +331,7 @@ def test_no_test_imports_a_test_module() -> None:
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
     optional = project["optional-dependencies"]
-    listed = [*project["dependencies"], *(line for extra in EXTRAS for line in optional[extra])]
+    listed = [*project["dependencies"], *(line for extra in extras() for line in optional[extra])]
     declared = {re.split(r"[\[<>=~! ]", line)[0].lower().replace("_", "-") for line in listed}
     providers = {**packages_distributions(), "ray": ["ray"], "mlflow": ["mlflow-skinny"], "wandb": ["wandb"]}
     offenders = []
@@ -253,10 +346,10 @@ def test_what_is_imported_is_declared() -> None:
 
 def test_the_core_needs_no_extra() -> None:
     """No module outside `evaluate`, `search`, `serve` and `view` imports a library of an extra, even through other modules of the package."""
-    extras = {module for modules in EXTRAS.values() for module in modules}
+    libraries = {module for modules in extras().values() for module in modules}
     names = {f"workbench.{relative(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}": p for p in SOURCES}
     direct = {name: {module for _, module in imports(path, at_start=True)} for name, path in names.items()}
-    needing = {name for name, modules in direct.items() if {m.split(".")[0] for m in modules} & extras}
+    needing = {name for name, modules in direct.items() if {m.split(".")[0] for m in modules} & libraries}
     assert {relative(names[name]) for name in needing} == NEED_EXTRAS
     offenders = []
     for start, path in names.items():

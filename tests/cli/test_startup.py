@@ -10,6 +10,7 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
 from workbench.cli.index import COMMANDS as COMMAND_PLACES
+from workbench.ground.parts import parts
 from workbench.weights.kernels import backend
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "datasets", "optuna", "ray", "scipy", "matplotlib"}
@@ -92,6 +93,8 @@ def test_help_builds_no_class_of_a_step(tmp_path: Path) -> None:
 
 
 def test_a_command_imports_no_other_command(tmp_path: Path) -> None:
-    others = {f"workbench.cli.{place.partition('.')[0]}" for place in COMMAND_PLACES.values()} - {"workbench.cli.trust"}
-    done, imported = workbench("runs", "ls", cwd=tmp_path, watched=(*others, "workbench.evaluate", "numpy"))
+    places = [*COMMAND_PLACES.values(), *(place for part in parts().values() for place in part.commands.values())]
+    others = {f"workbench.{place.rpartition('.')[0]}" for place in places if place.count(".") > 1}
+    folders = (f"workbench.{part}" for part in parts())
+    done, imported = workbench("runs", "ls", cwd=tmp_path, watched=(*others, *folders, "workbench.evaluate", "numpy"))
     assert (done.returncode, imported) == (0, {"workbench.cli.runs"})
