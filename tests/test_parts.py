@@ -62,7 +62,10 @@ def test_without_a_part_the_core_works_and_its_commands_say_what_is_missing(part
     assert fused.returncode == (2 if part == "fuse" else 0), fused.stderr
     assert ("needs the part 'fuse'" in fused.stderr) == (part == "fuse")
     if "view" in lost:
-        assert (done["eval mix --watch"].returncode, "--watch needs the part 'view'" in done["eval mix --watch"].stderr) == (1, True)
+        assert (done["eval mix --watch"].returncode, "--watch needs the part 'view'" in done["eval mix --watch"].stderr) == (
+            1,
+            True,
+        )
 
 
 GREETING = {
