@@ -12,8 +12,8 @@ from worlds.stored_scores import BASE, TIES, right, stored
 
 from workbench.compare.compare import compare
 from workbench.compare.configurations import ELSEWHERE, IMPORTED, NO_TEXT, OLDER, RESUMED, Costs
+from workbench.ground.numbers import MISSING
 from workbench.report.decision import cost_cells, licence, unknown_costs
-from workbench.report.numbers import MISSING
 from workbench.scores.documents import Measured
 from workbench.scores.store import Scores, ScoreStore, TaskScores
 

@@ -20,10 +20,11 @@ from worlds.report_document import TASKS, make_document, make_large
 from worlds.report_page import Document, Page, render, rendered, view_of
 
 from workbench.ground.errors import WorkbenchError, printable
+from workbench.ground.numbers import MINUS, MISSING, about, fixed, p_value, seconds, signed
 from workbench.ground.tables import as_markdown, fence
 from workbench.report.files import packed_in
 from workbench.report.forest import axis
-from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed, p_value, seconds, signed, unit_of
+from workbench.report.numbers import POINTS, Unit, unit_of
 from workbench.report.wording import missing_controls, without_average
 
 SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")

@@ -14,9 +14,10 @@ from worlds.report_document import TOLERANCE
 from worlds.report_page import Document, Page, rendered, view_of
 
 from workbench.compare.differences import VERDICTS
+from workbench.ground.numbers import MINUS, fixed, signed
 from workbench.report import wording
 from workbench.report.marks import CLASSES
-from workbench.report.numbers import MINUS, POINTS, fixed, signed
+from workbench.report.numbers import POINTS
 from workbench.report.provenance import glossary
 
 REASON = (

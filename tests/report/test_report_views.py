@@ -15,8 +15,9 @@ from worlds.report_document import make_document
 from worlds.report_page import Document, Page, rendered, view_of
 
 from workbench.compare.comparison import ChangedItem, StoredAnswer
+from workbench.ground.numbers import MISSING, about, amount, fixed, signed, size, small
 from workbench.report.items import direction
-from workbench.report.numbers import MISSING, Unit, about, amount, fixed, raw, signed, size, small, unit_of
+from workbench.report.numbers import Unit, raw, unit_of
 from workbench.report.provenance import self_check
 from workbench.report.scatter import front, scatters
 from workbench.report.wording import diff_pair, what

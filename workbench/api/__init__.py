@@ -60,11 +60,11 @@ def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"workbench.api.{home}"), name)
-    if home := _OF_PARTS.get(name):
+    if module := _OF_PARTS.get(name):
         from workbench.ground.parts import imported, missing, parts
 
-        part = home.partition(".")[0]
+        part = module.partition(".")[0]
         if part not in parts():
             raise missing(part, f"workbench.api.{name}")
-        return imported(f"{home}.{name}")
+        return imported(f"{module}.{name}")
     raise AttributeError(f"module 'workbench.api' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,8 @@ from workbench.compare.differences import Difference
 from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
 from workbench.ground.errors import shell, size
+from workbench.ground.numbers import about as rounded_up
+from workbench.ground.numbers import figures, fixed, listed, signed
 from workbench.ground.results import Number, Part
 
 CANDIDATES = ("base", "brick", "average", "configuration")
@@ -133,11 +135,11 @@ def headline(decision: Decision) -> str:
         other = next(o for o in decision.ranked if o.configuration == decision.equal_to)
         first = f"equivalent to {other.configuration}, which has the highest mean, and {s.cheaper(other)}"
     elif len(decision.ranked) == 1:
-        first = f"mean over skills {_level(s.mean)}"
+        first = f"mean over skills {fixed(100 * s.mean, 1)}"
     elif s is decision.ranked[0]:
-        first = f"highest mean over skills, {_level(s.mean)}"
+        first = f"highest mean over skills, {fixed(100 * s.mean, 1)}"
     else:
-        first = f"highest mean over skills of those that can be recommended, {_level(s.mean)}"
+        first = f"highest mean over skills of those that can be recommended, {fixed(100 * s.mean, 1)}"
     parts = [first]
     if s.against_baseline:
         parts.append(f"{_gap(s.against_baseline)} against {decision.baseline}")
@@ -146,7 +148,7 @@ def headline(decision: Decision) -> str:
     elif s.guarded == UNGUARDED:
         parts.append("no guarded task tests for harm")
     else:
-        parts.append(f"safe on {_listed(decision.guarded) if len(decision.guarded) <= _NAMED else 'every guarded task'}")
+        parts.append(f"safe on {listed(decision.guarded) if len(decision.guarded) <= _NAMED else 'every guarded task'}")
     return f"Ship {s.configuration}: {'; '.join(parts)}."
 
 
@@ -160,11 +162,13 @@ def details(decision: Decision) -> list[str]:
         sentences.append(f"{about.configuration} is {what}.")
     if decision.lost[about.configuration] and decision.chosen:
         sentences.append(
-            f"{about.configuration} is worse than {decision.baseline} on {_listed(decision.lost[about.configuration])}, although its mean is higher."
+            f"{about.configuration} is worse than {decision.baseline} on {listed(decision.lost[about.configuration])}, although its mean is higher."
         )
     by_name = {s.configuration: s for s in decision.ranked}
     higher = [s for s in decision.ranked if s.mean > about.mean and s.configuration != decision.equal_to]
-    sentences += [f"{s.configuration} has a higher mean, {_level(s.mean)}, but {_failing(s, decision)}." for s in higher[:_NAMED]]
+    sentences += [
+        f"{s.configuration} has a higher mean, {fixed(100 * s.mean, 1)}, but {_failing(s, decision)}." for s in higher[:_NAMED]
+    ]
     named = {s.configuration for s in higher}
     near = [
         d
@@ -180,7 +184,7 @@ def details(decision: Decision) -> list[str]:
         verb, those = (
             ("has a higher mean", "It is no candidate") if len(above) == 1 else ("have higher means", "They are no candidates")
         )
-        shown = _listed(f"{name} ({_level(decision.controls[name])})" for name in above)
+        shown = listed(f"{name} ({fixed(100 * decision.controls[name], 1)})" for name in above)
         word = "control" if len(above) == 1 else "controls"
         sentences.append(f"The {word} {shown} {verb}. {those}: name a recipe that makes the same weights to have it tested.")
     if decision.members > MOST_MEMBERS:
@@ -239,7 +243,7 @@ def helped(decision: Decision) -> list[str]:
         if task := next((t for t in tasks if decision.harmful.get(t)), None):
             bricks = decision.harmful[task]
             verb, what, those = ("is", "its weight", "it") if len(bricks) == 1 else ("are", "their weights", "them")
-            return [f"Alone, {_listed(bricks)} {verb} worse on {task} too: lower {what} or leave {those} out."]
+            return [f"Alone, {listed(bricks)} {verb} worse on {task} too: lower {what} or leave {those} out."]
         return ["Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."]
     if decision.cause == "too few clusters":
         return ["Items in more clusters, such as from more templates or passages; more items of the same clusters do not help."]
@@ -247,7 +251,7 @@ def helped(decision: Decision) -> list[str]:
         return ["More items would hardly change this: try other methods, weights or bricks, for example with `workbench search`."]
     if s.against_baseline.needs:
         return [
-            f"About {_about(s.against_baseline.needs)} items over the skill tasks would show a difference as large as {_points(s.against_baseline.diff)} points."
+            f"About {rounded_up(s.against_baseline.needs)} items over the skill tasks would show a difference as large as {signed(100 * s.against_baseline.diff, 1)} points."
         ]
     return ["More items, from more templates or passages."]
 
@@ -272,7 +276,7 @@ def _cause(decision: Decision) -> str:
         }[decision.cause or "no mean"]
     if decision.cause in ("unsafe", "not shown safe"):
         place = "has the highest mean" if s is decision.ranked[0] else f"is the best of those that are better than {base}"
-        return f"{s.configuration} {place}, {_level(s.mean)}, but {_failing(s, decision)}"
+        return f"{s.configuration} {place}, {fixed(100 * s.mean, 1)}, but {_failing(s, decision)}"
     if decision.cause == "too few clusters":
         why = s.against_baseline.reason if s.against_baseline else ""
         return f"these items cannot show whether {s.configuration} is better than {base} ({_short(why or '')})"
@@ -291,10 +295,10 @@ def _failing(s: Candidate, decision: Decision) -> str:
     """Return why a candidate cannot be recommended, as a predicate."""
     worse = [row for row in decision.unsafe[s.configuration] if row.verdict == "worse"]
     if worse:
-        return f"is worse than {decision.baseline} on {_listed(_loss(row) for row in worse)}"
+        return f"is worse than {decision.baseline} on {listed(_loss(row) for row in worse)}"
     if s.guarded == "not shown safe":
         return (
-            f"is not shown safe on {_listed(_doubt(row) for row in decision.unsafe[s.configuration])}"
+            f"is not shown safe on {listed(_doubt(row) for row in decision.unsafe[s.configuration])}"
             if decision.unsafe[s.configuration]
             else "was not scored on every guarded task"
         )
@@ -322,7 +326,7 @@ def _shown_by(row: Difference) -> str:
     if (row.reason or "").startswith("too few clusters"):
         return f"On {row.task}, items from more templates or passages: {row.clusters} clusters are too few for a verdict."
     if row.needed:
-        return f"About {_about(row.needed)} items of {row.task} would show that a loss as large as the observed one is safe."
+        return f"About {rounded_up(row.needed)} items of {row.task} would show that a loss as large as the observed one is safe."
     return f"The observed loss on {row.task} is as large as its tolerance: more items would hardly show it to be safe."
 
 
@@ -333,7 +337,7 @@ def _beside(d: MeanDifference, other: Candidate, about: Candidate, decision: Dec
     )
     facts = [] if d.verdict == "no item changed" else [_gap(d)]
     if d.verdict == "cannot tell" and d.needs:
-        facts.append(f"about {_about(d.needs)} items would tell")
+        facts.append(f"about {rounded_up(d.needs)} items would tell")
     text = f"{d.configuration} {relation}" + (f" ({'; '.join(facts)})" if facts else "")
     if other.guarded in ("worse", "not shown safe"):
         return f"{text}, but {_failing(other, decision)}."
@@ -344,32 +348,12 @@ def _beside(d: MeanDifference, other: Candidate, about: Candidate, decision: Dec
 
 def _gap(d: MeanDifference) -> str:
     low, high = -math.inf if d.low is None else d.low, math.inf if d.high is None else d.high
-    return f"{_points(d.diff)} [{_points(low)}, {_points(high)}] points"
-
-
-def _points(value: float) -> str:
-    """Return a difference of means in points with its sign; a value that rounds to zero has none."""
-    text = f"{abs(100 * value):.1f}"
-    return text if float(text) == 0 else ("+" if value > 0 else "\N{MINUS SIGN}") + text
-
-
-def _level(value: float) -> str:
-    return f"{100 * value:.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{signed(100 * d.diff, 1)} [{signed(100 * low, 1)}, {signed(100 * high, 1)}] points"
 
 
 def _own(row: Difference, value: float, *, sign: bool = False) -> str:
     """Return a difference in points for shares, else in the metric's units."""
     share = not row.ratio and not row.lower and all(v is not None and 0 <= v <= 1 for v in (row.value, row.baseline_value))
-    text = f"{100 * value:{'+' if sign else ''}.1f}" if share else f"{value:{'+' if sign else ''}.3g}"
-    return (f"{text} points" if share else text).replace("-", "\N{MINUS SIGN}")
-
-
-def _about(number: int) -> str:
-    """Return a number of items rounded up to two significant digits."""
-    step = 10 ** max(len(str(number)) - 2, 0)
-    return f"{-(-number // step) * step:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def _listed(words: Iterable[str]) -> str:
-    parts: Sequence[str] = list(words)
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    if share:
+        return f"{(signed if sign else fixed)(100 * value, 1)} points"
+    return figures(value, 3, plus=sign)

@@ -14,6 +14,7 @@ import numpy as np
 from workbench.compare.families import excluded
 from workbench.compare.leaders import pair_of
 from workbench.compare.tables import Table
+from workbench.ground.numbers import signed
 from workbench.ground.results import Number, Part
 from workbench.scores.statistics import FEW_CLUSTERS, score_interval
 from workbench.scores.store import Configuration, Scores
@@ -206,7 +207,8 @@ def advice(row: RoutedBeside, kept: float | None = None) -> str:
     """
     routed, merge = row.configuration, row.merge
     which = f"{merge}, the best of {row.merges} merges" if row.merges > 1 else f"{merge}, the only merge"
-    gap = f"{_points(row.diff)} [{_points(row.low)}, {_points(row.high)}] points"
+    diff, low, high = (signed(100 * value, 1) for value in (row.diff, row.low, row.high))
+    gap = f"{diff} [{low}, {high}] points"
     oracle = f" and keeps {100 * kept:.0f} % of the single bricks' skills" if kept is not None else ""
     price = f"it needs its {row.bricks} adapters beside the base and a routing pass for each prompt"
     if row.verdict == "better":
@@ -218,8 +220,3 @@ def advice(row: RoutedBeside, kept: float | None = None) -> str:
     return (
         f"Merge or route cannot be told: {routed} scores {gap} against {which}; more clusters of items would help, and {price}."
     )
-
-
-def _points(value: float) -> str:
-    """Return a difference in points with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")

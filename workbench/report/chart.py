@@ -13,7 +13,7 @@ from typing import Self
 
 from markupsafe import Markup
 
-from workbench.report.numbers import MINUS, fixed
+from workbench.ground.numbers import MINUS, fixed
 
 Ends = tuple[float, float] | None
 """Ends of an interval, if there is one."""

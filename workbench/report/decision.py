@@ -11,7 +11,8 @@ from workbench.compare.configurations import KEYS, Costs
 from workbench.compare.differences import Difference
 from workbench.compare.recommend import PairFamily
 from workbench.compare.routing import Share, advice
-from workbench.report.numbers import MISSING, PERCENT, POINTS, few, fixed, listed, plural, seconds, size
+from workbench.ground.numbers import MISSING, few, fixed, listed, plural, seconds, size
+from workbench.report.numbers import PERCENT, POINTS
 
 SHOWN = 6
 """Configurations in the table of the first screen."""

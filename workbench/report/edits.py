@@ -9,8 +9,9 @@ from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration, Level
 from workbench.compare.routing import Share
 from workbench.compare.survival import EditSurvival, KeptFacts, ShareOfPrompts, WrittenAnswers
+from workbench.ground.numbers import MISSING, count, listed
 from workbench.ground.tables import Cell
-from workbench.report.numbers import MISSING, PERCENT, Unit, count, listed, unit_of
+from workbench.report.numbers import PERCENT, Unit, unit_of
 
 # Kind -> heading and method of measurement.
 HEADINGS = {

@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.differences import Difference
+from workbench.ground.numbers import signed
 from workbench.report.chart import AXIS, Frame, Scale, decimals, joined, marked, svg
 from workbench.report.marks import tip, verdict_class
-from workbench.report.numbers import POINTS, Unit, signed, unit_of
+from workbench.report.numbers import POINTS, Unit, unit_of
 
 ROW = 26  # pixels; the style sheet's line height of labels
 GAP = 12

@@ -10,11 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from workbench.ground.files import write_bytes
+from workbench.ground.numbers import MISSING, signed
 from workbench.ground.tables import Table
 from workbench.merge.measuring.delta_sums import DeltaMeasures, Measures
 from workbench.report.chart import joined, svg
 from workbench.report.files import with_tables
-from workbench.report.numbers import MISSING, signed
 from workbench.report.page import filled
 from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, measured, null_reason
 

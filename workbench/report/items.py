@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 
 from workbench.compare.comparison import ChangedItem, ComparedTask, Comparison, StoredAnswer
-from workbench.report.numbers import count, plural
+from workbench.ground.numbers import count, plural
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,11 @@ from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration, Level
 from workbench.compare.differences import VERDICTS, Difference
 from workbench.compare.kept import Kept
+from workbench.ground.numbers import MINUS, MISSING, about, amount, count, listed, p_value, size, small
 from workbench.ground.tables import Cell, Table, fence, prose
 from workbench.ground.tables import as_markdown as escape
 from workbench.report import decision, edits, items, marks, scatter, sweeps, wording
-from workbench.report.numbers import (
-    MINUS,
-    MISSING,
-    NATS,
-    PERCENT,
-    POINTS,
-    about,
-    amount,
-    count,
-    counted,
-    listed,
-    p_value,
-    size,
-    small,
-    unit_of,
-)
+from workbench.report.numbers import NATS, PERCENT, POINTS, counted, unit_of
 from workbench.report.provenance import checks, facts, glossary, self_check
 
 ROLE_NOTES = {

@@ -13,8 +13,9 @@ from workbench.compare.configurations import ComparedConfiguration, Level, Score
 from workbench.compare.differences import GUARD_VERDICTS, OPEN_VERDICTS, Companion, Difference, Effect
 from workbench.compare.kept import Kept
 from workbench.compare.routing import Share
+from workbench.ground.numbers import MISSING, about, p_value, plural
 from workbench.report.chart import joined, svg
-from workbench.report.numbers import MISSING, NATS, POINTS, Unit, about, p_value, plural, unit_of
+from workbench.report.numbers import NATS, POINTS, Unit, unit_of
 from workbench.report.tints import DIFFERENCE
 
 CLASSES = {

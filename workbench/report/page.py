@@ -17,6 +17,7 @@ from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from workbench.compare.comparison import Comparison
+from workbench.ground import numbers as words
 from workbench.ground.errors import printable
 from workbench.ground.files import read_memo, write_memo
 from workbench.ground.project import remembered
@@ -197,13 +198,13 @@ def _helpers() -> dict[str, Any]:
     return {
         "points": numbers.POINTS,
         "percent": numbers.PERCENT,
-        "about": numbers.about,
-        "count": numbers.count,
-        "p_value": numbers.p_value,
-        "seconds": numbers.seconds,
-        "small": numbers.small,
-        "amount": numbers.amount,
-        "size": numbers.size,
+        "about": words.about,
+        "count": words.count,
+        "p_value": words.p_value,
+        "seconds": words.seconds,
+        "small": words.small,
+        "amount": words.amount,
+        "size": words.size,
         "detectable": marks.detectable,
         "difference_scale": DIFFERENCE,
         "family": marks.family,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from workbench.compare.comparison import Comparison, Family
-from workbench.report.numbers import MINUS, PERCENT, POINTS, count, listed, plural, small, unit_of
+from workbench.ground.numbers import MINUS, count, listed, plural, small
+from workbench.report.numbers import PERCENT, POINTS, unit_of
 from workbench.report.wording import chance_correction
 from workbench.scores.documents import Check
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from workbench.ground.numbers import fixed
 from workbench.report.page import filled
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def explain_page(found: Explanation, bricks: Sequence[str]) -> str:
     rows = [
         {
             "name": name,
-            "score": f"{score:.4f}".replace("-", "−"),
+            "score": fixed(score, 4),
             "width": round(_WIDEST * max(0.0, score) / largest),
             "note": "" if roles else _note(name, found.chosen, tied),
         }

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from workbench.compare.comparison import Comparison
 from workbench.compare.configurations import ComparedConfiguration, Level
 from workbench.compare.sweeps import ComparedSweep
+from workbench.ground.numbers import MISSING, amount, fixed, listed
 from workbench.report.chart import Chart, Ends, Frame, Scale, cut, joined, marked, svg
-from workbench.report.numbers import MISSING, POINTS, amount, fixed, listed, unit_of
+from workbench.report.numbers import POINTS, unit_of
 
 WIDTH, HEIGHT = 380, 300  # near its size on a phone, where letters are then as large as elsewhere
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 46

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from workbench.compare.comparison import Comparison
 from workbench.compare.sweeps import ComparedSweep, Plain, SweepLevel, SweepMeasure, SweptField, SweptPoint
 from workbench.compare.swept import place_of
+from workbench.ground.numbers import MISSING, fixed, listed, plural
 from workbench.ground.tables import Table
 from workbench.ground.tables import as_markdown as escape
 from workbench.report.chart import Chart, Curve, Ends, Level, Scale, Scales, chart, decimals
-from workbench.report.numbers import MISSING, POINTS, Unit, fixed, listed, plural, raw
+from workbench.report.numbers import POINTS, Unit, raw
 
 SPREAD = 20
 """Ratio of the largest to the smallest number from which on an axis is logarithmic."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from workbench.ground.numbers import figures
 from workbench.ground.tables import Cell
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def null_reason(sums: DeltaSums, key: str, value: float, other: str | None = Non
         return f"unrelated deltas have up to {100 * band[1]:.2g} %" if value <= band[1] else None
     if not inside(value, band):
         return None
-    low, high = (f"{end:+.2g}".replace("-", "−") if key == "cosine" else f"{100 * end:.3g} %" for end in band)
+    low, high = (figures(end, 2, plus=True) if key == "cosine" else f"{100 * end:.3g} %" for end in band)
     return f"95 % of unrelated deltas have {low} to {high}"
 
 

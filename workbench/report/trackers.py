@@ -19,8 +19,8 @@ from workbench.compare.configurations import costs_of
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.files import json_digest
 from workbench.ground.identity import installed
+from workbench.ground.numbers import plural
 from workbench.recipe.recipe import Recipe, dump_steps
-from workbench.report.numbers import plural
 
 if TYPE_CHECKING:
     from workbench.evaluate.lineup import LineupEntry

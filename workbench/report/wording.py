@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration
 from workbench.compare.differences import VERDICTS, Difference, Verdict
-from workbench.report.numbers import PERCENT, POINTS, about, few, listed, plural, unbroken, unit_of
+from workbench.ground.numbers import about, few, listed, plural, unbroken
+from workbench.report.numbers import PERCENT, POINTS, unit_of
 
 _DETAILED = 3  # configurations whose losses get a sentence each
 _COUNTED = 6  # with more configurations, verdicts other than "worse" are counted instead of listed

@@ -201,7 +201,8 @@ def _print(advice: Advice, arguments: list[str]) -> None:
         out.line(f"recommended: {{{fields}}}{swept}{_between(advice)}")
     for reason in advice.reasons:
         out.line(f"  {reason}")
-    from workbench.report.numbers import POINTS, plural
+    from workbench.ground.numbers import plural
+    from workbench.report.numbers import POINTS
 
     for row in advice.scored_before:
         out.line(

@@ -11,6 +11,7 @@ from workbench.api.naming import open_named
 from workbench.console.options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.console.output import out
 from workbench.console.trust import reads_recipes
+from workbench.ground.numbers import fixed
 
 if TYPE_CHECKING:
     from workbench.neurons.trace import RecoveredShare, TraceTable
@@ -79,4 +80,4 @@ def _say_trace(table: TraceTable) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:.1f}"  # no "-0.0"
+    return fixed(100 * share, 1, minus="-")

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from workbench.ground.files import write_bytes
+from workbench.ground.numbers import MISSING, fixed, plural, signed
 from workbench.neurons.damage import Damage
 from workbench.neurons.features import FeaturesResult
 from workbench.neurons.functions import FunctionRow, FunctionsResult, TaskTestRecord
@@ -30,7 +31,6 @@ from workbench.neurons.profiles import ProfilesResult
 from workbench.neurons.subject import ModelResult
 from workbench.report.chart import Chart, Curve, Scales, chart
 from workbench.report.files import with_tables
-from workbench.report.numbers import MISSING, plural
 from workbench.report.page import filled
 from workbench.report.tints import CHANGES, SHARES, TintedTable, Tints, tinted
 
@@ -169,7 +169,7 @@ def verdict_cells(row: FunctionRow) -> list[str]:
 def _percent(value: float) -> str:
     if math.isinf(value):
         return "∞"
-    return f"{100 * value:+,.0f}".replace("-", "−")
+    return signed(100 * value, 0, thousands=",")
 
 
 def _scores(result: FunctionsResult) -> Section:
@@ -322,7 +322,7 @@ def _matrix(title: str, table: Damage, caption: str = "") -> TintedTable:
         return (-math.inf, math.inf) if low is not None and low <= 0 and (high is None or high >= 0) else None
 
     neutral = "the 95 % interval includes 0, or the change is below 1 %"
-    tints = Tints(lambda v: f"{v:,.0f}".replace("-", "−"), CHANGES, " %", neutral, uncertain)
+    tints = Tints(lambda v: fixed(v, 0, thousands=","), CHANGES, " %", neutral, uncertain)
     return tinted(title, caption, "off", table.functions, values, tints)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workbench.ground.numbers import MISSING, fixed, plural, signed
 from workbench.ground.tables import Table
 from workbench.neurons.fact_neurons import DRAWS, SHARE, THRESHOLD, LocatedNeuron, ProbabilityChange
 from workbench.neurons.features import FeaturesResult
@@ -14,7 +15,6 @@ from workbench.neurons.partition import PartitionResult, SelectorCurve
 from workbench.neurons.profiles import ProfilesResult
 from workbench.neurons.sparsity import Distribution
 from workbench.report.chart import Chart, Curve, Level, Scales, chart
-from workbench.report.numbers import MISSING, fixed, plural, signed
 from workbench.report.tints import TintedTable
 
 _HIGHEST = 2.0
@@ -59,7 +59,7 @@ class Section:
 
 def with_ends(text: str, low: float | None, high: float | None) -> str:
     """Return a number with its interval, if both ends are known."""
-    return text if low is None or high is None else f"{text} [{low:.2f}, {high:.2f}]"
+    return text if low is None or high is None else f"{text} [{fixed(low, 2, minus='-')}, {fixed(high, 2, minus='-')}]"
 
 
 def layer_marks(layers: Sequence[int]) -> Sequence[int]:
@@ -169,7 +169,7 @@ def sparsity_section(result: SparsityResult) -> Section:
         [
             curve.function or "all",
             curve.indicator,
-            *(with_ends(f"{p.rise:.2f}", p.low, p.high) if p.percent else "0" for p in curve.points),
+            *(with_ends(fixed(p.rise, 2, minus="-"), p.low, p.high) if p.percent else "0" for p in curve.points),
             f"{curve.free:g} %",
         ]
         for curve in sorted(curves, key=lambda c: (c.function is not None, c.function))
@@ -232,7 +232,10 @@ def partition_section(result: PartitionResult) -> Section:
             f"selector ({best.selector}), and by {ideal.points[-1].rise:.2f} with the oracle, which sees the activations of all neurons."
         )
     rows = [
-        [c.selector, *(with_ends(f"{100 * p.captured:.0f} %, {p.rise:.2f}", p.low, p.high).replace("-", "−") for p in c.points)]
+        [
+            c.selector,
+            *(with_ends(f"{100 * p.captured:.0f} %, {fixed(p.rise, 2)}", p.low, p.high).replace("-", "−") for p in c.points),
+        ]
         for c in curves
     ]
     return Section(

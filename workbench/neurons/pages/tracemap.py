@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.edit.places.knowledge import PLACES, Place, What
+from workbench.ground.numbers import fixed
 from workbench.neurons.trace import OUTPUTS, WORDS, TraceTable
 from workbench.report.heatmap import HeatMeasure, HeatValues, Map, MapPlace, drawn, write_maps
 from workbench.report.tints import SCALES, inside
@@ -48,7 +49,7 @@ def _map(table: TraceTable, what: What) -> Map:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.0f}".replace("-", "−")
+    return fixed(100 * value, 0)
 
 
 def _interval(ends: tuple[float, float] | None) -> str:

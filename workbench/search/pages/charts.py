@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from workbench.ground.numbers import listed
 from workbench.report.chart import AXIS, Chart, Ends, Frame, Scale, cut, fluid_plot, joined, marked, room, spread, stretched, svg
-from workbench.report.numbers import PERCENT, listed, raw
+from workbench.report.numbers import PERCENT, raw
 from workbench.report.scatter import Point, ScatterAxis, drawing, front
 from workbench.search.pages.view import DimensionView, ObjectiveView, SearchView, number, written
 from workbench.search.pages.wording import tip

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from workbench.ground.errors import shell
+from workbench.ground.numbers import MISSING, count, listed
 from workbench.ground.tables import Cell, Table, fence, prose
 from workbench.ground.tables import as_markdown as escape
 from workbench.report.markdown import bullets, differences, text_of
-from workbench.report.numbers import MISSING, PERCENT, count, listed
+from workbench.report.numbers import PERCENT
 from workbench.search.pages import wording
 from workbench.search.pages.charts import best_so_far, pareto
 from workbench.search.pages.view import SearchView, written

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workbench.report import numbers, provenance
+from workbench.ground.numbers import MISSING, count, listed, plural
+from workbench.report import provenance
 from workbench.report.files import with_tables
-from workbench.report.numbers import count, listed, plural
 from workbench.report.page import Viewer, differences, filled
 from workbench.search.pages import charts, parallel, wording
 from workbench.search.pages.markdown import tables
@@ -41,7 +41,7 @@ def html(found: SearchState, viewer: Viewer | None = None) -> str:
         "score": wording.score,
         "interval": wording.interval,
         "written": written,
-        "missing": numbers.MISSING,
+        "missing": MISSING,
         "histories": charts.history(view),
         "bars": charts.importances(view),
         "parallel": parallel.parallel(view),

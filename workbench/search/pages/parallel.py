@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from workbench.ground.numbers import MISSING
 from workbench.report.chart import WIDE, Chart, Scale, cut, joined, marked, room, stretched, svg
-from workbench.report.numbers import MISSING
 from workbench.search.pages.charts import has, scores_scale
 from workbench.search.pages.view import DimensionView, ObjectiveView, SearchView, number, written
 from workbench.search.pages.wording import tip

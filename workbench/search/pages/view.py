@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from workbench.compare.comparison import Comparison
 from workbench.ground.errors import shell
+from workbench.ground.numbers import figures
 from workbench.recipe.fields import Choices, Range
-from workbench.report.numbers import MINUS, POINTS, Unit, raw
+from workbench.report.numbers import POINTS, Unit, raw
 from workbench.search.result import (
     CandidateVerdict,
     GrowingSearch,
@@ -188,5 +189,5 @@ def written(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"{value:.6g}".replace("-", MINUS)
+        return figures(value, 6)
     return str(value)

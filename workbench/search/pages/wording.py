@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from workbench.report.numbers import MISSING, count, listed, plural, seconds
+from workbench.ground.numbers import MISSING, count, listed, plural, seconds
 from workbench.search.pages.view import ObjectiveView, SearchView, written
 from workbench.search.result import CandidateVerdict, TestedRow, TrialRow, Unbeaten
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from workbench.console.grid import Look, grid
 from workbench.console.output import out
+from workbench.ground.numbers import signed
 from workbench.report.tints import SCALES, measured, null_reason
 
 if TYPE_CHECKING:
@@ -89,5 +90,5 @@ def _text(metric: str, value: float) -> str:
     if metric == "norm":
         return f"{value:.3g}"
     if metric == "cosine":
-        return f"{value:+.3f}".replace("-0.000", "0.000").replace("+0.000", "0.000")
+        return signed(value, 3, minus="-")
     return f"{100 * value:.1f}" if metric in ("conflict", "zeros") or value >= 0.0995 else f"{100 * value:.2f}"
