@@ -229,7 +229,8 @@ class FileSource:
             count = os.preadv(self._descriptor, [view[done:]], self._entry.offset + start * width + done)
             if not count:
                 raise WorkbenchError(
-                    f"{self._label}: the file ends too early", "The file changed while it was read: run the command again."
+                    f"{self._owner.label}: {self._name}: the file ends too early",
+                    "The file changed while it was read: run the command again.",
                 )
             done += count
         check_unchanged(
@@ -268,13 +269,9 @@ class FileSource:
             flat = (start + row) * spec.cols + col
             index = [int(i) for i in torch.unravel_index(torch.tensor(flat), spec.shape)]
             raise WorkbenchError(
-                f"{self._label} holds {values[row, col].item()} at {index}; expected finite numbers",
+                f"{self._owner.label}: {self._name} holds {values[row, col].item()} at {index}; expected finite numbers",
                 "Train or download this model again.",
             )
-
-    @property
-    def _label(self) -> str:
-        return f"{self._owner.label}: {self._name}"
 
 
 _WRAPPED = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
