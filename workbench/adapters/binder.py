@@ -72,9 +72,9 @@ class Binder:
         for part in self.adapter.keys.parts:
             for disk in self._part(part):
                 first = owners.setdefault(disk, part)
-                # Different modules may update one tensor if the base stores them fused; two names of one module differ by a root.
-                names = first.module, part.module
-                same = first.depth == part.depth and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
+                # Different modules may update one tensor if the base stores them fused. Names of one module differ by a root prefix.
+                pair = first.module, part.module
+                same = first.depth == part.depth and any(a == b or a.endswith(f".{b}") for a, b in (pair, pair[::-1]))
                 if first is not part and same:
                     raise WorkbenchError(f"{self.label}: two modules of the adapter update {disk}", "Save the adapter again.")
         for disk in self.updates:

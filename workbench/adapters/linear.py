@@ -201,7 +201,7 @@ class Place:
     heads: int = 0
     transposed: bool = False
 
-    def of(self, factors: Factors) -> Factors:
+    def converted(self, factors: Factors) -> Factors:
         """Return the update of this tensor from the update of the original one."""
         if self.transposed:
             factors = factors.transposed()
@@ -290,7 +290,7 @@ def write_gguf(
     for disk, update in bound.places.items():
         product = update.factors(cpu) if isinstance(update, LowRank) else None
         assert product is not None, "`not_linear` refuses other updates"
-        factors[places[disk].name] = places[disk].of(product)
+        factors[places[disk].name] = places[disk].converted(product)
     rank = max(product.rank for product in factors.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(out, family.name)

@@ -46,11 +46,11 @@ class Patterns:
         self._names: dict[tuple[int, tuple[int, ...], bool], dict[str, int]] = {}
         self._expressions: list[tuple[int, Any]] = []
         for number, pattern in enumerate(patterns or ()):
-            if name := _NAME.fullmatch(pattern):
-                parts = re.findall(r"\\.|.", name[2])
+            if plain := _NAME.fullmatch(pattern):
+                parts = re.findall(r"\\.|.", plain[2])
                 anywhere = tuple(i for i, part in enumerate(parts) if part == ".")
                 name = _with_wildcards_marked("".join(part[-1] for part in parts), anywhere)
-                self._names.setdefault((len(parts), anywhere, bool(name[1])), {}).setdefault(name, number)
+                self._names.setdefault((len(parts), anywhere, bool(plain[1])), {}).setdefault(name, number)
             elif len(self._expressions) == MAX_EXPRESSIONS:
                 raise WorkbenchError(f"{label}: more than {MAX_EXPRESSIONS} patterns that are not names of modules", _HINT)
             else:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import file_digest, json_digest, publish_once, scratch_beside, write_json
+from workbench.ground.foreign_names import TOKENIZER_TOO, convert_command
 from workbench.ground.identity import installed, settled
 from workbench.ground.manifest import has_its_files, seal
 from workbench.ground.project import cache_of
-from workbench.ground.things import TOKENIZER_TOO, convert_command
 from workbench.models.architecture import model_depth
 from workbench.models.identity import tokenizer_files
 from workbench.models.skeleton import skeleton
@@ -78,7 +78,7 @@ def read_settings(
     for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", DEPTHS[0], "intermediate_size", "vocab_size"):
         if type(config.get(name)) is not int or not 0 < config[name] <= MAX_SIZE:
             raise WorkbenchError(f"{label}: {name} is {str(config.get(name))[:40]}; expected a positive whole number", hint)
-    # transformers does not read the following from a file. It also takes one size for all rows of a head.
+    # transformers takes one size for all heads.
     size = own.get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
     for name in ("attention.value_length", "rope.dimension_count"):
         if own.get(name, size) != size:

@@ -65,7 +65,7 @@ class Fisher(Calibrated):
                 free_models(context.base.weights)  # the file is assembled in memory
                 _save(found, file)
                 del found  # the next brick's model is built before its own is assigned
-            diagonals[brick] = Diagonal.of(file)
+            diagonals[brick] = Diagonal.open(file)
             record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(diagonals[brick].names)}
         return Measured(diagonals, {"calibration": record})
 
@@ -107,7 +107,7 @@ class Diagonal:
     names: frozenset[str]
 
     @classmethod
-    def of(cls, file: Path) -> Diagonal:
+    def open(cls, file: Path) -> Diagonal:
         """Open a file that `Fisher.measure` wrote."""
         with safe_open(file, "pt") as opened:
             return cls(file, frozenset(opened.keys()))

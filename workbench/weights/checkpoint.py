@@ -14,10 +14,10 @@ import xxhash
 
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
+from workbench.ground.foreign_names import INDEX, SINGLE, convert_command
 from workbench.ground.identity import FileIdentity, check_unchanged
 from workbench.ground.lazy import torch
 from workbench.ground.recognize import look, suggestion
-from workbench.ground.things import INDEX, SINGLE, convert_command
 from workbench.weights import kernels
 from workbench.weights.device import Staging
 from workbench.weights.header import Entry, check_config, dequantise, is_file_name, read_header

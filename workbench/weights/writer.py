@@ -20,9 +20,9 @@ import xxhash
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest, naming_file, sync, write_text
+from workbench.ground.foreign_names import INDEX, SINGLE
 from workbench.ground.identity import installed
 from workbench.ground.lazy import torch
-from workbench.ground.things import INDEX, SINGLE
 from workbench.weights import kernels
 from workbench.weights.device import Landing, each
 from workbench.weights.digests import entry_digest

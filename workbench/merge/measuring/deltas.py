@@ -55,10 +55,10 @@ def measure(
     layers: dict[int | None, DeltaSums] = {}
     cells: dict[tuple[int | None, str], DeltaSums] = {}
     total = DeltaSums()
-    for name, sums in changed.items():
+    for name, measured in changed.items():
         layer, kind = _place(base, name)
         for part in (layers.setdefault(layer, DeltaSums()), cells.setdefault((layer, kind), DeltaSums()), total):
-            part.add(sums)
+            part.add(measured)
     kinds = list(dict.fromkeys(kind for layer, kind in cells if layer is not None))
     ends = list(dict.fromkeys(kind for layer, kind in cells if layer is None))
     ordered = dict(sorted(layers.items(), key=lambda item: (item[0] is None, item[0] or 0)))
