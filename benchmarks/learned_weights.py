@@ -117,7 +117,7 @@ class _Lesson:
             with torch.no_grad():
                 changed = {name: p.detach().sub_(self.parameters[name]) for name, p in context.live(brick).named_parameters()}
             self.deltas.append({name: delta for name, delta in changed.items() if bool(delta.any())})
-        layout = Layout.of(self.parameters, context.base.config)
+        layout = Layout.from_config(self.parameters, context.base.config)
         count = 1 if step.per == "brick" else layout.depth + 1
         self.places = {name: -1 if count == 1 or (at := layout.layer(name)) is None else at for name in self.parameters}
         self.weights = torch.zeros(len(context.bricks), count)

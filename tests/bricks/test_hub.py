@@ -17,7 +17,7 @@ from worlds.project import Project
 from worlds.tiny import edit_json, files_of, save_adapter, tensors_of
 
 from workbench.ground.errors import WorkbenchError
-from workbench.ground.things import INDEX
+from workbench.ground.foreign_names import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = "base: org/tiny@main\nbricks: {one: org/lora}\nsteps: [{merge: task_arithmetic}]\n"

@@ -19,7 +19,7 @@ from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, tensors_of
 
 from workbench.ground.errors import WorkbenchError
-from workbench.ground.things import INDEX, SINGLE
+from workbench.ground.foreign_names import INDEX, SINGLE
 from workbench.run.materialize import materialize
 
 ONE = "bricks: {one: one}\nsteps: [{merge: task_arithmetic}]\n"

@@ -13,8 +13,8 @@ from worlds.jsonl import write_jsonl
 from worlds.places import PROJECT
 from worlds.trainers import FACT, FILES, TREES
 
+from workbench.ground.foreign_names import retyped
 from workbench.ground.recognize import look
-from workbench.ground.things import retyped
 
 COMMANDS = [
     "plan {}", "run {}", "eval {} --suite s", "chat {}", "search {}", "compare {} --suite s", "report {}", "experts {} --texts texts.jsonl",

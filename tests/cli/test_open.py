@@ -19,7 +19,7 @@ from worlds.commands import call, document, refused, run
 from worlds.project import Project
 from worlds.trainers import FILES, TREES
 
-from workbench.ground.things import retyped
+from workbench.ground.foreign_names import retyped
 
 FOREIGN = ("git", "mlx_lm.convert", "mlx_lm.fuse", "lm_eval")
 """Programs of other machines and of the network, which no test runs."""

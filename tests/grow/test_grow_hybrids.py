@@ -159,8 +159,8 @@ def test_layers_that_predict_more_tokens_stay_behind_the_last(step: str, number:
     for name, tensor in more.items():
         assert torch.equal(grown[name.replace(".4.", f".{number}.")], tensor)
     config = json.loads((base / "config.json").read_text("utf-8"))
-    layers = Layout.of(grown, {**config, "num_hidden_layers": number})
-    assert len(layers.in_layer(number - 1)) == len(Layout.of(tensors, config).in_layer(3))
+    layers = Layout.from_config(grown, {**config, "num_hidden_layers": number})
+    assert len(layers.in_layer(number - 1)) == len(Layout.from_config(tensors, config).in_layer(3))
 
 
 WIDER: dict[str, tuple[str, dict[str, Any]]] = {

@@ -131,7 +131,7 @@ def measured(method: str, world: World, draw: Any, out: Path) -> tuple[Any, Any]
             for n, gram in by_brick[-1].items():
                 save_file({"gram": torch.cat([gram[j, j:] for j in range(len(gram))] or [torch.zeros(0)])}, out / f"{n}.{i}")
     if method == "fisher":
-        return by_brick, {f"b{i}": Diagonal.of(out / f"fisher{i}") for i in range(count)}
+        return by_brick, {f"b{i}": Diagonal.open(out / f"fisher{i}") for i in range(count)}
     return by_brick, {f"b{i}": Grams(out, {n: f"{n}.{i}" for n in by_brick[i]}, None) for i in range(count)}  # type: ignore[arg-type]
 
 

@@ -255,7 +255,7 @@ def test_a_second_composition_measures_nothing(llama: Project, monkeypatch: pyte
     """Another field or other texts are measured anew; a damaged index is measured again."""
     first = llama.tensors(step("featcal"))
     with monkeypatch.context() as patch:
-        patch.setattr("workbench.merge.measuring.forward.Walk.of", lambda *_: pytest.fail("measured again"))
+        patch.setattr("workbench.merge.measuring.forward.Walk.at_first_layer", lambda *_: pytest.fail("measured again"))
         second = llama.tensors(step("featcal", ", id: other"))
         assert all(torch.equal(first[n], second[n]) for n in first)
     write_rows(llama.path / "one.jsonl", 7, seed=5)

@@ -79,7 +79,7 @@ def test_every_name_is_known_everywhere() -> None:
     assert is_matrix("layers.0.attention.output.weight", (64, 64), 2)
     # Vocabulary alignment knew them; ties, schedules and singular values did not.
     assert tied_embeddings(["shared.weight", "decoder.block.0.layer.0.q.weight"], {}) == ("shared.weight", "lm_head.weight")
-    layout = Layout.of(
+    layout = Layout.from_config(
         ["shared.weight", "decoder.block.0.q.weight", "decoder.block.1.q.weight", "norm.weight"], {"num_layers": 2}
     )
     assert layout.position("shared.weight") == 0

@@ -292,7 +292,7 @@ def test_layers(layout: str, family_of: Callable[[str], Family]) -> None:
     ],
 )  # fmt: skip
 def test_stack_among_others(names: list[str], config: dict[str, Any], prefix: str) -> None:
-    layout = Layout.of([n.format(i, i) for n in names for i in range(3)], config)
+    layout = Layout.from_config([n.format(i, i) for n in names for i in range(3)], config)
     assert (layout.prefix, layout.depth) == (prefix, 3)
     assert len(layout.in_layer(2)) == 1
     assert layout.layer(f"{prefix}3.a") is None, "layers beyond the depth are not loaded by transformers"

@@ -165,4 +165,4 @@ def test_the_tables_name_models_that_exist() -> None:
 def test_two_stacks_are_refused(names: list[str]) -> None:
     """Neither is taken for the decoder's layers by chance: where: layers would change one of them alone."""
     with pytest.raises(WorkbenchError, match="expected one stack of 3 layers, found 2"):
-        Layout.of([name.format(i) for name in names for i in range(3)], {"num_hidden_layers": 3})
+        Layout.from_config([name.format(i) for name in names for i in range(3)], {"num_hidden_layers": 3})

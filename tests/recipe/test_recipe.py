@@ -231,11 +231,11 @@ def test_value_at(value: Any, expected: list[float]) -> None:
 
 def test_heads_and_embeddings_by_family() -> None:
     """GPT-NeoX calls its head embed_out, GPT-2 its embeddings wte and wpe."""
-    neox = Layout.of(
+    neox = Layout.from_config(
         ["gpt_neox.embed_in.weight", "gpt_neox.layers.0.a", "gpt_neox.layers.1.a", "embed_out.weight"], {"num_hidden_layers": 2}
     )
     assert [neox.position(n) for n in neox.names] == [0, 0, 1, 1]
-    gpt2 = Layout.of(["wte.weight", "wpe.weight", "h.0.a", "h.1.a", "h.2.a", "ln_f.weight"], {"n_layer": 3})
+    gpt2 = Layout.from_config(["wte.weight", "wpe.weight", "h.0.a", "h.1.a", "h.2.a", "ln_f.weight"], {"n_layer": 3})
     assert [gpt2.position(n) for n in gpt2.names] == [0, 0, 0, 0.5, 1, 1]
 
 

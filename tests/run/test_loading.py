@@ -18,7 +18,7 @@ from worlds.project import Project
 from worlds.tiny import config, save_finetuned, save_model
 
 from workbench.cli.app import app
-from workbench.ground.things import convert_command
+from workbench.ground.foreign_names import convert_command
 
 _VISION = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 

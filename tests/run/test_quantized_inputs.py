@@ -15,7 +15,7 @@ from worlds.packed_models import save_fp8
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model, tensors_of
 
-from workbench.ground.things import SINGLE
+from workbench.ground.foreign_names import SINGLE
 
 SAID = "14 weights were stored in 8 bits (F8_E4M3 with a scale for each block of 16 × 24)"
 STEPS = "steps: [{merge: task_arithmetic, lambda: 0.7}]\n"

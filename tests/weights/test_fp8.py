@@ -16,7 +16,7 @@ import workbench.weights.specs as specs_module
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.locate import resolve_base
 from workbench.ground.errors import WorkbenchError
-from workbench.ground.things import SINGLE
+from workbench.ground.foreign_names import SINGLE
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
 

@@ -23,8 +23,8 @@ import workbench.weights.specs as specs_module
 import workbench.weights.writer as writer
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import read_json, write_json
+from workbench.ground.foreign_names import INDEX, SINGLE
 from workbench.ground.manifest import sha256_of
-from workbench.ground.things import INDEX, SINGLE
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.device import load_all
 from workbench.weights.digests import entry_digest, tensor_digest, tensor_digests, weights_digest

@@ -214,7 +214,14 @@ class AdaptedWeights:
             return AdaptedPart("same")
         place = self.live.places.get(name)
         if update is not None and place and self._takes_factors(place):
-            return self._from_factors(update)
+            factors = lowrank.reduced(update) if self.policy.rank is None else lowrank.truncated(update, self.policy.rank)
+            if factors.rank == 0:
+                return AdaptedPart("same")
+            factors = self._round(factors)
+            norm = math.sqrt(max(0.0, lowrank.inner(update, update)))
+            difference = summed([(1.0, update), (-1.0, factors)])
+            error = math.sqrt(max(0.0, lowrank.inner(difference, difference))) / norm if norm else 0.0
+            return AdaptedPart("lora", factors, norm, error)
         approximated = place is not None and (self.policy.embeddings or place.module not in self.live.ends)
         if update is None and place and approximated and self._takes_factors(place):
             part = self._from_dense(name, device) if self.policy.dense == "approximate" else self._exact_factors(name, device)
@@ -237,17 +244,6 @@ class AdaptedWeights:
         if place.kind == "embedding":
             return place.module in self.live.ends and self.live.head is None and not self.live.conv1d
         return place.kind == "conv1d" or (place.kind == "linear" and not self.live.conv1d)
-
-    def _from_factors(self, update: Factors) -> AdaptedPart:
-        """Return the part of a tensor whose update is a product."""
-        factors = lowrank.reduced(update) if self.policy.rank is None else lowrank.truncated(update, self.policy.rank)
-        if factors.rank == 0:
-            return AdaptedPart("same")
-        factors = self._round(factors)
-        norm = math.sqrt(max(0.0, lowrank.inner(update, update)))
-        difference = summed([(1.0, update), (-1.0, factors)])
-        error = math.sqrt(max(0.0, lowrank.inner(difference, difference))) / norm if norm else 0.0
-        return AdaptedPart("lora", factors, norm, error)
 
     def _from_dense(self, name: str, device: torch.device) -> AdaptedPart:
         """Return the part of a tensor whose update is dense, approximated at the policy's rank and error."""

@@ -72,7 +72,10 @@ class Binder:
         for part in self.adapter.keys.parts:
             for disk in self._part(part):
                 first = owners.setdefault(disk, part)
-                if first is not part and self._clash(first, part):
+                # Different modules may update one tensor if the base stores them fused. Names of one module differ by a root prefix.
+                pair = first.module, part.module
+                same = first.depth == part.depth and any(a == b or a.endswith(f".{b}") for a, b in (pair, pair[::-1]))
+                if first is not part and same:
                     raise WorkbenchError(f"{self.label}: two modules of the adapter update {disk}", "Save the adapter again.")
         for disk in self.updates:
             if not self.specs[disk].is_float:
@@ -87,14 +90,6 @@ class Binder:
             self.notes.append(
                 f"{self.label}: holds whole tensors ({names}; {len(self._replaced)} in total), which are merged as dense deltas"
             )
-
-    def _clash(self, first: Part, second: Part) -> bool:
-        """Return whether two modules are the same one, with names that differ only by a root prefix.
-
-        Different modules may update one tensor if the base stores them fused.
-        """
-        names = first.module, second.module
-        return first.depth == second.depth and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
 
     def _part(self, part: Part) -> list[str]:
         """Add the updates of one module and return the tensors on disk that they change."""
@@ -206,7 +201,8 @@ class Binder:
             raise self._layout_error(name)
         updates: dict[str, LowRank] = {}
         for spot in spots:
-            part = replace(pair, expert=_expert(spot, experts), rows=spot.rows, cols=spot.cols, swap=spot.swap)
+            expert = (spot.expert or 0, experts) if experts is not None else None
+            part = replace(pair, expert=expert, rows=spot.rows, cols=spot.cols, swap=spot.swap)
             updates.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
         for disk, update in updates.items():
             self.updates[disk] = added(self.updates.get(disk), update)
@@ -278,16 +274,13 @@ class Binder:
         update = tuners.token_rows(part, self.specs[disk], self.config, self.label)
         self._kinds["trainable_token_indices"] += 1
         targets = [disk]
-        if self._untied and disk == self._untied.embeddings and not self._trains_tokens_of(self._untied.head):
-            targets.append(self._untied.head)
+        if self._untied and disk == self._untied.embeddings:
+            trained = [p.module for p in self.adapter.keys.parts if "trainable_tokens_delta" in p.fields]
+            if not any(self.places.direct(f"{module}.weight") == self._untied.head for module in trained):
+                targets.append(self._untied.head)
         for name in targets:
             self.updates[name] = added(self.updates.get(name), update)
         return targets
-
-    def _trains_tokens_of(self, disk: str) -> bool:
-        """Return whether the adapter holds trained rows for a tensor."""
-        tokens = [p for p in self.adapter.keys.parts if "trainable_tokens_delta" in p.fields]
-        return any(self.places.direct(f"{part.module}.weight") == disk for part in tokens)
 
     def _saved(self, name: str, stored: Stored) -> None:
         """Add a whole tensor of the adapter as its difference from the base, unless it is a copy of the base's tensor."""
@@ -376,8 +369,3 @@ class Binder:
                 f"{_ADDED} {shell('workbench', 'brick', 'bake', typed, '--base', trained_on or 'BASE', '-o', f'{typed}-baked')}"
             )
         return f"The adapter was trained on {trained_on}: set the recipe's `base:` to that model."
-
-
-def _expert(spot: Spot, experts: int | None) -> tuple[int, int] | None:
-    """Return the index of a spot's expert and the number of experts; None without experts."""
-    return (spot.expert or 0, experts) if experts is not None else None

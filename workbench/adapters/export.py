@@ -20,8 +20,8 @@ from workbench.adapters.keys import PREFIX
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest, write_json, write_text
+from workbench.ground.foreign_names import SINGLE
 from workbench.ground.lazy import torch
-from workbench.ground.things import SINGLE
 from workbench.weights import lowrank
 from workbench.weights.device import each
 from workbench.weights.header import save_tensors

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench.ground.errors import WorkbenchError
-from workbench.ground.things import LEARNED, PROMPTS
+from workbench.ground.foreign_names import LEARNED, PROMPTS
 from workbench.weights.header import check_fields, is_number
 
 BAKE = (

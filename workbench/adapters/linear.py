@@ -47,11 +47,13 @@ _NAMES = {
 
 def not_linear(adapter: Adapter, bound: BoundAdapter) -> str | None:
     """Return the part of an adapter that is no low-rank update of a linear layer; None if every part is one."""
+    modules = {str(name).rpartition(".")[0] for name in adapter.config.get("target_parameters") or ()}
     for part in adapter.keys.parts:
         extra = sorted(set(part.fields) - _FACTORS)
         if extra or not {"lora_A", "lora_B"} <= set(part.fields):
             return f"{_NAMES.get(extra[0], extra[0].split('_')[0])} on {part.module}"
-        if part.depth or _rows(part) is None or _is_parameter(adapter, part):
+        # A module with a parameter that the configuration lists may be no linear layer.
+        if part.depth or _rows(part) is None or any(m and f".{part.module}".endswith(f".{m}") for m in modules):
             return f"LoRA on a parameter of {part.module} (target_parameters)"
     for disk, update in bound.places.items():
         if not isinstance(update, LowRank):
@@ -95,12 +97,6 @@ def ranks_of(adapter: Adapter) -> Mapping[str, int]:
 def linear_bytes(adapter: Adapter) -> int:
     """Return the memory of `linear_factors`, in bytes."""
     return 4 * sum(part.fields[x].entry.spec.numel for part in adapter.keys.parts for x in ("lora_A", "lora_B"))
-
-
-def _is_parameter(adapter: Adapter, part: Part) -> bool:
-    """Return whether the configuration lists a parameter of the module, which may be no linear layer."""
-    modules = {str(name).rpartition(".")[0] for name in adapter.config.get("target_parameters") or ()}
-    return any(module and f".{part.module}".endswith(f".{module}") for module in modules)
 
 
 def _rows(part: Part) -> int | None:
@@ -205,7 +201,7 @@ class Place:
     heads: int = 0
     transposed: bool = False
 
-    def of(self, factors: Factors) -> Factors:
+    def converted(self, factors: Factors) -> Factors:
         """Return the update of this tensor from the update of the original one."""
         if self.transposed:
             factors = factors.transposed()
@@ -294,7 +290,7 @@ def write_gguf(
     for disk, update in bound.places.items():
         product = update.factors(cpu) if isinstance(update, LowRank) else None
         assert product is not None, "`not_linear` refuses other updates"
-        factors[places[disk].name] = places[disk].of(product)
+        factors[places[disk].name] = places[disk].converted(product)
     rank = max(product.rank for product in factors.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(out, family.name)

@@ -46,8 +46,11 @@ class Patterns:
         self._names: dict[tuple[int, tuple[int, ...], bool], dict[str, int]] = {}
         self._expressions: list[tuple[int, Any]] = []
         for number, pattern in enumerate(patterns or ()):
-            if name := _NAME.fullmatch(pattern):
-                self._add_name(number, name[2], bool(name[1]))
+            if plain := _NAME.fullmatch(pattern):
+                parts = re.findall(r"\\.|.", plain[2])
+                anywhere = tuple(i for i, part in enumerate(parts) if part == ".")
+                name = _with_wildcards_marked("".join(part[-1] for part in parts), anywhere)
+                self._names.setdefault((len(parts), anywhere, bool(plain[1])), {}).setdefault(name, number)
             elif len(self._expressions) == MAX_EXPRESSIONS:
                 raise WorkbenchError(f"{label}: more than {MAX_EXPRESSIONS} patterns that are not names of modules", _HINT)
             else:
@@ -62,12 +65,6 @@ class Patterns:
             if start in ((0,) if anchored else ends) and (name := _with_wildcards_marked(module[start:], anywhere)) in names:
                 matches.append(names[name])
         return self._values[min(matches)] if matches else default
-
-    def _add_name(self, number: int, pattern: str, anchored: bool) -> None:
-        parts = re.findall(r"\\.|.", pattern)
-        anywhere = tuple(i for i, part in enumerate(parts) if part == ".")
-        name = _with_wildcards_marked("".join(part[-1] for part in parts), anywhere)
-        self._names.setdefault((len(parts), anywhere, anchored), {}).setdefault(name, number)
 
 
 def _with_wildcards_marked(name: str, anywhere: tuple[int, ...]) -> str:
@@ -120,7 +117,13 @@ class Adapter:
     def __init__(self, path: Path, label: str) -> None:
         self.path = path
         self.label = label
-        self.config = self._read_config()
+        try:
+            self.config: dict[str, Any] = jsondoc.read_object(path / CONFIG, f"{label}: {path / CONFIG}", unique=True)
+        except FileNotFoundError:
+            raise WorkbenchError(f"{label}: no {CONFIG} in {path}") from None
+        with expecting(path, "an adapter of PEFT", "adapter", "pickle", "checkpoint"):
+            check_kinds(self.config, f"{label}: {path / CONFIG}")
+            check_config(self.config, label)
         if not (path / WEIGHTS).is_file():
             thing = look(path)
             raise WorkbenchError(
@@ -129,16 +132,6 @@ class Adapter:
             )
         self.entries = unwrapped(read_header(path / WEIGHTS), label, _DEFAULT)
         self._matchers: dict[str, Patterns] = {}
-
-    def _read_config(self) -> dict[str, Any]:
-        try:
-            config = jsondoc.read_object(self.path / CONFIG, f"{self.label}: {self.path / CONFIG}", unique=True)
-        except FileNotFoundError:
-            raise WorkbenchError(f"{self.label}: no {CONFIG} in {self.path}") from None
-        with expecting(self.path, "an adapter of PEFT", "adapter", "pickle", "checkpoint"):
-            check_kinds(config, f"{self.label}: {self.path / CONFIG}")
-            check_config(config, self.label)
-        return config
 
     @cached_property
     def keys(self) -> Keys:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from workbench.ground.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.ground.events import Events, no_events
+from workbench.ground.foreign_names import as_name, retyped
 from workbench.ground.project import find_project, relative, runs_of
-from workbench.ground.things import as_name, retyped
 
 if TYPE_CHECKING:
     from workbench.bricks.hub import Hub

@@ -9,9 +9,9 @@ from workbench.adapters.flavours import check_config
 from workbench.api.naming import find
 from workbench.bricks.header_folders import snapshot_with
 from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.foreign_names import ADAPTER, CARD, CONFIG, brick_name, fields_of, retyped
 from workbench.ground.project import relative, suggestion
 from workbench.ground.recognize import Thing, look
-from workbench.ground.things import ADAPTER, CARD, CONFIG, brick_name, fields_of, retyped
 from workbench.run.opened import is_hub_id
 
 

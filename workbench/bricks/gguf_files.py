@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import file_digest, json_digest, publish_once, scratch_beside, write_json
+from workbench.ground.foreign_names import TOKENIZER_TOO, convert_command
 from workbench.ground.identity import installed, settled
 from workbench.ground.manifest import has_its_files, seal
 from workbench.ground.project import cache_of
-from workbench.ground.things import TOKENIZER_TOO, convert_command
 from workbench.models.architecture import model_depth
 from workbench.models.identity import tokenizer_files
 from workbench.models.skeleton import skeleton
@@ -78,7 +78,18 @@ def read_settings(
     for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", DEPTHS[0], "intermediate_size", "vocab_size"):
         if type(config.get(name)) is not int or not 0 < config[name] <= MAX_SIZE:
             raise WorkbenchError(f"{label}: {name} is {str(config.get(name))[:40]}; expected a positive whole number", hint)
-    _complete(config, architecture, own, label, hint)
+    # transformers takes one size for all heads.
+    size = own.get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if own.get(name, size) != size:
+            raise WorkbenchError(f"{label}: {architecture}.{name} is {own[name]}, but a head has {size} rows", hint)
+    config["head_dim"] = size
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if architecture == "gemma2" and name in own:
+            config[name] = own[name]
+    if architecture in _LARGE:
+        large = model_depth(config) == _LARGE[architecture]
+        config["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"] if large else size
     factors = next((tensor for tensor in tensors if tensor.name == "rope_freqs.weight"), None)
     if factors is not None:
         config["rope_parameters"] = {
@@ -93,21 +104,6 @@ def _is_harmless(name: str, value: Any, architecture: str) -> bool:
     if name == "attention.sliding_window":
         return architecture in _SLIDING
     return (name == "rope.scaling.type" and value in ("none", "")) or (name == "expert_count" and value == 0)
-
-
-def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, object], label: str, hint: str) -> None:
-    """Set what transformers does not read from a file, and check that sizes of heads agree."""
-    size = own.get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if own.get(name, size) != size:
-            raise WorkbenchError(f"{label}: {architecture}.{name} is {own[name]}, but a head has {size} rows", hint)
-    config["head_dim"] = size
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if architecture == "gemma2" and name in own:
-            config[name] = own[name]
-    if architecture in _LARGE:
-        large = model_depth(config) == _LARGE[architecture]
-        config["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"] if large else size
 
 
 def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hint: str) -> dict[str, object]:
@@ -275,7 +271,8 @@ def _names(
         found = known.get_name(stem)
         if found is not None:
             names[f"{found}.{suffix}"] = name
-    missing = [name for name in wanted if name not in names.values() or not _has(names, name, shapes)]
+    stored = {live for gguf, live in names.items() if gguf in shapes}
+    missing = [name for name in wanted if name not in stored]
     extra = [gguf for gguf in shapes if gguf not in names and gguf != "rope_freqs.weight"]
     if missing or extra:
         parts = [f"lacks {', '.join(missing[:3])}"] if missing else []
@@ -288,10 +285,6 @@ def _names(
                 hint,
             )
     return names
-
-
-def _has(names: Mapping[str, str], name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return any(gguf in shapes for gguf, live in names.items() if live == name)
 
 
 def _row(reader: GGUFReader, gguf: str, name: str, config: Mapping[str, Any], family: Family) -> dict[str, object]:

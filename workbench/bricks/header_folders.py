@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from workbench.ground.errors import size
 from workbench.ground.files import publish_once, read_json, scratch_beside, write_json
+from workbench.ground.foreign_names import HEADERS_ONLY
 from workbench.ground.project import cache_of
 from workbench.ground.results import Part
-from workbench.ground.things import HEADERS_ONLY
 from workbench.weights.header import MAX_HEADER
 
 _CONNECTIONS = 8

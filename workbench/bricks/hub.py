@@ -24,8 +24,8 @@ from workbench.ground import jsondoc, yamldoc
 from workbench.ground.errors import WorkbenchError, size
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import read_json
+from workbench.ground.foreign_names import INDEX, SINGLE, convert_command
 from workbench.ground.http import DISK
-from workbench.ground.things import INDEX, SINGLE, convert_command
 
 CARD = "brick.yaml"
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.

@@ -14,11 +14,11 @@ from workbench.bricks.hub import CARD, FETCH, Hub
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.files import json_digest
+from workbench.ground.foreign_names import INDEX, SINGLE, retyped
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import require_whole
 from workbench.ground.project import suggestion
 from workbench.ground.recognize import look
-from workbench.ground.things import INDEX, SINGLE, retyped
 from workbench.models.layout import Model
 from workbench.models.skeleton import tidy
 from workbench.steps.fields import BrickRef

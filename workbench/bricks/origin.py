@@ -81,7 +81,7 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
     digests = recorded_digests(brick)
     if base.digest and base.digest in digests:
         return []
-    reasons = []
+    names, reasons = _names(brick), []
     if digests and base.digest:
         reasons.append(f"its {_CARD} records other weights or another config.json ({digests[0][:10]}, here {base.digest[:10]})")
     reasons += _contradictions(brick, base, project)
@@ -90,12 +90,12 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
         if any_base:
             return [f"{text}. The recipe accepts this (any_base), but the delta transfers only approximately"]
         reference = {"adapter": "adapter", "checkpoint": "checkpoint"}[brick.kind]
+        own = f"the brick's own base ({names[0]})" if names else "the brick's own base"
         raise WorkbenchError(
             text,
-            f"Set `base:` to the brick's own base{_named(brick)}. To merge the brick on this base anyway, set any_base in the recipe: "
+            f"Set `base:` to {own}. To merge the brick on this base anyway, set any_base in the recipe: "
             f"`{brick.name}: {{{reference}: …, any_base: true}}`.",
         )
-    names = _names(brick)
     should_name_base = brick.kind == "adapter" or names
     if not should_name_base or any_base or digests or any(base.is_named(name, project) for name in names):
         return []
@@ -121,11 +121,6 @@ def _names(brick: Brick) -> list[str]:
     card = [brick.card.base.id, *brick.card.base.aliases] if brick.card else []
     config = [brick.adapter.config.get("base_model_name_or_path")] if brick.kind == "adapter" else []
     return [str(name) for name in (*card, *config) if name]
-
-
-def _named(brick: Brick) -> str:
-    names = _names(brick)
-    return f" ({names[0]})" if names else ""
 
 
 def _contradictions(brick: Brick, base: NamedBase, project: Path) -> Iterator[str]:

@@ -63,9 +63,9 @@ def new(
     """
     from workbench.ground import yamldoc
     from workbench.ground.files import write_text
+    from workbench.ground.foreign_names import retyped
     from workbench.ground.project import find_project
     from workbench.ground.recognize import look
-    from workbench.ground.things import retyped
     from workbench.steps.fields import NAME
 
     for ref in (base, *(entry.partition("=")[2] for entry in brick or [])):

@@ -86,8 +86,8 @@ def extras() -> dict[str, Mapping[str, str]]:
 
 def of_foreign(error: WorkbenchError, words: Sequence[str]) -> WorkbenchError | None:
     """Return an error about a thing on the command line that no command takes as it is, with the hint of `open`; None for other errors."""
+    from workbench.ground.foreign_names import retyped
     from workbench.ground.recognize import look
-    from workbench.ground.things import retyped
 
     said = f"{error.message} {error.hint}"  # many readers know it; others look for something else first, such as a run
     with suppress(OSError, RuntimeError, ValueError):  # of a name that no path can have

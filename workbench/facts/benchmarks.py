@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.facts.facts import folded
-from workbench.ground.things import FOLLOWS, STAYS
+from workbench.ground.foreign_names import FOLLOWS, STAYS
 
 Pair = tuple[Any, Any]
 # Keys of the answer to a test prompt, in the order in which they are looked up.

@@ -316,7 +316,8 @@ def import_facts(path: Path, label: str, limit: int | None = None, neighbours: i
         WorkbenchError: If the file is invalid; see `read_all`.
     """
     read = read_all(path, label)
-    distinct = _distinct(read.facts)
+    # As in `read_facts`, the first of the facts with one prompt and target counts.
+    distinct = list({(fact.text, fact.target): fact for fact in reversed(read.facts)}.values())[::-1]
     facts, skipped = consistent(distinct)
     if limit is not None and limit < len(facts):
         facts, skipped = consistent(distinct[: distinct.index(facts[limit - 1]) + 1])
@@ -324,11 +325,6 @@ def import_facts(path: Path, label: str, limit: int | None = None, neighbours: i
         facts = rebuild_neighbours(facts, read.facts, neighbours)
     facts, changed = without_edited_neighbours(facts)
     return Published(facts, [*read.skipped, *skipped, *changed], read.format)
-
-
-def _distinct(facts: Iterable[Fact]) -> list[Fact]:
-    """Remove facts that repeat an earlier fact's prompt and target, as `read_facts` does."""
-    return list({(fact.text, fact.target): fact for fact in reversed(list(facts))}.values())[::-1]
 
 
 def consistent(facts: Sequence[Fact]) -> tuple[list[Fact], list[Skip]]:

@@ -59,22 +59,23 @@ def read_rows(path: Path, label: str, expected: str) -> list[FactRow]:
     if not path.is_file():
         raise WorkbenchError(f"{label}: no such facts file", suggestion(path) or f"One of {', '.join(SUFFIXES)}.")
     if path.suffix in (".yaml", ".yml"):
-        return _yaml_rows(path, label, expected)
+        document = yamldoc.load(path, label)
+        if not isinstance(document.data, list):
+            raise WorkbenchError(f"{label}: expected a list of facts, found {type(document.data).__name__}", expected)
+        return [FactRow(i + 1, f"{label}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.as_texts)]
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise WorkbenchError(f"{label}: not UTF-8 text (byte {error.start})", "Save the file as UTF-8.") from None
     if path.suffix == ".json" and text.lstrip().startswith("["):
-        return _with_places(_parse_list(text, label), label)
+        entries = list(_parse_list(text, label))
+        # Places are unique: the line if every row has its own line, else the number of the row.
+        own_lines = len({line for line, _ in entries}) == len(entries)
+        return [
+            FactRow(number, f"{label}:{line}" if own_lines else f"{label}, row {number}", data)
+            for number, (line, data) in enumerate(entries, 1)
+        ]
     return [FactRow(number, f"{label}:{line}", data) for number, (line, data) in enumerate(_parse_lines(text, label), 1)]
-
-
-def _yaml_rows(path: Path, label: str, expected: str) -> list[FactRow]:
-    """Read the rows of a YAML list."""
-    document = yamldoc.load(path, label)
-    if not isinstance(document.data, list):
-        raise WorkbenchError(f"{label}: expected a list of facts, found {type(document.data).__name__}", expected)
-    return [FactRow(i + 1, f"{label}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.as_texts)]
 
 
 def _parse_lines(text: str, label: str) -> Iterator[tuple[int, Any]]:
@@ -113,16 +114,6 @@ def _skip_blank(text: str, position: int) -> int:
     while position < len(text) and text[position].isspace():
         position += 1
     return position
-
-
-def _with_places(values: Iterator[tuple[int, Any]], label: str) -> list[FactRow]:
-    """Return rows with unique places: the line if every row has its own line, else the number of the row."""
-    entries = list(values)
-    own_lines = len({line for line, _ in entries}) == len(entries)
-    return [
-        FactRow(number, f"{label}:{line}" if own_lines else f"{label}, row {number}", data)
-        for number, (line, data) in enumerate(entries, 1)
-    ]
 
 
 SLOT = "{subject}"
@@ -218,7 +209,7 @@ class Fact:
             "relation": self.relation,
             "paraphrases": list(self.paraphrases),
             **{
-                key: [_probe_document(p) for p in getattr(self, key)]
+                key: [{"prompt": p.prompt, **({"target": p.target} if p.target is not None else {})} for p in getattr(self, key)]
                 for key in ("translations", "neighbours", "same_subject", "portability")
             },
         }
@@ -235,10 +226,6 @@ def joined(prompt: str, answer: str) -> str:
         _OPEN.search(prompt) or UNSPACED.fullmatch(prompt[-1:]) or (UNSPACED.fullmatch(answer[:1]) and UNSPACED.search(prompt))
     )
     return answer if unspaced or prompt[-1:].isspace() or answer[:1].isspace() else " " + answer
-
-
-def _probe_document(probe: Probe) -> dict[str, str]:
-    return {"prompt": probe.prompt, **({"target": probe.target} if probe.target is not None else {})}
 
 
 def write_facts(path: Path, facts: list[Fact]) -> None:

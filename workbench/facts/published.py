@@ -24,9 +24,9 @@ from workbench.facts.benchmarks import (
 )
 from workbench.facts.facts import ACTION, EXPECTED, SLOT, Fact, FactRow, fact_of, folded, has_action, read_rows
 from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.foreign_names import benchmark_of
 from workbench.ground.recognize import expecting
 from workbench.ground.results import Part
-from workbench.ground.things import benchmark_of
 
 
 def qaedit(row: Mapping[str, object]) -> Iterator[Draft]:

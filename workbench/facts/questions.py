@@ -66,7 +66,10 @@ def question_of(prompt: str) -> tuple[str, str] | None:
     Args:
         prompt: A prompt with `{subject}`.
     """
-    text = _bare(prompt)
+    # A mark of question and answer says nothing, nor does the start of an answer ("…? It is").
+    text = re.sub(r"^(?:q|question): ", "", folded(prompt).replace("’", "'")).replace(f"the {SLOT}", SLOT)
+    question, mark, rest = text.partition("?")
+    text = question.strip() if mark and SLOT in question and len(rest.split()) <= 4 and SLOT not in rest else folded(text)
     for form in _NOUN_FORMS:
         if match := form.fullmatch(text):
             noun = re.sub(r"^(?:the )?(?:full )?name of (?:the )?", "", match["noun"])
@@ -83,13 +86,6 @@ def _tense(match: re.Match[str], default: str) -> str:
     """Return "is" or "was" for a form's verb; the default if the form has none, as in "who designed X"."""
     verb = match.groupdict().get("tense") or default
     return {"are": "is", "were": "was"}.get(verb, verb)
-
-
-def _bare(prompt: str) -> str:
-    """Return a prompt without a mark of question and answer, and without the start of an answer ("…? It is")."""
-    text = re.sub(r"^(?:q|question): ", "", folded(prompt).replace("’", "'")).replace(f"the {SLOT}", SLOT)
-    question, mark, rest = text.partition("?")
-    return question.strip() if mark and SLOT in question and len(rest.split()) <= 4 and SLOT not in rest else folded(text)
 
 
 def _participle(past: str) -> str | None:
@@ -315,7 +311,11 @@ def probe_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
         for text in fact.paraphrases:
             other = paraphrases.setdefault(folded(text), fact)
             if folded(other.target) != folded(fact.target):
-                result.append(_paraphrase_conflict(fact, text, other))
+                message = (
+                    f"the paraphrase {text!r} asks for {fact.target!r} here, in {place_of(other, fact)} for {other.target!r}"
+                )
+                hint = "Delete it if it does not ask for the fact."
+                result.append(Conflict("paraphrase", "failed", fact, other, message, hint))
         for probe in fact.neighbours:
             result += [_neighbour_conflict(fact, probe, other) for other in changing(probe, edits)]
         for probe in fact.portability:
@@ -336,7 +336,12 @@ def edited_prompts(facts: Sequence[Fact]) -> dict[str, list[Fact]]:
     prompts = wordings(facts)
     edits: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
-        for text in _statements(fact, prompts):
+        texts = {folded(fact.text), *(folded(text) for text in fact.paraphrases)}
+        if fact.subject is not None:
+            # Its subject in every wording of its relation.
+            subject = folded(fact.subject)
+            texts |= {text.replace(SLOT, subject) for key in keys_of(fact) for text in prompts[key]}
+        for text in texts:
             edits[text].append(fact)
     return edits
 
@@ -355,15 +360,6 @@ def changing(neighbour: Probe, edits: Mapping[str, Sequence[Fact]]) -> list[Fact
     ]
 
 
-def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
-    """Return all prompts for a fact: its own texts, and its subject in every wording of its relation."""
-    texts = {folded(fact.text), *(folded(text) for text in fact.paraphrases)}
-    if fact.subject is not None:
-        subject = folded(fact.subject)
-        texts |= {text.replace(SLOT, subject) for key in keys_of(fact) for text in prompts[key]}
-    return texts
-
-
 def _neighbour_conflict(fact: Fact, probe: Probe, other: Fact) -> Conflict:
     expected = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
     source = "this fact itself teaches" if other is fact else f"{place_of(other, fact)} teaches"
@@ -374,17 +370,6 @@ def _neighbour_conflict(fact: Fact, probe: Probe, other: Fact) -> Conflict:
         other,
         f"the neighbour {probe.prompt!r} must keep {expected}, and {source} {other.target!r}",
         "Delete the neighbour." if other is fact else f"Delete the neighbour, or {place_of(other, fact)}.",
-    )
-
-
-def _paraphrase_conflict(fact: Fact, text: str, other: Fact) -> Conflict:
-    return Conflict(
-        "paraphrase",
-        "failed",
-        fact,
-        other,
-        f"the paraphrase {text!r} asks for {fact.target!r} here, in {place_of(other, fact)} for {other.target!r}",
-        "Delete it if it does not ask for the fact.",
     )
 
 

@@ -173,20 +173,17 @@ class _Reader:
             earlier = self.events[number]
             assert isinstance(earlier, Fact)
             del self.ids[earlier.id]
-        named = self._with_own_id(fact)
-        self.ids[named.id] = named.text
-        self.current[named.text] = len(self.events)
-        self.events.append(named)
-
-    def _with_own_id(self, fact: Fact) -> Fact:
-        """Return the fact with an id that no other current fact has; published rows get a number if needed."""
+        # No other current fact has the id; published rows get a number if needed.
         name, number = fact.id, 2
         while name in self.ids:
             if not self.format:
                 other = self.events[self.current[self.ids[name]]]
                 raise WorkbenchError(f"{fact.place}: same id '{name}' as {other.place}", "Give every fact its own id.")
             name, number = f"{fact.id}-{number}", number + 1
-        return fact if name == fact.id else replace(fact, id=name)
+        named = fact if name == fact.id else replace(fact, id=name)
+        self.ids[named.id] = named.text
+        self.current[named.text] = len(self.events)
+        self.events.append(named)
 
     def _remove(self, removal: Removal) -> None:
         """Remove a fact."""

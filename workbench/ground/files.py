@@ -158,7 +158,17 @@ def sync(path: Path) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, the file there is flushed and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear(path)
+    # Remove what killed processes have left of the file. Other names of this form may be the user's; a folder is listed once a process.
+    folder = str(path.parent)
+    if folder not in _abandoned:
+        left = _abandoned[folder] = {}
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if (named := UNFINISHED.fullmatch(entry.name)) and time.time() - entry.stat().st_mtime > _ABANDONED:
+                    left.setdefault(named[1], []).append(entry.path)
+    for file in _abandoned[folder].pop(path.name, ()):
+        with contextlib.suppress(OSError):
+            Path(file).unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -171,20 +181,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _clear(path: Path) -> None:
-    """Remove what killed processes have left of a file. Other names of this form may be the user's; a folder is listed once a process."""
-    folder = str(path.parent)
-    if folder not in _abandoned:
-        left = _abandoned[folder] = {}
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                if (named := UNFINISHED.fullmatch(entry.name)) and time.time() - entry.stat().st_mtime > _ABANDONED:
-                    left.setdefault(named[1], []).append(entry.path)
-    for file in _abandoned[folder].pop(path.name, ()):
-        with contextlib.suppress(OSError):
-            Path(file).unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

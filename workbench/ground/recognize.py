@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench.ground import things
+from workbench.ground import foreign_names
 from workbench.ground.errors import WorkbenchError, shell
+from workbench.ground.foreign_names import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, brick_name, fields_of
 from workbench.ground.project import find_project, relative
 from workbench.ground.results import Result
-from workbench.ground.things import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, brick_name, fields_of
 from workbench.ground.yamltree import top_scalars
 
 MERGED = "mergekit_config.yml"
@@ -168,11 +168,11 @@ class _Folder(_Named):
             words = ["--model", config.get("model") or "BASE", "--adapter-path", typed, "--save-path", f"{typed}-fused"]
             problem = "Its factors have MLX's names and layout. Fuse it, and use the result as a checkpoint:"
             return self.is_("mlx-adapter", "an adapter of MLX", shell("mlx_lm.fuse", *words), problem=problem)
-        if kind in things.PROMPTS:
-            return self.is_("prompt", f"a learned prompt of PEFT ({kind})", problem=things.LEARNED)
+        if kind in foreign_names.PROMPTS:
+            return self.is_("prompt", f"a learned prompt of PEFT ({kind})", problem=foreign_names.LEARNED)
         rank = f", rank {config['r']}" if isinstance(config.get("r"), int) else ""
         says = f"an adapter of PEFT ({kind or 'no peft_type'}{rank}{f', for {base}' if base else ''}){self._made}"
-        if things.ADAPTER_WEIGHTS in self.names:
+        if foreign_names.ADAPTER_WEIGHTS in self.names:
             return self.is_("adapter", says, self._new(base), shell("workbench", "brick", "show", typed))
         if "adapter_model.bin" in self.names:
             old, new = (json.dumps(f"{typed}/adapter_model.{suffix}") for suffix in ("bin", "safetensors"))
@@ -239,8 +239,8 @@ class _Folder(_Named):
     def _rest(self) -> Thing | None:
         if pickles := [name for name in sorted(self.names) if name.endswith(_PICKLES) and not _STATE.fullmatch(name)]:
             says = f"a folder that has pickle files only ({', '.join(pickles[:3])}), which are never opened"
-            problem = f"{things.TOKENIZER_TOO} {_TRUSTED}"
-            return self.is_("pickle", says, things.convert_command(Path(self.typed)), problem=problem)
+            problem = f"{foreign_names.TOKENIZER_TOO} {_TRUSTED}"
+            return self.is_("pickle", says, foreign_names.convert_command(Path(self.typed)), problem=problem)
         if self._like(r"(.*\.)?onnx"):
             return self.is_("onnx", "a model for ONNX", problem=_ONNX)
         if self.names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"} and not self._like(r".*\.safetensors"):
@@ -275,7 +275,7 @@ class _File(_Named):
         if suffix in _PICKLES and _STATE.fullmatch(path.name):
             return self.is_("state", "the state of a trainer", problem="It is not needed, and never opened.")
         if suffix in _PICKLES:
-            return self.is_("pickle", "a pickle file", things.convert_command(relative(path.parent)), problem=_TRUSTED)
+            return self.is_("pickle", "a pickle file", foreign_names.convert_command(relative(path.parent)), problem=_TRUSTED)
         if suffix == ".onnx":
             return self.is_("onnx", "a model for ONNX", problem=_ONNX)
         if suffix in (".csv", ".tsv"):
@@ -331,7 +331,7 @@ class _File(_Named):
             return self.is_("lm-eval", "items of an lm-eval run", f"workbench scores import {typed}")
         if is_object and "results" in row and row.keys() & {"configs", "versions", "n-shot"}:
             return look(self.path.absolute().parent)
-        name, is_fact = things.benchmark_of(row), {"prompt", "target"} <= row.keys()
+        name, is_fact = foreign_names.benchmark_of(row), {"prompt", "target"} <= row.keys()
         asked, told = {"choices", "question", "answer", "gold"}, {"messages", "conversations", "completion", "text", "response"}
         others = row.keys() & (asked | told)
         if not (name or is_fact or others):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from safetensors import safe_open
@@ -65,7 +65,7 @@ class Fisher(Calibrated):
                 free_models(context.base.weights)  # the file is assembled in memory
                 _save(found, file)
                 del found  # the next brick's model is built before its own is assigned
-            diagonals[brick] = Diagonal.of(file)
+            diagonals[brick] = Diagonal.open(file)
             record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(diagonals[brick].names)}
         return Measured(diagonals, {"calibration": record})
 
@@ -107,7 +107,7 @@ class Diagonal:
     names: frozenset[str]
 
     @classmethod
-    def of(cls, file: Path) -> Diagonal:
+    def open(cls, file: Path) -> Diagonal:
         """Open a file that `Fisher.measure` wrote."""
         with safe_open(file, "pt") as opened:
             return cls(file, frozenset(opened.keys()))
@@ -125,6 +125,8 @@ def information(context: MergeContext, brick: str, rows: Sequence[TextRow]) -> d
     Returns:
         Tensor name -> values in the shape of the tensor.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
     model = context.live(brick)
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
@@ -145,18 +147,13 @@ def information(context: MergeContext, brick: str, rows: Sequence[TextRow]) -> d
             f"brick '{brick}': the mean squared gradient on its calibration texts is {mean}, expected a positive number",
             "Train or fetch the brick again.",
         )
-    return _by_tensor(context.base, model, {name: total.div_(mean) for name, total in sums.items()})
-
-
-def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the values under the tensor names on disk, split and renamed by transformers as it does for saved weights."""
-    from transformers.core_model_loading import revert_weight_conversion
-
+    # transformers splits and renames the values as it does saved weights, so they come under the tensor names on disk.
+    relative = {name: total.div_(mean) for name, total in sums.items()}
     first = {id(p): name for name, p in model.named_parameters()}
-    live = {name: sums[first[id(p)]] for name, p in model.named_parameters(remove_duplicate=False)}
+    live = {name: relative[first[id(p)]] for name, p in model.named_parameters(remove_duplicate=False)}
     saved = revert_weight_conversion(model, live)
     by_name = {}
-    for name, spec in base.weights.specs.items():
+    for name, spec in context.base.weights.specs.items():
         stored = counterpart(name, saved)
         if stored is not None and tuple(saved[stored].shape) == spec.shape:
             by_name[name] = saved[stored]

@@ -50,7 +50,9 @@ class Slerp(MergeMethod):
 
     def prepare(self, group: Group) -> Combination:
         """Measure the norms and the angle in one pass; return a linear combination of the two models."""
-        first, second = self._shares(group)
+        first, second = group.values("weight") if self.bricks is not None else (0.5, 0.5)
+        if abs(first + second - 1) > 1e-6:
+            raise InvalidRecipeError(f"slerp at {group.tensor}: {_SUM}, found {first:g} and {second:g}")
         sums = [0.0, 0.0, 0.0]
         for rows_a, rows_b in group.models():
             sums = kernels.dots(rows_a, rows_b, sums)
@@ -61,9 +63,3 @@ class Slerp(MergeMethod):
         angle = math.acos(cosine)
         scales = [math.sin(first * angle) / math.sin(angle), math.sin(second * angle) / math.sin(angle)]
         return Combination(scales, base=sum(scales) - 1)
-
-    def _shares(self, group: Group) -> tuple[float, float]:
-        first, second = group.values("weight") if self.bricks is not None else (0.5, 0.5)
-        if abs(first + second - 1) > 1e-6:
-            raise InvalidRecipeError(f"slerp at {group.tensor}: {_SUM}, found {first:g} and {second:g}")
-        return first, second

@@ -223,7 +223,7 @@ class Layout:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, names: Iterable[str], config: Mapping[str, object]) -> Layout:
+    def from_config(cls, names: Iterable[str], config: Mapping[str, object]) -> Layout:
         """Find the layer stack: the shortest prefix with the numbers 0 to depth - 1, except in towers of other modalities.
 
         Tensors with higher numbers belong to no layer. They predict additional tokens, and transformers does not load them.
@@ -359,8 +359,8 @@ class Model:
 
     @cached_property
     def layout(self) -> Layout:
-        """The layer stack; see `Layout.of`."""
-        return Layout.of(self.weights.specs, self.config)
+        """The layer stack; see `Layout.from_config`."""
+        return Layout.from_config(self.weights.specs, self.config)
 
     def logits_bytes(self, tokens: int) -> int:
         """Return the bytes of the logits of a number of tokens in float32, taking the tallest matrix for the embeddings."""

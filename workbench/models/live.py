@@ -159,6 +159,8 @@ def live_runs(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> 
     Raises:
         WorkbenchError: If two tensors become the same weight, or if transformers computes or reshapes values instead of moving rows.
     """
+    from transformers.core_model_loading import SkipParameters
+
     model = skeleton(json.dumps(config, sort_keys=True))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     names = list(specs)
@@ -176,36 +178,25 @@ def live_runs(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> 
         inputs = [_numbered(place[name], specs[name]) for name, _ in members]
         for (name, pattern), numbers in zip(members, inputs, strict=True):
             transform.add_tensor(key, name, pattern, numbers)
-        converted = _converted(transform, key, model, members[0][0])
-        _check_moved(inputs, list(converted.values()), key, members[0][0])
+        try:
+            made = transform.convert(key, model=model, config=model.config)
+        except (SkipParameters, RuntimeError, ValueError, IndexError, KeyError) as error:
+            raise WorkbenchError(
+                f"{members[0][0]}: transformers cannot make {key} from this group of tensors ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})",
+                "Tensors of the group are missing or differ in shape: download the checkpoint again.",
+            ) from None
+        converted = {live: value[0] if isinstance(value, list) else value for live, value in made.items()}
+        # Every row must come out once, because a tensor whose values are computed cannot be read row by row.
+        before, after = (torch.cat([t.reshape(-1) for t in tensors]) for tensors in (inputs, list(converted.values())))
+        if after.dtype != before.dtype or not torch.equal(before.sort().values, after.sort().values):
+            raise WorkbenchError(
+                f"{members[0][0]}: transformers computes {key} from it instead of only moving rows, which is not supported between layouts",
+                "Save the brick with the base's tensor names and shapes.",
+            )
         for live, rows in converted.items():
             _check_rows(rows, shapes.get(live), live, members[0][0])
             runs[live] = list(_compress(rows.reshape(-1), names))
     return runs
-
-
-def _converted(transform: Any, key: str, model: PreTrainedModel, example: str) -> dict[str, Tensor]:
-    """Return the live tensors that transformers makes from the row numbers of one group of tensors."""
-    from transformers.core_model_loading import SkipParameters
-
-    try:
-        converted = transform.convert(key, model=model, config=model.config)
-    except (SkipParameters, RuntimeError, ValueError, IndexError, KeyError) as error:
-        raise WorkbenchError(
-            f"{example}: transformers cannot make {key} from this group of tensors ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})",
-            "Tensors of the group are missing or differ in shape: download the checkpoint again.",
-        ) from None
-    return {live: value[0] if isinstance(value, list) else value for live, value in converted.items()}
-
-
-def _check_moved(inputs: list[Tensor], outputs: list[Tensor], key: str, example: str) -> None:
-    """Check that a conversion keeps every row exactly once, since one that computes values cannot be read row by row."""
-    before, after = (torch.cat([t.reshape(-1) for t in tensors]) for tensors in (inputs, outputs))
-    if after.dtype != before.dtype or not torch.equal(before.sort().values, after.sort().values):
-        raise WorkbenchError(
-            f"{example}: transformers computes {key} from it instead of only moving rows, which is not supported between layouts",
-            "Save the brick with the base's tensor names and shapes.",
-        )
 
 
 def _check_rows(rows: Tensor, shape: tuple[int, ...] | None, live: str, example: str) -> None:

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from workbench.ground import yamldoc
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.ground.foreign_names import as_name
 from workbench.ground.project import find_project
 from workbench.ground.recognize import expecting
-from workbench.ground.things import as_name
 from workbench.recipe.methods import MethodFinder, methods
 from workbench.recipe.schema import RecipeFields, override, recipe_model
 from workbench.steps import RouteMethod, Step

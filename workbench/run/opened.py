@@ -19,11 +19,11 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import kinds_of, locate
 from workbench.ground.errors import UsageError, WorkbenchError, shell
 from workbench.ground.files import read_json, write_json
+from workbench.ground.foreign_names import INDEX, SINGLE
 from workbench.ground.manifest import require_whole
 from workbench.ground.project import find_project, suggestion
 from workbench.ground.recognize import look
 from workbench.ground.results import Part, Result
-from workbench.ground.things import INDEX, SINGLE
 from workbench.models.skeleton import check_decoder
 from workbench.recipe.recipe import from_data
 from workbench.resolve.output import MemoryAt

@@ -12,8 +12,8 @@ from workbench.bricks.brick import Brick
 from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base, resolve_brick
 from workbench.bricks.origin import NamedBase, check_origin
 from workbench.ground.errors import UsageError, WorkbenchError, shell
+from workbench.ground.foreign_names import brick_name
 from workbench.ground.project import cache_of
-from workbench.ground.things import brick_name
 from workbench.models.architecture import EXPERT_COUNTS, text_parts
 from workbench.models.layout import Model
 from workbench.models.skeleton import tidy

@@ -15,9 +15,9 @@ from workbench.bricks.card import BaseRecord, BrickCard, read_title, write_card
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events, progress
 from workbench.ground.files import check_new, new_directory, write_json
+from workbench.ground.foreign_names import brick_name
 from workbench.ground.lazy import torch
 from workbench.ground.results import Number, Part, Result, absent
-from workbench.ground.things import brick_name
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer

@@ -15,9 +15,9 @@ from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base
 from workbench.bricks.origin import check_integers
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.files import check_new, new_directory, write_json
+from workbench.ground.foreign_names import brick_name
 from workbench.ground.project import cache_of
 from workbench.ground.results import Number, Part, Result, absent
-from workbench.ground.things import brick_name
 from workbench.models.layout import Model
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve

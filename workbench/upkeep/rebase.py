@@ -21,10 +21,10 @@ from workbench.facts.published import read_facts
 from workbench.ground.errors import UsageError, WorkbenchError, shell
 from workbench.ground.events import Events, no_events, progress
 from workbench.ground.files import check_new, new_directory
+from workbench.ground.foreign_names import brick_name
 from workbench.ground.lazy import torch
 from workbench.ground.project import find_project
 from workbench.ground.results import Number, Part
-from workbench.ground.things import brick_name
 from workbench.ground.yamldoc import Document, scalar
 from workbench.models.architecture import live_module
 from workbench.models.identity import vocabulary_digest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,12 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
         token_rows = [
             {
                 token: i
-                for token, i in shared_rows(t, _spelling(m, base), chosen_tokens, spelling(chosen.path, chosen.label)).items()
+                for token, i in shared_rows(
+                    t,
+                    spelling(m.path, m.label) if has_tokenizer(m.path) else spelling(base.path, base.label),
+                    chosen_tokens,
+                    spelling(chosen.path, chosen.label),
+                ).items()
                 if i < n
             }
             for m, t, n in zip(members, tokens, rows, strict=True)
@@ -80,7 +85,18 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
         chosen_rows = max(chosen_rows, max(chosen_tokens.ids.values(), default=0) + 1)
     else:
         chosen_tokens, chosen_rows = tokens[members.index(chosen)], rows[members.index(chosen)]
-    additions = _additions(block, chosen_tokens, tokens, token_rows)
+    # What the chosen tokenizer lacks, in the order of the lowest ids in the bricks, gets ids after its last one.
+    missing: dict[str, int] = {}
+    if block.source == "union":
+        for ids in token_rows[1:]:
+            for token, i in ids.items():
+                if token not in chosen_tokens.ids:
+                    missing[token] = min(i, missing.get(token, i))
+    order = [t for t, _ in sorted(missing.items(), key=lambda item: (item[1], item[0]))]
+    order += [t for t in block.tokens if t not in chosen_tokens.ids and t not in missing]
+    first = max(chosen_tokens.ids.values(), default=-1) + 1
+    flags = {t: f for vocabulary in reversed(tokens) for t, f in vocabulary.added.items()}
+    additions = [Addition(t, first + i, flags.get(t, None if t in missing else {})) for i, t in enumerate(order)]
     out_rows = max([chosen_rows, *(a.id + 1 for a in additions)])
     if block.pad_to_multiple_of:
         out_rows = -(-out_rows // block.pad_to_multiple_of) * block.pad_to_multiple_of
@@ -139,28 +155,6 @@ def _tokens_of(member: Member, rows: int, base: Member, base_tokens: Tokens, bas
         )
     warnings.append(f"{member.label}: no tokenizer in its directory; the base's is assumed")
     return base_tokens
-
-
-def _spelling(member: Member, base: Member) -> Callable[[str], bytes | None]:
-    """Return the convention of a model's tokenizer; without one of its own, the base's."""
-    return spelling(member.path, member.label) if has_tokenizer(member.path) else spelling(base.path, base.label)
-
-
-def _additions(
-    block: TokenizerFields, chosen: Tokens, tokens: Sequence[Tokens], token_rows: Sequence[dict[str, int]]
-) -> list[Addition]:
-    """Return the tokens that the chosen tokenizer lacks, in the order of their lowest ids in the bricks, with ids after its last id."""
-    missing: dict[str, int] = {}
-    if block.source == "union":
-        for ids in token_rows[1:]:
-            for token, i in ids.items():
-                if token not in chosen.ids:
-                    missing[token] = min(i, missing.get(token, i))
-    order = [t for t, _ in sorted(missing.items(), key=lambda item: (item[1], item[0]))]
-    order += [t for t in block.tokens if t not in chosen.ids and t not in missing]
-    first = max(chosen.ids.values(), default=-1) + 1
-    flags = {t: f for vocabulary in reversed(tokens) for t, f in vocabulary.added.items()}
-    return [Addition(t, first + i, flags.get(t, None if t in missing else {})) for i, t in enumerate(order)]
 
 
 def row_plan(

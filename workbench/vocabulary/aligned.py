@@ -154,15 +154,6 @@ class MadeRows:
         """Return the combinations of a tensor's rows."""
         spec = self.donor.specs[self.tensors[name]]
         rows = load(self.donor, self.tensors[name], torch.float32, device).view(spec.rows, spec.cols)
-        found = self._kept(rows, device)
-        self.residuals[name] = float(found["residuals"].mean()) if len(self.rows) else 0.0
-        number = np.full(self.size, -1, dtype=np.int64)
-        number[self.rows] = np.arange(len(self.rows))
-        atoms = torch.from_numpy(self.base).to(device)[found["atoms"].to(device)]
-        return Combination(number, atoms, found["coefficients"].to(device))
-
-    def _kept(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """Return atoms (numbers of shared tokens), coefficients and residuals, from the cache if they are there."""
         from safetensors.torch import load_file
 
         words = [VERSION, self.k, computed_on(device), *(bytes_digest(part.tobytes()) for part in (self.rows, self.shared))]
@@ -172,7 +163,11 @@ class MadeRows:
             found = pursue(made, shared, self.k)
             save_tensors({"atoms": found.atoms, "coefficients": found.coefficients, "residuals": found.residuals}, place)
         stored: dict[str, Tensor] = load_file(place)
-        return stored
+        self.residuals[name] = float(stored["residuals"].mean()) if len(self.rows) else 0.0
+        number = np.full(self.size, -1, dtype=np.int64)
+        number[self.rows] = np.arange(len(self.rows))
+        atoms = torch.from_numpy(self.base).to(device)[stored["atoms"].to(device)]
+        return Combination(number, atoms, stored["coefficients"].to(device))
 
     def describe(self) -> dict[str, object]:
         """Return the fields for the run's record."""

@@ -77,7 +77,12 @@ def write_tokenizer(
         if additions:
             _add_tokens(partial, additions, donors)
         if template is not None:
-            _set_template(partial, template)
+            # A template may be stored in each of these files.
+            config = jsondoc.optional(partial / "tokenizer_config.json")
+            if config and config.pop("chat_template", None) is not None:
+                write_json(partial / "tokenizer_config.json", config, indent=2)
+            (partial / "chat_template.json").unlink(missing_ok=True)
+            (partial / "chat_template.jinja").write_text(template, "utf-8")
         if generation:
             write_json(partial / GENERATION, generation, indent=2)
         if kind:
@@ -101,7 +106,17 @@ def _add_tokens(path: Path, additions: Sequence[Addition], donors: Iterable[Path
     if isinstance(model["vocab"], dict):
         model["vocab"] |= {token: i for token, i in ids.items() if token not in model["vocab"]}
         if model.get("merges") is not None:
-            model["merges"] = _merges(model, donor_models)
+            # The merges of the donors follow, as far as the vocabulary has their tokens.
+            merges = list(model["merges"])
+            pairs = {_pair(m) for m in merges}
+            text = bool(merges) and isinstance(merges[0], str)
+            for donor in donor_models:
+                for merge in donor.get("merges") or ():
+                    left, right = pair = _pair(merge)
+                    if pair not in pairs and {left, right, left + right} <= model["vocab"].keys():
+                        pairs.add(pair)
+                        merges.append(f"{left} {right}" if text else [left, right])
+            model["merges"] = merges
     else:
         model["vocab"] = _scores(model["vocab"], ids, donor_models)
     new_entries = [{"id": a.id, "content": a.token, **_FLAGS, **a.flags} for a in additions if a.flags is not None]
@@ -117,20 +132,6 @@ def _add_tokens(path: Path, additions: Sequence[Addition], donors: Iterable[Path
             {**jsondoc.optional(path / "added_tokens.json"), **{n["content"]: n["id"] for n in new_entries}},
         )
     _check_ids(path, additions)
-
-
-def _merges(model: Mapping[str, Any], donor_models: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return the merges of a byte-pair vocabulary, followed by those of the donors whose tokens it has."""
-    merges = list(model["merges"])
-    pairs = {_pair(m) for m in merges}
-    text = bool(merges) and isinstance(merges[0], str)
-    for donor in donor_models:
-        for merge in donor.get("merges") or ():
-            left, right = pair = _pair(merge)
-            if pair not in pairs and {left, right, left + right} <= model["vocab"].keys():
-                pairs.add(pair)
-                merges.append(f"{left} {right}" if text else [left, right])
-    return merges
 
 
 def _pair(merge: Any) -> tuple[str, str]:
@@ -178,15 +179,6 @@ def read_template(path: Path) -> str | None:
         if isinstance(template, str):
             return template
     return None
-
-
-def _set_template(path: Path, template: str) -> None:
-    """Replace the chat template of a tokenizer, wherever it is stored."""
-    config = jsondoc.optional(path / "tokenizer_config.json")
-    if config and config.pop("chat_template", None) is not None:
-        write_json(path / "tokenizer_config.json", config, indent=2)
-    (path / "chat_template.json").unlink(missing_ok=True)
-    (path / "chat_template.jinja").write_text(template, "utf-8")
 
 
 def special_ids(path: Path, config: dict[str, object] | None, tokens: Tokens) -> dict[str, object]:

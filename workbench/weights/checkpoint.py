@@ -14,11 +14,11 @@ import xxhash
 
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
+from workbench.ground.foreign_names import INDEX, SINGLE, convert_command
 from workbench.ground.identity import FileIdentity, check_unchanged
 from workbench.ground.lazy import torch
 from workbench.ground.project import suggestion
 from workbench.ground.recognize import look
-from workbench.ground.things import INDEX, SINGLE, convert_command
 from workbench.weights import kernels
 from workbench.weights.device import Staging
 from workbench.weights.header import Entry, check_config, dequantise, is_file_name, read_header
@@ -230,7 +230,8 @@ class FileSource:
             count = os.preadv(self._descriptor, [view[done:]], self._entry.offset + start * width + done)
             if not count:
                 raise WorkbenchError(
-                    f"{self._label}: the file ends too early", "The file changed while it was read: run the command again."
+                    f"{self._owner.label}: {self._name}: the file ends too early",
+                    "The file changed while it was read: run the command again.",
                 )
             done += count
         check_unchanged(
@@ -269,13 +270,9 @@ class FileSource:
             flat = (start + row) * spec.cols + col
             index = [int(i) for i in torch.unravel_index(torch.tensor(flat), spec.shape)]
             raise WorkbenchError(
-                f"{self._label} holds {values[row, col].item()} at {index}; expected finite numbers",
+                f"{self._owner.label}: {self._name} holds {values[row, col].item()} at {index}; expected finite numbers",
                 "Train or download this model again.",
             )
-
-    @property
-    def _label(self) -> str:
-        return f"{self._owner.label}: {self._name}"
 
 
 _WRAPPED = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")

@@ -53,7 +53,10 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
     if device is NUMPY:
         yield
         return
-    operators, memory = _operators(), _memory()
+    backends: Any = torch.backends
+    memory: Any = torch.utils.deterministic
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
+    operators = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
     before = [operator.fp32_precision for operator in operators]
     deterministic, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = memory.fill_uninitialized_memory
@@ -74,24 +77,6 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
             if device is not None and device.type == "cuda":
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn)
                 memory.fill_uninitialized_memory = filled
-
-
-def _operators() -> list[Any]:
-    """Return torch's settings for the precision of float32 operators: products, convolutions, recurrent layers."""
-    backends: Any = torch.backends
-    return [
-        backends.cuda.matmul,
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
-        backends.mkldnn.rnn,
-    ]
-
-
-def _memory() -> Any:
-    """Return torch's settings for memory of deterministic algorithms."""
-    return torch.utils.deterministic
 
 
 class Staging:

@@ -73,7 +73,7 @@ def tensor_digests(
     """
     digests: dict[str, str] = {}
     for group in _by_file(entries):
-        first, memo = next(iter(group.values())), _Memo.of(group, cache)
+        first, memo = next(iter(group.values())), _Memo.for_file(group, cache)
         cached = memo.read()
         if cached is None or cached.keys() != group.keys():
             cached = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in group.items()}
@@ -85,7 +85,7 @@ def tensor_digests(
 
 def digests_known(entries: Mapping[str, Entry], cache: Path) -> bool:
     """Return whether the digests of all files are remembered."""
-    memos = (_Memo.of(group, cache) for group in _by_file(entries))
+    memos = (_Memo.for_file(group, cache) for group in _by_file(entries))
     return all(memo.key in _READ or (memo.file is not None and not _rehashes and memo.file.is_file()) for memo in memos)
 
 
@@ -113,7 +113,7 @@ class _Memo:
     """Whether it is remembered within this process alone."""
 
     @classmethod
-    def of(cls, group: Mapping[str, Entry], cache: Path | None) -> _Memo:
+    def for_file(cls, group: Mapping[str, Entry], cache: Path | None) -> _Memo:
         first, key = next(iter(group.values())), json_digest(_identity(group))
         identity = first.identity or settled(first.file)
         tells, age = identity.is_telling, time.time_ns() - max(identity.mtime_ns, identity.ctime_ns)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import atomic_write, scratch_beside
+from workbench.ground.foreign_names import HEADERS_ONLY, TOKENIZER_TOO, convert_command
 from workbench.ground.identity import FileIdentity, settled_identity
 from workbench.ground.recognize import look
-from workbench.ground.things import HEADERS_ONLY, TOKENIZER_TOO, convert_command
 from workbench.weights.specs import DTYPES, TensorSpec
 
 if TYPE_CHECKING:

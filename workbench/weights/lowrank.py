@@ -100,12 +100,12 @@ class LowRankSource:
         multiply(self._left[start:stop], self._right, out)
 
 
+@dataclass(eq=False)
 class LowRankSum:
     """Weights plus a low-rank delta, such as the result of an edit."""
 
-    def __init__(self, current: Weights, factors: Mapping[str, Factors]) -> None:
-        self.current = current
-        self._factors = factors
+    current: Weights
+    factors: Mapping[str, Factors]
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -118,16 +118,16 @@ class LowRankSum:
 
     def update(self, name: str, device: torch.device) -> Factors:
         """Return the update of one tensor, of rank 0 if it has none."""
-        if name not in self._factors:
+        if name not in self.factors:
             return Factors.zero(self.specs[name], device)
-        return Factors(self._factors[name].left.to(device), self._factors[name].right.to(device))
+        return Factors(self.factors[name].left.to(device), self.factors[name].right.to(device))
 
     def open(self, name: str, device: torch.device) -> Source:
         """Open the sum, or the current tensor itself if it has no update."""
         source = self.current.open(name, device)
-        if name not in self._factors:
+        if name not in self.factors:
             return source
-        return _SumSource(source, LowRankSource(self._factors[name], device), self.specs[name], device)
+        return _SumSource(source, LowRankSource(self.factors[name], device), self.specs[name], device)
 
 
 class _SumSource:

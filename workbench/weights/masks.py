@@ -61,13 +61,13 @@ class TensorMask:
         return Factors(factors.left, factors.right * self.chosen)
 
 
+@dataclass(eq=False)
 class ScaledWeights:
     """Weights whose chosen rows or columns are multiplied by a factor. Implements `Weights`."""
 
-    def __init__(self, current: Weights, masks: Mapping[str, TensorMask], factor: float) -> None:
-        self.current = current
-        self._masks = masks
-        self._factor = factor
+    current: Weights
+    masks: Mapping[str, TensorMask]
+    factor: float
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -81,7 +81,7 @@ class ScaledWeights:
     def open(self, name: str, device: torch.device) -> Source:
         """Open the scaled tensor, or the current one if the mask does not include it."""
         source = self.current.open(name, device)
-        return _ScaledSource(source, self._masks[name].to(device), self._factor) if name in self._masks else source
+        return _ScaledSource(source, self.masks[name].to(device), self.factor) if name in self.masks else source
 
     def update(self, name: str, device: torch.device) -> Factors | None:
         """Return the update (factor − 1)·W·1[chosen] of one tensor as a product, of rank 0 if nothing changes.
@@ -90,13 +90,13 @@ class ScaledWeights:
         no such product.
         """
         spec = self.specs[name]
-        mask = self._masks.get(name)
+        mask = self.masks.get(name)
         if mask is None or mask.empty:
             return Factors.zero(spec, device)
         if len(spec.shape) != 2:
             return None
         mask = mask.to(device)
-        delta = load(self.current, name, torch.float32, device).mul_(self._factor - 1.0)
+        delta = load(self.current, name, torch.float32, device).mul_(self.factor - 1.0)
         index = mask.chosen.nonzero().flatten()
         if len(index) >= min(spec.shape):
             return Factors.of_dense(mask.keep(0, spec.rows, delta))
@@ -105,10 +105,12 @@ class ScaledWeights:
         return Factors(unit.T.contiguous(), delta[index]) if mask.axis == "rows" else Factors(delta[:, index], unit)
 
 
+@dataclass(eq=False)
 class _ScaledSource:
-    def __init__(self, source: Source, mask: TensorMask, factor: float) -> None:
-        self._source, self._mask, self._factor = source, mask, factor
+    source: Source
+    mask: TensorMask
+    factor: float
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
-        self._source.read(start, stop, out)
-        self._mask.scale(start, stop, out, self._factor)
+        self.source.read(start, stop, out)
+        self.mask.scale(start, stop, out, self.factor)

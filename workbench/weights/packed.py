@@ -74,7 +74,10 @@ def fold(entries: Mapping[str, Entry], config: Mapping[str, object], path: Path,
         return Folded(dict(entries))
     quantization = config.get("quantization_config") or config.get("compression_config")
     quantization = quantization if isinstance(quantization, dict) else {}
-    dtype = _dtype(config)
+    # The dtype that the model computes in, as a name of safetensors.
+    parts = [config, *(config.get(name) for name in TEXT_CONFIGS)]
+    named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+    dtype = next((_STORED[str(name)] for name in named if str(name) in _STORED), "BF16")
     left, used = dict(entries), Counter[str]()
     scales = {name: next((scale for scale in _scale_names(name) if scale in entries), None) for name in packed}
     scaled = bool(quantization) or any(scales.values())
@@ -99,13 +102,6 @@ def _scale_names(name: str) -> tuple[str, ...]:
     """Return the names that the scales of a tensor can have."""
     stem = name.removesuffix(".weight")
     return (f"{name}_scale_inv", f"{name}_scale", *((f"{stem}.scale",) if stem != name else ()))
-
-
-def _dtype(config: Mapping[str, object]) -> str:
-    """Return the dtype that the model computes in, as a name of safetensors."""
-    parts = [config, *(config.get(name) for name in TEXT_CONFIGS)]
-    named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
-    return next((_STORED[str(name)] for name in named if str(name) in _STORED), "BF16")
 
 
 def _scale(name: str, entry: Entry, found: str, scales: Entry, quantization: Mapping[str, object], label: str) -> Scale:

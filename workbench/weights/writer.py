@@ -20,9 +20,9 @@ import xxhash
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest, naming_file, sync, write_text
+from workbench.ground.foreign_names import INDEX, SINGLE
 from workbench.ground.identity import installed
 from workbench.ground.lazy import torch
-from workbench.ground.things import INDEX, SINGLE
 from workbench.weights import kernels
 from workbench.weights.device import Landing, each
 from workbench.weights.digests import entry_digest
@@ -122,7 +122,11 @@ def write_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     specs = output_specs(weights.specs, dtype)
     shards = plan_shards(specs, shard_size)
-    _remove_other_files(out, shards)
+    # A reader would take files of an interrupted write with another shard size for part of this checkpoint.
+    names = {shard.name for shard in shards}
+    for file in (*out.glob("*.safetensors"), *out.glob(INDEX)):
+        if file.name not in names:
+            file.unlink()
     places = {name: entry for shard in shards for name, entry in _lay_out(out, shard).items()}
     journal = _Journal(out / JOURNAL, layout_digest(shards, device), places)
     unwritten = [name for name in specs if name not in journal.digests]
@@ -157,14 +161,6 @@ def layout_digest(shards: list[Shard], device: torch.device) -> str:
     """
     computed = [device.type, installed("torch", "brick-workbench"), backend().name]
     return json_digest([*computed, *([shard.name, shard.header().hex()] for shard in shards)])
-
-
-def _remove_other_files(out: Path, shards: list[Shard]) -> None:
-    """Remove files of an interrupted write with another shard size, which a reader would take for part of this checkpoint."""
-    names = {shard.name for shard in shards}
-    for file in (*out.glob("*.safetensors"), *out.glob(INDEX)):
-        if file.name not in names:
-            file.unlink()
 
 
 def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:

@@ -98,7 +98,7 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
     """
     if before.config.get("model_type") != growth.config.get("model_type"):
         return
-    new_layers, new = decoder_layers(built), Layout.of(specs, growth.config)
+    new_layers, new = decoder_layers(built), Layout.from_config(specs, growth.config)
     if new_layers is None or len(new_layers[1]) != new.depth:
         return
     models = {None: before} | dict[str | None, Model](growth.models.items())

@@ -96,15 +96,6 @@ class Delta:
     numel: int = 0
     """Number of elements."""
 
-    def settle(self, base: float, numel: int) -> None:
-        """Set the base's sums of one tensor, or reset all sums if the brick does not change the tensor.
-
-        Args:
-            base: ‖θ₀‖² of the tensor.
-            numel: Number of its elements.
-        """
-        self.base, self.numel, self.zeros = (base, numel, self.zeros) if self.square else (0.0, 0, 0)
-
     @property
     def relative(self) -> float | None:
         """Norm of the delta over that of the base's tensors; None if these are zero."""

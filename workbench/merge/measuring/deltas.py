@@ -52,22 +52,17 @@ def measure(
 
     each(work, names, threads)
     changed = {n: sums[n] for n in names if sums[n].square or any(m.square for m in sums[n].meetings.values())}
-    return _gathered(base, changed)
-
-
-def _gathered(base: Model, tensors: dict[str, DeltaSums]) -> Measures:
-    """Add up the measures of tensors by layer, by layer and kind, and in total."""
     layers: dict[int | None, DeltaSums] = {}
     cells: dict[tuple[int | None, str], DeltaSums] = {}
     total = DeltaSums()
-    for name, sums in tensors.items():
+    for name, measured in changed.items():
         layer, kind = _place(base, name)
         for part in (layers.setdefault(layer, DeltaSums()), cells.setdefault((layer, kind), DeltaSums()), total):
-            part.add(sums)
+            part.add(measured)
     kinds = list(dict.fromkeys(kind for layer, kind in cells if layer is not None))
     ends = list(dict.fromkeys(kind for layer, kind in cells if layer is None))
     ordered = dict(sorted(layers.items(), key=lambda item: (item[0] is None, item[0] or 0)))
-    return Measures(tensors, ordered, cells, kinds, ends, total)
+    return Measures(changed, ordered, cells, kinds, ends, total)
 
 
 def _place(base: Model, name: str) -> tuple[int | None, str]:
@@ -96,7 +91,8 @@ def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas],
             if brick_factors is not None:
                 meeting.dot = lowrank.inner(brick_factors, other_factors)
     for part in (sums, *sums.meetings.values()):
-        part.settle(norm, spec.numel)
+        # A brick that does not change the tensor counts neither the base's norm nor its elements.
+        part.base, part.numel, part.zeros = (norm, spec.numel, part.zeros) if part.square else (0.0, 0, 0)
     for meeting in sums.meetings.values():
         meeting.dot_variance = sums.square * meeting.square / spec.numel
     if others and len(spec.shape) == 2 and min(spec.shape) > 1:

@@ -90,11 +90,11 @@ class Walk:
     _load: dict[str, Callable[[str], Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(
+    def at_first_layer(
         cls, context: MergeContext, step: Calibrated, texts: Mapping[str, Sequence[TextRow]], scale: Callable[[str], float]
     ) -> Walk:
         """Return the texts in front of the first layer."""
-        stacks = {brick: LayerStack.of(context, brick) for brick in (*texts, "")}
+        stacks = {brick: LayerStack.for_brick(context, brick) for brick in (*texts, "")}
         loaders = {brick: stack.tensor for brick, stack in stacks.items() if stack.tensor is not None}
         if len(loaders) < len(stacks):
             raise WorkbenchError(
@@ -181,7 +181,7 @@ def measured_in_order(
     )
 
     def merge(out: Path) -> DeltaIndex:
-        return _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, scale), out, solve)
+        return _merge(Walk.at_first_layer(context, step, {brick: rows for brick, (rows, _) in texts.items()}, scale), out, solve)
 
     place = context.cache / "forward" / key
     index = in_cache(place, merge, DeltaIndex)

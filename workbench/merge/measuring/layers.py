@@ -66,7 +66,7 @@ class LayerStack:
     _tuples: bool | None = None
 
     @classmethod
-    def of(cls, context: MergeContext, brick: str) -> LayerStack:
+    def for_brick(cls, context: MergeContext, brick: str) -> LayerStack:
         """Return a brick's model, ready to run layer by layer.
 
         If every parameter has its own tensor on disk, the model is streamed. If transformers fuses weights (experts), the whole
@@ -246,7 +246,7 @@ class InputWalk:
 
     @cached_property
     def _stack(self) -> LayerStack:
-        return LayerStack.of(self.context, self.brick)
+        return LayerStack.for_brick(self.context, self.brick)
 
     @property
     def who(self) -> str:

@@ -273,15 +273,6 @@ def _symmetric(count: int, product: Callable[[int, int], float]) -> list[list[fl
     return values
 
 
-def _summed(block: Block, weights: Sequence[float]) -> tuple[list[Tensor], Tensor]:
-    """Return the weighted deltas wᵢτᵢ of a block, which overwrite its deltas, and their sum."""
-    weighted = [delta.mul_(weight) for delta, weight in zip(block.deltas, weights, strict=True)]
-    total = torch.zeros_like(weighted[0])
-    for delta in weighted:
-        total.add_(delta)
-    return weighted, total
-
-
 def is_used(delta: Tensor, total: Tensor, threshold: float) -> Tensor:
     """Return where a brick uses the merged delta, bool: |τ| ≥ t·|τ_mt − τ| (Wang et al. 2024, eq. 5)."""
     return delta.abs() >= (total - delta).abs_().mul_(threshold)
@@ -299,7 +290,10 @@ def masked_sum(
     """
 
     def delta(block: Block) -> Tensor:
-        deltas, total = _summed(block, weights)
+        deltas = [one.mul_(weight) for one, weight in zip(block.deltas, weights, strict=True)]
+        total = torch.zeros_like(deltas[0])
+        for one in deltas:
+            total.add_(one)
         return total.mul_(choose(deltas, total)).mul_(lam)
 
     return delta

@@ -226,15 +226,12 @@ class Bridge(MergeMethod):
                 )
             values_by_name[parameter.name] = values
         if "della" in self.method:
-            self._check_probabilities(group, values_by_name)
+            for brick, density in values_by_name["density"].items():
+                if group.spec.numel == 1:
+                    values_by_name["density"][brick] = 1.0  # a single value has no rank, and is kept
+                elif text := _no_probability(density, values_by_name["epsilon"][brick]):
+                    raise WorkbenchError(f"{self.name}: {brick} at {group.tensor}: {text}")
         return values_by_name
-
-    def _check_probabilities(self, group: Group, values_by_name: dict[str, Any]) -> None:
-        for brick, density in values_by_name["density"].items():
-            if group.spec.numel == 1:
-                values_by_name["density"][brick] = 1.0  # a single value has no rank, and is kept
-            elif text := _no_probability(density, values_by_name["epsilon"][brick]):
-                raise WorkbenchError(f"{self.name}: {brick} at {group.tensor}: {text}")
 
     @staticmethod
     def _value_at(group: Group, parameter: Parameter, setting: Any, default: Any) -> Any:
@@ -260,17 +257,16 @@ def _checked(
             continue
         low, high = known.ranges.get(name, (float("-inf"), float("inf")))
         kind = specs[name].kind
+        found = (
+            str(setting).lower() if isinstance(setting, bool) else f"{setting:g}" if isinstance(setting, float) else "a schedule"
+        )
         if (kind == "bool") != isinstance(setting, bool):
-            yield Problem(key_path, f"expected {'true or false' if kind == 'bool' else 'a number'}, found {_brief(setting)}")
+            yield Problem(key_path, f"expected {'true or false' if kind == 'bool' else 'a number'}, found {found}")
         elif kind == "int" and not (isinstance(setting, float) and setting.is_integer()):
-            yield Problem(key_path, f"expected a whole number, found {_brief(setting)}")
+            yield Problem(key_path, f"expected a whole number, found {found}")
         elif kind != "bool" and (bad := [v for v in constants(setting) if not low <= v <= high]):
             bounds = f"between {low:g} and {high:g}" if high < float("inf") else f"of at least {low:g}"
             yield Problem(key_path, f"expected a number {bounds}, found {bad[0]:g}")
-
-
-def _brief(setting: Any) -> str:
-    return str(setting).lower() if isinstance(setting, bool) else f"{setting:g}" if isinstance(setting, float) else "a schedule"
 
 
 def _no_probability(density: float, epsilon: float) -> str | None:

@@ -36,12 +36,12 @@ class Deltas(Protocol):
         """Open the fine-tuned tensor itself, or return None if the brick stores an update instead."""
 
 
+@dataclass(eq=False)
 class WeightsDelta:
     """Deltas of a full set of weights (a checkpoint, or another recipe's result): its difference from the base."""
 
-    def __init__(self, weights: Weights, base: Weights) -> None:
-        self._weights = weights
-        self._base = base
+    weights: Weights
+    base: Weights
 
     def touches(self, name: str) -> bool:
         """Return True: every tensor may differ."""
@@ -49,11 +49,11 @@ class WeightsDelta:
 
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open θ − θ₀ of one tensor."""
-        return _Difference(self._weights.open(name, device))
+        return _Difference(self.weights.open(name, device))
 
     def open_model(self, name: str, device: torch.device) -> Source:
         """Open θ of one tensor."""
-        return self._weights.open(name, device)
+        return self.weights.open(name, device)
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
         """Return None: a difference of checkpoints has full rank."""
@@ -73,98 +73,99 @@ class _Difference:
             self._stored.refuse_non_finite(start, stop)
 
 
+@dataclass(eq=False)
 class MaskedDeltas:
     """Deltas that are zero outside the chosen rows or columns. Low-rank deltas stay low-rank. Implements `Deltas`.
 
-    Args:
+    Attributes:
         inner: The brick's deltas.
         masks: Tensor of the base -> rows or columns to keep. Other tensors keep their whole delta.
     """
 
-    def __init__(self, inner: Deltas, masks: Mapping[str, TensorMask]) -> None:
-        self._inner = inner
-        self._masks = masks
+    inner: Deltas
+    masks: Mapping[str, TensorMask]
 
     def touches(self, name: str) -> bool:
         """Return whether the brick may differ from the base at a chosen row or column of this tensor."""
-        return self._inner.touches(name) and not (name in self._masks and self._masks[name].empty)
+        return self.inner.touches(name) and not (name in self.masks and self.masks[name].empty)
 
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open the delta of one tensor."""
-        source = self._inner.open_delta(name, device)
-        return _MaskedDelta(source, self._masks[name].to(device)) if name in self._masks else source
+        source = self.inner.open_delta(name, device)
+        return _MaskedDelta(source, self.masks[name].to(device)) if name in self.masks else source
 
     def open_model(self, name: str, device: torch.device) -> Source | None:
         """Open the fine-tuned tensor; None for a masked tensor, which no file holds."""
-        return None if name in self._masks else self._inner.open_model(name, device)
+        return None if name in self.masks else self.inner.open_model(name, device)
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
         """Return the factors with zeros in the rows of the left one, or in the columns of the right one."""
-        factors = self._inner.factors(name, device)
-        return self._masks[name].to(device).factors(factors) if factors is not None and name in self._masks else factors
+        factors = self.inner.factors(name, device)
+        return self.masks[name].to(device).factors(factors) if factors is not None and name in self.masks else factors
 
 
+@dataclass(eq=False)
 class _MaskedDelta:
-    def __init__(self, source: DeltaRows, mask: TensorMask) -> None:
-        self._source, self._mask = source, mask
+    source: DeltaRows
+    mask: TensorMask
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        if self._mask.skips(start, stop):
+        if self.mask.skips(start, stop):
             out.zero_()
             return
-        self._source.read_delta(start, stop, base, out)
-        self._mask.keep(start, stop, out)
+        self.source.read_delta(start, stop, base, out)
+        self.mask.keep(start, stop, out)
 
 
+@dataclass(eq=False)
 class AlignedDeltas:
     """Deltas with rows moved from the base's vocabulary to the output's; zero in rows that the base does not have.
 
-    Args:
+    Attributes:
         inner: Deltas on the base as stored on disk.
         index: [rows of the output], the base's row or -1.
         tensors: Names of the tensors that have one row per token.
     """
 
-    def __init__(self, inner: Deltas, index: Index, tensors: Collection[str]) -> None:
-        self._inner = inner
-        self._index = index
-        self._tensors = tensors
+    inner: Deltas
+    index: Index
+    tensors: Collection[str]
 
     def touches(self, name: str) -> bool:
         """Return whether the adapter may differ from the base at this tensor."""
-        return self._inner.touches(name)
+        return self.inner.touches(name)
 
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open the delta of one tensor."""
-        source = self._inner.open_delta(name, device)
-        return _AlignedDelta(source, self._index) if name in self._tensors else source
+        source = self.inner.open_delta(name, device)
+        return _AlignedDelta(source, self.index) if name in self.tensors else source
 
     def open_model(self, name: str, device: torch.device) -> Source | None:
         """Open the fine-tuned tensor if its rows do not move; otherwise return None."""
-        return None if name in self._tensors else self._inner.open_model(name, device)
+        return None if name in self.tensors else self.inner.open_model(name, device)
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
         """Return the factors, with the rows of the left factor moved."""
-        factors = self._inner.factors(name, device)
-        if factors is None or name not in self._tensors:
+        factors = self.inner.factors(name, device)
+        if factors is None or name not in self.tensors:
             return factors
         left = torch.cat([factors.left, factors.left.new_zeros(1, factors.rank)])
-        return Factors(left[torch.from_numpy(self._index).to(device)], factors.right)
+        return Factors(left[torch.from_numpy(self.index).to(device)], factors.right)
 
 
+@dataclass(eq=False)
 class _AlignedDelta:
-    def __init__(self, source: DeltaRows, index: Index) -> None:
-        self._source = source
-        self._index = index
+    source: DeltaRows
+    index: Index
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        index = self._index[start:stop]
+        index = self.index[start:stop]
         places = np.flatnonzero(index >= 0)
         if len(places) < len(index):
             out.zero_()
         if len(places):
             for offset, row, length in runs(places, index[places]):
-                self._source.read_delta(row, row + length, base[offset : offset + length], out[offset : offset + length])
+                self.source.read_delta(row, row + length, base[offset : offset + length], out[offset : offset + length])
 
 
 @dataclass(frozen=True)

@@ -265,11 +265,7 @@ class CombinedSource:
             else:
                 self._deltas.append((brick.open_delta(group.tensor, group.device), weight))
         self._low = summed(low) if low else None
-        self._choose_anchor(combination)
-        self._scratch = buffer(group.spec, group.device) if current or self._deltas else None
-
-    def _choose_anchor(self, combination: Combination) -> None:
-        """Choose the anchor of out = scale · anchor + Σ w (model − anchor): the base, or the first model if θ₀ cancels out."""
+        # out = scale · anchor + Σ w (model − anchor). The anchor is the base, or the first model if θ₀ cancels out.
         weights = [weight for _, weight in self._models]
         base_weight = 1 + combination.base - sum(weights)
         if self._current is None and self._models and not self._deltas and abs(base_weight) < 1e-9:
@@ -278,6 +274,7 @@ class CombinedSource:
         else:
             self._anchor, self._others = Operand(self._group.base, self._group.spec, self._group.device), self._models
             self._scale = combination.base + (1.0 if self._current is None else 0.0)
+        self._scratch = buffer(group.spec, group.device) if current or self._deltas else None
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill `out` [stop - start, cols] with rows start..stop in float32."""

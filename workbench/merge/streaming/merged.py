@@ -50,7 +50,7 @@ class CoreGroup(TensorGroup):
     """Shape of the tensor, not of its core matrices."""
 
     @classmethod
-    def of(cls, group: TensorGroup, left: Tensor, right: Tensor, cores: list[Tensor]) -> CoreGroup:
+    def in_basis(cls, group: TensorGroup, left: Tensor, right: Tensor, cores: list[Tensor]) -> CoreGroup:
         """Return a tensor in a basis. Its spec is that of the core matrices, its shape stays that of the tensor."""
         given = {f.name: getattr(group, f.name) for f in fields(TensorGroup)}
         # The basis depends on all bricks: nothing can be reused for other sets of bricks.
@@ -110,7 +110,7 @@ def core_group(method: MergeMethod, group: TensorGroup) -> CoreGroup | None:
         return None
     memo_key = ("core", group.tensor, *group.keys) if group.memo is not None else ()
     if group.memo is not None and (stored := group.memo.get(memo_key)):
-        return CoreGroup.of(group, *stored)
+        return CoreGroup.in_basis(group, *stored)
     by_brick = group.factors()
     factors = [f for f in by_brick if f is not None]
     if len(factors) < len(by_brick):
@@ -120,7 +120,7 @@ def core_group(method: MergeMethod, group: TensorGroup) -> CoreGroup | None:
     cores = [((left.T @ f.left.double()) @ (f.right.double() @ right.T)).float() for f in factors]
     if group.memo is not None:
         group.memo.store(memo_key, (left, right, cores))
-    return CoreGroup.of(group, left, right, cores)
+    return CoreGroup.in_basis(group, left, right, cores)
 
 
 def core_update(method: MergeMethod, group: TensorGroup) -> Factors | None:
@@ -354,19 +354,19 @@ class _Groups:
             yield core_group(self.weights.method, group) or group
 
 
+@dataclass(eq=False)
 class _MergedSource:
-    def __init__(self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None) -> None:
-        self._group = group
-        self._delta = prepared
-        self._current = current  # None: the current tensor is the base's, which the block already has
+    group: TensorGroup
+    prepared: Callable[[Block], Tensor]
+    current: Source | None  # None: the current tensor is the base's, which the block already has
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
-        block = self._group.block(start, stop)
-        if self._current is None:
-            torch.add(block.base, self._delta(block), out=out)
+        block = self.group.block(start, stop)
+        if self.current is None:
+            torch.add(block.base, self.prepared(block), out=out)
         else:
-            self._current.read(start, stop, out)
-            out.add_(self._delta(block))
+            self.current.read(start, stop, out)
+            out.add_(self.prepared(block))
 
 
 class _KeptOutside:

@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.ground import yamldoc
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, shell
-from workbench.ground.things import as_name
+from workbench.ground.foreign_names import as_name
 from workbench.models.architecture import tied_embeddings
 from workbench.models.layout import Layout, Model
 from workbench.recipe.mergekit.config import Reference
