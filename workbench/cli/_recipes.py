@@ -49,7 +49,7 @@ def score_lines(resolved: Resolved, recipe: str, settings: Sequence[str] | None,
     named_suites = [item for item in resolved.recipe.fields.eval if isinstance(item, str) and item != "edits"]
     try:
         if len(named_suites) == len(resolved.recipe.fields.eval):
-            suites = [load_suite(item, project) for item in named_suites]
+            suites: Sequence[object] = [load_suite(item, project) for item in named_suites]
         else:
             # Only here, because importing the evaluation takes as long as a small merge.
             from workbench.evaluate.plans import suites_of
