@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from workbench.adapters.binder import Binder
 from workbench.adapters.dense import DeltaRows, Summed, Update, UpdatedSource
 from workbench.adapters.flavours import unknown_fields
 from workbench.adapters.keys import Stored
@@ -41,6 +40,8 @@ def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None =
         WorkbenchError: If the base lacks a module of the adapter, if shapes differ, or if part of the adapter cannot be
             expressed exactly as a change of the base's tensors.
     """
+    from workbench.adapters.binder import Binder
+
     last = _last.get(adapter)
     if base is not None and last is not None and last[0] is base:
         return last[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.activations.sets import RECORD as NEURONS
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
@@ -181,6 +180,8 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
 
 def is_neuron_set(path: Path) -> bool:
     """Return whether a directory holds a set of neurons."""
+    from workbench.activations.sets import RECORD as NEURONS
+
     return (path / NEURONS).is_file()
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.api.naming import load_named
-from workbench.api.subjects import Listener
 from workbench.console.output import out
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.project import relative
 
 if TYPE_CHECKING:
+    from workbench.api.subjects import Listener
     from workbench.compare.compare import Comparison
     from workbench.compare.swept import Sweep
     from workbench.resolve.resolved import Resolved
@@ -30,9 +30,7 @@ def score_lines(resolved: Resolved, recipe: str, settings: Sequence[str] | None,
         settings: Values of `--set`.
         checkpoint: The written checkpoint, if plain lm-eval can load it.
     """
-    from workbench.evaluate.plans import suites_of
     from workbench.models.architecture import is_usual_decoder
-    from workbench.scores.suite import Suite
 
     project = resolved.recipe.project
     options = [part for setting in settings or () for part in ("--set", setting)]
@@ -43,15 +41,22 @@ def score_lines(resolved: Resolved, recipe: str, settings: Sequence[str] | None,
             check_decoder(resolved.base.config)
         except WorkbenchError:
             return []
-    try:
-        suites = suites_of([resolved.recipe], [], project)
-    except WorkbenchError:
-        named = (
-            ""
-            if resolved.recipe.fields.eval
-            else next(iter(sorted(f.stem for f in (project / "evals/suites").glob("*.yaml"))), "")
-        )
+    if not resolved.recipe.fields.eval:
+        named = next(iter(sorted(f.stem for f in (project / "evals/suites").glob("*.yaml"))), "")
         return [f"score:  {shell('workbench', 'eval', recipe, *options, '--suite', named)}"] if named else []
+    from workbench.scores.suite import Suite, load_suite
+
+    named_suites = [item for item in resolved.recipe.fields.eval if isinstance(item, str) and item != "edits"]
+    try:
+        if len(named_suites) == len(resolved.recipe.fields.eval):
+            suites: Sequence[object] = [load_suite(item, project) for item in named_suites]
+        else:
+            # Only here, because importing the evaluation takes as long as a small merge.
+            from workbench.evaluate.plans import suites_of
+
+            suites = suites_of([resolved.recipe], [], project)
+    except WorkbenchError:
+        return []
     lines = [f"score:  {shell('workbench', 'eval', recipe, *options)}"]
     tasks = next((",".join(suite.tasks) for suite in suites if isinstance(suite, Suite)), None)
     if checkpoint is not None and tasks is not None:
@@ -87,6 +92,8 @@ def load(recipe: str, settings: list[str] | None, runs_dir: Path | None, headers
 
 def printing() -> Listener:
     """Return the listener that prints on the terminal."""
+    from workbench.api.subjects import Listener
+
     return Listener(out.event, out.say, out.warn)
 
 

@@ -207,12 +207,13 @@ def run(
 
 def _print_result(result: RunResult, described: str) -> None:
     """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory."""
-    from workbench.grow.expansion.records import GrowthCheck, removal_line
-
     for name, row in result.said.items():
         out.say(f"{name}: the model says {row.in_words}")
     out.line(result.place)
-    for step in (step.to_dict() for step in result.steps):
+    grown = [row for row in (step.to_dict() for step in result.steps) if "grow" in row]
+    if grown:
+        from workbench.grow.expansion.records import GrowthCheck, removal_line
+    for step in grown:
         if removal := removal_line(step):
             out.say(f"{step['id']}: {removal}")
         if "check" in step:

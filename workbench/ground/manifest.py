@@ -28,7 +28,7 @@ from pathlib import Path
 
 from workbench.ground.errors import GateFailedError, UsageError
 from workbench.ground.files import SCRATCH, UNFINISHED, publish, read_json, write_json
-from workbench.ground.things import MANIFEST as MANIFEST
+from workbench.ground.foreign_names import MANIFEST as MANIFEST
 
 CARD = "README.md"
 ASIDE = "broken"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
-from workbench.ground.things import ADAPTER, CARD, CONFIG, MANIFEST
+from workbench.ground.foreign_names import ADAPTER, CARD, CONFIG, MANIFEST
 
 _CACHE, _RUNS = ".workbench", "runs"
 ENVIRONMENT = "WORKBENCH_CACHE"

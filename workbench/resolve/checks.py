@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from workbench.adapters.bind import BoundAdapter, bind
-from workbench.adapters.linear import as_lora, not_linear
 from workbench.bricks.brick import Brick, BrickSource, fitted
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
@@ -88,6 +87,8 @@ def check_low_rank(resolved: Resolved, findings: Findings) -> Iterator[Workbench
             brick = resolved.on_disk.get(name)
             if brick is None or brick.kind != "adapter":
                 continue
+            from workbench.adapters.linear import as_lora, not_linear
+
             with findings.or_at_run(f"brick '{name}': is a low-rank update of linear layers"):
                 try:
                     found = not_linear(brick.adapter, resolved.bound(name))

@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.activations.sets import NeuronSet
 from workbench.bricks.brick import Brick, BrickSource
 from workbench.ground.files import json_digest
 from workbench.ground.identity import WatchedFiles
 from workbench.models.identity import template_digest, tokens_digest
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.weights.kernels import PRODUCTS
+
+if TYPE_CHECKING:
+    from workbench.activations.sets import NeuronSet
 
 _FACTORS = ("edit", "steer", "train")  # kinds of steps whose result is an update in factors
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.read import Adapter
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
@@ -14,6 +14,9 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output
 from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from workbench.adapters.approximate import AdaptedWeights
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ ACCEPTED = 0.5
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
     """Convert a recipe's result to the adapter that its `output: {form: adapter}` describes."""
+    from workbench.adapters.approximate import AdaptedWeights, Policy
+
     if isinstance(result.weights, AdaptedWeights):
         return result.weights
     dtype: torch.dtype = getattr(torch, output.dtype or "float32")

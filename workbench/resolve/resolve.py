@@ -33,7 +33,6 @@ from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
 from workbench.steps.fields import BrickRef
-from workbench.vocabulary.align import align
 from workbench.vocabulary.aligned import AlignedVocabulary, Member
 from workbench.vocabulary.fields import TokenizerFields
 from workbench.vocabulary.tokens import added_tokens
@@ -203,6 +202,8 @@ class _Builder:
 
     def _aligned(self, base: Model) -> AlignedVocabulary:
         """Return the vocabulary that the recipe's `tokenizer` block describes."""
+        from workbench.vocabulary.align import align
+
         block, project, bricks = self.recipe.fields.tokenizer, self.recipe.project, self.on_disk
         cache = cache_of(project)
         assert block is not None

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.activations.sets import RECORD, TENSORS, NeuronSet, read_set
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, BrickSource, check_files
@@ -31,6 +30,9 @@ from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, meaning_of, stamp
 from workbench.weights.header import has_headers_only
+
+if TYPE_CHECKING:
+    from workbench.activations.sets import NeuronSet
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ class Resolved:
 
     def neurons(self, folder: str) -> NeuronSet:
         """Return the set of neurons in a folder of the project, and watch its files for changes."""
+        from workbench.activations.sets import RECORD, TENSORS, read_set
+
         place = self.recipe.project / folder
         neurons = read_set(place, folder)
         for name in (RECORD, TENSORS):

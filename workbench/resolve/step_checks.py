@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workbench.activations.sets import RECORD, set_masks
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.locate import kinds_of
@@ -16,6 +16,9 @@ from workbench.resolve.resolved import Resolved
 from workbench.steps import GrowMethod
 from workbench.steps.fields import Where
 from workbench.vocabulary.tokens import check_same_vocabulary, has_tokenizer
+
+if TYPE_CHECKING:
+    pass
 
 
 def check_teacher(name: str, resolved: Resolved) -> None:
@@ -137,6 +140,8 @@ def check_neurons(resolved: Resolved, hub: Hub, findings: Findings) -> None:
 
 
 def _check_neuron_set(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder: str, field: str) -> None:
+    from workbench.activations.sets import RECORD, set_masks
+
     recipe, step = resolved.recipe, resolved.recipe.steps[number]
     place, label = recipe.project / folder, f"{field}: {folder}"
     if not (place / RECORD).is_file():

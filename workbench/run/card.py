@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.activations.sets import NeuronSet
 from workbench.bricks.card import Axes, axes_of, renamed, without_paths
 from workbench.ground import yamldoc
 from workbench.ground.errors import printable
 from workbench.ground.tables import as_markdown, markdown_rows
-from workbench.grow.expansion.records import GrowthCheck, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
 from workbench.run.record import FactsSaid
+
+if TYPE_CHECKING:
+    from workbench.activations.sets import NeuronSet
 
 HEADER = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
 """The YAML header of a README.md, which a match finds at its beginning."""
@@ -84,6 +85,10 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if warnings := record.get("warnings", resolved.warnings):
         lines += ["", *(f"- {_line(w)}" for w in warnings)]
     for step in record.get("steps", ()):
+        if not step.get("blocks"):
+            continue
+        from workbench.grow.expansion.records import stack_parts
+
         if layers := [[part, as_markdown(source)] for part, source in stack_parts(step)]:
             lines += ["", f"## Layers of `{step['id']}`", "", *markdown_rows(["part", "source"], layers)]
     lines += _growth(record)
@@ -169,12 +174,13 @@ def with_header(text: str, fields: Mapping[str, object]) -> str:
 
 def _growth(record: dict[str, Any]) -> list[str]:
     """Return the section of grow steps: what they removed, and the results of their checks; empty if there are none."""
-    removed = [f"- `{step['id']}`: {text}" for step in record.get("steps", ()) if (text := removal_line(step))]
-    grown = [
-        f"- `{step['id']}`: {GrowthCheck.model_validate(step['check']).line()}"
-        for step in record.get("steps", ())
-        if "check" in step
-    ]
+    rows = [step for step in record.get("steps", ()) if "check" in step or "grow" in step]
+    if not rows:
+        return []
+    from workbench.grow.expansion.records import GrowthCheck, removal_line
+
+    removed = [f"- `{step['id']}`: {text}" for step in rows if (text := removal_line(step))]
+    grown = [f"- `{step['id']}`: {GrowthCheck.model_validate(step['check']).line()}" for step in rows if "check" in step]
     return ["", "## Growth", "", *removed, *grown] if removed or grown else []
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.adapters.bind import bind
-from workbench.adapters.linear import not_linear
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.bricks.brick import fitted
 from workbench.ground.errors import WorkbenchError
@@ -197,6 +196,7 @@ def written_adapter(resolved: Resolved, name: str, composed: Model, device: torc
         WorkbenchError: If the result is no low-rank update of linear layers, or an input has changed.
     """
     from workbench.adapters.export import write_result
+    from workbench.adapters.linear import not_linear
 
     place, output = _place(resolved, device), resolved.recipe.fields.output
     with scratch_beside(place) as folder:

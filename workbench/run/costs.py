@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.activations.sets import NeuronSet
 from workbench.adapters.bind import BoundAdapter
-from workbench.adapters.computed import KINDS, Computed
 from workbench.ground.errors import size
 from workbench.ground.results import Number, absent
 from workbench.models.layout import Model
@@ -23,6 +21,9 @@ from workbench.vocabulary.tokens import reading_bytes, same_file
 from workbench.weights.header import HeadersOnlyError
 from workbench.weights.lowrank import OVERSAMPLE
 from workbench.weights.specs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, TensorSpec
+
+if TYPE_CHECKING:
+    from workbench.activations.sets import NeuronSet
 
 # Additional bytes once transformers has built a model on the meta device to list its modules: measured 0.16 GB.
 TRANSFORMERS = 160_000_000
@@ -128,6 +129,8 @@ def factor_bytes(resolved: Resolved, name: str) -> int:
 
     These are the factors as read, in float32 and stacked; for kinds that PEFT computes, also the whole delta of the largest module.
     """
+    from workbench.adapters.computed import KINDS, Computed
+
     adapter = resolved.adapters[name]
     factors = 24 * max((entry.spec.numel for entry in adapter.entries.values()), default=0)
     if adapter.config["peft_type"] not in KINDS:

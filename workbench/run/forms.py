@@ -13,11 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from workbench.adapters.approximate import LARGE
-from workbench.adapters.linear import RANKS, served_rank
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
-from workbench.bricks.locate import locate
 from workbench.ground.errors import InvalidRecipeError, shell, size
 from workbench.ground.files import write_json
 from workbench.ground.lazy import torch
@@ -27,9 +24,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, adapter_whole
 from workbench.run.device import Work
 from workbench.run.kind import written_specs
-from workbench.run.opened import MEMORY, MODEL, refers_to_base, write_record
 from workbench.run.record import RunOutput
-from workbench.run.routers import write_router
 from workbench.steps.fields import parse_size
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import weights_digest
@@ -214,6 +209,8 @@ class AdapterForm(OutputForm):
 
     def warnings(self, output: RunOutput) -> list[str]:
         """Return a warning if the rank cuts off a large part of the result."""
+        from workbench.adapters.approximate import LARGE
+
         error = output.error or 0.0
         if error <= LARGE:
             return []
@@ -234,6 +231,8 @@ class AdapterForm(OutputForm):
 
     def hints(self, place: str, output: RunOutput, resolved: Resolved) -> list[str]:
         """Return the commands for PEFT and vLLM, and a note on tensors that plain LoRA loaders do not read."""
+        from workbench.adapters.linear import RANKS, served_rank
+
         base, whole, rank = resolved.recipe.fields.base_name, output.whole, output.rank or 0
         lines = []
         if whole:
@@ -260,6 +259,8 @@ class ConfigurationForm(OutputForm):
 
     def size(self, resolved: Resolved) -> int:
         """Return the bytes of the checkpoint and of the bricks that a router chooses among; the facts of a memory are small."""
+        from workbench.run.opened import refers_to_base
+
         router = resolved.recipe.router
         bricks = resolved.recipe.used_bricks(router) if router else ()
         adapters = sum(brick_bytes(resolved, name) for name in bricks)
@@ -268,6 +269,8 @@ class ConfigurationForm(OutputForm):
     def write(self, context: WriteContext) -> dict[str, object]:
         """Write the memory or router, the record of the configuration, and the checkpoint unless it equals the base."""
         from workbench.run.materialize import whole_digest
+        from workbench.run.opened import MEMORY, MODEL, refers_to_base, write_record
+        from workbench.run.routers import write_router
 
         resolved, composition, out = context.resolved, context.composition, context.out
         if refers_to_base(resolved):
@@ -292,6 +295,8 @@ class ConfigurationForm(OutputForm):
 
     def checkpoint(self, result: Path) -> Path:
         """Return the directory of the checkpoint, which does not exist if the memory or router acts on the unchanged base."""
+        from workbench.run.opened import MODEL
+
         return result / MODEL
 
     def hints(self, place: str, output: RunOutput, resolved: Resolved) -> list[str]:
@@ -351,6 +356,8 @@ def adapter_hints(base: str, adapter: str, base_path: str) -> list[str]:
         adapter: Directory of the adapter.
         base_path: Directory or hub id of the base.
     """
+    from workbench.bricks.locate import locate
+
     place = locate(base_path, Path.cwd(), "base")[0]
     if Checkpoint(place, "base").packed:
         return [

@@ -8,18 +8,14 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.approximate import AdaptedWeights
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import json_digest, read_memo, write_memo
 from workbench.ground.lazy import torch
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model, live_names
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
-from workbench.run.memories import attach_memory
-from workbench.run.routers import attach_router
 from workbench.weights.device import default_threads, each, exact
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.specs import load
@@ -59,6 +55,9 @@ def configuration_digest(
 
 def _computed(model: Model, resolved: Resolved, device: torch.device) -> dict[str, torch.Tensor]:
     """Compute a configuration's tensors; raise WorkbenchError if it is an adapter whose error `run` refuses too."""
+    from workbench.adapters.approximate import AdaptedWeights
+    from workbench.models.live import compute
+
     tensors = compute(model, resolved.dtype, device)
     if isinstance(model.weights, AdaptedWeights):
         model.weights.check_error()
@@ -107,6 +106,10 @@ def materialize(
         tensors: Tensors of the configuration, if they are already computed.
         events: Receives progress.
     """
+    from workbench.models.live import live_model
+    from workbench.run.memories import attach_memory
+    from workbench.run.routers import attach_router
+
     with exact(device):
         composition = compose(resolved, device, events)
         model, memory, router = composition.model, composition.memory, composition.router
@@ -228,6 +231,8 @@ def _alike(compositions: Sequence[Composition], configurations: Sequence[Resolve
 
 def _places(composition: Composition, parameters: dict[str, torch.nn.Parameter], resolved: Resolved) -> dict[str, str] | None:
     """Return tensor -> parameter; None if a parameter is made from several tensors, or a tensor is no whole parameter."""
+    from workbench.models.live import live_names
+
     model = composition.model
     specs = output_specs(model.weights.specs, resolved.dtype)
     targets = {name: live for name, live in live_names(model.config, specs).items() if live}

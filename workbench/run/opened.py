@@ -30,10 +30,7 @@ from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RECORD, RunDirectory
-from workbench.run.memories import SavedMemory
 from workbench.run.record import RunBase
-from workbench.run.routers import RECORD as ROUTER
-from workbench.run.routers import SavedRouter
 from workbench.weights.checkpoint import refuse_foreign
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -209,6 +206,10 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH,
     Raises:
         WorkbenchError: If it is not a configuration, its files are not as they were written, its base is missing or has changed, or its router's files do not belong together.
     """
+    from workbench.run.memories import SavedMemory
+    from workbench.run.routers import RECORD as ROUTER
+    from workbench.run.routers import SavedRouter
+
     require_whole(path)
     content = read_json(path / CONFIGURATION)
     if content is None:

@@ -13,12 +13,10 @@ from workbench.ground.files import json_digest, read_memo, write_memo
 from workbench.ground.lazy import torch
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
-from workbench.run.memories import attach_memory
 from workbench.run.record import FactsSaid
 from workbench.steps import MethodContext
 from workbench.weights.device import free_models
@@ -146,6 +144,9 @@ def ask(
         device: Device that the model runs on.
         memory: Directory of a memory that acts on the model.
     """
+    from workbench.models.live import compute, live_model
+    from workbench.run.memories import attach_memory
+
     free_models(model.weights)  # the edit was solved on one
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in compute(model, dtype, device).items()}
     live = live_model(model.config, tensors, tokenizer, device)
@@ -197,6 +198,8 @@ def live_session(
             on disk.
         seed: Seed of random numbers; the recipe's if omitted.
     """
+    from workbench.models.live import compute, live_model
+
     rounded = compute(model, rounded_to, device)
     digests = {name: tensor_digest(tensor) for name, tensor in rounded.items()}
     solved_on = weights_digest(output_specs(model.weights.specs, rounded_to), digests, model.config)

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from workbench.ground.lazy import torch
-from workbench.merge.measuring.matrices import Overlap, overlap
 from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.group import CombinedSource, SelectionSource, TensorGroup, selected
 from workbench.models.layout import Model
@@ -27,6 +26,8 @@ from workbench.weights.specs import Source, TensorSpec, Weights, matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from workbench.merge.measuring.matrices import Overlap
 
 
 # Singular values of the stacked factors below this share of the largest are float64 rounding errors.
@@ -289,6 +290,8 @@ class MergedWeights:
         """Return the overlap of the bricks on the step's tensors, measured once; None if the step does not weigh by it."""
         if not self.method.weighs_overlap():
             return None
+        from workbench.merge.measuring.matrices import overlap
+
         with self._overlap_lock:
             if self._overlap is None:
                 # A memo has it if an earlier composition has measured the same tensors.

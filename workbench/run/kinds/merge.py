@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.activations.sets import NeuronSet, set_masks
 from workbench.ground.files import json_digest
 from workbench.ground.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, MaskedDeltas, StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.skeleton import causal_skeleton
 from workbench.recipe.methods import method
@@ -31,6 +29,8 @@ from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from workbench.activations.sets import NeuronSet
 
 
 class Merge(Kind[MergeMethod]):
@@ -125,6 +125,8 @@ class _Neurons:
     @classmethod
     def of(cls, step: MergeMethod, resolved: Resolved) -> _Neurons | None:
         """Return the neurons of a step, or None if it is not limited to a set."""
+        from workbench.activations.sets import set_masks
+
         if not (named := step.neuron_set()):
             return None
         neurons = resolved.neurons(named[1])
@@ -196,6 +198,8 @@ def _measured(context: StepContext, step: MergeMethod, bricks: StepBricks) -> Me
 
 def measuring_context(context: StepContext, bricks: StepBricks) -> MergeContext:
     """Return what a measurement on texts and models needs: the base and the bricks' models, on request."""
+    from workbench.models.live import compute, live_model
+
     resolved, device = context.resolved, context.device
     base, source = resolved.base, resolved.tokenizer_at(0)
     alone = method(MergeMethod, "average").model_validate({"merge": "average"})
