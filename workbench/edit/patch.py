@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.edit.closed_form.lookup import Group, Lookup, lower_and_misspelt
+from workbench.edit.closed_form.lookup import Group, Lookup, spellings
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.gradient.neurons import ROWS_AT_ONCE, Block, find_block, inputs_of, installed, least_used, lending
 from workbench.edit.gradient.patching import (
@@ -265,7 +265,7 @@ class Patch(EditMethod):
         """Return the tokens up to the subject's last one in the wordings of each fact, and in more spellings and behind more texts than values know."""
         tokenizer, befores, found = at.context.tokenizer, contexts(texts, BEHIND), []
         for fact, own in zip(facts, rows, strict=True):
-            others = [*((fact, before) for before in befores), *((other, "") for other in lower_and_misspelt(fact, MISSPELT))]
+            others = [*((fact, before) for before in befores), *((other, "") for other in spellings(fact, MISSPELT))]
             listed = [*own, *(row_of(other, tokenizer, at.position, before) for other, before in others)]
             found.append([prefix for row in listed if len(prefix := row.tokens[: row.lookup + 1]) <= longest])
         return found

@@ -53,15 +53,15 @@ class Lookup:
         if not self.widely:
             return rows
         message = message_row(fact, tokenizer, self.position)
-        others = [row_of(other, tokenizer, self.position) for other in (*lower_and_misspelt(fact, 1), *reworded(fact))]
+        others = [row_of(other, tokenizer, self.position) for other in (*spellings(fact, 1), *reworded(fact))]
         others += [message] if message else []
         return [*rows, *(row for row in others if len(row.tokens) <= longest)]
 
 
-def lower_and_misspelt(fact: Fact, count: int) -> list[Fact]:
-    """Return the fact in lower case, if that differs, and with up to `count` misspelt subjects."""
+def spellings(fact: Fact, wrong: int) -> list[Fact]:
+    """Return a fact in lower case, unless it is, and with some misspelt subjects."""
     lower = replace(fact, prompt=fact.prompt.lower(), subject=fact.subject and fact.subject.lower())
-    return [*([] if lower.text == fact.text else [lower]), *(replace(fact, subject=other) for other in misspellings(fact, count))]
+    return [*([] if lower.text == fact.text else [lower]), *(replace(fact, subject=other) for other in misspellings(fact, wrong))]
 
 
 def reworded(fact: Fact) -> list[Fact]:
