@@ -108,7 +108,7 @@ def evidence(project: Path) -> dict[str, str]:
             said[f"merge:{steps[0]['merge']}"] = (
                 f"[`recipes/{path.name}`](../../recipes/{path.name}) merges three LoRA bricks of the starter base with {shown}. It keeps "
                 f"{interval(c['kept_mean'])} % of the bricks' skills; retention differs from the base by {_difference(rows.get((c['name'], 'retention')))} points. "
-                "All methods beside each other: [one merge a method](../results.md#one-merge-a-method)."
+                "Compare all methods: [one merge a method](../results.md#one-merge-a-method)."
             )
     return said
 

@@ -34,9 +34,9 @@ def serve(
 ) -> None:
     """Serve a configuration to OpenAI's clients: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 
-    Requests that wait are written together. A routed configuration chooses a brick for each request, and says which one in the answer's
-    header X-Brick; a request may name a brick, or base, as its model. With --to, requests go on to vLLM, SGLang or llama-server, each with
-    the adapter that the router chooses. Runs until Ctrl-C, which lets texts end first.
+    Waiting requests are batched. A routed configuration chooses a brick for each request and names it in the response header X-Brick. A
+    request may name a brick, or base, as its model. With --to, requests go on to vLLM, SGLang or llama-server, each with the adapter that
+    the router chooses. The server runs until Ctrl-C, and first finishes the texts that it has begun.
     """
     from workbench.api.naming import open_named
     from workbench.models.identity import pick_device
