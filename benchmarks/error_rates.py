@@ -48,7 +48,7 @@ def main() -> None:
             "WORKBENCH_ERROR_RATES": str(rates_file),
             "OMP_NUM_THREADS": "1",
         }
-        test = [sys.executable, "-m", "pytest", "-q", "-n", str(options.processes), TESTS[name]]
+        test = [sys.executable, "-m", "pytest", "-q", "--nightly", "all", "-n", str(options.processes), TESTS[name]]
         failed = subprocess.run(test, cwd=HERE.parent, env=environment, check=False).returncode
         rows = [json.loads(line) for line in rates_file.read_text("utf-8").splitlines()]
     rows.sort(key=lambda row: json.dumps(row, sort_keys=True))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # 295 seconds with two threads each, and 78 with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Which tenth of the nightly tests runs today: the workers, and a run that is repeated, take the day from here.
-os.environ.setdefault("WORKBENCH_DAY", f"{datetime.now(UTC):%Y-%m-%d}")
+os.environ.setdefault("WORKBENCH_DAY", time.strftime("%Y-%m-%d", time.gmtime()))
 if "WORKBENCH_TESTS_MADE" not in os.environ:  # in the process that starts the workers
     os.environ["WORKBENCH_TESTS_MADE"] = tempfile.mkdtemp(prefix="workbench-made-")
     atexit.register(shutil.rmtree, os.environ["WORKBENCH_TESTS_MADE"], ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Advice before merging and editing: how bricks relate and how to merge them, the barrier between models, and what is wrong with facts."""
+"""Advice before merging and editing: how bricks relate and how to merge them, the barrier between models, and what is wrong with facts. At most 153 names."""
 
 from workbench.ground.parts import Part
 

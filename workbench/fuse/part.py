@@ -1,4 +1,4 @@
-"""Steps with `fuse`: the base learns the distributions of several models, whatever their architectures and tokenizers are."""
+"""Steps with `fuse`: the base learns the distributions of several models, whatever their architectures and tokenizers are. At most 62 names."""
 
 from workbench.ground.parts import Part
 

@@ -1,4 +1,4 @@
-"""Search: `workbench search` tries values of a recipe's fields, and tests the best on items that no candidate has seen."""
+"""Search: `workbench search` tries values of a recipe's fields, and tests the best on items that no candidate has seen. At most 320 names."""
 
 from workbench.ground.parts import Part
 

@@ -1,4 +1,4 @@
-"""The server: `workbench serve` answers OpenAI's clients with a configuration, in this process or before a LoRA server."""
+"""The server: `workbench serve` answers OpenAI's clients with a configuration, in this process or before a LoRA server. At most 138 names."""
 
 from workbench.ground.parts import Part
 

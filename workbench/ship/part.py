@@ -1,4 +1,4 @@
-"""Results for others: `workbench push` sends them to the hub, and `workbench export` writes what LoRA servers need."""
+"""Results for others: `workbench push` sends them to the hub, and `workbench export` writes what LoRA servers need. At most 91 names."""
 
 from workbench.ground.parts import Part
 

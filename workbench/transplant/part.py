@@ -1,4 +1,4 @@
-"""Adapters for other models: `workbench brick transplant` carries a LoRA adapter to a model of other depth, width or tokenizer."""
+"""Adapters for other models: `workbench brick transplant` carries a LoRA adapter to a model of other depth, width or tokenizer. At most 66 names."""
 
 from workbench.ground.parts import Part
 

@@ -1,4 +1,4 @@
-"""Care of bricks, edits and the installation: bricks are measured, fetched, trained, extracted, baked and verified, edits are solved again."""
+"""Care of bricks, edits and the installation: bricks are measured, fetched, trained, extracted, baked and verified, edits are solved again. At most 104 names."""
 
 from workbench.ground.parts import Part
 
