@@ -17,14 +17,14 @@ MINUTES ?= 10
 ROOM ?=
 PYTEST := python -m pytest -n 2 --dist worksteal --durations=10 --durations-min=1
 # A room's tests, and every file of tests that imports the room: what may fail when it changes.
-TESTS = $(if $(ROOM),$(sort $(wildcard tests/$(ROOM)) $(shell grep -rlE "workbench\.$(subst /,.,$(ROOM))\b" tests --include='test_*.py')))
+TESTS = $(if $(ROOM),$(sort $(or $(wildcard tests/$(ROOM)),$(error ROOM=$(ROOM): there is no folder tests/$(ROOM))) $(shell grep -rlE "workbench\.$(subst /,.,$(ROOM))\b" tests --include='test_*.py')))
 # The demo's recipes: three bricks of three skills, merged in two ways and routed. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml recipes/starter-route.yaml
 SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite conflict,--suite smoke)
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo assistant test nightly fuzz faults mutants check run eval search report bricks data docs notebooks site bench gpu clean
+.PHONY: help setup demo assistant test slow nightly fuzz faults mutants check run eval search report bricks data docs notebooks site bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -48,6 +48,9 @@ demo: bricks/starter/base/config.json $(if $(FULL),bricks/reverse-full/checkpoin
 
 test: bricks/starter/base/config.json  ## run the tests: ROOM=merge those of one room and what depends on it, FULL=1 slow ones and today's tenth of the nightly ones, too
 	@$(if $(FULL),WORKBENCH_FUZZ_EXAMPLES=8 WORKBENCH_FUZZ_RANDOM=1) $(BIN)$(PYTEST) $(if $(FULL),$(TODAY),-m "not slow") $(TESTS) $(ARGS)
+
+slow: bricks/starter/base/config.json  ## run all but the nightly tests, and write the list of slow ones anew
+	@$(BIN)$(PYTEST) --write-slow $(ARGS)
 
 nightly: bricks/starter/base/config.json  ## run the nightly tests: simulations of error rates, every family, notebooks, faults, FUZZ examples of damaged files a test
 	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) -m nightly --nightly all $(ARGS)

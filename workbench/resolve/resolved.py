@@ -183,14 +183,8 @@ class Resolved:
         bricks = {name: brick.stamp(self.cache) for name, brick in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
         adapter = [self.base_adapter.stamp(self.cache)] if self.base_adapter else []
-        base = [
-            stamp(self.checkpoint.entries),
-            meaning_of(self.checkpoint.config),
-            *adapter,
-            output,
-            *self._row_sources(bricks),
-            *gates,
-        ]
+        checkpoint = self.checkpoint
+        base = [stamp(checkpoint.entries), meaning_of(checkpoint.config), *adapter, output, *self._row_sources(bricks), *gates]
         return chain(self, [*base, *self._beside_weights], bricks)[-1]
 
     def _row_sources(self, bricks: Mapping[str, str]) -> list[Any]:
