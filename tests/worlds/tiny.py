@@ -94,7 +94,8 @@ def save_finetuned(base: Path, out: Path, *, seed: int, scale: float = 0.05, dty
     }
     save_file(changed, out / "model.safetensors", metadata={"format": "pt"})
     for name in ("config.json", "tokenizer.json"):
-        (out / name).write_bytes((base / name).read_bytes())
+        if (base / name).is_file():
+            (out / name).write_bytes((base / name).read_bytes())
     return out
 
 

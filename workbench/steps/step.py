@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, get_args
 
@@ -262,6 +263,7 @@ class BrickStep(Step):
         return entry if isinstance(entry, BrickEntry) else self.entry_type()(weight=entry)
 
     @classmethod
+    @cache  # asked for every tensor
     def entry_type(cls) -> type[BrickEntry]:
         """Return the class of a brick's fields, taken from the annotation of `bricks`."""
         stack: list[Any] = [cls.model_fields["bricks"].annotation]
