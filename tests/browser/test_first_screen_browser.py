@@ -12,7 +12,7 @@ from worlds.devtools import Browser, show, skip_without_browser
 from worlds.report_page import render
 from worlds.swept import LAMBDA, METHOD, SEED, swept
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # its fixture decides six comparisons: 16 s
 skip_without_browser()
 
 ROWS = "[...document.querySelectorAll('#summary-table tbody tr:not(.group)')]"
