@@ -155,7 +155,7 @@ def test_tests_have_no_wall_clock() -> None:
 # A part may grow within the number that the docstring of its part.py states.
 CORE_LINES = 86_874
 CORE_NAMES = 6_031
-WORDS = 101_000
+WORDS = 101_103
 SLACK = 0.98
 """A number that is less than this share of its ceiling lowers the ceiling."""
 
