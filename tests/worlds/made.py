@@ -54,9 +54,8 @@ def _text(value: object) -> str:
     """Return what stands for a parameter: the path of a folder and the digests of its files, else its text."""
     if not isinstance(value, Path):
         return repr(value)
-    files = sorted(
-        file for file in value.rglob("*") if file.is_file() and file.stat().st_size < 1 << 24
-    )  # of real models, paths will do
+    # Weights of real models are not read: their paths and the small files beside them stand for them.
+    files = sorted(file for file in value.rglob("*") if file.is_file() and file.stat().st_size < 1 << 24)
     return " ".join(
         [str(value), *(f"{file.relative_to(value)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)]
     )

@@ -30,7 +30,7 @@ class Scale(Protocol):
 
 @dataclass(frozen=True)
 class Look:
-    """What the numbers of a grid look like.
+    """Describe how the numbers of a grid are printed and colored.
 
     Attributes:
         scale: Scale of the colors.

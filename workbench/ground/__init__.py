@@ -1,1 +1,1 @@
-"""What every folder stands on: errors, files and documents, results, the project, what may run, the net. It imports no other folder."""
+"""The ground holds what every other folder uses: errors, files, documents, results, the project, trust and the net. It imports none of them."""

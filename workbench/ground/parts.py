@@ -20,7 +20,7 @@ FILE = "part.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a part gives, as names.
+    """Name what a part gives, without importing it.
 
     Attributes:
         commands: Command, such as "serve" or "brick advise" -> place of its function, or of the group that it is.

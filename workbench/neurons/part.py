@@ -1,4 +1,4 @@
-"""What neurons do: `workbench analyze` finds what functions and facts use, and `workbench edit trace` traces facts through layers. At most 305 names."""
+"""The analyses of neurons: `workbench analyze` finds what functions and facts use, and `workbench edit trace` traces facts through layers. At most 305 names."""
 
 from workbench.ground.parts import Part
 
