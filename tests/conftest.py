@@ -39,11 +39,13 @@ import torch.utils.collect_env
 
 from worlds.dense import save_dense
 from worlds.mergekit_runs import save_models
+from worlds.places import PARTS, TESTS
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 from workbench.ground import identity
+from workbench.ground.parts import parts
 
 sys.dont_write_bytecode = False
 gc.set_threshold(20_000, 10, 10)  # as in `workbench.cli.__main__`
@@ -107,16 +109,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     chosen = {"no": "none", "tenth": f"the tenth of {DAY} (DAY={DAY} repeats it)", "all": "all"}[config.option.nightly]
-    return f"nightly tests: {chosen}"
+    missing = f"; without the tests that need a part that is not here: {', '.join(sorted(MISSING))}" if MISSING else ""
+    return f"nightly tests: {chosen}{missing}"
+
+
+MISSING = {*PARTS} - parts().keys()
+"""Parts that cannot be used, because their folder or one that they need is not here."""
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the folder of tests of a part that is missing."""
+    return True if collection_path.parent == TESTS and collection_path.name in MISSING else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _commands_of_missing_parts() -> Iterator[None]:
+    """Skip a test where it calls a command of a missing part. `test_parts.py` calls them in processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if MISSING:
+            patch.setattr("workbench.cli.index.missing", lambda part, what: pytest.skip(f"{what} needs the part '{part}'"))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark slow tests, leave out nightly ones that are not asked for, and move both to the front, so that the workers end together."""
+    """Mark slow tests, skip those of missing parts, leave out nightly ones that are not asked for.
+
+    Both slow and nightly tests move to the front, so that the workers end together.
+    """
     slow = set(SLOW_LIST.read_text("utf-8").splitlines())
     for item in items:
         if item.nodeid in slow:
             item.add_marker("slow")
+        if lost := sorted(MISSING & {part for marker in item.iter_markers("part") for part in marker.args}):
+            item.add_marker(pytest.mark.skip(reason=f"needs the part '{lost[0]}'"))
     nightly = [item for item in items if item.get_closest_marker("nightly")]
     chosen = {"no": [], "tenth": nightly[DAY.toordinal() % 10 :: 10], "all": nightly}[config.option.nightly]
     if left_out := set(nightly) - set(chosen):

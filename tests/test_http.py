@@ -20,7 +20,6 @@ from workbench.cli.app import app
 from workbench.evaluate.backends import WrittenCheckpoint, _check_server
 from workbench.ground import http
 from workbench.ground.errors import WorkbenchError
-from workbench.ship.expected import KEY
 
 SECRET = "sk-secretsecret"
 ROW = {
@@ -31,7 +30,7 @@ ROW = {
 
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
 
 
 @contextmanager
@@ -135,6 +134,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("answer", "message"), BAD.values(), ids=BAD)
+@pytest.mark.part("ship")
 def test_bad_servers_fail_the_check(tmp_path: Path, answer: Any, message: str) -> None:
     with raw(answer) as (url, came):
         result = check(url, tmp_path)
@@ -146,6 +146,7 @@ def test_bad_servers_fail_the_check(tmp_path: Path, answer: Any, message: str) -
     assert len(came) == 1
 
 
+@pytest.mark.part("ship")
 def test_the_key_stays_with_the_server(tmp_path: Path) -> None:
     with raw(whole(b"{}")) as (other, stolen):
         redirect = whole(b"", "302 Found", f"Location: {other}/v1/completions\r\n")
@@ -167,6 +168,7 @@ def test_keys_that_no_header_can_have(tmp_path: Path, monkeypatch: pytest.Monkey
     "url",
     ["localhost:8000", "ftp://a", "file:///etc/passwd", "http://", "http://[::1", "http://a b", "http://h:99999", "http://\x00", "http://\udcff", "", "h" * 100_000],
 )  # fmt: skip
+@pytest.mark.part("ship")
 def test_bad_addresses(tmp_path: Path, url: str) -> None:
     error = check(url, tmp_path).exception
     assert isinstance(error, WorkbenchError), error
@@ -192,11 +194,13 @@ def test_bad_lists_of_models(answer: bytes) -> None:
     ("found", "text"),
     [("[-1.0, -0.5, -0.25]", "abc"), ("[-1.0, -0.5, -0.25]", " abc "), ("[-1.001, -0.5, -0.25]", "abc")],
 )
+@pytest.mark.part("ship")
 def test_sound_answers_pass(tmp_path: Path, found: str, text: str) -> None:
     with raw(completion(found, text)) as (url, _):
         assert check(url, tmp_path).exit_code == 0
 
 
+@pytest.mark.part("ship")
 def test_the_token_that_ends_the_text_may_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ROW, "ends", [1, 3, 3])
     with raw(completion("[-1.0, -0.5]")) as (url, _):
@@ -204,6 +208,7 @@ def test_the_token_that_ends_the_text_may_be_left_out(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("tolerance", ["nan", "-1"])
+@pytest.mark.part("ship")
 def test_a_tolerance_that_is_no_number_passes_nothing(tmp_path: Path, tolerance: str) -> None:
     write_jsonl(tmp_path / "expected.jsonl", [ROW])
     with raw(completion("[-1.0, -0.5, -9.0]")) as (url, _):
@@ -211,6 +216,7 @@ def test_a_tolerance_that_is_no_number_passes_nothing(tmp_path: Path, tolerance:
         assert CliRunner().invoke(app, arguments).exit_code != 0
 
 
+@pytest.mark.part("ship")
 def test_expected_answers_with_a_huge_number(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "expected.jsonl", [{**ROW, "logprobs": [-(10**400), -0.5, -0.25]}])
     result = CliRunner().invoke(app, ["export", "check", "http://127.0.0.1:1", "--expected", str(tmp_path)])

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from worlds.places import PROJECT
+from worlds.places import PARTS, PROJECT
 
 from workbench.cli.index import COMMANDS, Commands
 from workbench.console.failures import extras
@@ -41,7 +41,6 @@ GROUPS = [
     "__init__ __main__",
 ]
 LEVELS = {name: level for level, line in enumerate(GROUPS) for name in line.split()}
-PARTS = ("serve", "view", "ship", "upkeep", "advice", "transplant", "fuse", "neurons", "search")
 FLOORS = 13  # the longest chain of folders that import one another
 PRINTING = ("cli/", "console/", *(f"{part}/commands" for part in PARTS))
 # Third-party package -> the only places that may import it. What is not listed may be imported anywhere.
@@ -147,10 +146,8 @@ def arrows() -> tuple[tuple[str, int, str], ...]:
 
 
 def test_a_folder_imports_only_from_groups_before_it() -> None:
-    known = {folder(relative(path)) for path in SOURCES}
-    assert known == LEVELS.keys() | {*PARTS}, (
-        f"neither in GROUPS nor in PARTS, or gone: {sorted(known ^ (LEVELS.keys() | {*PARTS}))}"
-    )
+    known = {folder(relative(path)) for path in SOURCES} - {*PARTS}
+    assert known == LEVELS.keys(), f"neither in GROUPS nor in PARTS, or gone: {sorted(known ^ LEVELS.keys())}"
     offenders = [
         f"{name}:{line} imports workbench.{there}, which is not in a group before {folder(name)}"
         for name, line, there in arrows()
@@ -169,7 +166,7 @@ def test_the_core_imports_no_part() -> None:
 
 
 def test_a_part_imports_the_core_below_the_commands_and_the_parts_that_it_names() -> None:
-    assert parts().keys() == {*PARTS}
+    assert parts().keys() <= {*PARTS}
     used: dict[str, set[str]] = {part: set() for part in PARTS}
     offenders = []
     for name, line, there in arrows():
@@ -182,7 +179,23 @@ def test_a_part_imports_the_core_below_the_commands_and_the_parts_that_it_names(
         if name.endswith("/part.py") and there != "ground":
             offenders.append(f"{name}:{line} imports more than names")
     assert not offenders, "\n".join(offenders)
-    assert used == {name: set(part.needs) for name, part in parts().items()}, "`needs` of a part.py is not what the part imports"
+    for name, part in parts().items():
+        assert used[name] == set(part.needs), f"`needs` of workbench/{name}/part.py is not what the part imports"
+
+
+def test_tests_import_a_part_where_it_is_needed() -> None:
+    """Tests load without a part: those in its folder are left out, those marked `part` are skipped, and no other file imports it at its top."""
+    tests, offenders = PROJECT / "tests", []
+    for path in tests.rglob("*.py"):
+        here = path.relative_to(tests).parts[0]
+        allowed = {here, *parts()[here].needs} if here in parts() else set()
+        for line, module in imports(path, at_start=True):
+            there = module.removeprefix("workbench.").split(".")[0]
+            if module.startswith("workbench.") and there in {*PARTS} - allowed:
+                offenders.append(
+                    f"{path.relative_to(PROJECT)}:{line} imports the part {there}: import it in tests marked part({there!r})"
+                )
+    assert not offenders, "\n".join(offenders)
 
 
 def test_floors() -> None:
@@ -198,7 +211,8 @@ def test_floors() -> None:
 def test_every_place_that_a_part_names_is_there() -> None:
     given = {name: place for part in parts().values() for name, place in part.commands.items()}
     owners = {name: part for part, one in parts().items() for name in one.commands}
-    assert {name: owner for name, owner in COMMANDS.items() if "." not in owner} == owners, "the index names other parts"
+    known = {name: owner for name, owner in COMMANDS.items() if "." in owner or owner in parts()}
+    assert {name: owner for name, owner in known.items() if "." not in owner} == owners, "the index names other parts"
     places = [*given.values()]
     for part in parts().values():
         places += [place if isinstance(place, str) else place[0] for place in part.documents.values()]
@@ -207,9 +221,9 @@ def test_every_place_that_a_part_names_is_there() -> None:
         assert imported(place)
     groups = {"": [*Commands()], **{name: [*Commands(f"{name} ", command.commands)] for name, command in _groups().items()}}
     listed = [f"{group} {name}".strip() for group, names in groups.items() for name in names]
-    assert not COMMANDS.keys() - set(listed)
+    assert not known.keys() - set(listed)
     for group, names in groups.items():
-        ordered = [name.rpartition(" ")[2] for name in COMMANDS if name.rpartition(" ")[0] == group]
+        ordered = [name.rpartition(" ")[2] for name in known if name.rpartition(" ")[0] == group]
         assert [name for name in names if name in ordered] == ordered, f"workbench {group}"
 
 
@@ -255,6 +269,7 @@ def test_third_parties() -> None:
     assert not offenders, "\n".join(offenders)
 
 
+@pytest.mark.part(*PARTS)
 def test_benchmarks_import_names_that_exist() -> None:
     """Benchmarks run rarely: a name that has moved must not wait for the next run."""
     offenders = []
@@ -337,7 +352,7 @@ def test_the_core_needs_no_extra() -> None:
     names = {f"workbench.{relative(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}": p for p in SOURCES}
     direct = {name: {module for _, module in imports(path, at_start=True)} for name, path in names.items()}
     needing = {name for name, modules in direct.items() if {m.split(".")[0] for m in modules} & libraries}
-    assert {relative(names[name]) for name in needing} == NEED_EXTRAS
+    assert {relative(names[name]) for name in needing} == {name for name in NEED_EXTRAS if (PACKAGE / folder(name)).is_dir()}
     offenders = []
     for start, path in names.items():
         if folder(relative(path)) in ("evaluate", "search", "serve", "view"):

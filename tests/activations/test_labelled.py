@@ -102,6 +102,7 @@ def test_a_chat_template_is_needed_for_chat(tmp_path: Path, tokenizer: Any) -> N
         item_rows(items, tokenizer, 512, chat=True)
 
 
+@pytest.mark.part("neurons")
 def test_some_items_of_each_task_are_spread_over_the_task(tmp_path: Path) -> None:
     from workbench.neurons.subject import some_of_each_task
 

@@ -33,7 +33,6 @@ from workbench.activations.partition import (
 from workbench.activations.selectors import centroids, dense_difference, oracle, selecting
 from workbench.activations.sites import find_sites
 from workbench.ground.errors import WorkbenchError
-from workbench.neurons.sparsity import token_sample
 
 ROWS = random_rows([12] * 8)
 FAMILIES = ("llama", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "gemma2", "olmo2")
@@ -67,8 +66,12 @@ def test_all_experts_are_the_dense_layer(family: str, dense_of: Callable[[str], 
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "opt"])
+@pytest.mark.part("neurons")
 def test_a_sample_has_what_the_layers_read(family: str, dense_of: Callable[[str], Path]) -> None:
     """Activations are those of the drawn tokens, and follow from the inputs by the layer's own matrices, row by row."""
+
+    from workbench.neurons.sparsity import token_sample
+
     model = live(dense_of(family))
     layers, sample = opened(model)
     same = token_sample(model, [layer.site for layer in layers], ROWS, size=60)

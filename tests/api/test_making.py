@@ -27,7 +27,6 @@ from workbench.models.live import compute
 from workbench.run.compose import compose
 from workbench.run.materialize import configuration_digest
 from workbench.scores.store import Configuration
-from workbench.search.python import search
 
 SWEPT = RECIPE + "sweep: {mix.lambda: [0.5, 1.0], mix.merge: [ties, task_arithmetic]}\n"
 OWN = "name: own\ndescription: d\n" + RECIPE.replace("dtype: float32", "dtype: bfloat16, shard_size: 1MB")
@@ -127,7 +126,10 @@ def test_the_line_makes_an_adapter() -> None:
         torch.testing.assert_close(written[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.part("search")
 def test_the_line_makes_each_candidate_of_a_search() -> None:
+    from workbench.search.python import search
+
     found = search("sought", device="cpu").found
     tested = [c for c in found.test.comparison.configurations if c.role in CANDIDATES]
     assert {f"sought-{row.name}" for row in found.test.rows if row.part == "found"} <= {c.name for c in tested}

@@ -125,6 +125,7 @@ def test_what_is_not_scored_is_left_out_with_a_warning(world: Path) -> None:
     assert found.pair is None
 
 
+@pytest.mark.part("search")
 def test_a_search_is_that_of_the_command(world: Path) -> None:
     text = searched("{mix.lambda: [0.2, 1.6]}", ", trials: 3, sampler: random, controls: false")
     Project(world).write(text, "found.yaml")
@@ -146,7 +147,9 @@ def test_a_search_is_that_of_the_command(world: Path) -> None:
         (lambda: api.evaluate("mine", limits=3), "unknown option 'limits'"),  # type: ignore[call-arg]
         (lambda: api.evaluate("mien"), "'mien': expected a recipe, a model directory or a hub id"),
         (lambda: api.evaluate("mine", baseline="bse", device="cpu"), "baseline 'bse': not one of the scored configurations"),
-        (lambda: api.search("mine", sweep="mix.lambda=1,2"), "search has no option 'sweep'"),
+        pytest.param(
+            lambda: api.search("mine", sweep="mix.lambda=1,2"), "search has no option 'sweep'", marks=pytest.mark.part("search")
+        ),
         (lambda: api.evaluate("mine", suite="wrods", device="cpu"), "wrods"),
     ],
 )

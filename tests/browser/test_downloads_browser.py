@@ -121,6 +121,7 @@ def test_every_table_and_figure_of_a_report_is_saved(opened: Browser, document: 
     assert first == "CSVLaTeX", "the buttons stand below their table"
 
 
+@pytest.mark.part("search")
 def test_a_search_and_heat_maps_are_saved(opened: Browser, tmp_path: Path) -> None:
     path = render_search(make_search(), tmp_path / "search")[0]
     opened.open(path, 1280, 900, False)

@@ -12,7 +12,7 @@ from worlds.devtools import Browser, skip_without_browser
 from worlds.search_document import make_search
 from worlds.search_page import render
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.part("search")]
 skip_without_browser()
 
 

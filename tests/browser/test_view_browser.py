@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,14 +19,11 @@ from worlds.toy_scores import SHARES, stored
 
 from workbench.run.directory import run_for
 from workbench.scores.store import ScoreStore
-from workbench.search.result import GrowingSearch, SearchResult
-from workbench.view.app import application
-from workbench.view.growing import Growing
-from workbench.view.pages import Site
-from workbench.view.server import Served
-from workbench.view.talk import Talk
 
-pytestmark = pytest.mark.browser
+if TYPE_CHECKING:
+    from workbench.view.server import Served
+
+pytestmark = [pytest.mark.browser, pytest.mark.part("view")]
 skip_without_browser()
 
 TEXT = "document.querySelector('#watch [data-stream]').textContent"
@@ -53,6 +51,11 @@ def visit(page: Browser, url: str) -> None:
 
 @pytest.fixture
 def served(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    from workbench.view.app import application
+    from workbench.view.pages import Site
+    from workbench.view.server import Served
+    from workbench.view.talk import Talk
+
     lay_out(project, items=8, clusters=4)
     project.run(RECIPE, "mix.yaml")
     project.write(RECIPE.replace("lambda: 1.0", "lambda: 0.5"), "half.yaml")
@@ -133,6 +136,11 @@ def test_a_question_by_keyboard(served: Served, started: Browser) -> None:
 
 
 def test_the_page_grows_and_stays(project: Project, started: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.view.app import application
+    from workbench.view.growing import Growing
+    from workbench.view.pages import Site
+    from workbench.view.server import Served
+
     monkeypatch.chdir(project.path)
     document, growing = situation("winner"), Growing(Site(), "evaluation")
     with started.new_page() as page:
@@ -159,6 +167,12 @@ def test_the_page_grows_and_stays(project: Project, started: Browser, monkeypatc
 def test_the_page_of_a_search_grows_and_ends_with_its_test(
     project: Project, started: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from workbench.search.result import GrowingSearch, SearchResult
+    from workbench.view.app import application
+    from workbench.view.growing import Growing
+    from workbench.view.pages import Site
+    from workbench.view.server import Served
+
     monkeypatch.chdir(project.path)
     growing = Growing(Site(), "search")
     headline = "document.querySelector('.headline').textContent"

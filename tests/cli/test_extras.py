@@ -72,7 +72,7 @@ def test_without_extras_models_are_made_and_stored_scores_reported(world: Projec
 
 @pytest.mark.parametrize(
     ("extra", "missing", "names"),
-    [("eval", {"lm_eval"}, "lm-eval, which is"), ("eval", {"datasets"}, "datasets, which is"), ("search", {"optuna", "cmaes"}, "optuna and cmaes, which are")],
+    [("eval", {"lm_eval"}, "lm-eval, which is"), ("eval", {"datasets"}, "datasets, which is"), pytest.param("search", {"optuna", "cmaes"}, "optuna and cmaes, which are", marks=pytest.mark.part("search"))],
 )  # fmt: skip
 def test_libraries_of_an_extra_may_be_missing(extra: str, missing: set[str], names: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in missing:
@@ -96,6 +96,7 @@ def test_commands_are_named_without_their_arguments() -> None:
     assert command_of(["--help"], ["brick"]) == "workbench"
 
 
+@pytest.mark.part("search", "view")
 def test_the_table_of_extras_is_that_of_pyproject() -> None:
     """The command line's table names the extras and distributions that pyproject.toml declares, each for its module."""
     optional = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]

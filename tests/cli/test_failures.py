@@ -233,6 +233,7 @@ def test_closed_streams(arguments: tuple[str, ...], streams: tuple[str, ...], pr
 
 
 @pytest.mark.parametrize("kilobytes", [150_000, 250_000, 400_000])
+@pytest.mark.part("upkeep")
 def test_an_address_space_that_is_too_small(kilobytes: int, project: Project) -> None:
     command = f"ulimit -v {kilobytes}; exec {shlex.join([sys.executable, '-m', 'workbench', 'doctor'])}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -26,7 +26,6 @@ from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.opened import resolve_model
 from workbench.run.plan import plan
-from workbench.upkeep.rebase import rebase
 
 ALIKE = ("adapter_model.safetensors", "facts.jsonl", "stream.jsonl", "keys.safetensors", "history.safetensors")
 """Files of a brick that do not name the recipe's files."""
@@ -163,6 +162,7 @@ def test_auto_layers_stay(facts: Project) -> None:
     assert not (facts.path / ".workbench" / "sweeps").exists()
 
 
+@pytest.mark.part("advice")
 def test_plan_and_check(facts: Project, cwd: Path) -> None:
     """`plan` counts only what is new; `facts check` finds what contradicts the run."""
     first = run(facts, FIRST, "first", recipe(batch=3))
@@ -191,8 +191,12 @@ def test_only_current_values_are_asked(facts: Project) -> None:
     assert [json.loads(line)["target"] for line in kept] == ["w32", "w38", "w36", "w33", "w35"]
 
 
+@pytest.mark.part("upkeep")
 def test_suites_and_rebase_ask_for_the_facts_of_both(facts: Project) -> None:
     """The suite of a recipe that continues a run has the current facts of both, and so has a brick that is solved again."""
+
+    from workbench.upkeep.rebase import rebase
+
     first = run(facts, FIRST, "first", recipe())
     second = continued(facts, first, SECOND)
     loaded = load_recipe(facts.path / "recipes" / "second.yaml")

@@ -23,14 +23,13 @@ from workbench.edit.inputs import read_prompts
 from workbench.facts.log import read_log
 from workbench.ground import yamldoc
 from workbench.ground.files import read_memo
+from workbench.ground.parts import parts
 from workbench.models.texts import read_texts
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.card import model_card
 from workbench.run.directory import RunDirectory
 from workbench.scores.suite import load_suite
-from workbench.search.space import Space
-from workbench.search.study import ARMS, JOURNAL, Study
 from workbench.train.rows import read_replay
 from workbench.train.spec import TrainSpec
 from workbench.weights.digests import tensor_digests
@@ -114,7 +113,11 @@ def test_recipes(fuzzed: Project, raw: bytes) -> None:
 
     def read() -> Any:
         recipe = load_recipe(file)
-        return Space(recipe) if recipe.fields.search else recipe
+        if recipe.fields.search and "search" in parts():
+            from workbench.search.space import Space
+
+            return Space(recipe)
+        return recipe
 
     keeps(read, size)
 
@@ -302,8 +305,11 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
 
 
-def open_and_go_on(folder: Path, space: Space) -> list[Any]:
+def open_and_go_on(folder: Path, space: Any) -> list[Any]:
     """Use a journal as a search does: open it, take a candidate, finish it, look at all of them."""
+
+    from workbench.search.study import ARMS, Study
+
     study = Study(folder, space, sampler="random", objectives=1, key="k")
     try:
         trial = study.claim("search", None)
@@ -316,9 +322,13 @@ def open_and_go_on(folder: Path, space: Space) -> list[Any]:
         study.close()
 
 
+@pytest.mark.part("search")
 @fuzz
 @given(data=st.data())
 def test_journals_of_searches(fuzzed: Project, journal: Path, data: st.DataObject) -> None:
+    from workbench.search.space import Space
+    from workbench.search.study import JOURNAL
+
     laid_out(fuzzed)
     (fuzzed.path / "bricks" / "two").symlink_to("one") if not (fuzzed.path / "bricks" / "two").exists() else None
     space = Space(load_recipe(fuzzed.write(searched("{mix.lambda: [0.2, 1.6]}", ", trials: 6, sampler: random"), "search.yaml")))

@@ -16,7 +16,6 @@ from worlds.project import Project
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.trust import VARIABLE
 from workbench.steps.step import OUTSIDE
-from workbench.upkeep.rebase import read_edit
 
 METHODS = '''
 from typing import Literal
@@ -57,7 +56,10 @@ def taught(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
         sys.modules.pop(module, None)
 
 
+@pytest.mark.part("upkeep")
 def test_an_edit_brick_finds_its_method(taught: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.upkeep.rebase import read_edit
+
     text = f"steps: [{{id: facts, edit: %s, facts: facts.jsonl, {EDIT}"
     built_in = taught.run(text % "memit", "memit.yaml")
     with monkeypatch.context() as patch:

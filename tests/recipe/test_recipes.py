@@ -58,6 +58,7 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
 @pytest.mark.starter
 @has_starter
 @pytest.mark.parametrize("card", sorted((PROJECT / "bricks").glob("*/brick.yaml")), ids=lambda p: p.parent.name)
+@pytest.mark.part("upkeep")
 def test_brick_is_what_its_card_says(card: Path) -> None:
     from workbench.bricks.card import read_card
     from workbench.bricks.locate import resolve_brick

@@ -136,6 +136,7 @@ def test_padding_and_caches_keep_the_roles(world: Project, model: Any) -> None:
         assert torch.equal(cached, whole)
 
 
+@pytest.mark.part("ship")
 def test_a_saved_configuration_is_the_same_and_no_server_takes_it(world: Project) -> None:
     made = world.run(f"{ROLES}output: {{dtype: float32}}\n")
     loaded = workbench.load(made["directory"])

@@ -148,6 +148,7 @@ def test_weights_are_swapped_and_restored(project: Project) -> None:
     torch.testing.assert_close([after, inside], expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.part("fuse")
 def test_nothing_is_left_out() -> None:
     named = {":".join(part.strip() for part in step.partition(",")[0].split(":")) for step in STEPS}
     left = {name for name in methods() if name not in named and "mergekit/" not in name}

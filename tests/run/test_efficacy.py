@@ -24,7 +24,6 @@ from workbench.ground.errors import WorkbenchError
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import EfficacyError
-from workbench.upkeep.rebase import rebase
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"
@@ -196,8 +195,12 @@ def test_memory_is_bounded_for_many_facts(half: Project, monkeypatch: pytest.Mon
     assert sum(places for places, _ in seen) == sum(len(f.target.split()) for f in facts)
 
 
+@pytest.mark.part("upkeep")
 def test_rebase_has_the_same_gate(half: Project) -> None:
     """Exit code 3 and no brick; a field of the step, set by --set; the brick's own value is kept with it."""
+
+    from workbench.upkeep.rebase import rebase
+
     document = half.run(step(", min_efficacy: 0.25"))
     brick = Path(document["run"]) / "edits" / "facts"
     onto = half.resolve("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic, bricks: {one: 40.0}}]\n", "other.yaml")

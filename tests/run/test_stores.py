@@ -126,6 +126,7 @@ def changed(part: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.part("fuse")
 def test_a_part_changes_the_keys_that_depend_on_it(part: str, world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no others, so that nothing is computed again without need."""
     before = fill(world)
@@ -147,6 +148,7 @@ def test_a_part_changes_the_keys_that_depend_on_it(part: str, world: Project, mo
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.part("fuse", "neurons", "search")
 def test_every_folder_of_the_cache_is_listed() -> None:
     pattern = r'cache(?:_of\([\w.]+\))? / "(\w+)"|context\.place\("(\w+)"|place_of\(resolved, "(\w+)"'
     texts = (path.read_text("utf-8") for path in (PROJECT / "workbench").rglob("*.py"))

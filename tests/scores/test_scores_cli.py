@@ -16,7 +16,6 @@ from worlds.local_tasks import documents, tiny
 from worlds.stored_scores import right, stored
 from worlds.tiny import edit_json
 
-from workbench.advice.evidence import scored_before
 from workbench.ground.errors import WorkbenchError
 from workbench.scores.imported import find_imported, import_samples
 from workbench.scores.paired import paired
@@ -322,8 +321,12 @@ def test_ls(outside: Path, project: Path) -> None:
     assert stored_plans(ScoreStore(project / "nowhere")) == []
 
 
+@pytest.mark.part("advice")
 def test_the_order_of_a_folder_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """File systems list files in any order: scores of the same second and value are in the order of their names."""
+
+    from workbench.advice.evidence import scored_before
+
     store, sizes = ScoreStore(tmp_path), {"x": 1, "y": 2}
     made = [Configuration(c * 32, f"of-{c}" if c > "2" else "twin", "configuration", ("x", "y"), bricks=sizes) for c in "12345"]
     stored(store, {c: {"t": right(0.5)} for c in made})

@@ -135,6 +135,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.part("upkeep")
 def test_what_is_not_exact_is_refused(case: str, words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
     """The hint's `brick bake` works with the tokenizer in the folder, and its checkpoint is used in all of these places."""
     from safetensors.torch import save_file

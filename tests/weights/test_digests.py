@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from worlds.places import STARTER
 from worlds.project import Project
 from worlds.tiny import edit_json
 
 from workbench.bricks.brick import checkpoint_digest
 from workbench.ground.identity import FileIdentity
-from workbench.upkeep.fetch import CONFIG, DIGEST
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import tensor_digests, weights_digest
-from workbench.weights.writer import output_specs
 
 SECOND = 1_000_000_000
 NOW = 1_700_000_000 * SECOND
@@ -75,9 +70,6 @@ def test_other_bytes_with_the_same_times_have_another_digest(
     digests._READ.clear()
 
 
-BASE = STARTER
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2"])
 def test_growth_scales_a_large_epsilon_with_the_width(family: str, project: Project, dense_of: Callable[[str], Path]) -> None:
     """With an epsilon like the norms' own squares a wrong share of it is no rounding: queries and keys that are normed included."""
@@ -107,15 +99,3 @@ def test_a_brick_with_another_epsilon_is_named(field: str, project: Project) -> 
     message = f"brick 'other': config.json differs from the base's in {field}; the result has the base's values"
     assert message in project.resolve(text.format(base, brick)).warnings
     assert not [w for w in project.resolve(text.format(base, base)).warnings if "config.json differs" in w]
-
-
-@pytest.mark.starter
-def test_the_starter_base_has_the_configuration_that_its_digest_counts() -> None:
-    """What `brick fetch starter` writes, and what lies on disk: each field of it is part of the digest that bricks name."""
-    if not (BASE / "config.json").is_file():
-        pytest.skip("workbench brick fetch starter")
-    checkpoint = Checkpoint(BASE, "base")
-    digests = tensor_digests(checkpoint.entries, None)
-    assert weights_digest(output_specs(checkpoint.specs, None), digests, CONFIG) == DIGEST
-    stored = json.loads((BASE / "config.json").read_text("utf-8"))
-    assert {key: stored[key] for key in CONFIG} == CONFIG

@@ -7,8 +7,18 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
+from worlds.places import PARTS
+
 from workbench.cli.app import app
+from workbench.cli.index import COMMANDS
 from workbench.ground.errors import WorkbenchError
+from workbench.ground.parts import parts
+
+
+def is_here(command: str) -> bool:
+    """Whether the core or a part that is not missing has a command, such as "export write"."""
+    owner = COMMANDS.get(command, COMMANDS.get(command.partition(" ")[0], ""))
+    return owner in parts() or owner not in PARTS
 
 
 def call(*args: str, code: int | tuple[int, ...] = 0) -> Result:

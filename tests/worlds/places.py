@@ -17,6 +17,10 @@ PUBLIC = PROJECT.parent / "shared" / "data" / "editing"
 """Published fact sets beside the checkout; tests that read them are skipped where they are missing."""
 
 
+PARTS = ("serve", "view", "ship", "upkeep", "advice", "transplant", "fuse", "neurons", "search")
+"""The parts of the workbench. The tests of a part are in the folder of tests with its name."""
+
+
 def of_the_pinned_transformers() -> bool:
     """True if transformers has the minor version in constraints.txt, for which the tables of all families were made."""
     pinned = next(

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worlds.search_document import compared
 
-from workbench.search import pages
-from workbench.search.pages.view import SearchView
-from workbench.search.result import SearchResult
+if TYPE_CHECKING:
+    from workbench.search.pages.view import SearchView
 
 Document = dict[str, Any]
 
 
 def view_of(document: Document) -> SearchView:
+    from workbench.search.pages.view import SearchView
+    from workbench.search.result import SearchResult
+
     return SearchView.of(SearchResult.of(document, "search.json"))
 
 
 def render(document: Document, out: Path) -> list[Path]:
+    from workbench.search import pages
+    from workbench.search.result import SearchResult
+
     return pages.render(SearchResult.of(document, "search.json"), out)
 
 

@@ -7,12 +7,13 @@ import http.client
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from workbench.view.growing import Growing
-from workbench.view.server import Served
+if TYPE_CHECKING:
+    from workbench.view.growing import Growing
+    from workbench.view.server import Served
 
 
 class Visitor:
@@ -64,6 +65,10 @@ class Visitor:
 
 def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every report that `--watch` serves from now on, as a browser gets it when it is told of it; none is skipped because it comes soon after another."""
+
+    from workbench.view.growing import Growing
+    from workbench.view.server import Served
+
     monkeypatch.setattr("workbench.console.watch._PAUSE", 0.0)
     monkeypatch.setattr("workbench.console.watch._SHARE", 1e9)
     monkeypatch.setattr("workbench.view.growing._LAST", 0.0)  # these pages do not listen until the end
