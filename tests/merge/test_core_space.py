@@ -164,8 +164,7 @@ def test_adapters_on_different_tensors_and_dense_ones() -> None:
 
 def test_what_has_no_update_or_an_empty_one() -> None:
     base = {"w": torch.randn(24, 18)}
-    weights = InMemory(base)
-    checkpoint = WeightsDelta(InMemory({"w": torch.randn(24, 18)}), weights)
+    checkpoint = WeightsDelta(InMemory({"w": torch.randn(24, 18)}))
     assert step_on("task_arithmetic", base, {"a": lora(2), "b": checkpoint}).update("w", CPU) is None
     assert step_on("ties", base, adapters((2, 2))).update("w", CPU) is None
     assert step_on("slerp", base, adapters((2, 2))).update("w", CPU) is None

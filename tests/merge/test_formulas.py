@@ -92,7 +92,7 @@ def opened(world: World, out: Path) -> tuple[Checkpoint, dict[str, Any]]:
     base, deltas = checkpoint(world.base, "base"), dict[str, Any]()
     for i, brick in enumerate(world.bricks):
         pairs: Any = brick
-        deltas[f"b{i}"] = Lora(pairs) if i in world.adapters else WeightsDelta(checkpoint(brick, f"b{i}"), base)
+        deltas[f"b{i}"] = Lora(pairs) if i in world.adapters else WeightsDelta(checkpoint(brick, f"b{i}"))
     return base, deltas
 
 

@@ -214,7 +214,7 @@ def in_memory(name: str, order: list[str], seed: int, **parameters: Any) -> Merg
     step = METHODS[name].model_validate(
         {"merge": f"mergekit/{name}", "parameters": {"density": 0.5, **parameters}, "bricks": dict.fromkeys(order, 0.5)}
     )
-    deltas = {b: WeightsDelta(InMemory(bricks[b]), weights) for b in order}
+    deltas = {b: WeightsDelta(InMemory(bricks[b])) for b in order}
     keys = {"brick0": "key b", "brick1": "key a"}
     return MergedWeights(model, model, step, StepBricks(deltas, keys), seed=seed)
 

@@ -85,7 +85,7 @@ def test_overlap_counts_scale_free_matrices_and_experts() -> None:
     )
     assert (found.layers, found.pairs[0][1], found.weights) == ({}, 0.0, {"a": 1.0, "b": 1.0})
     base = {"v": torch.zeros(9)}
-    same = {n: WeightsDelta(InMemory({"v": torch.ones(9)}), InMemory(base)) for n in "ab"}
+    same = {n: WeightsDelta(InMemory({"v": torch.ones(9)})) for n in "ab"}
     assert measured(same, base).pairs[0][1] == 0
     assert overlap([], []).weights == {}
     # Two bricks that change different experts of one stack do not overlap; those that change the same one do.
@@ -95,7 +95,7 @@ def test_overlap_counts_scale_free_matrices_and_experts() -> None:
     def brick(expert: int) -> WeightsDelta:
         stack = torch.zeros(2, 6, 5)
         stack[expert] = change
-        return WeightsDelta(InMemory({"w": stack}), InMemory(base))
+        return WeightsDelta(InMemory({"w": stack}))
 
     assert measured({"a": brick(0), "b": brick(1)}, base).pairs[0][1] == 0
     assert measured({"a": brick(0), "b": brick(0)}, base).pairs[0][1] == pytest.approx(1)
@@ -139,7 +139,7 @@ def overlapping() -> tuple[list[torch.Tensor], dict[str, float]]:
     shared = torch.randn(14, 10, generator=torch.Generator().manual_seed(5))
     deltas = [shared + 0.5 * torch.randn(14, 10, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     base = {"w": torch.zeros(14, 10)}
-    tuned = {f"b{i}": WeightsDelta(InMemory({"w": d}), InMemory(base)) for i, d in enumerate(deltas)}
+    tuned = {f"b{i}": WeightsDelta(InMemory({"w": d})) for i, d in enumerate(deltas)}
     return deltas, measured(tuned, base).weights
 
 
@@ -154,7 +154,7 @@ def test_equal_bricks_add_up_to_one(method: str, dense: bool) -> None:
     bricks: dict[str, Any] = {f"b{i}": brick for i in range(3)}
     if dense:
         tuned = {n: flat_copy({"b": brick}, n)[0] for n in ("w", table)} | {"norm": torch.arange(9.0)}
-        bricks = {f"b{i}": WeightsDelta(InMemory(tuned), InMemory(base)) for i in range(3)}
+        bricks = {f"b{i}": WeightsDelta(InMemory(tuned)) for i in range(3)}
     whole = {"density": 1.0} if method in ("ties", "dare") else {}
     step = step_on(method, base, bricks, weights="auto", **whole)
     for name in ("w", table):

@@ -61,7 +61,7 @@ def merge(
     assert isinstance(step, MergeMethod)
     weights = InMemory(base)
     model = Model(weights, config or {"num_hidden_layers": 2})
-    deltas = {name: WeightsDelta(InMemory(b), weights) for name, b in tuned.items()}
+    deltas = {name: WeightsDelta(InMemory(b)) for name, b in tuned.items()}
     merged = MergedWeights(model, model, step, StepBricks(deltas), measured=measured)
     return {name: load(merged, name, dtype, CPU) for name in base}
 

@@ -82,13 +82,13 @@ def deltas(name: str, resolved: Resolved) -> Deltas:
     if brick.kind == "adapter":
         bound = resolved.bound(name)
         return AlignedDeltas(bound, vocabulary.delta_rows(name), vocabulary.tensors) if vocabulary else bound
-    return WeightsDelta(fitted(brick, base, vocabulary.view(name) if vocabulary else None), base.weights)
+    return WeightsDelta(fitted(brick, base, vocabulary.view(name) if vocabulary else None))
 
 
 def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:
     """Return the deltas of a recipe used as a brick, in the output's vocabulary. The recipe is composed now, if it may be a brick."""
     check_not_grown(nested, outer)
-    return WeightsDelta(_on_base(compose(nested, device, events).model, nested, outer), outer.base.weights)
+    return WeightsDelta(_on_base(compose(nested, device, events).model, nested, outer))
 
 
 def check_not_grown(nested: Resolved, outer: Resolved) -> None:

@@ -60,7 +60,7 @@ def measure_brick(brick: Brick, others: Sequence[Brick], base: str, device: torc
 def check_fit(brick: Brick, base: Model) -> Deltas:
     """Return a brick's deltas on a base."""
     if brick.kind == "checkpoint":
-        return WeightsDelta(fitted(brick, base), base.weights)
+        return WeightsDelta(fitted(brick, base))
     return bind(brick.adapter, base.weights.specs, base)
 
 

@@ -384,6 +384,6 @@ def merged_views(
         digests = sources.contents() if sources.contents else {}
         return {name: json_digest([digests.get(name, name), ranges.get(name)]) for name in views}
 
-    deltas = {name: WeightsDelta(view.weights, base.weights) for name, view in views.items()}
+    deltas = {name: WeightsDelta(view.weights) for name, view in views.items()}
     merged = MergedWeights(base, base, method, StepBricks(deltas, sources.keys, contents), seed=sources.seed)
     return View(merged, base.config, base.layout)

@@ -41,7 +41,6 @@ class WeightsDelta:
     """Deltas of a full set of weights (a checkpoint, or another recipe's result): its difference from the base."""
 
     weights: Weights
-    base: Weights
 
     def touches(self, name: str) -> bool:
         """Return True: every tensor may differ."""
