@@ -21,6 +21,8 @@ from workbench.search.result import GrowingSearch
 from workbench.search.run import open_study, run
 from workbench.search.winner import growing
 
+pytestmark = pytest.mark.part("view")
+
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
