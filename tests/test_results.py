@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from workbench.ground.errors import WorkbenchError
-from workbench.ground.results import Measured, Number, OpenPart, Part, Result, absent
+from workbench.ground.results import JsonObject, Measured, Number, OpenJsonObject, Result, absent
 
 
-class Row(Part):
+class Row(JsonObject):
     """A row."""
 
     value: Number
@@ -70,7 +70,7 @@ def test_a_schema_says_what_is_always_there() -> None:
 
 
 def test_an_open_part_keeps_other_fields() -> None:
-    class Task(OpenPart):
+    class Task(OpenJsonObject):
         n: int
 
     assert Task.model_validate({"n": 1, "acc": 0.5}).to_dict() == {"n": 1, "acc": 0.5}

@@ -17,7 +17,7 @@ from worlds.project import Project
 
 from workbench.cli.app import app
 from workbench.cli.published import DOCUMENTS, pages, schema, schema_file
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.steps.fields import field_docs
 
 KEYS = FIXTURES / "json_keys.json"
@@ -31,7 +31,7 @@ def commands_with_json(command: Any, name: str = "") -> Iterator[str]:
         yield name
 
 
-def classes(cls: type[Part] = Part) -> Iterator[type[Part]]:
+def classes(cls: type[JsonObject] = JsonObject) -> Iterator[type[JsonObject]]:
     for inner in cls.__subclasses__():
         if inner.__module__.startswith("workbench.") and not inner.__name__.startswith("_"):
             yield inner

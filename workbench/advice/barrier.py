@@ -16,7 +16,7 @@ from workbench.activations.losses import losses
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events, progress
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part, Result
+from workbench.ground.results import JsonObject, Number, Result
 from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
@@ -45,7 +45,7 @@ _RESAMPLES = 2000
 Verdict = Literal["none", "small", "high"]
 
 
-class LinePoint(Part):
+class LinePoint(JsonObject):
     """A model on the line between the two."""
 
     t: Number
@@ -60,7 +60,7 @@ class LinePoint(Part):
     """Rise of the loss above the straight line between the losses of the ends."""
 
 
-class BarrierHeight(Part):
+class BarrierHeight(JsonObject):
     """The largest rise above the line."""
 
     value: Number

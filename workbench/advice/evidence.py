@@ -12,7 +12,7 @@ from workbench.compare.leaders import mean_over
 from workbench.compare.tables import Table, suites_of, tables_of
 from workbench.facts.facts import SLOT
 from workbench.ground.errors import size
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.models.texts import Text, longest_row
 from workbench.scores.paired import Paired, paired
 from workbench.scores.statistics import Floats, score_interval
@@ -29,7 +29,7 @@ TOKENS, TIMED = 8, 8
 """Number of tokens that are written, and of prompts that are timed, for the price of a route."""
 
 
-class Interval(Part):
+class Interval(JsonObject):
     """A number with its interval."""
 
     value: Number
@@ -73,7 +73,7 @@ class Change(Interval):
         return f"{100 * self.value:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}] points"
 
 
-class OnBrick(Part):
+class OnBrick(JsonObject):
     """A model on the prompts of one brick."""
 
     brick: str
@@ -87,7 +87,7 @@ def on_bricks(right: Mapping[str, Floats]) -> list[OnBrick]:
     return [OnBrick(brick=name, accuracy=Accuracy.of(values)) for name, values in right.items()]
 
 
-class Tried(Part):
+class Tried(JsonObject):
     """A model that was run on the bricks' prompts."""
 
     name: str
@@ -100,7 +100,7 @@ class Tried(Part):
     """The same on the prompts of each brick."""
 
 
-class Fall(Part):
+class Fall(JsonObject):
     """A brick whose skill falls in the advised merge."""
 
     brick: str
@@ -109,7 +109,7 @@ class Fall(Part):
     """Accuracy of the merge minus that of the brick alone, with an interval at 5 % over all bricks (Bonferroni)."""
 
 
-class RoutePrice(Part):
+class RoutePrice(JsonObject):
     """Price of a route beside one merge, which runs like the base."""
 
     adapters: int
@@ -128,7 +128,7 @@ class RoutePrice(Part):
         )
 
 
-class Trial(Part):
+class Trial(JsonObject):
     """Models that were run, with --measure."""
 
     items: int
@@ -225,7 +225,7 @@ MOST = 3
 """Largest number of configurations of a suite that are shown."""
 
 
-class ScoredBefore(Part):
+class ScoredBefore(JsonObject):
     """A stored configuration that was made from the same bricks."""
 
     suite: str

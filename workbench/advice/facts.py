@@ -19,7 +19,7 @@ from workbench.facts.stream import Start, read_stream
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.models.prompts import encode_pair, encode_text, load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.run.kinds.edit import RECORD
@@ -35,7 +35,7 @@ BATCH = 32
 _BEYOND = 2
 
 
-class FactFinding(Part):
+class FactFinding(JsonObject):
     """A problem with one line of a facts file."""
 
     place: str
@@ -56,7 +56,7 @@ class FactFinding(Part):
     """Similarity of the two facts' questions, from 0 to 1; null unless an encoder compared them."""
 
 
-class FactsReport(Part):
+class FactsReport(JsonObject):
     """Checks of a facts file. If it does not pass, the exit code is 3."""
 
     file: str

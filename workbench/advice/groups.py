@@ -9,14 +9,14 @@ from pathlib import Path
 
 from workbench.advice.pools import UNEQUAL, Pair, equal_weights, equalized
 from workbench.ground.project import relative
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 
 MOST = 6
 """Largest number of groups for which one merge is recommended from the weights alone: of six disjoint skills one merge kept 81 %, and
 a route all of them (docs/merging-advice.md, docs/routing-or-merge.md)."""
 
 
-class Group(Part):
+class Group(JsonObject):
     """Bricks that a route treats as one."""
 
     name: str

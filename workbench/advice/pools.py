@@ -13,7 +13,7 @@ from typing import Literal
 
 from workbench.bricks.brick import Brick
 from workbench.ground.errors import UsageError, nearest, shell
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.models.texts import Text
 from workbench.run.route_statistics import Measuring, card_folder, trained_on
 from workbench.scores.statistics import Floats
@@ -24,7 +24,7 @@ CONTRADICTING = 0.5
 """Share of shared prompts with different answers from which two bricks contradict each other."""
 
 
-class Shared(Part):
+class Shared(JsonObject):
     """Prompts that the texts of two bricks share."""
 
     prompts: int
@@ -114,7 +114,7 @@ UNEQUAL = 3.0
 Regime = Literal["single", "same", "contradicting", "far", "opposed", "overlapping", "between", "disjoint"]
 
 
-class Pair(Part):
+class Pair(JsonObject):
     """Two bricks."""
 
     one: str

@@ -12,10 +12,10 @@ from workbench.advice.pools import Pair, Regime
 from workbench.ground import yamldoc
 from workbench.ground.errors import shell
 from workbench.ground.project import find_project
-from workbench.ground.results import Number, Part, Result
+from workbench.ground.results import JsonObject, Number, Result
 
 
-class AdvisedBrick(Part):
+class AdvisedBrick(JsonObject):
     """A brick."""
 
     name: str
@@ -32,7 +32,7 @@ class AdvisedBrick(Part):
     """File of its own texts; null if none was found."""
 
 
-class LeftOut(Part):
+class LeftOut(JsonObject):
     """A brick that the recommended step leaves out."""
 
     name: str

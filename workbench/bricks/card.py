@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from workbench.bricks.hub import CARD
 from workbench.ground import yamldoc
 from workbench.ground.files import write_text
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.ground.yamltree import top_scalars
 from workbench.steps.fields import NAME, Strict
 
@@ -225,7 +225,7 @@ def read_card(path: Path) -> BrickCard:
     return card
 
 
-class ShownCard(Part):
+class ShownCard(JsonObject):
     """A brick's card. A brick without a card has only `name` and `kind`."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)

@@ -17,13 +17,13 @@ from workbench.ground.errors import size
 from workbench.ground.files import publish_once, read_json, scratch_beside, write_json
 from workbench.ground.foreign_names import HEADERS_ONLY
 from workbench.ground.project import cache_of
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.weights.header import MAX_HEADER
 
 _CONNECTIONS = 8
 
 
-class Download(Part):
+class Download(JsonObject):
     """A repository of the hub that a run downloads first."""
 
     repository: str

@@ -10,7 +10,7 @@ from workbench.activations.sets import RECORD, NeuronSet, read_set, set_masks, w
 from workbench.bricks.card import Axes, BaseRecord, BrickCard, axes_of, read_card, write_card
 from workbench.bricks.hub import CARD
 from workbench.ground.errors import GateFailedError, WorkbenchError
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.models.layout import Model
 
 MADE_BY = "workbench analyze"
@@ -18,7 +18,7 @@ BEST = 3
 """Number of neurons with the best scores that a layer shows."""
 
 
-class BestNeuron(Part):
+class BestNeuron(JsonObject):
     """A neuron with a high score."""
 
     neuron: int
@@ -27,7 +27,7 @@ class BestNeuron(Part):
     """Its score."""
 
 
-class LayerNeurons(Part):
+class LayerNeurons(JsonObject):
     """The neurons of a set in one layer."""
 
     size: int
@@ -38,7 +38,7 @@ class LayerNeurons(Part):
     """Neurons with the highest scores; empty if the set has no scores."""
 
 
-class ShownNeurons(Part):
+class ShownNeurons(JsonObject):
     """A set of neurons."""
 
     name: str

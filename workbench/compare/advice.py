@@ -13,7 +13,7 @@ from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
 from workbench.ground.errors import shell, size
 from workbench.ground.numbers import about as rounded_up
 from workbench.ground.numbers import figures, fixed, listed, signed
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 
 CANDIDATES = ("base", "brick", "average", "configuration")
 """Roles of candidates. The other controls (facts in the prompt, fine-tuning, an adapter) are made for a comparison and are not shipped."""
@@ -26,7 +26,7 @@ _SHIPPABLE = ("safe", UNGUARDED, BASELINE)
 _CLEARLY = 0.9  # a result counts as smaller if it has less than this share of the other one's bytes
 
 
-class Candidate(Part):
+class Candidate(JsonObject):
     """A configuration, brick, average or base that was scored on all skill tasks."""
 
     configuration: str

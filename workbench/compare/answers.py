@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.scores.files import is_number
 from workbench.scores.store import Configuration, Row, Scores, ScoreStore
 
@@ -21,7 +21,7 @@ Short = tuple[Number | list[Number] | None, str | None, list[Measured] | None]
 """Score, text and log-likelihoods of an answer."""
 
 
-class Question(Part):
+class Question(JsonObject):
     """An item of a task."""
 
     task: str
@@ -38,7 +38,7 @@ class Question(Part):
     """Choices of the item, if it has any."""
 
 
-class SideBySide(Part):
+class SideBySide(JsonObject):
     """Answers of all configurations to items on which two of them differ."""
 
     items: list[Question]
@@ -51,7 +51,7 @@ class SideBySide(Part):
     """Number of these that are not among the items."""
 
 
-class Answer(Part):
+class Answer(JsonObject):
     """A configuration's answer to an item."""
 
     score: Number | list[Number] | None
@@ -83,7 +83,7 @@ class Item(Question):
         return self.change != "same" or (one.response, one.picked) != (two.response, two.picked)
 
 
-class Items(Part):
+class Items(JsonObject):
     """Answers of two configurations, item by item."""
 
     first: str

@@ -16,7 +16,7 @@ from workbench.compare.recommend import Recommendation
 from workbench.compare.routing import RoutingComparison
 from workbench.compare.survival import EditedFacts
 from workbench.compare.sweeps import ComparedSweep
-from workbench.ground.results import Number, Part, Result, absent
+from workbench.ground.results import JsonObject, Number, Result, absent
 from workbench.scores.documents import Skipped
 from workbench.scores.groups import GroupScore
 from workbench.scores.suite import Contrast
@@ -25,7 +25,7 @@ SHOWN_ORDER = ("configuration", "base", "brick", "average", "memory", "finetune"
 """Order in which pages show configurations by role."""
 
 
-class ComparedTask(Part):
+class ComparedTask(JsonObject):
     """A task under its primary metric, or a contrast of two tasks."""
 
     task: str
@@ -78,7 +78,7 @@ class ComparedTask(Part):
         return self.metric + minus
 
 
-class Subtraction(Part):
+class Subtraction(JsonObject):
     """The two tasks of a contrast."""
 
     of: str
@@ -92,7 +92,7 @@ class Subtraction(Part):
         return cls(of=contrast.of, minus=contrast.minus) if contrast else None
 
 
-class Family(Part):
+class Family(JsonObject):
     """The families of comparisons that were declared before any test."""
 
     size: int
@@ -115,7 +115,7 @@ class Family(Part):
     """Number of rows of controls on the other tasks."""
 
 
-class StoredAnswer(Part):
+class StoredAnswer(JsonObject):
     """A configuration's answer to an item, as it is stored."""
 
     response: str | None
@@ -135,7 +135,7 @@ class ChangedItem(Question):
     """Answer of the configuration."""
 
 
-class Provenance(Part):
+class Provenance(JsonObject):
     """What a comparison was made from."""
 
     suites: list[str]
@@ -154,7 +154,7 @@ class Provenance(Part):
     """Time of the comparison (ISO 8601, UTC)."""
 
 
-class _OfSuite(Part):
+class _OfSuite(JsonObject):
     suite: str
     """Name of the suite."""
     configuration: str
@@ -342,7 +342,7 @@ class Comparison(Result):
         return [ConfigurationCosts(configuration=c.name, **dict(c.costs)) for c in self.configurations if c.name in names]
 
 
-class ComparedRows(Part):
+class ComparedRows(JsonObject):
     """Comparison of stored scores with a baseline."""
 
     baseline: str

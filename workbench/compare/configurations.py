@@ -13,7 +13,7 @@ from workbench.compare.kept import Kept, kept_of
 from workbench.compare.leaders import pair_of
 from workbench.compare.making import commands
 from workbench.compare.tables import Table
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.scores.documents import Check, TaskScores
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, expanded_tail
 from workbench.scores.store import DESIGN_ORDER, Configuration, Scores
@@ -28,7 +28,7 @@ KEYS = ("seconds", "answer_length", "tokens_per_second", "peak_bytes", "licences
 """Fields of costs that may be unknown, in the order of tables."""
 
 
-class Costs(Part):
+class Costs(JsonObject):
     """The costs of a configuration. A number that is not known is null, and `missing` says why."""
 
     answer_length: Number | None
@@ -51,7 +51,7 @@ class Costs(Part):
     """Field -> reason why it is null or empty."""
 
 
-class _Of(Part):
+class _Of(JsonObject):
     configuration: str
     """Name of the configuration."""
 
@@ -126,7 +126,7 @@ def _rate(scored: Sequence[TaskScores], texts: bool, unknown: str) -> tuple[floa
     return None, RESUMED if any(about.measured.resumed for about in measured if about.measured) else "no answer has a token"
 
 
-class Level(Part):
+class Level(JsonObject):
     """A score or a mean of scores with its 95 % interval."""
 
     value: Measured
@@ -146,7 +146,7 @@ class Score(Level):
     """Number of items."""
 
 
-class ComparedConfiguration(Part):
+class ComparedConfiguration(JsonObject):
     """A configuration of a comparison: what it is, its scores, and what it keeps of its parents' skill."""
 
     name: str

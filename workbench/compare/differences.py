@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED, Ruling, TestedCell, cells_of, excluded, rulings, skewed
 from workbench.compare.tables import Table
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.scores.paired import Pair, paired
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 from workbench.scores.store import Configuration
@@ -27,7 +27,7 @@ OPEN_VERDICTS = ("cannot tell", "not shown safe")
 _IMPOSSIBLE = "no difference can be significant"
 
 
-class Companion(Part):
+class Companion(JsonObject):
     """The difference of a second metric on the same items; it does not decide a verdict."""
 
     metric: str
@@ -48,7 +48,7 @@ class Companion(Part):
     """Two-sided p value of "no difference", not adjusted."""
 
 
-class Difference(Part):
+class Difference(JsonObject):
     """One configuration against the baseline on one task or contrast. An infinite or undefined number is null."""
 
     configuration: str
@@ -131,7 +131,7 @@ class Difference(Part):
         return None if end is None else end if self.lower else -end
 
 
-class Effect(Part):
+class Effect(JsonObject):
     """A difference that is outside the families, with its interval and verdict."""
 
     diff: Measured
@@ -144,7 +144,7 @@ class Effect(Part):
     """The verdict."""
 
 
-class Interference(Part):
+class Interference(JsonObject):
     """Differences of each brick alone from the base; matrices by brick and task, null where it was not scored."""
 
     bricks: tuple[str, ...]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.compare.tables import Table
-from workbench.ground.results import Measured, Part, absent
+from workbench.ground.results import JsonObject, Measured, absent
 from workbench.scores.signflips import TINY
 from workbench.scores.statistics import MANY_CLUSTERS, Floats, expanded_tail, resampled_clusters
 from workbench.scores.store import Configuration
@@ -28,7 +28,7 @@ _SPLITS = 5  # halves of the clusters on which the best parent is chosen
 _LEAST = 0.5  # smallest ratio of the lower end of the parent's interval to its score, both corrected for chance
 
 
-class Kept(Part):
+class Kept(JsonObject):
     """The share of its parents' skill that a configuration keeps, with its 95 % interval."""
 
     value: Measured

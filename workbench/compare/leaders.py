@@ -23,7 +23,7 @@ import numpy as np
 
 from workbench.compare.families import Ruling, excluded, ruled, skewed
 from workbench.compare.tables import Table
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.scores.changes import pooled
 from workbench.scores.paired import Paired, tested_together
 from workbench.scores.statistics import FEW_CLUSTERS
@@ -36,7 +36,7 @@ MeanVerdict = Literal["better", "worse", "equivalent", "cannot tell", "no item c
 _MIRRORED: Mapping[MeanVerdict, MeanVerdict] = {"better": "worse", "worse": "better"}
 
 
-class MeanDifference(Part):
+class MeanDifference(JsonObject):
     """The difference of two configurations' means over skills, tested in the family of pairs."""
 
     configuration: str

@@ -41,11 +41,11 @@ from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference, MeanPairs, mean_over
 from workbench.compare.making import commands
 from workbench.compare.tables import Table
-from workbench.ground.results import Number, Part, absent
+from workbench.ground.results import JsonObject, Number, absent
 from workbench.scores.store import Configuration, Scores
 
 
-class PairFamily(Part):
+class PairFamily(JsonObject):
     """The families of pairs that the recommendation rests on: pairs with the baseline, and all others."""
 
     members: int
@@ -60,7 +60,7 @@ class PairFamily(Part):
     """Description."""
 
 
-class Recommendation(Part):
+class Recommendation(JsonObject):
     """The configuration to ship with the reason, or why none can be recommended and what would help."""
 
     configuration: str | None
@@ -94,7 +94,7 @@ class Recommendation(Part):
         return self.configuration or self.closest
 
 
-class ShippedConfiguration(Part):
+class ShippedConfiguration(JsonObject):
     """The recommended configuration, why, and the commands that make and use it; or why none is recommended, and what would help."""
 
     recommendation: Recommendation | None = absent()

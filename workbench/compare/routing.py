@@ -15,7 +15,7 @@ from workbench.compare.families import excluded
 from workbench.compare.leaders import pair_of
 from workbench.compare.tables import Table
 from workbench.ground.numbers import signed
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.scores.statistics import FEW_CLUSTERS, score_interval
 from workbench.scores.store import Configuration, Scores
 
@@ -23,7 +23,7 @@ BASE = "base"
 """Label of items that no brick answered, in the rows of the score store."""
 
 
-class Share(Part):
+class Share(JsonObject):
     """A share of items with its 95 % interval."""
 
     value: Number
@@ -34,7 +34,7 @@ class Share(Part):
     """Upper end of the interval."""
 
 
-class RoutedTask(Part):
+class RoutedTask(JsonObject):
     """The bricks that answered the items of a task in a routed configuration."""
 
     configuration: str
@@ -55,7 +55,7 @@ class RoutedTask(Part):
     """Items that another brick answered: false routing."""
 
 
-class RoutedBeside(Part):
+class RoutedBeside(JsonObject):
     """A routed configuration beside the merge of its bricks with the best mean over skills."""
 
     configuration: str
@@ -84,7 +84,7 @@ class RoutedBeside(Part):
     """Time that scoring the merge took."""
 
 
-class RoutingComparison(Part):
+class RoutingComparison(JsonObject):
     """Routed configurations in a comparison."""
 
     tasks: list[RoutedTask]

@@ -12,7 +12,7 @@ from workbench.compare.configurations import roles_of
 from workbench.compare.routing import Share
 from workbench.compare.tables import Table
 from workbench.facts.facts import FactKind
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.scores.paired import paired
 from workbench.scores.statistics import Floats, codes, score_interval
 from workbench.scores.store import Configuration, Scores
@@ -26,7 +26,7 @@ OTHER_WAYS = ("memory", "finetune", "adapter")
 FOLLOWED: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "neighbours", "portability")
 
 
-class KeptFacts(Part):
+class KeptFacts(JsonObject):
     """Right answers among the facts or prompts that the edit alone answers right."""
 
     kept: int
@@ -41,7 +41,7 @@ class KeptFacts(Part):
     """Upper end of the interval."""
 
 
-class EditSurvival(Part):
+class EditSurvival(JsonObject):
     """Survival of one edit in other configurations."""
 
     alone: str
@@ -59,7 +59,7 @@ class ShareOfPrompts(Share):
     """Number of prompts."""
 
 
-class AfterFacts(Part):
+class AfterFacts(JsonObject):
     """Scores after the first facts of a file."""
 
     configuration: str
@@ -70,7 +70,7 @@ class AfterFacts(Part):
     """first, last or sample -> kind of task -> share of right answers."""
 
 
-class WrittenAnswers(Part):
+class WrittenAnswers(JsonObject):
     """Generated answers of one configuration that is edited for the facts, beside teacher-forced ones."""
 
     configuration: str
@@ -87,7 +87,7 @@ class WrittenAnswers(Part):
     """Paired difference of `exact` from `forced`."""
 
 
-class Gap(Part):
+class Gap(JsonObject):
     """A difference with its 95 % interval."""
 
     diff: Number
@@ -98,7 +98,7 @@ class Gap(Part):
     """Upper end of the interval."""
 
 
-class EditedFacts(Part):
+class EditedFacts(JsonObject):
     """Scores of one facts file in a comparison."""
 
     suite: str

@@ -24,7 +24,7 @@ import numpy as np
 from workbench.compare.configurations import mean_score
 from workbench.compare.swept import Sweep, SweepPoint, Value
 from workbench.compare.tables import Table
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.scores.signflips import TINY
 from workbench.scores.statistics import clustered_se, effective_clusters, score_interval, upper_t
 from workbench.scores.store import Configuration, Scores
@@ -32,7 +32,7 @@ from workbench.scores.store import Configuration, Scores
 Plain = bool | int | float | str | list[str]
 
 
-class SweptField(Part):
+class SweptField(JsonObject):
     """A field that a sweep varies."""
 
     name: str
@@ -47,7 +47,7 @@ class SweptField(Part):
     """Whether the field is a seed, over which scores are averaged."""
 
 
-class SweepMeasure(Part):
+class SweepMeasure(JsonObject):
     """A level that is given for each point."""
 
     key: str
@@ -62,7 +62,7 @@ class SweepMeasure(Part):
     """The baseline's level; null if the baseline was not scored on all tasks."""
 
 
-class SweepLevel(Part):
+class SweepLevel(JsonObject):
     """A level of a point with its 95 % interval."""
 
     value: Number
@@ -75,7 +75,7 @@ class SweepLevel(Part):
     """Standard deviation between seeds; null for a single one."""
 
 
-class SweptPoint(Part):
+class SweptPoint(JsonObject):
     """A combination of values, without the seed."""
 
     values: dict[str, Plain]
@@ -86,7 +86,7 @@ class SweptPoint(Part):
     """Key of a measure -> level; null if a configuration was not scored on all tasks."""
 
 
-class ComparedSweep(Part):
+class ComparedSweep(JsonObject):
     """A recipe that stands for several configurations."""
 
     name: str

@@ -16,7 +16,7 @@ from workbench.ground.errors import WorkbenchError, duration, printable, shorten
 
 if TYPE_CHECKING:
     from workbench.ground.events import Event, Whole
-    from workbench.ground.results import Part
+    from workbench.ground.results import JsonObject
 
 # json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
 _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
@@ -55,7 +55,7 @@ class Terminal:
         """Forget the last line of the command before, where several run in one process."""
         self._last: tuple[Any, ...] = ()
 
-    def result(self, document: Callable[[], Part | Sequence[Part]], text: Callable[[], None], *, json: bool) -> None:
+    def result(self, document: Callable[[], JsonObject | Sequence[JsonObject]], text: Callable[[], None], *, json: bool) -> None:
         """Print the result of a command.
 
         Args:

@@ -18,7 +18,7 @@ from workbench.evaluate.taskchecks import ExamplePrompt, SuiteCheck, checked, ch
 from workbench.ground import jsondoc
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.project import cache_of
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.models.architecture import max_positions
 from workbench.models.prompts import load_tokenizer
 from workbench.scores.groups import expanded
@@ -29,7 +29,7 @@ from workbench.scores.tasks import task_index
 _UNKNOWN_POSITIONS = 2048  # HFLM's default if neither model nor tokenizer gives a length
 
 
-class SuiteRow(Part):
+class SuiteRow(JsonObject):
     """A suite of the project."""
 
     suite: str
@@ -42,7 +42,7 @@ class SuiteRow(Part):
     """Error, if the suite cannot be read."""
 
 
-class ShownTask(Part):
+class ShownTask(JsonObject):
     """A task of a suite."""
 
     n: int
@@ -73,7 +73,7 @@ class ShownTask(Part):
     """Whether lm-eval bundles the task; false for a task of the project."""
 
 
-class ShownSuite(Part):
+class ShownSuite(JsonObject):
     """A suite and its plan."""
 
     version: Literal[1]
@@ -100,7 +100,7 @@ class ShownSuite(Part):
     """Groups of tasks with their aggregates."""
 
 
-class SuiteReport(Part):
+class SuiteReport(JsonObject):
     """Checks of a suite. With a failed check, the exit code is 3."""
 
     suite: str

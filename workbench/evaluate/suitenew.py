@@ -16,7 +16,7 @@ from workbench.ground.errors import UsageError, WorkbenchError, shell
 from workbench.ground.files import write_bytes
 from workbench.ground.project import suggestion
 from workbench.ground.recognize import expecting
-from workbench.ground.results import Number, Part, absent
+from workbench.ground.results import JsonObject, Number, absent
 from workbench.scores.suite import SUITE_NAME
 
 Kind = Literal["choice", "exact", "text"]
@@ -98,7 +98,7 @@ class _Row(TypedDict, total=False):
     gold: int
 
 
-class NewSuite(Part):
+class NewSuite(JsonObject):
     """A suite that was written."""
 
     suite: str

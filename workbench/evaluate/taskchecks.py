@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import JsonValue
 
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.scores.files import SHARES
 from workbench.scores.paired import paired
 from workbench.scores.plan import ScorePlan
@@ -25,7 +25,7 @@ _LEVEL = 0.025  # one-sided, of the verdict "safe" on one guarded task
 _CHANGED = 0.04  # share of the items that a gentle merge changes
 
 
-class SuiteCheck(Part):
+class SuiteCheck(JsonObject):
     """One check of one task."""
 
     task: str
@@ -40,7 +40,7 @@ class SuiteCheck(Part):
     """Advice on how to fix a problem."""
 
 
-class ExamplePrompt(Part):
+class ExamplePrompt(JsonObject):
     """An example prompt."""
 
     id: str

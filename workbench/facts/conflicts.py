@@ -24,7 +24,7 @@ from workbench.facts.questions import (
     wordings,
 )
 from workbench.ground.errors import WorkbenchError
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 
 LONG = 200
 """Characters of a target up to which one value a fact is taken to be enough. AnyEdit (Jiang et al. 2025, arXiv 2502.05628) finds it too
@@ -290,7 +290,7 @@ def _stems(text: str) -> set[str]:
     return {word[:5] for word in re.findall(r"\w+", text) if word not in _SMALL}
 
 
-class ImportedFacts(Part):
+class ImportedFacts(JsonObject):
     """Conversion of a published facts dataset."""
 
     format: str

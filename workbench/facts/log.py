@@ -35,7 +35,7 @@ from workbench.ground import jsondoc
 from workbench.ground.errors import UsageError, WorkbenchError, nearest
 from workbench.ground.files import write_bytes
 from workbench.ground.lazy import np
-from workbench.ground.results import Number, OpenPart, Part, Result, absent
+from workbench.ground.results import JsonObject, Number, OpenJsonObject, Result, absent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,7 +129,7 @@ class Alive:
     uses: tuple[Use, ...] = ()
 
 
-class MemoryChange(OpenPart, Result):
+class MemoryChange(OpenJsonObject, Result):
     """A change of one fact of a memory."""
 
     version: int
@@ -255,7 +255,7 @@ def append(folder: Path, version: int, lines: Sequence[Mapping[str, object]]) ->
     write_bytes(path, (path.read_bytes() if path.is_file() else b"") + text.encode())
 
 
-class MemoryFact(Part):
+class MemoryFact(JsonObject):
     """A fact of a memory."""
 
     id: str
@@ -276,7 +276,7 @@ class MemoryFact(Part):
     """Whether the model uses the fact; a fact with low credibility is not used."""
 
 
-class MemoryFacts(Part):
+class MemoryFacts(JsonObject):
     """The facts of a memory."""
 
     version: int

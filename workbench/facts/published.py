@@ -26,7 +26,7 @@ from workbench.facts.facts import ACTION, EXPECTED, SLOT, Fact, FactRow, fact_of
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.foreign_names import benchmark_of
 from workbench.ground.recognize import expecting
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 
 
 def qaedit(row: Mapping[str, object]) -> Iterator[Draft]:
@@ -63,7 +63,7 @@ def unstructured(row: Mapping[str, object]) -> Iterator[Draft]:
     )
 
 
-class Skip(Part):
+class Skip(JsonObject):
     """A row, or a part of one, that was not converted."""
 
     place: str

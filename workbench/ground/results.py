@@ -37,7 +37,7 @@ def absent(**settings: Any) -> Any:
     return Field(default=None, exclude_if=lambda value: value is None, **settings)
 
 
-class Part(BaseModel):
+class JsonObject(BaseModel):
     """A JSON object within a result. Fields of other versions are ignored on reading."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True, json_schema_serialization_defaults_required=True)
@@ -56,13 +56,13 @@ class Part(BaseModel):
             return None
 
 
-class OpenPart(Part):
+class OpenJsonObject(JsonObject):
     """A JSON object with the fields of the class and others, such as measurements that depend on the method."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Result(Part):
+class Result(JsonObject):
     """A result that a command prints, writes to a file and reads again."""
 
     @classmethod

@@ -18,7 +18,7 @@ from workbench.ground import yamldoc
 from workbench.ground.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
 from workbench.ground.files import write_text
 from workbench.ground.manifest import sha256_of
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 
 VARIABLE = "WORKBENCH_TRUST_PROJECT_CODE"
 """Environment variable that trusts every project of a process, and of the processes that it starts, if it is 1."""
@@ -27,7 +27,7 @@ FOLDERS = ("methods", "evals")
 """Folders of a project that hold code: its methods, and the functions of its tasks."""
 
 
-class Plugin(Part):
+class Plugin(JsonObject):
     """Origin of a method that is not built in."""
 
     source: str

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from workbench.activations.importance import block_influence, losses_without
 from workbench.ground.errors import InvalidRecipeError
 from workbench.ground.files import file_digest
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.grow.expansion.layers import in_order, removable, reordered
 from workbench.grow.expansion.parts import check_shapes
 from workbench.grow.expansion.smaller import UNITS, Smaller, count_removed
@@ -40,7 +40,7 @@ class MeasuredPrune(Measured):
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class _Saved(Part):
+class _Saved(JsonObject):
     """A cached measurement, beside its tensors."""
 
     gone: list[int]

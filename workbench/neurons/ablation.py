@@ -11,7 +11,7 @@ from workbench.activations.losses import SetLosses, losses
 from workbench.activations.sets import NeuronSet
 from workbench.activations.sites import scaling
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.neurons.controls import ablate, controls, matched_set, mean_overlap
 from workbench.neurons.damage import DamageTable, ItemGroups, damage_table
 from workbench.neurons.subject import NeuronSubject, some_of_each_task
@@ -27,7 +27,7 @@ FLIPPED, WRITTEN = 3, 8
 """Items of a function that are shown with and without its set, and tokens of their continuations."""
 
 
-class FlippedItem(Part):
+class FlippedItem(JsonObject):
     """A held-out item, continued with and without a function's set."""
 
     prompt: str
@@ -42,7 +42,7 @@ class FlippedItem(Part):
     """Greedy continuation without the set."""
 
 
-class SetOverlap(Part):
+class SetOverlap(JsonObject):
     """Overlap of two functions' sets."""
 
     mean: Number

@@ -21,7 +21,7 @@ from workbench.activations.labelled import Item
 from workbench.activations.losses import ItemLosses, SetLosses
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.neurons.controls import Control
 from workbench.scores.statistics import Floats, clustered_rates, codes, upper_t
 
@@ -141,7 +141,7 @@ def loss_rise(changed: Floats, base: Floats, tokens: Floats, cluster: NDArray[np
 _HIGHEST = 700.0  # largest exponent whose exponential is finite in float64
 
 
-class Damage(Part):
+class Damage(JsonObject):
     """What every function loses when a set is switched off."""
 
     functions: list[str]

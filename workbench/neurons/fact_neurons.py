@@ -15,7 +15,7 @@ from workbench.activations.labelled import folder_name
 from workbench.activations.sets import NeuronSet, set_of
 from workbench.activations.sites import Progress, Site
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.neurons.attribution import Answer, Attribution, FactPrompt, answer_probabilities, attribute
 from workbench.neurons.controls import random_set
 
@@ -34,7 +34,7 @@ DRAWS = 3
 FACTORS = {"suppressed": 0.0, "amplified": 2.0}
 
 
-class LocateSettings(Part):
+class LocateSettings(JsonObject):
     """Settings of the attributions."""
 
     answer: Answer = "target"
@@ -45,7 +45,7 @@ class LocateSettings(Part):
     """Largest number of facts, from the start of the file."""
 
 
-class ProbabilityChange(Part):
+class ProbabilityChange(JsonObject):
     """Relative changes of probability when a fact's neurons are suppressed or amplified."""
 
     own: Number
@@ -58,7 +58,7 @@ class ProbabilityChange(Part):
     """Change of the fact's answer by each random draw."""
 
 
-class LocatedNeuron(Part):
+class LocatedNeuron(JsonObject):
     """A neuron, or an expert, that carries a fact."""
 
     layer: int
@@ -69,7 +69,7 @@ class LocatedNeuron(Part):
     """Mean attribution over the fact's wordings."""
 
 
-class LocatedFact(Part):
+class LocatedFact(JsonObject):
     """A fact with the neurons that carry it."""
 
     fact: str

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from workbench.activations.labelled import SPLITS, Labelled, Split
 from workbench.ground.lazy import torch
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.neurons.feature_families import Family, Units, directions_at, families_of, fill
 from workbench.neurons.function_scores import BLOCK, labels_of
 from workbench.neurons.sparse_coder import Dictionary, Place, check_fit
@@ -46,7 +46,7 @@ SHARE = 0.01
 """Share of a family's units, at least one unit, that the summary judges."""
 
 
-class FeatureSettings(Part):
+class FeatureSettings(JsonObject):
     """Settings of the comparison."""
 
     seed: int = 0
@@ -55,7 +55,7 @@ class FeatureSettings(Part):
     """How often each family is cut to the smallest count."""
 
 
-class DictionaryRecord(Part):
+class DictionaryRecord(JsonObject):
     """The dictionary."""
 
     folder: str
@@ -74,7 +74,7 @@ class DictionaryRecord(Part):
     """Share of the variance at the place that it writes which it explains on these texts."""
 
 
-class FamilyScore(Part):
+class FamilyScore(JsonObject):
     """A function's units in one family."""
 
     function: str
@@ -104,7 +104,7 @@ class FamilyScore(Part):
     """The same on other tokens."""
 
 
-class FamilyScores(Part):
+class FamilyScores(JsonObject):
     """One family of units."""
 
     family: Family
@@ -119,7 +119,7 @@ class FamilyScores(Part):
     """Scores by function."""
 
 
-class Selectivity(Part):
+class Selectivity(JsonObject):
     """A family at equal count, compared with the neurons over functions."""
 
     family: Family

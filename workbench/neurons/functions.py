@@ -15,7 +15,7 @@ from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.ground.files import json_digest, write_text
 from workbench.ground.lazy import torch
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.ground.tables import csv_records
 from workbench.models.identity import computed_on
 from workbench.neurons.ablation import Ablation, ablate_functions, flipped_items, judged_items, matched_changes
@@ -37,7 +37,7 @@ _KEY = 6  # version of the stored pass
 Verdict: TypeAlias = Literal["found", "not found", "no power"]
 
 
-class FunctionSettings(Part):
+class FunctionSettings(JsonObject):
     """What the paper leaves open. The other choices are the ones that measured best."""
 
     share: Number = 0.05
@@ -50,7 +50,7 @@ class FunctionSettings(Part):
     """Whether prompts are put into the tokenizer's chat template."""
 
 
-class TaskTestRecord(Part):
+class TaskTestRecord(JsonObject):
     """The test of single neurons, over the tasks of both splits."""
 
     tasks: int
@@ -65,7 +65,7 @@ class TaskTestRecord(Part):
     """Tasks a function -> smallest effect that would be found with so many tasks of every function; null if none."""
 
 
-class FunctionRow(Part):
+class FunctionRow(JsonObject):
     """What is known about the neurons of one function."""
 
     function: str
@@ -111,7 +111,7 @@ class FunctionRow(Part):
     """Feature of the texts (length, language, template) -> its AUC for the function."""
 
 
-class LayerScore(Part):
+class LayerScore(JsonObject):
     """Scores of a function in one layer."""
 
     function: str

@@ -19,7 +19,7 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events, progress
 from workbench.ground.files import file_digest
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.neurons.attribution import fact_prompts, norm_behind
 from workbench.neurons.fact_neurons import FACTORS, SHARE, LocatedFact, LocateSettings, locate_facts, union_of
 from workbench.neurons.subject import Analysis, AnalyzedTexts, open_neurons
@@ -35,7 +35,7 @@ UNKNOWN = 0.01
 """Mean probability of the answers below which the model does not know the facts."""
 
 
-class MeanChange(Part):
+class MeanChange(JsonObject):
     """Changes of probability as means over facts."""
 
     own: Number

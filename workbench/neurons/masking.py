@@ -15,7 +15,7 @@ from workbench.activations.sites import Progress, Site, Visitor, visiting
 from workbench.ground.errors import UsageError
 from workbench.ground.files import write_text
 from workbench.ground.lazy import torch
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.ground.tables import csv_records
 from workbench.neurons.damage import ItemGroups, loss_rise
 from workbench.neurons.sparsity import (
@@ -42,7 +42,7 @@ TOLERANCE = 0.1
 """Rise of the loss in nats per token that counts as no loss."""
 
 
-class MaskPoint(Part):
+class MaskPoint(JsonObject):
     """The loss with a share of the neurons masked."""
 
     percent: Number
@@ -57,7 +57,7 @@ class MaskPoint(Part):
     """Upper end."""
 
 
-class MaskCurve(Part):
+class MaskCurve(JsonObject):
     """Losses of a function for all shares."""
 
     function: str | None

@@ -24,7 +24,7 @@ from workbench.activations.selectors import (
 )
 from workbench.ground.errors import UsageError
 from workbench.ground.lazy import torch
-from workbench.ground.results import Measured, Number, Part
+from workbench.ground.results import JsonObject, Measured, Number
 from workbench.neurons.damage import ItemGroups, loss_rise
 from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
 from workbench.scores.statistics import codes
@@ -34,7 +34,7 @@ RECORD, FOLDER, TENSORS = "partition.json", "partition", "partition.safetensors"
 USED = (75.0, 50.0, 25.0)
 
 
-class PartitionSettings(Part):
+class PartitionSettings(JsonObject):
     """Settings of the partition."""
 
     method: PartitionMethod = "kmeans"
@@ -70,7 +70,7 @@ class PartitionSettings(Part):
         return counts
 
 
-class SelectorPoint(Part):
+class SelectorPoint(JsonObject):
     """What is left with some experts of each token."""
 
     experts: int
@@ -89,7 +89,7 @@ class SelectorPoint(Part):
     """Upper end."""
 
 
-class SelectorCurve(Part):
+class SelectorCurve(JsonObject):
     """Losses of one selector."""
 
     selector: SelectorName

@@ -14,7 +14,7 @@ from workbench.activations.labelled import Item, ItemRow, Labelled
 from workbench.activations.sites import Tokens, scaling, stream
 from workbench.ground.errors import UsageError
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.models.texts import side_by_side
 from workbench.neurons.ablation import FlippedItem
 from workbench.neurons.subject import Analysis, NeuronSubject, analyzed, some_of_each_task
@@ -32,7 +32,7 @@ Place: TypeAlias = tuple[int, int]
 """Index of the site, and of its unit."""
 
 
-class Example(Part):
+class Example(JsonObject):
     """A text that excites a neuron, around the token where it does most."""
 
     function: str
@@ -47,7 +47,7 @@ class Example(Part):
     """Index of the token with the largest activation."""
 
 
-class Neighbor(Part):
+class Neighbor(JsonObject):
     """A neuron that is active at the same tokens."""
 
     layer: int
@@ -58,7 +58,7 @@ class Neighbor(Part):
     """Correlation of the activations over tokens."""
 
 
-class ChangedToken(Part):
+class ChangedToken(JsonObject):
     """A prediction that is another one without the neuron."""
 
     after: str
@@ -69,7 +69,7 @@ class ChangedToken(Part):
     """Token that it predicts without the neuron."""
 
 
-class NeuronProfile(Part):
+class NeuronProfile(JsonObject):
     """What one neuron does."""
 
     layer: int

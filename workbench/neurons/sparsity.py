@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from workbench.activations.labelled import ItemRow
 from workbench.activations.sites import Site, Tokens, sample_places, stream
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ def token_sample(
     return TokenSample(tuple(sites), tuple(buffers[n] for n in range(len(sites))), drawn, available)
 
 
-class Distribution(Part):
+class Distribution(JsonObject):
     """Distribution of a normalized indicator."""
 
     indicator: Indicator
@@ -138,7 +138,7 @@ def distribution(sample: TokenSample, indicator: Indicator) -> Distribution:
     )
 
 
-class TruncationError(Part):
+class TruncationError(JsonObject):
     """Thresholds of output magnitudes that give every layer the same cumulative error of tail truncation (CETT).
 
     CETT = ‖Σ_{i: mᵢ < ε} aᵢ W_out[:, i]‖ / ‖FFN(x)‖ with mᵢ = |aᵢ|·‖W_out[:, i]‖, as a mean over tokens.

@@ -12,7 +12,7 @@ from workbench.activations.sites import Site, find_sites
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events, progress
 from workbench.ground.lazy import torch
-from workbench.ground.results import Part, Result, absent
+from workbench.ground.results import JsonObject, Result, absent
 from workbench.models.texts import longest_row
 from workbench.run.compose import compose
 from workbench.run.opened import NamedModel
@@ -27,14 +27,14 @@ LONGEST = 512
 """Largest number of tokens of a text; longer texts lose their end."""
 
 
-class LeftOutTexts(Part):
+class LeftOutTexts(JsonObject):
     """Rows of the file that the analysis does not use."""
 
     several_functions: int
     """Rows with more than one function."""
 
 
-class AnalyzedTexts(Part):
+class AnalyzedTexts(JsonObject):
     """The labelled texts of an analysis."""
 
     file: str

@@ -13,7 +13,7 @@ from workbench.facts.published import read_facts
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.events import Events, no_events, progress
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part, Result
+from workbench.ground.results import JsonObject, Number, Result
 from workbench.models.texts import longest_row
 from workbench.run.compose import compose
 from workbench.run.opened import NamedModel
@@ -26,7 +26,7 @@ OUTPUTS: dict[What, str] = {"block": "block outputs", "feed_forward": "feed-forw
 LONGEST = 512
 
 
-class RecoveredShare(Part):
+class RecoveredShare(JsonObject):
     """Effect of restoring one layer's output at one position."""
 
     recovered: Number
@@ -35,7 +35,7 @@ class RecoveredShare(Part):
     """95 % interval over facts; null with one fact."""
 
 
-class TracedPlaces(Part):
+class TracedPlaces(JsonObject):
     """Effects by position."""
 
     subject: RecoveredShare
@@ -46,7 +46,7 @@ class TracedPlaces(Part):
     """Last token of the prompt."""
 
 
-class TracedLayer(Part):
+class TracedLayer(JsonObject):
     """Effects of restoring one layer."""
 
     block: TracedPlaces
@@ -55,7 +55,7 @@ class TracedLayer(Part):
     """Output of the layer's feed-forward part."""
 
 
-class TracedFact(Part):
+class TracedFact(JsonObject):
     """A traced fact."""
 
     id: str

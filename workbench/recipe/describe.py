@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator
 
-from workbench.ground.results import Part, absent
+from workbench.ground.results import JsonObject, absent
 from workbench.ground.trust import Plugin
 from workbench.recipe.schema import RecipeFields
 from workbench.steps import Laws, MergeMethod, Step, verbs
@@ -20,7 +20,7 @@ def summary(method: type[Step]) -> str:
     return first.split(" (")[0]
 
 
-class FieldDescription(Part):
+class FieldDescription(JsonObject):
     """A field of a method."""
 
     name: str
@@ -31,11 +31,11 @@ class FieldDescription(Part):
     """Description of the field."""
 
 
-class NoLaws(Part):
+class NoLaws(JsonObject):
     """An empty object: methods other than merges state no properties."""
 
 
-class MethodDescription(Part):
+class MethodDescription(JsonObject):
     """A method that steps can use."""
 
     verb: str

@@ -23,7 +23,7 @@ from workbench.ground.foreign_names import INDEX, SINGLE
 from workbench.ground.manifest import require_whole
 from workbench.ground.project import find_project, suggestion
 from workbench.ground.recognize import look
-from workbench.ground.results import Part, Result
+from workbench.ground.results import JsonObject, Result
 from workbench.models.skeleton import check_decoder
 from workbench.recipe.recipe import from_data
 from workbench.resolve.output import MemoryAt
@@ -142,7 +142,7 @@ def _with_adapter(run: RunDirectory, project: Path, hub: Hub) -> Resolved:
 CONFIGURATION, MODEL, MEMORY = "configuration.json", "model", "memory"
 
 
-class ConfigurationBase(Part):
+class ConfigurationBase(JsonObject):
     """The base of a configuration."""
 
     id: str

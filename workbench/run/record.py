@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, PrivateAttr
 
-from workbench.ground.results import Number, OpenPart, Part, Result, absent
+from workbench.ground.results import JsonObject, Number, OpenJsonObject, Result, absent
 from workbench.ground.trust import Plugin
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ SHOWN = 5
 """Number of facts that a line names."""
 
 
-class FactsSaid(Part):
+class FactsSaid(JsonObject):
     """Counts of the facts that a model says after an edit step."""
 
     facts: int
@@ -49,7 +49,7 @@ class FactsSaid(Part):
         return share + (f"; not said: {names}" if missing else "")
 
 
-class StepVerb(OpenPart):
+class StepVerb(OpenJsonObject):
     """The method of a step: each step has one of the fields `merge`, `edit`, `grow` and `route`."""
 
     id: str
@@ -117,7 +117,7 @@ class RunResult(Result):
         return self.model or self.adapter or self.directory or ""
 
 
-class RunRow(Part):
+class RunRow(JsonObject):
     """A run directory."""
 
     name: str
@@ -133,7 +133,7 @@ class RunRow(Part):
     """Digest of the result; null for a run that is not finished."""
 
 
-class _Stored(OpenPart):
+class _Stored(OpenJsonObject):
     """A part of run.json. An earlier version, or a run that has not finished, may lack any field."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)

@@ -25,7 +25,7 @@ from workbench.ground.events import Events, no_events
 from workbench.ground.files import json_digest
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import changing, is_sealed, read_manifest, require_whole
-from workbench.ground.results import Number, Part, Result
+from workbench.ground.results import JsonObject, Number, Result
 from workbench.models.identity import tokenizer_digest
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
@@ -166,7 +166,7 @@ def remove_brick(path: Path, name: str, events: Events = no_events) -> RouterCha
     return _rewrite(path, saved, samples, changed, Change("rm", name, digest, path / ADAPTERS / name), events)
 
 
-class ListedBrick(Part):
+class ListedBrick(JsonObject):
     """A brick of a router."""
 
     name: str

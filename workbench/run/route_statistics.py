@@ -18,7 +18,7 @@ from workbench.ground.events import Events, no_events
 from workbench.ground.files import json_digest, write_text
 from workbench.ground.manifest import changing
 from workbench.ground.project import find_project
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -39,7 +39,7 @@ SAMPLES = 64
 """Number of prompts that route steps read by default."""
 
 
-class MeasuredBrick(RoutingStatistics, Part):
+class MeasuredBrick(RoutingStatistics, JsonObject):
     """Routing statistics of a brick, as on its card."""
 
     brick: str

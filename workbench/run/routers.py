@@ -24,7 +24,7 @@ from workbench.bricks.hub import CARD
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest, read_json, write_json
 from workbench.ground.project import find_project
-from workbench.ground.results import Number, Part, Result, absent
+from workbench.ground.results import JsonObject, Number, Result, absent
 from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.output import RouterAt
@@ -52,7 +52,7 @@ def prompt_digest(text: str) -> str:
     return json_digest(" ".join(text.split()).casefold())
 
 
-class RouterBrick(Part):
+class RouterBrick(JsonObject):
     """A brick of a router, in routing.json."""
 
     name: str = Field(pattern=NAME)
@@ -69,7 +69,7 @@ class RouterBrick(Part):
     """A line that says what it does."""
 
 
-class RouterPrompts(Part):
+class RouterPrompts(JsonObject):
     """Calibration prompts of a brick, in routing.json."""
 
     name: str = Field(pattern=NAME)
@@ -87,7 +87,7 @@ class RouterPrompts(Part):
         return f"{self.file} (brick '{self.name}')"
 
 
-class RouterChange(Part):
+class RouterChange(JsonObject):
     """A brick that was added to a router, or removed from it, after `run`."""
 
     action: Literal["add", "rm"]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from workbench.ground.errors import LeftOut, WorkbenchError
 from workbench.ground.files import write_bytes
 from workbench.ground.jsondoc import read_object
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.models.identity import identity
 from workbench.scores.files import Row, Rows, is_number, wrong_value
 from workbench.scores.plan import PlanRecord, ScorePlan
@@ -224,7 +224,7 @@ class Check(_Document):
         return self.max_difference <= self.tolerance
 
 
-class Skipped(Part):
+class Skipped(JsonObject):
     """A configuration that the command skipped."""
 
     name: str

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.ground.errors import WorkbenchError, nearest
-from workbench.ground.results import Measured, Number, OpenPart, Part, absent
+from workbench.ground.results import JsonObject, Measured, Number, OpenJsonObject, absent
 from workbench.scores.documents import Scores, Skipped
 from workbench.scores.plan import PlanRecord
 from workbench.scores.suite import NOT_BY_TASK, Aggregate, Suite, TaskGroup
 from workbench.scores.tasks import TaskFile, group_files, metric_name
 
 
-class MetricScore(Part):
+class MetricScore(JsonObject):
     """A configuration's score by one metric, with its 95 % interval."""
 
     value: Measured
@@ -25,7 +25,7 @@ class MetricScore(Part):
     """Upper end of the interval."""
 
 
-class TaskScore(OpenPart):
+class TaskScore(OpenJsonObject):
     """Scores on one task: `n`, and one further field for each metric, named after the metric."""
 
     __pydantic_extra__: dict[str, MetricScore]
@@ -34,7 +34,7 @@ class TaskScore(OpenPart):
     """Number of items."""
 
 
-class ConfigurationScores(Part):
+class ConfigurationScores(JsonObject):
     """The scores of one configuration."""
 
     name: str
@@ -49,7 +49,7 @@ class ConfigurationScores(Part):
     """Aggregates over groups of tasks, if the suite lists a group."""
 
 
-class SuiteScores(Part):
+class SuiteScores(JsonObject):
     """Scores on one suite. `eval` prints a list of these documents if there are several suites."""
 
     suite: str
@@ -90,7 +90,7 @@ def by_suite(
     return found[scores[0].suite] if len(found) == 1 else list(found.values())
 
 
-class ImportedScores(Part):
+class ImportedScores(JsonObject):
     """A configuration imported from lm-eval's sample files."""
 
     suite: str
@@ -200,7 +200,7 @@ def expanded(suite: Suite, groups: Mapping[str, Sequence[TaskGroup]]) -> Suite:
     return Suite.model_validate({**fields, "tasks": tuple(dict.fromkeys(leaf for tasks in leaves.values() for leaf in tasks))})
 
 
-class GroupScore(Part):
+class GroupScore(JsonObject):
     """The mean of a metric over the tasks of a group, as lm-eval aggregates it."""
 
     group: str

@@ -19,7 +19,7 @@ from pydantic import model_validator
 from workbench.ground.errors import WorkbenchError, nearest
 from workbench.ground.files import bytes_digest
 from workbench.ground.identity import installed
-from workbench.ground.results import Part, Result, absent
+from workbench.ground.results import JsonObject, Result, absent
 from workbench.models.identity import tokenizer_digest
 from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite, TaskGroup
 from workbench.scores.tasks import TaskSource
@@ -30,7 +30,7 @@ PLAN_FORMAT = "plan-4 softmax-float32 seed-1234"
 """What a plan's digest covers, and how scores are computed; part of the digest. Scores under another format are outdated."""
 
 
-class PlannedTask(Part):
+class PlannedTask(JsonObject):
     """A task of a plan."""
 
     n: int

@@ -9,7 +9,7 @@ from typing import Literal
 
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.files import bytes_digest, write_bytes
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document, write_document
 from workbench.scores.files import unpacked
 from workbench.scores.plan import PlanRecord
@@ -18,7 +18,7 @@ from workbench.scores.store import ScoreStore
 ITEMS, PLAN = "items.jsonl.gz", "plan.json"
 
 
-class PulledConfiguration(Part):
+class PulledConfiguration(JsonObject):
     """A configuration's scores in the other store."""
 
     suite: str
@@ -33,7 +33,7 @@ class PulledConfiguration(Part):
     """Outcome: the scores were taken, were here already, or were here and got names of the other store."""
 
 
-class RefusedScores(Part):
+class RefusedScores(JsonObject):
     """A file of the other store that was not taken."""
 
     file: str
@@ -42,7 +42,7 @@ class RefusedScores(Part):
     """Reason for not taking it."""
 
 
-class Pulled(Part):
+class Pulled(JsonObject):
     """The result of merging another score store."""
 
     source: str

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import bytes_digest, read_json, write_bytes, write_json
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.scores.documents import (
     DESIGN_ORDER,
     Check,
@@ -273,7 +273,7 @@ def outdated(record: PlanRecord, scores: Iterable[Scores]) -> str | None:
     )
 
 
-class StoredConfiguration(Part):
+class StoredConfiguration(JsonObject):
     """A configuration with scores under a plan."""
 
     name: str
@@ -288,7 +288,7 @@ class StoredConfiguration(Part):
     """Other names of the same weights."""
 
 
-class StoredPlan(Part):
+class StoredPlan(JsonObject):
     """A suite and plan with stored scores."""
 
     suite: str

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from workbench.facts.facts import WRITTEN, FactKind
 from workbench.ground.errors import WorkbenchError, nearest
 from workbench.ground.recognize import expecting
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.ground.yamldoc import Written, load
 
 # Versions of the scorers; raise one when the last bits of its log-likelihoods change.
@@ -233,7 +233,7 @@ class Suite(Written):
         return MIN_EFFECT if isinstance(self.min_effect, dict) else self.min_effect
 
 
-class Aggregate(Part):
+class Aggregate(JsonObject):
     """One entry of a group's `aggregate_metric_list`."""
 
     metric: str
@@ -244,7 +244,7 @@ class Aggregate(Part):
     """Whether each task is weighted by its number of items (`weight_by_size`)."""
 
 
-class TaskGroup(Part):
+class TaskGroup(JsonObject):
     """A group with all tasks of its subgroups, in the order of the file."""
 
     name: str

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer
 
 from workbench.compare.comparison import Comparison
-from workbench.ground.results import Number, Part, Result, absent
+from workbench.ground.results import JsonObject, Number, Result, absent
 from workbench.recipe.fields import Choices, Range, Value
 
 RESULT = "search.json"
@@ -15,7 +15,7 @@ RESULT = "search.json"
 TestedPart = Literal["control", "found", "random"]
 
 
-class HalfCounts(Part):
+class HalfCounts(JsonObject):
     """Numbers for the two halves of the items."""
 
     search: int
@@ -24,7 +24,7 @@ class HalfCounts(Part):
     """Number for the items that only the best candidates are tested on."""
 
 
-class ObjectiveRow(Part):
+class ObjectiveRow(JsonObject):
     """An objective of a search: a mean of metrics."""
 
     name: str
@@ -39,7 +39,7 @@ class ObjectiveRow(Part):
     """Numbers of clusters."""
 
 
-class ControlRow(Part):
+class ControlRow(JsonObject):
     """A control of a search, scored on all search items."""
 
     name: str
@@ -53,7 +53,7 @@ class ControlRow(Part):
     without an error estimate."""
 
 
-class Loss(Part):
+class Loss(JsonObject):
     """What a candidate loses on a guarded task against the base, on search items."""
 
     task: str
@@ -67,7 +67,7 @@ class Loss(Part):
     """Whether the loss excludes the candidate."""
 
 
-class TrialRow(Part):
+class TrialRow(JsonObject):
     """A candidate of a search."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
@@ -137,7 +137,7 @@ class TrialRow(Part):
         return None if ends is None else (ends[0], ends[1])
 
 
-class Unbeaten(Part):
+class Unbeaten(JsonObject):
     """A configuration that no candidate beats."""
 
     name: str
@@ -150,7 +150,7 @@ class Unbeaten(Part):
     """Score on test items by objective."""
 
 
-class TestedRow(Part):
+class TestedRow(JsonObject):
     """A configuration that was scored on test items."""
 
     name: str
@@ -170,7 +170,7 @@ class TestedRow(Part):
     """Control with the same weights."""
 
 
-class ShownGap(Part):
+class ShownGap(JsonObject):
     """A paired difference of an objective, higher is better."""
 
     diff: Number
@@ -185,7 +185,7 @@ class ShownGap(Part):
     """Number of clusters of the task with the fewest."""
 
 
-class CandidateVerdict(Part):
+class CandidateVerdict(JsonObject):
     """A candidate against the best control on one objective."""
 
     objective: str
@@ -202,7 +202,7 @@ class CandidateVerdict(Part):
     """Difference on search items minus the difference on test items."""
 
 
-class SearchTest(Part):
+class SearchTest(JsonObject):
     """The test of the best candidates on items that no candidate has seen."""
 
     baseline: str
@@ -279,7 +279,7 @@ class SearchResult(SearchState):
         return data
 
 
-class SearchProgress(Part):
+class SearchProgress(JsonObject):
     """The progress of a search."""
 
     done: int

@@ -18,7 +18,7 @@ from workbench.ground.events import Events, no_events
 from workbench.ground.files import write_text
 from workbench.ground.http import StatusError, ask
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import Number, Part, Result
+from workbench.ground.results import JsonObject, Number, Result
 from workbench.models.prompts import encode_text
 from workbench.scores.files import is_number
 
@@ -33,7 +33,7 @@ LEAST_TOLERANCE = 0.005
 _TIMES = 2
 
 
-class Expected(Part):
+class Expected(JsonObject):
     """The greedy answer of one model to one prompt: a row of expected.jsonl."""
 
     model_config = ConfigDict(strict=True)
@@ -261,7 +261,7 @@ _HINT = "Start the server with serve.sh, wait until it is ready, and name its ad
 KEY = "OPENAI_API_KEY"
 
 
-class CheckedModel(Part):
+class CheckedModel(JsonObject):
     """A model of a server beside the expected answers."""
 
     model: str

@@ -27,7 +27,7 @@ from workbench.ground.events import Events, no_events
 from workbench.ground.files import new_directory, write_bytes, write_json, write_text
 from workbench.ground.lazy import torch
 from workbench.ground.project import find_project
-from workbench.ground.results import Number, Part, Result
+from workbench.ground.results import JsonObject, Number, Result
 from workbench.models.prompts import load_tokenizer
 from workbench.run.materialize import materialize
 from workbench.run.routers import RECORD as ROUTER
@@ -80,7 +80,7 @@ class Export:
     llama_cpp: Path | None = None
 
 
-class ExportedAdapter(Part):
+class ExportedAdapter(JsonObject):
     """An adapter of an export."""
 
     path: str

@@ -12,7 +12,7 @@ from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.files import read_json
 from workbench.ground.manifest import files_of
 from workbench.ground.project import cache_of, find_project
-from workbench.ground.results import Part, Result
+from workbench.ground.results import JsonObject, Result
 from workbench.models.identity import identity, tokenizer_digest
 from workbench.resolve.findings import is_restricted, is_unknown
 from workbench.run.card import hub_ids, licence_fields, with_header
@@ -25,7 +25,7 @@ from workbench.scores.store import Scores
 from workbench.ship.outward import CARD, Outward
 
 
-class PushedFile(Part):
+class PushedFile(JsonObject):
     """A file that `push` sends."""
 
     path: str

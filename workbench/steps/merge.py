@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from workbench.ground.results import Part, absent
+from workbench.ground.results import JsonObject, absent
 from workbench.models.layout import Model
 from workbench.steps.fields import MergeWhere
 from workbench.steps.step import BrickStep, KeyContext, Problem
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workbench.weights.specs import TensorSpec, Weights
 
 
-class Laws(Part):
+class Laws(JsonObject):
     """Properties that a merge method guarantees; a test checks exactly these, and its page lists them."""
 
     zero_is_base: bool = True

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.models.hooks import hooked
 from workbench.transplant.counterparts import Linear, Move, Plan
 from workbench.transplant.readings import Reading, Recorded, assignment, exchanged, input_map, matched, output_map, record
@@ -35,7 +35,7 @@ CRITERION = (
 )
 
 
-class Match(Part):
+class Match(JsonObject):
     """The match beside its chance level, on the same layers."""
 
     matched: Number

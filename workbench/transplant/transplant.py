@@ -17,7 +17,7 @@ from workbench.ground.events import Events, no_events, progress
 from workbench.ground.files import check_new, new_directory, write_json
 from workbench.ground.foreign_names import brick_name
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part, Result, absent
+from workbench.ground.results import JsonObject, Number, Result, absent
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
@@ -41,7 +41,7 @@ LEAST_TEXTS = 10
 """Fewest texts; every fifth is held out."""
 
 
-class CommonPositions(Part):
+class CommonPositions(JsonObject):
     """Positions of the texts at which both models have read the same text."""
 
     common: int
@@ -52,7 +52,7 @@ class CommonPositions(Part):
     """Share of the positions of the shorter reading of each text, from 0 to 1."""
 
 
-class CarriedLayer(Part):
+class CarriedLayer(JsonObject):
     """A layer of the target."""
 
     layer: int
@@ -69,7 +69,7 @@ class CarriedLayer(Part):
     """Number of units, of all inputs and outputs of these modules; null without texts."""
 
 
-class NotCarried(Part):
+class NotCarried(JsonObject):
     """An update that no layer of the target takes."""
 
     tensor: str
@@ -78,7 +78,7 @@ class NotCarried(Part):
     """The reason."""
 
 
-class CarriedLoss(Part):
+class CarriedLoss(JsonObject):
     """Mean loss per learned token on held-out texts, in nats of each model's own tokens."""
 
     texts: int

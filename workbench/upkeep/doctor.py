@@ -12,7 +12,7 @@ from workbench.ground.errors import WorkbenchError, size
 from workbench.ground.files import read_json
 from workbench.ground.manifest import MANIFEST, described
 from workbench.ground.project import cache_of, is_writable
-from workbench.ground.results import Part, Result
+from workbench.ground.results import JsonObject, Result
 from workbench.run.directory import list_runs
 from workbench.run.execute import versions
 from workbench.weights.header import read_header
@@ -22,7 +22,7 @@ _LOW_SPACE = 5_000_000_000
 Status = Literal["ok", "repaired", "warning", "failed"]
 
 
-class Diagnosis(Part):
+class Diagnosis(JsonObject):
     """One check of the machine or the project."""
 
     check: str

@@ -17,7 +17,7 @@ from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.files import check_new, new_directory, write_json
 from workbench.ground.foreign_names import brick_name
 from workbench.ground.project import cache_of
-from workbench.ground.results import Number, Part, Result, absent
+from workbench.ground.results import JsonObject, Number, Result, absent
 from workbench.models.layout import Model
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
@@ -30,7 +30,7 @@ from workbench.weights.digests import tensor_digests, weights_digest
 RECORD = "extract.json"
 
 
-class ExtractedTensor(Part):
+class ExtractedTensor(JsonObject):
     """The low-rank update of one tensor."""
 
     rank: int

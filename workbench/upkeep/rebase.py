@@ -24,7 +24,7 @@ from workbench.ground.files import check_new, new_directory
 from workbench.ground.foreign_names import brick_name
 from workbench.ground.lazy import torch
 from workbench.ground.project import find_project
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.ground.yamldoc import Document, scalar
 from workbench.models.architecture import live_module
 from workbench.models.identity import vocabulary_digest
@@ -116,7 +116,7 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
     return document.validate(kind)
 
 
-class SaidShares(Part):
+class SaidShares(JsonObject):
     """Shares of facts that the model says, from 0 to 1."""
 
     without: Number
@@ -127,7 +127,7 @@ class SaidShares(Part):
     """Share with the new brick."""
 
 
-class Rebased(Part):
+class Rebased(JsonObject):
     """An edit that was solved again on another model."""
 
     brick: str

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from workbench.bricks.hub import Hub
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import file_digest
-from workbench.ground.results import Part, Result
+from workbench.ground.results import JsonObject, Result
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
@@ -20,7 +20,7 @@ _ABSENT = object()
 Which = Literal["first", "second"]
 
 
-class FieldDifference(Part):
+class FieldDifference(JsonObject):
     """A field that the two recipes set differently."""
 
     field: str
@@ -33,7 +33,7 @@ class FieldDifference(Part):
     """The recipe that alone has the field; null if both have it."""
 
 
-class InputDifference(Part):
+class InputDifference(JsonObject):
     """The base, a brick or a file of a step whose location or content differs."""
 
     name: str
@@ -50,7 +50,7 @@ class InputDifference(Part):
     """This is true if both contents are the same, and null if a digest is not known."""
 
 
-class UnreadRecipe(Part):
+class UnreadRecipe(JsonObject):
     """A recipe whose inputs could not be read, so that no digest is known."""
 
     recipe: Which

@@ -24,7 +24,7 @@ from workbench.facts.stream import latest
 from workbench.ground.errors import InvalidRecipeError
 from workbench.ground.files import json_digest, write_json
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part, absent
+from workbench.ground.results import JsonObject, Number, absent
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Cost, Edit, MethodContext
@@ -53,7 +53,7 @@ _NOT_SWEPT = (
 """Fields that the sweep does not use."""
 
 
-class Candidate(Part):
+class Candidate(JsonObject):
     """An edit of the pilot facts at one layer."""
 
     position: Position
@@ -72,7 +72,7 @@ class Candidate(Part):
     """Mean log-probability of the targets."""
 
 
-class Sweep(Part):
+class Sweep(JsonObject):
     """Layers and tokens that an edit writes to, and the measurements behind the choice."""
 
     layers: list[int]

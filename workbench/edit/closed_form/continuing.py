@@ -25,7 +25,7 @@ from workbench.facts.stream import Start, latest
 from workbench.ground.errors import InvalidRecipeError
 from workbench.ground.files import file_digest, read_json
 from workbench.ground.manifest import require_whole
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.weights.header import read_header, save_tensors
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ _FREE = frozenset({"id", "facts", "first", "continues", "min_efficacy", "layers"
 """Fields that may differ from those of the run; layers and positions are compared by their values in its record."""
 
 
-class _Digests(Part):
+class _Digests(JsonObject):
     """Digests of the files of a stream's statements and values."""
 
     stream: str
     digest: str
 
 
-class _Written(Part):
+class _Written(JsonObject):
     """Entries of edit.json that the continuation of a stream reads; `positions` are measured, `position` is named by the step."""
 
     method: str = ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.fuse.teaching.distributions import NONE, Pass, Reading, Shards
 from workbench.ground.lazy import np
-from workbench.ground.results import Number, Part, Result
+from workbench.ground.results import JsonObject, Number, Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class Tally:
         )
 
 
-class FusedModel(Part):
+class FusedModel(JsonObject):
     """What one model gave to the fused distributions."""
 
     aligned: Number

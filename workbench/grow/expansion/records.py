@@ -8,10 +8,10 @@ from typing import Annotated
 from pydantic import AliasChoices, Field
 
 from workbench.ground.errors import size
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 
 
-class GrowthCheck(Part):
+class GrowthCheck(JsonObject):
     """Result of the checks of a growth step, with the fields of the checks that were made."""
 
     kept: dict[str, int] = {}
@@ -62,7 +62,7 @@ class GrowthCheck(Part):
 _Origin = Annotated[str, Field(serialization_alias="from", validation_alias=AliasChoices("from", "origin"))]
 
 
-class TakenLayers(Part):
+class TakenLayers(JsonObject):
     """Layers of a stack from one model."""
 
     layers: str
@@ -77,7 +77,7 @@ class TakenLayers(Part):
         return f"{_named(self.source)}, {_layers(self.origin)}"
 
 
-class MergedLayers(Part):
+class MergedLayers(JsonObject):
     """Layers of a stack that are a merge."""
 
     layers: str
@@ -97,7 +97,7 @@ class MergedLayers(Part):
         return f"{self.merge} of {bricks}; deltas from {self.base or 'the configuration so far'} {self.origin}"
 
 
-class MergedPart(Part):
+class MergedPart(JsonObject):
     """A part of a stack outside the layers that is a merge."""
 
     merge: str
@@ -108,7 +108,7 @@ class MergedPart(Part):
     """Brick that deltas are taken from; null for the configuration so far."""
 
 
-class _Stack(Part):
+class _Stack(JsonObject):
     """Entries of the record of a stack about its sources."""
 
     blocks: list[MergedLayers | TakenLayers]
@@ -142,7 +142,7 @@ def stack_parts(record: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield part, _named(source)
 
 
-class _Importance(Part):
+class _Importance(JsonObject):
     """Importance of the parts of a model on texts, as far as it was measured: of layers `by` influence or perplexity, and of other units."""
 
     by: str | None = None
@@ -169,7 +169,7 @@ class _Importance(Part):
         return ""
 
 
-class _Pruned(Part):
+class _Pruned(JsonObject):
     """Entries of the record of a pruning: sizes before and after."""
 
     layers: tuple[int, int] | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.ground.errors import InvalidRecipeError
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import OpenPart
+from workbench.ground.results import OpenJsonObject
 from workbench.grow.mixtures.texts import load_measured, save_measured
 from workbench.models.layout import Model
 from workbench.models.live import live_names
@@ -193,7 +193,7 @@ def _encoded(prompts: Sequence[str], context: GrowContext, longest: int, expert:
 
 def _load_stored(context: GrowContext) -> Gates | None:
     """Return the gates of an earlier call, or None."""
-    found = load_measured(context, OpenPart)
+    found = load_measured(context, OpenJsonObject)
     return None if found is None else Gates(found[0], found[1].to_dict())
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError
 from workbench.ground.lazy import no_grad, np, torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.grow.expansion.parts import check_places, check_shapes, text_config, with_text
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.hooks import chosen, expert_modules, unread
@@ -251,7 +251,7 @@ class Usage:
         )
 
 
-class UsageCounts(Part):
+class UsageCounts(JsonObject):
     """Use of the experts of a mixture, as in the record of a step."""
 
     tokens: int
@@ -268,7 +268,7 @@ class UsageCounts(Part):
     """By layer, entropy of the experts' mean weights in bits."""
 
 
-class _OfTexts(Part):
+class _OfTexts(JsonObject):
     """The first fields of `ExpertsUsed`."""
 
     model: str

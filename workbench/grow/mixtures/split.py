@@ -12,7 +12,7 @@ from workbench.activations.partition import Division, LayerPartition, Partition,
 from workbench.activations.selectors import Linear, captured, centroids, oracle, ridges
 from workbench.activations.sites import find_sites
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import Number, Part, absent
+from workbench.ground.results import JsonObject, Number, absent
 from workbench.grow.mixtures.texts import load_measured, save_measured
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext, Measured
@@ -56,7 +56,7 @@ class MeasuredSplit(Measured):
     rows: dict[int, Tensor] = field(default_factory=dict)
 
 
-class SplitRecord(Part):
+class SplitRecord(JsonObject):
     """Measurements of a division of neurons."""
 
     shared: list[int]
@@ -67,7 +67,7 @@ class SplitRecord(Part):
     """Router and oracle -> share of held-out activations that the chosen experts have."""
 
 
-class _Saved(Part):
+class _Saved(JsonObject):
     """A cached measurement, beside its tensors."""
 
     method: str

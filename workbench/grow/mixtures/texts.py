@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import Field
 
 from workbench.ground.files import write_json
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow, encode, longest_row, read_texts
 from workbench.steps import GrowContext, GrowMethod
@@ -51,7 +51,7 @@ class TextMethod(GrowMethod):
         return encode(texts, context.tokenizer, longest_row(model.config, self.max_length))
 
 
-Data = TypeVar("Data", bound=Part)
+Data = TypeVar("Data", bound=JsonObject)
 
 
 def load_measured(context: GrowContext, kind: type[Data]) -> tuple[dict[str, Tensor], Data] | None:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 
 NORMAL = 1.96
 """Standard errors from the middle to the ends of a 95 % interval."""
 
 
-class DeltaMeasures(Part):
+class DeltaMeasures(JsonObject):
     """Measures of a delta over one or more tensors."""
 
     norm: Number
@@ -70,7 +70,7 @@ class TensorMeasures(Sums):
     """Name of the tensor."""
 
 
-class BrickMeasures(Part):
+class BrickMeasures(JsonObject):
     """Measures of a brick's delta on its base."""
 
     total: Sums

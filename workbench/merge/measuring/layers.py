@@ -22,7 +22,7 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import scratch_beside, write_json
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import publish_sealed, reusable
-from workbench.ground.results import Part, Result
+from workbench.ground.results import JsonObject, Result
 from workbench.models.architecture import counterpart, is_conv1d, is_head
 from workbench.models.hooks import hooked
 from workbench.models.layout import stack_prefix
@@ -213,7 +213,7 @@ def shared(inputs: Mapping[str, Tensor], batch: Batch) -> dict[str, list[str]]:
     return {readers[0]: readers for _, readers in seen}
 
 
-class TextsRead(Part):
+class TextsRead(JsonObject):
     """How a model read texts."""
 
     tokens: int

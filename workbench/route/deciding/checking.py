@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError, nearest
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part, absent
+from workbench.ground.results import JsonObject, Number, absent
 from workbench.models.texts import read_prompts
 from workbench.route.deciding.fitting import curve_of
 from workbench.route.deciding.hidden import token_rows
@@ -35,7 +35,7 @@ class Asked:
     brick: str | None
 
 
-class CheckedSet(Part):
+class CheckedSet(JsonObject):
     """Decisions for one set of prompts, as shares from 0 to 1."""
 
     set: str
@@ -58,7 +58,7 @@ class CheckedSet(Part):
     """Share of them that went to the base."""
 
 
-class CurvePoint(Part):
+class CurvePoint(JsonObject):
     """What a threshold costs on the sets as they are, as shares from 0 to 1."""
 
     threshold: Number
@@ -69,7 +69,7 @@ class CurvePoint(Part):
     """Share of the prompts that no brick is for which would go to a brick."""
 
 
-class WrongDecision(Part):
+class WrongDecision(JsonObject):
     """A prompt that went elsewhere."""
 
     set: str
@@ -84,7 +84,7 @@ class WrongDecision(Part):
     """Confidence of the decision."""
 
 
-class RouteCheck(Part):
+class RouteCheck(JsonObject):
     """A router's decisions on prompts whose bricks are known."""
 
     method: str

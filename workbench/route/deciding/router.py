@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
-from workbench.ground.results import Number, Part
+from workbench.ground.results import JsonObject, Number
 from workbench.steps.route import Decisions, Prompts
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Fitted:
         return common.to_dict() | self.own_settings()
 
 
-class Settings(Part):
+class Settings(JsonObject):
     """Entries of routing.json that all methods have."""
 
     method: str

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import no_grad, torch
-from workbench.ground.results import Number, Part, absent
+from workbench.ground.results import JsonObject, Number, absent
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.hidden import hidden_states, moving
 from workbench.steps.route import Prompts
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workbench.route.mixing.live import Routing
 
 
-class RoutedToken(Part):
+class RoutedToken(JsonObject):
     """The decision at one token, if the text ended there."""
 
     token: str
@@ -39,7 +39,7 @@ class RoutedToken(Part):
     """With `route: roles`: brick that acts on the token -> its weight."""
 
 
-class Explanation(Part):
+class Explanation(JsonObject):
     """What a router does with a text."""
 
     text: str

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
-from workbench.ground.results import Part
+from workbench.ground.results import JsonObject
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.steps.route import Decisions, Prompts
 
@@ -126,7 +126,7 @@ class RolesRouter(Fitted):
         return {"roles": [SavedRole(brick=role.brick, between=role.span).to_dict() for role in self.roles]}
 
 
-class SavedRole(Part):
+class SavedRole(JsonObject):
     """A role in routing.json; its ids are in the table."""
 
     brick: str
