@@ -20,14 +20,13 @@ from workbench.merge.measuring.calibration import is_conv1d as is_stored_in_out
 from workbench.merge.measuring.calibration import is_linear
 from workbench.merge.measuring.matrices import is_matrix
 from workbench.models import architecture
-from workbench.models.architecture import tied_embeddings, untied_config
+from workbench.models.architecture import tied_embeddings, untied_config, vocabulary_tensors
 from workbench.models.identity import generation_settings
 from workbench.models.layout import Layout, Model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.skeleton import parse_config
 from workbench.models.texts import longest_row
 from workbench.resolve.checks import _meaning
-from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.files import configured
 from workbench.weights.header import DEPTHS, POSITIONS, TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec

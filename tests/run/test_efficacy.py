@@ -23,7 +23,7 @@ from workbench.facts.facts import Fact
 from workbench.ground.errors import WorkbenchError
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
-from workbench.run.teaching import EfficacyError
+from workbench.run.record import EfficacyError
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"

@@ -100,7 +100,7 @@ def scale_kind(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     for clear in caches:
         clear()
     yield
-    del VERBS["scale"]
+    VERBS.remove("scale")
     REGISTERED.clear()
     REGISTERED.update(known)
     for name in ("workbench.steps.scale", "workbench.run.kinds.scale", "workbench.scale"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workbench.ground.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.ground.events import Events, no_events
-from workbench.ground.foreign_names import as_name, retyped
+from workbench.ground.foreign_names import GGUF, as_name, retyped
 from workbench.ground.project import find_project, relative, runs_of
 
 if TYPE_CHECKING:
@@ -110,12 +110,11 @@ def _split(name: str) -> tuple[str, str]:
 
 def _meanings(name: str, runs: Path) -> Iterator[Named]:
     """Yield everything that a name means exactly."""
-    from workbench.bricks.gguf_files import SUFFIX
     from workbench.run.directory import RECORD
 
     path = Path(name).expanduser()
     if path.is_file():
-        yield Named(name, "model" if path.suffix == SUFFIX else "recipe", path)
+        yield Named(name, "model" if path.suffix == GGUF else "recipe", path)
     elif (path / RECORD).is_file():
         yield Named(name, "run", path)
     elif path.is_dir() and any((path / file).is_file() for file in _KNOWN):

@@ -6,25 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from workbench.adapters.keys import unties
-from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
-from workbench.adapters.read import Adapter
 from workbench.bricks.card import Axes, BrickCard, axes_of, read_licence
 from workbench.bricks.header_folders import Download, download_of
-from workbench.bricks.language import LanguagePart, component_configs
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest
+from workbench.ground.foreign_names import ADAPTER_WEIGHTS
 from workbench.ground.identity import check_unchanged
 from workbench.models.architecture import is_head, tied_embeddings, with_head_of
 from workbench.models.layout import Model
-from workbench.models.live import Aligned
 from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import digests_known, fingerprint, meaning_of, stamp, tensor_digests, weights_digest
 from workbench.weights.header import Entry, has_headers_only
-from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.specs import Weights
+
+if TYPE_CHECKING:
+    from workbench.adapters.read import Adapter
 
 
 class BrickSource(Protocol):
@@ -149,12 +148,18 @@ class Brick:
     @cached_property
     def adapter(self) -> Adapter:
         """The adapter."""
+        from workbench.adapters.read import Adapter
+
         return Adapter(self.path, self.label)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The checkpoint, or the part of it that the brick is."""
-        return LanguagePart(self.path, self.label) if self.part else self.whole
+        if self.part is None:
+            return self.whole
+        from workbench.bricks.language import LanguagePart
+
+        return LanguagePart(self.path, self.label)
 
     @cached_property
     def whole(self) -> Checkpoint:
@@ -226,6 +231,8 @@ class Brick:
         if tied_embeddings(base.weights.specs, base.config) is None:
             return None
         if self.kind == "adapter":
+            from workbench.adapters.keys import unties
+
             return unties(self.adapter.keys, base)
         return "has a head of its own" if any(map(is_head, self.checkpoint.specs)) else None
 
@@ -277,11 +284,14 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
     stored, want = weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights.specs
     fitting: Weights = stored
     missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
-    reason = None
+    reason, sources = None, dict[str, Sequence[str]]()
     if missing or extra:
+        from workbench.models.live import Aligned
+
         try:
             aligned = Aligned(stored, want, base.config)
             fitting, missing, extra = aligned, aligned.missing, aligned.unused
+            sources = {name: aligned.sources(name) for name in want}
         except WorkbenchError as error:
             reason = error.message
     for name in want:
@@ -290,8 +300,16 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
                 f"{brick.label}: {name} is {list(fitting.specs[name].shape)}, the base has {list(want[name].shape)}",
                 "All bricks of a recipe must have the base's shapes.",
             )
-        for source in fitting.sources(name) if isinstance(fitting, Aligned) else [name]:
-            _check_kind(brick, source, stored.specs.get(source, want[name]), want[name])
+        for source in sources.get(name, [name]):
+            spec = stored.specs.get(source, want[name])
+            if spec.kind != want[name].kind:
+                raise WorkbenchError(
+                    f"{brick.label}: {source} holds {spec.kind} numbers ({spec.stored}), the base has {want[name].kind} numbers "
+                    f"({want[name].stored})",
+                    "The checkpoint may be quantized: use the floating-point model that it was made from."
+                    if want[name].is_float
+                    else "Use a fine-tune that keeps the base's kind of numbers.",
+                )
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
         text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
@@ -302,19 +320,10 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
     return fitting
 
 
-def _check_kind(brick: Brick, name: str, spec: TensorSpec, want: TensorSpec) -> None:
-    """Raise WorkbenchError if a tensor's kind of numbers differs from the base's."""
-    if spec.kind != want.kind:
-        raise WorkbenchError(
-            f"{brick.label}: {name} holds {spec.kind} numbers ({spec.stored}), the base has {want.kind} numbers ({want.stored})",
-            "The checkpoint may be quantized: use the floating-point model that it was made from."
-            if want.is_float
-            else "Use a fine-tune that keeps the base's kind of numbers.",
-        )
-
-
 def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
     """Return a hint for a checkpoint whose tensors differ from the base's."""
+    from workbench.bricks.language import component_configs
+
     mine, theirs = brick.whole.config.get("model_type"), base.config.get("model_type")
     if brick.part:
         return f"Set `base:` to the text model that the language part of this {mine} model was made from."

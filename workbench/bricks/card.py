@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
-from workbench.bricks.hub import CARD
 from workbench.ground import yamldoc
 from workbench.ground.files import write_text
+from workbench.ground.foreign_names import CARD
 from workbench.ground.results import JsonObject
 from workbench.ground.yamltree import top_scalars
 from workbench.steps.fields import NAME, Strict

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import file_digest, json_digest, publish_once, scratch_beside, write_json
-from workbench.ground.foreign_names import TOKENIZER_TOO, convert_command
+from workbench.ground.foreign_names import GGUF, TOKENIZER_TOO, convert_command
 from workbench.ground.identity import installed, settled
 from workbench.ground.manifest import has_its_files, seal
 from workbench.ground.project import cache_of
@@ -137,7 +137,6 @@ def _divisor(length: float, factor: float) -> float:
     return 1 / ((1 - smooth) / factor + smooth)
 
 
-SUFFIX = ".gguf"
 _VERSION = 1  # raise it when the record or the configuration of a file changes
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _PLAIN = {"F32", "F16", "BF16"}
@@ -174,8 +173,8 @@ def find_gguf(path: Path, what: str) -> Path | None:
         WorkbenchError: If a directory has several GGUF files and no other weights.
     """
     if path.is_file():
-        return path if path.suffix == SUFFIX else None
-    files = sorted(path.glob(f"*{SUFFIX}"))
+        return path if path.suffix == GGUF else None
+    files = sorted(path.glob(f"*{GGUF}"))
     if not files or (path / RECORD).is_file() or any(path.glob("*.safetensors")):
         return None
     if len(files) > 1:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
-from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.bricks.header_folders import (
     Download,
     Repository,
@@ -24,13 +22,11 @@ from workbench.ground import jsondoc, yamldoc
 from workbench.ground.errors import WorkbenchError, size
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import read_json
-from workbench.ground.foreign_names import INDEX, SINGLE, convert_command
-from workbench.ground.http import DISK
+from workbench.ground.foreign_names import ADAPTER, ADAPTER_WEIGHTS, CARD, INDEX, SINGLE, convert_command
 
-CARD = "brick.yaml"
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.
 _SMALL = (
-    "config.json", "generation_config.json", ADAPTER_CONFIG, INDEX, "edit.json", "facts.jsonl", CARD, "README.md", "tokenizer*", "vocab*", "merges.txt",
+    "config.json", "generation_config.json", ADAPTER, INDEX, "edit.json", "facts.jsonl", CARD, "README.md", "tokenizer*", "vocab*", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*", "*.jinja", "*preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 _SMALL_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".model", ".jinja"})
@@ -149,7 +145,7 @@ def _required_files(repository: Repository, what: str) -> tuple[list[str], list[
             raise WorkbenchError(f"{what}: {CARD} of {repository.name} points outside its repository (files: {files})", None)
         folder = "" if PurePosixPath(files) == PurePosixPath(".") else f"{PurePosixPath(files)}/"
     small = [f for f in repository.sizes if _is_small(f, "") or (folder and _is_small(f, folder))]
-    weights = [folder + ADAPTER_WEIGHTS] if folder + ADAPTER_CONFIG in repository.sizes else []
+    weights = [folder + ADAPTER_WEIGHTS] if folder + ADAPTER in repository.sizes else []
     if folder + SINGLE in repository.sizes:  # preferred over shards, as in transformers
         weights.append(folder + SINGLE)
     elif folder + INDEX in repository.sizes:
@@ -178,7 +174,7 @@ def _is_small(file: str, folder: str) -> bool:
 def _no_weights(repository: Repository, folder: str, what: str) -> WorkbenchError:
     files = [file.removeprefix(folder) for file in repository.sizes if file.startswith(folder)]
     pickles = sorted(file for file in files if any(fnmatch(file, pattern) for pattern in _PICKLES))
-    adapter = ADAPTER_CONFIG in files
+    adapter = ADAPTER in files
     expected = ADAPTER_WEIGHTS if adapter else SINGLE
     if INDEX in files:
         return WorkbenchError(
@@ -211,7 +207,7 @@ def _no_weights(repository: Repository, folder: str, what: str) -> WorkbenchErro
 
 def _cached(name: str, revision: str | None) -> Path | None:
     """Return a cached snapshot that has its weights, or that has only pickles, which the reader then reports."""
-    snapshot = next(filter(None, (snapshot_with(name, revision, f) for f in ("config.json", ADAPTER_CONFIG, CARD))), None)
+    snapshot = next(filter(None, (snapshot_with(name, revision, f) for f in ("config.json", ADAPTER, CARD))), None)
     if snapshot is None:
         return None
     folder = snapshot
@@ -257,6 +253,8 @@ def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[Non
     except errors.RemoteEntryNotFoundError:
         raise WorkbenchError(f"{what}: {shown} lacks a file that it lists", "Use another revision: NAME@REVISION.") from None
     except transport() as error:
+        from workbench.ground.http import DISK
+
         if isinstance(error, OSError) and error.errno in DISK:
             raise WorkbenchError(
                 f"{what}: {shown} cannot be stored: {error.strerror}", "Set HF_HOME to a folder on another disk."

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.adapters.bind import BoundAdapter, bind
-from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
 from workbench.bricks.card import read_card
-from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
-from workbench.bricks.hub import CARD, FETCH, Hub
+from workbench.bricks.hub import FETCH, Hub
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.files import json_digest
-from workbench.ground.foreign_names import INDEX, SINGLE, retyped
+from workbench.ground.foreign_names import ADAPTER, CARD, GGUF, INDEX, SINGLE, retyped
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import require_whole
 from workbench.ground.project import suggestion
@@ -29,6 +26,8 @@ class AdaptedCheckpoint(Checkpoint):
     """The checkpoint of a model with an adapter on it: the files are the model's, and every tensor is read with the adapter's update."""
 
     def __init__(self, plain: Checkpoint, adapter: Brick) -> None:
+        from workbench.adapters.bind import bind
+
         super().__init__(plain.path, plain.label)
         tidy(self)
         self.adapter = adapter
@@ -38,7 +37,7 @@ class AdaptedCheckpoint(Checkpoint):
                 f"base: the adapter {reason}, which a base with an adapter cannot represent",
                 f"Bake it into a checkpoint: `{shell('workbench', 'brick', 'bake', adapter.path, '--base', plain.path, '-o', 'DIR')}`.",
             )
-        self._bound: BoundAdapter = bind(adapter.adapter, plain.specs, model)
+        self._bound = bind(adapter.adapter, plain.specs, model)
 
     def open(self, name: str, device: torch.device) -> Source:
         """Open one tensor with the adapter's update."""
@@ -79,8 +78,11 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
     local = local if local.is_absolute() else project / local
-    if local.exists() and (file := find_gguf(local, what)):
-        return gguf_folder(file, project, what), None
+    if local.exists() and (local.suffix == GGUF or any(local.glob(f"*{GGUF}"))):
+        from workbench.bricks.gguf_files import find_gguf, gguf_folder
+
+        if file := find_gguf(local, what):
+            return gguf_folder(file, project, what), None
     if local.is_file():
         thing = look(local)
         found, hint = (thing.says, thing.hint) if thing else ("a file", "Use the directory that contains it.")
@@ -93,7 +95,7 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     if (
         forced
         or "+" in name
-        or local.suffix == SUFFIX
+        or local.suffix == GGUF
         or name.count("/") != 1
         or name.split("/")[0] in ("bricks", "recipes", "runs")
     ):
@@ -113,7 +115,7 @@ def _missing(reference: str, local: Path, what: str, project: Path) -> Workbench
         return WorkbenchError(f"{what}: {reference} names a model and an adapter, expected one of them", hint)
     meant = retyped(reference)
     return WorkbenchError(
-        f"{what}: no such {'file' if local.suffix == SUFFIX else 'directory'}: {reference}",
+        f"{what}: no such {'file' if local.suffix == GGUF else 'directory'}: {reference}",
         f"Write {meant}." if meant else suggestion(local, project) or "Paths are relative to the project folder.",
     )
 
@@ -154,7 +156,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     if not kinds:
         refuse_foreign(files if files.is_dir() and not is_neuron_set(path) else path, what, ref.target)
         raise WorkbenchError(
-            f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
+            f"{what}: {ref.target} holds neither {ADAPTER} nor a checkpoint ({SINGLE}, {INDEX})",
             suggestion(files, project) or "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
         )
     wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
@@ -167,7 +169,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
         wanted = "checkpoint" if card.kind == "checkpoint" else "adapter"
     if len(kinds) > 1 and not wanted:
         raise WorkbenchError(
-            f"{what}: {ref.target} holds both an adapter ({ADAPTER_CONFIG}) and a checkpoint (config.json and safetensors files)",
+            f"{what}: {ref.target} holds both an adapter ({ADAPTER}) and a checkpoint (config.json and safetensors files)",
             f"State which one to use: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
         )
     kind = wanted if wanted in kinds else kinds[0]
@@ -191,7 +193,7 @@ def kinds_of(path: Path) -> list[str]:
     A config.json next to an adapter is not enough for a checkpoint, because trainers leave the base's there. A directory that
     holds only pickles still has a kind, and its reader raises the error.
     """
-    adapter = (path / ADAPTER_CONFIG).is_file()
+    adapter = (path / ADAPTER).is_file()
     weights = not adapter or (path / SINGLE).is_file() or (path / INDEX).is_file()
     checkpoint = (path / "config.json").is_file() and weights
     return ["adapter"] * adapter + ["checkpoint"] * checkpoint
@@ -205,9 +207,9 @@ def base_of(path: Path, project: Path, hint: str) -> str:
     """
     card = read_card(path) if (path / CARD).is_file() else None
     files = path / card.files if card else path
-    base_name = card.base.id if card else jsondoc.optional(files / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base_name = card.base.id if card else jsondoc.optional(files / ADAPTER).get("base_model_name_or_path")
     if not isinstance(base_name, str) or not base_name:
-        raise WorkbenchError(f"{path}: neither {CARD} nor {ADAPTER_CONFIG} names its base", hint)
+        raise WorkbenchError(f"{path}: neither {CARD} nor {ADAPTER} names its base", hint)
     try:
         locate(base_name, project, "base")
     except WorkbenchError as error:

@@ -8,8 +8,8 @@ from typing import Any
 
 from workbench.activations.sets import RECORD, NeuronSet, read_set, set_masks, write_set
 from workbench.bricks.card import Axes, BaseRecord, BrickCard, axes_of, read_card, write_card
-from workbench.bricks.hub import CARD
 from workbench.ground.errors import GateFailedError, WorkbenchError
+from workbench.ground.foreign_names import CARD
 from workbench.ground.results import JsonObject, Number
 from workbench.models.layout import Model
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.adapters.bind import AdaptedWeights, bind
 from workbench.bricks.brick import Brick, BrickSource
 from workbench.bricks.header_folders import snapshot_with
 from workbench.ground.errors import WorkbenchError
@@ -22,7 +21,6 @@ from workbench.models.architecture import (
     with_head_of,
 )
 from workbench.models.layout import Model
-from workbench.models.live import Aligned
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, fingerprint, tensor_digests
 from workbench.weights.header import HeadersOnlyError
@@ -109,6 +107,8 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
 def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
     """Return whether every tensor of the brick's delta is zero, stopping at the first one that is not."""
     if brick.kind == "adapter":
+        from workbench.adapters.bind import bind
+
         return bind(brick.adapter, base.weights.specs, base).is_zero(base)
     mine, theirs = brick.checkpoint, getattr(base.weights, "entries", None)
     if theirs is None or mine.specs != base.weights.specs or fingerprint(mine.entries) != fingerprint(theirs):
@@ -233,10 +233,13 @@ def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str
     Raises:
         WorkbenchError: If another integer tensor differs. Such tensors are lookup tables or masks, which cannot be averaged.
     """
+    integers = {name: entry for name, entry in base.entries.items() if not entry.spec.is_float and name in weights.specs}
+    if not integers:
+        return []
+    from workbench.models.live import Aligned
+
     counters = []
-    for name, entry in base.entries.items():
-        if entry.spec.is_float or name not in weights.specs:
-            continue
+    for name, entry in integers.items():
         sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
         if len(sources) == 1 and entry_digest(entry) == entry_digest(brick.checkpoint.entries[sources[0]]):
             continue
@@ -264,7 +267,11 @@ def base_for(bricks: Sequence[Brick], checkpoint: Checkpoint) -> Model:
     """Return the base for a set of bricks, with a separate head if one of them unties it, and with the rows that an only adapter adds."""
     tied = Model(checkpoint, checkpoint.config)
     base = untied(checkpoint) if any(brick.unties(tied) for brick in bricks) else tied
-    return AdaptedWeights(bricks[0].adapter, base).base if [brick.kind for brick in bricks] == ["adapter"] else base
+    if [brick.kind for brick in bricks] != ["adapter"]:
+        return base
+    from workbench.adapters.bind import AdaptedWeights
+
+    return AdaptedWeights(bricks[0].adapter, base).base
 
 
 def find_ties(
@@ -296,5 +303,7 @@ def find_ties(
 def rows_of(brick: Brick, base: Model) -> tuple[Weights, dict[str, object] | None]:
     """Return the weights of a brick, the source of vocabulary rows, and the configuration of a checkpoint; an adapter has none."""
     if brick.kind == "adapter":
+        from workbench.adapters.bind import AdaptedWeights
+
         return AdaptedWeights(brick.adapter, base), None
     return with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), brick.checkpoint.config

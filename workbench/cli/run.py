@@ -247,9 +247,9 @@ def _cost(step: dict[str, Any]) -> str:
 
 def _method(step: Mapping[str, Any]) -> str:
     """Return verb and method of a step, such as "merge ties"."""
-    from workbench.steps import verbs  # here, because it builds the class of every kind of step
+    from workbench.steps import VERBS
 
-    verb = next(v for v in verbs() if v in step)
+    verb = next(v for v in VERBS if v in step)
     return f"{verb} {step[verb]}"
 
 

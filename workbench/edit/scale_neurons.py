@@ -25,7 +25,6 @@ class ScaleNeurons(Step):
     formula: ClassVar[str] = "W_out[:, S] ↦ factor · W_out[:, S]"
     kind = "scale_neurons"
     verb = "edit"
-    verb_order = 1
 
     edit: Literal["scale_neurons"]
     neurons: str

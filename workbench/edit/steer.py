@@ -46,7 +46,6 @@ class Steer(Step):
     )
     kind = "steer"
     verb = "edit"
-    verb_order = 1
 
     edit: Literal["steer"]
     positive: str

@@ -11,6 +11,7 @@ from workbench.ground import jsondoc
 
 CONFIG, ADAPTER, CARD = "config.json", "adapter_config.json", "brick.yaml"
 ADAPTER_WEIGHTS, SINGLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
+GGUF = ".gguf"
 MANIFEST = "workbench-manifest.json"
 """The file that seals a folder (see `ground.manifest`)."""
 HEADERS_ONLY = "headers-only.json"

@@ -13,11 +13,11 @@ from workbench.ground.errors import InvalidRecipeError, WorkbenchError, refuse_u
 from workbench.ground.files import json_digest
 from workbench.ground.lazy import np
 from workbench.grow.expansion.parts import check_shapes
+from workbench.models.architecture import vocabulary_tensors
 from workbench.models.identity import GENERATION
 from workbench.models.layout import Model
 from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole
-from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.files import Addition, configured, tokenizer_digests, write_tokenizer
 from workbench.vocabulary.tokens import checked_tokenizer, read_tokens
 

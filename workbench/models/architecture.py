@@ -252,6 +252,26 @@ def with_and_without_root(name: str) -> Iterator[str]:
     yield from (root + name for root in _ROOTS)
 
 
+def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> list[str]:
+    """Return the names of the tensors with one row per token, embeddings first.
+
+    These are embeddings and heads, with their biases, that have as many rows as the first embedding.
+
+    Raises:
+        WorkbenchError: If there is no such tensor.
+    """
+    modules = {n: n.rpartition(".")[0] for n, s in specs.items() if n.endswith((".weight", ".bias")) and 1 <= len(s.shape) <= 2}
+    names = [n for n, module in modules.items() if is_embedding_module(module) or is_head_module(module)]
+    if not names:
+        raise WorkbenchError(
+            f"{label}: no tensor has the name of an embedding (names are {', '.join(list(specs)[:3])}, …)",
+            "Only vocabularies of decoder-only language models can be aligned. Remove `tokenizer` from the recipe.",
+        )
+    names.sort(key=lambda n: is_head_module(modules[n]))
+    rows = specs[names[0]].shape[0]
+    return [n for n in names if specs[n].shape[0] == rows]
+
+
 def tied_embeddings(names: Iterable[str], config: Mapping[str, object]) -> tuple[str, str] | None:
     """Return the names of embeddings and head of a language model that stores one tensor for both; None for other models.
 

@@ -19,7 +19,7 @@ from workbench.ground.lazy import torch
 from workbench.models.architecture import is_embedding, is_head
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest
-from workbench.weights.header import TEXT_CONFIGS, Entry, HeadersOnlyError, dequantise
+from workbench.weights.header import TEXT_CONFIGS, HeadersOnlyError, dequantise
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -223,19 +223,26 @@ def tidy(checkpoint: Checkpoint) -> None:
     """
     checkpoint.config = native(checkpoint.config, f"{checkpoint.label}: {checkpoint.path / 'config.json'}")
     for name, entry in list(checkpoint.entries.items()):
+        spec = entry.spec
+        if is_buffer(name, spec):
+            del checkpoint.entries[name]
+            checkpoint.left_out.append(name)
+            continue
         if _PACKED.search(name):
             raise WorkbenchError(
                 f"{checkpoint.label}: {name} is part of a quantized weight; expected floating point",
                 dequantise(None, checkpoint.path),
             )
-        if _is_code(name, entry):
+        # integers under the name of a weight, or a matrix of bytes
+        if (
+            spec.kind == "integer"
+            and not entry.packing
+            and (name.endswith(".weight") or (spec.itemsize == 1 and len(spec.shape) > 1))
+        ):
             raise WorkbenchError(
-                f"{checkpoint.label}: {name} holds {entry.spec.dtype_name} numbers, which are codes of a quantized weight; expected floating point",
+                f"{checkpoint.label}: {name} holds {spec.dtype_name} numbers, which are codes of a quantized weight; expected floating point",
                 dequantise(None, checkpoint.path),
             )
-        if is_buffer(name, entry.spec):
-            del checkpoint.entries[name]
-            checkpoint.left_out.append(name)
     drop_tied_copy(checkpoint)
 
 
@@ -257,13 +264,6 @@ def native(config: dict[str, object], label: str) -> dict[str, object]:
             f"transformers does not support model_type {config.get('model_type')} natively: use a revision of the model for a type that it supports.",
         )
     return {key: value for key, value in config.items() if key != "auto_map"}
-
-
-def _is_code(name: str, entry: Entry) -> bool:
-    """Return whether a stored tensor has the form of a quantized weight: integers under the name of a weight, or a matrix of bytes."""
-    if entry.spec.kind != "integer" or entry.packing or is_buffer(name, entry.spec):
-        return False
-    return name.endswith(".weight") or (entry.spec.itemsize == 1 and len(entry.spec.shape) > 1)
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:

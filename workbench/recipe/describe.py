@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from workbench.ground.results import JsonObject, absent
 from workbench.ground.trust import Plugin
 from workbench.recipe.schema import RecipeFields
-from workbench.steps import Laws, MergeMethod, Step, verbs
+from workbench.steps import VERBS, Laws, MergeMethod, Step
 from workbench.steps.fields import field_docs
 
 
@@ -74,7 +74,7 @@ def fields_of(model: type[Step] | type[RecipeFields]) -> Iterator[FieldDescripti
     """Yield the fields of a step or a recipe, without its verb."""
     docs = field_docs(model)
     for name, field in model.model_fields.items():
-        if name in verbs():
+        if name in VERBS:
             continue
         value = None if field.is_required() else field.get_default(call_default_factory=True)
         short = json.dumps(value) if isinstance(value, (str, bool, int, float)) else "-"

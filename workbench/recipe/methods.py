@@ -24,7 +24,7 @@ from workbench.ground.files import bytes_digest, file_digest, json_digest
 from workbench.ground.parts import missing
 from workbench.ground.trust import Plugin, is_trusted, refused, run_module
 from workbench.ground.yamldoc import KeyPath
-from workbench.steps import Step, verbs
+from workbench.steps import Step
 from workbench.steps.step import OUTSIDE, REGISTERED, VERBS
 
 
@@ -32,11 +32,10 @@ from workbench.steps.step import OUTSIDE, REGISTERED, VERBS
 def methods() -> dict[str, type[Step]]:
     """Return all methods as "verb:name" -> class. Within a verb, methods of other tools such as `mergekit/...` come last.
 
-    Imports every file of `workbench/steps`, which declare the kinds of step, and every method file in the folders named after
-    their verbs.
+    Imports every method file in the folders named after the verbs.
     """
     _import_kinds()
-    for verb in verbs():
+    for verb in VERBS:
         if not _is_here(verb):
             continue
         package = importlib.import_module(f"workbench.{verb}")
@@ -44,7 +43,7 @@ def methods() -> dict[str, type[Step]]:
             importlib.import_module(module.name)
             if module.ispkg and importlib.util.find_spec(f"{module.name}.methods"):
                 importlib.import_module(f"{module.name}.methods")
-    order = {verb: i for i, verb in enumerate(verbs())}
+    order = {verb: i for i, verb in enumerate(VERBS)}
     return dict(sorted(REGISTERED.items(), key=lambda item: (order[item[1].verb], "/" in item[0], item[0])))
 
 
@@ -63,10 +62,10 @@ def built_in(verb: str, name: str) -> type[Step] | None:
     """
     _import_kinds()
     module = f"workbench.{verb}.{name}"
-    if verb in verbs() and not _is_here(verb):
+    if verb in VERBS and not _is_here(verb):
         missing_part = missing(verb, f"a step with `{verb}`")
         raise InvalidRecipeError(missing_part.message, missing_part.hint)
-    if verb in verbs() and name.isidentifier() and importlib.util.find_spec(module):
+    if verb in VERBS and name.isidentifier() and importlib.util.find_spec(module):
         importlib.import_module(module)
     tag = f"{verb}:{name}"
     return REGISTERED.get(tag) or methods().get(tag)
@@ -79,9 +78,10 @@ def _is_here(verb: str) -> bool:
 
 
 def _import_kinds() -> None:
-    """Import every file of `workbench/steps`, which declare the kinds of step."""
-    for module in pkgutil.iter_modules(steps.__path__, "workbench.steps."):
-        importlib.import_module(module.name)
+    """Import the files of `workbench/steps` that declare kinds of step with verbs of their own."""
+    for module in pkgutil.iter_modules(steps.__path__):
+        if module.name not in steps.MODULES:
+            importlib.import_module(f"workbench.steps.{module.name}")
 
 
 GROUP = "workbench.methods"
@@ -195,7 +195,7 @@ class MethodFinder:
             The path of the method's name, and the method or why it cannot be used. Steps without a known method are left out.
         """
         for i, step in enumerate(steps if isinstance(steps, list) else ()):
-            verb = next((verb for verb in verbs() if verb in step), None) if isinstance(step, Mapping) else None
+            verb = next((verb for verb in VERBS if verb in step), None) if isinstance(step, Mapping) else None
             if verb is None:
                 continue
             for path, name in [((i, verb), step[verb]), *_merges_within(step, (i,))]:
@@ -341,8 +341,7 @@ def _no_new_kinds() -> Iterator[None]:
         if added := set(VERBS) - before:
             raise TypeError(f"a method cannot declare a new kind of step ('{added.pop()}')")
     finally:
-        for verb in set(VERBS) - before:
-            del VERBS[verb]
+        VERBS[:] = [verb for verb in VERBS if verb in before]
 
 
 def _place(cls: type[Step]) -> str:

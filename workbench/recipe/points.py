@@ -15,7 +15,7 @@ from workbench.recipe.fields import same
 from workbench.recipe.methods import methods
 from workbench.recipe.schema import fields_of, known_method, weighs
 from workbench.recipe.space import Dimension, FieldSpace
-from workbench.steps import verbs
+from workbench.steps import VERBS
 
 _WORD = re.compile(r"[^A-Za-z0-9._+-]+")
 Place = tuple[int | None, tuple[str | int, ...]]
@@ -104,7 +104,7 @@ class PointNames:
         chosen: dict[int | None, type[Any] | None] = {}
         split = [(label, word) for label, _, word in (part.rpartition("=") for part in parts)]
         # A step's method decides which other fields exist, so it is read first.
-        for label, word in sorted(split, key=lambda one: one[0].rpartition(".")[2] not in ("", *verbs())):
+        for label, word in sorted(split, key=lambda one: one[0].rpartition(".")[2] not in ("", *VERBS)):
             dimension = self.space.located(mine.get(label) or self._field(label, word, chosen))
             name, values, words = self.own.get(place_of(dimension), (dimension.name, [], []))
             if label in mine and word not in words:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from pydantic import BaseModel
 
@@ -17,8 +18,11 @@ from workbench.ground.project import find_project
 from workbench.ground.recognize import expecting
 from workbench.recipe.methods import MethodFinder, methods
 from workbench.recipe.schema import RecipeFields, override, recipe_model
-from workbench.steps import RouteMethod, Step
+from workbench.steps import Step
 from workbench.vocabulary.fields import TokenRow
+
+if TYPE_CHECKING:
+    from workbench.steps import RouteMethod
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Recipe:
     def router(self) -> RouteMethod | None:
         """The route step at the end of the recipe; None if it has none."""
         last = self.steps[-1] if self.steps else None
-        return last if isinstance(last, RouteMethod) else None
+        return cast("RouteMethod", last) if last and last.kind == "route" else None
 
     @property
     def donor(self) -> str | None:

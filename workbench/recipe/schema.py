@@ -15,7 +15,7 @@ from workbench.ground.errors import InvalidRecipeError, UsageError, WorkbenchErr
 from workbench.ground.yamldoc import Written
 from workbench.recipe.fields import EvalEntry, SearchFields, SweepValues
 from workbench.recipe.methods import MethodFinder, methods
-from workbench.steps import MergeMethod, Step, verbs
+from workbench.steps import VERBS, MergeMethod, Step
 from workbench.steps.fields import NAME, BrickEntry, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.vocabulary.fields import TokenizerFields
 
@@ -114,11 +114,11 @@ def _check_verb(value: Any, classes: tuple[type[Step], ...]) -> Any:
     """Check a step's verb and method before pydantic sees a union, for errors that a user understands."""
     if not isinstance(value, Mapping):
         return value
-    written = [v for v in verbs() if v in value]
+    written = [v for v in VERBS if v in value]
     if len(written) != 1:
         actual = " and ".join(written) if written else "neither" + (f" (fields: {', '.join(map(str, value))})" if value else "")
         raise PydanticCustomError(
-            "value_error", "expected exactly one of {verbs}; found {found}", {"verbs": ", ".join(verbs()), "found": actual}
+            "value_error", "expected exactly one of {verbs}; found {found}", {"verbs": ", ".join(VERBS), "found": actual}
         )
     if value[written[0]] not in [cls.name for cls in classes if cls.verb == written[0]]:
         names = {cls.name: None for cls in [*methods().values(), *classes] if cls.verb == written[0]}
@@ -130,7 +130,7 @@ def _check_verb(value: Any, classes: tuple[type[Step], ...]) -> Any:
 def _tag(value: Any) -> str | None:
     if isinstance(value, Step):
         return value.tag
-    return next((f"{verb}:{value[verb]}" for verb in verbs() if verb in value), None) if isinstance(value, Mapping) else None
+    return next((f"{verb}:{value[verb]}" for verb in VERBS if verb in value), None) if isinstance(value, Mapping) else None
 
 
 @cache
@@ -188,7 +188,7 @@ def override(document: yamldoc.Document, settings: Sequence[str], project: Path)
     """
     ids = _steps(document)
     paths = {setting: _located(document, setting, ids, lenient=True) for setting in settings}
-    methods = [setting for setting, path in paths.items() if _in_step(path) and len(path) == 3 and path[2] in verbs()]
+    methods = [setting for setting, path in paths.items() if _in_step(path) and len(path) == 3 and path[2] in VERBS]
     notes = [note for setting in methods if (note := _set_method(document, setting, ids, project))]
     ids = {**_steps(document), **ids}  # a step without an id is named after its method, the old one or the new one
     for setting in settings:
@@ -211,7 +211,7 @@ def _set_method(document: yamldoc.Document, setting: str, ids: Mapping[str, int]
         for name in [str(name) for name in sweep]:
             head, _, rest = name.partition(".")
             field = rest.partition(".")[0]
-            if ids.get(head, head) in (index, str(index)) and field not in (*verbs(), *fields_of(kind)):
+            if ids.get(head, head) in (index, str(index)) and field not in (*VERBS, *fields_of(kind)):
                 del sweep[name]
                 dropped.append(f"sweep.{name}")
         if not sweep:
@@ -229,7 +229,7 @@ def choose_method(step: dict[str, object], verb: str, method: str, project: Path
     if kind is None or kind is old:
         return []
     dropped = [
-        field for field in step if field not in (*verbs(), "id", *fields_of(kind)) and (old is None or field in fields_of(old))
+        field for field in step if field not in (*VERBS, "id", *fields_of(kind)) and (old is None or field in fields_of(old))
     ]
     for field in dropped:
         del step[field]
@@ -326,7 +326,7 @@ def _steps(document: yamldoc.Document) -> dict[str, int]:
     """Return name -> index of the steps of an unvalidated document: the id of each, or its verb and method."""
     listed = document.data.get("steps")
     return {
-        str(step.get("id") or "-".join(f"{verb}-{step[verb]}" for verb in verbs() if verb in step)): i
+        str(step.get("id") or "-".join(f"{verb}-{step[verb]}" for verb in VERBS if verb in step)): i
         for i, step in enumerate(listed if isinstance(listed, list) else ())
         if isinstance(step, Mapping)
     }

@@ -15,7 +15,7 @@ from workbench.recipe.fields import Range, SweepValue
 from workbench.recipe.methods import MethodFinder
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.recipe.schema import choose_method, fields_of, weighs
-from workbench.steps import verbs
+from workbench.steps import VERBS
 
 DIGITS = 4
 """Significant digits of drawn numbers, so that a written recipe has exactly the values that were scored."""
@@ -46,7 +46,7 @@ class Dimension:
     @property
     def chooses_method(self) -> bool:
         """True if the dimension is the step's method, such as "mix.merge"."""
-        return self.step is not None and self.path[0] in verbs() and len(self.path) == 1
+        return self.step is not None and self.path[0] in VERBS and len(self.path) == 1
 
     @property
     def ends(self) -> tuple[SweepValue, ...]:

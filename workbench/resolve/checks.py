@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
-from workbench.adapters.bind import BoundAdapter, bind
 from workbench.bricks.brick import Brick, BrickSource, fitted
-from workbench.bricks.hub import CARD, Hub
+from workbench.bricks.hub import Hub
 from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
 from workbench.ground.errors import WorkbenchError
+from workbench.ground.foreign_names import CARD
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.edits import check_edit
 from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
-from workbench.steps import GrowMethod, MergeMethod, Step
+from workbench.steps import MergeMethod, Step
 from workbench.steps.fields import Where
 from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.header import HeadersOnlyError, has_headers_only
+
+if TYPE_CHECKING:
+    from workbench.steps import GrowMethod
 
 # Fields of config.json that change the function computed from equal weights.
 _SHARED = frozenset({
@@ -42,11 +45,11 @@ def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) 
             continue
         try:
             step.check_inputs(recipe.project)
-            if isinstance(step, GrowMethod) and step.train:
+            if step.kind == "grow" and (train := cast("GrowMethod", step).train):
                 from workbench.train.spec import TrainSpec
                 from workbench.train.texts import training_texts
 
-                training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
+                training_texts(TrainSpec(**train.settings()), recipe.project / train.data, recipe.project)
         except WorkbenchError as error:
             yield error
     for i, step in enumerate(recipe.steps):
@@ -107,7 +110,7 @@ def small_tensors(step: Step, resolved: Resolved) -> list[str]:
     """Return where a merge takes another rule because tensors are small for so many bricks (`MergeMethod.limits`)."""
     if not isinstance(step, MergeMethod):
         return []
-    names, base, bound = resolved.recipe.used_bricks(step), resolved.base, list[BoundAdapter]()
+    names, base = resolved.recipe.used_bricks(step), resolved.base
     try:
         bound = [resolved.bound(name) for name in names if name in resolved.adapters]
     except WorkbenchError:
@@ -152,6 +155,8 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
     warnings: list[str] = []
     plain, vocabulary = resolved.checkpoint, resolved.vocabulary
     if brick.kind == "adapter":
+        from workbench.adapters.bind import bind
+
         own = vocabulary.adapted(brick.name) if vocabulary else None
         base = own.base if own else resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
         bound = bind(brick.adapter, base.weights.specs, base)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
-from workbench.bricks.hub import CARD, Hub
+from workbench.bricks.hub import Hub
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, shell
 from workbench.ground.files import read_json
+from workbench.ground.foreign_names import CARD
 from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.resolve.findings import Findings, read_digest, read_state
 from workbench.resolve.resolved import Resolved
-from workbench.steps import EditMethod
 
 if TYPE_CHECKING:
     from workbench.edit.closed_form.continuing import Earlier
@@ -26,14 +26,14 @@ def check_streams(resolved: Resolved, hub: Hub, findings: Findings) -> None:
         InvalidRecipeError: If a stream was solved on another base, with another tokenizer, or after other steps.
     """
     recipe = resolved.recipe
-    if not any(isinstance(step, EditMethod) for step in recipe.steps):
+    if not any(step.kind == "edit" for step in recipe.steps):
         return  # before the editors are imported, which takes longer than most plans
     from workbench.edit.closed_form.preset import Preset
 
     for number, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         if not isinstance(step, Preset):
             continue
-        if step.preserve_steps and not any(isinstance(before, EditMethod) for before in recipe.steps[:number]):
+        if step.preserve_steps and not any(before.kind == "edit" for before in recipe.steps[:number]):
             raise recipe.error(
                 ("steps", number, "preserve_steps"),
                 "no edit step comes before this one, whose facts it could preserve",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.adapters.read import Adapter
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
 from workbench.models.layout import Model
@@ -17,6 +16,7 @@ from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
     from workbench.adapters.approximate import AdaptedWeights
+    from workbench.adapters.read import Adapter
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import FETCH, Hub
@@ -33,10 +34,11 @@ from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
 from workbench.steps.fields import BrickRef
-from workbench.vocabulary.aligned import AlignedVocabulary, Member
 from workbench.vocabulary.fields import TokenizerFields
 from workbench.vocabulary.tokens import added_tokens
-from workbench.weights.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from workbench.vocabulary.aligned import AlignedVocabulary, Member
 
 
 def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
@@ -65,16 +67,6 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     return _Builder(recipe, hub, _above).build()
 
 
-def _locate_base(recipe: Recipe, hub: Hub) -> tuple[Checkpoint, str | None]:
-    """Return the base of a recipe, with its adapter if it has one, and the commit of its hub repository."""
-    base = recipe.fields.base
-    if isinstance(base, str):
-        return resolve_base(base, recipe.project, hub)
-    plain, revision = resolve_base(base.on, recipe.project, hub)
-    adapter = resolve_brick("base", BrickRef(adapter=base.adapter), recipe.project, hub)
-    return AdaptedCheckpoint(plain, adapter), revision
-
-
 class _Builder:
     """Collects the inputs of a recipe and what their checks find, and builds a `Resolved` from them.
 
@@ -86,7 +78,11 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, hub: Hub, above: tuple[Path, ...]) -> None:
         self.recipe, self.hub, self.above = recipe, hub, above
-        self.checkpoint, self.revision = _locate_base(recipe, hub)
+        base = recipe.fields.base
+        self.checkpoint, self.revision = resolve_base(base if isinstance(base, str) else base.on, recipe.project, hub)
+        if not isinstance(base, str):
+            adapter = resolve_brick("base", BrickRef(adapter=base.adapter), recipe.project, hub)
+            self.checkpoint = AdaptedCheckpoint(self.checkpoint, adapter)
         self.on_disk: dict[str, Brick] = {}
         self.nested: dict[str, Resolved] = {}
         self.findings = Findings(warnings=read_notes(self.checkpoint))
@@ -203,6 +199,7 @@ class _Builder:
     def _aligned(self, base: Model) -> AlignedVocabulary:
         """Return the vocabulary that the recipe's `tokenizer` block describes."""
         from workbench.vocabulary.align import align
+        from workbench.vocabulary.aligned import Member
 
         block, project, bricks = self.recipe.fields.tokenizer, self.recipe.project, self.on_disk
         cache = cache_of(project)
@@ -218,6 +215,8 @@ class _Builder:
 
     def _member(self, brick: Brick, key: str, base: Model) -> Member:
         """Return a brick whose vocabulary is aligned, or that gives its tokenizer."""
+        from workbench.vocabulary.aligned import Member
+
         if brick.kind == "adapter" and not self._added_tokens(brick, base):
             return Member(brick.name, brick.path, key, None, None)
         if brick.name != self.recipe.donor:

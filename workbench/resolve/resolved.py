@@ -9,8 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.bind import BoundAdapter, bind
-from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, BrickSource, check_files
 from workbench.bricks.card import read_licence
 from workbench.bricks.header_folders import Download, download_of
@@ -26,13 +24,15 @@ from workbench.resolve.keys import chain, distinct_keys, products
 from workbench.resolve.output import MemoryAt, RouterAt, changes_result
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
-from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, meaning_of, stamp
 from workbench.weights.header import has_headers_only
 
 if TYPE_CHECKING:
     from workbench.activations.sets import NeuronSet
+    from workbench.adapters.bind import BoundAdapter
+    from workbench.adapters.read import Adapter
+    from workbench.vocabulary.aligned import AlignedVocabulary
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ class Resolved:
 
     def bound(self, name: str) -> BoundAdapter:
         """Return the updates of an adapter, on the base's own rows, and on those that the adapter adds to them."""
+        from workbench.adapters.bind import bind
+
         own = self.vocabulary.adapted(name) if self.vocabulary else None
         return own.bound if own else bind(self.adapters[name], self.plain.weights.specs, self.plain)
 

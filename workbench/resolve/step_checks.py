@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from workbench.bricks.card import read_card
-from workbench.bricks.hub import CARD, Hub
+from workbench.bricks.hub import Hub
 from workbench.bricks.locate import kinds_of
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.foreign_names import CARD
 from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
-from workbench.steps import GrowMethod
 from workbench.steps.fields import Where
 from workbench.vocabulary.tokens import check_same_vocabulary, has_tokenizer
 
 if TYPE_CHECKING:
-    pass
+    from workbench.steps import GrowMethod
 
 
 def check_teacher(name: str, resolved: Resolved) -> None:
@@ -99,7 +99,7 @@ def check_parts(resolved: Resolved) -> Iterator[WorkbenchError]:
     """Yield an error for each multimodal brick of `grow: components` that lacks `part: language`, or whose tokens the result lacks."""
     recipe = resolved.recipe
     for i, step in enumerate(recipe.steps):
-        if not (isinstance(step, GrowMethod) and step.composes):
+        if step.kind != "grow" or not (step := cast("GrowMethod", step)).composes:
             continue
         if i < len(recipe.steps) - 1:
             text = f"no step can follow `grow: {step.name}`, because steps work on text models"

@@ -91,7 +91,12 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
 
         if layers := [[part, as_markdown(source)] for part, source in stack_parts(step)]:
             lines += ["", f"## Layers of `{step['id']}`", "", *markdown_rows(["part", "source"], layers)]
-    lines += _growth(record)
+    if grown := [step for step in record.get("steps", ()) if "check" in step or "grow" in step]:
+        from workbench.grow.expansion.records import GrowthCheck, removal_line
+
+        found = [f"- `{step['id']}`: {text}" for step in grown if (text := removal_line(step))]
+        found += [f"- `{step['id']}`: {GrowthCheck.model_validate(step['check']).line()}" for step in grown if "check" in step]
+        lines += ["", "## Growth", "", *found] if found else []
     if recipe.fields.output.form == "checkpoint":
         lines += [
             "",
@@ -170,18 +175,6 @@ def with_header(text: str, fields: Mapping[str, object]) -> str:
         if value is not None:
             header += yamldoc.dump({name: value})
     return f"---\n{header}---\n{rest}"
-
-
-def _growth(record: dict[str, Any]) -> list[str]:
-    """Return the section of grow steps: what they removed, and the results of their checks; empty if there are none."""
-    rows = [step for step in record.get("steps", ()) if "check" in step or "grow" in step]
-    if not rows:
-        return []
-    from workbench.grow.expansion.records import GrowthCheck, removal_line
-
-    removed = [f"- `{step['id']}`: {text}" for step in rows if (text := removal_line(step))]
-    grown = [f"- `{step['id']}`: {GrowthCheck.model_validate(step['check']).line()}" for step in rows if "check" in step]
-    return ["", "## Growth", "", *removed, *grown] if removed or grown else []
 
 
 def _routing(resolved: Resolved, record: dict[str, Any]) -> list[str]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workbench.adapters.bind import bind
-from workbench.adapters.read import CONFIG, Adapter
 from workbench.bricks.brick import fitted
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events
@@ -29,6 +28,9 @@ from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_
 from workbench.steps import MergeMethod
 from workbench.weights.device import default_threads
 from workbench.weights.specs import Weights
+
+if TYPE_CHECKING:
+    from workbench.adapters.read import Adapter
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ def cached_adapter(resolved: Resolved, name: str, device: torch.device | None = 
         name: Name of the brick in the recipe that uses it, for messages.
         device: The device that computes it; None stands for the one that `--device auto` picks.
     """
+    from workbench.adapters.read import CONFIG, Adapter
+
     place = _place(resolved, device)
     return Adapter(place, f"brick '{name}'") if reusable(place, CONFIG, digests=True) else None
 
@@ -195,8 +199,10 @@ def written_adapter(resolved: Resolved, name: str, composed: Model, device: torc
     Raises:
         WorkbenchError: If the result is no low-rank update of linear layers, or an input has changed.
     """
+    from workbench.adapters.bind import bind
     from workbench.adapters.export import write_result
     from workbench.adapters.linear import not_linear
+    from workbench.adapters.read import Adapter
 
     place, output = _place(resolved, device), resolved.recipe.fields.output
     with scratch_beside(place) as folder:

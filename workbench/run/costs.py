@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.bind import BoundAdapter
 from workbench.ground.errors import size
 from workbench.ground.results import Number, absent
 from workbench.models.layout import Model
@@ -24,6 +23,7 @@ from workbench.weights.specs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, Tenso
 
 if TYPE_CHECKING:
     from workbench.activations.sets import NeuronSet
+    from workbench.adapters.bind import BoundAdapter
 
 # Additional bytes once transformers has built a model on the meta device to list its modules: measured 0.16 GB.
 TRANSFORMERS = 160_000_000

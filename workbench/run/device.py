@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.adapters.bind import bind
-from workbench.adapters.lora import LowRank
-from workbench.adapters.read import Adapter
 from workbench.bricks.brick import fitted
 from workbench.ground.events import Events, no_events
 from workbench.ground.lazy import torch
@@ -16,15 +13,17 @@ from workbench.models.architecture import UntiedWeights
 from workbench.models.identity import has_cuda, pick_device
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
-from workbench.steps import MergeMethod, Step
+from workbench.steps import MergeMethod
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import default_threads
 from workbench.weights.kernels import KINDS, backend
-from workbench.weights.specs import NUMPY, TensorSpec, Weights
+from workbench.weights.specs import NUMPY
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     import torch
+
+    from workbench.adapters.read import Adapter
 
 
 def device_of_run(name: str, resolved: Resolved) -> torch.device:
@@ -59,29 +58,30 @@ def needs_no_torch(resolved: Resolved) -> bool:
         return False
     names = {name for step in recipe.steps for name in recipe.used_bricks(step)}
     bricks = [resolved.on_disk[name] for name in names if name in resolved.on_disk]
-    if len(bricks) < len(names) or any(brick.part for brick in bricks) or not all(map(_takes_arrays, recipe.steps)):
+    if len(bricks) < len(names) or any(brick.part for brick in bricks):
         return False
+    for step in recipe.steps:
+        if not isinstance(step, MergeMethod) or step.plugin or not step.takes_arrays():
+            return False
+        if step.in_core_space() or step.weighs_overlap() or step.neuron_set():
+            return False
     base = resolved.base.weights
     read = [base, *(fitted(brick, resolved.base) for brick in bricks if brick.kind == "checkpoint")]
+    stored = [weights.tied if isinstance(weights, UntiedWeights) else weights for weights in read]
+    if not all(isinstance(weights, Checkpoint) and not weights.packed for weights in stored):
+        return False  # a tensor is not in a file under its name and as its numbers
     specs = [*(weights.specs for weights in read), output_specs(base.specs, resolved.dtype_name)]
-    if not all(map(_is_stored, read)) or not all(_has_loops(spec) for some in specs for spec in some.values()):
+    if any(spec.is_float and spec.stored not in KINDS for some in specs for spec in some.values()):
         return False
-    adapters = {brick.name: brick.adapter for brick in bricks if brick.kind == "adapter"}
-    return all(
-        _have_products([adapters[name] for name in recipe.used_bricks(step) if name in adapters], resolved.base)
-        for step in recipe.steps
-    )
-
-
-def _takes_arrays(step: Step) -> bool:
-    """Return whether compiled loops do all arithmetic of a step."""
-    if not isinstance(step, MergeMethod) or step.plugin:
-        return False
-    return step.takes_arrays() and not (step.in_core_space() or step.weighs_overlap() or step.neuron_set())
+    adapters = [brick.adapter for brick in bricks if brick.kind == "adapter"]
+    return not adapters or _have_products(adapters, resolved.base)
 
 
 def _have_products(adapters: Sequence[Adapter], base: Model) -> bool:
     """Return whether compiled loops compute the updates of a step's adapters."""
+    from workbench.adapters.bind import bind
+    from workbench.adapters.lora import LowRank
+
     for adapter in adapters:
         if adapter.config["peft_type"] != "LORA" or adapter.config.get("use_dora") or adapter.keys.saved:
             return False
@@ -89,17 +89,6 @@ def _have_products(adapters: Sequence[Adapter], base: Model) -> bool:
         if not all(isinstance(update, LowRank) and update.takes_arrays() for update in updates):
             return False
     return True
-
-
-def _is_stored(weights: Weights) -> bool:
-    """Return whether every tensor is stored in a file under its name and as its numbers, or is a copy of one."""
-    stored = weights.tied if isinstance(weights, UntiedWeights) else weights
-    return isinstance(stored, Checkpoint) and not stored.packed
-
-
-def _has_loops(spec: TensorSpec) -> bool:
-    """Return whether the compiled loops process a tensor's dtype; other than floating-point tensors are copied."""
-    return not spec.is_float or spec.stored in KINDS
 
 
 @dataclass(frozen=True)

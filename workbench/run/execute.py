@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.ground import yamldoc
 from workbench.ground.errors import GateFailedError, WorkbenchError, shell
 from workbench.ground.events import Event, Events, no_events
 from workbench.ground.files import check_new, new_directory, publish, write_text
+from workbench.ground.foreign_names import ADAPTER_WEIGHTS
 from workbench.ground.identity import installed
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import manifest_of, seal
@@ -27,8 +27,7 @@ from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
-from workbench.run.record import FactsSaid, RunOutput, RunResult
-from workbench.run.teaching import EfficacyError, check_efficacy
+from workbench.run.record import EfficacyError, FactsSaid, RunOutput, RunResult
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact, peak_bytes
 from workbench.weights.digests import tensor_digests
@@ -115,15 +114,22 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
     if backend().name == "torch" and not backend().asked and device.type == "cpu":
         log({"stage": "run", "text": f"without compiled kernels, which is slower: {backend().reason}; see `workbench doctor`"})
     try:
-        checks = _check_steps(resolved, device, log)
+        checks = dict[str, dict[str, object]]()  # step -> what was measured
+        for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
+            measured = kind_of(step).check(step, step_context(resolved, number, device, log))
+            checks |= {} if measured is None else {step_id: measured}
         composition = compose(resolved, device, log)
-        said = check_efficacy(resolved, composition, device, log)
+        said = dict[str, FactsSaid]()
+        if resolved.gates:
+            from workbench.run.teaching import check_efficacy
+
+            said = check_efficacy(resolved, composition, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
         form = form_of(resolved)
         context = WriteContext(resolved, composition, run.partial, replace(work, events=log))
         output = form.write(context)
-        for step_id, measured in _check_written(form, resolved, run, composition, device, log).items():
-            checks[step_id] = {**checks.get(step_id, {}), **measured}
+        for step_id, found in _check_written(form, resolved, run, composition, device, log).items():
+            checks[step_id] = {**checks.get(step_id, {}), **found}
     except WorkbenchError as error:
         counted = {"said": _counts(error.said)} if isinstance(error, EfficacyError) else {}
         run.write({**record, "status": "failed", "error": error.message, **counted})
@@ -134,7 +140,11 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    record |= {"steps": _steps(resolved, composition, checks), "said": _counts(said), "output": output}
+    rows = composition.records()
+    for row, key, step in zip(rows, resolved.keys, resolved.recipe.steps, strict=True):
+        row |= {"plugin": step.plugin.to_dict()} if step.plugin else {}
+        row |= {"key": key} | ({"check": checks[step_id]} if (step_id := str(row["id"])) in checks else {})
+    record |= {"steps": rows, "said": _counts(said), "output": output}
     stated = RunOutput.model_validate(output)
     record["warnings"] = [*resolved.warnings, *form.warnings(stated)]
     if resolved.vocabulary is not None:
@@ -146,15 +156,6 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
         remember_digest(resolved, digest, device)
     run.finish({**record, "status": "done", "seconds": round(time.monotonic() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
-
-
-def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> dict[str, dict[str, object]]:
-    """Check the promises of the steps before anything is written; return step id -> measurements."""
-    measured = {
-        step_id: kind_of(step).check(step, step_context(resolved, number, device, events))
-        for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True))
-    }
-    return {step_id: record for step_id, record in measured.items() if record is not None}
 
 
 def _check_written(
@@ -171,19 +172,6 @@ def _check_written(
     except WorkbenchError:
         shutil.rmtree(run.partial, ignore_errors=True)
         raise
-
-
-def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, object]]) -> list[dict[str, object]]:
-    """Return the steps' records with their keys, the origin of plug-in methods, and the checks of growth steps."""
-    return [
-        {
-            **record,
-            **({"plugin": step.plugin.to_dict()} if step.plugin else {}),
-            "key": key,
-            **({"check": checks[record["id"]]} if record["id"] in checks else {}),
-        }
-        for record, key, step in zip(composition.records(), resolved.keys, resolved.recipe.steps, strict=True)
-    ]
 
 
 def _inputs(resolved: Resolved, *, digests: bool) -> dict[str, object]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.ground.errors import InvalidRecipeError, shell, size
 from workbench.ground.files import write_json
@@ -31,6 +30,7 @@ from workbench.weights.digests import weights_digest
 from workbench.weights.writer import output_specs, write_checkpoint
 
 if TYPE_CHECKING:
+    from workbench.adapters.read import Adapter
     from workbench.run.compose import Composition
 
 _NAMED = 3  # tensors that a hint names

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from workbench.adapters.read import Adapter
-from workbench.facts.facts import Fact
 from workbench.ground.events import Events, progress
 from workbench.ground.files import json_digest, scratch_beside
 from workbench.ground.lazy import torch
@@ -25,13 +23,16 @@ from workbench.resolve.output import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
 from workbench.run.record import FactsSaid
-from workbench.steps import GrowMethod, Growth, Step
+from workbench.steps import Step
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
+    from workbench.adapters.read import Adapter
+    from workbench.facts.facts import Fact
     from workbench.grow.expansion.remap import GrownWeights
     from workbench.merge.streaming.deltas import Deltas
+    from workbench.steps import GrowMethod, Growth
 
 S = TypeVar("S", bound=Step)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, PrivateAttr
 
+from workbench.ground.errors import GateFailedError
 from workbench.ground.results import JsonObject, Number, OpenJsonObject, Result, absent
 from workbench.ground.trust import Plugin
 
@@ -47,6 +48,18 @@ class FactsSaid(JsonObject):
         names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
         share = f"{self.said} of {self.facts} facts ({100 * self.said / max(1, self.facts):.0f} %)"
         return share + (f"; not said: {names}" if missing else "")
+
+
+class EfficacyError(GateFailedError):
+    """The edited model says too few facts of a step.
+
+    Attributes:
+        said: Counts of every step, for the run's record.
+    """
+
+    def __init__(self, message: str, hint: str, said: Mapping[str, FactsSaid]) -> None:
+        super().__init__(message, hint)
+        self.said = dict(said)
 
 
 class StepVerb(OpenJsonObject):

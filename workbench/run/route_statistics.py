@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BrickCard, RoutingStatistics, read_card
-from workbench.bricks.hub import CARD
 from workbench.bricks.locate import resolve_base
 from workbench.ground import yamldoc
 from workbench.ground.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import json_digest, write_text
+from workbench.ground.foreign_names import CARD
 from workbench.ground.manifest import changing
 from workbench.ground.project import find_project
 from workbench.ground.results import JsonObject

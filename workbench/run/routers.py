@@ -20,9 +20,9 @@ from pydantic import Field
 from workbench.adapters.linear import linear_factors, ranks_of
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
 from workbench.bricks.brick import Brick
-from workbench.bricks.hub import CARD
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest, read_json, write_json
+from workbench.ground.foreign_names import CARD
 from workbench.ground.project import find_project
 from workbench.ground.results import JsonObject, Number, Result, absent
 from workbench.models.prompts import load_tokenizer

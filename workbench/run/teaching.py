@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.facts.facts import Fact
-from workbench.ground.errors import GateFailedError
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import json_digest, read_memo, write_memo
 from workbench.ground.lazy import torch
@@ -17,25 +16,13 @@ from workbench.models.prompts import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
-from workbench.run.record import FactsSaid
+from workbench.run.record import EfficacyError, FactsSaid
 from workbench.steps import MethodContext
 from workbench.weights.device import free_models
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
 
 _VERSION = 2
-
-
-class EfficacyError(GateFailedError):
-    """The edited model says too few facts of a step.
-
-    Attributes:
-        said: Counts of every step, for the run's record.
-    """
-
-    def __init__(self, message: str, hint: str, said: Mapping[str, FactsSaid]) -> None:
-        super().__init__(message, hint)
-        self.said = dict(said)
 
 
 def check_efficacy(

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.bricks.card import read_card
-from workbench.bricks.hub import CARD
 from workbench.ground import yamldoc
 from workbench.ground.errors import UsageError, WorkbenchError, printable, shell
 from workbench.ground.events import Events
 from workbench.ground.files import write_text
+from workbench.ground.foreign_names import CARD
 from workbench.ground.project import find_project
 
 if TYPE_CHECKING:

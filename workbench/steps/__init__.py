@@ -13,34 +13,39 @@ with `@register`.
 
 from __future__ import annotations
 
-from workbench.steps.edit import Cost, Edit, EditMethod, Kept, Memory, MemoryMethod, MethodContext, Remembered
-from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves, Sources
-from workbench.steps.merge import (
-    Block,
-    Combination,
-    Group,
-    Laws,
-    Measured,
-    Memo,
-    MergeContext,
-    MergeMethod,
-    OverlapWeighted,
-    Prepared,
-)
-from workbench.steps.route import (
-    CalibratedRoute,
-    Decisions,
-    Prompts,
-    RouteContext,
-    RoutedBrick,
-    RouteMethod,
-    Router,
-)
-from workbench.steps.step import BrickStep, KeyContext, Problem, Step, register, verbs
-from workbench.steps.training import FuseMethod, NewTraining, Recovery, TrainMethod
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.steps.edit import Cost, Edit, EditMethod, Kept, Memory, MemoryMethod, MethodContext, Remembered
+    from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves, Sources
+    from workbench.steps.merge import (
+        Block,
+        Combination,
+        Group,
+        Laws,
+        Measured,
+        Memo,
+        MergeContext,
+        MergeMethod,
+        OverlapWeighted,
+        Prepared,
+    )
+    from workbench.steps.route import (
+        CalibratedRoute,
+        Decisions,
+        Prompts,
+        RouteContext,
+        RoutedBrick,
+        RouteMethod,
+        Router,
+    )
+    from workbench.steps.step import VERBS, BrickStep, KeyContext, Problem, Step, register
+    from workbench.steps.training import FuseMethod, NewTraining, Recovery, TrainMethod
 
 __all__ = [
     "NEW",
+    "VERBS",
     "Axis",
     "Block",
     "BrickStep",
@@ -83,5 +88,15 @@ __all__ = [
     "Step",
     "TrainMethod",
     "register",
-    "verbs",
 ]
+MODULES = ("step", "merge", "edit", "route", "training", "grow")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `__all__` on first use, because a recipe rarely needs all kinds; of `MODULES`, only those up to the name's."""
+    if name in __all__:
+        for module in MODULES:
+            found = vars(import_module(f"{__name__}.{module}"))
+            if name in found:
+                return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -49,7 +49,6 @@ class EditMethod(Step):
 
     kind = "edit"
     verb = "edit"
-    verb_order = 1
     version = 2  # prompt and target are tokenized as one text
     unkeyed = frozenset({"min_efficacy"})
 
@@ -172,7 +171,6 @@ class MemoryMethod(Step):
 
     kind = "memory"
     verb = "edit"
-    verb_order = 1
     ends_recipe = True
     version = 2  # prompt and answer, or facts and prompt, are tokenized as one text
     unkeyed = frozenset({"min_efficacy"})

@@ -51,7 +51,6 @@ class GrowMethod(BrickStep):
 
     kind = "grow"
     verb = "grow"
-    verb_order = 2
     preserves: ClassVar[Preserves] = "no"
     """Promise that the grown model computes the same function; `run` checks it on live models."""
     learns: ClassVar[Learns] = "now"

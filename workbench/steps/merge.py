@@ -57,7 +57,6 @@ class MergeMethod(BrickStep):
 
     kind = "merge"
     verb = "merge"
-    verb_order = 0
     merges = True
     version = 2  # every sum rounds each product and each addition on its own
     laws: ClassVar[Laws] = Laws()

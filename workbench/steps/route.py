@@ -180,7 +180,6 @@ class RouteMethod(BrickStep):
 
     kind = "route"
     verb = "route"
-    verb_order = 3
     ends_recipe = True
     low_rank_bricks = True
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from workbench.models.layout import Model
 
 
-VERBS: dict[str, int] = {}
-"""Verb -> its position in lists of methods. The class of each kind of step adds its verb."""
+VERBS = ["merge", "edit", "grow", "fuse", "route"]
+"""The verbs in the order of lists of methods. The class of a new kind of step adds its own."""
 
 
 class Problem(NamedTuple):
@@ -84,8 +84,6 @@ class Step(Strict):
     kind: ClassVar[str]
     """Name of the file in `run/kinds` that applies the step."""
     verb: ClassVar[str]
-    verb_order: ClassVar[int] = 9
-    """Position of the verb in lists of methods."""
     name: ClassVar[str]
     tag: ClassVar[str]
     paper: ClassVar[str] = ""
@@ -115,8 +113,8 @@ class Step(Strict):
     def __init_subclass__(cls, **options: Any) -> None:
         """Add the verb of a new kind of step to `VERBS`."""
         super().__init_subclass__(**options)
-        if "verb" in vars(cls):
-            VERBS.setdefault(cls.verb, cls.verb_order)
+        if "verb" in vars(cls) and cls.verb not in VERBS:
+            VERBS.append(cls.verb)
 
     @model_validator(mode="before")
     @classmethod
@@ -280,11 +278,6 @@ REGISTERED: dict[str, type[Step]] = {}
 OUTSIDE: dict[tuple[str, str], type[Step]] = {}
 """(Module, tag) -> class of every registered method outside this package; `recipe.plugins` decides which of them apply."""
 S = TypeVar("S", bound=type[Step])
-
-
-def verbs() -> tuple[str, ...]:
-    """Return the verbs of all kinds of step, in the order of the lists of methods."""
-    return tuple(sorted(VERBS, key=lambda verb: (VERBS[verb], verb)))
 
 
 def register(cls: S) -> S:

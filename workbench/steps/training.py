@@ -120,7 +120,6 @@ class TrainMethod(BrickStep):
 
     kind = "train"
     verb = "grow"
-    verb_order = 2
     version = TRAINING_VERSION
 
     weight: Real = 1.0
@@ -176,7 +175,6 @@ class FuseMethod(TrainMethod):
 
     kind = "fuse"
     verb = "fuse"
-    verb_order = 3
 
     teachers: tuple[str, ...] = Field(min_length=1)
     """Bricks that teach: models of any architecture with any tokenizer, recipes, or adapters of the base."""

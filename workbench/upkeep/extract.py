@@ -10,12 +10,11 @@ from workbench.adapters.export import write_result
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import Brick, fitted
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, read_licence, read_title, write_card
-from workbench.bricks.hub import CARD
 from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base
 from workbench.bricks.origin import check_integers
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.files import check_new, new_directory, write_json
-from workbench.ground.foreign_names import brick_name
+from workbench.ground.foreign_names import CARD, brick_name
 from workbench.ground.project import cache_of
 from workbench.ground.results import JsonObject, Number, Result, absent
 from workbench.models.layout import Model

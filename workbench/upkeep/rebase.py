@@ -36,8 +36,8 @@ from workbench.run.compose import compose
 from workbench.run.kind import kind_of
 from workbench.run.kinds.edit import RECORD, write_edit
 from workbench.run.opened import NamedModel
-from workbench.run.record import FactsSaid
-from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal
+from workbench.run.record import EfficacyError, FactsSaid
+from workbench.run.teaching import LiveSession, live_session, refusal
 from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
 from workbench.weights.device import exact

@@ -10,8 +10,9 @@ from workbench.ground import jsondoc
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.ground.files import json_digest
 from workbench.ground.lazy import np
+from workbench.models.architecture import vocabulary_tensors
 from workbench.vocabulary.aligned import VERSION as MADE_VERSION
-from workbench.vocabulary.aligned import AlignedVocabulary, Donor, MadeRows, Member, counterparts, vocabulary_tensors
+from workbench.vocabulary.aligned import AlignedVocabulary, Donor, MadeRows, Member, counterparts
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 from workbench.vocabulary.files import (
     Addition,

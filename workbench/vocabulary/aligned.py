@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import AdaptedWeights
-from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import bytes_digest, json_digest
 from workbench.ground.lazy import no_grad, np, torch
-from workbench.models.architecture import is_embedding_module, is_head_module
+from workbench.models.architecture import is_head_module
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.weights.header import is_whole, save_tensors
 from workbench.weights.row_alignment import AlignedWeights, Combination, RowPlan, WholeTensors
-from workbench.weights.specs import TensorSpec, Weights, load
+from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -218,26 +217,6 @@ class Member:
     def label(self) -> str:
         """The model's name in messages."""
         return "base" if self.name == "base" else f"brick '{self.name}'"
-
-
-def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> list[str]:
-    """Return the names of the tensors with one row per token, embeddings first.
-
-    These are embeddings and heads, with their biases, that have as many rows as the first embedding.
-
-    Raises:
-        WorkbenchError: If there is no such tensor.
-    """
-    modules = {n: n.rpartition(".")[0] for n, s in specs.items() if n.endswith((".weight", ".bias")) and 1 <= len(s.shape) <= 2}
-    names = [n for n, module in modules.items() if is_embedding_module(module) or is_head_module(module)]
-    if not names:
-        raise WorkbenchError(
-            f"{label}: no tensor has the name of an embedding (names are {', '.join(list(specs)[:3])}, …)",
-            "Only vocabularies of decoder-only language models can be aligned. Remove `tokenizer` from the recipe.",
-        )
-    names.sort(key=lambda n: is_head_module(modules[n]))
-    rows = specs[names[0]].shape[0]
-    return [n for n in names if specs[n].shape[0] == rows]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from typing import Any
 
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
-from workbench.models.prompts import load_tokenizer
-from workbench.vocabulary.aligned import vocabulary_tensors
+from workbench.models.architecture import vocabulary_tensors
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import TensorSpec
 
@@ -98,6 +97,8 @@ def checked_tokenizer(path: Path, label: str) -> Any:
         raise WorkbenchError(
             f"{label}: no tokenizer in {path}", "Copy the tokenizer's files there (tokenizer.json, tokenizer_config.json)."
         )
+    from workbench.models.prompts import load_tokenizer
+
     return load_tokenizer(path, label=label)
 
 

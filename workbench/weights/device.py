@@ -21,7 +21,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from workbench.ground.lazy import np, torch
-from workbench.weights.specs import NUMPY, Weights, as_array, empty, load
+from workbench.weights.specs import DTYPES, NUMPY, Weights, as_array, empty, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +130,9 @@ class Landing:
         self._rounded = self._host = empty(elements, stored, device)
         if device.type != "cpu":
             self._host = empty(elements, stored, torch.device("cpu"), pinned=device.type == "cuda")
+        array = as_array(self._host)
+        data = self._host.view(torch.uint8).numpy() if array is None else array.data.view(np.uint8)
+        self._bytes, self._width = data.data, DTYPES[stored][1]
 
     def rounded(self, like: Tensor) -> Tensor:
         """Return a buffer on the device with the shape of `like` and the file's dtype."""
@@ -137,12 +140,10 @@ class Landing:
 
     def bytes_of(self, block: Tensor) -> memoryview:
         """Return the bytes of a buffer from `rounded`, in host memory. The next call overwrites them."""
-        host = self._host[: block.numel()].view(block.shape)
         if self._host is not self._rounded:
-            host.copy_(block)  # this waits for the copy, because the file is written next
-        array = as_array(host)
-        flat = host.view(-1).view(torch.uint8).numpy() if array is None else array.data.reshape(-1).view(np.uint8)
-        return flat.data
+            # this waits for the copy, because the file is written next
+            self._host[: block.numel()].view(block.shape).copy_(block)
+        return self._bytes[: block.numel() * self._width]
 
 
 # malloc.h of glibc

@@ -152,9 +152,10 @@ def fingerprint(entries: Mapping[str, Entry]) -> str:
             if entry.file not in descriptors:
                 descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
                 check_unchanged(descriptors[entry.file], entry.identity, entry.file)
+            size, start = entry.nbytes, entry.offset
             for place in range(4):
-                offset = entry.nbytes * (2 * place + 1) // 8 // 64 * 64
-                digest.update(os.pread(descriptors[entry.file], min(64, entry.nbytes - offset), entry.offset + offset))
+                offset = size * (2 * place + 1) // 8 // 64 * 64
+                digest.update(os.pread(descriptors[entry.file], min(64, size - offset), start + offset))
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)

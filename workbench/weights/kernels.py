@@ -26,7 +26,7 @@ import xxhash
 from workbench.ground.files import scratch_beside, sync
 from workbench.ground.lazy import np, torch
 from workbench.ground.project import user_caches
-from workbench.weights.specs import as_array, torch_dtype
+from workbench.weights.specs import stored_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -323,13 +323,13 @@ def as_float(value: float) -> float:
 
 def kind_of(x: Tensor) -> int:
     """Return the number of a buffer's dtype in kernels.c."""
-    array = as_array(x)
-    return _kinds()[x.dtype] if array is None else KINDS[array.stored]
+    return KINDS[_stored(x.dtype)]
 
 
 @cache
-def _kinds() -> dict[torch.dtype, int]:
-    return {torch_dtype(stored): kind for stored, kind in KINDS.items()}
+def _stored(dtype: torch.dtype | str) -> str:
+    """Return the name of a dtype in safetensors, which is an array's dtype."""
+    return dtype if isinstance(dtype, str) else stored_name(dtype)
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
@@ -344,15 +344,8 @@ def count_of(x: Tensor) -> ctypes.c_size_t:
 
 def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
     """Return the compiled loops if they can process these tensors, else None."""
-    return _library() if all(map(_fits, tensors)) else None
-
-
-def _fits(x: Tensor) -> bool:
-    """Return whether the compiled loops can process a buffer."""
-    array = as_array(x)
-    if array is not None:
-        return (array.stored in KINDS or array.stored == "I32") and array.data.flags.c_contiguous
-    return x.device.type == "cpu" and x.is_contiguous() and (x.dtype in _kinds() or x.dtype == torch.int32)
+    fit = all(x.device.type == "cpu" and x.is_contiguous() and _stored(x.dtype) in (*KINDS, "I32") for x in tensors)
+    return _library() if fit else None
 
 
 def _library() -> ctypes.CDLL | None:

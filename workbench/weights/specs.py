@@ -61,6 +61,11 @@ class Array:
         return self.data.shape
 
     @property
+    def dtype(self) -> str:
+        """The name of the dtype in safetensors, where a tensor has a dtype of torch."""
+        return self.stored
+
+    @property
     def T(self) -> Array:  # noqa: N802 (the name in torch and numpy)
         """The transpose, as a view."""
         return Array(self.data.T, self.stored)
@@ -103,6 +108,10 @@ class Array:
         """Return the array itself, because arrays have one device."""
         assert device is NUMPY, device
         return self
+
+    def is_contiguous(self) -> bool:
+        """Return whether the rows lie one after the other."""
+        return self.data.flags.c_contiguous
 
     def contiguous(self) -> Array:
         """Return the array with its rows one after the other: itself if they are."""

@@ -287,7 +287,9 @@ class _Hasher:
             with contextlib.suppress(OSError), (self._out / shard.name).open("rb", buffering=0) as stream:
                 digest = hashlib.sha256(stream.read(len(shard.header())))
                 for name, spec in shard.specs.items():
-                    self._wait(name)
+                    with self._changed:
+                        while not self._stop and name not in self._finished:
+                            self._changed.wait()
                     left = spec.nbytes
                     while left and not self._stop and (data := stream.read(min(left, 1 << 20))):
                         digest.update(data)
@@ -295,10 +297,6 @@ class _Hasher:
                     if left:
                         return
                 self.sums[self._out / shard.name] = digest.hexdigest()
-
-    def _wait(self, tensor: str) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._stop or tensor in self._finished)
 
 
 class _Journal:

@@ -6,17 +6,16 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from workbench.adapters.dense import DeltaRows
 from workbench.ground.lazy import np, torch
 from workbench.weights import kernels
 from workbench.weights.lowrank import Factors
-from workbench.weights.masks import TensorMask
-from workbench.weights.row_alignment import runs
 from workbench.weights.specs import Source, StoredSource, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workbench.adapters.dense import DeltaRows
+    from workbench.weights.masks import TensorMask
     from workbench.weights.row_alignment import Index
 
 
@@ -158,6 +157,8 @@ class _AlignedDelta:
     index: Index
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        from workbench.weights.row_alignment import runs
+
         index = self.index[start:stop]
         places = np.flatnonzero(index >= 0)
         if len(places) < len(index):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from workbench.adapters.dense import DeltaRows, UpdatedSource
 from workbench.ground.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
@@ -20,6 +19,7 @@ from workbench.weights.specs import Source, StoredSource, TensorSpec, block_elem
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workbench.adapters.dense import DeltaRows
     from workbench.merge.streaming.deltas import Deltas
 
 
@@ -209,6 +209,8 @@ class TensorGroup:
         model = brick.open_model(self.tensor, self.device)
         if model is not None:
             return model
+        from workbench.adapters.dense import UpdatedSource
+
         base = self.model.weights.open(self.tensor, self.device)
         return UpdatedSource(base, brick.open_delta(self.tensor, self.device), self.spec, self.device)
 

@@ -20,7 +20,6 @@ from workbench.merge.streaming.group import CombinedSource, SelectionSource, Ten
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSum, summed
-from workbench.weights.masks import TensorMask
 from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import Source, TensorSpec, Weights, matrix
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workbench.merge.measuring.matrices import Overlap
+    from workbench.weights.masks import TensorMask
 
 
 # Singular values of the stacked factors below this share of the largest are float64 rounding errors.
@@ -209,15 +209,15 @@ class MergedWeights:
     @cached_property
     def merged(self) -> list[str]:
         """Current names of the tensors that the step may change."""
-        return [name for name, spec in self.specs.items() if spec.is_float and self._merges(name)]
-
-    def _merges(self, name: str) -> bool:
-        """Return whether the step may change a tensor."""
-        origin = self.origin(name)
-        where = self.method.where
-        if origin is None or (where is not None and not where.matches(origin, self._base)):
-            return False
-        return self.method.moves_base() or any(brick.touches(origin) for brick in self.bricks.values())
+        where, every, bricks = self.method.where, self.method.moves_base(), self.bricks.values()
+        return [
+            name
+            for name, spec in self.specs.items()
+            if spec.is_float
+            and (origin := self.origin(name)) is not None
+            and (where is None or where.matches(origin, self._base))
+            and (every or any(brick.touches(origin) for brick in bricks))
+        ]
 
     @cached_property
     def _merged_set(self) -> frozenset[str]:

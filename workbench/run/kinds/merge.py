@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from workbench.ground.files import json_digest
 from workbench.ground.lazy import torch
@@ -13,7 +13,6 @@ from workbench.merge.streaming.deltas import Deltas, MaskedDeltas, StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.models.prompts import load_tokenizer
 from workbench.models.skeleton import causal_skeleton
 from workbench.recipe.methods import method
 from workbench.resolve.keys import products
@@ -21,16 +20,17 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.compose import check_not_grown
 from workbench.run.costs import Needs, UnsolvedStep, cost_row, largest, merge_bytes, merged_ranks, numel, seconds_of, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
-from workbench.steps import EditMethod, Measured, MergeContext, MergeMethod
+from workbench.steps import Measured, MergeContext, MergeMethod
 from workbench.vocabulary.tokens import reading_bytes
 from workbench.weights.device import free_models, one_thread
-from workbench.weights.masks import TensorMask
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workbench.activations.sets import NeuronSet
+    from workbench.steps import EditMethod
+    from workbench.weights.masks import TensorMask
 
 
 class Merge(Kind[MergeMethod]):
@@ -48,7 +48,11 @@ class Merge(Kind[MergeMethod]):
         bricks = (
             chosen.bricks(resolved, deltas) if chosen else StepBricks(deltas, resolved.fingerprints, lambda: resolved.digests)
         )
-        measured = _measured(context, step, bricks)
+        measured = Measured(None)
+        if step.laws.needs != "tensor":
+            with one_thread():
+                measured = step.measure(measuring_context(context, bricks))
+            free_models(resolved.base.weights)  # the tensors are merged without them
         merged = MergedWeights(
             current, resolved.base, step, bricks, seed=context.seed, measured=measured.value, memo=resolved.memo
         )
@@ -125,10 +129,10 @@ class _Neurons:
     @classmethod
     def of(cls, step: MergeMethod, resolved: Resolved) -> _Neurons | None:
         """Return the neurons of a step, or None if it is not limited to a set."""
-        from workbench.activations.sets import set_masks
-
         if not (named := step.neuron_set()):
             return None
+        from workbench.activations.sets import set_masks
+
         neurons = resolved.neurons(named[1])
         return cls(named[1], neurons, set_masks(neurons, resolved.base, named[1]))
 
@@ -150,8 +154,8 @@ def _unsolved(resolved: Resolved, name: str) -> list[UnsolvedStep]:
     """Return the unsolved steps in a recipe used as a brick, including those of recipes that it uses as bricks."""
     steps = [step for inner_name, inner in resolved.nested.items() for step in _unsolved(inner, f"{name}.{inner_name}")]
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
-        if isinstance(step, EditMethod) and not kind_of(step).is_cached(resolved, number):
-            cost = step.cost(resolved.base, resolved.recipe.project, resolved.cache)
+        if step.kind == "edit" and not kind_of(step).is_cached(resolved, number):
+            cost = cast("EditMethod", step).cost(resolved.base, resolved.recipe.project, resolved.cache)
             work = cost_row(cost, seconds_of(cost, numel(resolved.base), passes=1))
             steps.append(UnsolvedStep.model_validate({"id": f"{name}.{step_id}", step.verb: step.name, **work}))
     return steps
@@ -186,19 +190,10 @@ def _counted(tensors: Sequence[str]) -> str:
     return f"{len(tensors)} tensor{'' if len(tensors) == 1 else 's'}"
 
 
-def _measured(context: StepContext, step: MergeMethod, bricks: StepBricks) -> Measured:
-    """Return the method's measurement on texts or models; empty if the method needs only tensors."""
-    if step.laws.needs == "tensor":
-        return Measured(None)
-    with one_thread():
-        measured = step.measure(measuring_context(context, bricks))
-    free_models(context.resolved.base.weights)  # the tensors are merged without them
-    return measured
-
-
 def measuring_context(context: StepContext, bricks: StepBricks) -> MergeContext:
     """Return what a measurement on texts and models needs: the base and the bricks' models, on request."""
     from workbench.models.live import compute, live_model
+    from workbench.models.prompts import load_tokenizer
 
     resolved, device = context.resolved, context.device
     base, source = resolved.base, resolved.tokenizer_at(0)
