@@ -42,7 +42,7 @@ def family_project(tmp_path: Path, model_of: Callable[..., Path], monkeypatch: p
         for i, name in enumerate(("one", "two")):
             save_finetuned(base, tmp_path / "bricks" / name, seed=i)
             write_rows(tmp_path / f"{name}.jsonl", 7, seed=1000 * i)
-        monkeypatch.setattr("workbench.run.kinds.merge.load_tokenizer", lambda source: words_tokenizer(source))
+        monkeypatch.setattr("workbench.models.prompts.load_tokenizer", lambda source: words_tokenizer(source))
         return Project(tmp_path)
 
     return make
