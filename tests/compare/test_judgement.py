@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from workbench.compare.families import Ruling, skewed
 from workbench.compare.tables import Table
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
+from workbench.scores.unseen import alone
 
 BASE, ONE = (Configuration(f"{i:012d}{0:020d}", name) for i, name in enumerate(("base", "one"), 1))
 CRITICAL = 1.9
@@ -31,16 +33,23 @@ def cell(
     return families.TestedCell(ONE, table, table.paired(BASE.digest, ONE.digest), BASE.digest)
 
 
-def ruling(p: float = 0.5, flipped: float = 0.5, least: float = 0.01) -> Ruling:
-    return Ruling(p, CRITICAL, CRITICAL, least, flipped)
+def ruling(found: Any, p: float = 0.5, flipped: float = 0.5, least: float = 0.01) -> Ruling:
+    return Ruling(p, CRITICAL, CRITICAL, least, replace(alone(found.pair.changes), tested=flipped))
 
 
 def compared(found: Any, ends: tuple[float, float] = (-0.5, 0.5), **p: float) -> tuple[str, str | None, int | None]:
-    return differences._compared(found, ruling(**p), ends, 0.05)
+    return differences._compared(found, ruling(found, **p), ends, 0.05)
 
 
 def guarded(found: Any, ends: tuple[float, float] = (-0.5, 0.5), **p: float) -> tuple[str, str | None, int | None]:
-    return differences._guarded(found, ruling(**p), ends, 0.05)
+    return differences._guarded(found, ruling(found, **p), ends, 0.05)
+
+
+def needs(found: Any, effect: float) -> int | None:
+    """The number of items that the row's p needs, not its interval."""
+    found_needs = found.pair.needs(effect, CRITICAL, alone(found.pair.changes), 0.05)
+    assert found_needs is None or isinstance(found_needs, int)
+    return found_needs
 
 
 MANY = range(12)
@@ -65,20 +74,21 @@ def test_equivalent_or_not_told() -> None:
     near = cell((0,), (1,), **items)
     assert compared(near, (-0.049, 0.049)) == ("equivalent", None, None)
     for ends in ((-0.05, 0.049), (-0.049, 0.05)):
-        assert compared(near, ends) == ("cannot tell", WIDE, near.pair.needs(0.05, CRITICAL))
-    assert compared(near, (-0.5, 0.5), flipped=0.05) == ("cannot tell", skewed(20), near.pair.needs_symmetry(0.05))
+        assert compared(near, ends) == ("cannot tell", WIDE, needs(near, 0.05))
+    more = near.pair.needs_to_stand(alone(near.pair.changes), 0.05)
+    assert compared(near, (-0.5, 0.5), flipped=0.05) == ("cannot tell", skewed(20), more)
     assert compared(near, (-0.049, 0.049), flipped=0.05)[0] == "equivalent"
     assert compared(near, flipped=0.0501)[1] == WIDE
     rare = cell((0, 1, 2), min_effect=0.05)
-    sides = [rare.drawn.needs_to_exclude(0.05, side, ruling().level(rare.pair)) for side in (-1, 1)]
+    sides = [rare.drawn.needs_to_exclude(0.05, side, ruling(rare).level(rare.pair)) for side in (-1, 1)]
     assert sides[0] < sides[1], "a rise is less far from what was seen"
     assert compared(rare, (-0.049, 0.049)) == ("cannot tell", HIDDEN, sides[1])
     tight = cell(range(10), min_effect=0.0501)  # a mean of 0.05
     assert compared(tight, (0.0, 0.05)) == ("cannot tell", HIDDEN, None)
     free = cell((0, 1), unit=5.0)
-    assert compared(free) == ("cannot tell", NONE, free.pair.needs(free.pair.diff, CRITICAL))
+    assert compared(free) == ("cannot tell", NONE, needs(free, free.pair.diff))
     for large in (cell(MANY, min_effect=0.01), cell((), (0, 1, 2), min_effect=0.001)):
-        assert compared(large)[2] == large.pair.needs(abs(large.pair.diff), CRITICAL)
+        assert compared(large)[2] == needs(large, abs(large.pair.diff))
 
 
 def test_no_difference_can_be_significant() -> None:
@@ -117,15 +127,15 @@ def test_harm(lower: bool) -> None:
         (0.05, True),
         (0.0501, False),
     ):  # the interval says what the verdict says, whatever the other rows leave of it
-        row = differences._difference(lost, Ruling(p, CRITICAL, CRITICAL, 0.01, p, interval_p=0.5), BASE, 0.05)
+        row = differences._difference(lost, replace(ruling(lost, p=p, flipped=p), interval_p=0.5), BASE, 0.05)
         low, high = (row.low_adj, row.high_adj) if lower else (-(row.high_adj or 0.0), -(row.low_adj or 0.0))
         assert (row.verdict, (low or 0.0) > 0, (high or 0.0) > 0.06) == ("worse" if alarm else "not shown safe", alarm, True)
     gained = cell(MANY, (), roles={"t": "guarded"}) if not lower else cell((), MANY, lower=True, roles={"t": "guarded"})
     assert guarded(gained, ends(0.1, 0.3), p=0.01)[0] == "not shown safe"
     rare = change(0)
-    needs = rare.drawn.needs_to_exclude(0.05, 1 if lower else -1, ruling().level(rare.pair))
+    more = rare.drawn.needs_to_exclude(0.05, 1 if lower else -1, ruling(rare).level(rare.pair))
     said = "20 clusters do not exclude a large loss on a few clusters that were not drawn"
-    assert guarded(rare, ends(0.0, 0.049)) == ("not shown safe", said, needs)
+    assert guarded(rare, ends(0.0, 0.049)) == ("not shown safe", said, more)
     assert guarded(change(), ends(0.0, 0.049))[1] == f"no item changed, but {said}"
     few_items = "80 items do not exclude a large loss on a few items that were not drawn"
     assert guarded(change(0, clusters=8, drawn="items", tolerance=0.02), ends(0.0, 0.019))[1] == few_items
@@ -134,8 +144,8 @@ def test_harm(lower: bool) -> None:
     unknown = change(0, unit=5.0, tolerance=0.05)
     assert guarded(unknown) == ("not shown safe", "the suite gives no tolerance for this metric", None)
     few = change(0, clusters=7)
-    needs = few.pair.needs(abs(few.pair.diff))
-    assert guarded(few, ends(0.0, 0.01), p=0.01) == ("not shown safe", "too few clusters: 7, at least 8 needed", needs)
+    more = few.pair.needs(abs(few.pair.diff))
+    assert guarded(few, ends(0.0, 0.01), p=0.01) == ("not shown safe", "too few clusters: 7, at least 8 needed", more)
     assert "too few" not in str(guarded(change(0, clusters=8), ends(0.0, 0.01))[1])
     same = change(clusters=7)
     assert guarded(same)[2] == 200, "twenty clusters of ten items"

@@ -170,7 +170,10 @@ def test_chat_templates_count_where_they_are_used(world: Project) -> None:
     document("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini")
     suite.write_text(suite.read_text() + "chat_template: true\n")
     error = refused("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini")
-    assert "suite 'mini' uses the chat template, but Tuned-A and Tuned-B have different ones" in error.message
+    assert (
+        "suite 'mini' uses the chat template, but the tokenizers of Tuned-A and Tuned-B differ in their chat templates"
+        in error.message
+    )
 
 
 def test_a_hub_id_is_fetched_and_scored(world: Project, tmp_path_factory: pytest.TempPathFactory) -> None:

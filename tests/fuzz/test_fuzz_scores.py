@@ -20,11 +20,12 @@ from worlds.effort import cpu_limit
 from worlds.fuzzing import fuzz_reader
 
 from workbench.compare.compare import compare
+from workbench.exchange.imports import import_samples
+from workbench.exchange.samples import read_samples
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import bytes_digest
-from workbench.scores.imported import find_imported, import_samples
+from workbench.scores.imported import find_imported
 from workbench.scores.plan import Item, ScorePlan
-from workbench.scores.samples import read_samples
 from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores, stored_plans
 from workbench.scores.suite import Suite
 

@@ -7,6 +7,7 @@ interval, alone.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,116 @@ def test_symmetric_differences_keep_their_power(shape: str, k: int, n: int, gain
     case = {"kind": "two-way", "shape": shape, "clusters": k, "items": n, "level": 0.05}
     measured("skew, power of sign flips alone", flips, **case)
     assert measured("skew, power", ours, **case) >= flips - 0.1 or shape == "zipf"
+
+
+def beta(rng: np.random.Generator, k: int, n: int) -> Scores:
+    """Probabilities: most move little, few rise much."""
+    return np.stack([np.full(n, 0.3), 0.3 + 0.6 * (rng.beta(0.3, 3, n) - 1 / 11)]), np.arange(n)
+
+
+def pareto(rng: np.random.Generator, k: int, n: int) -> Scores:
+    """Scores without a range: a heavy tail to one side."""
+    return np.stack([np.zeros(n), 0.5 - rng.pareto(3, n)]), np.arange(n)
+
+
+def chapters(rng: np.random.Generator, k: int, n: int) -> Scores:
+    """A tenth of the clusters gain .4 to .8 on every item, the others lose a little."""
+    cluster = np.arange(n) * k // n
+    gaining = (rng.random(k) < 0.1)[cluster]
+    change = np.where(gaining, rng.uniform(0.4, 0.8, n), -0.6 / 9 * rng.uniform(0, 2, n))
+    before = np.where(gaining, 0.1, 0.5)
+    return np.stack([before, before + change]), cluster
+
+
+# Draws and sizes of one task each; a family has `tasks` times these, or `configurations` on one task.
+FAMILIES = [
+    *(
+        (((draw, k, n),), tasks, configurations)
+        for draw, k, n in ((f1_items, 100, 100), (few_gain, 50, 500), (log_normal, 60, 60), (bits, 60, 60))
+        for tasks, configurations in ((4, 1), (12, 1), (1, 12))
+    ),
+    *(
+        (((draw, k, n),), tasks, configurations)
+        for draw, k, n in ((beta, 120, 120), (pareto, 80, 80), (chapters, 30, 240))
+        for tasks, configurations in ((1, 1), (2, 1), (3, 1), (12, 1), (1, 12), (4, 5))
+    ),
+    (((f1_items, 60, 60), (f1_items, 400, 400), (beta, 120, 120), (chapters, 30, 240)), 1, 1),
+    (((f1_items, 200, 200), (chapters, 50, 500), (log_normal, 60, 60), (few_gain, 40, 400), (bits, 80, 80)), 1, 1),
+]
+
+
+def task_of(draw: Any, k: int, n: int, rng: np.random.Generator, configurations: int, name: str) -> Table:
+    """One task of a family; the changes of several configurations are added to one baseline, at half their size."""
+    drawn = [draw(rng, k, n) for _ in range(configurations)]
+    if isinstance(drawn[0], Table):
+        words = drawn[0].weights
+        assert words is not None
+        rates = [made.values[f"{1:032d}"] / made.weights for made in drawn]
+        values = {BASE.digest: -2.0 * words, **{f"{i:032d}": rate * words for i, rate in enumerate(rates, 1)}}
+        return replace(drawn[0], name=name, suite=Suite(suite="s", tasks=(name,)), values=values)
+    ranged = draw not in (log_normal, pareto)
+    if configurations == 1:
+        values = drawn[0][0]
+    else:
+        base = 0.5 if ranged else 0.0
+        values = np.stack([np.full(n, base), *(base + (after - before) / 2 for (before, after), _ in drawn)])
+    made = table(values, drawn[0][1], margin=0.02, task=name)
+    return made if ranged else replace(made, metric="nats")
+
+
+@pytest.mark.parametrize(("shapes", "tasks", "configurations"), FAMILIES)
+def test_families_of_skewed_rows(shapes: Any, tasks: int, configurations: int) -> None:
+    """No difference on average in any row: any better or worse at 5 %."""
+    trials = max(TRIALS // (tasks * configurations) ** 0.5, 40)
+    rng, found = np.random.default_rng(tasks + 100 * configurations), np.zeros(2)
+    for _ in range(int(trials)):
+        tables = [
+            task_of(*shape, rng, configurations, f"t{i}")
+            for i, shape in enumerate(shape for shape in shapes for _ in range(tasks))
+        ]
+        judged = rows(*tables)
+        flipped = any(row.verdict in ("better", "worse") or (row.reason or "").endswith("reverse the result") for row in judged)
+        found += any(row.verdict in ("better", "worse") for row in judged), flipped
+    ours, flips = found / int(trials)
+    kinds = ", ".join(name_of(draw) for draw, *_ in shapes)
+    case = {"kind": kinds, "level": 0.05, "tasks": tasks * len(shapes), "configurations": configurations}
+    measured("family, skew, sign flips alone", flips, **case)
+    single = tasks * configurations * len(shapes) == 1  # what a single row cannot know is in the table of single rows
+    assert single or measured("family, skew", ours, **case) <= MOST + 2 * (MOST * (1 - MOST) / int(trials)) ** 0.5
+    if single:
+        measured("family, skew", ours, **case)
+
+
+STEPS = [
+    ("every item rises by .02 ± .03", 100, 100, lambda rng, n: 0.02 + 0.03 * rng.normal(size=n)),
+    ("every item rises by .02 ± .03", 30, 300, lambda rng, n: 0.02 + 0.03 * rng.normal(size=n)),
+    ("every item rises by .02 ± .03", 20, 1000, lambda rng, n: 0.02 + 0.03 * rng.normal(size=n)),
+    ("a tenth of the items rises by .2", 100, 100, lambda rng, n: 0.2 * (rng.random(n) < 0.1)),
+    ("ROUGE, .02 ± .12", 300, 300, lambda rng, n: 0.02 + 0.12 * rng.standard_t(5, n) * 0.6**0.5),
+    ("ROUGE, .04 ± .12", 80, 80, lambda rng, n: 0.04 + 0.12 * rng.standard_t(5, n) * 0.6**0.5),
+]
+
+
+@pytest.mark.parametrize(("kind", "k", "n", "draw"), STEPS)
+@pytest.mark.parametrize("tasks", [1, 12])
+def test_scores_that_move_in_small_steps_keep_their_power(kind: str, k: int, n: int, draw: Any, tasks: int) -> None:
+    """Beside it the sign flips alone, which have the power of a paired t test."""
+    trials = max(TRIALS // tasks, 20)
+    rng, found = np.random.default_rng(n + tasks), np.zeros(2)
+    cluster = np.arange(n) * k // n
+    for _ in range(trials):
+        base = np.full(n, 0.5)
+        tables = [
+            table(np.stack([base, (base + draw(rng, n)).clip(0, 1)]), cluster, margin=0.001, task=f"t{i}") for i in range(tasks)
+        ]
+        judged = rows(*tables)
+        withheld = [(row.reason or "").endswith("reverse the result") for row in judged]
+        better = [row.verdict == "better" for row in judged]
+        found += np.mean(better), np.mean(better) + np.mean(withheld)
+    ours, flips = found / trials
+    case = {"kind": kind, "clusters": k, "items": n, "level": 0.05, "tasks": tasks}
+    measured("small steps, power of sign flips alone", flips, **case)
+    assert measured("small steps, power", ours, **case) >= (0.85 if tasks > 1 or k > 20 else 0) * flips
 
 
 def rarely(rng: np.random.Generator, cluster: Any, loss: float, configurations: int = 1) -> Any:

@@ -70,7 +70,9 @@ def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.Monkey
     assert (best["name"], best["role"], best["search"]) == (control["name"], control["role"], control["scores"])
     assert best["test"] == next(r["test"] for r in found["test"]["rows"] if r["name"] == best["name"])
     assert {c["name"]: c["role"] for c in found["controls"]}["one"] == "brick"
-    assert f"{best['name']} (words: search {best['search'][0]:.3f}, test {best['test'][0]:.3f}): each was worse" in called.stdout
+    assert (
+        f"{best['name']} (words: search {best['search'][0]:.3f}, test {best['test'][0]:.3f}): each scores less" in called.stdout
+    )
     assert "no candidate beats " in called.stdout
     assert "best.yaml was not written: there is no winner" in called.stderr
     assert not (world.path / "best.yaml").exists()

@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from workbench.console.output import out
+from workbench.ground.numbers import about
 from workbench.report.numbers import NATS, PERCENT, POINTS, Unit, unit_of
 
 if TYPE_CHECKING:
@@ -367,11 +368,12 @@ def _verdict(row: Difference, unit: Unit) -> str:
 
 
 def _facts(row: Difference, unit: Unit) -> list[str]:
-    """Return the tolerance of a row's verdict; of an undecided one also the smallest detectable effect, items needed and reason."""
-    facts: list[str] = []
-    reason = row.reason or ""
+    """Return a verdict's tolerance and condition; of an undecided one also the smallest detectable effect, items needed and reason."""
+    facts, reason = list[str](), row.reason or ""
     if row.tolerance is not None and row.verdict != "no item changed":
         facts.append(f"tolerance {unit.score(row.tolerance)}")
+    if row.condition:
+        facts.append(f"{row.condition} {unit.score(row.stands_up_to)}")
     if reason.startswith("too few clusters"):
         facts.append(reason.split(",")[0])
     if row.impossible:
@@ -381,7 +383,7 @@ def _facts(row: Difference, unit: Unit) -> list[str]:
     if row.verdict == "cannot tell" and row.mde is not None and not row.impossible:
         facts.append(f"mde {unit.score(row.mde)}")
     if row.needed and row.verdict in ("cannot tell", "not shown safe"):
-        facts.append(f"needs about n = {row.needed}")
+        facts.append(f"needs about n = {about(row.needed)}")
     return facts
 
 

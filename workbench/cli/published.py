@@ -28,8 +28,7 @@ from workbench.run.record import RunRecord, RunResult, RunRow
 from workbench.run.rerouting import ListedRouter
 from workbench.run.route_statistics import MeasuredBrick
 from workbench.run.routers import RouterChange
-from workbench.scores.groups import ImportedScores, SuiteScores
-from workbench.scores.pull import Pulled
+from workbench.scores.groups import SuiteScores
 from workbench.scores.store import StoredPlan
 from workbench.steps.fields import field_docs
 
@@ -57,8 +56,8 @@ _CORE: Mapping[str, Any] = {
     "suite check": SuiteReport,
     "suite new": CreatedSuite,
     "scores ls": list[StoredPlan],
-    "scores import": list[ImportedScores],
-    "scores pull": Pulled,
+    "scores import": None,
+    "scores pull": None,
     "scores items": Items,
     "facts check": None,
     "facts import": ImportedFacts,

@@ -1,9 +1,8 @@
-"""Commands `scores ls|import|pull|export|items`."""
+"""Commands `scores ls|export|items`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +13,10 @@ from workbench.api.answers import SHOWN, WAYS, Choice, Only, compared_items, cut
 from workbench.api.naming import Variation, runs_folder
 from workbench.api.subjects import Request, refuse_left_out
 from workbench.cli._recipes import printing
-from workbench.console.options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RunsOpt, SetOpt, SuiteOpt
+from workbench.console.options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.console.output import out
 from workbench.console.trust import reads_recipes
-from workbench.ground.errors import UsageError, WorkbenchError, shell, size
+from workbench.ground.errors import UsageError, shell, size
 from workbench.ground.project import relative
 
 if TYPE_CHECKING:
@@ -151,107 +150,6 @@ def _print(plans: Sequence[StoredPlan]) -> None:
     for plan in plans:
         if plan.outdated:
             out.say(f"outdated: {plan.suite} {plan.plan[:12]}: {plan.outdated}; `workbench eval` scores its recipes again")
-
-
-@app.command("import")
-def import_(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Sample files of lm-eval (samples_TASK_DATE.jsonl), folders of them, or the DIR of lm_eval's --output_path.",
-            show_default=False,
-        ),
-    ],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the configuration; default: the folder's name.")] = None,
-    suite: Annotated[
-        str,
-        typer.Option(
-            "--suite",
-            help="Suite name to store the scores under; a suite of the project gives its roles, tolerances and clusters.",
-        ),
-    ] = "imported",
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            "--cluster",
-            help="Field of the documents that names an item's cluster; default: `cluster` if all have it, else one cluster per item.",
-        ),
-    ] = None,
-    runs_dir: RunsOpt = None,
-    json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Import what `lm_eval --log_samples` wrote, to compare runs item by item.
-
-    Each folder of sample files is one configuration. Each metric is compared with lm-eval's results file beside the samples.
-    """
-    from workbench.evaluate.gold import corpus_contributions
-    from workbench.ground.project import find_project
-    from workbench.scores.groups import ImportedScores
-    from workbench.scores.imported import import_samples
-
-    out.quiet = quiet or json
-    store = _store(runs_dir)
-    compute = corpus_contributions if find_spec("lm_eval") else None
-    imported = import_samples(files, store, name=name, suite=suite, cluster=cluster, project=find_project(), compute=compute)
-
-    def text() -> None:
-        for one in imported:
-            for note in one.notes:
-                out.warn(note)
-            tasks = ", ".join(f"{task} (n={t.n})" for task, t in one.scores.tasks.items())
-            out.line(
-                f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
-                + ("" if one.new else ", already imported")
-            )
-        names = [s.configuration.name for s in store.list(imported[-1].plan)]
-        if len(names) > 1:
-            out.say(f"compare: {shell('workbench', 'compare', *names, '--suite', suite)}")
-        else:
-            out.say("to compare, import another run on the same documents and prompts")
-
-    out.result(lambda: [ImportedScores.by(one.scores, one.new) for one in imported], text, json=json)
-
-
-@app.command()
-def pull(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Another project, its runs folder, or a score store.", show_default=False)
-    ],
-    runs_dir: RunsOpt = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only; write nothing.")] = False,
-    json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Add the scores of another project or machine to this one's, and overwrite nothing.
-
-    Takes what this store lacks, recognized by the digests of plans and configurations. Other scores under the same digests
-    and damaged, unfinished or older files are listed and not taken; then the command exits with 1.
-    """
-    from workbench.scores.pull import pull_scores, store_in
-
-    out.quiet = quiet or json
-    store = _store(runs_dir)
-    pulled = pull_scores(store_in(folder), store, dry_run=dry_run)
-
-    def text() -> None:
-        rows = [[d.suite, d.plan[:12], d.name, d.key[:12], _STATUS[d.status]] for d in pulled.documents]
-        if rows:
-            out.table(["suite", "plan", "configuration", "key", "dry run" if dry_run else "done"], rows)
-        for note in pulled.notes:
-            out.say(note)
-        counts = [f"{pulled.count(status)} {word}" for status, word in _STATUS.items() if pulled.count(status)]
-        out.say(
-            f"{', '.join(counts) or 'nothing'}{f', {len(pulled.plans)} new plans' if pulled.plans else ''}: {relative(store.root)}"
-        )
-
-    out.result(lambda: pulled, text, json=json)
-    if pulled.refused:
-        lines = "\n".join(f"{one.file}: {one.reason}" for one in pulled.refused)
-        raise WorkbenchError(f"not taken from {pulled.source}:\n{lines}", "Everything else was taken." if not dry_run else None)
-
-
-_STATUS = {"pulled": "taken", "same": "here already", "named": "here already, names added"}
 
 
 @app.command()

@@ -12,7 +12,7 @@ from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
 from workbench.ground.errors import shell, size
 from workbench.ground.numbers import about as rounded_up
-from workbench.ground.numbers import figures, fixed, listed, signed
+from workbench.ground.numbers import count, figures, fixed, listed, plural, signed
 from workbench.ground.results import JsonObject, Number
 
 CANDIDATES = ("base", "brick", "average", "configuration")
@@ -88,8 +88,12 @@ class Decision:
         equal_to: Name of the candidate with the highest mean to which the chosen one is equivalent, if it is another one.
         unsafe: Candidate -> its rows of guarded tasks on which it is worse or not shown safe.
         lost: Candidate -> tasks that are not guarded and on which it is worse than the baseline.
+        outside: Candidate -> its rows of skill tasks on which it is worse and whose metric cannot enter the mean, such as bits per byte.
         harmful: Guarded task -> bricks that are worse on it alone.
         guarded: Names of the guarded tasks.
+        skills: Names of the tasks of the mean.
+        items: Number of their items.
+        clusters: Number of clusters of these items.
         controls: Controls that are no candidates -> mean over skills.
         members: Number of members of the families of pairs: candidates, baseline, and what was looked at before.
         pairs: Number of their pairs.
@@ -106,8 +110,12 @@ class Decision:
     equal_to: str | None = None
     unsafe: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
     lost: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    outside: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
     harmful: Mapping[str, Sequence[str]] = field(default_factory=dict)
     guarded: tuple[str, ...] = ()
+    skills: tuple[str, ...] = ()
+    items: int = 0
+    clusters: int = 0
     controls: Mapping[str, float] = field(default_factory=dict)
     members: int = 0
     pairs: int = 0
@@ -149,6 +157,8 @@ def headline(decision: Decision) -> str:
         parts.append("no guarded task tests for harm")
     else:
         parts.append(f"safe on {listed(decision.guarded) if len(decision.guarded) <= _NAMED else 'every guarded task'}")
+    if outside := decision.outside.get(s.configuration):
+        parts.append(f"but worse on what this mean leaves out: {listed(map(_moved, outside))}")
     return f"Ship {s.configuration}: {'; '.join(parts)}."
 
 
@@ -158,11 +168,14 @@ def details(decision: Decision) -> list[str]:
     if about is None:
         return []
     sentences = []
+    if decision.chosen and about.against_baseline:
+        sentences.append(_for_whom(decision, about.against_baseline))
     if decision.chosen and (what := _ALONE.get(about.role)):
         sentences.append(f"{about.configuration} is {what}.")
-    if decision.lost[about.configuration] and decision.chosen:
+    outside = {row.task for row in decision.outside.get(about.configuration, ())}
+    if decision.chosen and (lost := [task for task in decision.lost[about.configuration] if task not in outside]):
         sentences.append(
-            f"{about.configuration} is worse than {decision.baseline} on {listed(decision.lost[about.configuration])}, although its mean is higher."
+            f"{about.configuration} is worse than {decision.baseline} on {listed(lost)}, although its mean is higher."
         )
     by_name = {s.configuration: s for s in decision.ranked}
     higher = [s for s in decision.ranked if s.mean > about.mean and s.configuration != decision.equal_to]
@@ -192,11 +205,20 @@ def details(decision: Decision) -> list[str]:
             f"The {decision.members} configurations are not tested against each other, which is done for {MOST_MEMBERS} at most: others may "
             "be as good."
         )
-    elif decision.chosen and len(decision.ranked) > 1 and not near:
+    elif decision.chosen and not near and any(other.mean < about.mean for other in decision.ranked):
         sentences.append(f"Every other configuration with a lower mean is shown to be worse than {about.configuration}.")
     if decision.looked_at:
         sentences.append(counted(decision.looked_at, len(decision.ranked)))
     return sentences
+
+
+def _for_whom(decision: Decision, against: MeanDifference) -> str:
+    """Return for which items the recommendation is shown, and against which unseen ones it does not hold, as a sentence."""
+    tasks = listed(decision.skills) if len(decision.skills) <= _NAMED else f"{len(decision.skills)} tasks"
+    text = f"This is shown for items like the {count(decision.items)} of {tasks}, in {plural(decision.clusters, 'cluster')}"
+    if against.stands_up_to is None:
+        return f"{text}."
+    return f"{text}, unless one that was not drawn falls by {fixed(100 * against.stands_up_to, 1)} points or more."
 
 
 def counted(looked: int, shown: int) -> str:
@@ -284,6 +306,12 @@ def _cause(decision: Decision) -> str:
         return f"none is shown to be better than {base}; {s.configuration} comes closest, {_gap(s.against_baseline)}"
     gap = f", {_gap(s.against_baseline)}" if s.against_baseline and s.against_baseline.verdict != "no item changed" else ""
     return f"none has a higher mean over skills than {base}; {s.configuration} comes closest{gap}"
+
+
+def _moved(row: Difference) -> str:
+    """Return a row's task and metric with both scores, such as "wiki (bits_per_byte 1.1 → 2.2)"."""
+    before, after = (figures(value or 0.0, 3) for value in (row.baseline_value, row.value))
+    return f"{row.task} ({row.metric} {before} \N{RIGHTWARDS ARROW} {after})"
 
 
 def _short(reason: str) -> str:

@@ -85,6 +85,10 @@ class Difference(JsonObject):
     """Difference that would be detected with 80 % power at the adjusted level; null if the differences have no spread."""
     needs: int | None
     """Approximate number of items that would decide an undecided row; null for other rows."""
+    stands_up_to: Measured = None
+    """Change of an item that was not drawn, against the verdict, up to which "better" or "worse" holds. Null for other verdicts and for
+    perplexities, if it is the metric's whole range or more, and for right/wrong items that are clusters of their own, where it does not
+    matter."""
     verdict: Verdict
     """The verdict. "safe" and "not shown safe" are for guarded tasks."""
     reason: str | None
@@ -113,6 +117,11 @@ class Difference(JsonObject):
     def apart(self) -> bool:
         """True if the comparison was tested among the controls, separately from the named configurations."""
         return self.family == CONTROLS or (self.guarded and self.role != "configuration")
+
+    @property
+    def condition(self) -> str:
+        """What an item that was not drawn must not do for the verdict to hold, up to the size `stands_up_to`; empty if that is null."""
+        return "" if self.stands_up_to is None else f"unless an unseen item {'falls' if (self.diff or 0) > 0 else 'rises'} by"
 
     @property
     def impossible(self) -> bool:
@@ -201,7 +210,7 @@ def differences(
                     whole,
                     p=alone.p,
                     least=alone.least,
-                    flipped=alone.flipped,
+                    standing=alone.standing,
                     interval_p=whole.p if whole.interval_p is None else whole.interval_p,
                 )
     return [
@@ -244,8 +253,9 @@ def _difference(cell: TestedCell, ruling: Ruling, base: Configuration, alpha: fl
         p_adj=ruling.p,
         n=pair.n,
         clusters=pair.clusters,
-        mde=pair.mde(ruling.critical),
+        mde=pair.mde(ruling.critical, ruling.standing, alpha),
         needs=needs,
+        stands_up_to=_stands_up_to(cell, ruling, alpha) if verdict in ("better", "worse") else None,
         verdict=verdict,
         reason=reason,
         wins=gained,
@@ -256,6 +266,12 @@ def _difference(cell: TestedCell, ruling: Ruling, base: Configuration, alpha: fl
         tolerance=task.tolerance if task.guarded else None,
         companion=_companion(task, base.digest, cell.configuration.digest),
     )
+
+
+def _stands_up_to(cell: TestedCell, ruling: Ruling, alpha: float) -> float | None:
+    """Return up to which change of an unseen item a verdict holds; None if any that the metric declares possible."""
+    most = cell.pair.withstands(ruling.standing, alpha) if ruling.standing else None
+    return None if most is None or 0 < cell.table.reach <= most else most
 
 
 _Judgement = tuple[Verdict, str | None, int | None]
@@ -273,14 +289,14 @@ def _compared(cell: TestedCell, ruling: Ruling, ends: tuple[float, float], alpha
         return "better" if (pair.diff > 0) != task.lower else "worse", None, None
     if margin is not None and excluded(cell.drawn, ends, margin, ruling.level(pair)):
         return "equivalent", None, None
-    if ruling.flipped <= alpha:
-        return "cannot tell", skewed(pair.clusters), pair.needs_symmetry(alpha)
+    if standing := ruling.withheld(alpha):
+        return "cannot tell", skewed(pair.clusters), pair.needs_to_stand(standing, alpha)
     if ruling.least > alpha and not _few_changed(pair):
         return "cannot tell", _never_significant(pair, ruling), None
     if margin is not None and -margin < ends[0] and ends[1] < margin:
         both = [cell.drawn.needs_to_exclude(margin, side, ruling.level(pair)) for side in (-1, 1)]
         return "cannot tell", _rare("difference", cell), None if None in both else max(n or 0 for n in both)
-    needs = pair.needs(max(abs(pair.diff), margin or 0.0), ruling.critical)
+    needs = pair.needs(max(abs(pair.diff), margin or 0.0), ruling.critical, ruling.standing, alpha)
     if margin is None:
         return "cannot tell", "the adjusted interval includes 0, and the suite gives no min_effect for this metric", needs
     return "cannot tell", "the adjusted interval includes 0 and a difference as large as the smallest effect of interest", needs

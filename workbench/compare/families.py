@@ -18,8 +18,9 @@ import numpy as np
 from workbench.compare.tables import Table
 from workbench.scores.changes import Changes
 from workbench.scores.paired import Pair, tested_together
-from workbench.scores.signflips import step_down
+from workbench.scores.signflips import StepDown, step_down
 from workbench.scores.store import Configuration
+from workbench.scores.unseen import Standing, alone, standings
 
 COMPARED, CONTROLS, GUARDED = "compared", "controls", "guarded"
 
@@ -68,10 +69,10 @@ class Ruling:
 
     Attributes:
         p: Adjusted p; on guarded tasks, adjusted for the configuration's guarded tasks only.
-        flipped: The same without what skewness leaves of it.
         critical: Critical value of the adjusted interval.
         first: The same at the first step of the test, which holds for all rows together: "safe" and "equivalent" use it.
         least: Adjusted p that the row would have if all its changed clusters had changed in the same direction.
+        standing: The row in its family, with the p of the sign flips alone; None if no cluster changed.
         interval_p: The adjusted interval excludes 0 if this p is at most alpha; default: `p`.
     """
 
@@ -79,8 +80,12 @@ class Ruling:
     critical: float
     first: float
     least: float
-    flipped: float = 1.0
+    standing: Standing | None = None
     interval_p: float | None = None
+
+    def withheld(self, alpha: float) -> Standing | None:
+        """Return the row's standing if sign flips alone would reject and unseen clusters keep it from that."""
+        return self.standing if self.standing and self.standing.tested <= alpha < self.p else None
 
     def level(self, pair: Pair) -> float:
         """Return the one-sided level at which "safe" and "equivalent" are tested."""
@@ -89,6 +94,11 @@ class Ruling:
     def excludes_zero(self, alpha: float) -> bool:
         """Return True if the adjusted interval excludes 0."""
         return (self.p if self.interval_p is None else self.interval_p) <= alpha
+
+
+def measure_of(table: Table) -> Hashable:
+    """Return a label that tables share whose differences have the same unit."""
+    return table.metric, table.ratio, table.contrast is not None
 
 
 def excluded(drawn: Pair, ends: tuple[float, float], margin: float, level: float) -> bool:
@@ -136,11 +146,15 @@ def rulings(cells: Sequence[TestedCell], alpha: float, correction: str) -> list[
     """
     if correction == "none":
         single = [cell.pair.changes.critical(alpha) for cell in cells]
-        return [Ruling(cell.pair.p, critical, critical, 0.0) for cell, critical in zip(cells, single, strict=True)]
+        moved = [alone(cell.pair.changes) if cell.pair.changes.moved else None for cell in cells]
+        return [
+            Ruling(standing.p if standing else 1.0, critical, critical, 0.0, standing)
+            for standing, critical in zip(moved, single, strict=True)
+        ]
     results = _tested(cells, alpha, lambda cell: (cell.family, cell.table.guarded or cell.peers))
     guarded = [i for i, cell in enumerate(cells) if cell.table.guarded]
-    alone = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
-    for i, ruling in zip(guarded, alone, strict=True):
+    apart = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
+    for i, ruling in zip(guarded, apart, strict=True):
         results[i] = replace(ruling, critical=results[i].first, first=results[i].first, interval_p=results[i].p)
     return results
 
@@ -154,14 +168,15 @@ def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedC
     for rows in members.values():
         moved = [i for i in rows if cells[i].pair.changes.moved]
         changes = [cells[i].pair.changes for i in moved]
+        tables, measures = ([label(cells[i].table) for i in moved] for label in (id, measure_of))
         # Rows without a change have no part in the test. That they show no loss is a claim of its own for each of them.
         alone = [cells[i].pair.changes.critical(alpha / len(rows)) for i in rows]
         results.update((i, Ruling(1.0, critical, critical, 1.0)) for i, critical in zip(rows, alone, strict=True))
-        results.update(zip(moved, ruled(changes, [id(cells[i].table) for i in moved], alpha), strict=True))
+        results.update(zip(moved, ruled(changes, tables, measures, alpha), strict=True))
     return [results[i] for i in range(len(cells))]
 
 
-def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], alpha: float) -> list[Ruling]:
+def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], metrics: Sequence[Hashable], alpha: float) -> list[Ruling]:
     """Test one family with the step-down procedure.
 
     The interval of a rejected row uses the critical value of its own step. All other rows use that of the first step, which holds for all
@@ -171,6 +186,7 @@ def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], alpha: float) -
     Args:
         changes: The rows, in each of which at least one cluster has changed.
         tasks: One label per row; rows with the same label have the same clusters and are flipped together.
+        metrics: One label per row; the changes of rows with the same label have the same unit.
         alpha: Error rate of the family.
 
     Returns:
@@ -182,11 +198,15 @@ def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], alpha: float) -
     task_sums = [
         (np.stack([changes[i].sums for i in rows], 1), np.array([changes[i].scale for i in rows])) for rows in by_task.values()
     ]
-    results: dict[int, Ruling] = {}
+    steps: dict[int, StepDown] = {}
     for rows, of_task in zip(by_task.values(), step_down(task_sums, alpha), strict=True):
-        for i, step in zip(rows, of_task, strict=True):
-            least, most = changes[i].critical(alpha), changes[i].critical(alpha / len(changes))
-            critical, first = (min(max(value, least), most) for value in (step.critical, step.first))
-            flipped = max(step.p, changes[i].flipped)
-            results[i] = Ruling(max(flipped, changes[i].p), critical, first, step.least, flipped)
-    return [results[i] for i in range(len(changes))]
+        steps.update(zip(rows, of_task, strict=True))
+    tested = [max(steps[i].p, row.flipped) for i, row in enumerate(changes)]
+    found = standings(changes, tested, [steps[i].single for i in range(len(changes))], metrics, alpha)
+    rulings = []
+    for i, (row, standing) in enumerate(zip(changes, found, strict=True)):
+        least, most = row.critical(alpha), row.critical(alpha / len(changes))
+        critical, first = (min(max(value, least), most) for value in (steps[i].critical, steps[i].first))
+        p = standing.p if standing.tested <= alpha else standing.tested
+        rulings.append(Ruling(p, critical, first, steps[i].least, standing))
+    return rulings

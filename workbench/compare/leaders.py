@@ -51,6 +51,8 @@ class MeanDifference(JsonObject):
     """Upper end of this interval."""
     p: Number
     """p value adjusted for the family."""
+    stands_up_to: Measured = None
+    """Change of an item that was not drawn, against the verdict, up to which "better" or "worse" holds; null if that does not matter."""
     verdict: MeanVerdict
     """The verdict on the first configuration."""
     needs: int | None = None
@@ -67,6 +69,7 @@ class MeanDifference(JsonObject):
             low=None if self.high is None else 0.0 - self.high,
             high=None if self.low is None else 0.0 - self.low,
             p=self.p,
+            stands_up_to=self.stands_up_to,
             verdict=_MIRRORED.get(self.verdict, self.verdict),
             needs=self.needs,
             reason=self.reason,
@@ -135,10 +138,16 @@ class MeanPairs:
             low=ends[0],
             high=ends[1],
             p=ruling.p,
+            stands_up_to=self._stands_up_to(pair, ruling) if verdict in ("better", "worse") else None,
             verdict=verdict,
             needs=needs,
             reason=why,
         )
+
+    def _stands_up_to(self, pair: Paired, ruling: Ruling) -> float | None:
+        """Return up to which change of an unseen item a verdict holds; None if it is more than a task's whole range."""
+        most = pair.withstands(ruling.standing, self.alpha) if ruling.standing else None
+        return None if most is None or most >= max(1 / t.span for t in self._skills) else most
 
     def _judged(
         self, names: tuple[str, str], ends: tuple[float, float], pair: Paired, ruling: Ruling
@@ -152,11 +161,11 @@ class MeanPairs:
             return "better" if pair.diff > 0 else "worse", None, None
         if self._excluded(names, ends, ruling.level(pair)):
             return "equivalent", None, None
-        if ruling.flipped <= self.alpha:
-            return "cannot tell", skewed(pair.clusters), pair.needs_symmetry(self.alpha)
+        if standing := ruling.withheld(self.alpha):
+            return "cannot tell", skewed(pair.clusters), pair.needs_to_stand(standing, self.alpha)
         if ruling.least > self.alpha:
             return "cannot tell", "no difference can be significant: more clusters or fewer configurations are needed", None
-        needs = pair.needs(max(abs(pair.diff), self.margin), ruling.critical)
+        needs = pair.needs(max(abs(pair.diff), self.margin), ruling.critical, ruling.standing, self.alpha)
         return "cannot tell", None, needs if needs is not None and needs > pair.n else None
 
     def _excluded(self, names: tuple[str, str], ends: tuple[float, float], level: float) -> bool:
@@ -180,7 +189,8 @@ def _tested(
     moved = [i for i, pair in enumerate(tested) if pair.changes.moved]
     alone = [pair.changes.critical(alpha / len(tested)) for pair in tested]
     rulings = [Ruling(1.0, critical, critical, 1.0) for critical in alone]
-    for i, ruling in zip(moved, ruled([tested[i].changes for i in moved], ["mean"] * len(moved), alpha), strict=True):
+    mean = ["mean"] * len(moved)
+    for i, ruling in zip(moved, ruled([tested[i].changes for i in moved], mean, mean, alpha), strict=True):
         rulings[i] = ruling
     return {(a.name, b.name): found for (a, b), found in zip(pairs, zip(tested, rulings, strict=True), strict=True)}
 

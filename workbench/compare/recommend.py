@@ -183,6 +183,7 @@ def _decided(
     names = sorted((c.name for c in candidates), key=lambda name: -pairs.means[name])
     by_name = {c.name: c for c in candidates}
     own = {name: [row for row in rows if row.configuration == name] for name in names}
+    outside = {t.name for t in tasks if t.suite.role_of(t.task) == "skill" and not t.skill}
     decision = Decision(
         base.name,
         ranked=tuple(
@@ -191,8 +192,12 @@ def _decided(
         leaders=tuple(pairs.leaders(names)),
         unsafe={name: _unsafe(own[name]) for name in names},
         lost={name: [row.task for row in own[name] if not row.guarded and row.verdict == "worse"] for name in names},
+        outside={name: [row for row in own[name] if row.verdict == "worse" and row.task in outside] for name in names},
         harmful=_harmful(rows),
         guarded=tuple(t.name for t in tasks if t.guarded),
+        skills=tuple(t.name for t in skills),
+        items=sum(len(t.items) for t in skills),
+        clusters=sum(t.clusters for t in skills),
         controls={c.name: mean_over(skills, c) for c in scored if c.role not in CANDIDATES},
         members=pairs.members,
         pairs=pairs.size,
@@ -237,7 +242,10 @@ def _closest(ranked: Sequence[Candidate]) -> tuple[Candidate, Cause]:
     if better:
         return better[0], "unsafe"
     best = next((s for s in ranked if s.guarded != "worse"), ranked[0])
-    few = best.against_baseline is not None and best.against_baseline.reason is not None
+    against = best.against_baseline
+    few = (
+        against is not None and against.reason is not None and (against.diff > 0 or against.reason.startswith("too few clusters"))
+    )
     return best, "too few clusters" if few else "not better"
 
 

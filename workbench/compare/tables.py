@@ -21,7 +21,7 @@ from workbench.scores.paired import Paired, Ratio, paired_scores
 from workbench.scores.plan import PlanRecord
 from workbench.scores.statistics import RATIOS, SHARED_RANGE, Floats, codes, effective_clusters, interval, resampled_means, score
 from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore, gold_of, margin_of
-from workbench.scores.suite import MARGIN, Contrast, Suite, metric_of
+from workbench.scores.suite import MARGIN, Contrast, Suite, metric_of, reach_of
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,15 @@ class Table:
         cluster = None if drawn and self.suite.draws_items(self.task) else self.cluster
         span = 2.0 if self.contrast and self.share else None
         worst = self.suite.worst_of(self.task, share=self.share)
-        return paired_scores(self.ratio, self.values[base], self.values[digest], cluster, self.weights, span=span, worst=worst)
+        before, after = self.values[base], self.values[digest]
+        return paired_scores(self.ratio, before, after, cluster, self.weights, span=span, reach=self.reach, worst=worst)
+
+    @cached_property
+    def reach(self) -> float:
+        """The largest change of an item that the metric declares; 0 if it declares none."""
+        if not self.contrast:
+            return reach_of(self.metric, *self.values.values())
+        return 2 * reach_of(self.metric, *(np.abs(values) for values in self.values.values()))
 
     @cached_property
     def margins(self) -> dict[str, Floats]:

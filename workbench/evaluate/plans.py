@@ -13,6 +13,7 @@ from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, facts_of_edit
 from workbench.evaluate.lineup import LineupEntry
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.events import Events, no_events
+from workbench.models.identity import tokenizer_difference
 from workbench.recipe.fields import FactsEval, InlineEval
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
@@ -154,7 +155,8 @@ def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) ->
     other = next((entry for entry in entries if entry.tokenizer != entries[0].tokenizer and wrapped), None)
     if other is not None:
         raise WorkbenchError(
-            f"suite '{wrapped}' uses the chat template, but {entries[0].name} and {other.name} have different ones",
+            f"suite '{wrapped}' uses the chat template, but the tokenizers of {entries[0].name} and {other.name} differ in "
+            + tokenizer_difference(entries[0].resolved.tokenizer_path, other.resolved.tokenizer_path),
             "Score them in two calls, or on a suite without `chat_template: true`.",
         )
 

@@ -155,6 +155,7 @@ _OBJECTS = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens
 _NOT_TOKENS = frozenset(
     {"padding", "truncation", "name_or_path", "transformers_version", "is_local", "local_files_only", "chat_template"}
 )
+_CLASS_FROM = ("model_type", "tokenizer_class")  # fields of config.json
 _HINT = "Download the tokenizer's files again."
 _SMALL = 100_000  # bytes of a file that is parsed each time: parsing 30 MB takes seconds
 
@@ -186,7 +187,7 @@ def tokens_digest(folder: Path, watched: WatchedFiles | None = None) -> str | No
     read = watched.read if watched else Path.read_bytes
     parts = [[name, _meaning(file, read(file))] for name, file in files.items()]
     config = jsondoc.optional(folder / "config.json")
-    return json_digest([parts, [config.get(key) for key in ("model_type", "tokenizer_class")]])
+    return json_digest([parts, [config.get(key) for key in _CLASS_FROM]])
 
 
 def _meaning(file: Path, content: bytes) -> str:
@@ -225,6 +226,21 @@ def tokenizer_digest(tokenizer: Any) -> str:
             f"no tokenizer found in {tokenizer}", "Copy tokenizer.json and tokenizer_config.json of its base there."
         )
     return json_digest([tokens, template_digest(Path(tokenizer))])
+
+
+def tokenizer_difference(one: Path, other: Path) -> str:
+    """Return in which parts the tokenizers of two directories differ, in words, in the order in which `tokenizer_digest` reads them."""
+    parts = ["their chat templates"] if template_digest(one) != template_digest(other) else []
+    files = tokenizer_files(one), tokenizer_files(other)
+    for name in sorted({*files[0], *files[1]}):
+        meanings = {_meaning(found[name], found[name].read_bytes()) if name in found else None for found in files}
+        if _TEMPLATES not in name and len(meanings) > 1:
+            parts.append(name)
+    configs = [jsondoc.optional(folder / "config.json") for folder in (one, other)]
+    for key in _CLASS_FROM:
+        if (values := [config.get(key) for config in configs])[0] != values[1]:
+            parts.append(f"{key} of config.json ({values[0]}, {values[1]}), from which transformers takes the tokenizer's class")
+    return " and ".join(parts)
 
 
 def loaded_tokens_digest(tokenizer: Any) -> str:

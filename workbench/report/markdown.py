@@ -86,7 +86,7 @@ def _decision(view: Comparison) -> list[str | Table]:
     header = ["Leader", "Mean over skills", "Below the best", "Guarded tasks", "Cost"]
     rows = []
     for r in leaders.rows:
-        guarded = [f"{d.task} {d.verdict} ({unit_of(view, d.task).diff(d.diff)})" for d in r.guarded]
+        guarded = [f"{d.task} {d.verdict} ({unit_of(view, d.task).worded(d.diff)})" for d in r.guarded]
         pair = r.candidate.against_best
         gap = f"{r.gap} ({pair.verdict})" if pair else r.gap
         rows.append(
@@ -210,6 +210,7 @@ def differences(view: Comparison) -> Table:
         "Detectable",
         "Second metric",
         "Verdict",
+        "Stands up to",
         "Family",
     ]
     rows = []
@@ -232,6 +233,7 @@ def differences(view: Comparison) -> Table:
                 u.cell(MISSING, None) if d.impossible else u.cell(u.score(d.mde), d.mde),
                 _companion(d),
                 marks.verdict_text(d),
+                u.cell(u.score(d.stands_up_to), d.stands_up_to),
                 marks.family(d),
             ]
         )

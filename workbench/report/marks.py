@@ -90,6 +90,8 @@ def tip(d: Difference, unit: Unit, baseline: str) -> str:
         lines.append(f"p {p_value(d.p)}, adjusted {p_value(d.p_adj)}")
     if d.reason:
         lines.append(d.reason)
+    if d.condition:
+        lines.append(f"Holds {d.condition} {unit.score(d.stands_up_to)} {unit.word}".rstrip())
     if d.tolerance is not None:
         lines.append(f"Tolerance {unit.score(d.tolerance)} {unit.word}".rstrip())
     if d.apart:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from workbench.compare.comparison import Comparison
 
-from workbench.ground.numbers import MISSING, count, fixed, signed
+from workbench.ground.numbers import MINUS, MISSING, count, fixed, signed
 from workbench.ground.tables import Cell
 
 
@@ -57,11 +57,16 @@ class Unit:
 
     def diffs(self, low: float | None, high: float | None) -> str:
         """Format an interval of differences, such as [+1.2, +4.0]; empty if an end is missing."""
-        return "" if low is None or high is None else f"[{self.diff(low)}, {self.diff(high)}]"
+        return "" if low is None or high is None else f"[{self._end(low)}, {self._end(high)}]"
+
+    def _end(self, value: float) -> str:
+        """Format an end of an interval; one that rounds to zero keeps its sign, because it says on which side of zero the interval lies."""
+        text = self.diff(value)
+        return (MINUS if value < 0 else "+") + text if value and text[0] not in (MINUS, "+") else text
 
     def around(self, low: float | None, high: float | None) -> str:
         """Format an interval of differences for a sentence, such as "+1.2 to +4.0"."""
-        return MISSING if low is None or high is None else f"{self.diff(low)} to {self.diff(high)}"
+        return MISSING if low is None or high is None else f"{self._end(low)} to {self._end(high)}"
 
 
 POINTS = Unit(100.0, 1, "points")

@@ -10,10 +10,7 @@ for items with differences d in clusters of n items with sums s; S and N are the
 by the variance of independent items, at least 1 for right/wrong items. R is Tango's (1998) ratio of the smallest variance that items of this
 range can have at mean x to the observed variance: without it, two losses and no win in 240 items would exclude a true loss of 2 points.
 
-Sign flips assume differences that are symmetric about 0. A p is therefore at least what `unseen` leaves of it: with a range, one unseen cluster
-that changed the other way must not reverse the result at twice the level, nor the skewness of the sample at 5/4 of it; without a range, the
-skewness at the level itself. These factors cost symmetric data the least power among those that keep skewed data at 5 %
-(docs/evaluation-errors.md).
+What skewness and unseen clusters leave of the test is in `unseen`.
 """
 
 from __future__ import annotations
@@ -28,7 +25,6 @@ import numpy as np
 from workbench.scores.signflips import TINY, skew_p, t_tail, tails, times_needed, unseen_p
 from workbench.scores.statistics import Floats, effective_clusters, upper_t
 
-_UNSEEN, _SKEW = 1 / 2, 4 / 5  # of the p of `unseen_p` and `skew_p`, for scores with a range
 _ALIKE = 0.1  # correlation of changes within a cluster that was not seen
 _CLOSE = 1e-15  # relative width of a search for the end of an interval
 
@@ -39,7 +35,6 @@ class Bounded:
 
     Attributes:
         span: Largest possible change of an item.
-        unseen: Plausible size of the sum of a cluster that was not seen.
         rise: Sum of the positive differences.
         fall: Sum of the negative differences, as a positive number.
         squares: Sum of w^2 d^2.
@@ -51,7 +46,6 @@ class Bounded:
     """
 
     span: float
-    unseen: float
     rise: float
     fall: float
     squares: float
@@ -66,7 +60,6 @@ class Bounded:
         scale = weight * factor
         return Bounded(
             span=self.span * factor,
-            unseen=abs(scale) * self.unseen,
             rise=scale * self.rise,
             fall=scale * self.fall,
             squares=scale**2 * self.squares,
@@ -104,12 +97,46 @@ class Bounded:
 
 
 @dataclass(frozen=True)
+class Items:
+    """How far single items moved, in the units of a cluster's sum divided by its size.
+
+    Attributes:
+        each: Items per cluster.
+        rises: Sums of w |d|^2.5 and of w d^2 over the items that rose, of weight w, by d.
+        falls: The same over the items that fell.
+        assumed: Change of an item that is reckoned with even if none was seen: half of the metric's declared range, or what the suite's
+            `worst` makes of it, or 1 for right/wrong items; 0 if nothing is declared.
+        answers: True if items are right or wrong.
+    """
+
+    each: float
+    rises: tuple[float, float]
+    falls: tuple[float, float]
+    assumed: float = 0.0
+    answers: bool = False
+
+    @classmethod
+    def of(cls, each: float, d: Floats, weights: Floats, assumed: float = 0.0, answers: bool = False) -> Items:
+        """Return the moments of items with these changes `d` [n] and weights [n]."""
+        squares, sizes = weights * d**2, np.abs(d)
+        rises, falls = ((float(squares[moved] @ np.sqrt(sizes[moved])), float(squares[moved].sum())) for moved in (d > 0, d < 0))
+        return cls(each, rises, falls, assumed, answers)
+
+    def scaled(self, weight: float, factor: float) -> Items:
+        """Return these items with changes multiplied by `factor` and weights by `weight`."""
+        by = weight * factor**2.5, weight * factor**2
+        rises, falls = ((by[0] * side[0], by[1] * side[1]) for side in (self.rises, self.falls))
+        return Items(self.each, rises, falls, factor * self.assumed, self.answers)
+
+
+@dataclass(frozen=True)
 class Changes:
     """Data for the test and the interval of a mean difference.
 
     Attributes:
         sums: Sums of differences by cluster [k].
         sizes: Sums of weights by cluster [k].
+        items: How far the items moved.
         bounded: Sums over items, if scores have a range.
         worst: Largest change of a cluster's mean; None if it is not known.
         tested: The p of the sign-flip test, if it was computed together with other rows.
@@ -117,6 +144,7 @@ class Changes:
 
     sums: Floats
     sizes: Floats
+    items: Items
     bounded: Bounded | None = None
     worst: float | None = None
     tested: float | None = None
@@ -152,23 +180,6 @@ class Changes:
     def flipped(self) -> float:
         """Two-sided p of "no difference" by the sign-flip test alone."""
         return float(tails(self.sums[:, None])[0]) if self.tested is None else self.tested
-
-    @cached_property
-    def p(self) -> float:
-        """Two-sided p of "no difference": that of the sign flips, or what skewness leaves of it."""
-        return max(self.flipped, self._skewed(1.0)) if self.moved else self.flipped
-
-    def _skewed(self, times: float) -> float:
-        """Return the p that skewness leaves, if there were `times` as many clusters of the same kind."""
-        corrected = skew_p(self.sums, self.sizes, times)
-        if self.bounded is None:
-            return corrected
-        claimed = self.sums if self.mean > 0 else -self.sums
-        return max(_UNSEEN * unseen_p(claimed, self.bounded.unseen, times), _SKEW * corrected)
-
-    def symmetric_at(self, level: float) -> float | None:
-        """Return how many times as many clusters of the same kind would leave a p of `level` in spite of skewness; None if none would."""
-        return times_needed(self._skewed, level)
 
     def level(self, critical: float) -> float:
         """Return the one-sided level of a test at a critical value."""
@@ -278,9 +289,9 @@ def decided(low: float, high: float, middle: float, rejected: bool) -> tuple[flo
     return min(low, 0.0), max(high, 0.0)
 
 
-def unseen_sum(span: float, items: float) -> float:
-    """Return the plausible size of the sum of a cluster that was not seen: a standard deviation of `items` changes of the whole range."""
-    return span * items * math.sqrt(_ALIKE + (1 - _ALIKE) / items)
+def likeness(items: float) -> float:
+    """Return how much the mean of a cluster of `items` items moves if each moves by 1, in a direction that others of it may not share."""
+    return math.sqrt(_ALIKE + (1 - _ALIKE) / items)
 
 
 def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> Changes:
@@ -299,8 +310,20 @@ def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> C
     return Changes(
         sums=np.concatenate([w * f * part.sums for part, w, f in weighted]),
         sizes=np.concatenate([w * part.sizes for part, w, _ in weighted]),
+        items=_mixed([part.items.scaled(w, f) for part, w, f in weighted], [part.sums.size for part in parts]),
         bounded=_together(bounded) if len(bounded) == len(parts) else None,
         worst=max(worst) if len(worst) == len(parts) else None,
+    )
+
+
+def _mixed(parts: Sequence[Items], clusters: Sequence[int]) -> Items:
+    """Return the items of several tasks, which have these numbers of clusters."""
+    return Items(
+        each=sum(part.each * k for part, k in zip(parts, clusters, strict=True)) / sum(clusters),
+        rises=(sum(part.rises[0] for part in parts), sum(part.rises[1] for part in parts)),
+        falls=(sum(part.falls[0] for part in parts), sum(part.falls[1] for part in parts)),
+        assumed=max(part.assumed for part in parts),
+        answers=all(part.answers for part in parts),
     )
 
 
@@ -308,7 +331,6 @@ def _together(parts: Sequence[Bounded]) -> Bounded:
     """Return the sums over the items of several tasks, with the widest range."""
     return Bounded(
         span=max(part.span for part in parts),
-        unseen=max(part.unseen for part in parts),
         rise=sum(part.rise for part in parts),
         fall=sum(part.fall for part in parts),
         squares=sum(part.squares for part in parts),

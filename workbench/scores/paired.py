@@ -9,17 +9,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.scores.changes import Bounded, Changes, decided, unseen_sum
+from workbench.scores.changes import Bounded, Changes, Items, decided, likeness
 from workbench.scores.signflips import TINY, tails
 from workbench.scores.statistics import HIGHEST, MANY_CLUSTERS, Floats, clustered_rates, clustered_se, codes, ratio, upper_t
+from workbench.scores.unseen import Standing, alone
 
 PairT = TypeVar("PairT", bound="Pair")
 _POWER = 0.8  # of the smallest difference that a test detects
+_POWERED = upper_t(1 - _POWER, 10**6)
+_RIGHT = (0, 1, 100)  # scores of a right answer if all others score 0: as a share or a percentage; 0 if there is none
+_ASSUMED = 1 / 2  # of a metric's range, by which an item that was not drawn may move
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Pair(ABC):
     @property
     def p(self) -> float:
         """Two-sided p value of "no difference"."""
-        return 1.0 if self.unchanged else self.changes.p
+        return 1.0 if self.unchanged else alone(self.changes).p
 
     def interval(self, level: float = 0.05) -> tuple[float, float]:
         """Return the two-sided interval of confidence 1 - level."""
@@ -73,9 +77,9 @@ class Pair(ABC):
         """Return the approximate number of items that would exclude a change of this size; None if none would."""
         return self._items(self.changes.excluded_at(self._units(size, side), side, level))
 
-    def needs_symmetry(self, level: float) -> int | None:
-        """Return the approximate number of items at which skewness would not keep the test from rejecting; None if none would."""
-        return self._items(self.changes.symmetric_at(level))
+    def needs_to_stand(self, standing: Standing, level: float) -> int | None:
+        """Return the approximate number of items at which unseen clusters would leave a p of `level`; None if none would."""
+        return self._items(standing.enough(level))
 
     def _items(self, times: float | None) -> int | None:
         return None if times is None else math.ceil(self.n * times)
@@ -84,23 +88,43 @@ class Pair(ABC):
         """Return the size of a change of `diff` in the units of the test."""
         return size
 
-    def mde(self, critical: float | None = None) -> float | None:
+    def withstands(self, standing: Standing, level: float) -> float | None:
+        """Return the change of an unseen item up to which the verdict holds, see `Standing`; None if it depends on none."""
+        return standing.withstands(level)
+
+    def mde(self, critical: float | None = None, standing: Standing | None = None, level: float = 0.05) -> float | None:
         """Return the smallest true difference that a test detects with a probability of 80 %; None if the differences have no spread.
 
         Args:
             critical: Critical value of the test; default: that of a single test at 5 %.
+            standing: The row in its family, whose p decides; default: an interval decides, which has this critical value.
+            level: Level of `standing`.
         """
         if not TINY < self.se < math.inf:
             return None
-        t = self.changes.as_t(self.changes.critical(0.05) if critical is None else critical)
-        return (t + upper_t(1 - _POWER, 10**6)) * self.se if math.isfinite(t) else None
+        t = self._t(critical)
+        if not math.isfinite(t):
+            return None
+        return (t * (standing.needed(t, level) if standing else 1.0) + _POWERED) * self.se
 
-    def needs(self, effect: float, critical: float | None = None) -> int | None:
-        """Return the approximate number of items that would detect a difference of this size, enough for at least 20 clusters."""
-        smallest = self.mde(critical)
+    def _t(self, critical: float | None) -> float:
+        return self.changes.as_t(self.changes.critical(0.05) if critical is None else critical)
+
+    def needs(
+        self, effect: float, critical: float | None = None, standing: Standing | None = None, level: float = 0.05
+    ) -> int | None:
+        """Return the approximate number of items that would detect a difference of this size, enough for at least 20 clusters.
+
+        The critical mean of the flips falls with the root of the number of items, that of an unseen cluster with the number.
+        """
+        smallest = self.mde(critical, standing, level)
         if smallest is None or effect <= 0:
             return None
-        return max(math.ceil(self.n * (smallest / effect) ** 2), math.ceil(self.n * MANY_CLUSTERS / self.clusters))
+        t, error = self._t(critical), self.se / effect
+        by_flips = (t + _POWERED) * error
+        by_unseen = (_POWERED * error + math.sqrt((_POWERED * error) ** 2 + 4 * (smallest / effect - _POWERED * error))) / 2
+        times = max(by_flips, by_unseen) ** 2 if smallest > (t * (1 + 1e-9) + _POWERED) * self.se else by_flips**2
+        return max(math.ceil(self.n * times), math.ceil(self.n * MANY_CLUSTERS / self.clusters))
 
 
 def tested_together(pairs: Sequence[PairT]) -> list[PairT]:
@@ -119,12 +143,21 @@ class Paired(Pair):
         return self.changes.interval(critical, rejected)
 
 
+class Limits(TypedDict, total=False):
+    """What is known of the largest changes, see `paired`."""
+
+    span: float | None
+    reach: float
+    worst: float | None
+
+
 def paired(
     a: Sequence[float] | Floats,
     b: Sequence[float] | Floats,
     cluster: Sequence[Any] | NDArray[Any] | None = None,
     *,
     span: float | None = None,
+    reach: float = 0.0,
     worst: float | None = None,
 ) -> Paired:
     """Compare the scores `b` of a configuration with those `a` of the baseline on the same items, in the same order.
@@ -133,7 +166,9 @@ def paired(
         a: Scores of the baseline.
         b: Scores of the configuration.
         cluster: One label per item; default: each item is its own cluster.
-        span: Largest possible change of an item, infinite for no limit; default: 1 if all scores lie in [0, 1], else no limit.
+        span: Largest possible change of an item for intervals, infinite for no limit; default: 1 if all scores lie in [0, 1], the size of a
+            right answer if items are right or wrong, else no limit.
+        reach: Largest possible change of an item as its metric declares it; 0 if it declares none.
         worst: Largest change of a cluster's mean; default: `span`.
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -141,14 +176,15 @@ def paired(
     if not x.size or x.shape != y.shape or label.shape != x.shape:
         raise ValueError(f"expected paired items, got {x.size} and {y.size} scores with {label.size} cluster labels")
     d, k = y - x, int(label.max()) + 1
-    if span is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
-        span = 1.0
-    se = clustered_se(d, label)
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    answers = span != math.inf and high in _RIGHT and all(((v == 0) | (v == high)).all() for v in (x, y))
+    if span is None and low >= 0 and (high <= 1 or answers):
+        span = float(high) if answers and high else 1.0
+    each, se = d.size / k, clustered_se(d, label)
     bounded = None
     if span is not None and math.isfinite(span):
         bounded = Bounded(
             span=span,
-            unseen=unseen_sum(span, d.size / k),
             rise=float(d[d > 0].sum()),
             fall=float(-d[d < 0].sum()),
             squares=float(d @ d),
@@ -156,10 +192,17 @@ def paired(
             units=float(d.size),
             spread=float(np.square(d - d.mean()).sum()),
             variance=(se * d.size) ** 2,
-            answers=bool(((x == 0) | (x == 1)).all() and ((y == 0) | (y == 1)).all()),
+            answers=answers,
         )
+    assumed = _ASSUMED * reach if worst is None else worst / likeness(each)
+    if answers and bounded:
+        assumed = bounded.span if worst is None else min(bounded.span, assumed)
     changes = Changes(
-        _by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded, bounded.span if worst is None and bounded else worst
+        _by_cluster(d, label),
+        _by_cluster(np.ones(d.size), label),
+        Items.of(each, d, np.ones(d.size), assumed, answers),
+        bounded,
+        bounded.span if worst is None and bounded else worst,
     )
     wins, losses = int((d > TINY).sum()), int((d < -TINY).sum())
     return Paired(x.size, k, float(d.mean()), se, wins, losses, changes)
@@ -171,19 +214,17 @@ def paired_scores(
     b: Floats,
     cluster: Sequence[Any] | NDArray[Any] | None = None,
     weights: Floats | None = None,
-    *,
-    span: float | None = None,
-    worst: float | None = None,
+    **limits: Unpack[Limits],
 ) -> Paired | Ratio:
     """Compare a metric of a configuration with the baseline's on the same items; `statistics.score` says what the values are.
 
     Contributions to a metric of a whole corpus have no range, even if the metric has one.
     """
     if kind is None:
-        return paired(a, b, cluster, span=span, worst=worst)
+        return paired(a, b, cluster, **limits)
     if weights is None:
-        return paired(a, b, cluster, span=math.inf, worst=worst)
-    return paired_ratio(kind, a, b, weights, cluster, worst=worst)
+        return paired(a, b, cluster, span=math.inf, worst=limits.get("worst"))
+    return paired_ratio(kind, a, b, weights, cluster, worst=limits.get("worst"))
 
 
 @dataclass(frozen=True)
@@ -209,6 +250,11 @@ class Ratio(Pair):
         if self._kind == "bits_per_byte":
             return low / math.log(2), high / math.log(2)
         return _image(a, b - a, (low, high), t, self._covariance)
+
+    def withstands(self, standing: Standing, level: float) -> float | None:
+        """Return that change in bits per byte; a perplexity's depends on the text, and is None."""
+        found = standing.withstands(level)
+        return found / math.log(2) if self._kind == "bits_per_byte" and found is not None else None
 
     def _units(self, size: float, side: int) -> float:
         if self._kind == "bits_per_byte":
@@ -249,10 +295,24 @@ def paired_ratio(
     slopes[0] *= -1
     se = math.sqrt(max(float(slopes @ covariance @ slopes), 0.0)) if math.isfinite(df) else math.inf
     rose, fell = int((d > TINY).sum()), int((d < -TINY).sum())
+    each, some = x.size / k, w > 0
+    items = Items.of(each, d[some] / w[some], w[some])
     pair = Ratio(
-        x.size, k, after - before, se, rose, fell, Changes(_by_cluster(d, label), _by_cluster(w, label)), kind, rates, covariance
+        x.size,
+        k,
+        after - before,
+        se,
+        rose,
+        fell,
+        Changes(_by_cluster(d, label), _by_cluster(w, label), items),
+        kind,
+        rates,
+        covariance,
     )
-    return pair if worst is None else replace(pair, changes=replace(pair.changes, worst=pair._units(worst, 1)))
+    if worst is None:
+        return pair
+    most = pair._units(worst, 1)
+    return replace(pair, changes=replace(pair.changes, items=replace(items, assumed=most / likeness(each)), worst=most))
 
 
 def _error_between(covariance: Floats) -> float:

@@ -7,10 +7,8 @@ under the patterns of signs (step-down max-T, Westfall and Young 1993).
 
 Scores are discrete, so p values are mid-p: a pattern that gives exactly the observed value counts half (Lancaster 1961).
 
-Sign flips hold where differences are symmetric about 0. If a few clusters gain much and all others lose a little, a sample often contains no
-gaining cluster: it then shows no skewness, and no resampling can know of it. What helps is the range of the metric. `unseen_p` adds one cluster
-that was not drawn and that changed the other way by as much as is plausible (Gaffke 2005). Metrics without a range have no such cluster;
-`skew_p` corrects Student's t for the skewness that the sample shows (Hall 1992), which is less.
+They hold where differences are symmetric about 0. `unseen_p` adds one cluster that was not drawn and that changed the other way (Gaffke
+2005); `skew_p` corrects Student's t for the skewness that the sample shows (Hall 1992). `unseen` says when they count.
 """
 
 from __future__ import annotations
@@ -19,11 +17,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_STEP, _POINTS = 0.1, 220  # of the quadrature, whose integrand falls at least like e^-u; its error is below 1e-8
+_STEP, _POINTS = 0.12, 150  # of the quadrature, whose integrand falls at least like e^-u; its error is below 1e-7
 _MOST_TIMES = 1024.0  # beyond this multiple of the data, no number of clusters is named
 
 
@@ -53,8 +52,20 @@ def unseen_p(sums: Floats, size: float, times: float = 1.0) -> float:
     width = 1 / math.sqrt(float((counts * (values / (1 - saddle * values)) ** 2).sum()) + 1 / saddle**2)
     u = _STEP * (np.arange(_POINTS) + 0.5)  # the midpoint rule; the other half of the line is its mirror image
     s = saddle + 1j * width * np.sinh(u)
-    integrand = np.exp(-(np.log(1 - s[:, None] * values) @ counts) - np.log(-s)).real * width * np.cosh(u)
+    integrand = np.exp(-_logs(s, values, counts) - np.log(-s)).real * width * np.cosh(u)
     return float(min(max(integrand.sum() * _STEP / math.pi, 0.0), 1.0))
+
+
+def _logs(s: Complexes, values: Floats, counts: Floats) -> Complexes:
+    """Return the sums of counts * log(1 - s * values), up to multiples of 2 pi i where counts are 1: eight of these values take one logarithm."""
+    single = counts == 1
+    eights = np.zeros((8, -(-int(single.sum()) // 8)))
+    eights.ravel()[: int(single.sum())] = values[single]
+    product = 1 - s[:, None] * eights[0]
+    for row in eights[1:]:
+        product *= 1 - s[:, None] * row
+    logs: Complexes = np.log(product).sum(1) + np.log(1 - s[:, None] * values[~single]) @ counts[~single]
+    return logs
 
 
 def _saddle(values: Floats, counts: Floats) -> float:
@@ -125,6 +136,7 @@ def times_needed(p: Callable[[float], float], level: float) -> float | None:
 
 
 Floats = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
 Singles = NDArray[np.float32]
 Signs = NDArray[np.int8]
 
@@ -171,12 +183,14 @@ class StepDown:
         first: That value at the first step, which holds for all rows together.
         least: Adjusted p that the row would have if all its clusters had changed in the same direction; if it is above the level, the row
             cannot be significant.
+        single: Mid-p of `first` for this row alone.
     """
 
     p: float
     critical: float
     first: float
     least: float
+    single: float
 
 
 def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list[StepDown]]:
@@ -194,17 +208,17 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
         One result per row, in the order of `tasks`. Rows that are not rejected have the critical value of the first step, which holds for
         all rows together.
     """
-    results = [[StepDown(1.0, math.inf, math.inf, 1.0)] * len(scales) for _, scales in tasks]
-    ladders = [_Ladder(sums, scales) for sums, scales in tasks if len(scales)]
+    results = [[StepDown(1.0, math.inf, math.inf, 1.0, 0.0)] * len(scales) for _, scales in tasks]
     task_of = [t for t, (_, scales) in enumerate(tasks) if len(scales)]
-    first = [ladder.critical(_one_of(alpha, len(ladders))) for ladder in ladders]
+    ladders = [_Ladder(*tasks[t], _one_of(alpha, len(task_of))) for t in task_of]
     running = 0.0
     while remaining := [i for i, ladder in enumerate(ladders) if ladder.remaining]:
         i = min(remaining, key=lambda i: ladders[i].p)
         ladder, count = ladders[i], len(remaining)
         running = max(running, _any_of(ladder.p, count))
-        critical = ladder.critical(_one_of(alpha, count)) if running <= alpha else first[i]
-        results[task_of[i]][ladder.row] = StepDown(running, critical, first[i], _any_of(ladder.least, count))
+        critical = ladder.critical(_one_of(alpha, count)) if running <= alpha else ladder.first
+        least = _any_of(ladder.least, count)
+        results[task_of[i]][ladder.row] = StepDown(running, critical, ladder.first, least, float(ladder.single[ladder.row]))
         ladder.pop()
     return results
 
@@ -222,13 +236,15 @@ def _one_of(alpha: float, tasks: int) -> float:
 class _Ladder:
     """The rows of a task in the order of their statistic, and the largest statistic of the remaining rows under sign flips."""
 
-    def __init__(self, sums: Floats, scales: Floats) -> None:
+    def __init__(self, sums: Floats, scales: Floats, alpha: float) -> None:
         self._observed = np.abs(sums.sum(0)) / scales
         self._most = np.abs(sums).sum(0) / scales
         self._order = [int(r) for r in np.argsort(self._observed, kind="stable")]
         drawn = (np.abs(flipped(sums)) / scales).astype(np.float32)
         self._largest = np.maximum.accumulate(drawn[:, self._order], axis=1)  # [patterns, rows], row by row from the smallest
         self._p: float | None = None
+        self.first = self.critical(alpha)
+        self.single = _above(drawn, self.first)
 
     @property
     def remaining(self) -> int:
@@ -268,8 +284,13 @@ class _Ladder:
         return float(values[index]) if index < len(values) else math.inf
 
     def _above(self, z: float) -> float:
-        largest, close = self._largest[:, self.remaining - 1], _CLOSE * (1 + z)
-        return float(((largest > z + close).mean() + (largest >= z - close).mean()) / 2)
+        return float(_above(self._largest[:, self.remaining - 1], z))
+
+
+def _above(drawn: Singles, z: float) -> Any:
+    """Return the mid-p of a value, or of each row's, among drawn ones [patterns] or [patterns, rows]."""
+    close = _CLOSE * (1 + z)
+    return ((drawn > z + close).mean(0) + (drawn >= z - close).mean(0)) / 2
 
 
 def _patterns(clusters: int) -> Iterator[Signs]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -14,6 +15,9 @@ from workbench.ground.errors import WorkbenchError, nearest
 from workbench.ground.recognize import expecting
 from workbench.ground.results import JsonObject
 from workbench.ground.yamldoc import Written, load
+
+if TYPE_CHECKING:
+    from workbench.scores.statistics import Floats
 
 # Versions of the scorers; raise one when the last bits of its log-likelihoods change.
 SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
@@ -64,6 +68,22 @@ class FactTasks(Written):
 def metric_of(name: str) -> str:
     """Return a metric's name without its filter."""
     return name.partition(",")[0]
+
+
+SHARE = re.compile(
+    r"(?!.*diff)(.*_)?(acc|accuracy|em|exact|match|f1|rouge\w*|bleu|chrf|recall|precision|mrr|pass|mc1|mc2|likelihood|correct)(_.*)?",
+    re.IGNORECASE,
+)
+"""Names of metrics whose scores of items are shares, from 0 to 1, or to 100 as percentages."""
+_RANGES = {"brier_score": 2.0}
+
+
+def reach_of(metric: str, *values: Floats) -> float:
+    """Return the largest change of an item's score that the name of a metric declares; 0 if it declares none, or if a score lies outside."""
+    name = metric_of(metric)
+    highest = max(float(v.max()) for v in values)
+    reach = _RANGES.get(name) or ((100.0 if highest > 1 else 1.0) if SHARE.fullmatch(name) else 0.0)
+    return reach if highest <= reach and min(float(v.min()) for v in values) >= 0 else 0.0
 
 
 class Suite(Written):

@@ -109,7 +109,8 @@ class Bench:
                 parts += [(plan, self._rows(live, plan, gold=number == 0)) for plan in plans]
                 answers = gathered(parts)
                 last = number == len(self.stages.search) - 1
-                if not last and stop and stop(number, answers):
+                known = self.answers(live.digest)  # of a control or an earlier candidate with the same weights
+                if not last and not known and stop and stop(number, answers):
                     return Outcome(live.digest, answers, number, True, live.seconds)
             answers = replace(answers, guarded=self._guarded(live))
         self._full[live.digest] = answers

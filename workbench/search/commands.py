@@ -156,7 +156,7 @@ def _unbeaten(configurations: Sequence[Unbeaten], objectives: Sequence[str]) -> 
         scores = (f"{name}: search {one.search[i]:.3f}, test {one.test[i]:.3f}" for i, name in enumerate(objectives))
         role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(one.role, "")
         texts.append(f"{role}{one.name} ({'; '.join(scores)})")
-    return f"no candidate beats {' or '.join(texts)}: each was worse on search items and stopped early, or loses too much on a guarded task"
+    return f"no candidate beats {' or '.join(texts)}: each scores less on search items, or loses too much on a guarded task"
 
 
 def _verdict(name: str, control: str, found: CandidateVerdict, objectives: int) -> str:

@@ -22,7 +22,8 @@ from workbench.scores.paired import paired, paired_scores
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, RATIOS, SHARED_RANGE
 from workbench.scores.store import Row
-from workbench.scores.suite import MARGIN
+from workbench.scores.suite import MARGIN, reach_of
+from workbench.scores.unseen import alone
 from workbench.search.result import Loss
 
 Key = tuple[str, str]
@@ -172,7 +173,7 @@ class Gap:
     @property
     def p(self) -> float:
         """Two-sided p value of "no difference"."""
-        return 1.0 if self.unchanged else self.changes.p
+        return 1.0 if self.unchanged else alone(self.changes).p
 
     def interval(self) -> tuple[float, float]:
         """Return the two-sided 95 % interval; (0, 0) if no item changed."""
@@ -216,7 +217,8 @@ def _combined(before: Answers, after: Answers, terms: Sequence[tuple[Key, str, f
     for key, metric, sign in terms:
         a, b = (answers.scores[key][metric] for answers in (before, after))
         n = min(len(a), len(b))
-        pairs.append(paired(sign * a[:n], sign * b[:n], after.clusters[key][:n]))
+        a, b = a[:n], b[:n]
+        pairs.append(paired(sign * a, sign * b, after.clusters[key][:n], reach=reach_of(metric, a, b)))
     changes = pooled([pair.changes for pair in pairs])
     return Gap(changes, all(pair.unchanged for pair in pairs), min(pair.clusters for pair in pairs))
 

@@ -30,7 +30,7 @@ class FoundValues(Result):
 
     @property
     def winner(self) -> str | None:
-        """Name of the best candidate; None if every candidate was stopped early, or there are several objectives."""
+        """Name of the best candidate; None if none beats the controls, or there are several objectives."""
         return self.found.winner
 
     @property

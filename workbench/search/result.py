@@ -253,7 +253,7 @@ class SearchState(Result):
     best_control: str
     """The control with the best scores on search items."""
     unbeaten: list[Unbeaten] | None = absent()
-    """Configurations that no candidate beats, if all candidates were stopped early."""
+    """Configurations that no candidate beats, if there is no winner."""
     front: list[str] | None = absent()
     """Members of the Pareto front, with several objectives."""
     hypervolume: list[Number] | None = absent()

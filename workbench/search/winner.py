@@ -131,7 +131,7 @@ def _harm(search: Search, study: Study, tested: Sequence[Tested]) -> Iterator[st
 
 
 def _unbeaten(search: Search, tested: Sequence[Tested]) -> list[Unbeaten]:
-    """Return the best control or random candidate, or their Pareto front, for a search whose other candidates were all stopped early."""
+    """Return the best control or random candidate, or their Pareto front, for a search without a winner."""
     by_name = {t.rival.name: t for t in tested}
     return [
         Unbeaten(
@@ -305,7 +305,8 @@ SHOWN = 8
 def conclude(search: Search, out: Path | None = None) -> SearchResult:
     """Test the best candidates and all controls, and write the best candidates' recipes and the search's document.
 
-    If every candidate was stopped early or loses too much on a guarded task, the document names the configurations that no candidate beats, and no recipe is written.
+    If every candidate was stopped early, scores below a control or loses too much on a guarded task, the document names the configurations that
+    no candidate beats, and no recipe is written.
 
     Args:
         search: The search, with its controls scored.
@@ -348,12 +349,20 @@ def _tested(search: Search, study: Study) -> list[Tested]:
 
 
 def _best(search: Search, study: Study) -> list[tuple[Rival, TestedPart]]:
-    """Return the winner or the Pareto front (none if all candidates were stopped early or lose too much on a guarded task), then the best random candidate."""
+    """Return the winner or the Pareto front, then the best random candidate.
+
+    There is no winner if every candidate was stopped early, scores below a control or loses too much on a guarded task.
+    """
     done = study.finished("search")
     if not any(record.scores for record in done):
         raise _nothing(search, done)
-    best = front(finished(search, study, "search"))[:SHOWN]
-    if not best and not all(record.stopped or record.harmful for record in done if record.scores):
+    complete = finished(search, study, "search")
+    controls = [control for control in search.controls if control.name not in search.harmful]
+    unbeaten = [
+        rival.scores for rival in front([*controls, *complete])
+    ]  # a control comes first: an equal candidate has its scores
+    best = [rival for rival in front(complete) if rival.scores in unbeaten][:SHOWN]
+    if not complete and not all(record.stopped or record.harmful for record in done if record.scores):
         raise WorkbenchError(
             f"{search.recipe.name}: the cache no longer has the scores of candidates in the study {search.shown(search.folder)}",
             "Move that folder away and run the search again.",

@@ -170,7 +170,7 @@ def domain(name: str, view: SearchView) -> str:
 
 
 def _unbeaten(view: SearchView, unbeaten: Sequence[Unbeaten]) -> str:
-    """Return the headline of a search whose candidates were all stopped early."""
+    """Return the headline of a search without a winner."""
     if len(view.objectives) > 1:
         return (
             f"No candidate beats {listed(_called(u) for u in unbeaten)}: on search items, each scored candidate fell behind a control "

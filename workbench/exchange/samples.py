@@ -12,10 +12,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from workbench.exchange.reported import Reported
 from workbench.ground.errors import WorkbenchError, nearest
 from workbench.ground.files import bytes_digest
 from workbench.ground.jsondoc import parse, text_of
@@ -24,13 +25,12 @@ from workbench.scores.plan import item_ids
 from workbench.scores.statistics import RATIOS, Compute, UndefinedError, brier_score, codes
 from workbench.scores.store import Metric, Row, margin_of
 from workbench.scores.suite import MARGIN
-from workbench.scores.tasks import AGGREGATIONS, BRIER, LOWER, MEANS, metric_name
+from workbench.scores.tasks import AGGREGATIONS, BRIER, MEANS, metric_name
 
 _NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
 _EXPECTED = "Expected a file written by lm_eval --log_samples (0.4.13)."
 _OWN = "is aggregated by the task's own function, which is not in the files"
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
-_LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error", "edit_distance"}  # lm-eval's, and names that its registry does not have
 
 
 class Sample(TypedDict):
@@ -43,50 +43,6 @@ class Sample(TypedDict):
     resps: list[Any]
     filter: str
     metrics: list[str]
-
-
-@dataclass(frozen=True)
-class Reported:
-    """What lm-eval's results file of the same run says about a task; empty without a file.
-
-    Attributes:
-        file: The file.
-        version: Version of lm-eval.
-        values: Value by "metric,filter".
-        aggregations: Name of the aggregation by metric, or the source text of a task's own function.
-        higher: Whether higher is better, by metric, where the file says so.
-    """
-
-    file: Path | None = None
-    version: str | None = None
-    values: Mapping[str, float] = field(default_factory=dict)
-    aggregations: Mapping[str, str] = field(default_factory=dict)
-    higher: Mapping[str, bool] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, task: str, file: Path, document: Mapping[str, object]) -> Reported:
-        """Read a results file, which may hold anything."""
-
-        def part(*names: str) -> Mapping[str, object]:
-            found: Any = document
-            for name in names:
-                found = found.get(name) if isinstance(found, dict) else None
-            return found if isinstance(found, dict) else {}
-
-        listed = part("configs", task).get("metric_list")
-        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        version = document.get("lm_eval_version")
-        return cls(
-            file,
-            str(version) if version else None,
-            {name: float(v) for name, v in part("results", task).items() if isinstance(v, (int, float)) and "," in name},
-            {str(entry.get("metric")): str(entry["aggregation"]) for entry in entries if entry.get("aggregation")},
-            {name: value for name, value in part("higher_is_better", task).items() if isinstance(value, bool)},
-        )
-
-    def aggregation(self, metric: str) -> str:
-        """Return the name of a metric's aggregation: that of the file, else lm-eval's default."""
-        return self.aggregations.get(metric, AGGREGATIONS.get(metric, "mean"))
 
 
 @dataclass(frozen=True)
@@ -116,9 +72,8 @@ class TaskSamples:
 
     @property
     def lower(self) -> list[str]:
-        """Metrics where lower is better, according to lm-eval's results file or else to their names."""
-        names = ((m, m.partition(",")[0]) for m in self.metrics)
-        return [m for m, name in names if not self.reported.higher.get(name, name not in _LOWER)]
+        """Metrics where lower is better."""
+        return [m for m in self.metrics if self.reported.is_higher(m) is False]
 
 
 def read_samples(

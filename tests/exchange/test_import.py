@@ -16,10 +16,11 @@ from worlds.local_tasks import documents, tiny
 from worlds.stored_scores import right, stored
 from worlds.tiny import edit_json
 
+from workbench.exchange.imports import import_samples
+from workbench.exchange.samples import read_samples
 from workbench.ground.errors import WorkbenchError
-from workbench.scores.imported import find_imported, import_samples
+from workbench.scores.imported import find_imported
 from workbench.scores.paired import paired
-from workbench.scores.samples import read_samples
 from workbench.scores.store import Configuration, ScoreStore, stored_in, stored_plans
 
 TASKS = ("copy", "pick", "roll", "last")

@@ -13,8 +13,8 @@ import pytest
 from worlds.commands import call, document, refused
 from worlds.stored_scores import ADD, BASE, SORT, TIES, right, stored
 
+from workbench.exchange.pull import pull_scores, store_in
 from workbench.ground.errors import UsageError
-from workbench.scores.pull import pull_scores, store_in
 from workbench.scores.store import ScoreStore
 
 N = 24

@@ -18,9 +18,10 @@ from worlds.local_tasks import LOCALDATA, documents, tiny
 
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.gold import aggregation, corpus_contributions
-from workbench.scores.imported import import_samples
+from workbench.exchange.imports import import_samples
+from workbench.exchange.reported import Reported
+from workbench.exchange.samples import read_samples
 from workbench.scores.paired import paired_scores
-from workbench.scores.samples import Reported, read_samples
 from workbench.scores.statistics import FEW_CLUSTERS, UndefinedError, clustered_se, codes, contributions, interval
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
@@ -145,7 +146,7 @@ def test_an_evaluation_and_an_import_have_lm_evals_values(world: World, project:
     """f1, mcc, bleu, chrf, chrf++, ter, and the task's own aggregations `lowest` and `odd`, which samples alone cannot tell."""
     suite = Suite(suite="corpus", tasks=tuple(TASKS))
     plan = build_plan(suite, tokenizer, tasks_dir=world.tasks, dtype="float32", batch_size=4)
-    runs = import_samples([world.out], ScoreStore(project / "runs" / "scores"), compute=corpus_contributions)
+    runs = import_samples([world.out], ScoreStore(project / "runs" / "scores"))
     assert [run.scores.configuration.name for run in runs] == ["a", "b"]
     for run, seed in zip(runs, (0, 1), strict=True):
         expected = world.results[run.scores.configuration.name]
