@@ -107,8 +107,7 @@ def evidence(project: Path) -> dict[str, str]:
             shown = ", ".join(f"`{k}: {v}`" for k, v in fields.items()) or "its defaults"
             said[f"merge:{steps[0]['merge']}"] = (
                 f"[`recipes/{path.name}`](../../recipes/{path.name}) merges three LoRA bricks of the starter base with {shown}. It keeps "
-                f"{interval(c['kept_mean'])} % of the bricks' skills; retention differs from the base by {_difference(rows.get((c['name'], 'retention')))} points. "
-                "Compare all methods: [one merge a method](../results.md#one-merge-a-method)."
+                f"{interval(c['kept_mean'])} % of the bricks' skills; retention differs from the base by {_difference(rows.get((c['name'], 'retention')))} points ([all methods](../results.md#one-merge-a-method))."
             )
     return said
 

@@ -66,7 +66,7 @@ COMMANDS = {
     "runs verify": "--accept --runs-dir --trust-project-code",
     "scores export": "--base --device --include-path --num-fewshot --out --trust-project-code",
     "scores pull": "--dry-run --json --quiet --runs-dir",
-    "scores import": "--cluster --json --name --quiet --runs-dir --suite",
+    "scores import": "--cluster --higher --json --lower --name --quiet --runs-dir --suite",
     "scores items": "--batch-size --first --json --limit --only --runs-dir --set --suite --task --text --trust-project-code",
     "scores ls": "--json --runs-dir",
     "search": "--batch-size --budget --device --json --limit --log --log-project --out --port --quiet --runs-dir --set --trials --trust-project-code --verbose --watch",

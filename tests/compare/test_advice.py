@@ -52,6 +52,7 @@ def candidate(
     )  # fmt: skip
 
 
+WIKI = row("wiki", metric="bits_per_byte", value=2.204, baseline_value=1.1, verdict="worse", lower=True)
 A, B, C, D, E, F = (candidate(name, 0.5 - i / 100) for i, name in enumerate("abcdef"))
 
 
@@ -80,6 +81,11 @@ HEADS: list[tuple[Decision, str]] = [
         f"Ship b: highest mean over skills of those that can be recommended, 49.0; {GAP} against base; safe on every guarded task.",
     ),
     (chosen(candidate("a", -0.0125, "no guarded task")), f"Ship a: mean over skills {MINUS}1.2; {GAP} against base; no guarded task tests for harm."),
+    (
+        chosen(A, guarded=("x",), outside={"a": (WIKI,)}),
+        f"Ship a: mean over skills 50.0; {GAP} against base; safe on x; but worse on what this mean leaves out: "
+        "wiki (bits_per_byte 1.1 \N{RIGHTWARDS ARROW} 2.2).",
+    ),
     (chosen(candidate("a", 0.5, "baseline")), "Ship a: mean over skills 50.0; it is the baseline."),
     (
         chosen(candidate("a", 0.5, diff=-0.0004, low=None, high=None), guarded=("x",)),
@@ -189,12 +195,13 @@ DETAILS: list[tuple[Decision, list[str]]] = [
     (none("unsafe", candidate("a", 0.5, role="brick")), []),
     (
         chosen(UNSURE, A, of=1),
-        [f"b has a higher mean, 51.0, but {UNSURE_IS}.", ELSE],
+        [f"b has a higher mean, 51.0, but {UNSURE_IS}."],  # nothing has a lower one
     ),
-    (chosen(UNSURE, A, of=1, equal_to="b", beside=()), [ELSE]),
+    (chosen(UNSURE, A, C, of=1), [f"b has a higher mean, 51.0, but {UNSURE_IS}.", ELSE]),
+    (chosen(UNSURE, A, of=1, equal_to="b", beside=()), []),
     (none("unsafe", B, UNSURE, B, rows={"b": ()}, lost={"b": ("x",)}, controls={"tuned": 0.9}), [f"b has a higher mean, 51.0, but {UNSURE_IS}."]),
-    (chosen(UNSURE, A, of=1, beside=(near("b"),)), [f"b has a higher mean, 51.0, but {UNSURE_IS}.", ELSE]),
-    (chosen(A, B, C, D, E, of=4), [f"{name} has a higher mean, {level}, but is not shown to be better than base." for name, level in (("a", "50.0"), ("b", "49.0"), ("c", "48.0"))] + [ELSE.replace("than a", "than e")]),
+    (chosen(UNSURE, A, of=1, beside=(near("b"),)), [f"b has a higher mean, 51.0, but {UNSURE_IS}."]),
+    (chosen(A, B, C, D, E, of=4), [f"{name} has a higher mean, {level}, but is not shown to be better than base." for name, level in (("a", "50.0"), ("b", "49.0"), ("c", "48.0"))]),
     (chosen(A, B, beside=(near("b", needs=1234),)), [f"b is not distinguishable from it ({MINUS}0.5 [{MINUS}2.0, +1.0] points; about 1\N{NARROW NO-BREAK SPACE}300 items would tell)."]),
     (chosen(A, B, beside=(near("b", "equivalent", needs=9),)), [f"b is equivalent to it {NEAR}."]),
     (chosen(A, B, beside=(near("b", "no item changed"),)), ["b answers every item alike."]),
@@ -223,6 +230,14 @@ DETAILS: list[tuple[Decision, list[str]]] = [
         ["The 81 configurations are not tested against each other, which is done for 80 at most: others may be as good."],
     ),
     (chosen(A, B, looked_at=3), [ELSE, counted(3, 2)]),
+    (chosen(A, B, leaders=("a", "b")), [ELSE]),
+    (chosen(A, B, leaders=("a", "b", "c", "d"), alpha=0.1), [ELSE, "The best of all is one of 4, at 90 %: a, b, c and 1 more."]),
+    (chosen(A, skills=("x",), items=1234, clusters=1), ["This is shown for items like the 1\N{NARROW NO-BREAK SPACE}234 of x, in 1 cluster."]),
+    (
+        chosen(candidate("a", 0.5, stands_up_to=0.6249), skills=("w", "x", "y", "z"), items=80, clusters=20),
+        ["This is shown for items like the 80 of 4 tasks, in 20 clusters, unless one that was not drawn falls by 62.5 points or more."],
+    ),
+    (chosen(A, lost={"a": ("x", "wiki")}, outside={"a": (WIKI,)}), ["a is worse than base on x, although its mean is higher."]),
 ]  # fmt: skip
 
 

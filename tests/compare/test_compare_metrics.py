@@ -16,6 +16,7 @@ from worlds.report_page import render
 from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare.compare import Comparison, compare
 from workbench.ground.errors import WorkbenchError
+from workbench.ground.numbers import about
 from workbench.report.numbers import unit_of
 from workbench.scores.paired import paired
 from workbench.scores.statistics import ratio
@@ -279,9 +280,11 @@ def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     row = rows["pick"]
     assert row.mde is not None
     assert row.companion is not None
-    assert f"cannot tell (mde {100 * row.mde:.1f}, needs about n = {row.needs})" in lines["pick"]
+    assert f"cannot tell (mde {100 * row.mde:.1f}, needs about n = {about(row.needs)})" in lines["pick"]
     assert f"{row.companion.diff:+.2f} [" in lines["pick"]
-    assert "worse (tolerance 2.0)" in lines["facts"]
+    lost = rows["facts"]
+    assert lost.stands_up_to is not None
+    assert f"worse (tolerance 2.0, unless an unseen item rises by {100 * lost.stands_up_to:.1f})" in lines["facts"]
     assert "(of text in the metric's own units) against base" in found.err
     assert "lower is better: text, told, stripped" in found.err
     family = result.to_dict()["family"]

@@ -78,7 +78,8 @@ def test_the_largest_pair_is_held_against_all_pairs_under_all_sign_flips() -> No
     ("verdict", "other"), [("better", "worse"), ("worse", "better"), ("equivalent", "equivalent"), ("cannot tell", "cannot tell")]
 )
 def test_a_difference_from_the_other_side(verdict: MeanVerdict, other: MeanVerdict) -> None:
-    own = {"configuration": "a", "against": "b", "diff": 0.25, "low": None, "high": 0.5, "p": 0.03, "needs": 7, "reason": "few"}
+    own = {"configuration": "a", "against": "b", "diff": 0.25, "low": None, "high": 0.5, "p": 0.03, "needs": 7, "reason": "few",
+           "stands_up_to": 0.4}  # fmt: skip
     found = MeanDifference.model_validate({**own, "verdict": verdict}).mirrored()
     turned = {"configuration": "b", "against": "a", "diff": -0.25, "low": -0.5, "high": None, "verdict": other}
     assert found.to_dict() == {**own, **turned}

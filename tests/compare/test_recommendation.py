@@ -33,7 +33,10 @@ def test_a_clear_winner_is_shipped_with_its_reason(tmp_path: Path) -> None:
     assert pair["diff"] == pytest.approx(0.725 - 0.3, abs=1e-9)
     ends = f"+42.5 [+{100 * pair['low']:.1f}, +{100 * pair['high']:.1f}] points"
     assert found["text"] == f"Ship ties: highest mean over skills, 72.5; {ends} against base; safe on facts."
-    assert found["details"] == ["Every other configuration with a lower mean is shown to be worse than ties."]
+    assert found["details"] == [
+        "Every other configuration with a lower mean is shown to be worse than ties.",
+        "This is shown for items like the 960 of add and sort, in 96 clusters.",
+    ]
     ranked = [(c["configuration"], c["role"]) for c in found["candidates"]]
     assert ranked[0] == ("ties", "configuration")
     assert sorted(ranked[1:4]) == [("add", "brick"), ("dare", "configuration"), ("sort", "brick")]
@@ -255,7 +258,8 @@ def test_more_members_than_pairs_are_tested_of(tmp_path: Path, monkeypatch: pyte
     found = compared(tmp_path, {**CONTROLS, **SITUATIONS["winner"]}).to_dict()["recommendation"]
     assert (found["configuration"], found["cause"], found["pairs"]) == ("ties", None, [])
     assert found["details"] == [
-        "The 7 configurations are not tested against each other, which is done for 6 at most: others may be as good."
+        "The 7 configurations are not tested against each other, which is done for 6 at most: others may be as good.",
+        "This is shown for items like the 960 of add and sort, in 96 clusters.",
     ]
     assert found["family"]["pairs"] == 6
     assert found["family"]["text"] == "mean over skills of 7 configurations: each against base"

@@ -176,6 +176,19 @@ def test_chat_templates_count_where_they_are_used(world: Project) -> None:
     )
 
 
+def test_a_second_look_at_more_items_is_counted(world: Project) -> None:
+    """The second look errs as often as the first; `looks` in the suite shares the level among them."""
+    models = ("models/Tuned-A", "models/Tuned-B", "--suite", "mini")
+    call("eval", *models, "--limit", "9", code=(0, 3))
+    said = " ".join(call("eval", *models, code=(0, 3)).stderr.split())
+    assert "this is look 2 at these configurations, which were scored before on 9 of " in said
+    assert "2 looks at 0.05 each err in up to 0.1. Set `looks: 2` in the suite to keep 0.05 over all of them." in said
+    suite = world.path / "evals" / "suites" / "mini.yaml"
+    suite.write_text(suite.read_text() + "looks: 2\n")
+    assert "this is look" not in call("eval", *models, code=(0, 3)).stderr
+    assert "step-down max-T at 0.025" in " ".join(call("compare", *models, code=(0, 3)).stderr.split())
+
+
 def test_a_hub_id_is_fetched_and_scored(world: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
     with HubServer() as server:
         server.repositories |= {"Org/Tuned-A": world.path / "models" / "Tuned-A", "org/lora": world.path / "bricks" / "one"}

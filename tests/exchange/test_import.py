@@ -349,3 +349,26 @@ def test_the_order_of_a_folder_decides_nothing(tmp_path: Path, monkeypatch: pyte
     record = json.loads((folder / "plan.json").read_text("utf-8"))
     for field in ("scorer", "dtype", "batch_size", "partial"):
         assert {getattr(plan, field) for plan in found[0][0]} == {record[field]}
+
+
+def test_an_unknown_direction_is_asked_for(outside: Path, project: Path) -> None:
+    """A task's own metric without a results file: whether the doubled one is better or worse only the user knows."""
+
+    def own(times: float) -> Any:
+        def edit(found: list[dict[str, Any]]) -> None:
+            for i, line in enumerate(found):
+                for name in line.pop("metrics", ()):
+                    line.pop(name, None)
+                line |= {"metrics": ["nll"], "nll": times * (1 + i / 10)}
+
+        return edit
+
+    one, two = (changed(outside, project, name, own(times)) for name, times in (("one", 1.0), ("two", 2.0)))
+    error = refused("scores", "import", str(one), "--suite", "x")
+    assert "no results file beside the samples says whether higher or lower values of 'nll' are better" in error.message
+    assert error.hint is not None
+    assert error.hint.startswith("Say it: --lower nll or --higher nll.")
+    call("scores", "import", str(one), str(two), "--suite", "x", "--lower", "nll")
+    called = run("compare", "one", "two", "--suite", "x", "--baseline", "one", "--json", code=3)
+    (row,) = json.loads(called.stdout)["rows"]
+    assert (row["verdict"], row["lower"], row["diff"] > 0) == ("worse", True, True)

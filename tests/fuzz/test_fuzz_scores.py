@@ -20,8 +20,6 @@ from worlds.effort import cpu_limit
 from worlds.fuzzing import fuzz_reader
 
 from workbench.compare.compare import compare
-from workbench.exchange.imports import import_samples
-from workbench.exchange.samples import read_samples
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import bytes_digest
 from workbench.scores.imported import find_imported
@@ -234,9 +232,13 @@ def test_damaged_gzip(world: World, data: st.DataObject, which: str) -> None:
     world.restore()
 
 
+@pytest.mark.part("exchange")
 @fuzz_reader
 @given(data=st.data())
 def test_sample_files(world: World, data: st.DataObject) -> None:
+    from workbench.exchange.imports import import_samples
+    from workbench.exchange.samples import read_samples
+
     lines = [json.dumps(line).encode() for line in world.samples]
     number = data.draw(st.integers(0, len(lines) - 1))
     lines[number] = data.draw(mutated_json(world.samples[number]))
@@ -254,10 +256,13 @@ def test_sample_files(world: World, data: st.DataObject) -> None:
             assert store.rows(scores[0])["pick"] == found.rows
 
 
+@pytest.mark.part("exchange")
 @fuzz_reader
 @given(data=st.data())
 def test_results_files(world: World, data: st.DataObject) -> None:
     """Whatever lm-eval's results file beside the samples holds, they are imported with the samples' values or refused."""
+    from workbench.exchange.imports import import_samples
+
     results = {"lm_eval_version": "0.4.13", "transformers_version": "5", "total_evaluation_time_seconds": "1.5",
                "config": {"device": "cpu"}, "higher_is_better": {"pick": {"acc": True}},
                "results": {"pick": {"acc,none": 1.0}}, "configs": {"pick": {"metric_list": [{"metric": "acc", "aggregation": "mean"}]}},

@@ -215,12 +215,13 @@ def test_markdown_holds_the_same_tables(document: Document, tmp_path: Path) -> N
         locale.setlocale(locale.LC_TIME, before)
     assert "24 November 2026, 09:30 UTC" in markdown
     rows = [[c.strip() for c in line.strip("| ").split("|")] for line in markdown.splitlines() if line[:2] == "| "]
-    found = {(r[0], r[1]): r for r in rows if len(r) == 16}
+    found = {(r[0], r[1]): r for r in rows if len(r) == 17}
     for d in document["rows"]:
         row = found[as_markdown(d["configuration"]), as_markdown(d["task"])]
         assert row[5] == signed(100 * d["diff"], 1)
         assert row[14].startswith(d["verdict"])
-        assert row[15].split(",")[0] == {"controls": "control"}.get(d["family"], d["family"])
+        assert row[15] == (MISSING if d.get("stands_up_to") is None else fixed(100 * d["stands_up_to"], 1))
+        assert row[16].split(",")[0] == {"controls": "control"}.get(d["family"], d["family"])
     assert "## Provenance" in markdown
     assert document["provenance"]["command"] in markdown
 

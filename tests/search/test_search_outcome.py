@@ -40,14 +40,17 @@ def test_one_item_is_too_few(project: Project) -> None:
 
 
 def test_a_winner_that_is_a_control(world: Project) -> None:
-    """The only candidate is the recipe as it stands, which is a control."""
-    world.write(searched(SPACE, ", trials: 1, sampler: random"))
+    """The only candidate is the recipe as it stands, whose weights are those of the base."""
+    world.write(
+        searched(SPACE.replace("0.2", "0.0"), ", trials: 1, sampler: random", RECIPE.replace("lambda: 1.0", "lambda: 0.0"))
+    )
     called = call("search", "recipes/test.yaml")
-    assert "trial-0 has the same weights as the control test" in called.stdout
+    assert "trial-0 has the same weights as the control base" in called.stdout
     found = json.loads((folder_of(world) / "search.json").read_text())
     rows = {row["name"]: row for row in found["test"]["rows"]}
-    assert rows["trial-0"]["same_as"] == "test"
-    assert rows["trial-0"]["digest"] == rows["test"]["digest"]
+    assert found["winner"] == "trial-0"
+    assert rows["trial-0"]["same_as"] == "base"
+    assert rows["trial-0"]["digest"] == rows["base"]["digest"]
     assert {row["same_as"] for name, row in rows.items() if name != "trial-0"} == {None}
     ((line,),) = found["test"]["against"].values()
     assert (line["verdict"] == "no item changed") == (line["test"]["diff"] == 0 and line["test"]["p"] == 1)
@@ -62,7 +65,8 @@ def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.Monkey
     world.write(searched(SPACE, ", trials: 4, sampler: random, random: 1"))
     called = call("search", "recipes/test.yaml", "-o", "best.yaml")
     found = json.loads((folder_of(world) / "search.json").read_text())
-    assert all(t["stopped"] for t in found["trials"])
+    controls = {row["digest"] for row in found["test"]["rows"] if row["part"] == "control"}
+    assert all(t["stopped"] or t["digest"] in controls for t in found["trials"]), "equal weights have the control's scores"
     assert len(found["trials"]) == 5
     assert (found["winner"], found["recipes"], found["test"]["against"]) == (None, {}, {})
     (best,) = found["unbeaten"]
@@ -123,3 +127,19 @@ def test_nothing_scored_is_an_error(world: Project) -> None:
     search = search_of(world, rest=", trials: 2, controls: false", name="other.yaml")
     with pytest.raises(WorkbenchError, match="no candidate was scored before the search ended"):
         conclude(search)
+
+
+def test_a_candidate_below_a_control_is_no_winner(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate is scored on all items, and all score less than a control: the control is named, and no recipe is written."""
+    monkeypatch.setattr("workbench.search.run.beaten_by", lambda *_, **__: None)
+    world.write(searched(SPACE, ", trials: 3, sampler: random", BAD))
+    call("search", "recipes/test.yaml")
+    found = json.loads((folder_of(world) / "search.json").read_text())
+    top = max(control["scores"][0] for control in found["controls"])
+    scored = {t["name"]: t["scores"][0] for t in found["trials"]}
+    assert not any(t["stopped"] for t in found["trials"])
+    if max(scored.values()) < top:
+        assert (found["winner"], found["recipes"]) == (None, {})
+        assert found["unbeaten"][0]["search"][0] == top
+    else:
+        assert scored[found["winner"]] >= top

@@ -12,7 +12,7 @@ from workbench.compare.kept import Kept
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
 from workbench.ground.errors import shell, size
 from workbench.ground.numbers import about as rounded_up
-from workbench.ground.numbers import count, figures, fixed, listed, plural, signed
+from workbench.ground.numbers import count, few, figures, fixed, listed, plural, signed
 from workbench.ground.results import JsonObject, Number
 
 CANDIDATES = ("base", "brick", "average", "configuration")
@@ -83,6 +83,7 @@ class Decision:
         closest: The candidate that misses least, if none is recommended.
         cause: Why none is recommended, whose clause stands in `advice.py`.
         ranked: All candidates, the highest mean first.
+        alpha: Error rate of the families of pairs.
         leaders: Names of the leaders, the highest mean first.
         beside: Differences from the chosen, or closest, candidate of the other leaders and of all that are not shown to be worse than it.
         equal_to: Name of the candidate with the highest mean to which the chosen one is equivalent, if it is another one.
@@ -105,6 +106,7 @@ class Decision:
     closest: Candidate | None = None
     cause: Cause | None = None
     ranked: tuple[Candidate, ...] = ()
+    alpha: float = 0.05
     leaders: tuple[str, ...] = ()
     beside: tuple[MeanDifference, ...] = ()
     equal_to: str | None = None
@@ -168,8 +170,6 @@ def details(decision: Decision) -> list[str]:
     if about is None:
         return []
     sentences = []
-    if decision.chosen and about.against_baseline:
-        sentences.append(_for_whom(decision, about.against_baseline))
     if decision.chosen and (what := _ALONE.get(about.role)):
         sentences.append(f"{about.configuration} is {what}.")
     outside = {row.task for row in decision.outside.get(about.configuration, ())}
@@ -207,6 +207,12 @@ def details(decision: Decision) -> list[str]:
         )
     elif decision.chosen and not near and any(other.mean < about.mean for other in decision.ranked):
         sentences.append(f"Every other configuration with a lower mean is shown to be worse than {about.configuration}.")
+    if len(decision.leaders) > 2 and decision.members <= MOST_MEMBERS:
+        sentences.append(
+            f"The best of all is one of {len(decision.leaders)}, at {fixed(100 * (1 - decision.alpha), 0)} %: {few(decision.leaders)}."
+        )
+    if decision.chosen and about.against_baseline and decision.skills:
+        sentences.append(_for_whom(decision, about.against_baseline))
     if decision.looked_at:
         sentences.append(counted(decision.looked_at, len(decision.ranked)))
     return sentences

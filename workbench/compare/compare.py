@@ -232,7 +232,7 @@ def _family(
 
 
 def _alpha(settings: Mapping[str, Suite]) -> float:
-    return min(suite.alpha for suite in settings.values())
+    return min(suite.alpha / suite.looks for suite in settings.values())
 
 
 def _correction(settings: Mapping[str, Suite]) -> Literal["max-t", "none"]:

@@ -189,6 +189,7 @@ def _decided(
         ranked=tuple(
             _candidate(by_name[name], base, names[0], pairs, _harm(by_name[name], base, tasks, own[name])) for name in names
         ),
+        alpha=alpha,
         leaders=tuple(pairs.leaders(names)),
         unsafe={name: _unsafe(own[name]) for name in names},
         lost={name: [row.task for row in own[name] if not row.guarded and row.verdict == "worse"] for name in names},

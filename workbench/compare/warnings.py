@@ -19,10 +19,11 @@ from workbench.compare.configurations import roles_of
 from workbench.compare.tables import Table, tables_of
 from workbench.facts.facts import ACCURACIES
 from workbench.ground.errors import WorkbenchError, nearest
+from workbench.ground.numbers import count
 from workbench.scores.documents import read_document
 from workbench.scores.imported import differing_versions
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, effective_clusters
-from workbench.scores.store import Configuration, Scores, ScoreStore
+from workbench.scores.store import Configuration, Scores, ScoreStore, plan_record
 from workbench.scores.suite import Suite, metric_of
 
 
@@ -33,7 +34,7 @@ class LookedAt:
     Attributes:
         tables: Tables of the comparison with the scores of these configurations added.
         configurations: The configurations. Each is named by its digest, because an edited recipe keeps its name.
-        warnings: Why scores of a configuration cannot be read and do not count, one text each.
+        warnings: Earlier looks at fewer items; why scores of a configuration cannot be read and do not count.
     """
 
     tables: Sequence[Table]
@@ -79,7 +80,10 @@ def looked_at(store: ScoreStore, scores: Sequence[Scores], tasks: Sequence[Table
     return LookedAt(
         tables,
         [replace(own[0].configuration, name=digest) for digest, own in found.items() if digest in counted],
-        [f"Not counted, although it may have been looked at: {reason}" for reason in unread],
+        [
+            *looks_before(store, scores, suites),
+            *(f"Not counted, although it may have been looked at: {reason}" for reason in unread),
+        ],
     )
 
 
@@ -105,6 +109,32 @@ def _read(
 def _within(values: Floats, t: Table) -> bool:
     """Return True if scores lie in the range of the task's shown scores, in whose units all differences are."""
     return bool(values.min() >= (-1 if t.contrast else 0) and values.max() <= 1)
+
+
+def looks_before(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, Suite]) -> Iterator[str]:
+    """Yield a warning if a configuration was scored before on fewer items of a suite, more often than its `looks` says.
+
+    A limit keeps the items of every smaller one, so that these scores are earlier looks at the same comparison.
+    """
+    for name, suite in suites.items():
+        own = [s for s in scores if s.suite == name and s.configuration.role == "configuration"]
+        if not own:
+            continue
+        here, now = store.folder(name, own[0].plan), {task: about.n for task, about in store.record(own[0]).tasks.items()}
+        before = set()
+        for folder in {path.parent for path in store.root.glob(f"{name}-*/plan.json")} - {here}:
+            if not any((folder / f"{s.key[:12]}.json").is_file() for s in own):
+                continue
+            then = {task: about.n for task, about in plan_record(folder).tasks.items()}
+            if then != now and then.keys() == now.keys() and all(then[task] <= now[task] for task in now):
+                before.add(sum(then.values()))
+        if len(before) >= suite.looks:
+            looks = len(before) + 1
+            yield (
+                f"{name}: this is look {looks} at these configurations, which were scored before on {', '.join(map(count, sorted(before)))} of "
+                f"{count(sum(now.values()))} items: {looks} looks at {suite.alpha / suite.looks:.2g} each err in up to "
+                f"{looks * suite.alpha / suite.looks:.2g}. Set `looks: {looks}` in the suite to keep {suite.alpha:g} over all of them."
+            )
 
 
 _SMALL = 100  # tasks with fewer items get a warning
@@ -139,9 +169,9 @@ def warnings_of(
             )
             if len(t.items) < most:
                 yield f"{t.name}: {len(t.items)} of {most} items have a matching item in the other task; the others are ignored."
-    for count, of in few.items():
-        points = f"{90 / math.sqrt(count):.0f} points"
-        yield f"{', '.join(of)}: only {count} items; if one item in ten changes, a difference below about {points} is easily missed."
+    for n, of in few.items():
+        points = f"{90 / math.sqrt(n):.0f} points"
+        yield f"{', '.join(of)}: only {n} items; if one item in ten changes, a difference below about {points} is easily missed."
     if len(suites) > 1:
         yield f"{len(suites)} suites are compared together: the correction for multiple comparisons covers all of them."
     yield from tokenizer_warnings(scores)

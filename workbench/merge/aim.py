@@ -47,7 +47,7 @@ class Aim(OverlapWeighted, ReadsTexts):
 
     merge: Literal["aim"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     calibration: str
     """JSONL file of texts that the base reads, relative to the project: {"prompt":, "completion":} (or response, answer, target) or
     {"text":} a line. They should show what the merged model must keep."""

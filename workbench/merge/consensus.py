@@ -30,7 +30,7 @@ class Consensus(MergeMethod):
 
     merge: Literal["consensus"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     least: Whole = Field(2, ge=1)
     """Number of bricks that must use an element. 1 removes only elements that no brick uses."""
     threshold: Number = 0.4

@@ -40,8 +40,7 @@ class Dare(OverlapWeighted):
 
     merge: Literal["dare"]
     bricks: Bricks[DareEntry] | None = None
-    """Mapping of brick name to weight, or to {weight:, density:}. A list of names gives each brick weight 1; if omitted, all
-    bricks get weight 1."""
+    """Mapping of brick name to weight, or to {weight:, density:}. A list: each has weight 1. Default: all bricks."""
     density: Share = 0.5
     """Probability that an element is kept."""
     lam: Number = Field(1.0, alias="lambda")

@@ -45,8 +45,7 @@ class FeatCal(Calibrated):
 
     merge: Literal["featcal"]
     bricks: Bricks[CalibrationEntry] | None = None
-    """Mapping of brick name to weight, or to {weight:, calibration:}. A list of names gives each brick weight 1; if omitted, all
-    bricks get weight 1. Weights must be 0 or more. They multiply the deltas in the sum and each brick's part of the fit."""
+    """Mapping of brick name to weight, or to {weight:, calibration:}. A list: each has weight 1. Default: all bricks. Weights must be 0 or more. They multiply the deltas in the sum and each brick's part of the fit."""
     lam: Number = Field(0.3, alias="lambda")
     """Scale of the sum of the deltas: the model that is calibrated."""
     anchor: Real = 2.2

@@ -42,7 +42,7 @@ class IsoC(MergeMethod):
 
     merge: Literal["iso_c"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     space: Space = "full"

@@ -21,7 +21,7 @@ class Linear(MergeMethod):
 
     merge: Literal["linear"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     normalize: bool = True
     """Divide by the sum of the weights. If false, the result is Σ wᵢθᵢ, which scales the model by Σ wᵢ."""
 

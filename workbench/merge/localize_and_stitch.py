@@ -31,7 +31,7 @@ class LocalizeAndStitch(MergeMethod):
 
     merge: Literal["localize_and_stitch"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     density: Share = 0.1
     """Share of each delta that its brick claims. The paper's dataless variant uses 0.05 to 0.1."""
     lam: Number = Field(1.0, alias="lambda")

@@ -48,7 +48,7 @@ class NullSpace(ReadsTexts):
 
     merge: Literal["null_space"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     keep: str | None = None
     """Brick k, whose work at the tokens is kept; if omitted, that of the base."""
     tokens: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)

@@ -30,7 +30,7 @@ class TallMask(MergeMethod):
 
     merge: Literal["tall_mask"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     brick: str | None = None
     """The brick that the result is specialized for; if omitted, the first one."""
     threshold: Number = 0.4

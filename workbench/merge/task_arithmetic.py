@@ -20,7 +20,7 @@ class TaskArithmetic(OverlapWeighted):
 
     merge: Literal["task_arithmetic"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the sum."""
 

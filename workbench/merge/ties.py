@@ -36,8 +36,7 @@ class Ties(OverlapWeighted):
 
     merge: Literal["ties"]
     bricks: Bricks[TiesEntry] | None = None
-    """Mapping of brick name to weight, or to {weight:, density:}. A list of names gives each brick weight 1; if omitted, all
-    bricks get weight 1."""
+    """Mapping of brick name to weight, or to {weight:, density:}. A list: each has weight 1. Default: all bricks."""
     density: Share = 0.2
     """Share of each delta that is kept: the elements of largest magnitude. Of equal magnitudes at the threshold, those with lower
     indices are kept."""

@@ -51,7 +51,7 @@ class Tsv(OverlapWeighted):
 
     merge: Literal["tsv"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1. Every
+    """Mapping of brick name to weight. A list: each has weight 1. Default: all bricks. Every
     listed brick counts toward T, even with weight 0."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""

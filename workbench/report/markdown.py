@@ -11,7 +11,7 @@ from workbench.compare.kept import Kept
 from workbench.ground.numbers import MINUS, MISSING, about, amount, count, listed, p_value, size, small
 from workbench.ground.tables import Cell, Table, fence, prose
 from workbench.ground.tables import as_markdown as escape
-from workbench.report import decision, edits, items, marks, scatter, sweeps, wording
+from workbench.report import decision, edits, items, marks, methods, scatter, sweeps, wording
 from workbench.report.numbers import NATS, PERCENT, POINTS, counted, unit_of
 from workbench.report.provenance import checks, facts, glossary, self_check
 
@@ -72,6 +72,9 @@ def _parts(view: Comparison) -> list[str | Table]:
         bullets(f"{term}: {prose(text)}" for term, text in facts(view)),
         *([fence(view.provenance.command, "sh")] if view.provenance.command else []),
         *_checks(view),
+        "## Methods, for a paper",
+        escape(methods.paragraph(view)),
+        fence(methods.bibtex(view), "bibtex"),
         "## How to read the numbers",
         bullets(f"**{term}**: {prose(text)}" for term, text in glossary(view)),
         *(["## Warnings", bullets(map(prose, view.warnings))] if view.warnings else []),

@@ -21,7 +21,7 @@ from workbench.ground import numbers as words
 from workbench.ground.errors import printable
 from workbench.ground.files import read_memo, write_memo
 from workbench.ground.project import remembered
-from workbench.report import decision, forest, items, marks, numbers, scatter, sweeps, wording
+from workbench.report import decision, forest, items, marks, methods, numbers, scatter, sweeps, wording
 from workbench.report.edits import COHORTS, counted, fact_suites, heading
 from workbench.report.files import with_tables
 from workbench.report.markdown import tables
@@ -87,6 +87,8 @@ def html(view: Comparison, viewer: Viewer | None = None) -> str:
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
         "glossary": glossary(view),
+        "methods": methods.paragraph(view),
+        "bibtex": methods.bibtex(view),
         "difference_matrix": marks.differences(view),
         "interference_matrix": marks.interference(view),
         "scatters": [sizes] if sizes else [],

@@ -102,6 +102,8 @@ class Suite(Written):
         limit: Number of items, one for all tasks or by task: the items with the smallest hash of their id, not the first ones.
         baseline: Configuration against which differences are computed.
         alpha: Error rate of the verdicts over a family of comparisons.
+        looks: How often scores are looked at while items are added; each look is tested at alpha / looks, so that all of them together
+            keep alpha.
         correction: `max-t`, or `none` to test every comparison at alpha. `holm` from earlier versions is read as `max-t`.
         min_effect: Smallest difference of interest; differences within it are equivalent. One number for all metrics that lie in [0, 1],
             or numbers by task, in the metric's units.
@@ -136,6 +138,7 @@ class Suite(Written):
     limit: int | dict[str, int] | None = None
     baseline: str = "base"
     alpha: float = Field(default=0.05, gt=0, lt=1)
+    looks: int = Field(default=1, ge=1)
     correction: Annotated[Literal["max-t", "none"], BeforeValidator(lambda value: "max-t" if value == "holm" else value)] = (
         "max-t"
     )

@@ -260,8 +260,7 @@ class Calibrated(ReadsTexts):
     """What happens if several bricks have the same texts."""
 
     bricks: Bricks[CalibrationEntry] | None = None
-    """Mapping of brick name to weight, or to {weight:, calibration:}. A list of names gives each brick weight 1; if omitted, all
-    bricks get weight 1. Weights must be 0 or more, and only their ratios matter."""
+    """Mapping of brick name to weight, or to {weight:, calibration:}. A list: each has weight 1. Default: all bricks. Weights must be 0 or more, and only their ratios matter."""
     calibration: str | None = None
     """JSONL file of texts, relative to the project, for bricks without a file of their own: {"prompt":, "completion":} (or
     response, answer, target) or {"text":} a line."""
