@@ -32,7 +32,7 @@ def paragraph(view: Comparison) -> str:
         "Differences from the baseline are paired by item, and items of one template or passage are one cluster [miller2024].",
         f"Hypotheses of no difference were tested by flipping the signs of clusters, {_corrected(view)} ({view.family.text}; {families(view.family)}).",
         "A p value is at least what one unseen cluster [gaffke2005] and the skewness of the sample [hall1992] leave of it; an unseen item is assumed to move "
-        "by half of the metric's declared range, divided by the number of rows of that metric, or as far as the family's items moved.",
+        "by half of the metric's declared range, divided by the number of rows of that metric, or as far as the family's items moved if that is more.",
         f"Intervals hold at {PERCENT.score(1 - view.family.alpha)} %: score intervals for shares [tango1998], else Student's t with CR2 errors [bell2002].",
     ]
     if limits := [f"{t.name} {_tolerance(view, t)}" for t in view.guarded if t.tolerance is not None]:
