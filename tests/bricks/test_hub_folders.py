@@ -22,6 +22,7 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.foreign_names import INDEX, SINGLE
 from workbench.run.materialize import materialize
 
+STRAY = "brick 'one': left out, because its own class in transformers does not load it: stray (1 tensor)"
 ONE = "bricks: {one: one}\nsteps: [{merge: task_arithmetic}]\n"
 
 
@@ -107,7 +108,7 @@ def write_index(folder: Path, where: dict[str, str]) -> None:
 def test_one_tensor_missing_or_one_too_many(layout: str, tensor: str, copy: Callable[[str], Project]) -> None:
     project = copy(layout)
     change(project.path / "one", lambda t: t.update(stray=torch.zeros(2)))
-    assert "brick 'one': has stray that the base does not" in refused(project).message
+    assert STRAY in project.resolve(ONE).warnings
     change(project.path / "one", lambda t: (t.pop("stray"), t.pop(tensor))[0])
     assert f"brick 'one': lacks {tensor} (" in refused(project).message
     project.write("bricks: {}\nsteps: []\n")
@@ -128,7 +129,7 @@ def test_one_tensor_missing_in_another_layout(copy: Callable[[str], Project]) ->
     assert "brick 'one': lacks" in error.message
     assert "model.layers.1." in (error.hint or "")
     change(project.path / "native" / "one", lambda t: t.update(stray=torch.zeros(2)))
-    assert "has stray that the base does not" in refused(project, ONE.replace("one: one", "one: native/one")).message
+    assert STRAY in project.resolve(ONE.replace("one: one", "one: native/one")).warnings
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_damaged_shards(copy: Callable[[str], Project]) -> None:
     assert "names a file outside its directory ('../base/model.safetensors')" in refused(project).message
     write_index(one, where)
     change(one, lambda t: t.update(stray=torch.zeros(2)), first.name)
-    assert "has stray that the base does not" in refused(project).message, "a tensor that the index does not name is still there"
+    assert STRAY in project.resolve(ONE).warnings, "a tensor that the index does not name is still there"
     first.write_bytes(first.read_bytes()[:-7])
     assert "(truncated?)" in refused(project).message
     first.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
-from worlds.tiny import save_adapter, save_finetuned, tensors_of
+from worlds.tiny import edit_json, save_adapter, save_finetuned, tensors_of
 
 import workbench.weights.specs as specs_module
 from workbench.ground.errors import WorkbenchError
@@ -142,14 +144,15 @@ def test_unfit_bricks(project: Project, llama: Path, model_of: Any, tmp_path: Pa
     wide = save_finetuned(llama, tmp_path / "wide", seed=1)
     save_file({**tensors, "model.norm.weight": torch.ones(64)}, wide / "model.safetensors")
     extra = save_finetuned(llama, tmp_path / "extra", seed=1)
-    save_file({**tensors, "model.layers.0.mlp.bias": torch.ones(32)}, extra / "model.safetensors")
+    edit_json(extra / "config.json", architectures=["LlamaForSequenceClassification"])
+    save_file({**tensors, "score.weight": torch.ones(2, 32)}, extra / "model.safetensors")
     other = save_adapter(model_of("gpt2"), tmp_path / "other", seed=1, family="gpt2")
     with pytest.raises(WorkbenchError) as caught:
         project.resolve(f"bricks: {{s: {short}, w: {wide}, x: {extra}, o: {other}}}\nsteps: [{{merge: average}}]\n")
     lines = caught.value.message.splitlines()
     assert lines[0].startswith("brick 's': lacks model.layers.3.mlp.")
     assert lines[1].startswith("brick 'w': model.norm.weight is [64], the base has [32]")
-    assert lines[2].startswith("brick 'x': has model.layers.0.mlp.bias that the base does not")
+    assert lines[2].startswith("brick 'x': has score.weight that the base does not")
     assert lines[3].startswith("brick 'o': module transformer.h.0.attn.c_attn has no weight in the base.")
 
 
@@ -175,9 +178,6 @@ def test_tied_heads_that_are_stored(project: Project, llama: Path, tmp_path: Pat
 
 
 def test_config_that_differs_is_said(project: Project, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     for name, fields in {
         "same": {"rope_parameters": None, "rope_theta": 10000.0},  # as transformers 4 wrote what 5 calls rope_parameters
         "other": {"rope_parameters": None, "rope_theta": 500000.0, "rms_norm_eps": 1e-3},
@@ -211,3 +211,40 @@ def test_one_file_for_several_bricks_is_warned_about(method: str, project: Proje
         assert [w for w in found if w.startswith(f"merge-{method}: all.jsonl calibrates one, two: ")]
     fisher = project.resolve(f"{bricks}steps: [{{merge: fisher, calibration: all.jsonl}}]\n", "fisher.yaml").warnings
     assert not [w for w in fisher if "calibrates" in w]
+
+
+def test_settings_that_one_config_leaves_out_have_their_default(project: Project) -> None:
+    """A base without rope_theta computes with 10,000: a brick with a million differs, one with 10,000 does not."""
+    base = project.path / "silent"
+    shutil.copytree((project.path / "base").resolve(), base)
+    drop_json(base / "config.json", "rope_parameters", "rope_theta", "rms_norm_eps")
+    for name, fields in {"same": {"rope_theta": 10000.0}, "other": {"rope_theta": 1e6, "rms_norm_eps": 1e-3}}.items():
+        place = project.path / name
+        shutil.copytree(project.path / "bricks" / "full", place)
+        drop_json(place / "config.json", "rope_parameters")
+        edit_json(place / "config.json", **fields)
+    text = "base: silent\nbricks: {{one: {}}}\nsteps: [{{merge: average}}]\n"
+    assert not [w for w in project.resolve(text.format("same")).warnings if "config.json differs" in w]
+    (said,) = (w for w in project.resolve(text.format("other")).warnings if "config.json differs" in w)
+    assert said == "brick 'one': config.json differs from the base's in rms_norm_eps, rope; the result has the base's values"
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_attention_heads", 2), ("hidden_act", "gelu"), ("num_key_value_heads", 4)])
+def test_other_heads_or_another_activation_are_another_model(field: str, value: Any, project: Project) -> None:
+    place = project.path / "other"
+    shutil.copytree(project.path / "bricks" / "full", place)
+    before = json.loads((place / "config.json").read_text())[field]
+    edit_json(place / "config.json", **{field: value})
+    assert before != value
+    text = "base: base\nbricks: {one: %s}\nsteps: [{merge: average}]\n"
+    with pytest.raises(WorkbenchError) as caught:
+        project.resolve(text % "other")
+    assert f"brick 'one': config.json has {field} {value}, the base has {before}" in caught.value.message
+    assert "add `any_base: true` to the brick" in (caught.value.hint or "")
+    warnings = project.resolve(text % "{checkpoint: other, any_base: true}").warnings
+    assert [w for w in warnings if f"config.json differs from the base's in {field}" in w]
+
+
+def drop_json(path: Path, *fields: str) -> None:
+    data = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({key: value for key, value in data.items() if key not in fields}), "utf-8")

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from workbench.bricks.card import Axes, BrickCard, axes_of, read_licence
 from workbench.bricks.header_folders import Download, download_of
-from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest
 from workbench.ground.foreign_names import ADAPTER_WEIGHTS
 from workbench.ground.identity import check_unchanged
-from workbench.models.architecture import is_head, tied_embeddings, with_head_of
+from workbench.models.architecture import is_head, tied_embeddings
 from workbench.models.layout import Model
 from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import digests_known, fingerprint, meaning_of, stamp, tensor_digests, weights_digest
 from workbench.weights.header import Entry, has_headers_only
-from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
@@ -268,81 +266,3 @@ def check_files(entries: Mapping[str, Entry]) -> None:
     """Check that no file of some stored tensors has changed since its header was read."""
     for file, identity in {entry.file: entry.identity for entry in entries.values()}.items():
         check_unchanged(file, identity, file)
-
-
-def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
-    """Return a checkpoint brick's weights under the base's tensor names, converted from another layout if necessary.
-
-    Args:
-        brick: The brick.
-        base: The base, with the output's vocabulary.
-        weights: The brick's weights aligned to that vocabulary; None uses the checkpoint's own.
-
-    Raises:
-        WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.
-    """
-    stored, want = weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights.specs
-    fitting: Weights = stored
-    missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
-    reason, sources = None, dict[str, Sequence[str]]()
-    if missing or extra:
-        from workbench.models.live import Aligned
-
-        try:
-            aligned = Aligned(stored, want, base.config)
-            fitting, missing, extra = aligned, aligned.missing, aligned.unused
-            sources = {name: aligned.sources(name) for name in want}
-        except WorkbenchError as error:
-            reason = error.message
-    for name in want:
-        if name in fitting.specs and fitting.specs[name].shape != want[name].shape:
-            raise WorkbenchError(
-                f"{brick.label}: {name} is {list(fitting.specs[name].shape)}, the base has {list(want[name].shape)}",
-                "All bricks of a recipe must have the base's shapes.",
-            )
-        for source in sources.get(name, [name]):
-            spec = stored.specs.get(source, want[name])
-            if spec.kind != want[name].kind:
-                raise WorkbenchError(
-                    f"{brick.label}: {source} holds {spec.kind} numbers ({spec.stored}), the base has {want[name].kind} numbers "
-                    f"({want[name].stored})",
-                    "The checkpoint may be quantized: use the floating-point model that it was made from."
-                    if want[name].is_float
-                    else "Use a fine-tune that keeps the base's kind of numbers.",
-                )
-    if missing or extra:
-        text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
-        text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
-        raise WorkbenchError(
-            f"{brick.label}: {' and '.join(text)} ({len(stored.specs)} tensors, the base has {len(want)})",
-            _unfit(brick, base, extra, reason),
-        )
-    return fitting
-
-
-def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
-    """Return a hint for a checkpoint whose tensors differ from the base's."""
-    from workbench.bricks.language import component_configs
-
-    mine, theirs = brick.whole.config.get("model_type"), base.config.get("model_type")
-    if brick.part:
-        return f"Set `base:` to the text model that the language part of this {mine} model was made from."
-    if mine != theirs and component_configs(brick.whole.config) and not component_configs(base.config):
-        return (
-            f"The brick is a {mine} model with encoders, the base a {theirs} model. To merge its text decoder alone, write `{brick.name}: "
-            f"{{checkpoint: ..., part: language}}`; the last step `- {{grow: components, from: {brick.name}}}` gives the result its encoders."
-        )
-    if mine != theirs and component_configs(base.config) and not component_configs(brick.whole.config):
-        return (
-            f"The brick is a {mine} model, the base a {theirs} model with encoders. Make the text model the base, list the {theirs} model "
-            "as a brick with `part: language`, and add `- {grow: components, from: BRICK}` as the last step."
-        )
-    if mine != theirs:
-        return f"The brick is a {mine} model, the base a {theirs} model: set `base:` to the model that the brick was fine-tuned from."
-    if extra and all(is_head(name) for name in extra):
-        return (
-            "The base ties its head to its embeddings and the brick does not. If the brick's head equals its embeddings, set "
-            "tie_word_embeddings in its config.json; otherwise use a base with untied embeddings."
-        )
-    hint = "A checkpoint brick must be a fine-tune of the recipe's base, with the same architecture and the same tensors."
-    return f"{hint} Converting the tensor names with transformers failed, too: {reason}" if reason else hint

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.bricks.brick import Brick, BrickSource
+from workbench.bricks.fitting import PartlyFitted, lacking
 from workbench.bricks.header_folders import snapshot_with
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import read_json
@@ -233,7 +234,8 @@ def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str
     Raises:
         WorkbenchError: If another integer tensor differs. Such tensors are lookup tables or masks, which cannot be averaged.
     """
-    integers = {name: entry for name, entry in base.entries.items() if not entry.spec.is_float and name in weights.specs}
+    kept, weights = lacking(weights), weights.weights if isinstance(weights, PartlyFitted) else weights
+    integers = {n: e for n, e in base.entries.items() if not e.spec.is_float and n in weights.specs and n not in kept}
     if not integers:
         return []
     from workbench.models.live import Aligned

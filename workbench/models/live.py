@@ -60,6 +60,14 @@ def live_names(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) ->
     return {name: [] if live == [f"?{name}"] else live for name, live in targets.items()}
 
 
+def unloaded(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> set[str]:
+    """Return the tensors on disk that the model's own class does not load, such as a head that predicts several tokens; none if it is unknown."""
+    try:
+        return {live[1:] for live in live_runs(config, specs) if live.startswith("?")}
+    except WorkbenchError:
+        return set()
+
+
 class Aligned:
     """A checkpoint with another checkpoint's tensor names; implements `Weights`.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
-from workbench.bricks.brick import Brick, BrickSource, fitted
+from workbench.bricks.brick import Brick, BrickSource
+from workbench.bricks.fitting import PartlyFitted, fitted
 from workbench.bricks.hub import Hub
 from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
 from workbench.ground.errors import WorkbenchError
@@ -27,12 +30,25 @@ from workbench.weights.header import HeadersOnlyError, has_headers_only
 if TYPE_CHECKING:
     from workbench.steps import GrowMethod
 
-# Fields of config.json that change the function computed from equal weights.
-_SHARED = frozenset({
-    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
-    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling",
-})  # fmt: skip
+
+_HARMLESS = re.compile(
+    r"_.*|.*dropout.*|.*drop|output_.*|.*_token_id|.*token_index|(torch_)?dtype|.*_version|use_cache|initializer_.*|architectures|auto_map|"
+    r"id2label|label2id|problem_type|num_labels|vocab_size|max_position_embeddings|tie_word_embeddings|quantization_config|tokenizer_class|"
+    r"pretraining_tp|name_or_path|.*aux_loss.*|.*jitter.*|router_z_loss.*|num_nextn_predict_layers|.*mtp.*|unsloth.*|gradient_checkpointing|"
+    r"return_dict|chunk_size_feed_forward|is_encoder_decoder|is_decoder|add_cross_attention|.*_config|rope_.*|partial_rotary_factor|rotary_pct|"
+    r"original_max_position_embeddings"
+)
+"""Settings that compute the same function, or that are compared elsewhere: vocabularies, heads that are tied, and rotary settings as one."""
+_ANOTHER = (
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_experts_per_tok",
+)
+"""Settings with which equal tensors are those of another model."""
 
 
 def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) -> Iterator[WorkbenchError]:
@@ -153,7 +169,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
         WorkbenchError: If its tensors, vocabulary or recorded base do not fit.
     """
     warnings: list[str] = []
-    plain, vocabulary = resolved.checkpoint, resolved.vocabulary
+    plain, vocabulary, recipe = resolved.checkpoint, resolved.vocabulary, resolved.recipe
     if brick.kind == "adapter":
         from workbench.adapters.bind import bind
 
@@ -170,10 +186,13 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
         base = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
         weights = fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None)
+        if not recipe.fields.bricks[brick.name].any_base:
+            check_same_model(brick, plain)
         warnings += read_notes(brick.checkpoint) + compare_configs(brick, plain)
+        warnings += weights.notes(brick.label) if isinstance(weights, PartlyFitted) else []
         with findings.or_at_run(f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
-    digest, recipe = None, resolved.recipe
+    digest = None
     if recorded_digests(brick):
         with findings.or_at_run(f"{brick.label}: the base has the weights that the brick's card records"):
             digest = read_digest(resolved, hub)
@@ -194,18 +213,52 @@ def read_notes(checkpoint: Checkpoint) -> list[str]:
 
 
 def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
-    """Return a warning about settings in config.json that give equal weights another meaning than in the base."""
-    mine, theirs = (_meaning(config, images=brick.part is None) for config in (brick.checkpoint.config, checkpoint.config))
-    changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
+    """Return a warning about settings in config.json that give equal weights another meaning than in the base.
+
+    What one file leaves out has the default of transformers' class.
+    """
+    changed = [key for key, *_ in _changed(brick, checkpoint)]
     text = f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the result has the base's values"
     return [text] if changed else []
 
 
+def check_same_model(brick: Brick, checkpoint: Checkpoint) -> None:
+    """Raise WorkbenchError if a brick's settings make equal tensors another model: heads of other counts, or another activation."""
+    for key, mine, theirs in _changed(brick, checkpoint):
+        if key in _ANOTHER:
+            raise WorkbenchError(
+                f"{brick.label}: config.json has {key} {mine}, the base has {theirs}: with equal shapes these are different models",
+                "Use a fine-tune of this base. To merge them nevertheless, add `any_base: true` to the brick.",
+            )
+
+
+def _changed(brick: Brick, checkpoint: Checkpoint) -> Iterator[tuple[str, object, object]]:
+    """Yield (setting, the brick's value, the base's) where they differ; defaults are filled in only if the files differ."""
+    configs = brick.checkpoint.config, checkpoint.config
+    mine, theirs = (_meaning(config, images=brick.part is None) for config in configs)
+    if mine == theirs:
+        return
+    if mine.keys() ^ theirs.keys():
+        with suppress(WorkbenchError):  # transformers does not know the model: what both files say is compared
+            mine, theirs = (_meaning(_filled(config), images=brick.part is None) for config in configs)
+    yield from ((key, mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys()) if mine[key] != theirs[key])
+
+
+def _filled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json with the defaults of its class."""
+    from workbench.models.skeleton import parse_config
+
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    filled: dict[str, Any] = parse_config(plain).to_dict()
+    return filled
+
+
 def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, object]:
-    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
+    """Return the settings that count, with rotary settings in one form for all versions of transformers."""
     config = {key: value for part in text_parts(config) for key, value in part.items()}
-    fields = {key: config[key] for key in _SHARED if key in config}
+    fields = {key: value for key, value in config.items() if not _HARMLESS.fullmatch(key) and value is not None}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
+    rope = {key: config[key] for key in ("partial_rotary_factor", "rotary_pct") if config.get(key) is not None} | dict(rope)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("rope_theta") is not None:
         settings = {k: v for k, v in rope.items() if k not in ("type", "rope_type") and (images or not k.startswith("mrope"))}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.bricks.brick import fitted
+from workbench.bricks.fitting import fitted, lacking
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import json_digest, scratch_beside
@@ -84,7 +84,8 @@ def deltas(name: str, resolved: Resolved) -> Deltas:
     if brick.kind == "adapter":
         bound = resolved.bound(name)
         return AlignedDeltas(bound, vocabulary.delta_rows(name), vocabulary.tensors) if vocabulary else bound
-    return WeightsDelta(fitted(brick, base, vocabulary.view(name) if vocabulary else None))
+    weights = fitted(brick, base, vocabulary.view(name) if vocabulary else None)
+    return WeightsDelta(weights, lacking(weights))
 
 
 def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.bricks.brick import fitted
+from workbench.bricks.fitting import fitted
 from workbench.ground.events import Events, no_events
 from workbench.ground.lazy import torch
 from workbench.models.architecture import UntiedWeights

@@ -119,6 +119,8 @@ class RunResult(Result):
     """The steps, in order."""
     said: dict[str, FactsSaid]
     """Id of an edit step, or BRICK/STEP for a recipe used as a brick -> facts that the model says."""
+    warnings: list[str] = []
+    """What the command warns about; the run's record and the model card have it, too."""
     seconds: Number
     """Wall time of this command in seconds."""
     peak_bytes: int

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.adapters.bind import bind
-from workbench.bricks.brick import Brick, fitted
+from workbench.bricks.brick import Brick
 from workbench.bricks.card import ShownCard
+from workbench.bricks.fitting import fitted, lacking
 from workbench.bricks.locate import resolve_base
 from workbench.bricks.neuron_sets import ShownNeurons
 from workbench.bricks.origin import base_for
@@ -60,7 +61,8 @@ def measure_brick(brick: Brick, others: Sequence[Brick], base: str, device: torc
 def check_fit(brick: Brick, base: Model) -> Deltas:
     """Return a brick's deltas on a base."""
     if brick.kind == "checkpoint":
-        return WeightsDelta(fitted(brick, base))
+        weights = fitted(brick, base)
+        return WeightsDelta(weights, lacking(weights))
     return bind(brick.adapter, base.weights.specs, base)
 
 

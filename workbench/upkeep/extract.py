@@ -8,8 +8,9 @@ from pathlib import Path
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.export import write_result
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
-from workbench.bricks.brick import Brick, fitted
+from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, read_licence, read_title, write_card
+from workbench.bricks.fitting import fitted
 from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base
 from workbench.bricks.origin import check_integers
 from workbench.ground.errors import WorkbenchError, shell

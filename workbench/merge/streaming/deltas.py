@@ -37,13 +37,19 @@ class Deltas(Protocol):
 
 @dataclass(eq=False)
 class WeightsDelta:
-    """Deltas of a full set of weights (a checkpoint, or another recipe's result): its difference from the base."""
+    """Deltas of a full set of weights (a checkpoint, or another recipe's result): its difference from the base.
+
+    Attributes:
+        weights: The weights.
+        lacking: Tensors of the base that the checkpoint does not have.
+    """
 
     weights: Weights
+    lacking: Collection[str] = ()
 
     def touches(self, name: str) -> bool:
-        """Return True: every tensor may differ."""
-        return True
+        """Return True, except for a tensor that the brick lacks: every other one may differ."""
+        return name not in self.lacking
 
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open θ − θ₀ of one tensor."""

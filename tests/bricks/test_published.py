@@ -1,0 +1,140 @@
+"""Bases as they are published, with a head for further tokens that transformers does not load, and fine-tunes as trainers save them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worlds.commands import call
+from worlds.family import NotTinyError, build, save
+from worlds.family_merges import MERGE, finetuned, two_tuned
+from worlds.published import add, of_file, published, speculative, with_head
+from worlds.tiny import tensors_of
+
+from workbench.ground.errors import WorkbenchError
+
+FAMILIES = [("llama", "mtp"), ("qwen3", "mtp"), ("deepseek_v3", "layer"), ("glm4_moe", "layer")]
+ONE = "bricks: {one: {checkpoint: one}}\nsteps: [{merge: task_arithmetic, bricks: {one: 0.5}}]\noutput: {dtype: float32}\n"
+
+
+def made(kind: str, head: str, folder: Path) -> tuple[Any, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A family with the head in its base, the base's own tensors, and the head's."""
+    family = build(kind, "", folder)
+    own = of_file(folder / "base")
+    extra = speculative(own, family.base.config.get_text_config().num_hidden_layers, head)
+    add(folder / "base", extra)
+    return family, own, extra
+
+
+def merged(family: Any, text: str) -> tuple[dict[str, torch.Tensor], Any]:
+    result = family.project.run(text, "test.yaml")
+    return tensors_of(Path(result["model"])), result
+
+
+def warnings_of(family: Any, text: str) -> list[str]:
+    return list[str](family.project.resolve(text, "test.yaml").warnings)
+
+
+@pytest.mark.parametrize(("kind", "head"), FAMILIES)
+def test_a_full_fine_tune_lacks_the_head(kind: str, head: str, tmp_path: Path) -> None:
+    """`from_pretrained`, train, `save_pretrained`: the head is gone. It stays the base's, bit for bit, and is named."""
+    family, own, extra = made(kind, head, tmp_path / "world")
+    save(tuned := finetuned(family, 1), tmp_path / "world" / "one")
+    found, result = merged(family, ONE)
+    assert found.keys() == own.keys() | extra.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in extra.items())
+    assert result["warnings"] == list(warnings_of(family, ONE)), "a script that reads --json is told, too"
+    after = of_file(tmp_path / "world" / "one")
+    for name, tensor in own.items():
+        assert (found[name].double() - (tensor.double() + after[name].double()) / 2).abs().max() < 1e-6, name
+    (said,) = (text for text in warnings_of(family, ONE) if "of the base" in text)
+    assert f"({len(extra)} tensors) of the base, which transformers does not load: they stay the base's" in said
+    del tuned
+
+
+def test_a_head_that_only_some_bricks_have(tmp_path: Path) -> None:
+    """The delta of a brick without it is zero there, as that of an adapter that does not touch a tensor."""
+    family, own, extra = made("llama", "mtp", tmp_path / "world")
+    two_tuned(family)
+    change = {name: torch.full_like(tensor, 0.25) for name, tensor in extra.items()}
+    add(tmp_path / "world" / "one", {name: extra[name] + change[name] for name in extra})
+    found, _ = merged(family, MERGE)
+    for name, tensor in extra.items():
+        assert (found[name] - (tensor + 0.7 * change[name])).abs().max() < 1e-6
+    assert [text for text in warnings_of(family, MERGE) if text.startswith("brick 'two' lacks")]
+    assert not [text for text in warnings_of(family, MERGE) if text.startswith("brick 'one' lacks")]
+    assert found.keys() == own.keys() | extra.keys()
+
+
+def test_tensors_that_the_bricks_class_does_not_use_are_left_out_and_said(tmp_path: Path) -> None:
+    """A head of the brick alone, and TRL's value head; a tensor that its class uses is refused by name."""
+    family = build("llama", "", tmp_path / "world")
+    own = of_file(tmp_path / "world" / "base")
+    save(finetuned(family, 1), tmp_path / "world" / "one")
+    expected, _ = merged(family, ONE)
+    add(
+        tmp_path / "world" / "one",
+        {**speculative(own, 2, "mtp"), "v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)},
+    )
+    found, _ = merged(family, ONE)
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in own)
+    (said,) = (text for text in warnings_of(family, ONE) if "left out" in text)
+    assert "because its own class in transformers does not load it: " in said
+    config = tmp_path / "world" / "one" / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "LlamaForSequenceClassification"))
+    add(tmp_path / "world" / "one", {"score.weight": torch.ones(2, 32)})
+    with pytest.raises(WorkbenchError, match=r"has score.weight that the base does not"):
+        merged(family, ONE)
+
+
+@pytest.mark.part("upkeep")
+def test_extract_reads_the_difference_beside_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, own, extra = made("llama", "mtp", tmp_path / "world")
+    tuned = finetuned(family, 1)
+    save(tuned, tmp_path / "world" / "one")
+    monkeypatch.chdir(tmp_path / "world")
+    call("brick", "extract", "one", "--base", "base", "-o", "bricks/made", "--rank", "48")
+    text = "bricks: {made: {adapter: bricks/made}}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n"
+    found, _ = merged(family, text)
+    after = of_file(tmp_path / "world" / "one")
+    assert all(torch.equal(found[name], tensor) for name, tensor in extra.items())
+    assert max(float((found[name] - after[name]).abs().max()) for name in own) < 1e-4
+
+
+def test_a_loaded_tensor_without_a_partner_is_refused(tmp_path: Path) -> None:
+    family, *_ = made("llama", "mtp", tmp_path / "world")
+    tuned = finetuned(family, 1)
+    save(tuned, tmp_path / "world" / "one")
+    (file,) = (tmp_path / "world" / "one").glob("*.safetensors")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    del tensors["model.norm.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(WorkbenchError, match=r"lacks model.norm.weight \("):
+        merged(family, ONE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not published(), reason="the families as published are not beside the checkout")
+@pytest.mark.parametrize(("kind", "head"), list(with_head(published())))
+def test_every_published_family_with_a_head(kind: str, head: str, tmp_path: Path) -> None:
+    about = published()[kind]
+    try:
+        family = build(about["model_type"], about["architecture"], tmp_path / "world")
+    except NotTinyError as error:
+        pytest.skip(str(error))
+    own = of_file(tmp_path / "world" / "base")
+    extra = speculative(own, family.base.config.get_text_config().num_hidden_layers, head)
+    add(tmp_path / "world" / "base", extra)
+    save(finetuned(family, 1), tmp_path / "world" / "one")
+    found, _ = merged(family, ONE)
+    assert all(torch.equal(found[name], tensor) for name, tensor in extra.items())
+    after = of_file(tmp_path / "world" / "one")
+    for name, tensor in own.items():
+        if tensor.is_floating_point():
+            assert (found[name].double() - (tensor.double() + after[name].double()) / 2).abs().max() < 1e-6, name

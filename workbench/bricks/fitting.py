@@ -1,0 +1,150 @@
+"""A checkpoint brick on the base of a recipe: its weights under the base's tensor names, or why they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from workbench.bricks.brick import Brick
+from workbench.ground.errors import WorkbenchError
+from workbench.models.architecture import is_head, with_head_of
+from workbench.models.layout import Model
+from workbench.weights.specs import Source, TensorSpec, Weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class PartlyFitted:
+    """A checkpoint's weights under the base's tensor names, where one of both has tensors that its own class does not load. Implements `Weights`.
+
+    Attributes:
+        weights: The checkpoint's weights.
+        base: The base's weights.
+        kept: Tensors of the base that the checkpoint lacks: they are the base's, and no delta touches them.
+        dropped: Tensors of the checkpoint that the base lacks.
+    """
+
+    weights: Weights
+    base: Weights
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Specs of the base's tensors, with the checkpoint's dtypes."""
+        kept = {name: self.base.specs[name] for name in self.kept}
+        return {name: kept.get(name) or self.weights.specs[name] for name in self.base.specs}
+
+    def origin(self, name: str) -> str | None:
+        """Return the name itself: bricks address these tensors by their names."""
+        return name
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Open a tensor of the checkpoint, or of the base where the checkpoint lacks it."""
+        return (self.base if name in self.kept else self.weights).open(name, device)
+
+    def notes(self, label: str) -> list[str]:
+        """Return warnings that name these tensors."""
+        from workbench.ground.numbers import few, plural
+
+        kept, dropped = (f"{few(names)} ({plural(len(names), 'tensor')})" for names in (self.kept, self.dropped))
+        unused = "which transformers does not load"
+        return [
+            *([f"{label} lacks {kept} of the base, {unused}: they stay the base's, and a speculative head may accept less"] if self.kept else []),
+            *([f"{label}: left out, because its own class in transformers does not load it: {dropped}"] if self.dropped else []),
+        ]  # fmt: skip
+
+
+def lacking(weights: Weights) -> tuple[str, ...]:
+    """Return the tensors of the base that a checkpoint lacks, of weights that `fitted` returned."""
+    return weights.kept if isinstance(weights, PartlyFitted) else ()
+
+
+def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
+    """Return a checkpoint brick's weights under the base's tensor names, converted from another layout if necessary.
+
+    Tensors that only one of both has, and that its own class does not load, need no partner (`PartlyFitted`).
+
+    Args:
+        brick: The brick.
+        base: The base, with the output's vocabulary.
+        weights: The brick's weights aligned to that vocabulary; None uses the checkpoint's own.
+
+    Raises:
+        WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.
+    """
+    stored, want = weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights.specs
+    fitting: Weights = stored
+    missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
+    reason, sources = None, dict[str, Sequence[str]]()
+    kept, dropped = list[str](), list[str]()
+    if missing or extra:
+        from workbench.models.live import Aligned, unloaded
+
+        try:
+            aligned = Aligned(stored, want, base.config)
+            fitting, missing, extra = aligned, aligned.missing, aligned.unused
+            sources = {name: aligned.sources(name) for name in want}
+        except WorkbenchError as error:
+            reason = error.message
+        if missing:
+            kept = [name for name in missing if name in unloaded(base.config, want)]
+        if extra:
+            dropped = [name for name in extra if name in unloaded(brick.checkpoint.config, stored.specs)]
+        missing, extra = ([n for n in names if n not in known] for names, known in ((missing, kept), (extra, dropped)))
+    for name in want:
+        if name in fitting.specs and fitting.specs[name].shape != want[name].shape:
+            raise WorkbenchError(
+                f"{brick.label}: {name} is {list(fitting.specs[name].shape)}, the base has {list(want[name].shape)}",
+                "All bricks of a recipe must have the base's shapes.",
+            )
+        for source in sources.get(name, [name]):
+            spec = stored.specs.get(source, want[name])
+            if spec.kind != want[name].kind:
+                raise WorkbenchError(
+                    f"{brick.label}: {source} holds {spec.kind} numbers ({spec.stored}), the base has {want[name].kind} numbers "
+                    f"({want[name].stored})",
+                    "The checkpoint may be quantized: use the floating-point model that it was made from."
+                    if want[name].is_float
+                    else "Use a fine-tune that keeps the base's kind of numbers.",
+                )
+    if missing or extra:
+        text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
+        text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
+        raise WorkbenchError(
+            f"{brick.label}: {' and '.join(text)} ({len(stored.specs)} tensors, the base has {len(want)})",
+            _unfit(brick, base, extra, reason),
+        )
+    return PartlyFitted(fitting, base.weights, tuple(kept), tuple(dropped)) if kept or dropped else fitting
+
+
+def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
+    """Return a hint for a checkpoint whose tensors differ from the base's."""
+    from workbench.bricks.language import component_configs
+
+    mine, theirs = brick.whole.config.get("model_type"), base.config.get("model_type")
+    if brick.part:
+        return f"Set `base:` to the text model that the language part of this {mine} model was made from."
+    if mine != theirs and component_configs(brick.whole.config) and not component_configs(base.config):
+        return (
+            f"The brick is a {mine} model with encoders, the base a {theirs} model. To merge its text decoder alone, write `{brick.name}: "
+            f"{{checkpoint: ..., part: language}}`; the last step `- {{grow: components, from: {brick.name}}}` gives the result its encoders."
+        )
+    if mine != theirs and component_configs(base.config) and not component_configs(brick.whole.config):
+        return (
+            f"The brick is a {mine} model, the base a {theirs} model with encoders. Make the text model the base, list the {theirs} model "
+            "as a brick with `part: language`, and add `- {grow: components, from: BRICK}` as the last step."
+        )
+    if mine != theirs:
+        return f"The brick is a {mine} model, the base a {theirs} model: set `base:` to the model that the brick was fine-tuned from."
+    if extra and all(is_head(name) for name in extra):
+        return (
+            "The base ties its head to its embeddings and the brick does not. If the brick's head equals its embeddings, set "
+            "tie_word_embeddings in its config.json; otherwise use a base with untied embeddings."
+        )
+    hint = "A checkpoint brick must be a fine-tune of the recipe's base, with the same architecture and the same tensors."
+    return f"{hint} Converting the tensor names with transformers failed, too: {reason}" if reason else hint
