@@ -103,6 +103,26 @@ def test_a_name_of_the_base_is_not(project: Project, own: Path, llama: Path, nam
     assert SHOWN not in warnings(project, recipe(own))
 
 
+@pytest.mark.parametrize(
+    ("folder", "name", "shown"),
+    [
+        ("Llama-3.2-1B", "meta-llama/Llama-3.2-1B", False),
+        ("Llama-3.2-1B", "/workspace/models/llama-3.2-1b/", False),
+        ("Llama-3.2-1B", "unsloth/Llama-3.2-1B-bnb-4bit", True),
+        ("checkpoint-500", "/workspace/out/checkpoint-500", True),
+        ("base", "org/base", True),
+    ],
+)
+def test_a_copy_is_known_by_the_last_part_of_its_name(project: Project, own: Path, folder: str, name: str, shown: bool) -> None:
+    """A name that any folder may have shows nothing."""
+    place = project.path / "models" / folder
+    place.parent.mkdir()
+    place.symlink_to((project.path / "base").resolve())
+    edit_json(own / "adapter_config.json", base_model_name_or_path=name)
+    said = warnings(project, f"base: models/{folder}\n{recipe(own)}")
+    assert ("nothing shows that it was made on" in said) is shown
+
+
 def card(brick: Path, **base: Any) -> None:
     data = {"version": 1, "name": "own", "kind": "adapter", "base": {"id": "org/gone", **base}}
     (brick / "brick.yaml").write_text(yaml.safe_dump(data), "utf-8")

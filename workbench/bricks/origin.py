@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,20 @@ class NamedBase:
         place = _directory(names[0], project)
         return place is not None and place.resolve() == self.path.resolve()
 
+    def is_called(self, name: str) -> bool:
+        """Return whether a name ends as this base's does: a copy of org/llama-3-8b in models/llama-3-8b, whose tensors fit the brick."""
+        last = [
+            (_hub_id(text) or text).partition("@")[0].rstrip("/").rpartition("/")[2].casefold()
+            for text in (name, self.reference, str(self.path))
+        ]
+        return last[0] in last[1:] and not _ANY_MODEL.fullmatch(last[0])
+
+
+_ANY_MODEL = re.compile(
+    r"(base|model|merged|output|out|final|last|latest|best|hf|ckpt|checkpoint|results?|global_step)([-_]?\d+)?", re.IGNORECASE
+)
+"""Names of directories that any model may have."""
+
 
 def recorded_digests(brick: Brick) -> list[str]:
     """Return the digest and aliases of the base on the brick's card, or nothing if the card has no digest."""
@@ -96,7 +111,7 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
             f"`{brick.name}: {{{reference}: …, any_base: true}}`.",
         )
     should_name_base = brick.kind == "adapter" or names
-    if not should_name_base or any_base or digests or any(base.is_named(name, project) for name in names):
+    if not should_name_base or any_base or digests or any(base.is_named(n, project) or base.is_called(n) for n in names):
         return []
     evidence = f"{_CARD if brick.card else _CONFIG} names {names[0]}" if names else f"its {_CONFIG} names no base"
     return [
