@@ -66,6 +66,7 @@ def test_defaults_and_bounds_of_a_suite() -> None:
         "alpha": 0.05,
         "correction": "max-t",
         "min_effect": 0.02,
+        "looks": 1,
         "drawn": "clusters",
         "chat_template": False,
         "scorer": "prefix",
