@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from worlds.commands import call
 from worlds.family import NotTinyError, build, save
@@ -105,13 +108,31 @@ def test_extract_reads_the_difference_beside_the_head(tmp_path: Path, monkeypatc
     assert max(float((found[name] - after[name]).abs().max()) for name in own) < 1e-4
 
 
+@pytest.mark.parametrize("own", ["model.language_model.language_model.", "language_model.model."])
+def test_a_broken_prefix_is_told_with_the_line_that_renames(own: str, tmp_path: Path) -> None:
+    """As transformers 5.5.0 to 5.5.3 saved some models (huggingface/transformers#45357)."""
+    family = build("llama", "", tmp_path / "world")
+    save(finetuned(family, 1), tmp_path / "world" / "one")
+    expected, _ = merged(family, ONE)
+    (file,) = (tmp_path / "world" / "one").glob("*.safetensors")
+    tensors = {name.replace("model.", own, 1) if name.startswith("model.") else name: t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(WorkbenchError) as caught:
+        merged(family, ONE)
+    theirs, ours = (own, "model.") if "language_model.language" in own else ("language_model.", "")
+    assert f"its tensors begin with '{theirs}' where the base's begin with '{ours}'; otherwise names" in caught.value.message
+    line = (caught.value.hint or "").partition("under the base's: ")[2]
+    assert line.startswith("python -c ")
+    subprocess.run(line.replace("python", sys.executable, 1), shell=True, check=True)
+    found, _ = merged(family, ONE)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_loaded_tensor_without_a_partner_is_refused(tmp_path: Path) -> None:
     family, *_ = made("llama", "mtp", tmp_path / "world")
     tuned = finetuned(family, 1)
     save(tuned, tmp_path / "world" / "one")
     (file,) = (tmp_path / "world" / "one").glob("*.safetensors")
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(file)
     del tensors["model.norm.weight"]
     save_file(tensors, file, metadata={"format": "pt"})

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from workbench.bricks.brick import Brick
-from workbench.ground.errors import WorkbenchError
+from workbench.ground.errors import WorkbenchError, shell
 from workbench.models.architecture import is_head, with_head_of
 from workbench.models.layout import Model
 from workbench.weights.specs import Source, TensorSpec, Weights
@@ -112,6 +112,12 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
                     if want[name].is_float
                     else "Use a fine-tune that keeps the base's kind of numbers.",
                 )
+    if missing and (prefixes := _other_prefix(stored.specs, want)):
+        raise WorkbenchError(
+            f"{brick.label}: its tensors begin with '{prefixes[1]}' where the base's begin with '{prefixes[0]}'; otherwise names and shapes are the same",
+            "Some releases of transformers (5.5.0 to 5.5.3) saved such names. Save it again under the base's: "
+            f"{_renaming(brick, *prefixes)}",
+        )
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
         text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
@@ -120,6 +126,35 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
             _unfit(brick, base, extra, reason),
         )
     return PartlyFitted(fitting, base.weights, tuple(kept), tuple(dropped)) if kept or dropped else fitting
+
+
+def _other_prefix(stored: Mapping[str, TensorSpec], want: Mapping[str, TensorSpec]) -> tuple[str, str] | None:
+    """Return (the base's prefix, the brick's) if all names that differ do so in one prefix and have the same shapes; else None."""
+    missing, extra = [n for n in want if n not in stored], {n for n in stored if n not in want}
+    for other in extra:
+        mine, theirs = missing[0].split("."), other.split(".")
+        same = next(
+            (i for i, (a, b) in enumerate(zip(mine[::-1], theirs[::-1], strict=False)) if a != b), min(len(mine), len(theirs))
+        )
+        ours, own = (".".join([*parts[: len(parts) - same], ""]) if len(parts) > same else "" for parts in (mine, theirs))
+        named = {name: own + name.removeprefix(ours) for name in missing if name.startswith(ours)}
+        if (
+            len(named) == len(missing)
+            and {*named.values()} == extra
+            and all(stored[b].shape == want[a].shape for a, b in named.items())
+        ):
+            return ours, own
+    return None
+
+
+def _renaming(brick: Brick, ours: str, own: str) -> str:
+    """Return a line of Python that renames a brick's tensors in place."""
+    code = (
+        "import sys, pathlib; from safetensors.torch import load_file, save_file; "
+        f"[save_file({{({ours!r} + n[len({own!r}):] if n.startswith({own!r}) else n): t for n, t in load_file(f).items()}}, f, metadata={{'format': 'pt'}}) "
+        "for f in pathlib.Path(sys.argv[1]).glob('*.safetensors')]"
+    )
+    return shell("python", "-c", code, str(brick.path))
 
 
 def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
