@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from worlds.commands import call
 from worlds.family import NotTinyError, build, save
 from worlds.family_merges import MERGE, finetuned, two_tuned
+from worlds.multimodal import load_multimodal, save_multimodal, save_text
+from worlds.project import Project
 from worlds.published import add, of_file, published, speculative, with_head
 from worlds.tiny import tensors_of
 
@@ -54,7 +57,7 @@ def test_a_full_fine_tune_lacks_the_head(kind: str, head: str, tmp_path: Path) -
     for name, tensor in own.items():
         assert (found[name].double() - (tensor.double() + after[name].double()) / 2).abs().max() < 1e-6, name
     (said,) = (text for text in warnings_of(family, ONE) if "of the base" in text)
-    assert f"({len(extra)} tensors) of the base, which transformers does not load: they stay the base's" in said
+    assert f"({len(extra)} tensors) of the base: they stay the base's; transformers does not load them" in said
     del tuned
 
 
@@ -106,6 +109,53 @@ def test_extract_reads_the_difference_beside_the_head(tmp_path: Path, monkeypatc
     after = of_file(tmp_path / "world" / "one")
     assert all(torch.equal(found[name], tensor) for name, tensor in extra.items())
     assert max(float((found[name] - after[name]).abs().max()) for name in own) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen3_5"])
+def test_a_text_only_save_merges_into_the_multimodal_model(kind: str, project: Project) -> None:
+    """`AutoModelForCausalLM` saves the decoder alone: it is found by its class, and the encoder stays the base's."""
+    whole = save_multimodal(kind, project.path / "whole", seed=1)
+    text = save_text(kind, project.path / "text", seed=2)
+    recipe = "base: whole\nbricks: {one: {checkpoint: text}}\nsteps: [{merge: task_arithmetic, bricks: {one: 0.5}}]\noutput: {dtype: float32}\n"
+    result = project.run(recipe)
+    merged, before, decoder = load_multimodal(Path(result["model"])), load_multimodal(whole), of_file(text)
+    after = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32).model.state_dict()
+    place = "model.language_model."
+    found, start = merged.state_dict(), before.state_dict()
+    assert len([name for name in start if name.startswith(place)]) == len(after)
+    for name, tensor in start.items():
+        other = (
+            after[name.removeprefix(place)]
+            if name.startswith(place)
+            else decoder["lm_head.weight"]
+            if name == "lm_head.weight"
+            else tensor
+        )
+        assert (found[name] - (tensor + other) / 2).abs().max() < 1e-6, name
+    (said,) = (w for w in result["warnings"] if "of the base: they stay the base's" in w)
+    assert said.endswith("they lie outside the text decoder, which is what the brick holds")
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen3_5"])
+def test_a_lora_of_the_text_model_merges_into_the_multimodal_one(kind: str, project: Project) -> None:
+    """PEFT on `AutoModelForCausalLM`, where the hub has the multimodal checkpoint alone; compared with PEFT's own merge."""
+    from peft import LoraConfig, get_peft_model
+
+    save_multimodal(kind, project.path / "whole", seed=1)
+    text = AutoModelForCausalLM.from_pretrained(save_text(kind, project.path / "text", seed=2), dtype=torch.float32)
+    before = {name: t.clone() for name, t in text.model.state_dict().items()}
+    torch.manual_seed(3)
+    tuned = get_peft_model(text, LoraConfig(r=3, lora_alpha=6, target_modules=["down_proj", "up_proj"], init_lora_weights=False))
+    tuned.save_pretrained(project.path / "lora")
+    after = tuned.merge_and_unload().model.state_dict()
+    recipe = "base: whole\nbricks: {one: {adapter: lora, any_base: true}}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n"
+    found = load_multimodal(Path(project.run(recipe)["model"])).state_dict()
+    start = load_multimodal(project.path / "whole").state_dict()
+    changed = {name for name in start if not torch.equal(start[name], found[name])}
+    assert len(changed) == 4
+    for name in changed:
+        own = name.removeprefix("model.language_model.")
+        assert (found[name] - (start[name] + after[own] - before[own])).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("own", ["model.language_model.language_model.", "language_model.model."])

@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PartlyFitted:
-    """A checkpoint's weights under the base's tensor names, where one of both has tensors that its own class does not load. Implements `Weights`.
+    """A checkpoint's weights under the base's tensor names, where some tensors need no partner. Implements `Weights`.
 
     Attributes:
         weights: The checkpoint's weights.
         base: The base's weights.
         kept: Tensors of the base that the checkpoint lacks: they are the base's, and no delta touches them.
         dropped: Tensors of the checkpoint that the base lacks.
+        why: What the tensors that are kept are.
     """
 
     weights: Weights
     base: Weights
     kept: tuple[str, ...]
     dropped: tuple[str, ...]
+    why: str
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -52,11 +54,14 @@ class PartlyFitted:
         from workbench.ground.numbers import few, plural
 
         kept, dropped = (f"{few(names)} ({plural(len(names), 'tensor')})" for names in (self.kept, self.dropped))
-        unused = "which transformers does not load"
         return [
-            *([f"{label} lacks {kept} of the base, {unused}: they stay the base's, and a speculative head may accept less"] if self.kept else []),
+            *([f"{label} lacks {kept} of the base: they stay the base's; {self.why}"] if self.kept else []),
             *([f"{label}: left out, because its own class in transformers does not load it: {dropped}"] if self.dropped else []),
         ]  # fmt: skip
+
+
+_UNLOADED = "transformers does not load them, and a speculative head may accept less"
+_OUTSIDE = "they lie outside the text decoder, which is what the brick holds"
 
 
 def lacking(weights: Weights) -> tuple[str, ...]:
@@ -67,7 +72,8 @@ def lacking(weights: Weights) -> tuple[str, ...]:
 def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
     """Return a checkpoint brick's weights under the base's tensor names, converted from another layout if necessary.
 
-    Tensors that only one of both has, and that its own class does not load, need no partner (`PartlyFitted`).
+    Tensors that only one of both has, and that its own class does not load, need no partner, nor do those of a multimodal base around the
+    decoder that a text-only brick holds (`PartlyFitted`).
 
     Args:
         brick: The brick.
@@ -81,17 +87,24 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
     fitting: Weights = stored
     missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
     reason, sources = None, dict[str, Sequence[str]]()
-    kept, dropped = list[str](), list[str]()
+    kept, dropped, place = list[str](), list[str](), None
     if missing or extra:
-        from workbench.models.live import Aligned, unloaded
+        from workbench.models.live import Aligned, live_names, place_in, unloaded
 
+        config = brick.checkpoint.config
+        place = place_in(config, base.config) if config.get("model_type") != base.config.get("model_type") else None
         try:
-            aligned = Aligned(stored, want, base.config)
+            aligned = Aligned(stored, want, base.config, (config, place) if place else None)
             fitting, missing, extra = aligned, aligned.missing, aligned.unused
             sources = {name: aligned.sources(name) for name in want}
         except WorkbenchError as error:
             reason = error.message
-        if missing:
+        if missing and place:
+            around = {
+                name for name, live in live_names(base.config, want).items() if not any(n.startswith(place[1]) for n in live)
+            }
+            kept = [name for name in missing if name in around and not is_head(name)]
+        elif missing:
             kept = [name for name in missing if name in unloaded(base.config, want)]
         if extra:
             dropped = [name for name in extra if name in unloaded(brick.checkpoint.config, stored.specs)]
@@ -125,7 +138,10 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
             f"{brick.label}: {' and '.join(text)} ({len(stored.specs)} tensors, the base has {len(want)})",
             _unfit(brick, base, extra, reason),
         )
-    return PartlyFitted(fitting, base.weights, tuple(kept), tuple(dropped)) if kept or dropped else fitting
+    if not kept and not dropped:
+        return fitting
+    why = _OUTSIDE if place else _UNLOADED
+    return PartlyFitted(fitting, base.weights, tuple(kept), tuple(dropped), why)
 
 
 def _other_prefix(stored: Mapping[str, TensorSpec], want: Mapping[str, TensorSpec]) -> tuple[str, str] | None:

@@ -246,10 +246,16 @@ def nearest_name(name: str, known: Collection[str]) -> str:
 
 
 def with_and_without_root(name: str) -> Iterator[str]:
-    """Yield a name, then the name without its root prefix, then the name with each known root prefix added."""
+    """Yield a name, then the name without its root prefix, with each known root prefix added, and in a multimodal model."""
     yield name
     yield from (name.removeprefix(root) for root in _ROOTS if name.startswith(root))
     yield from (root + name for root in _ROOTS)
+    for here, there in (
+        ("model.", "model.language_model."),
+        ("model.language_model.", "model."),
+    ):  # a text decoder in a multimodal model
+        if name.startswith(here):
+            yield there + name.removeprefix(here)
 
 
 def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> list[str]:

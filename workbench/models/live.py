@@ -68,6 +68,24 @@ def unloaded(config: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> s
         return set()
 
 
+def place_in(own: Mapping[str, object], whole: Mapping[str, object]) -> tuple[str, str] | None:
+    """Find a text model's decoder within a multimodal model, by its class in transformers.
+
+    Returns:
+        The decoder's prefix in the text model and in the whole one, such as ("model.", "model.language_model."). None if the models have
+        the same class, or if the whole one has no such decoder, or several.
+    """
+    try:
+        text, model = (skeleton(json.dumps(config, sort_keys=True)) for config in (own, whole))
+    except WorkbenchError:
+        return None
+    decoder = getattr(text, text.base_model_prefix, None)
+    found = [name for name, module in model.named_modules() if type(module) is type(decoder)]
+    if type(text) is type(model) or decoder is None or len(found) != 1 or found[0] == text.base_model_prefix:
+        return None
+    return f"{text.base_model_prefix}.", f"{found[0]}."
+
+
 class Aligned:
     """A checkpoint with another checkpoint's tensor names; implements `Weights`.
 
@@ -75,6 +93,7 @@ class Aligned:
         weights: The checkpoint's weights.
         specs: The other checkpoint's tensors.
         config: The other checkpoint's config.json, which is used for both.
+        own: The checkpoint's own config.json, and its decoder's place in the other model (`place_in`), if that is another model.
 
     Attributes:
         specs: The tensors that the checkpoint has, with the other's names and shapes and its own dtypes.
@@ -82,9 +101,20 @@ class Aligned:
         unused: Its own tensors that are not used completely.
     """
 
-    def __init__(self, weights: Weights, specs: Mapping[str, TensorSpec], config: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        specs: Mapping[str, TensorSpec],
+        config: Mapping[str, object],
+        own: tuple[Mapping[str, object], tuple[str, str]] | None = None,
+    ) -> None:
         self._weights = weights
-        target_runs, own_runs = live_runs(config, specs), live_runs(config, weights.specs)
+        target_runs, own_runs = live_runs(config, specs), live_runs(own[0] if own else config, weights.specs)
+        if own:
+            here, there = own[1]
+            own_runs = {
+                there + live.removeprefix(here) if live.startswith(here) else live: runs for live, runs in own_runs.items()
+            }
         self._parts: dict[str, list[tuple[int, RowRun]]] = {name: [] for name in specs}
         self.specs: dict[str, TensorSpec] = {}
         unused_rows = {name: spec.rows for name, spec in weights.specs.items()}
