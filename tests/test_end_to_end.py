@@ -53,6 +53,7 @@ def test_plan_and_run(world: Project) -> None:
         "configuration",
         "steps",
         "said",
+        "warnings",
         "seconds",
         "peak_bytes",
     ]

@@ -65,8 +65,11 @@ def drop(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["model.layers.1.mlp.up_proj.weight"]
 
 
-def add_stray(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["model.stray.weight"] = torch.zeros(2, 2)
+def classify(project: Project) -> None:
+    """A fine-tune as a classifier, whose class uses a tensor that the base lacks."""
+    set_config(project, architectures=["LlamaForSequenceClassification"])
+    path = project.path / "mine" / "model.safetensors"
+    save_file({**load_file(path), "score.weight": torch.zeros(2, 32)}, path, metadata={"format": "pt"})
 
 
 def widen(tensors: dict[str, torch.Tensor]) -> None:
@@ -154,7 +157,7 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "index pointing outside": (point_outside, MINE, ["run"], 1, r"names a file outside its directory \('../outside.safetensors'\)"),
     "NaN in a brick": (lambda p: change(p, put_nan), MINE, ["run"], 1, r"brick 'mine': model.layers.1.mlp.up_proj.weight holds nan at \[3, 5\]"),
     "missing tensor": (lambda p: change(p, drop), MINE, ["run"], 1, r"lacks model.layers.1.mlp.up_proj.weight"),
-    "stray tensor": (lambda p: change(p, add_stray), MINE, ["run"], 1, r"has model.stray.weight that the base does not"),
+    "stray tensor": (classify, MINE, ["run"], 1, r"has score.weight that the base does not"),
     "vocabulary mismatch": (lambda p: change(p, widen), MINE, ["run"], 1, r"model.embed_tokens.weight has 128 rows for 64 tokens, the base's 64 for 64 tokens"),
     "quantised checkpoint": (lambda p: set_config(p, quantization_config={"quant_method": "gptq"}), MINE, ["run"], 1, r"quantized weights \(gptq\)"),
     "custom code": (lambda p: set_config(p, model_type="mine", auto_map={"AutoModel": "x.Y"}), MINE, ["run"], 1, r"requires custom code \(auto_map\), which is never executed"),
