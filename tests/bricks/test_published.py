@@ -160,7 +160,7 @@ def test_a_lora_of_the_text_model_merges_into_the_multimodal_one(kind: str, proj
 
 @pytest.mark.parametrize("own", ["model.language_model.language_model.", "language_model.model."])
 def test_a_broken_prefix_is_told_with_the_line_that_renames(own: str, tmp_path: Path) -> None:
-    """As transformers 5.5.0 to 5.5.3 saved some models (huggingface/transformers#45357)."""
+    """transformers 5.5.0 to 5.5.3 saved such names (huggingface/transformers#45357)."""
     family = build("llama", "", tmp_path / "world")
     save(finetuned(family, 1), tmp_path / "world" / "one")
     expected, _ = merged(family, ONE)

@@ -1,4 +1,4 @@
-"""What unseen clusters leave of a verdict: the rule by hand, in every unit and order, and what it says of itself."""
+"""The rule of unseen clusters is computed by hand, in every unit and order, and keeps what it says of itself."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_verdict_holds_up_to_the_change_that_it_says(each: int) -> None:
 
 
 def test_the_smallest_difference_is_that_of_the_deciding_p() -> None:
-    """With half of the range assumed, 30 items that all gain the same cannot be told from 0 below the gate."""
+    """An unseen item may lose half of the range: 30 items that all gain the same cannot be told from 0 below that."""
     pair = steps(6, 30, mean=0.0)
     standing = alone(pair.changes)
     critical = pair.changes.critical(0.05)

@@ -15,7 +15,7 @@ from worlds.places import PROJECT
 PUBLISHED = PROJECT.parent / "shared" / "data" / "published" / "published.json"
 """Families as published, beside the checkout; tests that read them are skipped where the file is missing."""
 LAYER_AFTER_THE_LAST = ("eh_proj.weight", "enorm.weight", "hnorm.weight", "shared_head.norm.weight")
-"""What a decoder layer that predicts a further token has beside the tensors of the other layers (DeepSeek V3, GLM 4.5, HY V3)."""
+"""A decoder layer that predicts a further token has these beside the tensors of other layers (DeepSeek V3, GLM 4.5, HY V3)."""
 
 
 def published() -> dict[str, Any]:

@@ -54,10 +54,9 @@ class PartlyFitted:
         from workbench.ground.numbers import few, plural
 
         kept, dropped = (f"{few(names)} ({plural(len(names), 'tensor')})" for names in (self.kept, self.dropped))
-        return [
-            *([f"{label} lacks {kept} of the base: they stay the base's; {self.why}"] if self.kept else []),
-            *([f"{label}: left out, because its own class in transformers does not load it: {dropped}"] if self.dropped else []),
-        ]  # fmt: skip
+        notes = [f"{label} lacks {kept} of the base: they stay the base's; {self.why}"] if self.kept else []
+        left = f"{label}: left out, because its own class in transformers does not load it: {dropped}"
+        return [*notes, left] if self.dropped else notes
 
 
 _UNLOADED = "transformers does not load them, and a speculative head may accept less"
@@ -145,7 +144,10 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
 
 
 def _other_prefix(stored: Mapping[str, TensorSpec], want: Mapping[str, TensorSpec]) -> tuple[str, str] | None:
-    """Return (the base's prefix, the brick's) if all names that differ do so in one prefix and have the same shapes; else None."""
+    """Return (the base's prefix, the brick's) if all names that differ do so in one prefix and have the same shapes; else None.
+
+    No other name of the brick begins with its prefix, so that `_renaming` renames these alone.
+    """
     missing, extra = [n for n in want if n not in stored], {n for n in stored if n not in want}
     for other in extra:
         mine, theirs = missing[0].split("."), other.split(".")
@@ -155,8 +157,9 @@ def _other_prefix(stored: Mapping[str, TensorSpec], want: Mapping[str, TensorSpe
         ours, own = (".".join([*parts[: len(parts) - same], ""]) if len(parts) > same else "" for parts in (mine, theirs))
         named = {name: own + name.removeprefix(ours) for name in missing if name.startswith(ours)}
         if (
-            len(named) == len(missing)
-            and {*named.values()} == extra
+            own
+            and len(named) == len(missing)
+            and {*named.values()} == extra == {name for name in stored if name.startswith(own)}
             and all(stored[b].shape == want[a].shape for a, b in named.items())
         ):
             return ours, own
@@ -164,11 +167,12 @@ def _other_prefix(stored: Mapping[str, TensorSpec], want: Mapping[str, TensorSpe
 
 
 def _renaming(brick: Brick, ours: str, own: str) -> str:
-    """Return a line of Python that renames a brick's tensors in place."""
+    """Return a line of Python that renames a brick's tensors in place, and in the index of its shards."""
     code = (
-        "import sys, pathlib; from safetensors.torch import load_file, save_file; "
-        f"[save_file({{({ours!r} + n[len({own!r}):] if n.startswith({own!r}) else n): t for n, t in load_file(f).items()}}, f, metadata={{'format': 'pt'}}) "
-        "for f in pathlib.Path(sys.argv[1]).glob('*.safetensors')]"
+        f"import sys, pathlib; from safetensors.torch import load_file, save_file; own, ours, at = {own!r}, {ours!r}, pathlib.Path(sys.argv[1]); "
+        "[save_file({(ours + n[len(own):] if n.startswith(own) else n): t for n, t in load_file(f).items()}, f, metadata={'format': 'pt'}) "
+        "for f in at.glob('*.safetensors')]; "
+        "[f.write_text(f.read_text().replace(chr(34) + own, chr(34) + ours)) for f in at.glob('*.safetensors.index.json')]"
     )
     return shell("python", "-c", code, str(brick.path))
 

@@ -120,7 +120,7 @@ class Difference(JsonObject):
 
     @property
     def condition(self) -> str:
-        """What an item that was not drawn must not do for the verdict to hold, up to the size `stands_up_to`; empty if that is null."""
+        """The words before `stands_up_to` in "better, unless an unseen item falls by 62 points"; empty if that is null."""
         return "" if self.stands_up_to is None else f"unless an unseen item {'falls' if (self.diff or 0) > 0 else 'rises'} by"
 
     @property

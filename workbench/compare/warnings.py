@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,9 +126,12 @@ def looks_before(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[st
         for folder in {path.parent for path in store.root.glob(f"{name}-*/plan.json")} - {here}:
             if not any((folder / f"{s.key[:12]}.json").is_file() for s in own):
                 continue
-            then = {task: about.n for task, about in plan_record(folder).tasks.items()}
-            if then != now and then.keys() == now.keys() and all(then[task] <= now[task] for task in now):
-                before.add(sum(then.values()))
+            with suppress(WorkbenchError):  # a damaged plan of other scores says nothing about these
+                record = plan_record(folder)
+                then = {task: about.n for task, about in record.tasks.items()}
+                fewer = then != now and then.keys() == now.keys() and all(then[task] <= now[task] for task in now)
+                if record.name == name and fewer:
+                    before.add(sum(then.values()))
         if len(before) >= suite.looks:
             looks = len(before) + 1
             yield (

@@ -1,4 +1,4 @@
-"""What lm-eval's results file says about the samples beside it."""
+"""The results file of lm-eval that stands beside samples of the same run."""
 
 from __future__ import annotations
 

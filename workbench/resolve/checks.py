@@ -35,7 +35,7 @@ _HARMLESS = re.compile(
     r"_.*|.*dropout.*|.*drop|output_.*|.*_token_id|.*token_index|(torch_)?dtype|.*_version|use_cache|initializer_.*|architectures|auto_map|"
     r"id2label|label2id|problem_type|num_labels|vocab_size|max_position_embeddings|tie_word_embeddings|quantization_config|tokenizer_class|"
     r"pretraining_tp|name_or_path|.*aux_loss.*|.*jitter.*|router_z_loss.*|num_nextn_predict_layers|.*mtp.*|unsloth.*|gradient_checkpointing|"
-    r"return_dict|chunk_size_feed_forward|is_encoder_decoder|is_decoder|add_cross_attention|.*_config|rope_.*|partial_rotary_factor|rotary_pct|"
+    r"return_dict|chunk_size_feed_forward|is_encoder_decoder|add_cross_attention|.*_config|rope_.*|partial_rotary_factor|rotary_pct|"
     r"original_max_position_embeddings|max_window_layers"
 )
 """Settings that compute the same function, or that are compared elsewhere: vocabularies, heads that are tied, and rotary settings as one."""

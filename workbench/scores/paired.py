@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -53,7 +54,7 @@ class Pair(ABC):
         """True if no item has another score."""
         return self.wins == self.losses == 0
 
-    @property
+    @cached_property
     def p(self) -> float:
         """Two-sided p value of "no difference"."""
         return 1.0 if self.unchanged else alone(self.changes).p

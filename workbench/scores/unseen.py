@@ -1,4 +1,4 @@
-"""What the clusters that were not drawn leave of a verdict.
+"""Hold a verdict against clusters that were not drawn.
 
 Sign flips hold where differences are symmetric about 0. If a few clusters gain much and all others lose a little, a sample often contains no
 gaining cluster: it then shows no skewness, and no resampling can know of it. The verdict "worse" is therefore held against one more cluster
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -50,11 +50,11 @@ class Standing:
     size: float
     by_unseen: float
     by_skew: float
-    _side: int = field(init=False, repr=False, default=1)
 
-    def __post_init__(self) -> None:
-        """Note the row's direction."""
-        object.__setattr__(self, "_side", 1 if self.changes.mean >= 0 else -1)
+    @property
+    def _side(self) -> int:
+        """The row's direction."""
+        return 1 if self.changes.mean >= 0 else -1
 
     @cached_property
     def p(self) -> float:
@@ -129,7 +129,7 @@ def standings(
     nothing about how far the items of the others move.
 
     Args:
-        rows: The rows.
+        rows: The rows [r].
         tested: Their p by the family's sign flips.
         single: For each row the level of a test of it alone at the critical value of the family's first step. Their mean says how many
             independent rows the family counts for.

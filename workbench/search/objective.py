@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -170,7 +171,7 @@ class Gap:
         """Mean over the terms of the mean paired differences."""
         return 0.0 if self.unchanged else self.changes.mean
 
-    @property
+    @cached_property
     def p(self) -> float:
         """Two-sided p value of "no difference"."""
         return 1.0 if self.unchanged else alone(self.changes).p
