@@ -136,6 +136,14 @@ def test_a_text_only_save_merges_into_the_multimodal_model(kind: str, project: P
     assert said.endswith("they lie outside the text decoder, which is what the brick holds")
 
 
+def test_a_text_only_save_without_its_head_is_refused(project: Project) -> None:
+    save_multimodal("llava", project.path / "whole", seed=1)
+    (file,) = save_text("llava", project.path / "text", seed=2).glob("*.safetensors")
+    save_file({name: t for name, t in load_file(file).items() if name != "lm_head.weight"}, file, metadata={"format": "pt"})
+    with pytest.raises(WorkbenchError, match=r"lacks .*lm_head.weight"):
+        project.resolve("base: whole\nbricks: {one: {checkpoint: text}}\nsteps: [{merge: task_arithmetic}]\n")
+
+
 @pytest.mark.parametrize("kind", ["llava", "qwen3_5"])
 def test_a_lora_of_the_text_model_merges_into_the_multimodal_one(kind: str, project: Project) -> None:
     """PEFT on `AutoModelForCausalLM`, where the hub has the multimodal checkpoint alone; compared with PEFT's own merge."""

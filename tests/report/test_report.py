@@ -307,3 +307,11 @@ def test_how_numbers_are_written() -> None:
         MISSING, "0.8 s", "9.9 s", "10 s", "59 s", "1 min 00 s", "1 min 05 s", "59 min 59 s", "1 h 00 min", "2 h 11 min",
     ]  # fmt: skip
     assert fence("a ``` b").startswith("````\n")
+
+
+def test_an_end_of_an_interval_keeps_its_side_of_zero() -> None:
+    """A row that is worse has an interval below zero, also where its nearer end rounds to zero."""
+    assert POINTS.diffs(-0.103, -0.0001) == f"[{MINUS}10.3, {MINUS}0.0]"
+    assert (POINTS.diffs(1e-9, 0.02), POINTS.diffs(0.0, 0.02)) == ("[+0.0, +2.0]", "[0.0, +2.0]")
+    assert POINTS.around(-0.103, -0.0001) == f"{MINUS}10.3 to {MINUS}0.0"
+    assert (POINTS.diff(-0.0001), POINTS.diffs(None, 0.0)) == ("0.0", "")

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.compare.families import ruled
+from worlds.simulated import rows as judged_rows
+from worlds.simulated import table
+
+from workbench.compare.families import measure_of, ruled
 from workbench.scores.changes import Changes, pooled
 from workbench.scores.paired import Paired, paired, paired_ratio
 from workbench.scores.signflips import skew_p, step_down, unseen_p
@@ -55,6 +58,48 @@ def test_the_unseen_sum_by_hand() -> None:
         found = standings([pair.changes, *[flat] * (rows - 1)], [1e-3] * rows, [0.05] * rows, ["m"] * rows, 0.05)[0]
         assert found.size == pytest.approx(size)
         assert found.p == pytest.approx(max(1e-3, 0.8 * skew_p(sums, np.full(10, 4.0)), 0.8 * unseen_p(-sums, size)))
+
+
+def test_the_unseen_sum_of_answers_in_unequal_clusters_by_hand() -> None:
+    """Right/wrong items: the other clusters' means count by their sizes, the floor is a quarter, the p counts whole."""
+    sizes = np.array([4, 4, 6, 6, 8, 8, 10, 10, 12, 12])
+    cluster = np.repeat(np.arange(10), sizes)
+    before = np.ones(80)
+    after = before.copy()
+    for k, lost in enumerate((2, 1, 3, 2, 4, 3, 5, 4, 6, 0)):
+        after[np.flatnonzero(cluster == k)[:lost]] = 0
+    before[-1] = 0  # one item of the last cluster is gained
+    found = alone(paired(before, after, cluster.tolist()).changes)
+    sums, likeness = np.bincount(cluster, after - before), math.sqrt(0.1 + 0.9 / 8)
+    means = sums / sizes / likeness
+    rises, shares = np.maximum(means, 0), sizes / 8
+    low = max(float((shares * rises**2).sum()), float((shares * means**2).sum()) / 4)
+    size = 8 * likeness * ((float((shares * rises**2.5).sum()) + 1) / (low + 1)) ** 2
+    deviation = np.sqrt(((sums - sums.sum() / 80 * sizes) ** 2).mean())
+    assert found.size == pytest.approx(math.sqrt(max(size**2 - 4 * deviation**2, 1e-6 * size**2)))
+    assert found.p == pytest.approx(max(found.tested, 0.8 * skew_p(sums, sizes.astype(float)), unseen_p(-sums, found.size)))
+
+
+def test_the_skewness_counts_for_the_rows_of_other_metrics() -> None:
+    """Twelve rows of one metric share their swings; twelve metrics of one row each have none to share, so that each counts for all."""
+    rows = [steps(seed, 60).changes for seed in range(12)]
+    same, apart = (standings(rows, [1e-3] * 12, [0.05 / 12] * 12, metrics, 0.05) for metrics in (["m"] * 12, list("abcdefghijkl")))
+    assert {round(row.by_skew, 6) for row in same} == {0.8}
+    assert {round(row.by_skew, 6) for row in apart} == {9.6}
+    assert {round(row.by_unseen, 6) for row in [*same, *apart]} == {9.6}
+
+
+def test_metrics_of_other_units_do_not_mix() -> None:
+    """A task in nats that swings by hundreds takes no power from one in shares."""
+    rng, n = np.random.default_rng(8), 100
+    share = table(np.stack([np.full(n, 0.5), 0.52 + 0.03 * rng.normal(size=n)]), np.arange(n), margin=0.001, task="a")
+    nats = table(np.stack([np.zeros(n), 300 * rng.normal(size=n)]), np.arange(n), margin=0.001, task="b")
+    judged = {row.task: row.verdict for row in judged_rows(replace(share, metric="rougeL"), replace(nats, metric="nll"))}
+    assert judged["a"] == "better"
+    assert {measure_of(t) for t in (share, replace(share, ratio="bits_per_byte"))} == {
+        ("acc", None, False),
+        ("acc", "bits_per_byte", False),
+    }
 
 
 @pytest.mark.parametrize(("n", "each"), [(100, 1), (300, 5), (1000, 20)])

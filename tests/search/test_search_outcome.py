@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,8 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, folder_of, lay_out, search_of, searched
 
 from workbench.ground.errors import WorkbenchError
+from workbench.search import winner
+from workbench.search.objective import Answers, Rival
 from workbench.search.winner import conclude
 
 
@@ -66,7 +70,8 @@ def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.Monkey
     called = call("search", "recipes/test.yaml", "-o", "best.yaml")
     found = json.loads((folder_of(world) / "search.json").read_text())
     controls = {row["digest"] for row in found["test"]["rows"] if row["part"] == "control"}
-    assert all(t["stopped"] or t["digest"] in controls for t in found["trials"]), "equal weights have the control's scores"
+    assert {t["digest"] in controls for t in found["trials"]} == {True, False}
+    assert all(t["stopped"] is (t["digest"] not in controls) for t in found["trials"]), "equal weights have the control's scores"
     assert len(found["trials"]) == 5
     assert (found["winner"], found["recipes"], found["test"]["against"]) == (None, {}, {})
     (best,) = found["unbeaten"]
@@ -143,3 +148,15 @@ def test_a_candidate_below_a_control_is_no_winner(world: Project, monkeypatch: p
         assert found["unbeaten"][0]["search"][0] == top
     else:
         assert scored[found["winner"]] >= top
+
+
+def test_a_harmful_control_forbids_no_winner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be shipped itself, so that a candidate below it may win."""
+    answers = Answers({}, {})
+    rivals = {name: Rival(name, answers, (score,)) for name, score in {"harmful": 0.9, "base": 0.4, "trial-0": 0.6}.items()}
+    done = [SimpleNamespace(scores=[0.6], stopped=False, harmful=False)]
+    study: Any = SimpleNamespace(finished=lambda *_: done)
+    monkeypatch.setattr(winner, "finished", lambda *arms: [rivals["trial-0"]] if arms[-1] == "search" else [])
+    for harmful, best in ({"harmful"}, ["trial-0"]), (set(), []):
+        search: Any = SimpleNamespace(controls=[rivals["harmful"], rivals["base"]], harmful=harmful)
+        assert [rival.name for rival, _ in winner._best(search, study)] == best
