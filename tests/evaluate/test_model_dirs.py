@@ -183,6 +183,9 @@ def test_a_second_look_at_more_items_is_counted(world: Project) -> None:
     said = " ".join(call("eval", *models, code=(0, 3)).stderr.split())
     assert "this is look 2 at these configurations, which were scored before on 9 of " in said
     assert "2 looks at 0.05 each err in up to 0.1. Set `looks: 2` in the suite to keep 0.05 over all of them." in said
+    assert "this is look" not in call("eval", *models, "--limit", "9", code=(0, 3)).stderr, (
+        "scores of more items are no earlier look"
+    )
     suite = world.path / "evals" / "suites" / "mini.yaml"
     suite.write_text(suite.read_text() + "looks: 2\n")
     assert "this is look" not in call("eval", *models, code=(0, 3)).stderr

@@ -78,12 +78,15 @@ def test_the_unseen_sum_of_answers_in_unequal_clusters_by_hand() -> None:
     deviation = np.sqrt(((sums - sums.sum() / 80 * sizes) ** 2).mean())
     assert found.size == pytest.approx(math.sqrt(max(size**2 - 4 * deviation**2, 1e-6 * size**2)))
     assert found.p == pytest.approx(max(found.tested, 0.8 * skew_p(sums, sizes.astype(float)), unseen_p(-sums, found.size)))
+    assert (found.by_unseen, alone(steps(1).changes).by_unseen) == (1.0, 0.8)
 
 
 def test_the_skewness_counts_for_the_rows_of_other_metrics() -> None:
     """Twelve rows of one metric share their swings; twelve metrics of one row each have none to share, so that each counts for all."""
     rows = [steps(seed, 60).changes for seed in range(12)]
-    same, apart = (standings(rows, [1e-3] * 12, [0.05 / 12] * 12, metrics, 0.05) for metrics in (["m"] * 12, list("abcdefghijkl")))
+    same, apart = (
+        standings(rows, [1e-3] * 12, [0.05 / 12] * 12, metrics, 0.05) for metrics in (["m"] * 12, list("abcdefghijkl"))
+    )
     assert {round(row.by_skew, 6) for row in same} == {0.8}
     assert {round(row.by_skew, 6) for row in apart} == {9.6}
     assert {round(row.by_unseen, 6) for row in [*same, *apart]} == {9.6}
