@@ -369,6 +369,9 @@ def test_an_unknown_direction_is_asked_for(outside: Path, project: Path) -> None
     assert error.hint is not None
     assert error.hint.startswith("Say it: --lower nll or --higher nll.")
     call("scores", "import", str(one), str(two), "--suite", "x", "--lower", "nll")
+    error = refused("scores", "import", str(one), "--suite", "x", "--name", "again", "--higher", "nll")
+    assert "in suite 'x', lower values of 'nll' are better on 'pick', and these samples say the opposite" in error.message
+    assert error.hint == "Import it with --lower nll, or into another --suite."
     called = run("compare", "one", "two", "--suite", "x", "--baseline", "one", "--json", code=3)
     (row,) = json.loads(called.stdout)["rows"]
     assert (row["verdict"], row["lower"], row["diff"] > 0) == ("worse", True, True)

@@ -29,7 +29,7 @@ from workbench.scores.groups import expanded
 from workbench.scores.imported import differing_versions
 from workbench.scores.plan import Item, PlanRecord, ScorePlan
 from workbench.scores.statistics import Compute, codes
-from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores
+from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, plan_record
 from workbench.scores.suite import SUITE_NAME, Suite, TaskGroup, load_suite, metric_of
 
 _FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
@@ -224,6 +224,14 @@ def _keep(read: _Folder, store: ScoreStore, name: str) -> ImportedRun:
     # The name is part of the identity: two models may have the same numbers on a few items.
     rows: Rows = {s.task: s.rows for s in read.samples}
     digest = _digest([name, rows])
+    if (folder := store.folder(suite, plan.digest)).joinpath("plan.json").is_file():
+        for task, about in plan_record(folder).tasks.items():
+            for metric in {*about.lower} ^ {*plan.lower[task]}:
+                raise WorkbenchError(
+                    f"{read.folder}: in suite '{suite}', {'lower' if metric in about.lower else 'higher'} values of '{metric}' are better on "
+                    f"'{task}', and these samples say the opposite",
+                    f"Import it with --{'lower' if metric in about.lower else 'higher'} {metric_of(metric)}, or into another --suite.",
+                )
     for other in store.list(plan):
         if other.configuration.name != name:
             continue
