@@ -166,6 +166,29 @@ def test_a_lora_of_the_text_model_merges_into_the_multimodal_one(kind: str, proj
         assert (found[name] - (start[name] + after[own] - before[own])).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("kind", "module"), [("llava", "patch_embedding"), ("qwen2_5_vl", "patch_embed.proj")])
+def test_an_adapter_that_saves_a_convolution_whole(kind: str, module: str, project: Project) -> None:
+    """PEFT's `modules_to_save` on the kernel of an encoder, of four and five dimensions; compared with PEFT's own merge."""
+    from peft import LoraConfig, get_peft_model
+
+    base = load_multimodal(save_multimodal(kind, project.path / "whole", seed=1))
+    before = {name: t.clone() for name, t in base.state_dict().items()}
+    tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["down_proj"], modules_to_save=[module]))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter))
+    tuned.save_pretrained(project.path / "lora")
+    after = tuned.merge_and_unload().state_dict()
+    recipe = "base: whole\nbricks: {one: {adapter: lora}}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n"
+    found = load_multimodal(Path(project.run(recipe)["model"])).state_dict()
+    (changed,) = (name for name in before if not torch.equal(before[name], after[name]))
+    assert before[changed].dim() == (4 if kind == "llava" else 5)
+    assert found.keys() == after.keys()
+    assert all((found[name] - after[name]).abs().max() < 1e-6 for name in found)
+
+
 @pytest.mark.parametrize("own", ["model.language_model.language_model.", "language_model.model."])
 def test_a_broken_prefix_is_told_with_the_line_that_renames(own: str, tmp_path: Path) -> None:
     """transformers 5.5.0 to 5.5.3 saved such names (huggingface/transformers#45357)."""

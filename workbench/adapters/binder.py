@@ -197,7 +197,7 @@ class Binder:
     def _low_rank(self, pair: FactorPair, name: str, experts: int | None = None) -> list[str]:
         """Add a product to the tensors on disk that store the live tensor."""
         spots = self.places.spots(name)
-        if not spots:
+        if not spots or len(self.places.shape(name) or ()) > 3:
             raise self._layout_error(name)
         updates: dict[str, LowRank] = {}
         for spot in spots:
