@@ -4,7 +4,7 @@
     python benchmarks/published_families.py --only gemma3 qwen3_omni
 
 A tiny base has the tensor names and dtypes of the hub's files, with the tensors that transformers does not load. On it people make a full fine-tune,
-a LoRA, a save of the text model alone, and an adapter that `brick extract` takes from the fine-tune; tests/worlds/published_pairs.py says what is
+a LoRA, a save of the text model alone, a LoRA on it, and an adapter that `brick extract` takes from the fine-tune; tests/worlds/published_pairs.py says what is
 compared with what. With `--only`, the other rows of the results file stay as they are. Each family is written when it is done; it takes one to ten
 CPU seconds. The families are in published.json beside the checkout, and further ones in tests/worlds/published_more.py.
 """
@@ -29,7 +29,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from worlds.published_bases import kind_of
+    from worlds.published_bases import certainty, kind_of, sources
     from worlds.published_pairs import cells, entries
 
     torch.set_num_threads(1)
@@ -46,8 +46,8 @@ def main() -> None:
             "models": about["models"],
             "model_type": kind_of(name, about),
             "class": found["class"].said,
-            "names": about.get("certainty", ""),
-            "sources": about["sources"],
+            "names": certainty(about),
+            "sources": sources(name, about),
             **{pair: {"status": o.status, "said": o.said.replace(folder, "")} for pair, o in found.items() if pair != "class"},
         }
         print(name, {pair: o.status for pair, o in found.items() if pair != "class"}, flush=True)

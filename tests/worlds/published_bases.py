@@ -75,9 +75,7 @@ CLASSES = {
 }
 """Entry of published.json without a class or type -> the class of transformers that loads it."""
 RENAMED = {
-    "gemma3": [
-        (r"^vision_tower\.", "vision_tower.vision_model.")
-    ],  # as in Ibtasam-98/medgemma-27b-it, model.safetensors.index.json
+    "gemma3": [(r"^vision_tower\.", "vision_tower.vision_model.")],
     "deepseek_v4": [
         (r"^model\.", ""),
         (r"^embed_tokens\.", "embed."),
@@ -91,6 +89,8 @@ RENAMED = {
     ],
 }
 """Entry -> patterns that make the hub's names from those that save_pretrained writes, where published.json's note gives other ones."""
+FURTHER_SOURCES = {"gemma3": ["Ibtasam-98/medgemma-27b-it", "model.safetensors.index.json"]}
+"""Entry of published.json -> what else was read."""
 EXTRA_CONFIG: dict[str, Any] = {
     "num_nextn_predict_layers": 1, "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False, "mamba_ssm_dtype": "float32",
     "num_mtp_modules": 3, "mtp_transformer_layers": 1, "use_mtp": True, "attn_type_list": [1] * 4, "language_model_only": False,
@@ -126,6 +126,21 @@ def kind_of(key: str, about: dict[str, Any]) -> str:
     """Return the type of model of an entry."""
     kind: str = CLASSES[key][0] if key in CLASSES else about.get("model_type") or key
     return kind
+
+
+def sources(key: str, about: dict[str, Any]) -> list[list[str]]:
+    """Return where the names of an entry are from: repository and path."""
+    named = [source for source in about["sources"] if not source[0].startswith("code index")]
+    return [*named, *([FURTHER_SOURCES[key]] if key in FURTHER_SOURCES else [])]
+
+
+def certainty(about: dict[str, Any]) -> str:
+    """Return what of an entry is recalled, or that the names are those that transformers writes; empty if all was read."""
+    said: str = about.get("certainty", "").replace("recalled, not read in this session", "recalled")
+    listed = (isinstance(about["published"], dict) and about["published"]) or "names" in about
+    return "; ".join(
+        part for part in (said, "" if listed else "published.json lists no tensors: names as save_pretrained writes them") if part
+    )
 
 
 def template(name: str) -> str:

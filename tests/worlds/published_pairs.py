@@ -29,11 +29,12 @@ TEXT = "bricks: {one: {checkpoint: text}}\nsteps: [{merge: task_arithmetic, bric
 MADE = "bricks: {one: {adapter: made}}\nsteps: [{merge: task_arithmetic, bricks: {one: 1.0}}]\noutput: {dtype: float32}\n"
 TOKENS = torch.tensor([[5, 9, 17, 23, 8, 40, 31, 12]])
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "in_proj", "x_proj"]
+SAME_CLASS = "the class of the other LoRA"
 COMPUTED = re.compile(r"(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 """Masks and frequencies that old releases of transformers stored: the model computes them, and a result does not hold them."""
-PAIRS = ("full", "native", "lora", "text", "extract")
+PAIRS = ("full", "native", "lora", "text", "text_lora", "extract")
 """A full fine-tune as save_pretrained writes it, the same under the live names (`save_original_format=False`), PEFT's LoRA, the text model saved
-alone, and the adapter that `brick extract` makes of the full fine-tune."""
+alone, a LoRA on it, and the adapter that `brick extract` makes of the full fine-tune."""
 
 
 @dataclass
@@ -85,6 +86,7 @@ def walk(base: Base) -> dict[str, Outcome]:
             "native": native,
             "lora": lora,
             "text": text,
+            "text_lora": text_lora,
             "extract": extracted,
         }
         return {name: outcome(lambda pair=pair: pair(walked)) for name, pair in pairs.items()}  # type: ignore[misc]
@@ -132,10 +134,22 @@ def native(walked: Walk) -> str:
 
 
 def lora(walked: Walk) -> str:
-    """Merge a LoRA on all linear layers of the class that people train, and compare with PEFT's own merge."""
+    """Merge a LoRA on all linear layers of the class that people train."""
+    return ranked(walked, *trained(walked.base), "lora")
+
+
+def text_lora(walked: Walk) -> str:
+    """Merge a LoRA on all linear layers of the text model of a multimodal one."""
+    name, own = text_model(walked.base)
+    if "taken" not in name:
+        raise SkippedError(SAME_CLASS)
+    return ranked(walked, name, own, "text-lora")
+
+
+def ranked(walked: Walk, name: str, own: Callable[[], Any], folder: str) -> str:
+    """Train a LoRA of a class that `own` loads, merge it, and compare with PEFT's own merge."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    name, own = trained(walked.base)
     model = made(own)
     before = {key: t.detach().double().clone() for key, t in model.state_dict().items()}
     place = place_of(model, walked.base)
@@ -150,9 +164,9 @@ def lora(walked: Walk) -> str:
     ):  # PEFT refuses `all-linear` for Mamba layers, and where a linear layer has the name of another kind of module
         tuned = made(lambda: get_peft_model(made(own), LoraConfig(**{**options, "target_modules": PROJECTIONS}, **task)))
         how = " on *_proj"
-    tuned.save_pretrained(walked.folder / "lora")
-    edit_json(walked.folder / "lora" / "adapter_config.json", base_model_name_or_path=str(walked.folder / "base"))
-    again = PeftModel.from_pretrained(made(own).double(), walked.folder / "lora")
+    tuned.save_pretrained(walked.folder / folder)
+    edit_json(walked.folder / folder / "adapter_config.json", base_model_name_or_path=str(walked.folder / "base"))
+    again = PeftModel.from_pretrained(made(own).double(), walked.folder / folder)
     after = again.double().merge_and_unload().state_dict()
     expected = {key: t.double() for key, t in walked.start.items()}
     changed = 0
@@ -162,12 +176,12 @@ def lora(walked: Walk) -> str:
             changed += 1
     if not changed:
         raise SkippedError("the adapter changes nothing")
-    return f"{name}{how}, {changed} layers, {merged(walked, LORA, expected)}"
+    return f"{name}{how}, {changed} layers, {merged(walked, LORA.replace('adapter: lora', f'adapter: {folder}'), expected)}"
 
 
 def text(walked: Walk) -> str:
     """Merge half of the text model that was fine-tuned and saved alone."""
-    name, own, how = text_model(walked.base)
+    name, own = text_model(walked.base)
     model = noisy(made(own), 2)
     place = place_of(model, walked.base)
     saved(model, walked.folder / "text")
@@ -176,7 +190,7 @@ def text(walked: Walk) -> str:
     for key, tensor in alone.items():
         if tensor.is_floating_point():
             expected[place(key)] = (walked.start[place(key)].double() + tensor.double()) / 2
-    return f"{name}{how}, {merged(walked, TEXT, expected)}"
+    return f"{name}, {merged(walked, TEXT, expected)}"
 
 
 def extracted(walked: Walk) -> str:
@@ -324,8 +338,8 @@ def complete(model: Any, info: dict[str, Any]) -> Any:
     return model
 
 
-def text_model(base: Base) -> tuple[str, Callable[[], Any], str]:
-    """Return the text class, what loads it, and how it was loaded.
+def text_model(base: Base) -> tuple[str, Callable[[], Any]]:
+    """Return the text class and what loads it.
 
     Raises:
         SkippedError: If the whole class is the text model.
@@ -335,16 +349,16 @@ def text_model(base: Base) -> tuple[str, Callable[[], Any], str]:
     place = base.trained
     config = AutoConfig.from_pretrained(place)
     if (thinker := thinker_of(base)) is not None:
-        return thinker.__name__, lambda: complete(*live(thinker, place, torch.bfloat16)), ""
+        return thinker.__name__, lambda: complete(*live(thinker, place, torch.bfloat16))
     own = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if own is base.kind and config.get_text_config() is config:
         raise SkippedError("a text model")
     if own not in (None, base.kind):
-        return own.__name__, lambda: complete(*live(AutoModelForCausalLM, place, torch.bfloat16)), ""
+        return own.__name__, lambda: complete(*live(AutoModelForCausalLM, place, torch.bfloat16))
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config.get_text_config()), None)
     if kind is None:
         raise SkippedError(f"transformers has no causal class for {type(config.get_text_config()).__name__}")
-    return kind.__name__, lambda: taken(kind, base), " taken from the whole model"
+    return f"{kind.__name__} taken from the whole model", lambda: taken(kind, base)
 
 
 def taken(kind: Any, base: Base) -> Any:
@@ -358,10 +372,12 @@ def taken(kind: Any, base: Base) -> Any:
 
 def place_of(model: Any, base: Base) -> Callable[[str], str]:
     """Return what maps a live name of a class to that of the base's class: the decoder is found by its class."""
+    from transformers import AutoConfig
+
     if type(model) is base.kind:
         return lambda name: name
     with torch.device("meta"):
-        outer = base.kind(live_config(base))
+        outer = base.kind(AutoConfig.from_pretrained(base.trained))
     inner = model.base_model_prefix if hasattr(model, model.base_model_prefix) else "model"
     module = model if re.search("Thinker", type(model).__name__) else getattr(model, inner)
     stem = "" if module is model else f"{inner}."
@@ -370,13 +386,6 @@ def place_of(model: Any, base: Base) -> Callable[[str], str]:
         "lm_head.weight": next((name for name in outer.state_dict() if name.endswith("lm_head.weight")), "lm_head.weight")
     }
     return lambda name: f"{found}.{name.removeprefix(stem)}" if name.startswith(stem) else heads.get(name, name)
-
-
-def live_config(base: Base) -> Any:
-    """Return the configuration of the base."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(base.trained)
 
 
 @contextmanager
