@@ -42,7 +42,9 @@ def rows(status: str) -> set[tuple[str, str]]:
 def test_the_results_hold_only_known_refusals_and_defects() -> None:
     assert rows("wrong") == DEFECTS
     assert rows("refused") == {(family, pair) for pair, named in REFUSED.items() for family in named.split()}
-    assert not {family for family, pair in rows("not built") if pair == "full"} - {"gemma3n", "dbrx"}
+    assert {family for family, pair in rows("not built") if pair == "full"} == {"gemma3n"}, (
+        "its tower is timm's, which is not installed"
+    )
 
 
 @pytest.mark.skipif(not published(), reason="the families as published are not beside the checkout")

@@ -89,6 +89,7 @@ MORE: dict[str, dict[str, Any]] = {
     "dbrx": entry(
         "DBRX", "dbrx", "DbrxForCausalLM", ["ggml-org/llama.cpp", "gguf-py/gguf/tensor_mapping.py"],
         names=["transformer.blocks.{layer}.ffn.experts.mlp.w1", "transformer.blocks.{layer}.norm_attn_norm.attn.Wqkv.weight"],
+        config={"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2}, "ffn_config": {"moe_top_k": 2}},
     ),
     "llama_2": entry(
         "Llama 1 and 2", "llama", "LlamaForCausalLM", ["auraecosystem/llama-65b-hf", "model.safetensors.index.json"],
