@@ -79,7 +79,7 @@ def outputs(project: Path) -> dict[Path, str]:
             found[path] = fill(text, project)
     found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
     if (families := results(project, family_tables.FAMILIES)) is not None:
-        found[docs / "families.csv"] = family_tables.families_csv(families)
+        found[docs / "families.csv"] = family_tables.families_csv(families, results(project, family_tables.PUBLISHED))
     if (assistant := results(project, assistant_figure.RESULTS)) is not None:
         found[docs / assistant_figure.FIGURE] = assistant_figure.figure(assistant)
     if (pruned := results(project, grow_tables.PRUNE)) is not None:

@@ -31,6 +31,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "gemma4_text": {"pad_token_id": 0},
     "gemma4_unified_text": {"pad_token_id": 0},
     "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+    "glm5_next_text": {"qk_rope_head_dim": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -44,6 +45,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "prophetnet": {"pad_token_id": 0},
     "qwen4_exp_text": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"] * 2, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "step3p5": {"pad_token_id": 0},
     "xlm": {"pad_token_id": 0, "causal": True},
     "xmod": {"pad_token_id": 0, "is_decoder": True, "default_language": "en_XX"},
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,20 @@ def class_of(kind: str, name: str = "") -> Any:
     return getattr(transformers, name) if name else MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
 
 
-def build(kind: str, name: str, folder: Path) -> Family:
+def build(kind: str, name: str, folder: Path, fields: Mapping[str, Any] | None = None) -> Family:
     """Build a tiny base in a folder: random weights, norms and biases random too.
+
+    Args:
+        kind: The type of model.
+        name: The class; empty takes its causal language model.
+        folder: The project folder.
+        fields: Fields of config.json that replace those of `tiny_json`, in its parts too.
 
     Raises:
         NotTinyError: If transformers cannot build it, or only with more parameters.
     """
     try:
-        data = {**tiny_json(kind), "architectures": [name or class_of(kind).__name__]}
+        data = {**with_fields(tiny_json(kind), fields or {}), "architectures": [name or class_of(kind).__name__]}
         made = class_of(kind, name)
         parsed = part_for(made, parse_config(data))
         with torch.device("meta"):
@@ -104,6 +110,15 @@ def build(kind: str, name: str, folder: Path) -> Family:
     except Exception as error:  # noqa: BLE001  as above
         raise NotTinyError(f"transformers cannot save it: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
     return Family(made, class_of(kind) if kind in causal_types() else made, Project(folder), model)
+
+
+def with_fields(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json with other fields; a part that names its own type is replaced as a whole."""
+    made = {**config}
+    for key, value in fields.items():
+        merged = isinstance(value, dict) and isinstance(made.get(key), dict) and "model_type" not in value
+        made[key] = with_fields(made[key], value) if merged else value
+    return made
 
 
 def outcome(operation: Callable[[], str]) -> Outcome:

@@ -1,0 +1,61 @@
+"""Bricks as people make them on bases as the hub publishes them: what merges exactly, what is refused, and that nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.places import PROJECT, of_the_pinned_transformers
+from worlds.published import published
+from worlds.published_pairs import PAIRS, cells, entries
+
+RESULTS: dict[str, Any] = json.loads((PROJECT / "benchmarks/results/published-families.json").read_text("utf-8"))["families"]
+REFUSED = {
+    "full": "gpt_oss_mxfp4",
+    "lora": "qwen3_omni step3p7 kimi_k25 gpt_oss_mxfp4",
+    "text": "qwen3_omni llama4",
+    "extract": (
+        # each expert is a tensor of its own, and all are one parameter in the live model
+        "qwen3_moe qwen3_next deepseek_v3 deepseek_v32 deepseek_v4 glm4_moe glm4_moe_lite glm_moe_dsa kimi_linear minimax_m2 granitemoehybrid "
+        "nemotron_h lfm2_moe ernie4_5_moe hunyuan_v1_moe hy_v3 exaone_moe mimo_v2_flash longcat_flash qwen4_exp mixtral phimoe qwen2_moe olmoe "
+        "jamba minimax deepseek_v2 deepseek_v3_fp8 granitemoe "
+        # an encoder, which the class of the causal language model lacks
+        "qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe qwen2_5_vl qwen3_omni gemma3 llama4 glm5_next step3p7 kimi_k25 mistral3 qwen2_vl llava "
+        "paligemma mistral_small internvl "
+        # a base of four bits, which people dequantize first
+        "gpt_oss_mxfp4"
+    ),
+}
+"""Pair -> the families whose brick is refused."""
+DEFECTS = {("gemma4", "extract")}
+"""Pairs that are neither exact nor refused: a weight of a convolution that an adapter holds whole lands in its first row."""
+
+
+def rows(status: str) -> set[tuple[str, str]]:
+    """Return the pairs of the results file with an outcome."""
+    return {(family, pair) for family, row in RESULTS.items() for pair in PAIRS if row[pair]["status"] == status}
+
+
+def test_the_results_hold_only_known_refusals_and_defects() -> None:
+    assert rows("wrong") == DEFECTS
+    assert rows("refused") == {(family, pair) for pair, named in REFUSED.items() for family in named.split()}
+    assert {family for family, pair in rows("not built") if pair == "full"} == {"gemma3n"}, (
+        "its tower is timm's, which is not installed"
+    )
+
+
+@pytest.mark.skipif(not published(), reason="the families as published are not beside the checkout")
+def test_every_family_is_in_the_results() -> None:
+    assert set(entries()) == set(RESULTS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not of_the_pinned_transformers(), reason="the tables belong to the version in constraints.txt")
+@pytest.mark.skipif(not published(), reason="the families as published are not beside the checkout")
+@pytest.mark.parametrize("family", RESULTS)
+def test_a_base_as_published_takes_the_bricks_of_people(family: str, tmp_path: Path) -> None:
+    found = cells(family, entries()[family], tmp_path / "project")
+    assert {pair: found[pair].status for pair in PAIRS} == {pair: RESULTS[family][pair]["status"] for pair in PAIRS}, found
