@@ -79,11 +79,12 @@ def place_in(own: Mapping[str, object], whole: Mapping[str, object]) -> tuple[st
         text, model = (skeleton(json.dumps(config, sort_keys=True)) for config in (own, whole))
     except WorkbenchError:
         return None
-    decoder = getattr(text, text.base_model_prefix, None)
-    found = [name for name, module in model.named_modules() if type(module) is type(decoder)]
-    if type(text) is type(model) or decoder is None or len(found) != 1 or found[0] == text.base_model_prefix:
-        return None
-    return f"{text.base_model_prefix}.", f"{found[0]}."
+    prefix = text.base_model_prefix if hasattr(text, text.base_model_prefix) else "model"  # Llama 4's names a module that it lacks
+    for inner, stem in ((text, ""), (getattr(text, prefix, None), f"{prefix}.")):
+        found = [name for name, module in model.named_modules() if name and type(module) is type(inner)]
+        if len(found) == 1 and type(text) is not type(model) and f"{found[0]}." != stem:
+            return stem, f"{found[0]}."
+    return None
 
 
 class Aligned:
