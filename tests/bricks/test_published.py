@@ -144,6 +144,15 @@ def test_a_text_only_save_without_its_head_is_refused(project: Project) -> None:
         project.resolve("base: whole\nbricks: {one: {checkpoint: text}}\nsteps: [{merge: task_arithmetic}]\n")
 
 
+def test_the_way_with_components_says_what_a_merge_must_leave_out(project: Project) -> None:
+    """With the multimodal brick among the merged ones, the result has the published decoder and nothing of the fine-tune."""
+    save_multimodal("llava", project.path / "whole", seed=1)
+    save_text("qwen2_5_vl", project.path / "text", seed=2)
+    with pytest.raises(WorkbenchError) as caught:
+        project.resolve("base: whole\nbricks: {one: {checkpoint: text}}\nsteps: [{merge: task_arithmetic}]\n")
+    assert "A merge step before it names its `bricks`, without that one" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("kind", ["llava", "qwen3_5"])
 def test_a_lora_of_the_text_model_merges_into_the_multimodal_one(kind: str, project: Project) -> None:
     """PEFT on `AutoModelForCausalLM`, where the hub has the multimodal checkpoint alone; compared with PEFT's own merge."""

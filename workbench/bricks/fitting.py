@@ -192,7 +192,8 @@ def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> s
     if mine != theirs and component_configs(base.config) and not component_configs(brick.whole.config):
         return (
             f"The brick is a {mine} model, the base a {theirs} model with encoders. Make the text model the base, list the {theirs} model "
-            "as a brick with `part: language`, and add `- {grow: components, from: BRICK}` as the last step."
+            "as a brick with `part: language`, and add `- {grow: components, from: BRICK}` as the last step. A merge step before it names "
+            "its `bricks`, without that one: with it, the result would have the base's own decoder."
         )
     if mine != theirs:
         return f"The brick is a {mine} model, the base a {theirs} model: set `base:` to the model that the brick was fine-tuned from."
