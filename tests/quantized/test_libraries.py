@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,13 +101,12 @@ def test_bitsandbytes_of_8_bits(tmp_path: Path) -> None:
     ],
 )
 def test_compressed_tensors_of_integers(bits: int, strategy: str, symmetric: bool, tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors")
-    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    packing = pytest.importorskip("compressed_tensors.compressors.pack_quantized.base").PackedQuantizationCompressor
 
     size = 16 if strategy == "group" else None
-    args = QuantizationArgs(num_bits=bits, type="int", strategy=strategy, symmetric=symmetric, group_size=size)
-    scheme, config = QuantizationScheme(targets=["Linear"], weights=args), {"quant_method": "compressed-tensors"}
+    args = quantization.QuantizationArgs(num_bits=bits, type="int", strategy=strategy, symmetric=symmetric, group_size=size)
+    scheme, config = quantization.QuantizationScheme(targets=["Linear"], weights=args), {"quant_method": "compressed-tensors"}
     for rows, cols in SHAPES:
         generator = torch.Generator().manual_seed(2)
         count = cols // 16 if size else 1
@@ -117,8 +117,8 @@ def test_compressed_tensors_of_integers(bits: int, strategy: str, symmetric: boo
             tensors["weight_zero_point"] = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), many, generator=generator).to(
                 torch.int8
             )
-        packed = PackedQuantizationCompressor.compress(tensors, scheme)
-        theirs = PackedQuantizationCompressor.decompress(packed, scheme)["weight"]
+        packed = packing.compress(tensors, scheme)
+        theirs = packing.decompress(packed, scheme)["weight"]
         named = {f"up.{name}": tensor for name, tensor in packed.items()}
         group = {"weights": json.loads(args.model_dump_json())}
         checkpoint = stored(tmp_path, named, {**config, "format": "pack-quantized", "config_groups": {"group_0": group}})
@@ -126,20 +126,19 @@ def test_compressed_tensors_of_integers(bits: int, strategy: str, symmetric: boo
 
 
 def test_compressed_tensors_nvfp4(tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors")
-    from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    packing = pytest.importorskip("compressed_tensors.compressors.nvfp4.base").NVFP4PackedCompressor
 
-    args = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", symmetric=True, group_size=16)
-    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    args = quantization.QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", symmetric=True, group_size=16)
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=args)
     for rows, cols in SHAPES:
         weight = (torch.randn(rows, cols, generator=torch.Generator().manual_seed(3)) * 0.05).bfloat16()
         whole = (448 * 6 / weight.abs().max().float()).view(1)
         scales = (weight.float().view(rows, -1, 16).abs().amax(-1) * whole / 6).to(torch.float8_e4m3fn)
         tensors = {"weight": weight, "weight_scale": scales.float(), "weight_global_scale": whole}
-        packed = NVFP4PackedCompressor.compress(tensors, scheme)
+        packed = packing.compress(tensors, scheme)
         packed["weight_scale"] = packed["weight_scale"].to(torch.float8_e4m3fn)
-        theirs = NVFP4PackedCompressor.decompress(packed, scheme)["weight"]
+        theirs = packing.decompress(packed, scheme)["weight"]
         named = {f"up.{name}": tensor for name, tensor in packed.items()}
         checkpoint = stored(tmp_path, named, {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"})
         assert torch.equal(load(checkpoint, "up.weight", torch.bfloat16), theirs)
@@ -167,10 +166,11 @@ def test_gptq(layout: str, tmp_path: Path) -> None:
         stem = name.removesuffix("weight")
         shifts = torch.arange(0, 32, 4, dtype=torch.int32)
         layer = SimpleNamespace(
-            bits=4, pack_factor=8, maxq=15, pack_dtype_bits=32, dequant_dtype=torch.int8, planar_packing=False,
+            bits=4, pack_factor=8, maxq=15, dequant_dtype=torch.int8, planar=False, _init_wf_unsqueeze_buffers=lambda: None,
             wf_unsqueeze_zero=shifts.view(1, 1, 8), wf_unsqueeze_neg_one=shifts.view(1, 8, 1),
             qweight=tensors[f"{stem}qweight"], qzeros=tensors[f"{stem}qzeros"] + 0x11111111,
-            scales=tensors[f"{stem}scales"].float(), g_idx=tensors[f"{stem}g_idx"],
+            scales=tensors[f"{stem}scales"].float(), g_idx=tensors[f"{stem}g_idx"], in_features=checkpoint.specs[name].cols,
         )  # fmt: skip
+        layer._dequantize_from_codes = partial(quantized.PackableQuantLinear._dequantize_from_codes, layer)
         theirs = quantized.PackableQuantLinear.dequantize_weight(layer).T
         assert torch.equal(load(checkpoint, name, torch.float32), theirs), name
