@@ -18,6 +18,7 @@ from worlds.tiny import edit_json, save_adapter, save_model
 from workbench.bricks.locate import resolve_base
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.foreign_names import HEADERS_ONLY, SINGLE
+from workbench.run.opened import resolve_model
 from workbench.weights.specs import load
 
 Tensors = dict[str, Tensor]
@@ -198,6 +199,11 @@ def test_a_base_of_4_bits_is_named_on_purpose(tmp_path: Path, monkeypatch: pytes
     assert (
         "dequantize" in refused("plan", str(project.write(f"base: {{id: base, dequantize: false}}\n{rest}", "no.yaml"))).message
     )
+
+
+def test_a_model_that_is_only_scored_needs_no_choice(tmp_path: Path) -> None:
+    base = model(tmp_path / "base", "nf4")
+    assert resolve_model(str(base), tmp_path).resolved.base_path == base
 
 
 def test_8_bits_need_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

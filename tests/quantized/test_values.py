@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worlds.project import Project
-from worlds.quantized_models import LAYOUTS, TRANSPOSED, quantize, save_gpt_oss
+from worlds.quantized_models import LAYOUTS, TRANSPOSED, bits_and_bytes, quantize, save_gpt_oss
 from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
 import workbench.weights.specs as specs_module
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.locate import resolve_base
 from workbench.ground.foreign_names import SINGLE
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -75,7 +76,20 @@ def test_scales_of_activations_are_left_out(tmp_path: Path) -> None:
     quantize(model, "nvfp4")
     stored = load_file(model / SINGLE)
     save_file({**stored, f"{UP.removesuffix('weight')}input_global_scale": torch.ones(1)}, model / SINGLE)
-    assert "drops 1 scales of activations" in resolve_base(str(model), tmp_path)[0].notes[1]
+    checkpoint, _ = resolve_base(str(model), tmp_path)
+    assert "drops 1 scales of activations" in checkpoint.notes[1]
+    assert UP in checkpoint.specs
+    assert not [name for name in checkpoint.specs if "input_global_scale" in name]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4-double"])
+def test_rows_that_begin_in_the_middle_of_a_byte(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, worth = bits_and_bytes("up.weight", (21, 9), kind, seed=1)
+    save_file(tensors, tmp_path / SINGLE)
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}', "utf-8")
+    for elements in (9, 27, 1000):
+        monkeypatch.setattr(specs_module, "BLOCK_ELEMENTS", elements)
+        assert torch.equal(load(Checkpoint(tmp_path, "base"), "up.weight", torch.float32), worth)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +148,17 @@ def test_a_run_equals_that_of_a_dequantized_copy(layout: str, tmp_path: Path, mo
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors_of(Path(want["model"])).items())
     assert "quantization_config" not in (Path(done["model"]) / "config.json").read_text("utf-8")
     assert "weights were stored as" in (Path(done["model"]) / "README.md").read_text("utf-8")
+
+
+def test_digest_counts_the_layout(tmp_path: Path) -> None:
+    """Equal bytes whose zeros mean another number are another model, also where digests are cached."""
+    digests = []
+    model = built(tmp_path / "model", "gptq")
+    quantize(model, "gptq")
+    for form in ("gptq", "gptq_v2"):
+        edit_json(
+            model / "config.json",
+            quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 8, "checkpoint_format": form},
+        )
+        digests.append(checkpoint_digest(resolve_base(str(model), tmp_path)[0], tmp_path / "cache"))
+    assert digests[0] != digests[1]
