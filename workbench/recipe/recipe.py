@@ -160,7 +160,7 @@ class Recipe:
         data = {
             "version": 1,
             "name": as_name(name),  # that of a file or of facts may have spaces or capitals
-            "base": self.fields.base if isinstance(self.fields.base, str) else self.fields.base.model_dump(),
+            "base": self.fields.base if isinstance(self.fields.base, str) else self.fields.base.model_dump(exclude_none=True),
             "steps": list(steps),
             "seed": self.fields.seed,
             "bricks": {n: b.data() for n, b in self.fields.bricks.items() if n in keep},

@@ -68,10 +68,21 @@ class AdaptedBase(Strict):
     """A directory or hub id of a PEFT adapter."""
     on: str = Field(min_length=1)
     """The model that the adapter belongs to: a directory or a hub id."""
+    dequantize: Literal[True] | None = None
+    """As in a base without an adapter."""
 
     def __str__(self) -> str:
         """Return the base as one text, as mergekit writes it."""
         return f"{self.on}+{self.adapter}"
+
+
+class DequantizedBase(Strict):
+    """A base whose weights of about 4 bits the steps change in floating point."""
+
+    id: str = Field(min_length=1)
+    """The base model: a directory or a hub id."""
+    dequantize: Literal[True]
+    """Says that the result is based on the rounded weights, and not on the model that they were made from."""
 
 
 class RecipeFields(Strict):
@@ -84,10 +95,20 @@ class RecipeFields(Strict):
     description: str | None = None
     """A short description, which is copied to the README.md of the result."""
     base: Annotated[
-        Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")],
-        Discriminator(lambda value: "adapted" if isinstance(value, (Mapping, AdaptedBase)) else "model"),
+        Annotated[str, Field(min_length=1), Tag("model")]
+        | Annotated[AdaptedBase, Tag("adapted")]
+        | Annotated[DequantizedBase, Tag("dequantized")],
+        Discriminator(
+            lambda value: (
+                "model"
+                if isinstance(value, str) or not isinstance(value, (Mapping, Strict))
+                else "dequantized"
+                if isinstance(value, DequantizedBase) or (isinstance(value, Mapping) and "id" in value)
+                else "adapted"
+            )
+        ),
     ]
-    """The base model: a directory or GGUF file, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model with an adapter on it."""
+    """The base model: a directory or GGUF file, relative to the project, or a hub id with an optional @revision; {id:, dequantize: true} for weights of about 4 bits; or {adapter:, on:}, a model with an adapter on it."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
     """Name -> location of each brick that steps can use: an adapter, a fine-tuned checkpoint, or another recipe."""
     tokenizer: TokenizerFields | None = None
@@ -107,7 +128,7 @@ class RecipeFields(Strict):
     @property
     def base_name(self) -> str:
         """The base as one text, for messages and records."""
-        return str(self.base)
+        return self.base.id if isinstance(self.base, DequantizedBase) else str(self.base)
 
 
 def _check_verb(value: Any, classes: tuple[type[Step], ...]) -> Any:

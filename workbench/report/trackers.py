@@ -86,7 +86,7 @@ def logged_run(
 
 def _params(recipe: Recipe) -> dict[str, Value]:
     """Return the base, the seed and the fields of a recipe's steps under dotted names, such as "mix.density"."""
-    params: dict[str, Value] = {"base": str(recipe.fields.base), "seed": recipe.fields.seed}
+    params: dict[str, Value] = {"base": recipe.fields.base_name, "seed": recipe.fields.seed}
     for name, step in zip(recipe.step_ids, dump_steps(recipe), strict=True):
         params.update(_flat(name, step))
     return params

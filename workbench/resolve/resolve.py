@@ -18,6 +18,7 @@ from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe, load_recipe
+from workbench.recipe.schema import AdaptedBase
 from workbench.resolve.checks import (
     check_brick,
     check_low_rank,
@@ -79,8 +80,18 @@ class _Builder:
     def __init__(self, recipe: Recipe, hub: Hub, above: tuple[Path, ...]) -> None:
         self.recipe, self.hub, self.above = recipe, hub, above
         base = recipe.fields.base
-        self.checkpoint, self.revision = resolve_base(base if isinstance(base, str) else base.on, recipe.project, hub)
-        if not isinstance(base, str):
+        named = base.on if isinstance(base, AdaptedBase) else recipe.fields.base_name
+        self.checkpoint, self.revision = resolve_base(named, recipe.project, hub)
+        packed = [(entry.packing, entry.spec.numel) for entry in self.checkpoint.entries.values() if entry.packing]
+        few = any(packing.reader and 8 * packing.nbytes < 6 * numel for packing, numel in packed)
+        if few and recipe.path and (isinstance(base, str) or not base.dequantize):
+            form = f"adapter: {base.adapter}, on: {named}" if isinstance(base, AdaptedBase) else f"id: {named}"
+            raise recipe.error(
+                ("base",),
+                f"{named} stores weights in about 4 bits, and a result is in floating point",
+                f"Name the 16-bit model that it was quantized from, or write `base: {{{form}, dequantize: true}}` to take the rounded weights as they are read.",
+            )
+        if isinstance(base, AdaptedBase):
             adapter = resolve_brick("base", BrickRef(adapter=base.adapter), recipe.project, hub)
             self.checkpoint = AdaptedCheckpoint(self.checkpoint, adapter)
         self.on_disk: dict[str, Brick] = {}

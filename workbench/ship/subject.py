@@ -63,7 +63,7 @@ def of_recipe(recipe: Recipe, names: Sequence[str], hub: Hub = FETCH) -> Subject
     base = recipe.fields.base
     if not isinstance(base, str):
         raise WorkbenchError(
-            f"{recipe.name}: its base is {base}, but a server loads a base from files",
+            f"{recipe.name}: its base is {recipe.fields.base_name}, but a server loads a base from files",
             "Run a recipe with this base and no steps, and use the result's directory as the base.",
         )
     resolved = resolve(recipe, hub)

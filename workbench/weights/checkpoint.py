@@ -17,12 +17,13 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.foreign_names import INDEX, SINGLE, convert_command
 from workbench.ground.identity import FileIdentity, check_unchanged
 from workbench.ground.lazy import torch
+from workbench.ground.parts import imported
 from workbench.ground.project import suggestion
 from workbench.ground.recognize import look
 from workbench.weights import kernels
 from workbench.weights.device import Staging
-from workbench.weights.header import Entry, check_config, dequantise, is_file_name, read_header
-from workbench.weights.packed import PackedSource, fold, gguf_entries, is_gguf, is_read
+from workbench.weights.header import Entry, check_config, is_file_name, read_header, refusal
+from workbench.weights.packed import PackedSource, fold, gguf_entries, is_gguf, reader_of
 from workbench.weights.specs import Source, TensorSpec, as_tensor, typed
 
 if TYPE_CHECKING:
@@ -174,7 +175,9 @@ class Checkpoint:
         """Open one tensor; the reader raises an error at the first NaN or infinity."""
         entry = self.entries[name]
         if entry.packing:
-            return PackedSource(entry, f"{self.label}: {name}", self._read_bytes)
+            reader = imported(entry.packing.reader) if entry.packing.reader else PackedSource
+            source: Source = reader(entry, f"{self.label}: {name}", self._read_bytes)
+            return source
         descriptor = self._descriptor(entry.file)
         check_unchanged(descriptor, entry.identity, entry.file)
         if hasattr(os, "posix_fadvise"):  # the kernel reads ahead while the first blocks are computed
@@ -324,12 +327,8 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
         ) from None
     check_config(config, f"{label}: {file}")
     quantization = config.get("quantization_config") or config.get("compression_config")
-    if is_read(quantization):
+    if reader_of(quantization):
         return {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
     if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise WorkbenchError(
-            f"{label}: quantized weights ({method}); expected floating point",
-            dequantise("bitsandbytes" if "load_in_4bit" in str(quantization) else method, path),
-        )
+        raise refusal(quantization, path, label)
     return config

@@ -30,9 +30,8 @@ def entry_digest(entry: Entry) -> str:
     """Return the digest of one stored tensor's bytes. For a packed tensor it includes the scales, and how they are applied."""
     if entry.packing is None:
         return _bytes_digest(entry)
-    scale = entry.packing.scale
-    scales = Entry(scale.file, scale.start, TensorSpec(scale.shape, scale.stored), scale.identity) if scale else None
-    return json_digest([_bytes_digest(entry), entry.packing.meaning(), _bytes_digest(scales) if scales else None])
+    beside = [*map(_bytes_digest, entry.packing.companions())] or (None,)
+    return json_digest([_bytes_digest(entry), entry.packing.meaning(), *beside])
 
 
 def _bytes_digest(entry: Entry) -> str:

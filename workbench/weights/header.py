@@ -161,6 +161,9 @@ class Packing:
         scale: The scales that 8-bit floats are multiplied by.
         heads: Number of attention heads whose rows are interleaved, as llama.cpp stores them; 0 if no row moves.
         shift: Number that is added to every value.
+        reader: Place of the part's class that reads the tensor; empty for `PackedSource`.
+        layout: What this class must know, as pairs of a name and plain data.
+        beside: Other stored tensors that the numbers are computed from, by their role.
     """
 
     kind: str
@@ -168,17 +171,28 @@ class Packing:
     scale: Scale | None = None
     heads: int = 0
     shift: float = 0.0
+    reader: str = ""
+    layout: tuple[tuple[str, Any], ...] = ()
+    beside: tuple[tuple[str, Entry], ...] = ()
 
     def meaning(self) -> list[Any]:
         """Return what gives the bytes their meaning, as plain data for digests."""
         scale = self.scale
-        return [self.kind, self.heads, self.shift, [scale.stored, list(scale.shape), list(scale.blocks)] if scale else None]
+        scales = [scale.stored, list(scale.shape), list(scale.blocks)] if scale else None
+        known = [self.reader, self.layout, [[role, one.spec.stored, one.spec.shape] for role, one in self.beside]]
+        return [self.kind, self.heads, self.shift, scales, *(known if self.reader else ())]
+
+    def companions(self) -> list[Entry]:
+        """Return the other stored tensors that the numbers are computed from."""
+        scale = self.scale
+        scales = [Entry(scale.file, scale.start, TensorSpec(scale.shape, scale.stored), scale.identity)] if scale else []
+        return [*scales, *(entry for _, entry in self.beside)]
 
     def identity(self) -> list[Any]:
-        """Return `meaning` and the identity of the file with the scales, for keys of cached digests."""
-        scale = self.scale
-        stored = scale.identity.storable if scale and scale.identity else None
-        return [*self.meaning(), [str(scale.file.resolve()), scale.start, stored] if scale else None]
+        """Return `meaning` and the identities of the files with the companions, for keys of cached digests."""
+        beside = self.companions()
+        places = [[str(one.file.resolve()), one.start, one.identity.storable if one.identity else None] for one in beside]
+        return [*self.meaning(), *places] if places else [*self.meaning(), None]
 
 
 # Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
@@ -203,6 +217,15 @@ def dequantise(method: str | None, path: Path) -> str:
     return (
         "Use the model that it was quantized from (`base_model` in its README). transformers cannot undo this format exactly, "
         "so deltas would be taken from rounded weights."
+    )
+
+
+def refusal(quantization: object, path: Path, label: str) -> WorkbenchError:
+    """Return the error for a checkpoint with a `quantization_config` that is not read here."""
+    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+    return WorkbenchError(
+        f"{label}: quantized weights ({method}); expected floating point",
+        dequantise("bitsandbytes" if "load_in_4bit" in str(quantization) else method, path),
     )
 
 

@@ -4,6 +4,8 @@ Layouts of 8-bit floats: DeepSeek-V3 and transformers' FineGrainedFP8 (`weight_s
 compressed-tensors, FBGEMM and ModelOpt (`weight_scale`, one for a tensor, a row or a block), and plain floats without scales. A weight is
 always the stored number times its scale, also where the name says "inv".
 
+Other quantizations, such as MXFP4, are read by the parts that name them in `Part.weights`.
+
 A GGUF file is read through a directory that stands for it: `bricks/gguf_files.py` writes config.json and tokenizer files as transformers
 reads them, a link to the file, and a record of where each tensor lies, under its name in transformers.
 """
@@ -22,7 +24,8 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import read_json
 from workbench.ground.identity import FileIdentity, identity_of
 from workbench.ground.lazy import torch
-from workbench.weights.header import BOUNDS, PACKED, TEXT_CONFIGS, Entry, Packing, Scale
+from workbench.ground.parts import imported, parts
+from workbench.weights.header import BOUNDS, PACKED, TEXT_CONFIGS, Entry, Packing, Scale, refusal
 from workbench.weights.specs import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -30,24 +33,28 @@ if TYPE_CHECKING:
 
 
 _FLOATS = ("F8_E4M3", "F8_E5M2")
+_HERE = "weights.packed.fold"
+_FLOATS_READ = ("fp8", "fbgemm_fp8", "compressed-tensors/float-quantized", "modelopt/FP8")
 # Scales of activations and of the key-value cache: 8-bit inference uses them, and weights in bfloat16 do not need them.
-_ACTIVATIONS = re.compile(
+ACTIVATIONS = re.compile(
     r"(^|[._])(input_scale|input_global_scale|input_scale_ub|activation_scale|output_scale|[qkv]_scale|kv_scale|prob_scale)$"
 )
 _STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _AGAIN = "The files are incomplete or damaged: download them again."
 
 
-def is_read(quantization: Any) -> bool:
-    """Return whether the weights of a `quantization_config` are 8-bit floats that are read here."""
+def reader_of(quantization: Any) -> str | None:
+    """Return the place of the function that finds the tensors of a `quantization_config`: `fold`, or a part's. None if nothing reads it.
+
+    A part names `quant_method`, or it with one of `format`, `quant_algo` and `bits`: "mxfp4", "gptq/4".
+    """
     if not isinstance(quantization, dict):
-        return False
+        return None
     method = quantization.get("quant_method")
-    if method in ("fp8", "fbgemm_fp8"):
-        return True
-    if method == "compressed-tensors":
-        return quantization.get("format") == "float-quantized"
-    return method == "modelopt" and quantization.get("quant_algo") == "FP8"
+    known = [str(method), *(f"{method}/{quantization.get(key)}" for key in ("format", "quant_algo", "bits"))]
+    if any(name in _FLOATS_READ for name in known):
+        return _HERE
+    return next((part.weights[name] for name in known for part in parts().values() if name in part.weights), None)
 
 
 @dataclass
@@ -69,15 +76,20 @@ def fold(entries: Mapping[str, Entry], config: Mapping[str, object], path: Path,
     Raises:
         WorkbenchError: If a weight lacks its scales, or if the shape of scales does not say which values they belong to.
     """
-    packed = [name for name, entry in entries.items() if entry.packing and entry.packing.kind in _FLOATS]
-    if not packed:
-        return Folded(dict(entries))
     quantization = config.get("quantization_config") or config.get("compression_config")
     quantization = quantization if isinstance(quantization, dict) else {}
     # The dtype that the model computes in, as a name of safetensors.
-    parts = [config, *(config.get(name) for name in TEXT_CONFIGS)]
-    named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+    places = [config, *(config.get(name) for name in TEXT_CONFIGS)]
+    named = [part.get(key) for part in places if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
     dtype = next((_STORED[str(name)] for name in named if str(name) in _STORED), "BF16")
+    if (place := reader_of(quantization)) and place != _HERE:
+        folded: Folded = imported(place)(entries, config, dtype, label)
+        if not folded.notes:  # config.json says so, and no tensor does
+            raise refusal(quantization, path, label)
+        return folded
+    packed = [name for name, entry in entries.items() if entry.packing and entry.packing.kind in _FLOATS]
+    if not packed:
+        return Folded(dict(entries))
     left, used = dict(entries), Counter[str]()
     scales = {name: next((scale for scale in _scale_names(name) if scale in entries), None) for name in packed}
     scaled = bool(quantization) or any(scales.values())
@@ -92,7 +104,7 @@ def fold(entries: Mapping[str, Entry], config: Mapping[str, object], path: Path,
         packing = replace(entry.packing, scale=scale)
         left[name] = replace(entry, spec=TensorSpec(entry.spec.shape, dtype), packing=packing)
         used[_described(packing)] += 1
-    dropped = [name for name in left if _ACTIVATIONS.search(name)]
+    dropped = [name for name in left if ACTIVATIONS.search(name)]
     for name in dropped:
         del left[name]
     return Folded(left, list(_notes(used, dropped, dtype)))
@@ -267,14 +279,17 @@ class PackedSource:
         Raises:
             WorkbenchError: If a value is NaN or infinite.
         """
-        values = self._rows(start, stop)
-        if self._scales is not None:
-            values = values * self._scale_rows(start, stop)
-        if self._packing.shift:
-            values = values + self._packing.shift
+        values = self._values(start, stop)
         if not bool(values.isfinite().all()):
             self._refuse(values, start)
         out.copy_(values)
+
+    def _values(self, start: int, stop: int) -> Tensor:
+        """Return rows start..stop in float32; readers of parts have their own."""
+        values = self._rows(start, stop)
+        if self._scales is not None:
+            values = values * self._scale_rows(start, stop)
+        return values + self._packing.shift if self._packing.shift else values
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """Return rows start..stop in the order of the model, without scales."""

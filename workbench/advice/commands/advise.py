@@ -118,7 +118,7 @@ def _of_recipe(path: str) -> tuple[dict[str, str], str]:
     bricks = {name: recipe.fields.bricks[name] for name in dict.fromkeys(named)}
     if not bricks:
         raise UsageError(f"{path}: no step merges bricks", "Name bricks, or a recipe with a merge step.")
-    if not isinstance(recipe.fields.base, str):
+    if hasattr(recipe.fields.base, "adapter"):
         raise UsageError(
             f"{path}: its base is a model with an adapter",
             "Write that model first (`workbench brick bake`), and name the bricks with it as --base.",
@@ -133,7 +133,7 @@ def _of_recipe(path: str) -> tuple[dict[str, str], str]:
         below = recipe.project / target
         return str(below) if below.is_dir() else target
 
-    return {name: place(brick.target) for name, brick in bricks.items()}, place(recipe.fields.base)
+    return {name: place(brick.target) for name, brick in bricks.items()}, place(recipe.fields.base_name)
 
 
 def _places(names: list[str]) -> dict[str, str]:

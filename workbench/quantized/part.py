@@ -1,0 +1,14 @@
+"""Readers of weights in 4 and 8 bits: MXFP4, bitsandbytes, compressed-tensors, GPTQ and AWQ. At most 50 names."""
+
+from workbench.ground.parts import Part
+
+PART = Part(
+    weights={
+        "mxfp4": "quantized.mxfp4.fold",
+        "bitsandbytes": "quantized.bitsandbytes.fold",
+        "compressed-tensors/pack-quantized": "quantized.compressed.fold",
+        "compressed-tensors/nvfp4-pack-quantized": "quantized.compressed.fold",
+        "gptq/4": "quantized.transposed.fold_gptq",
+        "awq/4": "quantized.transposed.fold_awq",
+    }
+)
