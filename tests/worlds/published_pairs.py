@@ -213,7 +213,10 @@ def merged(walked: Walk, recipe: str, expected: dict[str, torch.Tensor]) -> str:
     """
     moved = max(error_of(walked.start[name], tensor) for name, tensor in expected.items() if tensor.is_floating_point())
     assert moved > 100 * CLOSE, "the brick changes nothing"
-    place = Path(walked.base.project.run(recipe)["model"])
+    few = (
+        "base: {id: base, dequantize: true}\n" if '"mxfp4"' in (walked.folder / "base" / "config.json").read_text("utf-8") else ""
+    )
+    place = Path(walked.base.project.run(few + recipe)["model"])
     stored, want = tensors_of(place), tensors_of(walked.base.trained)
     tied = {
         name for name in want.keys() - stored.keys() if name in dict(getattr(walked.base.kind, "_tied_weights_keys", None) or {})
