@@ -34,7 +34,7 @@ class Warned(JsonObject):
 @pytest.fixture
 def unnamed(project: Project, cwd: None) -> Project:
     """A project with a brick that names another base, and the recipe `test` that merges it."""
-    own = Path(shutil.copytree(project.path / "bricks/one", project.path / "own"))
+    own = Path(shutil.copytree(project.path / "bricks/one", project.path / "own", ignore=lambda *_: ["README.md"]))
     edit_json(own / "adapter_config.json", base_model_name_or_path="org/other-1b")
     project.write(TEXT)
     return project
