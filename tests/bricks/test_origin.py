@@ -18,7 +18,8 @@ from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 from workbench.ground.errors import WorkbenchError
 from workbench.run.plan import plan
 
-SHOWN = "nothing shows that it was made on base"
+SHOWN = "which does not prove that it was made on base"
+ASKS = "If that is the same model, add `any_base: true`"
 
 
 def recipe(brick: Path, **settings: Any) -> str:
@@ -41,8 +42,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(project: Project, tmp_path: Path) -> Path:
-    """A LoRA of the project's base."""
-    return Path(shutil.copytree(project.path / "bricks/one", tmp_path / "own"))
+    """A LoRA of the project's base, without the model card that names it."""
+    return Path(shutil.copytree(project.path / "bricks/one", tmp_path / "own", ignore=lambda *_: ["README.md"]))
 
 
 def test_an_adapter_of_fewer_layers_is_refused(project: Project, foreign: Path) -> None:
@@ -57,7 +58,7 @@ def test_restricted_adapters_and_any_base(project: Project, llama: Path, tmp_pat
     some = save_adapter(llama, tmp_path / "some", seed=2, layers_to_transform=[0, 1])
     edit_json(some / "adapter_config.json", base_model_name_or_path="base")
     assert "another base" not in warnings(project, recipe(some))
-    assert "nothing shows" not in warnings(project, recipe(some))
+    assert SHOWN not in warnings(project, recipe(some))
     text = recipe(foreign, any_base=True)
     assert project.resolve(text).recipe.fields.bricks["brick"].data() == {"adapter": str(foreign), "any_base": True}
     assert "it updates layers 0 to 2" in warnings(project, text)
@@ -92,8 +93,9 @@ def test_the_class_that_peft_records(project: Project, own: Path, module: str, r
 def test_a_name_that_shows_nothing_is_a_warning(project: Project, own: Path, name: str | None) -> None:
     edit_json(own / "adapter_config.json", base_model_name_or_path=name)
     said = warnings(project, recipe(own))
-    assert SHOWN in said
-    assert (f"adapter_config.json names {name}" if name else "adapter_config.json names no base") in said
+    names = f"adapter_config.json names {name}" if name else "its adapter_config.json names no base"
+    assert f"brick 'brick' fits base in shape, {SHOWN} ({names})" in said.splitlines()
+    assert ASKS not in said, "nothing contradicts"
     assert SHOWN not in warnings(project, recipe(own, any_base=True))
 
 
@@ -104,23 +106,72 @@ def test_a_name_of_the_base_is_not(project: Project, own: Path, llama: Path, nam
 
 
 @pytest.mark.parametrize(
-    ("folder", "name", "shown"),
+    ("folder", "name", "said"),
     [
-        ("Llama-3.2-1B", "meta-llama/Llama-3.2-1B", False),
-        ("Llama-3.2-1B", "/workspace/models/llama-3.2-1b/", False),
-        ("Llama-3.2-1B", "unsloth/Llama-3.2-1B-bnb-4bit", True),
-        ("checkpoint-500", "/workspace/out/checkpoint-500", True),
-        ("base", "org/base", True),
+        ("Llama-3.2-1B", "meta-llama/Llama-3.2-1B", None),
+        ("Llama-3.2-1B", "/workspace/models/llama-3.2-1b/", None),
+        (
+            "Llama-3.2-1B",
+            "unsloth/Llama-3.2-1B-bnb-4bit",
+            "but adapter_config.json names unsloth/Llama-3.2-1B-bnb-4bit. If that is",
+        ),
+        ("Llama-3.2-1B", "/workspace/out/checkpoint-500", "(adapter_config.json names /workspace/out/checkpoint-500)"),
+        ("checkpoint-500", "/workspace/out/checkpoint-500", "(adapter_config.json names /workspace/out/checkpoint-500)"),
+        ("checkpoint-500", "org/other-1b", "(adapter_config.json names org/other-1b)"),
+        ("base", "org/base", "(adapter_config.json names org/base)"),
     ],
 )
-def test_a_copy_is_known_by_the_last_part_of_its_name(project: Project, own: Path, folder: str, name: str, shown: bool) -> None:
-    """A name that any folder may have shows nothing."""
+def test_a_copy_is_known_by_the_last_part_of_its_name(
+    project: Project, own: Path, folder: str, name: str, said: str | None
+) -> None:
+    """A name that any folder may have shows nothing, and contradicts nothing; only a contradiction asks for something."""
     place = project.path / "models" / folder
     place.parent.mkdir()
     place.symlink_to((project.path / "base").resolve())
     edit_json(own / "adapter_config.json", base_model_name_or_path=name)
-    said = warnings(project, f"base: models/{folder}\n{recipe(own)}")
-    assert ("nothing shows that it was made on" in said) is shown
+    found = [line for line in warnings(project, f"base: models/{folder}\n{recipe(own)}").splitlines() if "in shape" in line]
+    assert len(found) == (said is not None)
+    for line in found:
+        assert line.startswith(f"brick 'brick' fits models/{folder} in shape, ")
+        assert str(said) in line
+        assert (ASKS in line) is ("If that is" in str(said))
+        assert ("does not prove" in line) is not (ASKS in line)
+
+
+def test_the_model_card_of_an_adapter_names_its_base(project: Project, own: Path) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path="/workspace/out/model")
+    place = project.path / "models" / "Llama-3.2-1B"
+    place.parent.mkdir()
+    place.symlink_to((project.path / "base").resolve())
+    text = f"base: models/Llama-3.2-1B\n{recipe(own)}"
+    readme = own / "README.md"
+    for named, said in (
+        ("meta-llama/Llama-3.2-1B", ""),
+        ("meta-llama/Llama-3.2-3B", "README.md names meta-llama/Llama-3.2-3B. If that is"),
+        ("model", "(adapter_config.json names /workspace/out/model)"),
+    ):
+        readme.write_text(f"---\nlibrary_name: peft\nbase_model: {named}\n---\n# A card\n", "utf-8")
+        found = [line for line in warnings(project, text).splitlines() if "in shape" in line]
+        assert len(found) == bool(said), named
+        assert all(said in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        (
+            {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"},
+            " and model class",
+        ),
+        ({"base_model_class": "Mine", "parent_library": "mine.models"}, ""),
+        (None, ""),
+    ],
+)
+def test_the_class_that_was_compared_is_said(project: Project, own: Path, mapping: object, said: str) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path=None, auto_mapping=mapping)
+    assert f"brick 'brick' fits base in shape{said}, {SHOWN} (its adapter_config.json names no base)" in warnings(
+        project, recipe(own)
+    )
 
 
 def card(brick: Path, **base: Any) -> None:

@@ -14,8 +14,8 @@ from worlds.published_pairs import PAIRS, cells, entries
 
 RESULTS: dict[str, Any] = json.loads((PROJECT / "benchmarks/results/published-families.json").read_text("utf-8"))["families"]
 REFUSED = {
-    "full": "gpt_oss_mxfp4",
-    "lora": "qwen3_omni step3p7 kimi_k25 gpt_oss_mxfp4",
+    "full": "",
+    "lora": "qwen3_omni step3p7 kimi_k25",
     "text": "qwen3_omni",
     "extract": (
         # each expert is a tensor of its own, and all are one parameter in the live model
@@ -24,9 +24,7 @@ REFUSED = {
         "jamba minimax deepseek_v2 deepseek_v3_fp8 granitemoe "
         # an encoder, which the class of the causal language model lacks
         "qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe qwen2_5_vl qwen3_omni gemma3 llama4 glm5_next step3p7 kimi_k25 mistral3 qwen2_vl llava "
-        "paligemma mistral_small internvl "
-        # a base of four bits, which people dequantize first
-        "gpt_oss_mxfp4"
+        "paligemma mistral_small internvl"
     ),
 }
 """Pair -> the families whose brick is refused."""

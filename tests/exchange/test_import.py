@@ -139,6 +139,7 @@ def test_the_same_import_again_changes_nothing_and_other_numbers_are_refused(out
             "digest": scores.scores.configuration.digest,
             "new": False,
             "tasks": dict.fromkeys(sorted(TASKS), 24),
+            "warnings": [],
         }
     ]
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before

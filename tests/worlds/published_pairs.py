@@ -213,14 +213,12 @@ def merged(walked: Walk, recipe: str, expected: dict[str, torch.Tensor]) -> str:
     """
     moved = max(error_of(walked.start[name], tensor) for name, tensor in expected.items() if tensor.is_floating_point())
     assert moved > 100 * CLOSE, "the brick changes nothing"
-    few = (
-        "base: {id: base, dequantize: true}\n" if '"mxfp4"' in (walked.folder / "base" / "config.json").read_text("utf-8") else ""
-    )
+    config = (walked.folder / "base" / "config.json").read_text("utf-8")
+    few = "base: {id: base, dequantize: true}\n" if '"mxfp4"' in config else ""
     place = Path(walked.base.project.run(few + recipe)["model"])
     stored, want = tensors_of(place), tensors_of(walked.base.trained)
-    tied = {
-        name for name in want.keys() - stored.keys() if name in dict(getattr(walked.base.kind, "_tied_weights_keys", None) or {})
-    }
+    ties = dict(getattr(walked.base.kind, "_tied_weights_keys", None) or {})
+    tied = {name for name in want.keys() - stored.keys() if name in ties}
     computed = {name for name in walked.base.only if COMPUTED.search(name)}
     if stored.keys() != want.keys() - tied - computed:
         raise WrongError(f"the names on disk are not the base's: {sorted(stored.keys() ^ want.keys())[:4]}")

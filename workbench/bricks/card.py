@@ -335,15 +335,15 @@ def library(project: Path) -> list[tuple[str, BrickCard]]:
 
 def read_licence(path: Path) -> str | None:
     """Return `license` from the YAML header of a directory's README, or None."""
-    return _readme_header(path).get("license")
+    return readme_header(path).get("license")
 
 
 def read_title(path: Path) -> str | None:
     """Return `model_name` from the YAML header of a directory's README, which cards show as the title, or None."""
-    return _readme_header(path).get("model_name")
+    return readme_header(path).get("model_name")
 
 
-def _readme_header(path: Path) -> dict[str, str]:
+def readme_header(path: Path) -> dict[str, str]:
     """Return the top-level strings and numbers of a README's YAML header as written, or nothing if there is no valid header."""
     readme = path / "README.md"
     if not readme.is_file():

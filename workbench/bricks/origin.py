@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.bricks.brick import Brick, BrickSource
+from workbench.bricks.card import readme_header
 from workbench.bricks.fitting import PartlyFitted, lacking
 from workbench.bricks.header_folders import snapshot_with
 from workbench.ground.errors import WorkbenchError
@@ -58,13 +59,14 @@ class NamedBase:
         place = _directory(names[0], project)
         return place is not None and place.resolve() == self.path.resolve()
 
-    def is_called(self, name: str) -> bool:
-        """Return whether a name ends as this base's does: a copy of org/llama-3-8b in models/llama-3-8b, whose tensors fit the brick."""
-        last = [
+    def is_called(self, name: str) -> bool | None:
+        """Return whether a name ends as this base's does: a copy of org/llama-3-8b in models/llama-3-8b; None if one could be any model's."""
+        ends = [
             (_hub_id(text) or text).partition("@")[0].rstrip("/").rpartition("/")[2].casefold()
             for text in (name, self.reference, str(self.path))
         ]
-        return last[0] in last[1:] and not _ANY_MODEL.fullmatch(last[0])
+        mine, given, folder = ["" if _ANY_MODEL.fullmatch(end) else end for end in ends]
+        return True if mine and mine in (given, folder) else False if mine and given else None
 
 
 _ANY_MODEL = re.compile(
@@ -87,7 +89,7 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
     adapter must have updated on this base. An equal digest ends the search.
 
     Returns:
-        Warnings: no evidence that the brick was made on the base, or a contradiction that the recipe accepts.
+        Warnings: no proof that the brick was made on the base, a name that contradicts it, or a contradiction that the recipe accepts.
 
     Raises:
         WorkbenchError: If the evidence contradicts the base and `any_base` is false.
@@ -104,20 +106,29 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
         if any_base:
             return [f"{text}. The recipe accepts this (any_base), but the delta transfers only approximately"]
         reference = {"adapter": "adapter", "checkpoint": "checkpoint"}[brick.kind]
-        own = f"the brick's own base ({names[0]})" if names else "the brick's own base"
+        own = f"the brick's own base ({next(iter(names))})" if names else "the brick's own base"
         raise WorkbenchError(
             text,
             f"Set `base:` to {own}. To merge the brick on this base anyway, set any_base in the recipe: "
             f"`{brick.name}: {{{reference}: …, any_base: true}}`.",
         )
     should_name_base = brick.kind == "adapter" or names
-    if not should_name_base or any_base or digests or any(base.is_named(n, project) or base.is_called(n) for n in names):
+    called = {name: True if base.is_named(name, project) else base.is_called(name) for name in names}
+    if not should_name_base or any_base or digests or True in called.values():
         return []
-    evidence = f"{_CARD if brick.card else _CONFIG} names {names[0]}" if names else f"its {_CONFIG} names no base"
-    return [
-        f"{brick.label}: nothing shows that it was made on {base.reference} ({evidence}). If that is the same model, add "
-        f"`any_base: true` to the brick in the recipe, or list {base.reference} under base.aliases in its {_CARD}"
-    ]
+    recorded = (
+        brick.kind == "adapter"
+        and "transformers.models." in str(brick.adapter.config.get("auto_mapping"))
+        and _types(base.model.config)
+    )
+    fits = f"{brick.label} fits {base.reference} in shape{' and model class' if recorded else ''}"  # else it was refused before
+    evidence = f"{next(iter(names.values()))} names {next(iter(names))}" if names else f"its {_CONFIG} names no base"
+    if other := next((name for name, same in called.items() if same is False), None):
+        return [
+            f"{fits}, but {names[other]} names {other}. If that is the same model, add `any_base: true` to the brick in the recipe, "
+            f"or list {base.reference} under base.aliases in its {_CARD}"
+        ]
+    return [f"{fits}, which does not prove that it was made on {base.reference} ({evidence})"]
 
 
 def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
@@ -132,11 +143,16 @@ def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
     return tensor_digests(mine.entries, cache) == tensor_digests(theirs, cache)
 
 
-def _names(brick: Brick) -> list[str]:
-    """Return the names that the brick gives its base, the card's names first."""
-    card = [brick.card.base.id, *brick.card.base.aliases] if brick.card else []
-    config = [brick.adapter.config.get("base_model_name_or_path")] if brick.kind == "adapter" else []
-    return [str(name) for name in (*card, *config) if name]
+def _names(brick: Brick) -> dict[str, str]:
+    """Return the names that the brick gives its base, the card's first, and the file that says each; an adapter's README.md counts."""
+    names = dict.fromkeys([brick.card.base.id, *brick.card.base.aliases] if brick.card else (), _CARD)
+    if brick.kind == "adapter":
+        found = {
+            _CONFIG: brick.adapter.config.get("base_model_name_or_path"),
+            "README.md": readme_header(brick.path).get("base_model"),
+        }
+        names = {**{str(name): file for file, name in reversed(found.items()) if name}, **names}
+    return dict(sorted(names.items(), key=lambda item: (_CARD, _CONFIG, "README.md").index(item[1])))
 
 
 def _contradictions(brick: Brick, base: NamedBase, project: Path) -> Iterator[str]:

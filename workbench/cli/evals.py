@@ -104,8 +104,7 @@ def evaluate(
             scores = opened.scored(device, server, page.event)
         else:
             scores = opened.scored_on_cluster(request, device, server, workers, page.event)
-    recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
-    compared = len(opened.entries) > 1 and not recipes_alone
+    compared = len(opened.entries) > 1 and (controls or baseline or not any(e.resolved.recipe.path for e in opened.entries))
     comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps) if compared else None
     for card in card_scores(opened.entries, scores, comparison, opened.runs, out.warn):
         out.say(f"scores added to {relative(card)}")
@@ -122,7 +121,8 @@ def evaluate(
             out.say(f"page: workbench report{again}")
             recommended(comparison)
 
-    out.result(lambda: by_suite(scores, groups, Skipped.all(opened.left_out)), text, json=json)
+    warnings = comparison.warnings if comparison else ()
+    out.result(lambda: by_suite(scores, groups, Skipped.all(opened.left_out)), text, json=json, warnings=warnings)
     if tracker:
         out.say(log_runs(tracker, runs_of_scores(opened.entries, scores)))
     refuse_left_out(opened.left_out)

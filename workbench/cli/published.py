@@ -92,6 +92,7 @@ def _documents() -> dict[str, Any]:
 DOCUMENTS: Mapping[str, Any] = _documents()
 """Command -> type of the document that it prints with `--json`."""
 
+_WARNINGS = "Warnings of the command; empty without one."
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -102,6 +103,12 @@ def schema(command: str) -> dict[str, Any]:
     for name, part in {**made.get("$defs", {}), made.get("title", ""): made}.items():
         if name in classes:
             _describe(part, classes[name])
+    first = made.get("anyOf", [made])[0]
+    if first.get("type") != "array":
+        target = _resolved(first, made)
+        target["properties"].setdefault("warnings", {"type": "array", "items": {"type": "string"}, "description": _WARNINGS})
+        if "anyOf" not in made:
+            target["required"] = list(dict.fromkeys([*target.get("required", ()), "warnings"]))
     return {"$schema": _DIALECT, **made, "title": f"workbench {command} --json"}
 
 
@@ -174,8 +181,8 @@ def _intro(made: Mapping[str, Any]) -> str:
     return f"{text} Or a list of these." if len(parts) > 1 else text
 
 
-def _resolved(part: Mapping[str, Any], made: Mapping[str, Any]) -> Mapping[str, Any]:
+def _resolved(part: Mapping[str, Any], made: Mapping[str, Any]) -> Any:
     """Return a part of a schema, or the definition that it refers to."""
     if "$ref" not in part:
         return part
-    return dict(made["$defs"][part["$ref"].rpartition("/")[2]])
+    return made["$defs"][part["$ref"].rpartition("/")[2]]

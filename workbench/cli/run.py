@@ -66,10 +66,11 @@ def plan(
             _print_plans(plans)
         else:
             _print_plan(plans[0], runs)
-            for line in _advice(recipes[0]):
-                out.say(line)
 
-    out.result(lambda: plans if swept else plans[0], text, json=json)
+    warnings = () if swept and json else (warning for planned in plans for warning in planned.warnings)
+    out.result(lambda: plans if swept else plans[0], text, json=json, warnings=warnings)
+    for line in () if swept else _advice(recipes[0]):
+        out.say(line)
     if problems := list(dict.fromkeys(problem for planned in plans for problem in planned.problems)):
         downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if any(p.downloads for p in plans) else ""
         raise WorkbenchError(
@@ -106,8 +107,6 @@ def _print_plans(plans: Sequence[RunPlan]) -> None:
         right=(2, 3, 4, 5),
     )
     out.say(f"{len(plans)} configurations; each is written by `workbench run` with its name in quotes")
-    for warning in dict.fromkeys(warning for planned in plans for warning in planned.warnings):
-        out.warn(warning)
 
 
 def _print_plan(planned: RunPlan, runs: Path) -> None:
@@ -137,8 +136,6 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
         out.line(f"downloads {size(planned.download_bytes)} from the hub first: {fetched}")
     if planned.checked_at_run:
         out.line(f"checked at run: {'; '.join(_grouped(planned.checked_at_run))}")
-    for warning in planned.warnings:
-        out.warn(warning)
 
 
 def plans_cuda(device: str) -> bool:

@@ -64,7 +64,9 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
 
     run = find_run(runs_folder(runs_dir), name)
     record = run.read_record()
-    out.result(lambda: record, lambda: _print(run, record), json=json)
+    routers: list[Any] = [step.router for step in record.steps or () if isinstance(step.router, dict)]
+    warnings = [*(warning for router in routers for warning in router.get("warnings") or ()), *(record.warnings or ())]
+    out.result(lambda: record, lambda: _print(run, record), json=json, warnings=warnings)
     if record.error and not json:
         raise WorkbenchError(f"{run.name} failed: {record.error}", "Fix the cause and run the recipe again.")
 
@@ -86,8 +88,6 @@ def _print(run: RunDirectory, record: RunRecord) -> None:
     if output and output.digest and output.parameters is not None and output.bytes is not None:
         place = f"{run.result.name:<6} {run.result}"
         out.line(f"{place}  {output.digest[:12]}, {output.parameters / 1e6:.1f} M parameters, {size(output.bytes)}")
-    for warning in record.warnings or ():
-        out.warn(warning)
 
 
 def _print_router(measured: Any) -> None:
@@ -102,8 +102,6 @@ def _print_router(measured: Any) -> None:
         out.line(f"       tied: {', '.join(tie['bricks'])}; {tie['acts']} acts")
     if (abstain := measured.get("abstain")) and isinstance(abstain.get("threshold"), (int, float)):
         out.line(f"       threshold of confidence: {abstain['threshold']:.4g}")
-    for warning in measured.get("warnings") or []:
-        out.warn(warning)
 
 
 @app.command()

@@ -138,16 +138,14 @@ def check(
                 out.line(f"--- {task} {example.id}\n{example.prompt}")
                 out.line(f"choices: {example.choices}" if example.choices is not None else f"target: {example.target!r}")
 
-    out.result(lambda: report, text, json=json)
+    out.result(lambda: report, text, json=json, warnings=report.warned)
     _refuse_failed(report)
 
 
 def _print_checks(report: SuiteReport) -> None:
-    """Print the checks of a suite as a table, and what would repair the warnings."""
+    """Print the checks of a suite as a table."""
     marks = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
     out.table(["task", "check", "", "found"], [[c.task, c.check, marks[c.status], c.found] for c in report.checks])
-    for warning in (c for c in report.checks if c.status == "warning"):
-        out.warn(f"{warning.task}, {warning.check}: {warning.hint}")
 
 
 def _refuse_failed(report: SuiteReport) -> None:
@@ -217,7 +215,7 @@ def new(
         for line in next_steps(made):
             out.say(line)
 
-    out.result(lambda: CreatedSuite(**{**dict(made), "files": files, "check": report}), text, json=json)
+    out.result(lambda: CreatedSuite(**{**dict(made), "files": files, "check": report}), text, json=json, warnings=report.warned)
     _refuse_failed(report)
 
 

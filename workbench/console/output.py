@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.ground.events import Event, Whole
     from workbench.ground.results import JsonObject
 
-# json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
+# json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXX.
 _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
 
 
@@ -52,22 +52,40 @@ class Terminal:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last line of the command before, where several run in one process."""
+        """Forget the last line and the warnings of the command before, where several run in one process."""
         self._last: tuple[Any, ...] = ()
+        self._warned: dict[str, None] = {}
 
-    def result(self, document: Callable[[], JsonObject | Sequence[JsonObject]], text: Callable[[], None], *, json: bool) -> None:
+    def result(
+        self,
+        document: Callable[[], JsonObject | Sequence[JsonObject]],
+        text: Callable[[], None],
+        *,
+        json: bool,
+        warnings: Iterable[str] = (),
+    ) -> None:
         """Print the result of a command.
 
         Args:
-            document: Returns the document that `--json` prints; a sequence is printed as a list.
+            document: Returns the document that `--json` prints; a sequence is printed as a list. One object gets all warnings of the
+                command so far as its field `warnings`, and so does each entry of a list that has this field.
             text: Prints the result for people. Its messages (`say`, `warn`) are not printed if quiet.
             json: Value of `--json`.
+            warnings: Warnings about the result, which are printed after the text.
         """
         if not json:
             text()
+        for warning in warnings:
+            self.warn(warning)
+        if not json:
             return
         result = document()
-        self.json([one.to_dict() for one in result] if isinstance(result, Sequence) else result.to_dict())
+        listed = isinstance(result, Sequence)
+        documents = [one.to_dict() for one in (result if isinstance(result, Sequence) else [result])]
+        for one in documents:
+            if not listed or "warnings" in one:
+                one["warnings"] = list(dict.fromkeys([*(one.get("warnings") or ()), *self._warned]))
+        self.json(documents if listed else documents[0])
 
     def json(self, document: Any) -> None:
         """Print one JSON document on stdout."""
@@ -89,8 +107,10 @@ class Terminal:
         self.talk.print(shown(text))
 
     def warn(self, text: str) -> None:
-        """Print a warning on stderr, unless quiet."""
-        if not self.quiet:
+        """Print a warning on stderr, once a command and unless quiet. `result` adds it to the document."""
+        known = text in self._warned
+        self._warned[text] = None
+        if not self.quiet and not known:
             self.stop()
             self.talk.print(f"[yellow]warning:[/] {shown(text)}")
 

@@ -119,6 +119,11 @@ class SuiteReport(JsonObject):
         """Checks that failed."""
         return [check for check in self.checks if check.status == "failed"]
 
+    @property
+    def warned(self) -> list[str]:
+        """What would repair the checks that only warn."""
+        return [f"{check.task}, {check.check}: {check.hint}" for check in self.checks if check.status == "warning"]
+
 
 @dataclass(frozen=True)
 class Reader:

@@ -80,7 +80,7 @@ def import_(
         else:
             out.say("to compare, import another run on the same documents and prompts")
 
-    out.result(lambda: [ImportedScores.by(one.scores, one.new) for one in imported], text, json=json)
+    out.result(lambda: [ImportedScores.by(one.scores, one.new, one.notes) for one in imported], text, json=json)
 
 
 def pull(

@@ -140,7 +140,7 @@ class _Builder:
         check_streams(resolved, self.hub, findings)
         findings.warnings += edit_warnings(resolved, self.hub, findings)
         deferred = (*self.checkpoint.deferred, *findings.deferred, *(d for b in resolved.bricks.values() for d in b.deferred))
-        return replace(resolved, warnings=tuple(findings.warnings), deferred=deferred)
+        return replace(resolved, warnings=tuple(dict.fromkeys(findings.warnings)), deferred=deferred)
 
     @cached_property
     def _base_digest(self) -> str:

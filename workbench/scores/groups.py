@@ -60,6 +60,8 @@ class SuiteScores(JsonObject):
     """Scored configurations, controls first."""
     left_out: list[Skipped] | None = absent()
     """Configurations that were skipped, if there are any. The exit code is then 1."""
+    warnings: list[str] = []
+    """Warnings of the command."""
 
 
 def by_suite(
@@ -105,9 +107,11 @@ class ImportedScores(JsonObject):
     """False if the store already had the same numbers under this name."""
     tasks: dict[str, int]
     """Task -> number of items."""
+    warnings: list[str]
+    """What was left out of the files, or differs between them."""
 
     @classmethod
-    def by(cls, scores: Scores, new: bool) -> ImportedScores:
+    def by(cls, scores: Scores, new: bool, warnings: Sequence[str]) -> ImportedScores:
         """Return the entry of imported scores."""
         return cls(
             suite=scores.suite,
@@ -116,6 +120,7 @@ class ImportedScores(JsonObject):
             digest=scores.configuration.digest,
             new=new,
             tasks={task: about.n for task, about in scores.tasks.items()},
+            warnings=list(warnings),
         )
 
 

@@ -69,15 +69,13 @@ def transplant(
     out.quiet = quiet or json
     wanted = Wanted(brick_directory(brick), target, on, by, mapping, texts, force)
     report = run(wanted, to, project=Path.cwd(), device=pick_device(device), events=out.event)
-    out.result(lambda: report, lambda: _print(report), json=json)
+    out.result(lambda: report, lambda: _print(report), json=json, warnings=report.notes)
 
 
 def _print(report: Transplant) -> None:
     """Print the layers, the match, the losses and what was not carried."""
     from workbench.run.forms import adapter_hints
 
-    for note in report.notes:
-        out.warn(note)
     out.table(
         ["layer", "takes", "modules", "matched", "under 0.2"],
         [

@@ -215,7 +215,7 @@ def extract(
     error = _error(energy, tolerance)
     policy = Policy(rank if error or rank else 32, error, getattr(torch, dtype), "approximate", embeddings, rest)
     made = run(checkpoint, base, to, policy, Work(pick_device(device), threads, out.event), project=Path.cwd())
-    out.result(lambda: made, lambda: _print_extracted(made), json=json)
+    out.result(lambda: made, lambda: _print_extracted(made), json=json, warnings=made.notes or ())
 
 
 def _print_extracted(made: Extraction) -> None:
@@ -228,8 +228,6 @@ def _print_extracted(made: Extraction) -> None:
     for names, text in ((made.whole, "saved whole"), (made.dropped, "dropped (the base's values stay)")):
         if names:
             out.line(f"{text}: {', '.join(_by_kind(names))}")
-    for note in made.notes or ():
-        out.warn(note)
     out.say(f"{made.adapter}: {size(made.bytes)}, {made.parameters / 1e6:.1f} M parameters")
     for line in (*adapter_hints(made.base, made.adapter, made.base), f"show:   workbench brick show {shell(made.adapter)}"):
         out.say(line)

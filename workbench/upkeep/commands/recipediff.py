@@ -33,7 +33,8 @@ def diff(
     names = [f"{relative(one.path) if one.path else one.name}{one.point}" for one in map(find, (first, second))]
     hub = Hub(headers_only=True, events=out.event)
     found = recipe_difference(load_named(first), load_named(second), hub, (names[0], names[1]))
-    out.result(lambda: found, lambda: _differences(found), json=json)
+    warnings = [f"digests of the {unread.recipe} recipe are not known: {unread.reason}" for unread in found.unread]
+    out.result(lambda: found, lambda: _differences(found), json=json, warnings=warnings)
 
 
 def _differences(found: RecipeDifference) -> None:
@@ -53,8 +54,6 @@ def _differences(found: RecipeDifference) -> None:
             for one in found.inputs
         ]
         out.table(["input", found.first, found.second, "content"], cells)
-    for unread in found.unread:
-        out.warn(f"digests of the {unread.recipe} recipe are not known: {unread.reason}")
     if found.same_result is not None:
         out.say(f"both recipes make {'the same configuration' if found.same_result else 'different configurations'}")
 
