@@ -86,9 +86,9 @@ class Places:
         """Return the parts of a live tensor, one per expert, or nothing if the disk does not store it in a supported order."""
         spots = []
         if len(self.shape(name) or ()) > 3:  # a convolution's kernel: in the row view, all its dimensions but the last are rows
-            disk = self.whole(name)
-            spec = self.specs[disk] if disk else None
-            return [Spot(disk, 0, 0, None, (0, spec.rows), (0, spec.cols), False)] if disk and spec else []
+            kernel = self.whole(name)
+            spec = self.specs[kernel] if kernel else None
+            return [Spot(kernel, 0, 0, None, (0, spec.rows), (0, spec.cols), False)] if kernel and spec else []
         for piece in self.pieces(name):
             disk = self.specs[piece.disk].shape
             if len(piece.size) == 1:

@@ -79,7 +79,8 @@ def place_in(own: Mapping[str, object], whole: Mapping[str, object]) -> tuple[st
         text, model = (skeleton(json.dumps(config, sort_keys=True)) for config in (own, whole))
     except WorkbenchError:
         return None
-    prefix = text.base_model_prefix if hasattr(text, text.base_model_prefix) else "model"  # Llama 4's names a module that it lacks
+    # Llama 4's prefix names a module that it lacks.
+    prefix = text.base_model_prefix if hasattr(text, text.base_model_prefix) else "model"
     for inner, stem in ((text, ""), (getattr(text, prefix, None), f"{prefix}.")):
         found = [name for name, module in model.named_modules() if name and type(module) is type(inner)]
         if len(found) == 1 and type(text) is not type(model) and f"{found[0]}." != stem:
