@@ -99,9 +99,10 @@ def test_a_name_that_shows_nothing_is_a_warning(project: Project, own: Path, nam
     assert SHOWN not in warnings(project, recipe(own, any_base=True))
 
 
-@pytest.mark.parametrize("name", ["base", "./base", "base/", "absolute"])
+@pytest.mark.parametrize("name", ["base", "./base", "base/", "absolute", "the folder that base links to"])
 def test_a_name_of_the_base_is_not(project: Project, own: Path, llama: Path, name: str) -> None:
-    edit_json(own / "adapter_config.json", base_model_name_or_path=str(llama) if name == "absolute" else name)
+    names = {"absolute": str(llama), "the folder that base links to": f"org/{llama.name}"}
+    edit_json(own / "adapter_config.json", base_model_name_or_path=names.get(name, name))
     assert SHOWN not in warnings(project, recipe(own))
 
 

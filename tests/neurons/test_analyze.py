@@ -40,7 +40,7 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 def test_functions_get_a_verdict_pages_tables_and_sets(world: Project) -> None:
     printed = document("analyze", "base", "--data", "texts.jsonl", "-o", "found")
     found = world.path / "found"
-    assert set(printed) == {"functions"}
+    assert set(printed) == {"functions", "warnings"}
     answer = printed["functions"]
     assert json.loads((found / "functions.json").read_text("utf-8")) == answer
     for row in answer["functions"]:
@@ -128,7 +128,7 @@ def test_the_project_s_texts_are_the_default(world: Project) -> None:
 def test_several_questions_share_a_page(world: Project) -> None:
     options = ("base", "--data", "texts.jsonl", "-o", "found")
     printed = document("analyze", *options, "--sparsity", "--partition", "kmeans", "--experts", "4")
-    assert set(printed) == {"sparsity", "partition"}
+    assert set(printed) == {"sparsity", "partition", "warnings"}
     page = (world.path / "found" / "index.html").read_text("utf-8")
     assert all(f'<section id="{name}">' in page for name in ("sparsity", "partition"))
 

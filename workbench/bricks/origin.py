@@ -116,12 +116,9 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
     called = {name: True if base.is_named(name, project) else base.is_called(name) for name in names}
     if not should_name_base or any_base or digests or True in called.values():
         return []
-    recorded = (
-        brick.kind == "adapter"
-        and "transformers.models." in str(brick.adapter.config.get("auto_mapping"))
-        and _types(base.model.config)
-    )
-    fits = f"{brick.label} fits {base.reference} in shape{' and model class' if recorded else ''}"  # else it was refused before
+    mapping = brick.adapter.config.get("auto_mapping") if brick.kind == "adapter" else None
+    alike = " and model class" if "transformers.models." in str(mapping) and _types(base.model.config) else ""  # else refused
+    fits = f"{brick.label} fits {base.reference} in shape{alike}"
     evidence = f"{next(iter(names.values()))} names {next(iter(names))}" if names else f"its {_CONFIG} names no base"
     if other := next((name for name, same in called.items() if same is False), None):
         return [
@@ -145,14 +142,12 @@ def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
 
 def _names(brick: Brick) -> dict[str, str]:
     """Return the names that the brick gives its base, the card's first, and the file that says each; an adapter's README.md counts."""
-    names = dict.fromkeys([brick.card.base.id, *brick.card.base.aliases] if brick.card else (), _CARD)
-    if brick.kind == "adapter":
-        found = {
-            _CONFIG: brick.adapter.config.get("base_model_name_or_path"),
-            "README.md": readme_header(brick.path).get("base_model"),
-        }
-        names = {**{str(name): file for file, name in reversed(found.items()) if name}, **names}
-    return dict(sorted(names.items(), key=lambda item: (_CARD, _CONFIG, "README.md").index(item[1])))
+    card = dict.fromkeys(filter(None, [brick.card.base.id, *brick.card.base.aliases] if brick.card else ()), _CARD)
+    if brick.kind != "adapter":
+        return card
+    config, readme = brick.adapter.config.get("base_model_name_or_path"), readme_header(brick.path).get("base_model")
+    others = [(config, _CONFIG), (None if readme == config else readme, "README.md")]
+    return card | {str(name): file for name, file in others if name and name not in card}
 
 
 def _contradictions(brick: Brick, base: NamedBase, project: Path) -> Iterator[str]:

@@ -312,15 +312,12 @@ def _table(columns: Columns) -> None:
         [head for head, _ in columns.values()],
         zip(*(cells for _, cells in columns.values()), strict=True),
         right=[i for i, key in enumerate(keys) if key not in _LEFT],
-        style=lambda i, cell: _style(cell) if keys[i] == "verdict" else "",
+        style=lambda i, cell: next(
+            (style for word, style in STYLES.items() if keys[i] == "verdict" and cell.startswith(word)), ""
+        ),
     )
     if len(rest) > 1:
         _table(rest)
-
-
-def _style(cell: str) -> str:
-    """Return the color of a verdict, whatever is said after its word."""
-    return next((style for word, style in STYLES.items() if cell.startswith(word)), "")
 
 
 def _block(columns: Columns, rows: Sequence[Difference], units: Mapping[str, Unit]) -> None:

@@ -131,6 +131,10 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
         + (", and the passes over texts" if any("needs" in step for step in steps) else "")
         + (f"; cached: {', '.join(planned.cached)}" if planned.cached else "")
     )
+    if planned.config:
+        from workbench.ground.yamldoc import flow
+
+        out.line(f"config.json: {flow(planned.config)}")
     if planned.downloads:
         fetched = ", ".join(f"{d.repository}@{d.commit[:10]} {size(d.bytes)}" for d in planned.downloads)
         out.line(f"downloads {size(planned.download_bytes)} from the hub first: {fetched}")

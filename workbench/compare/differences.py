@@ -291,7 +291,7 @@ def _compared(cell: TestedCell, ruling: Ruling, ends: tuple[float, float], alpha
         return "equivalent", None, None
     if standing := ruling.withheld(alpha):
         return "cannot tell", skewed(pair.clusters), pair.needs_to_stand(standing, alpha)
-    if ruling.least > alpha and not _few_changed(pair):
+    if ruling.least > alpha and 2 * pair.changes.moved >= pair.clusters:  # else more items help as well as more clusters
         return "cannot tell", _never_significant(pair, ruling), None
     if margin is not None and -margin < ends[0] and ends[1] < margin:
         both = [cell.drawn.needs_to_exclude(margin, side, ruling.level(pair)) for side in (-1, 1)]
@@ -336,11 +336,6 @@ def _too_few(pair: Pair) -> tuple[str, int | None]:
     """Return the reason of a verdict on too few clusters, and the number of items that would help."""
     reason = f"too few clusters: {pair.clusters}, at least {FEW_CLUSTERS} needed"
     return reason, pair.needs(abs(pair.diff)) or math.ceil(pair.n * MANY_CLUSTERS / pair.clusters)
-
-
-def _few_changed(pair: Pair) -> bool:
-    """Return True if less than half of the clusters changed; more items then help as well as more clusters."""
-    return 2 * pair.changes.moved < pair.clusters
 
 
 def _never_significant(pair: Pair, ruling: Ruling) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from workbench.ground.events import Event, Whole
     from workbench.ground.results import JsonObject
 
+    Document = JsonObject | Sequence[JsonObject]
+
 # json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
 _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
 
@@ -57,12 +59,7 @@ class Terminal:
         self._warned: dict[str, None] = {}
 
     def result(
-        self,
-        document: Callable[[], JsonObject | Sequence[JsonObject]],
-        text: Callable[[], None],
-        *,
-        json: bool,
-        warnings: Iterable[str] = (),
+        self, document: Callable[[], Document], text: Callable[[], None], *, json: bool, warnings: Iterable[str] = ()
     ) -> None:
         """Print the result of a command.
 

@@ -105,7 +105,8 @@ def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[BuiltItem], int,
         _built_item(task, plan.items[name][number].id, instances, gold[number], means) for number, instances in grouped.items()
     ]
     lower = {m for m in means if not task.higher_is_better().get(m, True)}
-    for pattern in _patterns(task) if task.OUTPUT_TYPE == "generate_until" and not _perfect(items, lower) else ():
+    perfect = all(_is_full(metric, value, lower) for item in items for metric, value in item.metrics.items())
+    for pattern in _patterns(task) if task.OUTPUT_TYPE == "generate_until" and not perfect else ():
         items = _in_sentences(task, grouped, gold, items, pattern, means, lower)
     shots = int(task.config.num_fewshot or 0)
     pool = {_pair(task, doc, task.fewshot_cfg) for doc in task.fewshot_docs() or ()} if shots else set()
@@ -116,10 +117,6 @@ def _patterns(task: Any) -> list[str]:
     """Return the regular expressions of the task's filters. They may expect a sentence, while the target is the bare answer."""
     steps = [step() for ensemble in task._filters for step in ensemble.filters]
     return list(dict.fromkeys(str(step.regex_pattern) for step in steps if hasattr(step, "regex_pattern")))
-
-
-def _perfect(items: Sequence[BuiltItem], lower: set[str]) -> bool:
-    return all(_is_full(metric, value, lower) for item in items for metric, value in item.metrics.items())
 
 
 def _is_full(metric: str, value: float, lower: set[str]) -> bool:

@@ -191,7 +191,8 @@ class Scorer:
                 "Check the server's log. For tasks with choices it must support /v1/completions with echo and logprobs.",
             ) from error
         seconds = round(time.perf_counter() - start, 3)
-        tokenizer = self._counting() if texts else None
+        of_model = self.plan.suite.backend == "hf"  # else the model is in another process
+        tokenizer = (self.lm.tokenizer if of_model else _tokenizer(self.plan.tokenizer)) if texts else None
         return {
             "rows": rows,
             "items": items,
@@ -205,10 +206,6 @@ class Scorer:
                 sum(layout.tokens for layout in layouts.values()) or sum(len(c) + len(a) - 1 for c, a in requests.pairs) or None
             ),
         }
-
-    def _counting(self) -> Any:
-        """Return the tokenizer that counts the tokens of answers: the model's, or the plan's if the model is in another process."""
-        return self.lm.tokenizer if self.plan.suite.backend == "hf" else _tokenizer(self.plan.tokenizer)
 
     def _layout(self, requests: Requests, group: RoutedGroup | None = None) -> PackedLayout:
         """Return the layout of a group's pairs, numbered within the group; that of all pairs is kept for other configurations."""

@@ -77,7 +77,8 @@ def question_of(prompt: str) -> tuple[str, str] | None:
                 return noun, _tense(match, "is")
     for form in _VERB_FORMS:
         if match := form.fullmatch(text):
-            verb = match.groupdict().get("participle") or _participle(match.groupdict().get("past") or "")
+            past = match.groupdict().get("past") or ""  # no verb, as in "who is X", or no known one
+            verb = match.groupdict().get("participle") or _PARTICIPLES.get(past) or (past if past.endswith("ed") else None)
             return (verb, f"{_tense(match, 'was')} by") if verb else None
     return None
 
@@ -86,11 +87,6 @@ def _tense(match: re.Match[str], default: str) -> str:
     """Return "is" or "was" for a form's verb; the default if the form has none, as in "who designed X"."""
     verb = match.groupdict().get("tense") or default
     return {"are": "is", "were": "was"}.get(verb, verb)
-
-
-def _participle(past: str) -> str | None:
-    """Return the participle of a verb in the past; None if it is no known one, as in "who is X"."""
-    return _PARTICIPLES.get(past) or (past if past.endswith("ed") else None)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class Recipe:
             "steps": list(steps),
             "seed": self.fields.seed,
             "bricks": {n: b.data() for n, b in self.fields.bricks.items() if n in keep},
-            "output": output.model_dump(exclude_none=True, exclude={"form"}) if output.form != "adapter" else {},
+            "output": output.model_dump(exclude_none=True, exclude={"form", "config"}) if output.form != "adapter" else {},
             **({"tokenizer": block.model_dump(exclude_none=True)} if block else {}),
         }
         return replace(from_data(data, self.project), typed=self._typed_derived(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,9 @@ class Output(Strict):
     """Dtype of the written tensors; default: the base's, and float32 for an adapter."""
     shard_size: str = "4GB"
     """Maximum size of each file of a checkpoint."""
+    config: dict[str, Any] | None = Field(None, min_length=1, exclude_if=lambda value: value is None)
+    """Fields of config.json with values of their own: `{rope_theta: 1000000}`, `{rope_scaling: {rope_type: yarn, factor: 4.0,
+    original_max_position_embeddings: 32768}}`. Transformers checks them, and tensors keep their shapes."""
 
     @field_validator("rank", mode="before")
     @classmethod
@@ -49,6 +53,9 @@ class Output(Strict):
             raise ValueError("`rank` belongs to `form: adapter`")
         if self.accept_error is not None and not isinstance(self.rank, int):
             raise ValueError("`accept_error` belongs to an adapter with a number as `rank`")
+        if self.config is not None and self.form == "adapter":
+            raise ValueError("an adapter has no config.json, so `config` belongs to another `form`")
+        json.dumps(self.config, allow_nan=False)
         return self
 
     @field_validator("shard_size")

@@ -60,7 +60,7 @@ def panels(view: Comparison, names: Container[str] | None = None) -> list[Panel]
     for task in view.tasks:
         key = keys[task.name]
         shared.setdefault(key, []).extend(by_task[task.name])
-        reach[key] = max(reach.get(key, 0.0), _reach(task))
+        reach[key] = max(reach.get(key, 0.0), (task.min_effect if task.tolerance is None else task.tolerance) or 0.0)  # visible
     axes = {keys[t]: axis(shared[keys[t]], unit, reach[keys[t]] or None) for t, unit in units.items()}
     return [_panel(view, t, by_task[t.name], axes[keys[t.name]]) for t in view.tasks if by_task[t.name]]
 
@@ -88,11 +88,6 @@ def _differences_on(view: Comparison, task: ComparedTask, names: Container[str] 
         differences,
         key=lambda d: (d.configuration in controls, (1 if task.lower else -1) * (worst if d.value is None else d.value)),
     )
-
-
-def _reach(task: ComparedTask) -> float:
-    """Return the minimum reach of the axis from zero: the tolerance or the smallest effect of interest must be visible."""
-    return (task.min_effect if task.tolerance is None else task.tolerance) or 0.0
 
 
 def _panel(view: Comparison, task: ComparedTask, differences: Sequence[Difference], scale: Scale) -> Panel:

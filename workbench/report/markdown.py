@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from workbench.compare.comparison import ComparedTask, Comparison
+from workbench.compare.comparison import Comparison
 from workbench.compare.configurations import ComparedConfiguration, Level
 from workbench.compare.differences import VERDICTS, Difference
 from workbench.compare.kept import Kept
@@ -117,14 +117,8 @@ def bullets(lines: Iterable[str]) -> str:
 
 def _summary(view: Comparison) -> Table:
     """Return the summary table."""
-    header = [
-        "Configuration",
-        "Role",
-        "Mean over skills",
-        *(_directed(t) for t in view.tasks),
-        "Kept",
-        f"Against {view.baseline}",
-    ]
+    tasks = [f"{t.name} (lower is better)" if t.lower else t.name for t in view.tasks]
+    header = ["Configuration", "Role", "Mean over skills", *tasks, "Kept", f"Against {view.baseline}"]
     return Table("summary", header, [_summary_row(view, c) for c in view.by_role], left=2)
 
 
@@ -137,10 +131,6 @@ def _summary_row(view: Comparison, c: ComparedConfiguration) -> list[str]:
         unit, e = unit_of(view, t.name), c.scores.get(t.name)
         cells.append(MISSING if e is None else unit.cell(unit.score(e.value), e.value, e.low, e.high))
     return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
-
-
-def _directed(task: ComparedTask) -> str:
-    return f"{task.name} (lower is better)" if task.lower else task.name
 
 
 def _undecided(view: Comparison) -> list[str | Table]:

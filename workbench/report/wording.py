@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from workbench.compare.comparison import ComparedTask, Comparison
 from workbench.compare.configurations import ComparedConfiguration
@@ -147,7 +147,7 @@ def scope(view: Comparison) -> str:
     if others:
         parts.append(f"{plural(len(others), 'other task')} ({listed(others)})")
     if retention:
-        parts.append(f"{listed(retention)}, which {_verb(retention, 'test')} what the base could already do")
+        parts.append(f"{listed(retention)}, which test{'' if len(retention) > 1 else 's'} what the base could already do")
     if guarded:
         parts.append(f"{listed(guarded)}, which must not get worse")
     items = plural(sum(t.n for t in tasks), "item")
@@ -157,11 +157,6 @@ def scope(view: Comparison) -> str:
         f"same items, and each difference from {view.baseline} is computed item by item."
         + (f" {listed(contrasts)}, paired by item." if contrasts else "")
     )
-
-
-def _verb(subjects: Sequence[str], verb: str) -> str:
-    """Return a verb in the present tense, singular for one subject."""
-    return verb if len(subjects) > 1 else f"{verb}s"
 
 
 def what(c: ComparedConfiguration) -> str:

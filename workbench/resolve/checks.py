@@ -159,7 +159,9 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
             f"brick '{name}': the `tokenizer` block of recipe {inner.recipe.name} {found}", f"{hint}. Or move its steps here."
         )
     changes = inner.recipe.steps or inner.base_adapter or resolved.recipe.fields.bricks[name].any_base
-    return [] if changes else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
+    told = [] if changes else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
+    own = f"brick '{name}': a merge takes tensors, and leaves out the `output: {{config:}}` of {inner.recipe.name}"
+    return [*told, own] if inner.recipe.fields.output.config else told
 
 
 def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:

@@ -258,7 +258,7 @@ class Resolved:
             return json_digest([last, output.dtype, output.rank])
         plain = [last, output.dtype if output.form != "adapter" else None]
         beside = [part.digest for part in (self.memory, self.router) if part]
-        return json_digest([*plain, *beside])
+        return json_digest([*plain, *beside, *filter(None, [meaning_of(output.config or {})])])
 
     @cached_property
     def generation(self) -> Mapping[str, object]:
@@ -279,7 +279,7 @@ class Resolved:
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         unread = {"shard_size"} if output.accept_error is not None else {"shard_size", "accept_error"}
         layout = output.model_dump(exclude=unread) if output.form == "adapter" else parse_size(output.shard_size)
-        return json_digest([self.key, layout, *self._beside_weights, *gates])
+        return json_digest([self.key, layout, *self._beside_weights, *gates, *([output.config] if output.config else [])])
 
     @property
     def _beside_weights(self) -> list[dict[str, object]]:

@@ -97,25 +97,16 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         found = [f"- `{step['id']}`: {text}" for step in grown if (text := removal_line(step))]
         found += [f"- `{step['id']}`: {GrowthCheck.model_validate(step['check']).line()}" for step in grown if "check" in step]
         lines += ["", "## Growth", "", *found] if found else []
+    if recipe.fields.output.config:
+        rows_of_config = ([f"`{name}`", as_markdown(yamldoc.flow(value))] for name, value in recipe.fields.output.config.items())
+        lines += ["", *markdown_rows(["changed in config.json", "value"], rows_of_config)]
     if recipe.fields.output.form == "checkpoint":
-        lines += [
-            "",
-            "## Loading",
-            "",
-            "```python",
-            f"from transformers import {loader}",
-            "",
-            f'model = {loader}.from_pretrained("DIRECTORY")',
-            "```",
-        ]
+        code = ["```python", f"from transformers import {loader}", "", f'model = {loader}.from_pretrained("DIRECTORY")', "```"]
+        lines += ["", "## Loading", "", *code]
     lines += _routing(resolved, record)
     if said := record.get("said"):
-        lines += [
-            "",
-            "## Facts",
-            "",
-            *(f"- `{name}`: the model says {_line(FactsSaid.model_validate(row).in_words)}" for name, row in said.items()),
-        ]
+        told = {name: _line(FactsSaid.model_validate(row).in_words) for name, row in said.items()}
+        lines += ["", "## Facts", "", *(f"- `{name}`: the model says {text}" for name, text in told.items())]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
     versions, digest = record["versions"], record["output"]["digest"]
     lines += ["", "## Recipe", "", f"{fence}yaml", recipe_text.strip(), fence, "", "## Provenance", ""]

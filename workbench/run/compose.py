@@ -24,6 +24,7 @@ from workbench.models.layout import Model
 from workbench.recipe.methods import method
 from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result
 from workbench.resolve.resolved import Resolved
+from workbench.run.configured import configured
 from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of, shapes_before
 from workbench.steps import MergeMethod
 from workbench.weights.device import default_threads
@@ -131,6 +132,7 @@ def brick_model(name: str, resolved: Resolved, device: torch.device, events: Eve
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
     """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them."""
+    configured(resolved)  # a bad override is refused before any work
     current, results = resolved.base, list[StepResult]()
     memory, router = resolved.memory, resolved.router
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
@@ -144,7 +146,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         current, memory, router = made.model, made.memory or memory, made.router or router
     if changes_result(resolved.recipe.fields.output):
         current = Model(adapt(current, resolved.base, resolved.recipe.fields.output), current.config)
-    return Composition(current, results, memory, router)
+    return Composition(configured(resolved, current), results, memory, router)
 
 
 def step_context(resolved: Resolved, number: int, device: torch.device, events: Events = no_events) -> StepContext:
@@ -159,7 +161,9 @@ def step_context(resolved: Resolved, number: int, device: torch.device, events: 
         return brick_model(name, resolved, device, events)
 
     def model_before() -> Model:
-        first = replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:number]))
+        output = resolved.recipe.fields.output.model_copy(update={"config": None})
+        fields = resolved.recipe.fields.model_copy(update={"output": output})
+        first = replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:number], fields=fields))
         return compose(first, device, events).model
 
     def brick_adapter(name: str) -> Adapter:

@@ -53,8 +53,8 @@ def needs_no_torch(resolved: Resolved) -> bool:
 
     Headers and configurations decide this, before any number is read.
     """
-    recipe = resolved.recipe
-    if recipe.fields.output.form != "checkpoint" or resolved.vocabulary is not None or resolved.beside:
+    recipe, output = resolved.recipe, resolved.recipe.fields.output
+    if output.form != "checkpoint" or output.config or resolved.vocabulary is not None or resolved.beside:
         return False
     names = {name for step in recipe.steps for name in recipe.used_bricks(step)}
     bricks = [resolved.on_disk[name] for name in names if name in resolved.on_disk]

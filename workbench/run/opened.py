@@ -173,7 +173,8 @@ class ConfigurationRecord(Result):
 def refers_to_base(resolved: Resolved) -> bool:
     """Return True if a recipe's memory or router acts on the unchanged base, so that no weights are written."""
     alone = bool(resolved.recipe.memory or resolved.recipe.router) and len(resolved.recipe.steps) == 1
-    return alone and resolved.dtype_name is None and resolved.vocabulary is None and not resolved.unties
+    own = resolved.dtype_name is None and resolved.vocabulary is None and resolved.recipe.fields.output.config is None
+    return alone and own and not resolved.unties
 
 
 def write_record(out: Path, resolved: Resolved, digest: str) -> None:

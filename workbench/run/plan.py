@@ -10,6 +10,7 @@ from workbench.bricks.header_folders import Download, space_problems
 from workbench.ground.results import Number, Result, absent
 from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
+from workbench.run.configured import configured
 from workbench.run.costs import (
     TRANSFORMERS,
     Needs,
@@ -93,6 +94,8 @@ class RunPlan(Result):
     """Checks that need more than file headers, which the run makes before the first step."""
     device_bytes: int
     """Peak memory of the CUDA device in bytes; 0 for a run on the CPU."""
+    config: dict[str, Any] | None = absent()
+    """Fields of config.json that the recipe's `output` overrides."""
 
 
 def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> RunPlan:
@@ -112,6 +115,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         row, model = kind_of(step).plan_row(step, resolved, i, model, needs)
         steps.append(PlannedStep.model_validate({"id": step_id, step.verb: step.name, **row}))
+    configured(resolved, model)
     form = form_of(resolved)
     form.add_needs(resolved, needs)
     write = form.size(resolved)
@@ -148,4 +152,5 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         downloads=list(downloads),
         checked_at_run=list(resolved.deferred),
         device_bytes=on_device,
+        config=resolved.recipe.fields.output.config,
     )

@@ -235,7 +235,7 @@ def train_new(
     names, config = check_training(step, weights), growth.config
     source = resolved.tokenizer_at(at + 1)
     live = live_model(config, compute(Model(weights, config), torch.float32, device), source, device)
-    masks = _all_elements(live) if step.train.whole else new_elements(live, weights, config, names)
+    masks = dict.fromkeys(dict(live.named_parameters())) if step.train.whole else new_elements(live, weights, config, names)
     settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
     context.say("train", f"{settings.steps} steps of {settings.batch_size} rows, {_aim(step.train)}")
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
@@ -293,11 +293,6 @@ def _objective(training: NewTraining, context: StepContext, before: Model) -> Ob
         return CROSS_ENTROPY
     device, source = context.device, context.resolved.tokenizer_at(context.number)
     return distillation(live_model(before.config, compute(before, torch.float32, device), source, device))
-
-
-def _all_elements(live: PreTrainedModel) -> dict[str, Tensor | None]:
-    """Return a mask for every parameter of a live model that stands for all its elements."""
-    return dict.fromkeys(name for name, _ in live.named_parameters())
 
 
 @contextmanager
