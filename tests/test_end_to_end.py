@@ -78,7 +78,7 @@ def test_plan_and_run(world: Project) -> None:
 
 def test_eval_compare_report(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = document("eval", "recipes/all.yaml", "recipes/mean.yaml")
-    assert list(scored) == ["suite", "plan", "configurations"]
+    assert list(scored) == ["suite", "plan", "configurations", "warnings"]
     assert [c["name"] for c in scored["configurations"]] == ["base", "one", "two", "average", "all", "mean"]
     ran = document("run", "recipes/all.yaml")
     digest = {c["name"]: c["weights"] for c in scored["configurations"]}

@@ -107,7 +107,7 @@ def test_scores_by_suite_as_eval_prints_them(tmp_path: Path) -> None:
     assert one[0].plan == other[0].plan, "suites that differ in their analysis alone have one plan"
     found = by_suite(one, {("one", "ties"): [group], ("one", "base"): []}, None)
     assert not isinstance(found, list)
-    assert found.to_dict() == {"suite": "one", "plan": one[0].plan, "configurations": lines}
+    assert found.to_dict() == {"suite": "one", "plan": one[0].plan, "configurations": lines, "warnings": []}
     both = by_suite([*one, *other], {}, None)
     assert isinstance(both, list)
     assert [(s.suite, s.plan, len(s.configurations)) for s in both] == [("one", one[0].plan, 2), ("other", other[0].plan, 2)]

@@ -24,7 +24,6 @@ from workbench.models.layout import Model
 from workbench.recipe.methods import method
 from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result
 from workbench.resolve.resolved import Resolved
-from workbench.run.configured import configured
 from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of, shapes_before
 from workbench.steps import MergeMethod
 from workbench.weights.device import default_threads
@@ -132,7 +131,10 @@ def brick_model(name: str, resolved: Resolved, device: torch.device, events: Eve
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
     """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them."""
-    configured(resolved)  # a bad override is refused before any work
+    if resolved.recipe.fields.output.config:
+        from workbench.run.configured import configured
+
+        configured(resolved)  # a bad override is refused before any work
     current, results = resolved.base, list[StepResult]()
     memory, router = resolved.memory, resolved.router
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
@@ -146,7 +148,9 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         current, memory, router = made.model, made.memory or memory, made.router or router
     if changes_result(resolved.recipe.fields.output):
         current = Model(adapt(current, resolved.base, resolved.recipe.fields.output), current.config)
-    return Composition(configured(resolved, current), results, memory, router)
+    if resolved.recipe.fields.output.config:
+        current = configured(resolved, current)
+    return Composition(current, results, memory, router)
 
 
 def step_context(resolved: Resolved, number: int, device: torch.device, events: Events = no_events) -> StepContext:

@@ -14,6 +14,7 @@ from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config, skeleton
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
+from workbench.weights.header import POSITIONS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,8 +34,8 @@ def configured(resolved: Resolved, model: Model | None = None) -> Model:
     Raises:
         WorkbenchError: If a field is unknown or of another type, transformers refuses the result, or parameters get other shapes.
     """
-    if not (given := resolved.recipe.fields.output.config):
-        return model or resolved.base
+    given = resolved.recipe.fields.output.config
+    assert given is not None, "a recipe without overrides is not asked"
     model = model or shapes_before(resolved, len(resolved.recipe.steps))
     from huggingface_hub.errors import StrictDataclassError
 
@@ -80,7 +81,7 @@ def _merged(section: Mapping[str, Any], given: Mapping[str, Any], parsed: Pretra
                 raise WorkbenchError(f"{place}: expected a value like {current!r}, found {value!r}")
             merged[field] = {**current, **one} if isinstance(current, Mapping) and one else one
             setattr(parsed, field, merged[field])
-    if rotary and not given.keys().isdisjoint((*_ROPE, "max_position_embeddings")):
+    if rotary and not given.keys().isdisjoint((*_ROPE, *POSITIONS)):
         from transformers import modeling_rope_utils
 
         heard, own = list[str](), modeling_rope_utils.logger

@@ -20,7 +20,6 @@ from workbench.ground.lazy import torch
 from workbench.ground.manifest import seal
 from workbench.resolve.output import adapt, planned_bytes
 from workbench.resolve.resolved import Resolved
-from workbench.run.configured import configured
 from workbench.run.costs import Needs, adapter_whole
 from workbench.run.device import Work
 from workbench.run.kind import written_specs
@@ -84,7 +83,10 @@ class OutputForm(ABC):
         Raises:
             InvalidRecipeError: If the recipe has a memory or a router and the form holds none, or the other way round, or `config` is wrong.
         """
-        configured(resolved)
+        if resolved.recipe.fields.output.config:
+            from workbench.run.configured import configured
+
+            configured(resolved)
         beside = resolved.beside
         if beside and not self.acts_beside:
             raise InvalidRecipeError(

@@ -10,7 +10,6 @@ from workbench.bricks.header_folders import Download, space_problems
 from workbench.ground.results import Number, Result, absent
 from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
-from workbench.run.configured import configured
 from workbench.run.costs import (
     TRANSFORMERS,
     Needs,
@@ -115,7 +114,10 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         row, model = kind_of(step).plan_row(step, resolved, i, model, needs)
         steps.append(PlannedStep.model_validate({"id": step_id, step.verb: step.name, **row}))
-    configured(resolved, model)
+    if resolved.recipe.fields.output.config:
+        from workbench.run.configured import configured
+
+        configured(resolved, model)
     form = form_of(resolved)
     form.add_needs(resolved, needs)
     write = form.size(resolved)

@@ -17,7 +17,6 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.foreign_names import INDEX, SINGLE, convert_command
 from workbench.ground.identity import FileIdentity, check_unchanged
 from workbench.ground.lazy import torch
-from workbench.ground.parts import imported
 from workbench.ground.project import suggestion
 from workbench.ground.recognize import look
 from workbench.weights import kernels
@@ -175,8 +174,11 @@ class Checkpoint:
         """Open one tensor; the reader raises an error at the first NaN or infinity."""
         entry = self.entries[name]
         if entry.packing:
-            reader = imported(entry.packing.reader) if entry.packing.reader else PackedSource
-            source: Source = reader(entry, f"{self.label}: {name}", self._read_bytes)
+            if not entry.packing.reader:
+                return PackedSource(entry, f"{self.label}: {name}", self._read_bytes)
+            from workbench.ground.parts import imported
+
+            source: Source = imported(entry.packing.reader)(entry, f"{self.label}: {name}", self._read_bytes)
             return source
         descriptor = self._descriptor(entry.file)
         check_unchanged(descriptor, entry.identity, entry.file)

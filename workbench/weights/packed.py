@@ -24,7 +24,6 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import read_json
 from workbench.ground.identity import FileIdentity, identity_of
 from workbench.ground.lazy import torch
-from workbench.ground.parts import imported, parts
 from workbench.weights.header import BOUNDS, PACKED, TEXT_CONFIGS, Entry, Packing, Scale, refusal
 from workbench.weights.specs import DTYPES, TensorSpec
 
@@ -48,8 +47,10 @@ def reader_of(quantization: Any) -> str | None:
 
     A part names `quant_method`, or it with one of `format`, `quant_algo` and `bits`: "mxfp4", "gptq/4".
     """
-    if not isinstance(quantization, dict):
+    if not isinstance(quantization, dict) or not quantization:
         return None
+    from workbench.ground.parts import parts
+
     method = quantization.get("quant_method")
     known = [str(method), *(f"{method}/{quantization.get(key)}" for key in ("format", "quant_algo", "bits"))]
     if any(name in _FLOATS_READ for name in known):
@@ -83,6 +84,8 @@ def fold(entries: Mapping[str, Entry], config: Mapping[str, object], path: Path,
     named = [part.get(key) for part in places if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
     dtype = next((_STORED[str(name)] for name in named if str(name) in _STORED), "BF16")
     if (place := reader_of(quantization)) and place != _HERE:
+        from workbench.ground.parts import imported
+
         folded: Folded = imported(place)(entries, config, dtype, label)
         if not folded.notes:  # config.json says so, and no tensor does
             raise refusal(quantization, path, label)
