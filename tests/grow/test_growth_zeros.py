@@ -38,13 +38,14 @@ dtype: float32
 
 def imported(project: Project, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The recipe that `recipe import` makes of a mergekit file."""
-    from workbench.recipe.mergekit import import_recipe
+    from workbench.exchange.mergekit import import_recipe
 
     monkeypatch.chdir(project.path)
     (project.path / "pro.yml").write_text(text, "utf-8")
     return import_recipe(project.path / "pro.yml").text
 
 
+@pytest.mark.part("exchange")
 def test_llama_pro_as_mergekit_writes_it_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seven tensors in front of the zeros have no gradient at first; after one step of the zeros all nine have."""
     document = project.run(imported(project, LLAMA_PRO, monkeypatch), "pro.yaml")
@@ -59,6 +60,7 @@ def test_llama_pro_as_mergekit_writes_it_runs(project: Project, monkeypatch: pyt
     assert "have no gradient until the zeros" in card
 
 
+@pytest.mark.part("exchange")
 @pytest.mark.parametrize(
     ("filters", "dead"),
     [("o_proj v_proj", 5), ("down_proj up_proj", 4), ("o_proj down_proj input_layernorm post_attention_layernorm", 9)],

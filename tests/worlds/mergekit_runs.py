@@ -90,7 +90,7 @@ def run_recipe(path: Path) -> dict[str, torch.Tensor]:
 
 def imported(text: str, folder: Path, name: str = "test") -> tuple[dict[str, torch.Tensor], str, list[str]]:
     """The tensors of a YAML's recipe, its text and the notes."""
-    from workbench.recipe.mergekit import import_recipe, write_imported
+    from workbench.exchange.mergekit import import_recipe, write_imported
 
     (folder / f"{name}.yml").write_text(text, "utf-8")
     to = folder / "recipes" / f"{name}.yaml"

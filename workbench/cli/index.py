@@ -35,7 +35,7 @@ COMMANDS = {
     "recipe check": "cli.recipe",
     "recipe diff": "upkeep",
     "recipe schema": "cli.recipe",
-    "recipe import": "cli.recipe",
+    "recipe import": "exchange",
     "brick": "cli.brick.app",
     "brick ls": "cli.brick",
     "brick show": "upkeep",

@@ -1,4 +1,4 @@
-"""Commands `recipe new|check|diff|schema|import` and `methods`."""
+"""Commands `recipe new|check|schema` and `methods`."""
 
 from __future__ import annotations
 
@@ -159,30 +159,6 @@ def schema() -> None:
     from workbench.recipe.schema import recipe_schema
 
     out.json(recipe_schema())
-
-
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="YAML file for mergekit-yaml.", show_default=False)],
-    to: Annotated[Path | None, typer.Option("-o", "--out", help="Recipe file to write; default: print the recipe.")] = None,
-) -> None:
-    """Convert a mergekit YAML into a recipe with the same result.
-
-    If the file uses something that recipes do not have, lists it and writes nothing.
-    """
-    from workbench.recipe.mergekit import import_recipe, write_imported
-
-    imported = import_recipe(file, to)
-    if to is None:
-        out.line(imported.text.rstrip("\n"))
-    else:
-        write_imported(imported, to)
-        for path in (to, *imported.extra):
-            out.line(str(path))
-    for note in imported.notes:
-        out.say(f"note: {note}")
-    if to is not None:
-        out.say(f"next: workbench plan {shell(to)}")
 
 
 @reads_recipes

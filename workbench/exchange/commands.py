@@ -1,4 +1,4 @@
-"""Commands `scores import` and `scores pull`."""
+"""Commands `scores import`, `scores pull` and `recipe import`."""
 
 from __future__ import annotations
 
@@ -119,3 +119,26 @@ def pull(
     if pulled.refused:
         lines = "\n".join(f"{one.file}: {one.reason}" for one in pulled.refused)
         raise WorkbenchError(f"not taken from {pulled.source}:\n{lines}", "Everything else was taken." if not dry_run else None)
+
+
+def import_recipe(
+    file: Annotated[Path, typer.Argument(help="YAML file for mergekit-yaml.", show_default=False)],
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="Recipe file to write; default: print the recipe.")] = None,
+) -> None:
+    """Convert a mergekit YAML into a recipe with the same result.
+
+    If the file uses something that recipes do not have, lists it and writes nothing.
+    """
+    from workbench.exchange import mergekit
+
+    imported = mergekit.import_recipe(file, to)
+    if to is None:
+        out.line(imported.text.rstrip("\n"))
+    else:
+        mergekit.write_imported(imported, to)
+        for path in (to, *imported.extra):
+            out.line(str(path))
+    for note in imported.notes:
+        out.say(f"note: {note}")
+    if to is not None:
+        out.say(f"next: workbench plan {shell(to)}")

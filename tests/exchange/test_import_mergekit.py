@@ -14,8 +14,8 @@ import yaml
 from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit, run_mergekit_moe
 from worlds.tiny import save_finetuned, save_model, tensors_of
 
+from workbench.exchange.mergekit import import_recipe
 from workbench.ground.errors import WorkbenchError
-from workbench.recipe.mergekit import import_recipe
 
 REFUSED = {"refused"}
 RANDOM = {"dare_ties", "dare_linear", "della"}
@@ -112,11 +112,11 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
     from mergekit.parameter_resolver import resolve_parameter
     from pydantic import TypeAdapter
 
+    from workbench.exchange.mergekit.config import ImportReport
+    from workbench.exchange.mergekit.methods import setting
     from workbench.ground.yamldoc import Document
     from workbench.merge.mergekit.table import Parameter
     from workbench.models.layout import Model
-    from workbench.recipe.mergekit.config import ImportReport
-    from workbench.recipe.mergekit.methods import setting
     from workbench.steps.fields import Number, value_at
     from workbench.weights.checkpoint import Checkpoint
 

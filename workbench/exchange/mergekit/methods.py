@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from workbench.exchange.mergekit.config import Config, ImportReport, ModelSource, Scope
 from workbench.ground import yamldoc
 from workbench.ground.errors import nearest
 from workbench.merge.mergekit.table import KNOWN, Parameter, base_policy, parameters
 from workbench.models.layout import Layout
-from workbench.recipe.mergekit.config import Config, ImportReport, ModelSource, Scope
 
 Step = dict[str, object]
 

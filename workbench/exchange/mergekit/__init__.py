@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bricks.locate import kinds_of
+from workbench.exchange.mergekit.config import Config, Make, Reference, is_mixture, read_config, read_mixture, read_reference
+from workbench.exchange.mergekit.layers import SliceSources, is_layered, read_slices, stack_step, whole_slice
+from workbench.exchange.mergekit.methods import MethodInputs, step_of
+from workbench.exchange.mergekit.places import Named, Places, Stage, comment, in_order, recipe_text
 from workbench.ground import jsondoc, yamldoc
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.files import write_text
@@ -15,10 +19,6 @@ from workbench.ground.project import find_project
 from workbench.ground.recognize import MERGED, expecting
 from workbench.merge.mergekit.table import KNOWN, base_policy
 from workbench.models.layout import Layout, Model
-from workbench.recipe.mergekit.config import Config, Make, Reference, is_mixture, read_config, read_mixture, read_reference
-from workbench.recipe.mergekit.layers import SliceSources, is_layered, read_slices, stack_step, whole_slice
-from workbench.recipe.mergekit.methods import MethodInputs, step_of
-from workbench.recipe.mergekit.places import Named, Places, Stage, comment, in_order, recipe_text
 from workbench.recipe.recipe import from_data
 
 RESERVED = ("base", "union", "zero", "mean")

@@ -12,8 +12,8 @@ from worlds.commands import call
 from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit, run_mergekit_multi
 from worlds.tiny import save_finetuned, save_model
 
+from workbench.exchange.mergekit import import_recipe
 from workbench.ground.errors import WorkbenchError
-from workbench.recipe.mergekit import import_recipe
 
 CHAIN = """\
 name: mixed

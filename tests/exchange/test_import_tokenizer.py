@@ -67,7 +67,7 @@ def by_token(model: Path) -> dict[str, torch.Tensor]:
 
 def run(text: str, folder: Path) -> Path:
     """The directory that `workbench run` writes for a YAML's recipe."""
-    from workbench.recipe.mergekit import import_recipe, write_imported
+    from workbench.exchange.mergekit import import_recipe, write_imported
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
     from workbench.run.device import Work

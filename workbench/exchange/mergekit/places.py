@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from workbench.exchange.mergekit.config import Reference
 from workbench.ground import yamldoc
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError, shell
 from workbench.ground.foreign_names import as_name
 from workbench.models.architecture import tied_embeddings
 from workbench.models.layout import Layout, Model
-from workbench.recipe.mergekit.config import Reference
 from workbench.weights.checkpoint import Checkpoint
 
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from workbench.ground import yamldoc
-from workbench.merge.mergekit.table import KNOWN, base_policy, parameters
-from workbench.models.layout import Layout
-from workbench.recipe.mergekit.config import (
+from workbench.exchange.mergekit.config import (
     Config,
     ImportReport,
     ModelSource,
@@ -22,8 +19,11 @@ from workbench.recipe.mergekit.config import (
     read_top,
     scope_of,
 )
-from workbench.recipe.mergekit.methods import MethodInputs, ParameterEntry, Part, entries_of, glob_of, step_of
-from workbench.recipe.mergekit.places import Places
+from workbench.exchange.mergekit.methods import MethodInputs, ParameterEntry, Part, entries_of, glob_of, step_of
+from workbench.exchange.mergekit.places import Places
+from workbench.ground import yamldoc
+from workbench.merge.mergekit.table import KNOWN, base_policy, parameters
+from workbench.models.layout import Layout
 
 Step = dict[str, object]
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")

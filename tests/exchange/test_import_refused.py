@@ -11,8 +11,8 @@ import yaml
 from worlds.commands import call, refused
 from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 
+from workbench.exchange.mergekit import import_recipe
 from workbench.ground.errors import WorkbenchError
-from workbench.recipe.mergekit import import_recipe
 
 HEAD = "merge_method: ties\nbase_model: base\n"
 MOE = "base_model: base\nexperts:\n  - {source_model: one}\n  - {source_model: two}\ngate_mode: random\n"
