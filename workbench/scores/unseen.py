@@ -136,6 +136,8 @@ def standings(
         metrics: The metric of each row; the swings of rows with the same metric have the same units.
         alpha: Error rate of the family.
     """
+    if not rows:
+        return []
     swings = {side: np.array([_swings(row, side) for row in rows]) for side in (1, -1)}
     kept = {metric: np.array([m == metric for m in metrics]) for metric in set(metrics)}
     often, found = Counter(metrics), {}
