@@ -56,13 +56,26 @@ def made(place: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_the_page_has_its_recipes() -> None:
-    assert sorted(RECIPES) == ["chat-vector", "deeper", "on-adapted", "short-reasoning", "soup", "stock"]
+    assert sorted(RECIPES) == ["chat-vector", "deeper", "on-adapted", "short-reasoning", "soup", "stock", "window"]
 
 
 def test_a_chat_vector_is_the_difference_of_two_models_on_a_third(place: Path, models: Path) -> None:
     new, inst, old = (tensors_of(models / name) for name in ("new-base", "instruct", "base"))
     for name, tensor in made(place, "chat-vector").items():
         torch.testing.assert_close(tensor, new[name] + (inst[name] - old[name]), atol=1e-6, rtol=1e-5)
+
+
+def test_the_last_eight_checkpoints_are_averaged(place: Path, models: Path) -> None:
+    """Of nine checkpoints; the weights are those of a decay as 1 - sqrt(x) over eight intervals."""
+    seeds = [MODELS[i % len(MODELS)] for i in range(9)]
+    for i, name in enumerate(seeds):
+        (place / "out").mkdir(exist_ok=True)
+        (place / "out" / f"checkpoint-{100 * (i + 1)}").symlink_to(models / name, target_is_directory=True)
+    decay = [1 - (i / 8) ** 0.5 for i in range(9)]
+    found, loaded = made(place, "window"), {name: tensors_of(models / name) for name in MODELS}
+    for name in found:
+        expected = sum((decay[i] - decay[i + 1]) * loaded[model][name] for i, model in enumerate(seeds[1:]))
+        torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_repeated_layers_are_damped(place: Path, models: Path) -> None:

@@ -77,7 +77,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "steps not a list": ("version: 1\nbase: base\nsteps: {merge: ties}\n", (), ":3:1 steps: expected a list, found {'merge': 'ties'}"),
     "bricks as a list": ("version: 1\nbase: base\nbricks: [m]\n", (), ":3:1 bricks: expected a mapping, found ['m']"),
     "brick of two kinds": ("version: 1\nbase: base\nbricks: {m: {adapter: a, checkpoint: b}}\n", (),
-                           ":3:10 bricks.m: expected exactly one of adapter, checkpoint, brick, recipe; found adapter, checkpoint"),
+                           ":3:10 bricks.m: expected exactly one of adapter, checkpoint, brick, recipe, checkpoints; found adapter, checkpoint"),
     "brick name with a path": ("version: 1\nbase: base\nbricks: {'../m': a}\n", (), ":3:10 bricks.../m: expected lower-case letters, digits"),
     "merge without bricks": ("version: 1\nbase: base\nsteps: [{merge: ties}]\n", (), ":3:9 steps.0.bricks: ties merges bricks, but the recipe has none"),
     "unknown dtype": ("version: 1\nbase: base\noutput: {dtype: bf16}\n", (), ":3:10 output.dtype: expected 'float32', 'float16' or 'bfloat16', found 'bf16'"),

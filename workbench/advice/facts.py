@@ -237,6 +237,8 @@ def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> I
     """
     project = recipe.project
     for name, ref in recipe.fields.bricks.items():
+        if ref.kind == "checkpoints":
+            continue  # trained, not edited
         if ref.kind == "recipe":
             inner = (project / ref.target).resolve()
             if inner not in parents:

@@ -82,7 +82,7 @@ def _advice(recipe: Recipe) -> list[str]:
     """Return the command that compares the bricks of a recipe, if one of its merges has several bricks on disk."""
     for step in recipe.steps:
         named = [recipe.fields.bricks[name] for name in recipe.used_bricks(step)] if step.kind == "merge" else []
-        if len(named) > 1 and all(brick.kind != "recipe" and (recipe.project / brick.target).is_dir() for brick in named):
+        if len(named) > 1 and all(not brick.nested and (recipe.project / brick.target).is_dir() for brick in named):
             assert recipe.path is not None
             return [f"advice: {shell('workbench', 'brick', 'advise', relative(recipe.path))}"]
     return []

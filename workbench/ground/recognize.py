@@ -234,7 +234,13 @@ class _Folder(_Named):
         place = saves[-1][1]
         commands = last.commands if (last := look(self.path / place)) else ()
         says = f"the output of a training with {len(saves)} saves and no final model, the last in {place}"
-        return self.is_("saves", says, *commands, problem=f"Name a save, such as {self.typed}/{place}:")
+        average = f"`{{checkpoints: {self.typed}, last: {min(len(saves), 8)}}}`"
+        return self.is_(
+            "saves",
+            says,
+            *commands,
+            problem=f"Average the last ones, with the brick {average}, or name a save, such as {self.typed}/{place}:",
+        )
 
     def _rest(self) -> Thing | None:
         if pickles := [name for name in sorted(self.names) if name.endswith(_PICKLES) and not _STATE.fullmatch(name)]:

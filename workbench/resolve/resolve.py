@@ -14,6 +14,7 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import AdaptedCheckpoint, base_adapter, base_digest, resolve_base, resolve_brick
 from workbench.bricks.origin import find_ties, rows_of, untied
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError
+from workbench.ground.parts import hook, missing
 from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings
 from workbench.models.layout import Model
@@ -109,8 +110,8 @@ class _Builder:
         findings = self.findings
         for name, ref in self.recipe.fields.bricks.items():
             with findings.or_problem():
-                if ref.kind == "recipe":
-                    self.nested[name] = self._resolve_nested(name, ref.target)
+                if ref.nested:
+                    self.nested[name] = self._resolve_nested(name, ref)
                 else:
                     self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)
         self._keep_added_tokens()
@@ -171,9 +172,16 @@ class _Builder:
         weights, adapts = rows_of(brick, base)[0], brick.kind == "adapter"
         return added_tokens(brick.name, brick.path, weights.specs, self.checkpoint, padding=adapts)
 
-    def _resolve_nested(self, name: str, target: str) -> Resolved:
+    def _resolve_nested(self, name: str, ref: BrickRef) -> Resolved:
         """Return a resolved recipe that is used as a brick."""
-        recipe = self.recipe
+        recipe, target = self.recipe, ref.target
+        if ref.kind == "checkpoints":
+            average = hook("runs")
+            if average is None:
+                raise missing("averaging", f"brick '{name}': `checkpoints:`")
+            window, said = average.recipe_of(name, ref, recipe)
+            self.findings.warnings += said
+            return resolve(window, self.hub, (*self.above, *([recipe.path.resolve()] if recipe.path else [])))
         path = (recipe.project / target).resolve()
         chain = (*self.above, *([recipe.path.resolve()] if recipe.path else []))
         if path in chain:

@@ -106,7 +106,7 @@ def check_parts(resolved: Resolved) -> Iterator[WorkbenchError]:
             yield recipe.error(("steps", i + 1), text, f"Make `grow: {step.name}` the last step.")
         for name in step.names():
             ref = recipe.fields.bricks.get(name)
-            if ref is not None and ref.part is None and ref.kind != "recipe":
+            if ref is not None and ref.part is None and not ref.nested:
                 text = f"brick '{name}' gives encoders to the result, so it must be a multimodal checkpoint with `part: language`"
                 hint = f"Write `{name}: {{checkpoint: {ref.target}, part: language}}`."
                 yield recipe.error(("bricks", name), text, hint)

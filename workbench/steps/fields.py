@@ -264,7 +264,24 @@ Bricks = Annotated[
 """Brick name -> its weight, or a mapping of the method's per-brick fields. A list of names gives every brick weight 1."""
 
 
-class BrickRef(Strict):
+class Window(Strict):
+    """The checkpoints of a training run that are averaged, and their weights. Steps are those in the names of the folders."""
+
+    last: Annotated[int, Field(strict=True, ge=1)] | None = None
+    """Number of checkpoints, the last ones; default: all of the window."""
+    start: Annotated[int, Field(strict=True, ge=0)] | None = Field(None, alias="from")
+    """First step of the window."""
+    to: Annotated[int, Field(strict=True, ge=0)] | None = None
+    """Last step of the window."""
+    every: Annotated[int, Field(strict=True, ge=1)] | None = None
+    """Multiples of this number of steps alone."""
+    decay: Literal["linear", "cosine", "sqrt", "1-sqrt"] = "linear"
+    """The decay of a learning rate that the weights stand for; `linear` means equal weights."""
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Factor of an exponential moving average, instead of `decay`."""
+
+
+class BrickRef(Window):
     """Location of a brick. A plain string is the same as `path`."""
 
     path: str | None = None
@@ -277,6 +294,8 @@ class BrickRef(Strict):
     """A directory with a brick.yaml."""
     recipe: str | None = None
     """Another recipe, whose configuration is the brick. It has the same base, unless a step reads the brick as a whole model."""
+    checkpoints: str | None = None
+    """A trainer's directory with checkpoint-500 and so on: the brick is their average."""
     any_base: bool = False
     """Use the brick even if it was made on another base: contradictions become warnings."""
     part: Literal["language"] | None = None
@@ -291,15 +310,33 @@ class BrickRef(Strict):
     def _check_fields(self) -> BrickRef:
         keys = list(self._places())
         if len(keys) != 1:
-            raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(keys) or 'none'}")
-        if self.part and keys[0] in ("adapter", "recipe"):
+            raise ValueError(
+                f"expected exactly one of adapter, checkpoint, brick, recipe, checkpoints; found {', '.join(keys) or 'none'}"
+            )
+        if (given := sorted(self.model_fields_set & _WINDOW)) and keys[0] != "checkpoints":
+            raise ValueError(
+                f"{given[0].replace('start', 'from')}: is for the checkpoints of a training run, found {keys[0]}; write checkpoints: DIRECTORY"
+            )
+        if {"decay", "ema"} <= self.model_fields_set:
+            raise ValueError("`decay` and `ema` both give the weights: set only one of them")
+        if self.part and keys[0] in ("adapter", "recipe", "checkpoints"):
             raise ValueError(f"part: {self.part} is for a multimodal checkpoint, found {keys[0]}; write checkpoint: DIRECTORY")
         return self
 
     @property
     def kind(self) -> str:
-        """The field that is set: adapter, checkpoint, brick or recipe, or path if the kind is detected."""
+        """The field that is set: adapter, checkpoint, brick, recipe or checkpoints, or path if the kind is detected."""
         return next(iter(self._places()))
+
+    @property
+    def nested(self) -> bool:
+        """True if the brick is the result of a recipe: one that is named, or the average of a training run."""
+        return self.kind in ("recipe", "checkpoints")
+
+    @property
+    def window(self) -> Window:
+        """The checkpoints of a training run that are averaged."""
+        return Window.model_validate(self.model_dump(by_alias=True, include=_WINDOW))
 
     @property
     def target(self) -> str:
@@ -308,11 +345,14 @@ class BrickRef(Strict):
 
     def data(self) -> dict[str, object]:
         """Return the reference in the form that a recipe file has."""
-        options = {"any_base": True} if self.any_base else {}
-        return {**self._places(), **options, **({"part": self.part} if self.part else {})}
+        return {**self._places(), **self.model_dump(by_alias=True, exclude_defaults=True)}
 
     def _places(self) -> dict[str, str]:
-        return {key: str(value) for key, value in self if key not in ("any_base", "part") and value is not None}
+        apart = {"any_base", "part", *_WINDOW}
+        return {key: str(value) for key, value in self if key not in apart and value is not None}
+
+
+_WINDOW = set(Window.model_fields)
 
 
 def parse_size(text: str | int) -> int:
