@@ -132,6 +132,46 @@ def test_mergekit_rules(words_project: Project) -> None:
 # -- rows by hand
 
 
+ARCS = {
+    "slerp": "steps: [{merge: slerp, bricks: {other: 0.4, third: 0.6}, parallel: 1}]\n",
+    "karcher": "steps: [{merge: mergekit/karcher, bricks: [other, third]}]\n",
+    "nuslerp": "steps: [{merge: mergekit/nuslerp, bricks: {other: 0.4, third: 0.6}, with_base: false}]\n",
+    "multislerp": "steps: [{merge: mergekit/multislerp, bricks: {other: 0.4, third: 0.6}, with_base: false}]\n",
+}
+
+
+@pytest.mark.parametrize("method", ARCS)
+def test_rows_of_one_models_tokens_keep_their_length_along_an_arc(
+    words_project: Project, vocabularies: Path, method: str
+) -> None:
+    """x0 and x1 are `other`'s alone, y0 is `third`'s: rows of both in the result, bit for bit. Shared tokens are interpolated."""
+    resolved = words_project.resolve("base: base\n" + recipe("{source: union}", ARCS[method]))
+    found, ids = tensors_in_memory(resolved), read_tokens(resolved.tokenizer_path, "t").ids
+    owners = {"other": OTHER, "third": THIRD}
+    loaded = {name: tensors_of(vocabularies / name) for name in owners}
+    alone = {t: n for n in owners for t in owners[n] if t not in BASE and sum(t in v for v in owners.values()) == 1}
+    assert set(alone.values()) == {"other", "third"}
+    for tensor in (EMBED, HEAD):
+        for token, owner in alone.items():
+            assert torch.equal(found[tensor][ids[token]], loaded[owner][tensor][owners[owner].index(token)]), (tensor, token)
+        shared = ids["w5"]
+        rows = [loaded[name][tensor][owners[name].index("w5")] for name in owners]
+        assert not any(torch.equal(found[tensor][shared], row) for row in rows)
+
+
+def test_an_adapter_may_change_the_rows_of_the_bases_own_tokens(words_project: Project, vocabularies: Path) -> None:
+    """Only rows that all models share stay: an adapter without tokens of its own changes those of the base alone."""
+    save_adapter(vocabularies / "base", words_project.path / "adapter", seed=7, target_modules=["embed_tokens"])
+    bricks = "bricks: {adapter: adapter, other: other}\n"
+    resolved = words_project.resolve(
+        recipe("{source: union}", "steps: [{merge: slerp, bricks: {adapter: 0.5, other: 0.5}}]\n", bricks)
+    )
+    ids, vocabulary = read_tokens(resolved.tokenizer_path, "t").ids, resolved.vocabulary
+    kept = vocabulary.equal_rows(["adapter", "other"])
+    assert {token for token, i in ids.items() if kept[i]} == {token for token in OTHER if token not in BASE}
+    assert {t for t, i in ids.items() if vocabulary.equal_rows(["other"])[i]} >= {token for token in BASE if token not in OTHER}
+
+
 def test_union_rows(words_project: Project, vocabularies: Path) -> None:
     """A token of the base, of one brick, of two bricks: base + Σwτ over the bricks that have it, the owner's row, the mean."""
     resolved = words_project.resolve(recipe("{source: union}"))

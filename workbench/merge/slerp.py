@@ -30,6 +30,8 @@ class Slerp(MergeMethod):
     formula = "θ = sin(w₁φ)/sin(φ) · θ₁ + sin(w₂φ)/sin(φ) · θ₂,  φ = angle(θ₁, θ₂),  w₁ + w₂ = 1"
     laws = Laws(zero_is_base=False, permutation_invariant=True, single_is_identity=False, arity=(2, 2), passes=2)
 
+    along_arc = True
+
     merge: Literal["slerp"]
     bricks: Bricks[BrickEntry] | None = None
     """Mapping of the two bricks to their weights; if omitted, the recipe's two bricks with weight 0.5 each. To interpolate from

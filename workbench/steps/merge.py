@@ -60,6 +60,8 @@ class MergeMethod(BrickStep):
     merges = True
     version = 2  # every sum rounds each product and each addition on its own
     laws: ClassVar[Laws] = Laws()
+    along_arc: ClassVar[bool] = False
+    """True if it turns whole tensors, so that a row that is equal in all models gets another length."""
 
     where: MergeWhere | None = None
     """Tensors to merge: {include:, exclude:, layers:, neurons:}. All other tensors keep their current weights."""

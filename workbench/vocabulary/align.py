@@ -30,6 +30,8 @@ from workbench.weights.specs import TensorSpec
 if TYPE_CHECKING:
     from workbench.weights.row_alignment import Index
 
+_VERSION = 2
+"""Version of what follows from an alignment; part of the keys of all recipes that have one. 2: rows of one model's tokens stay as they are along arcs."""
 _RULES = {None: PAD, "omp": MADE, "mean": PAD, "zero": ZERO}
 """`missing` -> the substitute of a row that no model has."""
 
@@ -119,7 +121,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     )
     path = cache / "tokenizers" / files
     write_tokenizer(path, chosen.path, additions, donors, template, generation, kind)
-    words: list[Any] = [block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]]
+    words: list[Any] = [_VERSION, block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]]
     config = configured(base.config or {}, None if chosen is base else special, out_rows)
     donor = None
     if chosen.donor is not None and block.missing is not None:

@@ -7,7 +7,7 @@ shared tokens (orthogonal matching pursuit), and the same combination of the bas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,11 @@ from workbench.models.architecture import is_head_module
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.weights.header import is_whole, save_tensors
-from workbench.weights.row_alignment import AlignedWeights, Combination, RowPlan, WholeTensors
+from workbench.weights.row_alignment import ZERO, AlignedWeights, Combination, RowPlan, WholeTensors
 from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from workbench.weights.row_alignment import Index
@@ -310,6 +311,21 @@ class AlignedVocabulary:
         """Return [rows]: an adapter's row for each output row, or -1 where the base has none, whose rows are the adapter's then."""
         number = [member.name for member in self.members].index(adapter) if self.adapted(adapter) else 0
         return np.where(self.plan.own[0] >= 0, self.plan.own[number], -1)
+
+    def equal_rows(self, bricks: Collection[str]) -> NDArray[np.bool_]:
+        """Return [rows], bool: the rows that the base and all of these bricks have from one model, or as zeros.
+
+        A brick that is no member, such as an adapter without tokens of its own, may change every row of the base.
+        """
+        numbers = {member.name: number for number, member in enumerate(self.members)}
+        models = {0, *(numbers[brick] for brick in bricks if brick in numbers)}
+        equal: NDArray[np.bool_] = (self.plan.donor >= 0) | (self.plan.donor == ZERO)
+        for number in models:
+            own = self.plan.own[number]
+            equal &= (own < 0) | ((self.plan.donor == number) & (self.plan.donor_row == own))
+        if any(brick not in numbers for brick in bricks):
+            equal &= self.plan.own[0] < 0
+        return equal
 
     def memory(self) -> int:
         """Return the bytes of all tensors that are read completely, of all models together: their rows are scattered, or rows are made."""

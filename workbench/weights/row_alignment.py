@@ -271,6 +271,51 @@ class _Readers:
         return self._donors[number]
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """Weights some of whose vocabulary rows are those of other weights; implements `weights.specs.Weights`.
+
+    Attributes:
+        new: The weights.
+        old: The weights with the rows that are kept, of the same shapes.
+        rows: [rows], bool: the rows that are kept.
+        tensors: Names of the tensors that have one row per token.
+    """
+
+    new: Weights
+    old: Weights
+    rows: NDArray[np.bool_]
+    tensors: Collection[str]
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The specs of the weights."""
+        return self.new.specs
+
+    def origin(self, name: str) -> str | None:
+        """Delegate to the weights."""
+        return self.new.origin(name)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Open a tensor, whose kept rows are read from the other weights."""
+        opened = self.new.open(name, device)
+        return _KeptSource(opened, self.old.open(name, device), self.rows) if name in self.tensors else opened
+
+
+@dataclass(frozen=True)
+class _KeptSource:
+    """Reader of one tensor of `KeptRows`."""
+
+    new: Source
+    old: Source
+    rows: NDArray[np.bool_]
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        self.new.read(start, stop, out)
+        for place, row, length in runs(places := np.flatnonzero(self.rows[start:stop]), start + places):
+            self.old.read(row, row + length, out[place : place + length])
+
+
 class AlignedRowReader:
     """Reader of one tensor's rows in any order: one read for each run of consecutive rows, or one for the whole tensor if runs are short.
 

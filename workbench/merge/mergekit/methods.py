@@ -298,6 +298,7 @@ def _make_method(name: str, known: Known) -> type[Bridge]:
     tag: Any = Literal[f"{PREFIX}{name}"]
     cls: type[Bridge] = create_model(title, __base__=Bridge, __module__=__name__, __doc__=doc, merge=(tag, ...))
     cls.method, cls.known, cls.laws = name, known, known.laws
+    cls.along_arc = name in ("slerp", "nuslerp", "multislerp", "karcher")
     # Version 2 million: seeds of random methods depend on the whole content of the bricks.
     cls.version = version_number() + (1_000_000 if known.laws.random else 0)
     cls.formula, cls.paper = known.formula, known.paper

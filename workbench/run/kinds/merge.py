@@ -23,6 +23,7 @@ from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.steps import Measured, MergeContext, MergeMethod
 from workbench.vocabulary.tokens import reading_bytes
 from workbench.weights.device import free_models, one_thread
+from workbench.weights.row_alignment import KeptRows
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class Merge(Kind[MergeMethod]):
             )
             context.say("merge", text)
         report = partial(step.report, merged.notes)
-        return StepResult(Model(merged, current.config), record, merged.merged, report=report)
+        weights: Weights = merged
+        if step.along_arc and (vocabulary := resolved.vocabulary):
+            weights = KeptRows(merged, current.weights, vocabulary.equal_rows(list(deltas)), vocabulary.tensors)
+        return StepResult(Model(weights, current.config), record, merged.merged, report=report)
 
     def plan_row(
         self, step: MergeMethod, resolved: Resolved, number: int, model: Model, needs: Needs
