@@ -80,9 +80,11 @@ def plan(
 
 def _advice(recipe: Recipe) -> list[str]:
     """Return the command that compares the bricks of a recipe, if one of its merges has several bricks on disk."""
+    from workbench.steps.fields import NESTED
+
     for step in recipe.steps:
         named = [recipe.fields.bricks[name] for name in recipe.used_bricks(step)] if step.kind == "merge" else []
-        if len(named) > 1 and all(not brick.nested and (recipe.project / brick.target).is_dir() for brick in named):
+        if len(named) > 1 and all(brick.kind not in NESTED and (recipe.project / brick.target).is_dir() for brick in named):
             assert recipe.path is not None
             return [f"advice: {shell('workbench', 'brick', 'advise', relative(recipe.path))}"]
     return []

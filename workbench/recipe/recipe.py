@@ -19,6 +19,7 @@ from workbench.ground.recognize import expecting
 from workbench.recipe.methods import MethodFinder, methods
 from workbench.recipe.schema import RecipeFields, override, recipe_model
 from workbench.steps import Step
+from workbench.steps.fields import NESTED
 from workbench.vocabulary.fields import TokenRow
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def _check_tokenizer(recipe: Recipe) -> None:
     if reserved := [name for name in ("base", "union", "zero", "mean") if name in recipe.fields.bricks]:
         text = f"a brick cannot be named '{reserved[0]}' in a recipe with a `tokenizer` block, where this word has a meaning"
         raise recipe.error(("bricks", reserved[0]), text, "Rename the brick.")
-    bricks = {name for name, ref in recipe.fields.bricks.items() if not ref.nested}
+    bricks = {name for name, ref in recipe.fields.bricks.items() if ref.kind not in NESTED}
     references: list[tuple[tuple[str | int, ...], str, tuple[str, ...]]] = [(("source",), block.source, ("base", "union"))]
     for token, rule in block.tokens.items():
         if isinstance(rule.source, TokenRow):

@@ -35,7 +35,7 @@ from workbench.resolve.output import check_form
 from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
-from workbench.steps.fields import BrickRef
+from workbench.steps.fields import NESTED, BrickRef
 from workbench.vocabulary.fields import TokenizerFields
 from workbench.vocabulary.tokens import added_tokens
 
@@ -110,7 +110,7 @@ class _Builder:
         findings = self.findings
         for name, ref in self.recipe.fields.bricks.items():
             with findings.or_problem():
-                if ref.nested:
+                if ref.kind in NESTED:
                     self.nested[name] = self._resolve_nested(name, ref)
                 else:
                     self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)

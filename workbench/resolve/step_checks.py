@@ -14,7 +14,7 @@ from workbench.ground.foreign_names import CARD
 from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
-from workbench.steps.fields import Where
+from workbench.steps.fields import NESTED, Where
 from workbench.vocabulary.tokens import check_same_vocabulary, has_tokenizer
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def check_parts(resolved: Resolved) -> Iterator[WorkbenchError]:
             yield recipe.error(("steps", i + 1), text, f"Make `grow: {step.name}` the last step.")
         for name in step.names():
             ref = recipe.fields.bricks.get(name)
-            if ref is not None and ref.part is None and not ref.nested:
+            if ref is not None and ref.part is None and ref.kind not in NESTED:
                 text = f"brick '{name}' gives encoders to the result, so it must be a multimodal checkpoint with `part: language`"
                 hint = f"Write `{name}: {{checkpoint: {ref.target}, part: language}}`."
                 yield recipe.error(("bricks", name), text, hint)

@@ -281,6 +281,10 @@ class Window(Strict):
     """Factor of an exponential moving average, instead of `decay`."""
 
 
+NESTED = ("recipe", "checkpoints")
+"""Kinds of bricks that are the result of a recipe: one that is named, or the average of a training run."""
+
+
 class BrickRef(Window):
     """Location of a brick. A plain string is the same as `path`."""
 
@@ -327,11 +331,6 @@ class BrickRef(Window):
     def kind(self) -> str:
         """The field that is set: adapter, checkpoint, brick, recipe or checkpoints, or path if the kind is detected."""
         return next(iter(self._places()))
-
-    @property
-    def nested(self) -> bool:
-        """True if the brick is the result of a recipe: one that is named, or the average of a training run."""
-        return self.kind in ("recipe", "checkpoints")
 
     @property
     def window(self) -> Window:

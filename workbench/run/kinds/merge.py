@@ -23,7 +23,6 @@ from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.steps import Measured, MergeContext, MergeMethod
 from workbench.vocabulary.tokens import reading_bytes
 from workbench.weights.device import free_models, one_thread
-from workbench.weights.row_alignment import KeptRows
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ class Merge(Kind[MergeMethod]):
         report = partial(step.report, merged.notes)
         weights: Weights = merged
         if step.along_arc and (vocabulary := resolved.vocabulary):
+            from workbench.weights.row_alignment import KeptRows
+
             weights = KeptRows(merged, current.weights, vocabulary.equal_rows(list(deltas)), vocabulary.tensors)
         return StepResult(Model(weights, current.config), record, merged.merged, report=report)
 
