@@ -10,26 +10,16 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from worlds.tiny import live, save_model
+from worlds.served import tiny_served
 
-from workbench.models.prompts import load_tokenizer
-from workbench.serve import app as serving
+from workbench.serve import failing
 from workbench.serve.app import Served, application
-from workbench.serve.engine import Engine
-
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    base = save_model(tmp_path_factory.mktemp("base") / "base")
-    tokenizer = load_tokenizer(base)
-    tokenizer.chat_template = TEMPLATE
-    engine = Engine(live(base).float(), tokenizer)
-    yield Served("tiny", engine, 64)
-    assert engine.close(60)
+    with tiny_served(tmp_path_factory.mktemp("served")) as made:
+        yield made
 
 
 @pytest.fixture
@@ -122,6 +112,27 @@ def test_streams_have_the_text_of_an_answer(client: TestClient) -> None:
         ("completions", {"model": "tiny", "prompt": [99999]}, 400, "a token of the prompt is none of 0 to"),
         ("completions", {"model": "tiny", "prompt": "w8", "frequency_penalty": 1}, 400, "frequency_penalty"),
         ("completions", {"model": "tiny", "prompt": "w8", "logit_bias": {"5": 1}}, 400, "logit_bias"),
+        ("completions", {"model": "tiny", "prompt": []}, 400, "prompt: expected at least one"),
+        (
+            "completions",
+            {"model": "tiny", "prompt": ["w8"] * 43, "n": 3},
+            400,
+            "43 prompts with n = 3 are 129 texts; a request has at most 128",
+        ),
+        ("completions", {"model": "tiny", "prompt": {"a": 1}}, 400, "prompt: expected a text, a list of texts, a list of tokens"),
+        (
+            "completions",
+            {"model": "tiny", "prompt": [[8] * 33] * 32},
+            400,
+            "the prompts have 1056 tokens, counted once for each of n = 1; a request has at most 1024",
+        ),
+        (
+            "completions",
+            {"model": "tiny", "prompt": "w8", "seed": 2**63},
+            400,
+            "seed: Input should be less than 9223372036854775808",
+        ),
+        ("completions", {"model": "tiny", "prompt": "w8", "stop": ["w"] * 17}, 400, "stop"),
         ("completions", {"model": "tiny", "prompt": "w8", "logprobs": 21}, 400, "logprobs"),
         ("chat/completions", {"model": "tiny", "messages": []}, 400, "messages"),
         ("chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "tools": []}, 400, "tools"),
@@ -135,7 +146,7 @@ def test_what_is_refused(client: TestClient, path: str, body: dict[str, Any], st
 
 def test_bodies_that_are_no_requests(client: TestClient) -> None:
     assert client.post("/v1/completions", content=b"{").status_code == 400
-    large = client.post("/v1/completions", content=b"x" * (serving.BODY + 1))
+    large = client.post("/v1/completions", content=b"x" * (failing.BODY + 1))
     assert large.status_code == 413
     assert client.get("/v1/completions").status_code == 405
 
@@ -150,7 +161,9 @@ def test_a_key(served: Served) -> None:
 
 
 def test_models_and_metrics(client: TestClient) -> None:
-    assert [row["id"] for row in client.get("/v1/models").json()["data"]] == ["tiny"]
+    found = client.get("/v1/models").json()
+    assert [(row["id"], row["max_model_len"]) for row in found["data"]] == [("tiny", 64)]
+    assert found["limits"] == {"choices": 128, "prompt_tokens": 16 * 64, "body_bytes": 4 << 20, "waiting": 256, "seconds": 600}
     completion(client, max_tokens=2)
     asked = (client.get("/metrics").text.splitlines() for _ in range(10_000))
     lines = next(lines for lines in asked if "workbench_running_texts 0" in lines)  # soon after the answer

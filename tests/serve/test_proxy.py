@@ -168,6 +168,9 @@ def test_keys_are_apart(routed: tuple[Path, Any], monkeypatch: pytest.MonkeyPatc
         (b'{"model": "mine", "prompt": ""}', 400, "the prompt has no tokens"),
         (b'{"model": "mine", "prompt": [{"a": 1}]}', 400, "'prompt' cannot be read"),
         (b'{"model": "mine", "prompt": 3}', 400, "'prompt' cannot be read"),
+        (b'{"model": "mine", "prompt": []}', 400, "the prompt has no tokens"),
+        (json.dumps({"model": "mine", "prompt": ["w8"] * 129}).encode(), 400, "129 prompts; a request has at most 128"),
+        (json.dumps({"model": "mine", "prompt": [8] * (1 << 17) + [8]}).encode(), 400, "reads 131072 tokens of a request"),
         (b" " * (5 << 20), 413, "more than 4 MB"),
     ],
 )

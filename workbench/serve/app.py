@@ -7,12 +7,11 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -22,30 +21,13 @@ from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
 from workbench.serve import protocol
-from workbench.serve.engine import COUNTED, Engine, FullError, Piece, Request
+from workbench.serve.engine import COUNTED, ROWS, Engine, Piece, Request
+from workbench.serve.failing import BODY, RefusedError, body_of, checked_key, failures, gone
 from workbench.serve.protocol import Asked, ChatAsked, Collected, CompletionAsked
 from workbench.serve.writing import Sampling
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-BODY = 4 << 20
-"""Largest body of a request, in bytes."""
-
-
-class RefusedError(WorkbenchError):
-    """A request that is not answered.
-
-    Args:
-        status: Status of the answer.
-        kind: Kind of the error, as OpenAI's clients know it.
-        message: What is wrong.
-        field: The field that is wrong.
-    """
-
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.field = status, kind, field
 
 
 @dataclass(frozen=True)
@@ -69,6 +51,11 @@ class Served:
     created: int = 0
 
     @property
+    def prompt_tokens(self) -> int:
+        """Largest number of tokens of a request's prompts, each counted once for each of its texts: those of a full batch."""
+        return ROWS * self.longest
+
+    @property
     def bricks(self) -> tuple[str, ...]:
         """Bricks that a request can name as its model."""
         routing = getattr(self.engine.model, "routing", None)
@@ -82,13 +69,6 @@ class Served:
             return model
         known = ", ".join((self.name, *self.bricks, *([BASE] if self.bricks else [])))
         raise RefusedError(404, "invalid_request_error", f"no model '{model}': this server has {known}", "model")
-
-
-def checked_key(key: str | None, http: HttpRequest) -> None:
-    """Raise RefusedError if a request does not name the key."""
-    given = http.headers.get("authorization", "")
-    if key is not None and not secrets.compare_digest(given.encode(), f"Bearer {key}".encode()):
-        raise RefusedError(401, "authentication_error", "expected the header `Authorization: Bearer KEY` with this server's key")
 
 
 class Endpoint:
@@ -112,12 +92,18 @@ class Endpoint:
         brick = self.served.brick_of(asked.model)
         prompts = [tokens for tokens in await asyncio.to_thread(self.prompts, asked) for _ in range(asked.n)]
         samplings = [self.sampling(asked, number, tokens) for number, tokens in enumerate(prompts)]
+        if (count := sum(map(len, prompts))) > self.served.prompt_tokens:
+            told = f"the prompts have {count} tokens, counted once for each of n = {asked.n}; a request has at most"
+            raise RefusedError(
+                400, "invalid_request_error", f"{told} {self.served.prompt_tokens}: send several requests", "prompt"
+            )
         queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         loop, left = asyncio.get_running_loop(), threading.Event()
 
         def take(number: int, piece: Piece) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, (number, piece))
 
+        watch = asyncio.create_task(_watch(http, left, queue))
         try:
             for number, (tokens, sampling) in enumerate(zip(prompts, samplings, strict=True)):
                 self.served.engine.submit(Request(tokens, sampling, partial(take, number), brick, left.is_set))
@@ -130,15 +116,13 @@ class Endpoint:
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
             found = [Collected() for _ in prompts]
             found[first[0]].add(first[1])
-            gone = asyncio.create_task(_gone(http, left))
-            try:
-                async for number, piece in pieces:
-                    found[number].add(piece)
-            finally:
-                gone.cancel()
+            async for number, piece in pieces:
+                found[number].add(piece)
         except BaseException:
             left.set()
             raise
+        finally:
+            watch.cancel()
         choices = [self.choice(asked, number, text) for number, text in enumerate(found)]
         written = sum(text.last.written for text in found)
         body = {**head, "object": self.whole, "choices": choices, "usage": protocol.usage(sum(map(len, prompts)), written)}
@@ -266,7 +250,9 @@ def application(served: Served) -> ASGIApp:
     def models(http: HttpRequest) -> Response:
         checked_key(served.key, http)
         names = (served.name, *served.bricks, *([BASE] if served.bricks else []))
-        return JSONResponse(protocol.models(names, served.created))
+        limits = {"choices": protocol.MOST_CHOICES, "prompt_tokens": served.prompt_tokens, "body_bytes": BODY}
+        more = {"limits": {**limits, "waiting": served.engine.most, "seconds": served.seconds}}
+        return JSONResponse(protocol.models(names, served.created, served.longest) | more)
 
     def health(_http: HttpRequest) -> Response:
         return PlainTextResponse("ok\n") if served.engine.alive else PlainTextResponse("the engine has ended\n", 503)
@@ -283,21 +269,6 @@ def application(served: Served) -> ASGIApp:
         Route("/metrics", metrics),
     ]
     return Starlette(routes=routes, exception_handlers=failures())
-
-
-def failures() -> Mapping[Any, Any]:
-    """Return kind of error -> function that answers with it."""
-    return {ValidationError: _invalid, RefusedError: _refused, FullError: _full, WorkbenchError: _failed, TimeoutError: _late}
-
-
-async def body_of(http: HttpRequest) -> bytes:
-    """Return the body of a request, and stop reading when it is too large."""
-    body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > BODY:
-            raise RefusedError(413, "invalid_request_error", f"the body has more than {BODY >> 20} MB")
-    return bytes(body)
 
 
 async def _pieces(queue: asyncio.Queue[tuple[int, Piece]], count: int, seconds: float) -> AsyncGenerator[tuple[int, Piece]]:
@@ -323,11 +294,12 @@ async def _with(first: tuple[int, Piece], pieces: AsyncIterator[tuple[int, Piece
         yield pair
 
 
-async def _gone(http: HttpRequest, left: threading.Event) -> None:
-    """Wait until a client leaves, and end its texts."""
+async def _watch(http: HttpRequest, left: threading.Event, queue: asyncio.Queue[tuple[int, Piece]]) -> None:
+    """Wait until a client leaves; then end its texts, and the wait for them."""
     while not await http.is_disconnected():
         await asyncio.sleep(0.2)
     left.set()
+    queue.put_nowait((0, Piece(error=gone())))
 
 
 def headers_of(piece: Piece) -> dict[str, str]:
@@ -340,32 +312,6 @@ def headers_of(piece: Piece) -> dict[str, str]:
 
 def _event(data: object) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-def _invalid(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, ValidationError)
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return JSONResponse(protocol.failure(f"{place}: {first['msg']}".lstrip(": "), "invalid_request_error", place or None), 400)
-
-
-def _refused(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return JSONResponse(protocol.failure(error.message, error.kind, error.field), error.status)
-
-
-def _full(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, WorkbenchError)
-    return JSONResponse(protocol.failure(error.message, "server_error"), 503, {"Retry-After": "1"})
-
-
-def _failed(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, WorkbenchError)
-    return JSONResponse(protocol.failure(error.message, "server_error"), 500)
-
-
-def _late(_http: HttpRequest, _error: Exception) -> Response:
-    return JSONResponse(protocol.failure("the text took too long", "timeout"), 504)
 
 
 def metrics_text(engine: Engine) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from workbench.ground.lazy import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Rows of tokens with their keys and values.
+    """Rows of tokens with their keys and values. A pass that fails leaves the rows as they were.
 
     Args:
         model: Model in evaluation mode, whose attention accepts a mask of [batch, 1, queries, keys]. A routed one gets the weights of its
@@ -37,6 +38,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def apart(self) -> list[Batch]:
+        """Return each row as a batch of its own."""
+        found = [copy(self) for _ in range(len(self))]
+        for row, batch in enumerate(found):
+            batch.keep([row])
+        return found
+
+    def extend(self, other: Batch) -> None:
+        """Put the rows of another batch of the same model behind these."""
+        self._add(other._layers, other._places, other._real, other.weights)
 
     def join(self, rows: Sequence[Sequence[int]], weights: Tensor | None, every: Sequence[bool]) -> list[Tensor]:
         """Forward new rows, which join behind the others.
@@ -68,23 +80,21 @@ class Batch:
             DynamicCache()
         )  # without the configuration, sliding layers keep all tokens; the mask hides those outside the window
         logits = self._forward(ids, places, places, seen, cache, torch.tensor(wanted, device=device), weights)
-        new = [(layer.keys, layer.values) for layer in cache.layers]
-        wide = max(width, self._places.shape[1])
-        self._layers = (
-            [
+        self._add([(layer.keys, layer.values) for layer in cache.layers], places, real.long(), weights)
+        return list(torch.split(logits, [len(row) if whole else 1 for row, whole in zip(rows, every, strict=True)]))
+
+    def _add(self, new: list[tuple[Tensor, Tensor]], places: Tensor, real: Tensor, weights: Tensor | None) -> None:
+        """Put rows behind the others: keys and values of each layer, places, which of them are no padding, and weights."""
+        if len(self):
+            wide = max(places.shape[1], self._places.shape[1])
+            new = [
                 tuple(torch.cat([_filled(old, wide, 2), _filled(part, wide, 2)]) for old, part in zip(one, two, strict=True))  # type: ignore[misc]
                 for one, two in zip(self._layers, new, strict=True)
             ]
-            if len(self)
-            else new
-        )
-        self._places, self._real = (
-            torch.cat([_filled(old, wide, 1), _filled(part.long(), wide, 1)])
-            for old, part in ((self._places, places), (self._real, real))
-        )
-        if weights is not None:
-            self.weights = weights if self.weights is None or not len(self.weights) else torch.cat([self.weights, weights])
-        return list(torch.split(logits, [len(row) if whole else 1 for row, whole in zip(rows, every, strict=True)]))
+            places = torch.cat([_filled(self._places, wide, 1), _filled(places, wide, 1)])
+            real = torch.cat([_filled(self._real, wide, 1), _filled(real, wide, 1)])
+            weights = weights if weights is None or self.weights is None else torch.cat([self.weights, weights])
+        self._layers, self._places, self._real, self.weights = new, places, real, weights  # at the end, when nothing can fail
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Forward one more token of each row, and return the logits after it [row, vocabulary]."""
@@ -93,14 +103,14 @@ class Batch:
         device = self.model.device
         queries = self._places[:, -1:] + 1
         one = torch.ones(len(self), 1, dtype=torch.long, device=device)
-        self._places, self._real = torch.cat([self._places, queries], 1), torch.cat([self._real, one], 1)
+        places, real = torch.cat([self._places, queries], 1), torch.cat([self._real, one], 1)
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self._layers):
             cache.update(keys, values, index)
         ids = torch.tensor(list(tokens), device=device)[:, None]
-        seen = self._real[:, None].bool()
-        logits = self._forward(ids, queries, self._places, seen, cache, torch.arange(len(self), device=device), self.weights)
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+        seen = real[:, None].bool()
+        logits = self._forward(ids, queries, places, seen, cache, torch.arange(len(self), device=device), self.weights)
+        self._layers, self._places, self._real = [(layer.keys, layer.values) for layer in cache.layers], places, real
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:

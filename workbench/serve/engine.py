@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from workbench.ground.errors import WorkbenchError, refuses_memory
 from workbench.ground.lazy import no_grad, torch
@@ -69,6 +69,7 @@ class Request:
     left: Callable[[], bool] = bool
 
 
+_Found = TypeVar("_Found")
 COUNTED = ("requests", "prompt_tokens", "written_tokens", "failures")
 """Names of the numbers that are counted."""
 
@@ -95,8 +96,19 @@ class _Row:
     text: Text
     acted: str | None
     confidence: float | None
-    draw: Any
+    draw: Any = None
     tokens: list[int] = field(default_factory=list)
+
+    def begin(self, logits: Tensor, engine: Engine, *, whole: bool) -> bool:
+        """Choose the first token, tell the prompt's probabilities if its `whole` has logits, and return whether the text goes on."""
+        sampling = self.request.sampling
+        self.draw = generator(sampling)
+        told = prompt_scored(engine.tokenizer, self.request.tokens, logits, sampling.top or 0) if whole else ()
+        if sampling.most == 0:
+            self.request.take(Piece("", told, "length", 0, self.acted, self.confidence))
+            return False
+        engine.counts["written_tokens"] += 1
+        return self.put(logits[-1], told, engine)
 
     def put(self, logits: Tensor, told: tuple[Scored, ...], engine: Engine) -> bool:
         """Choose the next token, pass on what is new, and return whether the text goes on."""
@@ -150,6 +162,8 @@ class Engine:
             if self._closing:
                 raise FullError("the server is stopping", "Try again later.")
             if len(self._waiting) >= self.most:
+                self._waiting = deque(one for one in self._waiting if not one.left())
+            if len(self._waiting) >= self.most:
                 raise FullError(f"{len(self._waiting)} requests are waiting already", "Try again later.")
             self._waiting.append(request)
             self.counts["requests"] += 1
@@ -188,11 +202,11 @@ class Engine:
                 new = [] if renewed else self._next()  # texts of the earlier bricks end before others join
             if renewed and not self._rows:
                 assert self._source
-                self._guarded(self._source.renew, [])
+                self._guarded(self._source.renew)
             if new:
-                self._guarded(partial(self._admit, new), new)
+                self._admit(new)
             if self._rows:
-                self._guarded(self._advance, [])
+                self._advance()
 
     def _next(self) -> list[Request]:
         """Take the requests that are written next from those that wait."""
@@ -207,48 +221,49 @@ class Engine:
                 taken.append(request)
         return taken
 
-    def _guarded(self, work: Callable[[], None], new: Sequence[Request]) -> None:
-        """Do some work; an error ends all texts that it may have touched, and the engine goes on."""
+    def _guarded(self, work: Callable[[], _Found], *ended: Request) -> _Found | None:
+        """Return the result of some work. An error ends the texts of `ended` alone, and the result is None."""
         try:
-            work()
+            return work()
         except Exception as error:  # noqa: BLE001  a model's own code may fail in any way, and the other clients wait
             told = error if isinstance(error, WorkbenchError) else WorkbenchError(f"{type(error).__name__}: {error}")
             self.counts["failures"] += 1
-            running = [row.request for row in self._rows]
-            self._rows, self._batch = [], Batch(self.model)
-            for request in [*running, *(one for one in new if one not in running)]:
-                request.take(Piece(finish="error", error=told))
+            for request in ended:
+                with suppress(RuntimeError):  # the client's event loop is closed
+                    request.take(Piece(finish="error", error=told))
+            return None
 
     def _admit(self, new: Sequence[Request]) -> None:
         """Forward the prompts of requests, which join the batch, and choose their first tokens."""
         if not self._together:
             for request in new:
-                self._write(request)
+                self._guarded(partial(self._write, request), request)
             return
         routing = getattr(self.model, "routing", None)
         if routing is not None:
             new = [request for request in new if self._has(routing, request)]
         if not new:
             return
-        weights, acted, confidence = None, [None] * len(new), [None] * len(new)
-        if routing is not None:
-            weights, acted, confidence = _routed(routing, new)
         every = [request.sampling.echo and request.sampling.top is not None for request in new]
-        logits = self._batch.join([request.tokens for request in new], weights, every)
+
+        def join() -> tuple[list[Tensor], list[Any], list[Any]]:
+            weights, acted, confidence = None, [None] * len(new), [None] * len(new)
+            if routing is not None:
+                weights, acted, confidence = _routed(routing, new)
+            return self._batch.join([request.tokens for request in new], weights, every), acted, confidence
+
+        found = self._guarded(join, *(new if len(new) == 1 else ()))
+        if found is None:
+            for request in new if len(new) > 1 else ():  # one is at fault, or they are too many for one pass
+                self._admit([request])
+            return
         going = list(range(len(self._rows)))
-        for request, own, brick, sure, whole in zip(new, logits, acted, confidence, every, strict=True):
+        for request, whole, own, brick, sure in zip(new, every, *found, strict=True):
             self.counts["prompt_tokens"] += len(request.tokens)
             self.acted[brick or "model"] += 1
-            row = _Row(request, Text(self.tokenizer, request.sampling.stops), brick, sure, generator(request.sampling))
-            told = prompt_scored(self.tokenizer, request.tokens, own, request.sampling.top or 0) if whole else ()
-            if request.sampling.most == 0:
-                request.take(Piece("", told, "length", 0, brick, sure))
-                going_on = False
-            else:
-                self.counts["written_tokens"] += 1
-                going_on = row.put(own[-1], told, self)
+            row = _Row(request, Text(self.tokenizer, request.sampling.stops), brick, sure)
             self._rows.append(row)
-            if going_on:
+            if self._guarded(partial(row.begin, own, self, whole=whole), request):
                 going.append(len(self._rows) - 1)
         self._keep(going)
 
@@ -296,14 +311,30 @@ class Engine:
 
     def _advance(self) -> None:
         """Write one more token of each text."""
-        logits = self._batch.step([row.tokens[-1] for row in self._rows])
+        tokens = [row.tokens[-1] for row in self._rows]
+        logits = self._guarded(partial(self._batch.step, tokens))
+        if logits is None:
+            logits = self._step_apart(tokens)
         self.counts["written_tokens"] += len(self._rows)
         going = [
             i
             for i, (row, own) in enumerate(zip(self._rows, logits, strict=True))
-            if row.put(own, (), self) and not row.request.left()
+            if self._guarded(partial(row.put, own, (), self), row.request) and not row.request.left()
         ]
         self._keep(going)
+
+    def _step_apart(self, tokens: Sequence[int]) -> list[Tensor]:
+        """Repeat a pass that failed row by row, end the texts that fail alone, and return the logits of the others."""
+        rows, found, together = self._rows, list[Any](), Batch(self.model)
+        self._rows = []
+        for row, one, token in zip(rows, self._batch.apart(), tokens, strict=True):
+            own = self._guarded(partial(one.step, [token]), row.request)
+            if own is not None:
+                together.extend(one)
+                self._rows.append(row)
+                found.append(own[0])
+        self._batch = together
+        return found
 
     def _keep(self, going: Sequence[int]) -> None:
         """Keep the texts that go on."""

@@ -10,30 +10,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from workbench.serve.engine import Piece
 from workbench.serve.writing import Sampling, Scored
 
 MOST_TOP, MOST_CHOICES = 20, 128
-"""Largest number of likely tokens that are told, and of texts of one request."""
+"""Largest number of likely tokens that are told, and of texts of one request: its prompts times `n`."""
+MOST_ROUTED = 1 << 17
+"""Largest number of tokens of a request that another server answers: the router reads them here."""
+MOST_STOPS, LONGEST_STOP = 16, 256
+"""Largest number of strings that end a text, and of characters of one: the end of a text is compared with each after every token."""
 DEFAULT_TOKENS = 16
 """New tokens of a completion that names no number, as OpenAI's interface has it; a chat goes on to the end of the context."""
 Zero = Literal[0]
+Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
 Count = Annotated[int, Field(ge=0, le=MOST_TOP)]
 
 
 class Asked(BaseModel):
     """Fields of both kinds of requests."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: str
     max_tokens: int | None = Field(None, ge=0)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     stream: bool = False
     stream_options: Options | None = None
@@ -69,6 +82,25 @@ class CompletionAsked(Asked):
     echo: bool = False
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
+
+    @field_validator("prompt", mode="wrap")
+    @classmethod
+    def _readable(cls, given: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(given)
+        except ValidationError:  # one error for each form that the prompt could have had
+            raise ValueError("expected a text, a list of texts, a list of tokens, or a list of lists of tokens") from None
+
+    @model_validator(mode="after")
+    def _few(self) -> CompletionAsked:
+        count = len(self.prompts())
+        if not count:
+            raise ValueError("prompt: expected at least one")
+        if count * self.n > MOST_CHOICES:
+            raise ValueError(
+                f"prompt: {count} prompts with n = {self.n} are {count * self.n} texts; a request has at most {MOST_CHOICES}"
+            )
+        return self
 
     def prompts(self) -> Sequence[str | list[int]]:
         """Return the prompts, each a text or tokens."""
@@ -199,9 +231,10 @@ def usage(prompts: int, written: int) -> dict[str, int]:
     return {"prompt_tokens": prompts, "completion_tokens": written, "total_tokens": prompts + written}
 
 
-def models(names: Sequence[str], created: int = 0) -> dict[str, object]:
-    """Return the answer of `/v1/models`."""
-    data = [{"id": name, "object": "model", "created": created, "owned_by": "workbench"} for name in names]
+def models(names: Sequence[str], created: int = 0, longest: int | None = None) -> dict[str, object]:
+    """Return the answer of `/v1/models`; `longest`: largest number of tokens of a prompt with its text, under vLLM's name for it."""
+    more = {"created": created, "owned_by": "workbench", **({} if longest is None else {"max_model_len": longest})}
+    data = [{"id": name, "object": "model", **more} for name in names]
     return {"object": "list", "data": data}
 
 

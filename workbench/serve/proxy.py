@@ -25,8 +25,9 @@ from workbench.ground.http import StatusError, ask
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
 from workbench.serve import protocol
-from workbench.serve.app import RefusedError, body_of, checked_key, failures, headers_of
+from workbench.serve.app import headers_of
 from workbench.serve.engine import Piece
+from workbench.serve.failing import RefusedError, body_of, checked_key, failures
 from workbench.ship.expected import KEY
 from workbench.ship.servers import request_fields, request_name
 
@@ -165,6 +166,9 @@ class Front:
             raise RefusedError(400, "invalid_request_error", f"'{field}' cannot be read: {error}", field) from error
         if not prompts or not all(prompts):
             raise RefusedError(400, "invalid_request_error", "the prompt has no tokens", "prompt")
+        if (count := sum(map(len, prompts))) > protocol.MOST_ROUTED:
+            told = f"the router reads {protocol.MOST_ROUTED} tokens of a request; the prompts have {count}"
+            raise RefusedError(400, "invalid_request_error", told, "prompt")
         with self._one:
             made = self.routing.decide(prompts)
         names = [self.routing.label(row) for row in made.weights]
@@ -175,8 +179,10 @@ class Front:
         return Piece(acted=names[0], confidence=float(made.confidence[0]))
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
-        """Return the tokens of a completion's prompts."""
+        """Return the tokens of a completion's prompts, at most MOST_CHOICES."""
         listed = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
+        if len(listed) > protocol.MOST_CHOICES:
+            raise ValueError(f"{len(listed)} prompts; a request has at most {protocol.MOST_CHOICES}")
         return [encode_text(self._tokenizer, one) if isinstance(one, str) else [int(token) for token in one] for one in listed]
 
     def _chat(self, body: Any) -> list[int]:

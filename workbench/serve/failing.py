@@ -1,0 +1,98 @@
+"""What a request must be before it is answered, and the answers to what fails."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from workbench.ground.errors import WorkbenchError
+from workbench.serve.engine import FullError
+from workbench.serve.protocol import failure
+
+BODY = 4 << 20
+"""Largest body of a request, in bytes."""
+SLOWEST = 60
+"""Longest time in which a body arrives, in seconds."""
+
+
+class RefusedError(WorkbenchError):
+    """A request that is not answered.
+
+    Args:
+        status: Status of the answer.
+        kind: Kind of the error, as OpenAI's clients know it.
+        message: What is wrong.
+        field: The field that is wrong.
+    """
+
+    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.field = status, kind, field
+
+
+def checked_key(key: str | None, http: HttpRequest) -> None:
+    """Raise RefusedError if a request does not name the key."""
+    given = http.headers.get("authorization", "")
+    if key is not None and not secrets.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        raise RefusedError(401, "authentication_error", "expected the header `Authorization: Bearer KEY` with this server's key")
+
+
+async def body_of(http: HttpRequest) -> bytes:
+    """Return the body of a request, and stop reading when it is too large or too slow."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(SLOWEST):
+            async for part in http.stream():
+                body += part
+                if len(body) > BODY:
+                    raise RefusedError(413, "invalid_request_error", f"the body has more than {BODY >> 20} MB")
+    except TimeoutError:
+        raise RefusedError(408, "invalid_request_error", f"the body did not arrive within {SLOWEST} seconds") from None
+    except ClientDisconnect:
+        raise gone() from None
+    return bytes(body)
+
+
+def gone() -> RefusedError:
+    """Return the error of a request whose client has left; nobody reads the answer."""
+    return RefusedError(499, "invalid_request_error", "the client has left")
+
+
+def failures() -> Mapping[Any, Any]:
+    """Return kind of error -> function that answers with it."""
+    known = {ValidationError: _invalid, RefusedError: _refused, FullError: _full, WorkbenchError: _failed, TimeoutError: _late}
+    return {**known, Exception: _failed}
+
+
+def _invalid(_http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    told = first["msg"].removeprefix("Value error, ")
+    return JSONResponse(failure(f"{place}: {told}".lstrip(": "), "invalid_request_error", place or None), 400)
+
+
+def _refused(_http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return JSONResponse(failure(error.message, error.kind, error.field), error.status)
+
+
+def _full(_http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, WorkbenchError)
+    return JSONResponse(failure(error.message, "server_error"), 503, {"Retry-After": "1"})
+
+
+def _failed(_http: HttpRequest, error: Exception) -> Response:
+    told = error.message if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+    return JSONResponse(failure(told, "server_error"), 500)
+
+
+def _late(_http: HttpRequest, _error: Exception) -> Response:
+    return JSONResponse(failure("the text took too long", "timeout"), 504)
