@@ -10,10 +10,12 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from worlds.served import tiny_served
+from worlds.served import HOME, tiny_served
 
 from workbench.serve import failing
 from workbench.serve.app import Served, application
+
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def client(served: Served) -> TestClient:
-    return TestClient(application(served), raise_server_exceptions=False)
+    return TestClient(application(served), HOME, raise_server_exceptions=False)
 
 
 def completion(client: TestClient, **fields: Any) -> Any:
@@ -145,19 +147,50 @@ def test_what_is_refused(client: TestClient, path: str, body: dict[str, Any], st
 
 
 def test_bodies_that_are_no_requests(client: TestClient) -> None:
-    assert client.post("/v1/completions", content=b"{").status_code == 400
-    large = client.post("/v1/completions", content=b"x" * (failing.BODY + 1))
+    assert client.post("/v1/completions", content=b"{", headers=JSON).status_code == 400
+    large = client.post("/v1/completions", content=b"x" * (failing.BODY + 1), headers=JSON)
     assert large.status_code == 413
     assert client.get("/v1/completions").status_code == 405
 
 
 def test_a_key(served: Served) -> None:
-    client = TestClient(application(Served("tiny", served.engine, 64, key="secret")), raise_server_exceptions=False)
+    client = TestClient(application(Served("tiny", served.engine, 64, key="secret")), HOME, raise_server_exceptions=False)
     body = {"model": "tiny", "prompt": "w8", "max_tokens": 1}
     assert client.post("/v1/completions", json=body).status_code == 401
     assert client.get("/v1/models", headers={"Authorization": "Bearer other"}).status_code == 401
     assert client.post("/v1/completions", json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
+    foreign = {"Authorization": "Bearer secret", "Host": "models.example", "Origin": "app://client"}
+    assert client.post("/v1/completions", json=body, headers=foreign).status_code == 200, "behind a proxy with TLS"
+    assert client.post("/v1/completions", content=b"{}", headers={**foreign, "Content-Type": "text/plain"}).status_code == 415
     assert client.get("/health").status_code == 200, "who watches the server needs no key"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "message"),
+    [
+        ({"Host": "evil.example:8000"}, 403, "the Host header names no address of this machine: 'evil.example:8000'"),
+        ({"Host": "127.0.0.1.evil.example"}, 403, "Host"),
+        ({"Host": ""}, 403, "Host"),
+        ({"Origin": "https://evil.example"}, 403, "the Origin header names another site: 'https://evil.example'"),
+        ({"Origin": "null"}, 403, "Origin"),
+        ({"Origin": "http://127.0.0.1:8001"}, 403, "Origin"),
+        ({"Content-Type": "text/plain"}, 415, "expected the header `Content-Type: application/json`"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415, "Content-Type"),
+        ({"Content-Type": "text/plain; application/json"}, 415, "Content-Type"),
+        ({}, 200, ""),
+        ({"Host": "localhost", "Content-Type": "Application/JSON; charset=utf-8"}, 200, ""),
+        ({"Host": "[::1]:9000"}, 200, ""),
+        ({"Origin": HOME}, 200, ""),
+    ],
+)
+def test_other_sites_pages_cannot_ask(client: TestClient, headers: dict[str, str], status: int, message: str) -> None:
+    """What a page of another site can send: a simple request, or one to a name of its own that points here."""
+    body = json.dumps({"model": "tiny", "prompt": "w8", "max_tokens": 1}).encode()
+    answer = client.post("/v1/completions", content=body, headers={**JSON, **headers})
+    assert (answer.status_code, message in answer.text) == (status, True), answer.text
+    for path in ("/v1/models", "/metrics", "/health"):
+        assert client.get(path, headers=headers).status_code == (status if status == 403 else 200)
+    assert "access-control-allow-origin" not in client.options("/v1/completions", headers=headers).headers
 
 
 def test_models_and_metrics(client: TestClient) -> None:

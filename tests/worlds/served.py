@@ -6,15 +6,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from worlds.tiny import live, save_model
 
 from workbench.models.prompts import load_tokenizer
-from workbench.serve.app import Served
-from workbench.serve.engine import Engine
+
+if TYPE_CHECKING:
+    from workbench.serve.app import Served
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
@@ -26,6 +27,9 @@ LONGEST = 64
 @contextmanager
 def tiny_served(path: Path) -> Iterator[Served]:
     """Serve a tiny model in float32 under the name "tiny"."""
+    from workbench.serve.app import Served
+    from workbench.serve.engine import Engine
+
     base = save_model(path / "base")
     tokenizer = load_tokenizer(base)
     tokenizer.chat_template = TEMPLATE

@@ -22,7 +22,7 @@ from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
 from workbench.serve import protocol
 from workbench.serve.engine import COUNTED, ROWS, Engine, Piece, Request
-from workbench.serve.failing import BODY, RefusedError, body_of, checked_key, failures, gone
+from workbench.serve.failing import BODY, Guarded, RefusedError, body_of, checked_key, failures, gone
 from workbench.serve.protocol import Asked, ChatAsked, Collected, CompletionAsked
 from workbench.serve.writing import Sampling
 
@@ -268,7 +268,7 @@ def application(served: Served) -> ASGIApp:
         Route("/health", health),
         Route("/metrics", metrics),
     ]
-    return Starlette(routes=routes, exception_handlers=failures())
+    return Guarded(Starlette(routes=routes, exception_handlers=failures()), served.key)
 
 
 async def _pieces(queue: asyncio.Queue[tuple[int, Piece]], count: int, seconds: float) -> AsyncGenerator[tuple[int, Piece]]:

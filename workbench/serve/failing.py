@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -15,6 +16,10 @@ from starlette.responses import JSONResponse, Response
 from workbench.ground.errors import WorkbenchError
 from workbench.serve.engine import FullError
 from workbench.serve.protocol import failure
+from workbench.view.guard import LOCAL, foreign
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 BODY = 4 << 20
 """Largest body of a request, in bytes."""
@@ -35,6 +40,29 @@ class RefusedError(WorkbenchError):
     def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.status, self.kind, self.field = status, kind, field
+
+
+class Guarded:
+    """Passes on the requests that may be answered.
+
+    Args:
+        app: Answers them.
+        key: Secret that requests must name, which no other site's page knows; None: a page is known by its headers.
+    """
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self._app, self._key = app, key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        hosts = LOCAL if self._key is None else None
+        wrong = foreign(Headers(scope=scope), scope["method"], hosts) if scope["type"] == "http" else None
+        if wrong is None:
+            await self._app(scope, receive, send)
+            return
+        status, told = wrong
+        told += "; a server with --key answers whoever knows the key" if status == 403 else ""
+        await JSONResponse(failure(told, "invalid_request_error"), status)(scope, receive, send)
 
 
 def checked_key(key: str | None, http: HttpRequest) -> None:

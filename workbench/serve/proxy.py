@@ -27,7 +27,7 @@ from workbench.route.deciding.router import BASE
 from workbench.serve import protocol
 from workbench.serve.app import headers_of
 from workbench.serve.engine import Piece
-from workbench.serve.failing import RefusedError, body_of, checked_key, failures
+from workbench.serve.failing import Guarded, RefusedError, body_of, checked_key, failures
 from workbench.ship.expected import KEY
 from workbench.ship.servers import request_fields, request_name
 
@@ -183,7 +183,10 @@ class Front:
         listed = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
         if len(listed) > protocol.MOST_CHOICES:
             raise ValueError(f"{len(listed)} prompts; a request has at most {protocol.MOST_CHOICES}")
-        return [encode_text(self._tokenizer, one) if isinstance(one, str) else [int(token) for token in one] for one in listed]
+        found = [encode_text(self._tokenizer, one) if isinstance(one, str) else [int(token) for token in one] for one in listed]
+        if any(not 0 <= token < len(self._tokenizer) for tokens in found for token in tokens):
+            raise ValueError(f"a token is none of 0 to {len(self._tokenizer) - 1}")
+        return found
 
     def _chat(self, body: Any) -> list[int]:
         """Return the tokens of a conversation under the tokenizer's chat template."""
@@ -228,7 +231,7 @@ def application(front: Front) -> ASGIApp:
         Route("/health", front.health),
         Route("/metrics", front.metrics),
     ]
-    return Starlette(routes=routes, exception_handlers=failures())
+    return Guarded(Starlette(routes=routes, exception_handlers=failures()), front.key)
 
 
 def unrouted(name: str) -> WorkbenchError:

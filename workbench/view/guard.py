@@ -1,6 +1,6 @@
 """Who is answered by the viewer: browsers on this machine that opened the address which the command printed.
 
-The server listens on 127.0.0.1 only. A page of another site cannot read it: a request needs a Host header of this machine (DNS rebinding),
+`foreign` is the guard of both servers, `view` and `serve`. The viewer listens on 127.0.0.1 only. A page of another site cannot read it: a request needs a Host header of this machine (DNS rebinding),
 a cookie that is sent to this site alone, and for a POST an Origin that is this site. The cookie comes from the token in the printed
 address, which a redirect takes out of the address bar.
 """
@@ -11,7 +11,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
@@ -32,6 +32,33 @@ _HEADERS = {
 }
 
 
+LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
+"""Host headers of this machine, at any port: a tunnel may have another one than the server."""
+
+
+def foreign(headers: Headers, method: str, hosts: re.Pattern[str] | None) -> tuple[int, str] | None:
+    """Return status and reason of a request that another site's page may have sent.
+
+    Args:
+        headers: Of the request.
+        method: Its method.
+        hosts: The Host headers of this server; another one is a name that a site's owner points here (DNS rebinding). None:
+            Host and Origin do not matter, because requests name a key.
+
+    Returns:
+        None for a request that is no other site's: its Host is this server's, its Origin is missing or this server, and the body of a
+        POST is called JSON, which a page cannot send to another site without asking first.
+    """
+    host = headers.get("host", "").lower()
+    if hosts and not hosts.fullmatch(host):
+        return 403, f"the Host header names no address of this machine: '{host[:80]}'"
+    if hosts and headers.get("origin", f"http://{host}").lower() != f"http://{host}":
+        return 403, f"the Origin header names another site: '{headers['origin'][:80]}'"
+    if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return 415, "expected the header `Content-Type: application/json`"
+    return None
+
+
 class Guard:
     """Passes on the requests that may be answered, and adds headers that protect the answers.
 
@@ -45,7 +72,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, port: int) -> None:
-        self._app, self._port = app, port
+        self._app, self._hosts = app, re.compile(rf"({re.escape(ADDRESS)}|localhost):{port}")
         self.token = secrets.token_urlsafe(24)
         self.url = f"http://{ADDRESS}:{port}/?token={self.token}"
         self._cookie, self._secret = f"workbench-{port}", secrets.token_urlsafe(24)  # browsers share cookies among ports
@@ -69,8 +96,7 @@ class Guard:
         """Return the answer to a request that is not passed on; None for one that is."""
         asked, method = HTTPConnection(scope), scope["method"]
         headers = asked.headers
-        host = headers.get("host", "").lower()
-        if host not in {f"{name}:{self._port}" for name in (ADDRESS, "localhost")}:
+        if not self._hosts.fullmatch(headers.get("host", "").lower()):
             return PlainTextResponse("This page is shown to this machine only.\n", 403)
         if method not in ("GET", "POST"):
             return PlainTextResponse("Nothing can be changed here.\n", 405, {"Allow": "GET, POST"})
@@ -83,8 +109,8 @@ class Guard:
         if not _same(asked.cookies.get(self._cookie, ""), self._secret):
             return _closed()
         if method == "POST" and (
-            headers.get("origin", "").lower() != f"http://{host}"
-            or headers.get("content-type", "").partition(";")[0] != "application/json"
+            "origin" not in headers
+            or foreign(headers, method, self._hosts)
             or not headers.get("content-length", "").isdecimal()
             or int(headers["content-length"]) > LONGEST_BODY
             or "transfer-encoding" in headers  # the body may be longer than the header says
