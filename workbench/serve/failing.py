@@ -14,9 +14,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from workbench.ground.errors import WorkbenchError
+from workbench.ground.sites import LOCAL, foreign
 from workbench.serve.engine import FullError
 from workbench.serve.protocol import failure
-from workbench.view.guard import LOCAL, foreign
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

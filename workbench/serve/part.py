@@ -5,5 +5,5 @@ from workbench.ground.parts import Part
 PART = Part(
     commands={"serve": "serve.commands.serve"},
     extras={"view": {"starlette": "starlette", "uvicorn": "uvicorn"}},
-    needs=("ship", "view"),
+    needs=("ship",),
 )

@@ -1,6 +1,6 @@
 """Who is answered by the viewer: browsers on this machine that opened the address which the command printed.
 
-`foreign` is the guard of both servers, `view` and `serve`. The viewer listens on 127.0.0.1 only. A page of another site cannot read it: a request needs a Host header of this machine (DNS rebinding),
+The server listens on 127.0.0.1 only. A page of another site cannot read it: a request needs a Host header of this machine (DNS rebinding),
 a cookie that is sent to this site alone, and for a POST an Origin that is this site. The cookie comes from the token in the printed
 address, which a redirect takes out of the address bar.
 """
@@ -11,9 +11,11 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+from workbench.ground.sites import foreign
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,33 +32,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-
-
-LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
-"""Host headers of this machine, at any port: a tunnel may have another one than the server."""
-
-
-def foreign(headers: Headers, method: str, hosts: re.Pattern[str] | None) -> tuple[int, str] | None:
-    """Return status and reason of a request that another site's page may have sent.
-
-    Args:
-        headers: Of the request.
-        method: Its method.
-        hosts: The Host headers of this server; another one is a name that a site's owner points here (DNS rebinding). None:
-            Host and Origin do not matter, because requests name a key.
-
-    Returns:
-        None for a request that is no other site's: its Host is this server's, its Origin is missing or this server, and the body of a
-        POST is called JSON, which a page cannot send to another site without asking first.
-    """
-    host = headers.get("host", "").lower()
-    if hosts and not hosts.fullmatch(host):
-        return 403, f"the Host header names no address of this machine: '{host[:80]}'"
-    if hosts and headers.get("origin", f"http://{host}").lower() != f"http://{host}":
-        return 403, f"the Origin header names another site: '{headers['origin'][:80]}'"
-    if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        return 415, "expected the header `Content-Type: application/json`"
-    return None
 
 
 class Guard:

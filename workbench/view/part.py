@@ -1,4 +1,4 @@
-"""The viewer: `workbench view` shows a project in the browser, and --watch a report that grows. At most 86 names."""
+"""The viewer: `workbench view` shows a project in the browser, and --watch a report that grows. At most 85 names."""
 
 from workbench.ground.parts import Part
 
