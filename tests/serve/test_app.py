@@ -137,13 +137,61 @@ def test_streams_have_the_text_of_an_answer(client: TestClient) -> None:
         ("completions", {"model": "tiny", "prompt": "w8", "stop": ["w"] * 17}, 400, "stop"),
         ("completions", {"model": "tiny", "prompt": "w8", "logprobs": 21}, 400, "logprobs"),
         ("chat/completions", {"model": "tiny", "messages": []}, 400, "messages"),
-        ("chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "tools": []}, 400, "tools"),
+        (
+            "completions",
+            {"model": "tiny", "prompt": "w8", "store": True},
+            400,
+            "store: this server does not support it: leave it out, or send false",
+        ),
+        ("completions", {"model": "tiny", "prompt": "w8", "top_k": 3}, 400, "top_k: this server does not know the field"),
+        (
+            "chat/completions",
+            {"model": "tiny", "messages": [{"role": "user", "content": None}]},
+            400,
+            "expected the content of the turn of 'user'",
+        ),
+        (
+            "chat/completions",
+            {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+            400,
+            'messages.0.content.0: this model reads text alone, and no part of type "image_url"',
+        ),
+        ("responses", {"model": "tiny", "input": "w8"}, 404, "no address /v1/responses: ask /v1/chat/completions"),
+        ("embeddings", {"model": "tiny", "input": "w8"}, 404, "serve an embedding model with another server"),
+        ("nothing", {}, 404, "no address /v1/nothing: see /v1/chat/completions"),
     ],
 )
 def test_what_is_refused(client: TestClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
     answer = client.post(f"/v1/{path}", json=body)
     assert answer.status_code == status, answer.text
     assert message in answer.json()["error"]["message"]
+
+
+def test_fields_that_change_nothing_are_accepted(client: TestClient) -> None:
+    """What OpenAI's SDKs and those built on them send without need, and an answer that a client sends back as it came."""
+    plain = {"model": "tiny", "messages": [{"role": "user", "content": "w8"}], "temperature": 0, "max_tokens": 3}
+    more = {
+        "tools": [],
+        "tool_choice": "none",
+        "store": False,
+        "parallel_tool_calls": True,
+        "frequency_penalty": 0.0,
+        "seed": None,
+    }
+    more |= {"response_format": {"type": "text"}, "metadata": {"a": "b"}, "stop": None, "logit_bias": {}, "user": "u", "n": None}
+    first = client.post("/v1/chat/completions", json=plain).json()["choices"][0]["message"]
+    answer = client.post("/v1/chat/completions", json={**plain, **more})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"] == first
+    turns = [
+        *plain["messages"],
+        {**first, "refusal": None, "audio": None, "function_call": None, "tool_calls": None, "annotations": []},
+    ]
+    turns += [{"role": "assistant", "content": None}, {"role": "developer", "content": "w9"}]
+    same = [*plain["messages"], first, {"role": "assistant", "content": ""}, {"role": "system", "content": "w9"}]
+    found = [client.post("/v1/chat/completions", json={**plain, "messages": one}).json() for one in (turns, same)]
+    assert found[0]["choices"] == found[1]["choices"]
+    assert found[0]["usage"] == found[1]["usage"]
 
 
 def test_bodies_that_are_no_requests(client: TestClient) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 BODY = 4 << 20
 """Largest body of a request, in bytes."""
+INSTEAD = {
+    "/v1/responses": "ask /v1/chat/completions, which OpenAI's SDKs call `chat.completions.create`",
+    "/v1/embeddings": "this server writes texts; serve an embedding model with another server, such as vLLM or llama-server",
+}
+"""Address that OpenAI's interface has and this server has not -> what to use."""
 SLOWEST = 60
 """Longest time in which a body arrives, in seconds."""
 
@@ -96,20 +102,32 @@ def gone() -> RefusedError:
 def failures() -> Mapping[Any, Any]:
     """Return kind of error -> function that answers with it."""
     known = {ValidationError: _invalid, RefusedError: _refused, FullError: _full, WorkbenchError: _failed, TimeoutError: _late}
-    return {**known, Exception: _failed}
+    return {**known, HTTPException: _missing, Exception: _failed}
 
 
 def _invalid(_http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ValidationError)
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    found = error.errors(include_url=False, include_context=False)
+    # Of the forms that a field may have, the one that was followed furthest is the one that was meant.
+    same = [one for one in found if one["loc"][:1] == found[0]["loc"][:1]]
+    first = max(same, key=lambda one: (len(one["loc"]), one["type"] != "string_type"))
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained-", "str")))
     told = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        told = "this server does not know the field, which would have no effect: leave it out"
     return JSONResponse(failure(f"{place}: {told}".lstrip(": "), "invalid_request_error", place or None), 400)
 
 
 def _refused(_http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     return JSONResponse(failure(error.message, error.kind, error.field), error.status)
+
+
+def _missing(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    found = INSTEAD.get(http.url.path, "see /v1/chat/completions, /v1/completions and /v1/models")
+    told = f"no address {http.url.path}: {found}" if error.status_code == 404 else error.detail
+    return JSONResponse(failure(told, "invalid_request_error"), error.status_code, error.headers)
 
 
 def _full(_http: HttpRequest, error: Exception) -> Response:

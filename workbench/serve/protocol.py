@@ -1,11 +1,13 @@
 """Requests and answers of OpenAI's interface: `/v1/completions` and `/v1/chat/completions`.
 
-A field that would change the answer and is not implemented is refused, so that no client believes that it had an effect.
+A field that would change the answer and is not implemented is refused, so that no client believes that it had an effect; so are fields that
+OpenAI's interface has not. Fields that change nothing here, and null for a field that may be missing, are accepted (`HARMLESS`).
 Source: https://platform.openai.com/docs/api-reference
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -31,7 +33,27 @@ MOST_STOPS, LONGEST_STOP = 16, 256
 """Largest number of strings that end a text, and of characters of one: the end of a text is compared with each after every token."""
 DEFAULT_TOKENS = 16
 """New tokens of a completion that names no number, as OpenAI's interface has it; a chat goes on to the end of the context."""
-Zero = Literal[0]
+ANY: tuple[object, ...] = ()
+HARMLESS: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(
+        ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier", "prediction"), ANY
+    ),
+    "parallel_tool_calls": (True, False),
+    "store": (False,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+}
+"""Field of a request that is not implemented -> the values with which it changes nothing; ANY: it never does."""
 Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
 Count = Annotated[int, Field(ge=0, le=MOST_TOP)]
 
@@ -50,10 +72,21 @@ class Asked(BaseModel):
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     stream: bool = False
     stream_options: Options | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: object) -> object:
+        """Leave out what changes nothing."""
+        if not isinstance(given, dict):
+            return given
+        found = {name: value for name, value in given.items() if value is not None}
+        for name in HARMLESS.keys() & found.keys() - cls.model_fields.keys():
+            allowed = HARMLESS[name]
+            if allowed and not any(type(found[name]) in (type(one), float) and found[name] == one for one in allowed):
+                told = " or ".join(json.dumps(one) for one in allowed)
+                raise ValueError(f"{name}: this server does not support it: leave it out, or send {told}")
+            del found[name]
+        return found
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -72,6 +105,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
+    include_obfuscation: bool = False  # pads events against who measures them on the way; there is no TLS here
 
 
 class CompletionAsked(Asked):
@@ -80,8 +114,6 @@ class CompletionAsked(Asked):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Count | None = None
     echo: bool = False
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
 
     @field_validator("prompt", mode="wrap")
     @classmethod
@@ -117,13 +149,28 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: str
-    content: str | list[Part]
+    content: str | list[Part] | None = None
     name: str | None = None
+    reasoning_content: str | None = None
 
-    def plain(self) -> dict[str, str]:
-        """Return the turn as chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text}
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: object) -> object:
+        """Leave out what an answer has and a turn does not need, such as `refusal: null`."""
+        known = ("refusal", "audio", "annotations", "function_call", "tool_calls")
+        return {name: one for name, one in given.items() if one or name not in known} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _told(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"expected the content of the turn of '{self.role}'")
+        return self
+
+    def plain(self) -> dict[str, object]:
+        """Return the turn as chat templates take it; they have no role `developer`, OpenAI's newer word for `system`."""
+        text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": text} | ({"reasoning_content": self.reasoning_content} if self.reasoning_content else {})
 
 
 class Part(BaseModel):
@@ -134,13 +181,12 @@ class Part(BaseModel):
     type: Literal["text"]
     text: str
 
-
-class ResponseFormat(BaseModel):
-    """The form of an answer; only text is written."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["text"]
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("type", "text") != "text":
+            raise ValueError(f"this model reads text alone, and no part of type {json.dumps(given['type'])[:80]}")
+        return given
 
 
 class ChatAsked(Asked):
@@ -150,7 +196,6 @@ class ChatAsked(Asked):
     max_completion_tokens: int | None = Field(None, ge=0)
     logprobs: bool | None = None
     top_logprobs: Count | None = None
-    response_format: ResponseFormat | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 
