@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from worlds.served import HOME, tiny_served
 
 from workbench.serve import failing
 from workbench.serve.app import Served, application
+from workbench.serve.metrics import Answers, Histogram, family
 
 JSON = {"Content-Type": "application/json"}
 
@@ -158,7 +160,7 @@ def test_streams_have_the_text_of_an_answer(client: TestClient) -> None:
         ),
         ("responses", {"model": "tiny", "input": "w8"}, 404, "no address /v1/responses: ask /v1/chat/completions"),
         ("embeddings", {"model": "tiny", "input": "w8"}, 404, "serve an embedding model with another server"),
-        ("nothing", {}, 404, "no address /v1/nothing: see /v1/chat/completions"),
+        ("nothing", {}, 404, "no address /v1/nothing: this server has /v1/chat/completions, "),
     ],
 )
 def test_what_is_refused(client: TestClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
@@ -249,3 +251,50 @@ def test_models_and_metrics(client: TestClient) -> None:
     asked = (client.get("/metrics").text.splitlines() for _ in range(10_000))
     lines = next(lines for lines in asked if "workbench_running_texts 0" in lines)  # soon after the answer
     assert any(line.startswith("workbench_written_tokens_total ") for line in lines)
+
+
+def test_metrics_are_valid_and_count_what_happened(served: Served) -> None:
+    """As Prometheus' own parser reads them, which knows types, labels and buckets."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    client = TestClient(application(replace(served, answers=Answers())), HOME, raise_server_exceptions=False)
+    completion(client, prompt=["w8", "w9"], max_tokens=2)
+    for body in ({"model": "tiny", "prompt": "w8", "top_p": 7}, {"model": "none", "prompt": "w8"}):
+        client.post("/v1/completions", json=body)
+    client.get("/v1/elsewhere", headers={"Origin": "https://evil.example"})
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = {one.name: one for one in parser.text_string_to_metric_families(answer.text)}
+    assert all(one.documentation and one.type in ("counter", "gauge", "histogram") for one in found.values())
+    told = {(row.labels["path"], row.labels["status"]): row.value for row in found["workbench_answers"].samples}
+    assert told == {
+        ("/v1/completions", "200"): 1,
+        ("/v1/completions", "400"): 1,
+        ("/v1/completions", "404"): 1,
+        ("other", "403"): 1,
+    }
+    for name, count in (("answer_seconds", 3), ("first_token_seconds", 1)):
+        rows = {(row.name, row.labels.get("le")): row.value for row in found[f"workbench_{name}"].samples}
+        buckets = [value for (_, bound), value in rows.items() if bound]
+        assert buckets == sorted(buckets)
+        assert rows[f"workbench_{name}_bucket", "+Inf"] == rows[f"workbench_{name}_count", None] == count
+        assert rows[f"workbench_{name}_sum", None] > 0
+    assert {
+        "workbench_waiting_seconds",
+        "workbench_running_texts",
+        "workbench_waiting_requests",
+        "workbench_texts",
+    } <= found.keys()
+    (texts,) = found["workbench_texts"].samples
+    assert (texts.labels, texts.value >= 2) == ({"brick": "model"}, True)
+
+
+def test_labels_and_buckets_of_metrics() -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    told = Histogram()
+    for seconds in (0.05, 0.051, 700):
+        told.add(seconds)
+    name = 'a "quoted"\\ name\nof two lines'
+    text = family("x_seconds", "histogram", "x", told.rows()) + family("y_total", "counter", "y", [("", {"brick": name}, 2**40)])
+    seconds, texts = parser.text_string_to_metric_families(text)
+    assert [row.value for row in seconds.samples] == [1, 2, *[2] * 11, 3, pytest.approx(700.101), 3]
+    assert (texts.samples[0].labels, texts.samples[0].value) == ({"brick": name}, 2**40)

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from workbench.route.deciding.router import BASE
 from workbench.serve import protocol
 from workbench.serve.engine import COUNTED, ROWS, Engine, Piece, Request
 from workbench.serve.failing import BODY, Guarded, RefusedError, body_of, checked_key, failures, gone
+from workbench.serve.metrics import KIND, Answers, family
 from workbench.serve.protocol import Asked, ChatAsked, Collected, CompletionAsked
 from workbench.serve.writing import Sampling
 
@@ -41,6 +42,7 @@ class Served:
         key: Secret that requests must name; None: none.
         seconds: Longest time for a request.
         created: When the server began.
+        answers: What was answered.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Served:
     key: str | None = None
     seconds: float = 600.0
     created: int = 0
+    answers: Answers = field(default_factory=Answers)
 
     @property
     def prompt_tokens(self) -> int:
@@ -88,6 +91,7 @@ class Endpoint:
     async def respond(self, http: HttpRequest) -> Response:
         """Answer a request."""
         checked_key(self.served.key, http)
+        begun = time.monotonic()
         asked = self.asked.model_validate_json(await body_of(http))
         brick = self.served.brick_of(asked.model)
         prompts = [tokens for tokens in await asyncio.to_thread(self.prompts, asked) for _ in range(asked.n)]
@@ -110,6 +114,7 @@ class Endpoint:
             head = {"id": f"{self.kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
             pieces = _pieces(queue, len(prompts), self.served.seconds)
             first = await anext(pieces)
+            self.served.answers.first.add(time.monotonic() - begun)
             headers = headers_of(first[1])
             if asked.stream:
                 events = self.events(asked, prompts, first, pieces, head, left)
@@ -259,7 +264,8 @@ def application(served: Served) -> ASGIApp:
 
     def metrics(http: HttpRequest) -> Response:
         checked_key(served.key, http)
-        return PlainTextResponse(metrics_text(served.engine), media_type="text/plain; version=0.0.4")
+        text = engine_numbers(served.engine) + served.answers.text(served.engine.acted)
+        return PlainTextResponse(text, media_type=KIND)
 
     routes = [
         Route("/v1/completions", Completions(served).respond, methods=["POST"]),
@@ -268,7 +274,7 @@ def application(served: Served) -> ASGIApp:
         Route("/health", health),
         Route("/metrics", metrics),
     ]
-    return Guarded(Starlette(routes=routes, exception_handlers=failures()), served.key)
+    return Guarded(Starlette(routes=routes, exception_handlers=failures()), served.key, served.answers)
 
 
 async def _pieces(queue: asyncio.Queue[tuple[int, Piece]], count: int, seconds: float) -> AsyncGenerator[tuple[int, Piece]]:
@@ -314,10 +320,12 @@ def _event(data: object) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def metrics_text(engine: Engine) -> str:
-    """Return the server's numbers in Prometheus' text format."""
+def engine_numbers(engine: Engine) -> str:
+    """Return the engine's numbers in Prometheus' text format."""
     running, waiting = engine.load
-    gauges = {"running_texts": running, "waiting_requests": waiting}
-    lines = [f"# TYPE workbench_{name} gauge\nworkbench_{name} {value}" for name, value in gauges.items()]
-    lines += [f"# TYPE workbench_{name}_total counter\nworkbench_{name}_total {engine.counts[name]}" for name in COUNTED]
-    return "\n".join(lines) + "\n" + protocol.chosen_text(engine.acted)
+    found = family("running_texts", "gauge", "Texts that are being written.", [("", {}, running)])
+    found += family("waiting_requests", "gauge", "Texts that wait to be begun.", [("", {}, waiting)])
+    found += family("waiting_seconds", "histogram", "Time that a text waited to be begun.", engine.waited.rows())
+    for name, told in COUNTED.items():
+        found += family(f"{name}_total", "counter", told, [("", {}, engine.counts[name])])
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -14,6 +15,7 @@ from workbench.ground.errors import WorkbenchError, refuses_memory
 from workbench.ground.lazy import no_grad, torch
 from workbench.route.deciding.router import BASE
 from workbench.serve.batch import Batch
+from workbench.serve.metrics import Histogram
 from workbench.serve.writing import Sampling, Scored, Text, chosen, generator, prompt_scored, scored
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Request:
         take: Takes each piece, in the thread of the engine.
         brick: The brick that shall act, or "base"; None: the router chooses.
         left: Returns True when nobody waits for the text any more.
+        begun: When it was made.
     """
 
     tokens: Sequence[int]
@@ -67,11 +70,17 @@ class Request:
     take: Callable[[Piece], None]
     brick: str | None = None
     left: Callable[[], bool] = bool
+    begun: float = field(default_factory=time.monotonic)
 
 
 _Found = TypeVar("_Found")
-COUNTED = ("requests", "prompt_tokens", "written_tokens", "failures")
-"""Names of the numbers that are counted."""
+COUNTED = {
+    "requests": "Texts that were asked for.",
+    "prompt_tokens": "Tokens of prompts that were read.",
+    "written_tokens": "Tokens that were written.",
+    "failures": "Errors while texts were written.",
+}
+"""Number that is counted -> what it counts."""
 
 
 class Source(Protocol):
@@ -137,6 +146,7 @@ class Engine:
 
     Attributes:
         counts: Numbers since the start: requests, tokens read and written, texts of each brick and of the base, failures.
+        waited: How long texts waited to be begun.
     """
 
     def __init__(self, model: Any, tokenizer: Any, waiting: int = 256, source: Source | None = None) -> None:
@@ -145,6 +155,7 @@ class Engine:
         self.ends = {*(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
         self.counts: Counter[str] = Counter()
         self.acted: Counter[str] = Counter()
+        self.waited = Histogram()
         self._batch, self._rows = Batch(model), list[_Row]()
         self._together = writes_together(model)
         self._waiting: deque[Request] = deque()
@@ -218,6 +229,7 @@ class Engine:
                 break
             request = self._waiting.popleft()
             if not request.left():
+                self.waited.add(time.monotonic() - request.begun)
                 taken.append(request)
         return taken
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,14 @@ from workbench.serve.engine import FullError
 from workbench.serve.protocol import failure
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from workbench.serve.metrics import Answers
 
 BODY = 4 << 20
 """Largest body of a request, in bytes."""
+ADDRESSES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+"""Addresses of a server, first those that write."""
 INSTEAD = {
     "/v1/responses": "ask /v1/chat/completions, which OpenAI's SDKs call `chat.completions.create`",
     "/v1/embeddings": "this server writes texts; serve an embedding model with another server, such as vLLM or llama-server",
@@ -54,21 +59,32 @@ class Guarded:
     Args:
         app: Answers them.
         key: Secret that requests must name, which no other site's page knows; None: a page is known by its headers.
+        answers: Counts the answers.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
-        self._app, self._key = app, key
+    def __init__(self, app: ASGIApp, key: str | None, answers: Answers) -> None:
+        self._app, self._key, self._answers = app, key, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         hosts = LOCAL if self._key is None else None
         wrong = foreign(Headers(scope=scope), scope["method"], hosts) if scope["type"] == "http" else None
-        if wrong is None:
-            await self._app(scope, receive, send)
-            return
-        status, told = wrong
-        told += "; a server with --key answers whoever knows the key" if status == 403 else ""
-        await JSONResponse(failure(told, "invalid_request_error"), status)(scope, receive, send)
+        app = self._app
+        if wrong is not None:
+            told = f"{wrong[1]}; a server with --key answers whoever knows the key" if wrong[0] == 403 else wrong[1]
+            app = JSONResponse(failure(told, "invalid_request_error"), wrong[0])
+        begun, path = time.monotonic(), scope.get("path", "")
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._answers.statuses[path if path in ADDRESSES else "other", str(message["status"])] += 1
+            await send(message)
+
+        try:
+            await app(scope, receive, counted)
+        finally:
+            if path in ADDRESSES[:2]:
+                self._answers.seconds.add(time.monotonic() - begun)
 
 
 def checked_key(key: str | None, http: HttpRequest) -> None:
@@ -125,7 +141,7 @@ def _refused(_http: HttpRequest, error: Exception) -> Response:
 
 def _missing(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    found = INSTEAD.get(http.url.path, "see /v1/chat/completions, /v1/completions and /v1/models")
+    found = INSTEAD.get(http.url.path, f"this server has {', '.join(ADDRESSES)}")
     told = f"no address {http.url.path}: {found}" if error.status_code == 404 else error.detail
     return JSONResponse(failure(told, "invalid_request_error"), error.status_code, error.headers)
 

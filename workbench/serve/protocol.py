@@ -8,7 +8,7 @@ Source: https://platform.openai.com/docs/api-reference
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -281,12 +281,6 @@ def models(names: Sequence[str], created: int = 0, longest: int | None = None) -
     more = {"created": created, "owned_by": "workbench", **({} if longest is None else {"max_model_len": longest})}
     data = [{"id": name, "object": "model", **more} for name in names]
     return {"object": "list", "data": data}
-
-
-def chosen_text(acted: Mapping[str, int]) -> str:
-    """Return how often each brick has answered, in Prometheus' text format."""
-    rows = [f'workbench_texts_total{{brick="{name}"}} {count}' for name, count in sorted(acted.items())]
-    return "\n".join(["# TYPE workbench_texts_total counter", *rows]) + "\n"
 
 
 def failure(message: str, kind: str, field_: str | None = None) -> dict[str, object]:

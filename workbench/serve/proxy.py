@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from workbench.serve import protocol
 from workbench.serve.app import headers_of
 from workbench.serve.engine import Piece
 from workbench.serve.failing import Guarded, RefusedError, body_of, checked_key, failures
+from workbench.serve.metrics import KIND, Answers
 from workbench.ship.expected import KEY
 from workbench.ship.servers import request_fields, request_name
 
@@ -117,6 +119,7 @@ class Front:
     ) -> None:
         self.name, self.routing, self.upstream, self.key = name, routing, upstream, key
         self.acted: Counter[str] = Counter()
+        self.answers = Answers()
         self._tokenizer, self._one = tokenizer, Lock()  # a live model decides for one request at a time
         given = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {given}"} if given else {}
@@ -133,6 +136,7 @@ class Front:
         except WorkbenchError as error:
             raise RefusedError(400, "invalid_request_error", error.message) from error
         sent = json.dumps({**body, **self.upstream.fields(chosen.acted or BASE, self.routing.bricks)}).encode()
+        begun = time.monotonic()
         request = self._client.build_request(
             "POST", http.url.path, content=sent, headers={"Content-Type": "application/json", "Accept-Encoding": "identity"}
         )
@@ -141,6 +145,7 @@ class Front:
         except httpx.HTTPError as error:
             raise RefusedError(502, "server_error", f"the server at {self.upstream.url} does not answer: {error}") from error
         self.acted[chosen.acted or BASE] += 1
+        self.answers.first.add(time.monotonic() - begun)
         kind = answer.headers.get("content-type", "application/json")
         parts = _parts(answer)
         return StreamingResponse(parts, answer.status_code, headers_of(chosen), kind, BackgroundTask(answer.aclose))
@@ -208,9 +213,9 @@ class Front:
         return JSONResponse(protocol.models((self.name, *self.routing.bricks, BASE)))
 
     def metrics(self, http: HttpRequest) -> Response:
-        """Return how often each brick was chosen, in Prometheus' text format."""
+        """Return what was answered, and how often each brick was chosen."""
         checked_key(self.key, http)
-        return PlainTextResponse(protocol.chosen_text(self.acted), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(self.answers.text(self.acted), media_type=KIND)
 
 
 async def _parts(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -231,7 +236,7 @@ def application(front: Front) -> ASGIApp:
         Route("/health", front.health),
         Route("/metrics", front.metrics),
     ]
-    return Guarded(Starlette(routes=routes, exception_handlers=failures()), front.key)
+    return Guarded(Starlette(routes=routes, exception_handlers=failures()), front.key, front.answers)
 
 
 def unrouted(name: str) -> WorkbenchError:
