@@ -20,7 +20,7 @@ from starlette.routing import Route
 from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
-from workbench.serve import protocol
+from workbench.serve import protocol, tools
 from workbench.serve.engine import COUNTED, ROWS, Engine, Piece, Request
 from workbench.serve.failing import BODY, Guarded, RefusedError, body_of, checked_key, failures, gone
 from workbench.serve.metrics import KIND, Answers, family
@@ -119,7 +119,7 @@ class Endpoint:
             if asked.stream:
                 events = self.events(asked, prompts, first, pieces, head, left)
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-            found = [Collected() for _ in prompts]
+            found = [Collected(prompt=tokens) for tokens in prompts]
             found[first[0]].add(first[1])
             async for number, piece in pieces:
                 found[number].add(piece)
@@ -144,9 +144,13 @@ class Endpoint:
     ) -> AsyncIterator[str]:
         """Yield the events of a stream; when the client leaves, its texts end."""
         written, begun = dict.fromkeys(range(len(prompts)), 0), set[int]()
+        texts = [Collected(prompt=tokens) for tokens in prompts]
         try:
             async for number, piece in _with(first, pieces):
-                text = Collected(piece.text, list(piece.tokens), piece)
+                texts[number].add(piece)
+                if asked.whole and piece.finish is None:
+                    continue
+                text, texts[number] = texts[number], Collected()
                 choice = self.choice(asked, number, text, delta=True, first=number not in begun)
                 begun.add(number)
                 written[number] = piece.written
@@ -231,7 +235,10 @@ class Chat(Endpoint):
         if not tokenizer.chat_template:
             raise RefusedError(400, "invalid_request_error", "this model has no chat template: ask /v1/completions", "messages")
         turns = [message.plain() for message in asked.messages]
-        more = {"add_generation_prompt": asked.add_generation_prompt, "continue_final_message": asked.continue_final_message}
+        if asked.callable and (lacks := tools.missing(tokenizer, self.served.engine.model)):
+            raise RefusedError(400, "invalid_request_error", f"tools: {lacks}", "tools")
+        more: dict[str, Any] = {"tools": asked.callable} if asked.callable else {}
+        more |= {"add_generation_prompt": asked.add_generation_prompt, "continue_final_message": asked.continue_final_message}
         try:
             return [list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **more))]
         except Exception as error:  # a template is code of the model's author, which refuses roles and orders in its own way
@@ -246,7 +253,15 @@ class Chat(Endpoint):
         self, asked: ChatAsked, number: int, text: Collected, *, delta: bool = False, first: bool = True
     ) -> dict[str, object]:
         """Return a choice of an answer, or of an event of a stream."""
-        return protocol.chat_choice(number, text, scored=bool(asked.logprobs), delta=delta, first=first)
+        found = protocol.chat_choice(number, text, scored=bool(asked.logprobs), delta=delta, first=first)
+        engine, given = self.served.engine, asked.callable
+        called = tools.parsed(engine.tokenizer, engine.model, text.prompt, text.last.ids, given) if given else None
+        if called:
+            calls = called["tool_calls"] if asked.parallel_tool_calls else called["tool_calls"][:1]
+            called["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)] if delta else calls
+            found["delta" if delta else "message"] |= called
+            found["finish_reason"] = "tool_calls"
+        return found
 
 
 def application(served: Served) -> ASGIApp:

@@ -37,6 +37,7 @@ class Piece:
         text: New characters.
         tokens: New tokens, if their probabilities were asked for.
         finish: Why the text has ended: "stop" or "length"; None while it goes on.
+        ids: All its tokens, when it has ended.
         written: Number of new tokens so far.
         acted: The brick that acts, or "base"; None for a model without a router.
         confidence: How certain the router is; None if it was not asked.
@@ -50,6 +51,7 @@ class Piece:
     acted: str | None = None
     confidence: float | None = None
     error: WorkbenchError | None = None
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -131,7 +133,8 @@ class _Row:
             new += self.text.rest()
         if sampling.top is not None and not ended:
             told += (scored(engine.tokenizer, token, logits, sampling.top),)
-        self.request.take(Piece(new, told, finish, len(self.tokens), self.acted, self.confidence))
+        ids = tuple(self.tokens) if finish else ()
+        self.request.take(Piece(new, told, finish, len(self.tokens), self.acted, self.confidence, ids=ids))
         return finish is None
 
 

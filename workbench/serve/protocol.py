@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,8 @@ from workbench.serve.writing import Sampling, Scored
 
 MOST_TOP, MOST_CHOICES = 20, 128
 """Largest number of likely tokens that are told, and of texts of one request: its prompts times `n`."""
+MOST_TOOLS = 128
+"""Largest number of tools, as OpenAI's interface has it."""
 MOST_ROUTED = 1 << 17
 """Largest number of tokens of a request that another server answers: the router reads them here."""
 MOST_STOPS, LONGEST_STOP = 16, 256
@@ -87,6 +89,11 @@ class Asked(BaseModel):
                 raise ValueError(f"{name}: this server does not support it: leave it out, or send {told}")
             del found[name]
         return found
+
+    @property
+    def whole(self) -> bool:
+        """Whether a stream's text comes in one event at its end, because only then it can be read."""
+        return False
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -152,12 +159,14 @@ class Message(BaseModel):
     content: str | list[Part] | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, given: object) -> object:
         """Leave out what an answer has and a turn does not need, such as `refusal: null`."""
-        known = ("refusal", "audio", "annotations", "function_call", "tool_calls")
+        known = ("refusal", "audio", "annotations", "function_call", "tool_calls", "reasoning_content", "tool_call_id")
         return {name: one for name, one in given.items() if one or name not in known} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
@@ -170,7 +179,48 @@ class Message(BaseModel):
         """Return the turn as chat templates take it; they have no role `developer`, OpenAI's newer word for `system`."""
         text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text} | ({"reasoning_content": self.reasoning_content} if self.reasoning_content else {})
+        more = self.model_dump(include={"reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
+        return {"role": role, "content": text, **more, **({"name": self.name} if self.name and role == "tool" else {})}
+
+
+class Called(BaseModel):
+    """The function of a call."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _read(cls, given: object) -> object:
+        """Read the text of OpenAI's interface: chat templates take an object."""
+        try:
+            return json.loads(given or "{}") if isinstance(given, str) else given
+        except (ValueError, RecursionError):
+            raise ValueError("expected a JSON object as text") from None
+
+
+class Call(BaseModel):
+    """A call of a tool."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class Function(BaseModel):
+    """What a tool is; a `strict` one would need calls that are held to its parameters."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    strict: Literal[False] | None = None
+
+
+class Tool(BaseModel):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: Function
 
 
 class Part(BaseModel):
@@ -198,6 +248,20 @@ class ChatAsked(Asked):
     top_logprobs: Count | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    tools: list[Tool] = Field([], max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto"] = "auto"
+    parallel_tool_calls: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether a stream's text comes in one event at its end, because only then it can be read."""
+        return bool(self.callable)
+
+    @property
+    def callable(self) -> list[dict[str, Any]]:
+        """The tools that the model may call, as chat templates take them."""
+        tools = [] if self.tool_choice == "none" else self.tools
+        return [tool.model_dump(exclude_none=True) for tool in tools]
 
     @property
     def top(self) -> int | None:
@@ -205,7 +269,7 @@ class ChatAsked(Asked):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-for _model in (Asked, CompletionAsked, Message, ChatAsked):
+for _model in (Asked, CompletionAsked, Call, Message, ChatAsked):
     _model.model_rebuild()
 
 
@@ -217,11 +281,13 @@ class Collected:
         text: The text.
         tokens: Its tokens, if their probabilities were asked for.
         last: The newest piece.
+        prompt: The tokens before it.
     """
 
     text: str = ""
     tokens: list[Scored] = field(default_factory=list)
     last: Piece = field(default_factory=Piece)
+    prompt: Sequence[int] = ()
 
     def add(self, piece: Piece) -> None:
         """Add a piece."""
@@ -253,7 +319,7 @@ def _completion_scores(tokens: Sequence[Scored]) -> dict[str, object]:
     }
 
 
-def chat_choice(index: int, piece: Collected, *, scored: bool, delta: bool, first: bool = True) -> dict[str, object]:
+def chat_choice(index: int, piece: Collected, *, scored: bool, delta: bool, first: bool = True) -> dict[str, Any]:
     """Return a choice of `/v1/chat/completions`; `delta`: of a stream, whose `first` piece names the role."""
     message = {**({"role": "assistant"} if first else {}), "content": piece.text}
     return {
