@@ -129,6 +129,8 @@ NEAR: dict[str, list[Any]] = {
     "logprobs": [0, 1, 20, 21, True, False],
     "top_logprobs": [0, 20, 21],
     "echo": [True, False],
+    "tools": [[], [{}], [{"type": "function", "function": {"name": "x"}}], [{"type": "function", "function": {"name": ""}}]],
+    "response_format": [{"type": "json_object"}, {"type": "json_schema"}, {"type": "text"}, {"type": "x"}, {}],
     "stream": [True, False],
     "messages": [
         [],
@@ -155,7 +157,8 @@ def bad(chance: random.Random) -> tuple[str, bytes]:
         names = [
             name
             for name in NEAR
-            if (name in ("messages", "top_logprobs")) <= (path == CHAT) and (name in ("prompt", "echo")) <= (path == TEXT)
+            if (name in ("messages", "top_logprobs", "tools", "response_format")) <= (path == CHAT)
+            and (name in ("prompt", "echo")) <= (path == TEXT)
         ]
         changed = {name: chance.choice(NEAR[name]) for name in chance.sample(names, chance.choice((1, 1, 2)))}
     return path, json.dumps({**body, "max_tokens": 3, **changed}).encode()
@@ -196,6 +199,7 @@ async def disturbed(served: Served, seed: int, *, rounds: int, beside: int) -> l
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with tiny_served(tmp_path_factory.mktemp("served")) as made:
+        made.engine.most = 10_000  # three requests of 128 texts each would have the others wait in vain
         yield made
 
 

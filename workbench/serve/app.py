@@ -23,6 +23,7 @@ from workbench.route.deciding.router import BASE
 from workbench.serve import protocol, tools
 from workbench.serve.engine import COUNTED, ROWS, Engine, Piece, Request
 from workbench.serve.failing import BODY, Guarded, RefusedError, body_of, checked_key, failures, gone
+from workbench.serve.forms import Form, FormError, form_of
 from workbench.serve.metrics import KIND, Answers, family
 from workbench.serve.protocol import Asked, ChatAsked, Collected, CompletionAsked
 from workbench.serve.writing import Sampling
@@ -101,6 +102,7 @@ class Endpoint:
             raise RefusedError(
                 400, "invalid_request_error", f"{told} {self.served.prompt_tokens}: send several requests", "prompt"
             )
+        form = await asyncio.to_thread(self.form, asked)
         queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         loop, left = asyncio.get_running_loop(), threading.Event()
 
@@ -110,7 +112,8 @@ class Endpoint:
         watch = asyncio.create_task(_watch(http, left, queue))
         try:
             for number, (tokens, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-                self.served.engine.submit(Request(tokens, sampling, partial(take, number), brick, left.is_set))
+                own = form and form.again()
+                self.served.engine.submit(Request(tokens, sampling, partial(take, number), brick, left.is_set, form=own))
             head = {"id": f"{self.kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
             pieces = _pieces(queue, len(prompts), self.served.seconds)
             first = await anext(pieces)
@@ -179,6 +182,10 @@ class Endpoint:
         """Return a choice of an answer, or of an event of a stream."""
         raise NotImplementedError
 
+    def form(self, asked: Any) -> Form | None:
+        """Return what the texts of a request are held to."""
+        return None
+
     def room(self, tokens: Sequence[int], most: int | None) -> int:
         """Return the number of new tokens that a prompt leaves room for, at most `most`.
 
@@ -243,6 +250,14 @@ class Chat(Endpoint):
             return [list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **more))]
         except Exception as error:  # a template is code of the model's author, which refuses roles and orders in its own way
             raise RefusedError(400, "invalid_request_error", f"the chat template refuses this: {error}", "messages") from error
+
+    def form(self, asked: ChatAsked) -> Form | None:
+        """Return what the texts of a request are held to."""
+        schema = asked.response_format.schema_of
+        try:
+            return None if schema is None else form_of(self.served.engine, schema)
+        except FormError as error:
+            raise RefusedError(400, "invalid_request_error", f"response_format: {error.message}", "response_format") from error
 
     def sampling(self, asked: ChatAsked, number: int, tokens: Sequence[int]) -> Sampling:
         """Return how text `number` of a request is written."""

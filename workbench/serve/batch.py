@@ -10,12 +10,17 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from workbench.ground.lazy import torch
+from workbench.ground.errors import refuses_memory
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import additive_masks, cache_name, head_sees, windows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+ROUNDING = 32
+"""Largest difference of logits that another order of sums explains, in units of the dtype's rounding of the largest logit."""
 
 
 class Batch:
@@ -137,6 +142,29 @@ class Batch:
         """Let the bricks act with the weights of the rows."""
         found: AbstractContextManager[None] = nullcontext() if weights is None else self.model.routing.fixed(weights)
         return found
+
+
+@no_grad
+def writes_together(model: Any) -> bool:
+    """Return whether rows of a model can be written together: whether a short one has the same logits beside a longer one, and after it."""
+    routing = getattr(model, "routing", None)
+    if getattr(model, "_is_stateful", False) or getattr(model, "recall", None) is not None:
+        return False
+    if routing is not None and (routing.by_token or routing.whole_rows):
+        return False
+    long, short = list(range(1, 12)), [3, 1, 2]
+    try:
+        batch, weights = Batch(model), None if routing is None else torch.zeros(1, len(routing.bricks))
+        found = [batch.join([row], weights, [True])[0] for row in (long, short)] + list(batch.step([4, 5])[:, None])
+        with nullcontext() if routing is None else routing.fixed(None):
+            rows = [(long, slice(None)), (short, slice(None)), ([*long, 4], slice(-1, None)), ([*short, 5], slice(-1, None))]
+            expected = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, part] for row, part in rows]
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+        if refuses_memory(error):
+            raise
+        return False
+    bound = ROUNDING * torch.finfo(model.dtype).eps
+    return all(bool(((a - b).abs().max() <= bound * b.abs().max()).item()) for a, b in zip(found, expected, strict=True))
 
 
 def _filled(tensor: Tensor, width: int, axis: int) -> Tensor:

@@ -6,27 +6,27 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from workbench.ground.errors import WorkbenchError, refuses_memory
-from workbench.ground.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.route.deciding.router import BASE
-from workbench.serve.batch import Batch
+from workbench.serve.batch import Batch, writes_together
 from workbench.serve.metrics import Histogram
 from workbench.serve.writing import Sampling, Scored, Text, chosen, generator, prompt_scored, scored
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workbench.serve.forms import Form
+
 ROWS = 16
 """Number of rows that are written together."""
 PREFILL = 4096
 """Number of places, padding among them, that new rows take in one pass; a longer prompt takes one of its own."""
-ROUNDING = 32
-"""Largest difference of logits that another order of sums explains, in units of the dtype's rounding of the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Request:
         brick: The brick that shall act, or "base"; None: the router chooses.
         left: Returns True when nobody waits for the text any more.
         begun: When it was made.
+        form: What the text is held to.
     """
 
     tokens: Sequence[int]
@@ -73,6 +74,7 @@ class Request:
     brick: str | None = None
     left: Callable[[], bool] = bool
     begun: float = field(default_factory=time.monotonic)
+    form: Form | None = None
 
 
 _Found = TypeVar("_Found")
@@ -124,11 +126,15 @@ class _Row:
     def put(self, logits: Tensor, told: tuple[Scored, ...], engine: Engine) -> bool:
         """Choose the next token, pass on what is new, and return whether the text goes on."""
         sampling = self.request.sampling
-        token = chosen(logits, sampling, self.draw)
+        form = self.request.form
+        token = chosen(form.allowed(logits) if form else logits, sampling, self.draw)
         self.tokens.append(token)
+        if form:
+            form.take(token)
         ended = token in engine.ends
         new = "" if ended else self.text.add(token)
-        finish = "stop" if ended or self.text.stopped else "length" if len(self.tokens) >= sampling.most else None
+        done = ended or self.text.stopped or (form is not None and form.ended)
+        finish = "stop" if done else "length" if len(self.tokens) >= sampling.most else None
         if finish and not self.text.stopped:
             new += self.text.rest()
         if sampling.top is not None and not ended:
@@ -356,29 +362,6 @@ class Engine:
         if len(going) < len(self._rows):
             self._batch.keep(going)
             self._rows = [self._rows[i] for i in going]
-
-
-@no_grad
-def writes_together(model: Any) -> bool:
-    """Return whether rows of a model can be written together: whether a short one has the same logits beside a longer one, and after it."""
-    routing = getattr(model, "routing", None)
-    if getattr(model, "_is_stateful", False) or getattr(model, "recall", None) is not None:
-        return False
-    if routing is not None and (routing.by_token or routing.whole_rows):
-        return False
-    long, short = list(range(1, 12)), [3, 1, 2]
-    try:
-        batch, weights = Batch(model), None if routing is None else torch.zeros(1, len(routing.bricks))
-        found = [batch.join([row], weights, [True])[0] for row in (long, short)] + list(batch.step([4, 5])[:, None])
-        with nullcontext() if routing is None else routing.fixed(None):
-            rows = [(long, slice(None)), (short, slice(None)), ([*long, 4], slice(-1, None)), ([*short, 5], slice(-1, None))]
-            expected = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, part] for row, part in rows]
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-        if refuses_memory(error):
-            raise
-        return False
-    bound = ROUNDING * torch.finfo(model.dtype).eps
-    return all(bool(((a - b).abs().max() <= bound * b.abs().max()).item()) for a, b in zip(found, expected, strict=True))
 
 
 def _routed(routing: Any, new: Sequence[Request]) -> tuple[Tensor, list[Any], list[Any]]:

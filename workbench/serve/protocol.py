@@ -239,6 +239,37 @@ class Part(BaseModel):
         return given
 
 
+class Described(BaseModel):
+    """A schema, under OpenAI's names; every text is held to it, whether it is `strict` or not."""
+
+    schema_: dict[str, Any] = Field(alias="schema")
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """The form of an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Described | None = None
+
+    @model_validator(mode="after")
+    def _described(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('expected `json_schema` with the type "json_schema", and only with it')
+        return self
+
+    @property
+    def schema_of(self) -> object:
+        """The schema of the text; None for any text."""
+        if self.type == "text":
+            return None
+        return self.json_schema.schema_ if self.json_schema else {"type": "object"}
+
+
 class ChatAsked(Asked):
     """A request for an answer in a conversation."""
 
@@ -251,6 +282,13 @@ class ChatAsked(Asked):
     tools: list[Tool] = Field([], max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto"] = "auto"
     parallel_tool_calls: bool = True
+    response_format: ResponseFormat = ResponseFormat(type="text")
+
+    @model_validator(mode="after")
+    def _one(self) -> ChatAsked:
+        if self.callable and self.response_format.type != "text":
+            raise ValueError("response_format: a text that is held to JSON calls no tools: send one of both")
+        return self
 
     @property
     def whole(self) -> bool:
