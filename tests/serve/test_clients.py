@@ -134,14 +134,15 @@ def test_tools_that_are_not_to_be_called(client: Any) -> None:
 
 def test_models_without_tools_say_what_is_missing(served: Served, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"model": "tiny", "messages": [{"role": "user", "content": "w8"}], "tools": TOOLS}
+    with monkeypatch.context() as patch:
+        patch.setattr(served.engine.tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+        with pytest.raises(openai.BadRequestError, match="this model's chat template does not read tools"):
+            client.chat.completions.create(**asked)
     monkeypatch.setattr(served.engine.tokenizer, "response_template", {"fields": {}})
     with pytest.raises(openai.BadRequestError, match="transformers cannot use the tokenizer's `response_template`"):
         client.chat.completions.create(**asked)
     monkeypatch.delattr(served.engine.tokenizer, "response_template")
     with pytest.raises(openai.BadRequestError, match=r"has no `response_template`, and transformers knows none for `llama`"):
-        client.chat.completions.create(**asked)
-    monkeypatch.setattr(served.engine.tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(openai.BadRequestError, match="this model's chat template does not read tools"):
         client.chat.completions.create(**asked)
 
 

@@ -40,7 +40,7 @@ def tiny_served(path: Path) -> Iterator[Served]:
 
 def visitor(app: Any) -> httpx.AsyncClient:
     """Return a client of an application, whose errors are answers."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url=HOME, timeout=120)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url=HOME, timeout=None)
 
 
 async def leaves(app: Any, path: str, body: dict[str, Any], *, after: int = 0) -> list[dict[str, Any]]:

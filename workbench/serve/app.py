@@ -244,12 +244,17 @@ class Chat(Endpoint):
         turns = [message.plain() for message in asked.messages]
         if asked.callable and (lacks := tools.missing(tokenizer, self.served.engine.model)):
             raise RefusedError(400, "invalid_request_error", f"tools: {lacks}", "tools")
-        more: dict[str, Any] = {"tools": asked.callable} if asked.callable else {}
-        more |= {"add_generation_prompt": asked.add_generation_prompt, "continue_final_message": asked.continue_final_message}
+        more = {"add_generation_prompt": asked.add_generation_prompt, "continue_final_message": asked.continue_final_message}
+        write = partial(tokenizer.apply_chat_template, turns, tokenize=True, return_dict=False, **more)
         try:
-            return [list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **more))]
+            found = list(write(tools=asked.callable or None))
+            unread = bool(asked.callable) and found == list(write())
         except Exception as error:  # a template is code of the model's author, which refuses roles and orders in its own way
             raise RefusedError(400, "invalid_request_error", f"the chat template refuses this: {error}", "messages") from error
+        if unread:
+            told = "this model's chat template does not read tools: ask without them, or serve a model whose template does"
+            raise RefusedError(400, "invalid_request_error", f"tools: {told}", "tools")
+        return [found]
 
     def form(self, asked: ChatAsked) -> Form | None:
         """Return what the texts of a request are held to."""

@@ -333,9 +333,8 @@ class Engine:
     def _advance(self) -> None:
         """Write one more token of each text."""
         tokens = [row.tokens[-1] for row in self._rows]
-        logits = self._guarded(partial(self._batch.step, tokens))
-        if logits is None:
-            logits = self._step_apart(tokens)
+        found = self._guarded(partial(self._batch.step, tokens))
+        logits = self._step_apart(tokens) if found is None else list(found)
         self.counts["written_tokens"] += len(self._rows)
         going = [
             i

@@ -15,8 +15,6 @@ from workbench.ground.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workbench.serve.engine import Engine
-
 SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 """White space between two parts of JSON; without a bound, a model may write nothing else."""
 
@@ -62,7 +60,7 @@ class Form:
             raise FormError(f"the text cannot be held to its form: {self._matcher.get_error()[:300]}")
 
 
-def form_of(engine: Engine, schema: object) -> Form:
+def form_of(engine: Any, schema: object) -> Form:
     """Return the form of JSON that fits a schema.
 
     Raises:
@@ -85,7 +83,7 @@ def form_of(engine: Engine, schema: object) -> Form:
 
 
 @cache
-def _tokenizer(engine: Engine) -> Any:
+def _tokenizer(engine: Any) -> Any:
     """Return the tokenizer of an engine as llguidance reads it, which takes a second."""
     from llguidance.hf import from_tokenizer
 

@@ -9,12 +9,7 @@ from typing import Any
 
 
 def missing(tokenizer: Any, model: Any) -> str | None:
-    """Return what a model lacks to call tools; None if it can."""
-    from jinja2 import Environment, meta
-
-    template = tokenizer.get_chat_template(tools=[{}])
-    if "tools" not in meta.find_undeclared_variables(Environment(autoescape=True).parse(template)):
-        return "this model's chat template does not read tools: ask without them, or serve a model whose template does"
+    """Return what is missing to read calls that a model writes; None if nothing is."""
     if format_of(tokenizer, model) is None:
         told = "nothing says how this model writes calls: its tokenizer_config.json has no `response_template`"
         return f"{told}, and transformers knows none for `{model.config.model_type}`"
