@@ -74,6 +74,7 @@ NEED_EXTRAS = {
     "search/samplers.py",
     "search/study.py",
     "serve/app.py",
+    "serve/failing.py",
     "serve/proxy.py",
     "serve/server.py",
     "view/app.py",

@@ -164,3 +164,54 @@ def test_characters_of_several_tokens_and_beginnings_of_stops_wait() -> None:
     again = Text(Letters(), ("END",))
     assert "".join(again.add(token) for token in b"abEND") == "ab"
     assert again.stopped
+
+
+@pytest.mark.parametrize("place", ["prompt", "text"])
+def test_an_error_ends_the_text_that_has_it_alone(world: tuple[Any, Any], place: str) -> None:
+    """A model that fails at one token, in a prompt or after some steps: the texts beside it are those of `generate`."""
+    model, tokenizer = world
+    with torch.no_grad():
+        written = [
+            model.generate(torch.tensor([one]), max_new_tokens=8, do_sample=False, pad_token_id=0)[0, len(one) :]
+            for one in PROMPTS
+        ]
+    alone_in = {
+        int(token): i for i, row in enumerate(written) for token in row[2:6] if sum(int(token) in other for other in written) == 1
+    }
+    token, bad = next((token, i) for token, i in alone_in.items() if not any(token in prompt for prompt in PROMPTS))
+    asked = [*PROMPTS, [7, token, 9]] if place == "prompt" else PROMPTS
+
+    def fails(_module: Any, _args: Any, inputs: dict[str, Any]) -> None:
+        if (inputs["input_ids"] == token).any():
+            raise ArithmeticError(f"no token {token}")
+
+    expected = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in written]
+    many = Engine(*world)
+    hook = model.register_forward_pre_hook(fails, with_kwargs=True)
+    try:
+        found = [pieces_of(queue) for queue in [ask(many, prompt, most=8) for prompt in asked]]
+        ended = {i for i, pieces in enumerate(found) if pieces[-1].error}
+        assert ended == ({bad, len(PROMPTS)} if place == "prompt" else {bad})
+        assert all("ArithmeticError: no token" in str(found[i][-1].error) for i in ended)
+        assert ["".join(piece.text for piece in found[i]) for i in range(9) if i != bad] == expected[:bad] + expected[bad + 1 :]
+    finally:
+        hook.remove()
+        assert many.close(60)
+
+
+def test_draws_at_the_edges_of_temperature_and_top_p(world: tuple[Any, Any], engine: Engine) -> None:
+    expected = alone(world, PROMPTS[3], 5)
+    for more in ({"temperature": 1e-320}, {"temperature": 1e-30}, {"temperature": 2.0, "top_p": 1e-320}):
+        assert text_of(ask(engine, PROMPTS[3], most=5, seed=-(2**63), **more)) == expected
+
+
+def test_those_who_left_make_room_for_others(world: tuple[Any, Any]) -> None:
+    small = Engine(*world, waiting=2)
+    with small._changed:  # the engine cannot take them from the queue meanwhile
+        for _ in range(2):
+            small.submit(Request(PROMPTS[0], Sampling(2), lambda _piece: None, left=lambda: True))
+        queue = ask(small, PROMPTS[1], most=2)
+        with pytest.raises(FullError):
+            [ask(small, PROMPTS[1], most=2) for _ in range(2)]
+    assert text_of(queue) == alone(world, PROMPTS[1], 2)
+    assert small.close(60)

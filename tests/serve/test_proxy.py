@@ -15,6 +15,7 @@ from worlds.commands import refused
 from worlds.local_server import Handler, LocalServer
 from worlds.project import Project
 from worlds.routing import prompts, write_prompts
+from worlds.served import HOME
 
 import workbench
 from workbench.ground.errors import UsageError, WorkbenchError
@@ -80,7 +81,7 @@ def client(routed: tuple[Path, Any], url: str, **more: Any) -> TestClient:
     tokenizer = workbench.load_tokenizer(str(place))
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     front = Front("mine", model.routing, tokenizer, Upstream.find(url, BRICKS), **more)
-    return TestClient(application(front), raise_server_exceptions=False)
+    return TestClient(application(front), HOME, raise_server_exceptions=False)
 
 
 def sent(asked: list[Any]) -> dict[str, Any]:
@@ -168,13 +169,30 @@ def test_keys_are_apart(routed: tuple[Path, Any], monkeypatch: pytest.MonkeyPatc
         (b'{"model": "mine", "prompt": ""}', 400, "the prompt has no tokens"),
         (b'{"model": "mine", "prompt": [{"a": 1}]}', 400, "'prompt' cannot be read"),
         (b'{"model": "mine", "prompt": 3}', 400, "'prompt' cannot be read"),
+        (b'{"model": "mine", "prompt": []}', 400, "the prompt has no tokens"),
+        (b'{"model": "mine", "prompt": [99999]}', 400, "a token is none of 0 to"),
+        (json.dumps({"model": "mine", "prompt": ["w8"] * 129}).encode(), 400, "129 prompts; a request has at most 128"),
+        (json.dumps({"model": "mine", "prompt": [8] * (1 << 17) + [8]}).encode(), 400, "reads 131072 tokens of a request"),
         (b" " * (5 << 20), 413, "more than 4 MB"),
     ],
 )
 def test_bad_requests_do_not_go_on(routed: tuple[Path, Any], body: bytes, status: int, message: str) -> None:
     with upstream("vllm") as (url, asked), client(routed, url) as http:
-        answer = http.post("/v1/completions", content=body)
+        answer = http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
+        assert not asked
+
+
+def test_other_sites_pages_cannot_ask(routed: tuple[Path, Any]) -> None:
+    with upstream("vllm") as (url, asked), client(routed, url) as http:
+        for headers, status in (
+            ({"Host": "evil.example"}, 403),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Content-Type": "text/plain"}, 415),
+        ):
+            assert (
+                http.post("/v1/completions", content=b'{"model": "one", "prompt": "w8"}', headers=headers).status_code == status
+            )
         assert not asked
 
 

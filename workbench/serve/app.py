@@ -7,12 +7,11 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -21,31 +20,16 @@ from starlette.routing import Route
 from workbench.ground.errors import WorkbenchError
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
-from workbench.serve import protocol
-from workbench.serve.engine import COUNTED, Engine, FullError, Piece, Request
+from workbench.serve import protocol, tools
+from workbench.serve.engine import COUNTED, ROWS, Engine, Piece, Request
+from workbench.serve.failing import BODY, Guarded, RefusedError, body_of, checked_key, failures, gone
+from workbench.serve.forms import Form, FormError, form_of
+from workbench.serve.metrics import KIND, Answers, family
 from workbench.serve.protocol import Asked, ChatAsked, Collected, CompletionAsked
 from workbench.serve.writing import Sampling
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-BODY = 4 << 20
-"""Largest body of a request, in bytes."""
-
-
-class RefusedError(WorkbenchError):
-    """A request that is not answered.
-
-    Args:
-        status: Status of the answer.
-        kind: Kind of the error, as OpenAI's clients know it.
-        message: What is wrong.
-        field: The field that is wrong.
-    """
-
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.field = status, kind, field
 
 
 @dataclass(frozen=True)
@@ -59,6 +43,7 @@ class Served:
         key: Secret that requests must name; None: none.
         seconds: Longest time for a request.
         created: When the server began.
+        answers: What was answered.
     """
 
     name: str
@@ -67,6 +52,12 @@ class Served:
     key: str | None = None
     seconds: float = 600.0
     created: int = 0
+    answers: Answers = field(default_factory=Answers)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Largest number of tokens of a request's prompts, each counted once for each of its texts: those of a full batch."""
+        return ROWS * self.longest
 
     @property
     def bricks(self) -> tuple[str, ...]:
@@ -82,13 +73,6 @@ class Served:
             return model
         known = ", ".join((self.name, *self.bricks, *([BASE] if self.bricks else [])))
         raise RefusedError(404, "invalid_request_error", f"no model '{model}': this server has {known}", "model")
-
-
-def checked_key(key: str | None, http: HttpRequest) -> None:
-    """Raise RefusedError if a request does not name the key."""
-    given = http.headers.get("authorization", "")
-    if key is not None and not secrets.compare_digest(given.encode(), f"Bearer {key}".encode()):
-        raise RefusedError(401, "authentication_error", "expected the header `Authorization: Bearer KEY` with this server's key")
 
 
 class Endpoint:
@@ -108,37 +92,45 @@ class Endpoint:
     async def respond(self, http: HttpRequest) -> Response:
         """Answer a request."""
         checked_key(self.served.key, http)
+        begun = time.monotonic()
         asked = self.asked.model_validate_json(await body_of(http))
         brick = self.served.brick_of(asked.model)
         prompts = [tokens for tokens in await asyncio.to_thread(self.prompts, asked) for _ in range(asked.n)]
         samplings = [self.sampling(asked, number, tokens) for number, tokens in enumerate(prompts)]
+        if (count := sum(map(len, prompts))) > self.served.prompt_tokens:
+            told = f"the prompts have {count} tokens, counted once for each of n = {asked.n}; a request has at most"
+            raise RefusedError(
+                400, "invalid_request_error", f"{told} {self.served.prompt_tokens}: send several requests", "prompt"
+            )
+        form = await asyncio.to_thread(self.form, asked)
         queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         loop, left = asyncio.get_running_loop(), threading.Event()
 
         def take(number: int, piece: Piece) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, (number, piece))
 
+        watch = asyncio.create_task(_watch(http, left, queue))
         try:
             for number, (tokens, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-                self.served.engine.submit(Request(tokens, sampling, partial(take, number), brick, left.is_set))
+                own = form and form.again()
+                self.served.engine.submit(Request(tokens, sampling, partial(take, number), brick, left.is_set, form=own))
             head = {"id": f"{self.kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
             pieces = _pieces(queue, len(prompts), self.served.seconds)
             first = await anext(pieces)
+            self.served.answers.first.add(time.monotonic() - begun)
             headers = headers_of(first[1])
             if asked.stream:
                 events = self.events(asked, prompts, first, pieces, head, left)
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-            found = [Collected() for _ in prompts]
+            found = [Collected(prompt=tokens) for tokens in prompts]
             found[first[0]].add(first[1])
-            gone = asyncio.create_task(_gone(http, left))
-            try:
-                async for number, piece in pieces:
-                    found[number].add(piece)
-            finally:
-                gone.cancel()
+            async for number, piece in pieces:
+                found[number].add(piece)
         except BaseException:
             left.set()
             raise
+        finally:
+            watch.cancel()
         choices = [self.choice(asked, number, text) for number, text in enumerate(found)]
         written = sum(text.last.written for text in found)
         body = {**head, "object": self.whole, "choices": choices, "usage": protocol.usage(sum(map(len, prompts)), written)}
@@ -155,9 +147,13 @@ class Endpoint:
     ) -> AsyncIterator[str]:
         """Yield the events of a stream; when the client leaves, its texts end."""
         written, begun = dict.fromkeys(range(len(prompts)), 0), set[int]()
+        texts = [Collected(prompt=tokens) for tokens in prompts]
         try:
             async for number, piece in _with(first, pieces):
-                text = Collected(piece.text, list(piece.tokens), piece)
+                texts[number].add(piece)
+                if asked.whole and piece.finish is None:
+                    continue
+                text, texts[number] = texts[number], Collected()
                 choice = self.choice(asked, number, text, delta=True, first=number not in begun)
                 begun.add(number)
                 written[number] = piece.written
@@ -185,6 +181,10 @@ class Endpoint:
     def choice(self, asked: Any, number: int, text: Collected, *, delta: bool = False, first: bool = True) -> dict[str, object]:
         """Return a choice of an answer, or of an event of a stream."""
         raise NotImplementedError
+
+    def form(self, asked: Any) -> Form | None:
+        """Return what the texts of a request are held to."""
+        return None
 
     def room(self, tokens: Sequence[int], most: int | None) -> int:
         """Return the number of new tokens that a prompt leaves room for, at most `most`.
@@ -242,11 +242,27 @@ class Chat(Endpoint):
         if not tokenizer.chat_template:
             raise RefusedError(400, "invalid_request_error", "this model has no chat template: ask /v1/completions", "messages")
         turns = [message.plain() for message in asked.messages]
+        if asked.callable and (lacks := tools.missing(tokenizer, self.served.engine.model)):
+            raise RefusedError(400, "invalid_request_error", f"tools: {lacks}", "tools")
         more = {"add_generation_prompt": asked.add_generation_prompt, "continue_final_message": asked.continue_final_message}
+        write = partial(tokenizer.apply_chat_template, turns, tokenize=True, return_dict=False, **more)
         try:
-            return [list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **more))]
+            found = list(write(tools=asked.callable or None))
+            unread = bool(asked.callable) and found == list(write())
         except Exception as error:  # a template is code of the model's author, which refuses roles and orders in its own way
             raise RefusedError(400, "invalid_request_error", f"the chat template refuses this: {error}", "messages") from error
+        if unread:
+            told = "this model's chat template does not read tools: ask without them, or serve a model whose template does"
+            raise RefusedError(400, "invalid_request_error", f"tools: {told}", "tools")
+        return [found]
+
+    def form(self, asked: ChatAsked) -> Form | None:
+        """Return what the texts of a request are held to."""
+        schema = asked.response_format.schema_of
+        try:
+            return None if schema is None else form_of(self.served.engine, schema)
+        except FormError as error:
+            raise RefusedError(400, "invalid_request_error", f"response_format: {error.message}", "response_format") from error
 
     def sampling(self, asked: ChatAsked, number: int, tokens: Sequence[int]) -> Sampling:
         """Return how text `number` of a request is written."""
@@ -257,7 +273,15 @@ class Chat(Endpoint):
         self, asked: ChatAsked, number: int, text: Collected, *, delta: bool = False, first: bool = True
     ) -> dict[str, object]:
         """Return a choice of an answer, or of an event of a stream."""
-        return protocol.chat_choice(number, text, scored=bool(asked.logprobs), delta=delta, first=first)
+        found = protocol.chat_choice(number, text, scored=bool(asked.logprobs), delta=delta, first=first)
+        engine, given = self.served.engine, asked.callable
+        called = tools.parsed(engine.tokenizer, engine.model, text.prompt, text.last.ids, given) if given else None
+        if called:
+            calls = called["tool_calls"] if asked.parallel_tool_calls else called["tool_calls"][:1]
+            called["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)] if delta else calls
+            found["delta" if delta else "message"] |= called
+            found["finish_reason"] = "tool_calls"
+        return found
 
 
 def application(served: Served) -> ASGIApp:
@@ -266,14 +290,17 @@ def application(served: Served) -> ASGIApp:
     def models(http: HttpRequest) -> Response:
         checked_key(served.key, http)
         names = (served.name, *served.bricks, *([BASE] if served.bricks else []))
-        return JSONResponse(protocol.models(names, served.created))
+        limits = {"choices": protocol.MOST_CHOICES, "prompt_tokens": served.prompt_tokens, "body_bytes": BODY}
+        more = {"limits": {**limits, "waiting": served.engine.most, "seconds": served.seconds}}
+        return JSONResponse(protocol.models(names, served.created, served.longest) | more)
 
     def health(_http: HttpRequest) -> Response:
         return PlainTextResponse("ok\n") if served.engine.alive else PlainTextResponse("the engine has ended\n", 503)
 
     def metrics(http: HttpRequest) -> Response:
         checked_key(served.key, http)
-        return PlainTextResponse(metrics_text(served.engine), media_type="text/plain; version=0.0.4")
+        text = engine_numbers(served.engine) + served.answers.text(served.engine.acted)
+        return PlainTextResponse(text, media_type=KIND)
 
     routes = [
         Route("/v1/completions", Completions(served).respond, methods=["POST"]),
@@ -282,22 +309,7 @@ def application(served: Served) -> ASGIApp:
         Route("/health", health),
         Route("/metrics", metrics),
     ]
-    return Starlette(routes=routes, exception_handlers=failures())
-
-
-def failures() -> Mapping[Any, Any]:
-    """Return kind of error -> function that answers with it."""
-    return {ValidationError: _invalid, RefusedError: _refused, FullError: _full, WorkbenchError: _failed, TimeoutError: _late}
-
-
-async def body_of(http: HttpRequest) -> bytes:
-    """Return the body of a request, and stop reading when it is too large."""
-    body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > BODY:
-            raise RefusedError(413, "invalid_request_error", f"the body has more than {BODY >> 20} MB")
-    return bytes(body)
+    return Guarded(Starlette(routes=routes, exception_handlers=failures()), served.key, served.answers)
 
 
 async def _pieces(queue: asyncio.Queue[tuple[int, Piece]], count: int, seconds: float) -> AsyncGenerator[tuple[int, Piece]]:
@@ -323,11 +335,12 @@ async def _with(first: tuple[int, Piece], pieces: AsyncIterator[tuple[int, Piece
         yield pair
 
 
-async def _gone(http: HttpRequest, left: threading.Event) -> None:
-    """Wait until a client leaves, and end its texts."""
+async def _watch(http: HttpRequest, left: threading.Event, queue: asyncio.Queue[tuple[int, Piece]]) -> None:
+    """Wait until a client leaves; then end its texts, and the wait for them."""
     while not await http.is_disconnected():
         await asyncio.sleep(0.2)
     left.set()
+    queue.put_nowait((0, Piece(error=gone())))
 
 
 def headers_of(piece: Piece) -> dict[str, str]:
@@ -342,36 +355,12 @@ def _event(data: object) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _invalid(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, ValidationError)
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return JSONResponse(protocol.failure(f"{place}: {first['msg']}".lstrip(": "), "invalid_request_error", place or None), 400)
-
-
-def _refused(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return JSONResponse(protocol.failure(error.message, error.kind, error.field), error.status)
-
-
-def _full(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, WorkbenchError)
-    return JSONResponse(protocol.failure(error.message, "server_error"), 503, {"Retry-After": "1"})
-
-
-def _failed(_http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, WorkbenchError)
-    return JSONResponse(protocol.failure(error.message, "server_error"), 500)
-
-
-def _late(_http: HttpRequest, _error: Exception) -> Response:
-    return JSONResponse(protocol.failure("the text took too long", "timeout"), 504)
-
-
-def metrics_text(engine: Engine) -> str:
-    """Return the server's numbers in Prometheus' text format."""
+def engine_numbers(engine: Engine) -> str:
+    """Return the engine's numbers in Prometheus' text format."""
     running, waiting = engine.load
-    gauges = {"running_texts": running, "waiting_requests": waiting}
-    lines = [f"# TYPE workbench_{name} gauge\nworkbench_{name} {value}" for name, value in gauges.items()]
-    lines += [f"# TYPE workbench_{name}_total counter\nworkbench_{name}_total {engine.counts[name]}" for name in COUNTED]
-    return "\n".join(lines) + "\n" + protocol.chosen_text(engine.acted)
+    found = family("running_texts", "gauge", "Texts that are being written.", [("", {}, running)])
+    found += family("waiting_requests", "gauge", "Texts that wait to be begun.", [("", {}, waiting)])
+    found += family("waiting_seconds", "histogram", "Time that a text waited to be begun.", engine.waited.rows())
+    for name, told in COUNTED.items():
+        found += family(f"{name}_total", "counter", told, [("", {}, engine.counts[name])])
+    return found

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from workbench.ground.lazy import torch
+from workbench.ground.errors import refuses_memory
+from workbench.ground.lazy import no_grad, torch
 from workbench.models.hooks import additive_masks, cache_name, head_sees, windows
 
 if TYPE_CHECKING:
@@ -17,8 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+ROUNDING = 32
+"""Largest difference of logits that another order of sums explains, in units of the dtype's rounding of the largest logit."""
+
+
 class Batch:
-    """Rows of tokens with their keys and values.
+    """Rows of tokens with their keys and values. A pass that fails leaves the rows as they were.
 
     Args:
         model: Model in evaluation mode, whose attention accepts a mask of [batch, 1, queries, keys]. A routed one gets the weights of its
@@ -37,6 +43,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def apart(self) -> list[Batch]:
+        """Return each row as a batch of its own."""
+        found = [copy(self) for _ in range(len(self))]
+        for row, batch in enumerate(found):
+            batch.keep([row])
+        return found
+
+    def extend(self, other: Batch) -> None:
+        """Put the rows of another batch of the same model behind these."""
+        self._add(other._layers, other._places, other._real, other.weights)
 
     def join(self, rows: Sequence[Sequence[int]], weights: Tensor | None, every: Sequence[bool]) -> list[Tensor]:
         """Forward new rows, which join behind the others.
@@ -68,23 +85,21 @@ class Batch:
             DynamicCache()
         )  # without the configuration, sliding layers keep all tokens; the mask hides those outside the window
         logits = self._forward(ids, places, places, seen, cache, torch.tensor(wanted, device=device), weights)
-        new = [(layer.keys, layer.values) for layer in cache.layers]
-        wide = max(width, self._places.shape[1])
-        self._layers = (
-            [
+        self._add([(layer.keys, layer.values) for layer in cache.layers], places, real.long(), weights)
+        return list(torch.split(logits, [len(row) if whole else 1 for row, whole in zip(rows, every, strict=True)]))
+
+    def _add(self, new: list[tuple[Tensor, Tensor]], places: Tensor, real: Tensor, weights: Tensor | None) -> None:
+        """Put rows behind the others: keys and values of each layer, places, which of them are no padding, and weights."""
+        if len(self):
+            wide = max(places.shape[1], self._places.shape[1])
+            new = [
                 tuple(torch.cat([_filled(old, wide, 2), _filled(part, wide, 2)]) for old, part in zip(one, two, strict=True))  # type: ignore[misc]
                 for one, two in zip(self._layers, new, strict=True)
             ]
-            if len(self)
-            else new
-        )
-        self._places, self._real = (
-            torch.cat([_filled(old, wide, 1), _filled(part.long(), wide, 1)])
-            for old, part in ((self._places, places), (self._real, real))
-        )
-        if weights is not None:
-            self.weights = weights if self.weights is None or not len(self.weights) else torch.cat([self.weights, weights])
-        return list(torch.split(logits, [len(row) if whole else 1 for row, whole in zip(rows, every, strict=True)]))
+            places = torch.cat([_filled(self._places, wide, 1), _filled(places, wide, 1)])
+            real = torch.cat([_filled(self._real, wide, 1), _filled(real, wide, 1)])
+            weights = weights if weights is None or self.weights is None else torch.cat([self.weights, weights])
+        self._layers, self._places, self._real, self.weights = new, places, real, weights  # at the end, when nothing can fail
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Forward one more token of each row, and return the logits after it [row, vocabulary]."""
@@ -93,14 +108,14 @@ class Batch:
         device = self.model.device
         queries = self._places[:, -1:] + 1
         one = torch.ones(len(self), 1, dtype=torch.long, device=device)
-        self._places, self._real = torch.cat([self._places, queries], 1), torch.cat([self._real, one], 1)
+        places, real = torch.cat([self._places, queries], 1), torch.cat([self._real, one], 1)
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self._layers):
             cache.update(keys, values, index)
         ids = torch.tensor(list(tokens), device=device)[:, None]
-        seen = self._real[:, None].bool()
-        logits = self._forward(ids, queries, self._places, seen, cache, torch.arange(len(self), device=device), self.weights)
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+        seen = real[:, None].bool()
+        logits = self._forward(ids, queries, places, seen, cache, torch.arange(len(self), device=device), self.weights)
+        self._layers, self._places, self._real = [(layer.keys, layer.values) for layer in cache.layers], places, real
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -127,6 +142,29 @@ class Batch:
         """Let the bricks act with the weights of the rows."""
         found: AbstractContextManager[None] = nullcontext() if weights is None else self.model.routing.fixed(weights)
         return found
+
+
+@no_grad
+def writes_together(model: Any) -> bool:
+    """Return whether rows of a model can be written together: whether a short one has the same logits beside a longer one, and after it."""
+    routing = getattr(model, "routing", None)
+    if getattr(model, "_is_stateful", False) or getattr(model, "recall", None) is not None:
+        return False
+    if routing is not None and (routing.by_token or routing.whole_rows):
+        return False
+    long, short = list(range(1, 12)), [3, 1, 2]
+    try:
+        batch, weights = Batch(model), None if routing is None else torch.zeros(1, len(routing.bricks))
+        found = [batch.join([row], weights, [True])[0] for row in (long, short)] + list(batch.step([4, 5])[:, None])
+        with nullcontext() if routing is None else routing.fixed(None):
+            rows = [(long, slice(None)), (short, slice(None)), ([*long, 4], slice(-1, None)), ([*short, 5], slice(-1, None))]
+            expected = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, part] for row, part in rows]
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+        if refuses_memory(error):
+            raise
+        return False
+    bound = ROUNDING * torch.finfo(model.dtype).eps
+    return all(bool(((a - b).abs().max() <= bound * b.abs().max()).item()) for a, b in zip(found, expected, strict=True))
 
 
 def _filled(tensor: Tensor, width: int, axis: int) -> Tensor:

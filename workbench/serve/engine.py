@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from workbench.ground.errors import WorkbenchError, refuses_memory
-from workbench.ground.lazy import no_grad, torch
+from workbench.ground.errors import WorkbenchError
+from workbench.ground.lazy import torch
 from workbench.route.deciding.router import BASE
-from workbench.serve.batch import Batch
+from workbench.serve.batch import Batch, writes_together
+from workbench.serve.metrics import Histogram
 from workbench.serve.writing import Sampling, Scored, Text, chosen, generator, prompt_scored, scored
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workbench.serve.forms import Form
+
 ROWS = 16
 """Number of rows that are written together."""
 PREFILL = 4096
 """Number of places, padding among them, that new rows take in one pass; a longer prompt takes one of its own."""
-ROUNDING = 32
-"""Largest difference of logits that another order of sums explains, in units of the dtype's rounding of the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Piece:
         text: New characters.
         tokens: New tokens, if their probabilities were asked for.
         finish: Why the text has ended: "stop" or "length"; None while it goes on.
+        ids: All its tokens, when it has ended.
         written: Number of new tokens so far.
         acted: The brick that acts, or "base"; None for a model without a router.
         confidence: How certain the router is; None if it was not asked.
@@ -48,6 +51,7 @@ class Piece:
     acted: str | None = None
     confidence: float | None = None
     error: WorkbenchError | None = None
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -60,6 +64,8 @@ class Request:
         take: Takes each piece, in the thread of the engine.
         brick: The brick that shall act, or "base"; None: the router chooses.
         left: Returns True when nobody waits for the text any more.
+        begun: When it was made.
+        form: What the text is held to.
     """
 
     tokens: Sequence[int]
@@ -67,10 +73,18 @@ class Request:
     take: Callable[[Piece], None]
     brick: str | None = None
     left: Callable[[], bool] = bool
+    begun: float = field(default_factory=time.monotonic)
+    form: Form | None = None
 
 
-COUNTED = ("requests", "prompt_tokens", "written_tokens", "failures")
-"""Names of the numbers that are counted."""
+_Found = TypeVar("_Found")
+COUNTED = {
+    "requests": "Texts that were asked for.",
+    "prompt_tokens": "Tokens of prompts that were read.",
+    "written_tokens": "Tokens that were written.",
+    "failures": "Errors while texts were written.",
+}
+"""Number that is counted -> what it counts."""
 
 
 class Source(Protocol):
@@ -95,22 +109,38 @@ class _Row:
     text: Text
     acted: str | None
     confidence: float | None
-    draw: Any
+    draw: Any = None
     tokens: list[int] = field(default_factory=list)
+
+    def begin(self, logits: Tensor, engine: Engine, *, whole: bool) -> bool:
+        """Choose the first token, tell the prompt's probabilities if its `whole` has logits, and return whether the text goes on."""
+        sampling = self.request.sampling
+        self.draw = generator(sampling)
+        told = prompt_scored(engine.tokenizer, self.request.tokens, logits, sampling.top or 0) if whole else ()
+        if sampling.most == 0:
+            self.request.take(Piece("", told, "length", 0, self.acted, self.confidence))
+            return False
+        engine.counts["written_tokens"] += 1
+        return self.put(logits[-1], told, engine)
 
     def put(self, logits: Tensor, told: tuple[Scored, ...], engine: Engine) -> bool:
         """Choose the next token, pass on what is new, and return whether the text goes on."""
         sampling = self.request.sampling
-        token = chosen(logits, sampling, self.draw)
+        form = self.request.form
+        token = chosen(form.allowed(logits) if form else logits, sampling, self.draw)
         self.tokens.append(token)
+        if form:
+            form.take(token)
         ended = token in engine.ends
         new = "" if ended else self.text.add(token)
-        finish = "stop" if ended or self.text.stopped else "length" if len(self.tokens) >= sampling.most else None
+        done = ended or self.text.stopped or (form is not None and form.ended)
+        finish = "stop" if done else "length" if len(self.tokens) >= sampling.most else None
         if finish and not self.text.stopped:
             new += self.text.rest()
         if sampling.top is not None and not ended:
             told += (scored(engine.tokenizer, token, logits, sampling.top),)
-        self.request.take(Piece(new, told, finish, len(self.tokens), self.acted, self.confidence))
+        ids = tuple(self.tokens) if finish else ()
+        self.request.take(Piece(new, told, finish, len(self.tokens), self.acted, self.confidence, ids=ids))
         return finish is None
 
 
@@ -125,6 +155,7 @@ class Engine:
 
     Attributes:
         counts: Numbers since the start: requests, tokens read and written, texts of each brick and of the base, failures.
+        waited: How long texts waited to be begun.
     """
 
     def __init__(self, model: Any, tokenizer: Any, waiting: int = 256, source: Source | None = None) -> None:
@@ -133,6 +164,7 @@ class Engine:
         self.ends = {*(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
         self.counts: Counter[str] = Counter()
         self.acted: Counter[str] = Counter()
+        self.waited = Histogram()
         self._batch, self._rows = Batch(model), list[_Row]()
         self._together = writes_together(model)
         self._waiting: deque[Request] = deque()
@@ -149,6 +181,8 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise FullError("the server is stopping", "Try again later.")
+            if len(self._waiting) >= self.most:
+                self._waiting = deque(one for one in self._waiting if not one.left())
             if len(self._waiting) >= self.most:
                 raise FullError(f"{len(self._waiting)} requests are waiting already", "Try again later.")
             self._waiting.append(request)
@@ -188,11 +222,11 @@ class Engine:
                 new = [] if renewed else self._next()  # texts of the earlier bricks end before others join
             if renewed and not self._rows:
                 assert self._source
-                self._guarded(self._source.renew, [])
+                self._guarded(self._source.renew)
             if new:
-                self._guarded(partial(self._admit, new), new)
+                self._admit(new)
             if self._rows:
-                self._guarded(self._advance, [])
+                self._advance()
 
     def _next(self) -> list[Request]:
         """Take the requests that are written next from those that wait."""
@@ -204,51 +238,53 @@ class Engine:
                 break
             request = self._waiting.popleft()
             if not request.left():
+                self.waited.add(time.monotonic() - request.begun)
                 taken.append(request)
         return taken
 
-    def _guarded(self, work: Callable[[], None], new: Sequence[Request]) -> None:
-        """Do some work; an error ends all texts that it may have touched, and the engine goes on."""
+    def _guarded(self, work: Callable[[], _Found], *ended: Request) -> _Found | None:
+        """Return the result of some work. An error ends the texts of `ended` alone, and the result is None."""
         try:
-            work()
+            return work()
         except Exception as error:  # noqa: BLE001  a model's own code may fail in any way, and the other clients wait
             told = error if isinstance(error, WorkbenchError) else WorkbenchError(f"{type(error).__name__}: {error}")
             self.counts["failures"] += 1
-            running = [row.request for row in self._rows]
-            self._rows, self._batch = [], Batch(self.model)
-            for request in [*running, *(one for one in new if one not in running)]:
-                request.take(Piece(finish="error", error=told))
+            for request in ended:
+                with suppress(RuntimeError):  # the client's event loop is closed
+                    request.take(Piece(finish="error", error=told))
+            return None
 
     def _admit(self, new: Sequence[Request]) -> None:
         """Forward the prompts of requests, which join the batch, and choose their first tokens."""
         if not self._together:
             for request in new:
-                self._write(request)
+                self._guarded(partial(self._write, request), request)
             return
         routing = getattr(self.model, "routing", None)
         if routing is not None:
             new = [request for request in new if self._has(routing, request)]
         if not new:
             return
-        weights, acted, confidence = None, [None] * len(new), [None] * len(new)
-        if routing is not None:
-            weights, acted, confidence = _routed(routing, new)
         every = [request.sampling.echo and request.sampling.top is not None for request in new]
-        logits = self._batch.join([request.tokens for request in new], weights, every)
+
+        def join() -> tuple[list[Tensor], list[Any], list[Any]]:
+            weights, acted, confidence = None, [None] * len(new), [None] * len(new)
+            if routing is not None:
+                weights, acted, confidence = _routed(routing, new)
+            return self._batch.join([request.tokens for request in new], weights, every), acted, confidence
+
+        found = self._guarded(join, *(new if len(new) == 1 else ()))
+        if found is None:
+            for request in new if len(new) > 1 else ():  # one is at fault, or they are too many for one pass
+                self._admit([request])
+            return
         going = list(range(len(self._rows)))
-        for request, own, brick, sure, whole in zip(new, logits, acted, confidence, every, strict=True):
+        for request, whole, own, brick, sure in zip(new, every, *found, strict=True):
             self.counts["prompt_tokens"] += len(request.tokens)
             self.acted[brick or "model"] += 1
-            row = _Row(request, Text(self.tokenizer, request.sampling.stops), brick, sure, generator(request.sampling))
-            told = prompt_scored(self.tokenizer, request.tokens, own, request.sampling.top or 0) if whole else ()
-            if request.sampling.most == 0:
-                request.take(Piece("", told, "length", 0, brick, sure))
-                going_on = False
-            else:
-                self.counts["written_tokens"] += 1
-                going_on = row.put(own[-1], told, self)
+            row = _Row(request, Text(self.tokenizer, request.sampling.stops), brick, sure)
             self._rows.append(row)
-            if going_on:
+            if self._guarded(partial(row.begin, own, self, whole=whole), request):
                 going.append(len(self._rows) - 1)
         self._keep(going)
 
@@ -296,43 +332,35 @@ class Engine:
 
     def _advance(self) -> None:
         """Write one more token of each text."""
-        logits = self._batch.step([row.tokens[-1] for row in self._rows])
+        tokens = [row.tokens[-1] for row in self._rows]
+        found = self._guarded(partial(self._batch.step, tokens))
+        logits = self._step_apart(tokens) if found is None else list(found)
         self.counts["written_tokens"] += len(self._rows)
         going = [
             i
             for i, (row, own) in enumerate(zip(self._rows, logits, strict=True))
-            if row.put(own, (), self) and not row.request.left()
+            if self._guarded(partial(row.put, own, (), self), row.request) and not row.request.left()
         ]
         self._keep(going)
+
+    def _step_apart(self, tokens: Sequence[int]) -> list[Tensor]:
+        """Repeat a pass that failed row by row, end the texts that fail alone, and return the logits of the others."""
+        rows, found, together = self._rows, list[Any](), Batch(self.model)
+        self._rows = []
+        for row, one, token in zip(rows, self._batch.apart(), tokens, strict=True):
+            own = self._guarded(partial(one.step, [token]), row.request)
+            if own is not None:
+                together.extend(one)
+                self._rows.append(row)
+                found.append(own[0])
+        self._batch = together
+        return found
 
     def _keep(self, going: Sequence[int]) -> None:
         """Keep the texts that go on."""
         if len(going) < len(self._rows):
             self._batch.keep(going)
             self._rows = [self._rows[i] for i in going]
-
-
-@no_grad
-def writes_together(model: Any) -> bool:
-    """Return whether rows of a model can be written together: whether a short one has the same logits beside a longer one, and after it."""
-    routing = getattr(model, "routing", None)
-    if getattr(model, "_is_stateful", False) or getattr(model, "recall", None) is not None:
-        return False
-    if routing is not None and (routing.by_token or routing.whole_rows):
-        return False
-    long, short = list(range(1, 12)), [3, 1, 2]
-    try:
-        batch, weights = Batch(model), None if routing is None else torch.zeros(1, len(routing.bricks))
-        found = [batch.join([row], weights, [True])[0] for row in (long, short)] + list(batch.step([4, 5])[:, None])
-        with nullcontext() if routing is None else routing.fixed(None):
-            rows = [(long, slice(None)), (short, slice(None)), ([*long, 4], slice(-1, None)), ([*short, 5], slice(-1, None))]
-            expected = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, part] for row, part in rows]
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-        if refuses_memory(error):
-            raise
-        return False
-    bound = ROUNDING * torch.finfo(model.dtype).eps
-    return all(bool(((a - b).abs().max() <= bound * b.abs().max()).item()) for a, b in zip(found, expected, strict=True))
 
 
 def _routed(routing: Any, new: Sequence[Request]) -> tuple[Tensor, list[Any], list[Any]]:

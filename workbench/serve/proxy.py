@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from workbench.ground.http import StatusError, ask
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.router import BASE
 from workbench.serve import protocol
-from workbench.serve.app import RefusedError, body_of, checked_key, failures, headers_of
+from workbench.serve.app import headers_of
 from workbench.serve.engine import Piece
+from workbench.serve.failing import Guarded, RefusedError, body_of, checked_key, failures
+from workbench.serve.metrics import KIND, Answers
 from workbench.ship.expected import KEY
 from workbench.ship.servers import request_fields, request_name
 
@@ -116,6 +119,7 @@ class Front:
     ) -> None:
         self.name, self.routing, self.upstream, self.key = name, routing, upstream, key
         self.acted: Counter[str] = Counter()
+        self.answers = Answers()
         self._tokenizer, self._one = tokenizer, Lock()  # a live model decides for one request at a time
         given = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {given}"} if given else {}
@@ -132,6 +136,7 @@ class Front:
         except WorkbenchError as error:
             raise RefusedError(400, "invalid_request_error", error.message) from error
         sent = json.dumps({**body, **self.upstream.fields(chosen.acted or BASE, self.routing.bricks)}).encode()
+        begun = time.monotonic()
         request = self._client.build_request(
             "POST", http.url.path, content=sent, headers={"Content-Type": "application/json", "Accept-Encoding": "identity"}
         )
@@ -140,6 +145,7 @@ class Front:
         except httpx.HTTPError as error:
             raise RefusedError(502, "server_error", f"the server at {self.upstream.url} does not answer: {error}") from error
         self.acted[chosen.acted or BASE] += 1
+        self.answers.first.add(time.monotonic() - begun)
         kind = answer.headers.get("content-type", "application/json")
         parts = _parts(answer)
         return StreamingResponse(parts, answer.status_code, headers_of(chosen), kind, BackgroundTask(answer.aclose))
@@ -165,6 +171,9 @@ class Front:
             raise RefusedError(400, "invalid_request_error", f"'{field}' cannot be read: {error}", field) from error
         if not prompts or not all(prompts):
             raise RefusedError(400, "invalid_request_error", "the prompt has no tokens", "prompt")
+        if (count := sum(map(len, prompts))) > protocol.MOST_ROUTED:
+            told = f"the router reads {protocol.MOST_ROUTED} tokens of a request; the prompts have {count}"
+            raise RefusedError(400, "invalid_request_error", told, "prompt")
         with self._one:
             made = self.routing.decide(prompts)
         names = [self.routing.label(row) for row in made.weights]
@@ -175,9 +184,14 @@ class Front:
         return Piece(acted=names[0], confidence=float(made.confidence[0]))
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
-        """Return the tokens of a completion's prompts."""
+        """Return the tokens of a completion's prompts, at most MOST_CHOICES."""
         listed = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
-        return [encode_text(self._tokenizer, one) if isinstance(one, str) else [int(token) for token in one] for one in listed]
+        if len(listed) > protocol.MOST_CHOICES:
+            raise ValueError(f"{len(listed)} prompts; a request has at most {protocol.MOST_CHOICES}")
+        found = [encode_text(self._tokenizer, one) if isinstance(one, str) else [int(token) for token in one] for one in listed]
+        if any(not 0 <= token < len(self._tokenizer) for tokens in found for token in tokens):
+            raise ValueError(f"a token is none of 0 to {len(self._tokenizer) - 1}")
+        return found
 
     def _chat(self, body: Any) -> list[int]:
         """Return the tokens of a conversation under the tokenizer's chat template."""
@@ -199,9 +213,9 @@ class Front:
         return JSONResponse(protocol.models((self.name, *self.routing.bricks, BASE)))
 
     def metrics(self, http: HttpRequest) -> Response:
-        """Return how often each brick was chosen, in Prometheus' text format."""
+        """Return what was answered, and how often each brick was chosen."""
         checked_key(self.key, http)
-        return PlainTextResponse(protocol.chosen_text(self.acted), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(self.answers.text(self.acted), media_type=KIND)
 
 
 async def _parts(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -222,7 +236,7 @@ def application(front: Front) -> ASGIApp:
         Route("/health", front.health),
         Route("/metrics", front.metrics),
     ]
-    return Starlette(routes=routes, exception_handlers=failures())
+    return Guarded(Starlette(routes=routes, exception_handlers=failures()), front.key, front.answers)
 
 
 def unrouted(name: str) -> WorkbenchError:

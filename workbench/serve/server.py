@@ -68,7 +68,10 @@ class RouterFiles:
 
     def changed(self) -> bool:
         """Return whether routing.json is another one."""
-        return self._now() != self._stamp
+        try:
+            return self._now() != self._stamp
+        except OSError:  # the directory is gone, or is being replaced: the bricks in memory go on
+            return False
 
     def renew(self) -> None:
         """Let the model choose among the bricks that the files name now."""

@@ -12,6 +12,8 @@ from workbench.ground.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+COLDEST = 1e-5
+"""A lower temperature takes the most likely token: divided by it, logits leave float32's range."""
 MARGIN = 8
 """Number of tokens before the new ones that are decoded with them, because a token's text depends on its neighbours."""
 
@@ -22,7 +24,7 @@ class Sampling:
 
     Attributes:
         most: Largest number of new tokens.
-        temperature: 0 takes the most likely token.
+        temperature: Below `COLDEST`, the most likely token is taken.
         top_p: Share of probability of the most likely tokens among which one is drawn.
         seed: Seed of the draws; None: another one each time.
         stops: Strings that end the text; they do not belong to it.
@@ -50,7 +52,7 @@ class Scored:
 
 def generator(sampling: Sampling) -> Any:
     """Return the source of a text's draws, which do not depend on the texts beside it; None if nothing is drawn."""
-    if not sampling.temperature:
+    if sampling.temperature < COLDEST:
         return None
     generator = torch.Generator()
     generator.manual_seed(sampling.seed) if sampling.seed is not None else generator.seed()
@@ -65,7 +67,7 @@ def chosen(logits: Tensor, sampling: Sampling, draw: Any) -> int:
         return int(logits.argmax())
     probabilities, order = (logits.float().cpu() / sampling.temperature).softmax(-1).sort(descending=True)
     before = probabilities.cumsum(0) - probabilities
-    probabilities[before >= sampling.top_p] = 0
+    probabilities[1:][before[1:] >= sampling.top_p] = 0  # the most likely one stays, also where float32 rounds top_p to 0
     return int(order[torch.multinomial(probabilities, 1, generator=draw)])
 
 
@@ -118,7 +120,9 @@ class Text:
         if ends:
             self.stopped, self._held = True, self._held[: min(ends)]
             return self.rest()
-        open_ = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        most = len(self._held) + 1
+        lengths = ((n, stop) for stop in self._stops for n in range(1, min(len(stop), most)))
+        open_ = max((n for n, stop in lengths if self._held.endswith(stop[:n])), default=0)
         known, self._held = self._held[: len(self._held) - open_], self._held[len(self._held) - open_ :]
         return known
 

@@ -15,6 +15,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
+from workbench.ground.sites import foreign
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,7 +47,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, port: int) -> None:
-        self._app, self._port = app, port
+        self._app, self._hosts = app, re.compile(rf"({re.escape(ADDRESS)}|localhost):{port}")
         self.token = secrets.token_urlsafe(24)
         self.url = f"http://{ADDRESS}:{port}/?token={self.token}"
         self._cookie, self._secret = f"workbench-{port}", secrets.token_urlsafe(24)  # browsers share cookies among ports
@@ -69,8 +71,7 @@ class Guard:
         """Return the answer to a request that is not passed on; None for one that is."""
         asked, method = HTTPConnection(scope), scope["method"]
         headers = asked.headers
-        host = headers.get("host", "").lower()
-        if host not in {f"{name}:{self._port}" for name in (ADDRESS, "localhost")}:
+        if not self._hosts.fullmatch(headers.get("host", "").lower()):
             return PlainTextResponse("This page is shown to this machine only.\n", 403)
         if method not in ("GET", "POST"):
             return PlainTextResponse("Nothing can be changed here.\n", 405, {"Allow": "GET, POST"})
@@ -83,8 +84,8 @@ class Guard:
         if not _same(asked.cookies.get(self._cookie, ""), self._secret):
             return _closed()
         if method == "POST" and (
-            headers.get("origin", "").lower() != f"http://{host}"
-            or headers.get("content-type", "").partition(";")[0] != "application/json"
+            "origin" not in headers
+            or foreign(headers, method, self._hosts)
             or not headers.get("content-length", "").isdecimal()
             or int(headers["content-length"]) > LONGEST_BODY
             or "transfer-encoding" in headers  # the body may be longer than the header says
