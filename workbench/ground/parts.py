@@ -29,6 +29,7 @@ class Part:
         watch: Module whose functions `check` and `page` show a growing report for --watch.
         searches: Module whose functions `searched` and `write_pages` add pages to `workbench report`.
         weights: Quantization, as `weights.packed.reader_of` names it -> place of the function that finds its tensors.
+        outputs: Module whose `refusal` and `PackedWeights` write results in the format of their base.
         extras: Extra of pyproject.toml -> library that the part imports -> its distribution.
         needs: Other parts that it imports.
     """
@@ -39,6 +40,7 @@ class Part:
     watch: str = ""
     searches: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
+    outputs: str = ""
     extras: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs: Sequence[str] = ()
 
