@@ -1,8 +1,6 @@
 """Results in the format of their base: MXFP4, and 8-bit floats with a scale for each block.
 
-A merge is rounded as the library of the format rounds: MXFP4 as `downcast_to_mxfp` of triton_kernels, which transformers calls (a power of two
-that holds the largest value, to the nearest, ties to even), and 8-bit floats as `Fp8Quantize` of transformers. Both start from the result in the
-dtype that the base is read as. A block whose numbers the merge left as they were keeps the bytes of the base: rounding again may give others.
+A merge is rounded from the dtype that the base is read as, which is what a run without a format writes. A block whose numbers the merge left as they were keeps the bytes of the base: rounding again may give others.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ import xxhash
 from workbench.ground import jsondoc
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
-from workbench.quantized.folding import Reader, nibbles
-from workbench.quantized.mxfp4 import BLOCK, E2M1, as_mxfp4
+from workbench.quantized.folding import Reader, kind_of
+from workbench.quantized.packers import Fp8, Mxfp4, Packer
 from workbench.weights.checkpoint import Checkpoint, checkpoint_files
 from workbench.weights.header import Entry, read_header
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 _LATER = 32
 """Weights after which the scales of a weight are written. Their codes are then computed, also by many threads, and the scales with them."""
-_LARGEST = 448.0
 
 
 @dataclass(frozen=True)
@@ -48,154 +45,6 @@ class Unit:
     codes: Tensor
     scales: Tensor
     error: tuple[float, float, bool]
-
-
-class Packer:
-    """The way of one weight into a format, unit by unit.
-
-    Args:
-        name: The weight.
-        entry: Where the base has it.
-        published: All tensors of the base's files by their names there.
-        config: `quantization_config` of the base.
-
-    Attributes:
-        codes: Name, spec and dtype in the file of the tensor with the numbers; the spec has bytes where torch has no such dtype.
-        scales: The same of the tensor with their scales.
-        edges: For "values", "codes" and "scales", the first row of each unit, and the number of rows.
-    """
-
-    codes: tuple[str, TensorSpec, str]
-    scales: tuple[str, TensorSpec, str]
-    edges: Mapping[str, list[int]]
-
-    def __init__(self, name: str, entry: Entry, published: Mapping[str, Entry], config: Mapping[str, Any]) -> None:
-        raise NotImplementedError
-
-    def stored(self, reader: Reader, unit: int) -> tuple[Tensor, Tensor]:
-        """Return the base's codes and scales of a unit."""
-        raise NotImplementedError
-
-    def packed(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes and scales of values [rows, columns] in float32."""
-        raise NotImplementedError
-
-    def kept(self, same: Tensor) -> tuple[Tensor, Tensor]:
-        """Return for codes and for scales whether all values of their block are those of the base, from that of each value [rows, columns]."""
-        raise NotImplementedError
-
-    def worth(self, codes: Tensor, scales: Tensor) -> Tensor:
-        """Return the numbers of a unit [rows, columns] in float32."""
-        raise NotImplementedError
-
-
-def _edges(sizes: list[int]) -> list[int]:
-    """Return the first row of each unit and the number of rows, from the rows of each unit."""
-    edges = [0]
-    for size in sizes:
-        edges.append(edges[-1] + size)
-    return edges
-
-
-class Mxfp4(Packer):
-    """A tensor of experts in MXFP4; a unit is one expert."""
-
-    def __init__(self, name: str, entry: Entry, published: Mapping[str, Entry], config: Mapping[str, Any]) -> None:
-        experts, cols, rows = self._shape = entry.spec.shape
-        kind = published[f"{name}_scales"]
-        grid = (experts, rows, cols // BLOCK)
-        self.codes = f"{name}_blocks", TensorSpec((*grid, BLOCK // 2), "U8"), "U8"
-        self.scales = f"{name}_scales", TensorSpec(grid, "U8"), kind.packing.kind if kind.packing else "U8"
-        each = {"values": cols, "codes": rows * cols // BLOCK, "scales": rows}
-        self.edges = {role: _edges([size] * experts) for role, size in each.items()}
-
-    def stored(self, reader: Reader, unit: int) -> tuple[Tensor, Tensor]:
-        """Return the bytes of one expert: codes [rows, blocks, 16], scales [rows, blocks]."""
-        _, cols, rows = self._shape
-        count = rows * cols // BLOCK
-        codes = reader.codes(unit * count * BLOCK // 2, (unit + 1) * count * BLOCK // 2, torch.uint8)
-        scales = reader.beside("scales", unit * count, (unit + 1) * count).view(torch.uint8)
-        return codes.view(rows, -1, BLOCK // 2), scales.view(rows, -1)
-
-    def packed(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `as_mxfp4` of the blocks, which lie along the columns of the file."""
-        step = max(1, block_elements(values.device) // len(values))
-        parts = [as_mxfp4(part.T.reshape(part.shape[1], -1, BLOCK)) for part in torch.split(values, step, 1)]
-        return torch.cat([codes for codes, _ in parts]), torch.cat([scales for _, scales in parts])
-
-    def kept(self, same: Tensor) -> tuple[Tensor, Tensor]:
-        """Return masks that fit the codes and the scales of an expert."""
-        blocks = same.view(-1, BLOCK, same.shape[1]).all(1).T
-        return blocks[..., None], blocks
-
-    def worth(self, codes: Tensor, scales: Tensor) -> Tensor:
-        """Return the numbers of an expert [columns, rows], the transpose of the file."""
-        values = torch.empty(self._shape[1:])
-        powers = scales.view(torch.float8_e8m0fnu).float()
-        step = max(1, block_elements(values.device) // len(values))
-        for start in range(0, len(codes), step):
-            part = torch.tensor(E2M1)[nibbles(codes[start : start + step]).int()] * powers[start : start + step, :, None]
-            values[:, start : start + step] = part.flatten(1).T
-        return values
-
-
-class Fp8(Packer):
-    """A weight of 8-bit floats with a scale for each block; a unit is one row of blocks."""
-
-    def __init__(self, name: str, entry: Entry, published: Mapping[str, Entry], config: Mapping[str, Any]) -> None:
-        assert entry.packing is not None
-        assert entry.packing.scale is not None
-        self._entry, (self._rows, self._cols) = entry, entry.packing.scale.blocks[-2:]
-        shape, scale = entry.spec.shape, published[f"{name}_scale_inv"]
-        kind = scale.packing.kind if scale.packing else scale.spec.stored
-        self._exponents = config.get("scale_fmt") == "ue8m0" or kind != "F32"
-        self.codes = name, TensorSpec(shape, "U8"), "F8_E4M3"
-        self.scales = f"{name}_scale_inv", TensorSpec(scale.spec.shape, "F32" if kind == "F32" else "U8"), kind
-        matrices, rows = math.prod(shape[:-2]), shape[-2]
-        sizes = [min(self._rows, rows - start) for start in range(0, rows, self._rows)] * matrices
-        self.edges = {"values": _edges(sizes), "codes": _edges(sizes), "scales": _edges([1] * len(sizes))}
-
-    def stored(self, reader: Reader, unit: int) -> tuple[Tensor, Tensor]:
-        """Return the bytes of one row of blocks: codes [rows, columns], scales [blocks]."""
-        cols, (first, last) = self._entry.spec.cols, self.edges["codes"][unit : unit + 2]
-        codes = reader.codes(first * cols, last * cols, torch.uint8).view(-1, cols)
-        return codes, self._written(reader.all_scales().view(len(self.edges["scales"]) - 1, -1)[unit])
-
-    def packed(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes, and 1 / (448 / largest) for each block: in this order of roundings, as in transformers."""
-        largest = self._blocks(values.abs()).amax((0, 2))
-        some = largest > 0
-        scales = torch.where(some, _LARGEST / torch.where(some, largest, 1.0), 1.0)
-        inverse = 1.0 / scales
-        if self._exponents:
-            inverse = torch.pow(2.0, torch.ceil(torch.log2(inverse.clamp(min=torch.finfo(torch.float32).tiny))))
-            inverse = inverse.to(torch.float8_e8m0fnu).float()
-            scales = 1.0 / inverse
-        codes = (values * self._wide(scales)).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
-        return codes.view(torch.uint8), self._written(inverse)
-
-    def kept(self, same: Tensor) -> tuple[Tensor, Tensor]:
-        """Return masks that fit the codes and the scales of a row of blocks."""
-        blocks = self._blocks(same, fill=True).all(2).all(0)
-        return self._wide(blocks)[None], blocks
-
-    def worth(self, codes: Tensor, scales: Tensor) -> Tensor:
-        """Return codes times scales."""
-        wide = self._wide(scales.view(torch.float8_e8m0fnu).float() if scales.dtype == torch.uint8 else scales)
-        return codes.view(torch.float8_e4m3fn).float() * wide
-
-    def _blocks(self, values: Tensor, fill: bool = False) -> Tensor:
-        """Return values [rows, columns] as [rows, blocks, columns of a block]; the last block is filled up."""
-        pad = torch.nn.functional.pad(values, (0, -values.shape[1] % self._cols), value=fill)
-        return pad.view(len(values), -1, self._cols)
-
-    def _wide(self, blocks: Tensor) -> Tensor:
-        """Return what each block has [blocks] for each column."""
-        return blocks.repeat_interleave(self._cols)[: self._entry.spec.cols]
-
-    def _written(self, scales: Tensor) -> Tensor:
-        """Return scales as the file has them."""
-        return scales if self.scales[1].stored == "F32" else scales.to(torch.float8_e8m0fnu).view(torch.uint8)
 
 
 FORMATS: Mapping[str, type[Packer]] = {"mxfp4": Mxfp4, "fp8": Fp8}
@@ -234,7 +83,7 @@ def _lacking(form: str, base: Checkpoint) -> str | None:
     published = _published(base)
     for name, entry in packed.items():
         scale, found = entry.packing and entry.packing.scale, published.get(f"{name}_scale_inv")
-        kind = found and (found.packing.kind if found.packing else found.spec.stored)
+        kind = found and kind_of(found)
         if entry.packing and entry.packing.kind != "F8_E4M3":
             return f"{name} is {entry.packing.kind}"
         if not scale or not found or kind not in ("F32", "F8_E8M0", "U8") or len(found.spec.shape) != len(entry.spec.shape):
@@ -459,18 +308,15 @@ class Stored:
 
     Attributes:
         specs: Names and shapes in the order of the files.
-        kinds: Dtype in the file, where it is another than that of the spec.
     """
 
     def __init__(self, owner: PackedWeights) -> None:
         self._owner, self._roles = owner, dict[str, tuple[str, str]]()
         self.specs: dict[str, TensorSpec] = {}
-        self.kinds: dict[str, str] = {}
-        for name, (stored, spec, kind) in _ordered(owner):
+        for name, (stored, spec) in _ordered(owner):
             self.specs[stored] = spec
             if name:
                 self._roles[stored] = name, "codes" if stored == owner.packers[name].codes[0] else "scales"
-                self.kinds |= {} if kind == spec.stored else {stored: kind}
 
     def open(self, name: str, device: torch.device) -> Source:
         """Open one tensor."""
@@ -481,12 +327,12 @@ class Stored:
         return name
 
 
-def _ordered(owner: PackedWeights) -> Iterator[tuple[str, tuple[str, TensorSpec, str]]]:
-    """Yield the weight ("" for a tensor that is stored as it is) and the name, spec and dtype of each tensor of the files."""
+def _ordered(owner: PackedWeights) -> Iterator[tuple[str, tuple[str, TensorSpec]]]:
+    """Yield the weight ("" for a tensor that is stored as it is) and the name and spec of each tensor of the files."""
     waiting: list[str] = []
     for name, spec in owner.specs.items():
         if name not in owner.packers:
-            yield "", (name, spec, spec.stored)
+            yield "", (name, spec)
             continue
         yield name, owner.packers[name].codes
         waiting.append(name)

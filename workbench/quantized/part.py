@@ -1,4 +1,4 @@
-"""Weights in 4 and 8 bits: readers of MXFP4, bitsandbytes, compressed-tensors, GPTQ and AWQ; results in MXFP4 and fp8. At most 110 names."""
+"""Weights in 4 and 8 bits: readers of MXFP4, bitsandbytes, compressed-tensors, GPTQ and AWQ; results in MXFP4 and fp8. At most 106 names."""
 
 from workbench.ground.parts import Part
 

@@ -35,7 +35,7 @@ class Output(Strict):
     dtype: DType | None = None
     """Dtype of the written tensors; default: the base's, and float32 for an adapter."""
     format: Literal["mxfp4", "fp8"] | None = Field(None, exclude_if=lambda value: value is None)
-    """Format of a checkpoint whose base has it: weights that the base packs are packed again. Default: none, in `dtype`."""
+    """Format of the base, in which the weights that it packs are packed again."""
     shard_size: str = "4GB"
     """Maximum size of each file of a checkpoint."""
     config: dict[str, Any] | None = Field(None, min_length=1, exclude_if=lambda value: value is None)

@@ -27,7 +27,6 @@ from workbench.run.record import RunOutput
 from workbench.steps.fields import parse_size
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import weights_digest
-from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs, write_checkpoint
 
 if TYPE_CHECKING:
@@ -142,9 +141,7 @@ class CheckpointForm(OutputForm):
 
     def size(self, resolved: Resolved) -> int:
         """Return the bytes of all tensors."""
-        specs: Mapping[str, TensorSpec] = written_specs(resolved)
-        if resolved.recipe.fields.output.format:
-            specs = _packed(resolved).stored.specs
+        specs = _packed(resolved).stored.specs if resolved.recipe.fields.output.format else written_specs(resolved)
         return sum(spec.nbytes for spec in specs.values())
 
     def add_needs(self, resolved: Resolved, needs: Needs) -> None:
@@ -156,16 +153,14 @@ class CheckpointForm(OutputForm):
         """Write all tensors, the configuration and the tokenizer."""
         resolved, model = context.resolved, context.composition.model
         whole: Any = model.weights if resolved.recipe.fields.output.format else None
-        stored: Any = whole.stored if whole else model.weights
         written = write_checkpoint(
-            stored,
+            whole.stored if whole else model.weights,
             context.out,
             dtype=resolved.dtype_name,
             shard_size=parse_size(resolved.recipe.fields.output.shard_size),
             device=context.work.device,
             threads=context.work.threads,
             progress=context.progress,
-            kinds=stored.kinds if whole else None,
         )
         context.sums.update(written.sha256)
         write_config(model.config | (whole.config if whole else {}), resolved, context.out)
@@ -176,7 +171,7 @@ class CheckpointForm(OutputForm):
             "digest": weights_digest(specs, digests, model.config),
             "tensors": written.digests,
             "parameters": sum(s.numel for s in specs.values()),
-            "bytes": sum(s.nbytes for s in (stored.specs if whole else specs).values()),
+            "bytes": sum(s.nbytes for s in (whole.stored.specs if whole else specs).values()),
             **({"packing": whole.cost()} if whole else {}),
         }
 

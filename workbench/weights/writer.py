@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
@@ -40,19 +40,13 @@ class Shard:
 
     name: str
     specs: dict[str, TensorSpec]
-    kinds: Mapping[str, str] = field(default_factory=dict)
-    """Dtypes in the file of tensors that are computed as plain bytes."""
 
     def header(self) -> bytes:
         """Return the first bytes of the file: a length and the JSON that describes the tensors."""
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, spec in self.specs.items():
-            header[name] = {
-                "dtype": self.kinds.get(name, spec.stored),
-                "shape": list(spec.shape),
-                "data_offsets": [offset, offset + spec.nbytes],
-            }
+            header[name] = {"dtype": spec.written, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
             offset += spec.nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -83,7 +77,7 @@ def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | str | Non
     return {n: TensorSpec(s.shape, stored) if stored and s.is_float else s for n, s in specs.items()}
 
 
-def plan_shards(specs: Mapping[str, TensorSpec], shard_size: int, kinds: Mapping[str, str] | None = None) -> list[Shard]:
+def plan_shards(specs: Mapping[str, TensorSpec], shard_size: int) -> list[Shard]:
     """Distribute tensors over files of at most `shard_size` bytes, in order; a larger tensor gets its own file."""
     groups: list[dict[str, TensorSpec]] = [{}]
     filled = 0
@@ -94,8 +88,8 @@ def plan_shards(specs: Mapping[str, TensorSpec], shard_size: int, kinds: Mapping
         groups[-1][name] = spec
         filled += spec.nbytes
     if len(groups) == 1:
-        return [Shard(SINGLE, groups[0], kinds or {})]
-    return [Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", g, kinds or {}) for i, g in enumerate(groups, 1)]
+        return [Shard(SINGLE, groups[0])]
+    return [Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", g) for i, g in enumerate(groups, 1)]
 
 
 def write_checkpoint(
@@ -107,7 +101,6 @@ def write_checkpoint(
     device: torch.device,
     threads: int,
     progress: Progress | None = None,
-    kinds: Mapping[str, str] | None = None,
 ) -> Written:
     """Write all tensors to a directory, resuming an interrupted write there.
 
@@ -119,7 +112,6 @@ def write_checkpoint(
         device: The device that computes the tensors.
         threads: Number of threads.
         progress: Called with the bytes written so far and the bytes in all.
-        kinds: Tensor -> its dtype in the file, such as "F8_E4M3", for tensors whose spec has bytes.
 
     Returns:
         The digests of tensors and files as written.
@@ -129,7 +121,7 @@ def write_checkpoint(
     """
     out.mkdir(parents=True, exist_ok=True)
     specs = output_specs(weights.specs, dtype)
-    shards = plan_shards(specs, shard_size, kinds)
+    shards = plan_shards(specs, shard_size)
     # A reader would take files of an interrupted write with another shard size for part of this checkpoint.
     names = {shard.name for shard in shards}
     for file in (*out.glob("*.safetensors"), *out.glob(INDEX)):
@@ -180,7 +172,7 @@ def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
         with naming_file(file), file.open("wb") as stream:
             stream.write(header)
             stream.truncate(size)
-    found = read_header(file, watched=False, packed=bool(shard.kinds))
+    found = read_header(file, watched=False, packed=True)
     return {name: replace(entry, spec=shard.specs[name], packing=None) for name, entry in found.items()}
 
 
