@@ -145,9 +145,10 @@ class CheckpointForm(OutputForm):
         return sum(spec.nbytes for spec in specs.values())
 
     def add_needs(self, resolved: Resolved, needs: Needs) -> None:
-        """Add the memory that packing needs."""
+        """Add the memory and the time that packing needs."""
         if resolved.recipe.fields.output.format:
-            needs.whole += needs.threads * _packed(resolved).buffer_bytes()
+            most, seconds = _packed(resolved).costs()
+            needs.whole, needs.seconds = needs.whole + needs.threads * most, needs.seconds + seconds
 
     def write(self, context: WriteContext) -> dict[str, object]:
         """Write all tensors, the configuration and the tokenizer."""
