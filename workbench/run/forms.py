@@ -148,7 +148,7 @@ class CheckpointForm(OutputForm):
         """Add the memory and the time that packing needs."""
         if resolved.recipe.fields.output.format:
             most, seconds = _packed(resolved).costs()
-            needs.whole, needs.seconds = needs.whole + needs.threads * most, needs.seconds + seconds
+            needs.whole, needs.seconds = needs.threads * most + needs.whole, seconds + needs.seconds
 
     def write(self, context: WriteContext) -> dict[str, object]:
         """Write all tensors, the configuration and the tokenizer."""
@@ -166,10 +166,9 @@ class CheckpointForm(OutputForm):
         context.sums.update(written.sha256)
         write_config(model.config | (whole.config if whole else {}), resolved, context.out)
         specs = output_specs(model.weights.specs, resolved.dtype_name)
-        # A configuration is what its weights are worth, as an evaluation computes it in memory.
-        digests = written.digests | (whole.measure(context.work.device) if whole else {})
+        worth = whole.measure(context.work.device) if whole else {}  # the digest is that of an evaluation in memory
         return {
-            "digest": weights_digest(specs, digests, model.config),
+            "digest": weights_digest(specs, written.digests | worth, model.config),
             "tensors": written.digests,
             "parameters": sum(s.numel for s in specs.values()),
             "bytes": sum(s.nbytes for s in (whole.stored.specs if whole else specs).values()),
