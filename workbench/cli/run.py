@@ -126,8 +126,9 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
             out.line(f"{step['id']}: {removal}")
     for edit in (edit for step in steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
         out.line(f"{edit['id']}: {_cost(edit)}")
+    in_format = f" in {planned.format}" if planned.format else ""
     out.line(
-        f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
+        f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}{in_format}, peak memory about {size(planned.peak_bytes)}"
         + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
         + f"about {duration(planned.seconds)}"
         + (", and the passes over texts" if any("needs" in step for step in steps) else "")

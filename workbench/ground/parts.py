@@ -30,6 +30,7 @@ class Part:
         searches: Module whose functions `searched` and `write_pages` add pages to `workbench report`.
         runs: Module whose function `recipe_of` gives the recipe that averages the checkpoints of a training run.
         weights: Quantization, as `weights.packed.reader_of` names it -> place of the function that finds its tensors.
+        outputs: Module whose `refusal` and `PackedWeights` write results in the format of their base.
         extras: Extra of pyproject.toml -> library that the part imports -> its distribution.
         needs: Other parts that it imports.
     """
@@ -41,6 +42,7 @@ class Part:
     searches: str = ""
     runs: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
+    outputs: str = ""
     extras: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs: Sequence[str] = ()
 

@@ -156,6 +156,11 @@ class Reader(PackedSource):
             raise WorkbenchError(f"{self._name}: a number in its {role} is not finite", "Download this model again.")
         return numbers
 
+    def all_scales(self) -> Tensor:
+        """Return the scales that `Packing.scale` names, in float32 and in their shape."""
+        assert self._scales is not None
+        return self._scales
+
     def codes(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return bytes start..stop of the weight itself as numbers of a dtype."""
         data = self._read_bytes(self._entry.file, self._entry.identity, self._entry.offset + start, stop - start)

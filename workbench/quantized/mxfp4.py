@@ -45,6 +45,24 @@ def fold(entries: Mapping[str, Entry], _config: Mapping[str, object], dtype: str
     return folding.done()
 
 
+def as_mxfp4(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Round numbers to MXFP4 as triton_kernels does: the smallest power of two with |number| ≤ 6 · 2ⁿ, then to the nearest, ties to even.
+
+    Args:
+        blocks: The numbers [..., 32] in float32.
+
+    Returns:
+        Bytes [..., 16], and exponents of two with an offset of 127 [...]; both uint8.
+    """
+    share, exponent = torch.frexp(blocks.abs().amax(-1) / E2M1[7])
+    exponent = (exponent - (share == 0.5).int()).clamp(-126, 126)
+    size = (blocks * ((127 - exponent) << 23).view(torch.float32)[..., None]).abs()
+    codes = torch.where(size < 2, (2 * size).round(), torch.where(size < 4, size.round() + 2, (size / 2).round() + 4))
+    codes = codes.to(torch.uint8) | (torch.signbit(blocks).to(torch.uint8) << 3)
+    pairs = codes.view(*codes.shape[:-1], -1, 2)
+    return pairs[..., 0] | (pairs[..., 1] << 4), torch.where(share == 0, 0, exponent + 127).to(torch.uint8)
+
+
 class Experts(Reader):
     """One tensor of experts. The bytes of one expert are kept while its rows are read, which are columns of the file."""
 

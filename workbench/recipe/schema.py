@@ -34,6 +34,8 @@ class Output(Strict):
     """Largest relative error ‖Δ − adapter‖ / ‖Δ‖ of an adapter with a number as `rank`; default: 0.5."""
     dtype: DType | None = None
     """Dtype of the written tensors; default: the base's, and float32 for an adapter."""
+    format: Literal["mxfp4", "fp8"] | None = Field(None, exclude_if=lambda value: value is None)
+    """Format of the base, in which the weights that it packs are packed again."""
     shard_size: str = "4GB"
     """Maximum size of each file of a checkpoint."""
     config: dict[str, Any] | None = Field(None, min_length=1, exclude_if=lambda value: value is None)
@@ -53,6 +55,9 @@ class Output(Strict):
             raise ValueError("`rank` belongs to `form: adapter`")
         if self.accept_error is not None and not isinstance(self.rank, int):
             raise ValueError("`accept_error` belongs to an adapter with a number as `rank`")
+        if self.format is not None and (self.form != "checkpoint" or self.dtype is not None):
+            other = "`dtype`" if self.dtype is not None else f"`form: {self.form}`"
+            raise ValueError(f"`format` packs a checkpoint as its base, so it has no {other}: remove one of the two")
         if self.config is not None and self.form == "adapter":
             raise ValueError("an adapter has no config.json, so `config` belongs to another `form`")
         json.dumps(self.config, allow_nan=False)

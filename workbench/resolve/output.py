@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from workbench.bricks.locate import base_adapter
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
+from workbench.ground.parts import hook, missing
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output
-from workbench.weights.specs import TensorSpec
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.specs import TensorSpec, Weights
 
 if TYPE_CHECKING:
     from workbench.adapters.approximate import AdaptedWeights
@@ -45,6 +48,29 @@ class RouterAt:
 
 ACCEPTED = 0.5
 """Largest relative error of an adapter, unless the recipe's `output` says otherwise."""
+
+
+def check_format(recipe: Recipe, base: Checkpoint) -> Iterator[WorkbenchError]:
+    """Yield an error if the base is not in the recipe's `output: {format:}`, or for each step whose result is not a merge."""
+    form = recipe.fields.output.format
+    if form is None:
+        return
+    if (part := hook("outputs")) is None:
+        raise missing("quantized", f"`format: {form}`")
+    for i, step in enumerate(recipe.steps):
+        if step.verb != "merge":
+            text = f"`format: {form}` rounds the result after the steps, which would change what `{step.verb}: {step.name}` made and checked"
+            yield recipe.error(("steps", i), text, "Leave `format` out of `output`, or keep merge steps alone.")
+    if base_adapter(base):
+        text = f"`format: {form}` takes the bytes of the base, but this base has an adapter on it"
+        yield recipe.error(("output", "format"), text, "Name the model alone as `base`, and merge the adapter as a brick.")
+    elif reason := part.refusal(form, base):
+        yield recipe.error(("output", "format"), *reason)
+
+
+def packed(result: Weights, base: Checkpoint, output: Output) -> Any:
+    """Return a recipe's result rounded to its `output: {format:}`; see `quantized.outputs.PackedWeights`."""
+    return hook("outputs").PackedWeights(result, base, output.format)
 
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:

@@ -31,7 +31,7 @@ from workbench.resolve.checks import (
 from workbench.resolve.edits import check_streams, edit_warnings
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import distinct_keys
-from workbench.resolve.output import check_form
+from workbench.resolve.output import check_form, check_format
 from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
@@ -85,12 +85,12 @@ class _Builder:
         self.checkpoint, self.revision = resolve_base(named, recipe.project, hub)
         packed = [(entry.packing, entry.spec.numel) for entry in self.checkpoint.entries.values() if entry.packing]
         few = any(packing.reader and 8 * packing.nbytes < 6 * numel for packing, numel in packed)
-        if few and recipe.path and (isinstance(base, str) or not base.dequantize):
+        if few and recipe.path and recipe.fields.output.format is None and (isinstance(base, str) or not base.dequantize):
             form = f"adapter: {base.adapter}, on: {named}" if isinstance(base, AdaptedBase) else f"id: {named}"
             raise recipe.error(
                 ("base",),
                 f"{named} stores weights in about 4 bits, and a result is in floating point",
-                f"Name the 16-bit model that it was quantized from, or write `base: {{{form}, dequantize: true}}` to take the rounded weights as they are read.",
+                f"Name the 16-bit model that it was quantized from, or write `base: {{{form}, dequantize: true}}` to take the rounded weights as they are read; `output: {{format: …}}` keeps the format of some bases.",
             )
         if isinstance(base, AdaptedBase):
             adapter = resolve_brick("base", BrickRef(adapter=base.adapter), recipe.project, hub)
@@ -269,6 +269,7 @@ class _Builder:
         kinds = {name: brick.kind for name, brick in inputs.bricks.items()}
         findings.problems += check_steps(self.recipe, inputs.base, inputs.bricks)
         findings.problems += check_form(self.recipe, kinds)
+        findings.problems += check_format(self.recipe, self.checkpoint)
         findings.problems += check_low_rank(inputs, findings)
         for step, step_id in zip(self.recipe.steps, self.recipe.step_ids, strict=True):
             told = [*step.warnings(self.recipe.used_bricks(step)), *small_tensors(step, inputs)]

@@ -258,7 +258,7 @@ class Resolved:
             return json_digest([last, output.dtype, output.rank])
         plain = [last, output.dtype if output.form != "adapter" else None]
         beside = [part.digest for part in (self.memory, self.router) if part]
-        return json_digest([*plain, *beside, *filter(None, [meaning_of(output.config or {})])])
+        return json_digest([*plain, *beside, *filter(None, [output.format, meaning_of(output.config or {})])])
 
     @cached_property
     def generation(self) -> Mapping[str, object]:

@@ -14,7 +14,7 @@ from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import shapes_before
-from workbench.run.record import FactsSaid
+from workbench.run.record import FactsSaid, Packing
 
 if TYPE_CHECKING:
     from workbench.activations.sets import NeuronSet
@@ -100,6 +100,8 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if recipe.fields.output.config:
         rows_of_config = ([f"`{name}`", as_markdown(yamldoc.flow(value))] for name, value in recipe.fields.output.config.items())
         lines += ["", *markdown_rows(["changed in config.json", "value"], rows_of_config)]
+    if found := record["output"].get("packing"):
+        lines += ["", f"Stored as the base: {Packing.model_validate(found).line()}."]
     if recipe.fields.output.form == "checkpoint":
         code = ["```python", f"from transformers import {loader}", "", f'model = {loader}.from_pretrained("DIRECTORY")', "```"]
         lines += ["", "## Loading", "", *code]

@@ -22,7 +22,7 @@ from workbench.models.architecture import with_head_of
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.recipe.methods import method
-from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result
+from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result, packed
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of, shapes_before
 from workbench.steps import MergeMethod
@@ -150,6 +150,8 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         current = Model(adapt(current, resolved.base, resolved.recipe.fields.output), current.config)
     if resolved.recipe.fields.output.config:
         current = configured(resolved, current)
+    if resolved.recipe.fields.output.format:
+        current = Model(packed(current.weights, resolved.checkpoint, resolved.recipe.fields.output), current.config)
     return Composition(current, results, memory, router)
 
 
@@ -165,7 +167,7 @@ def step_context(resolved: Resolved, number: int, device: torch.device, events: 
         return brick_model(name, resolved, device, events)
 
     def model_before() -> Model:
-        output = resolved.recipe.fields.output.model_copy(update={"config": None})
+        output = resolved.recipe.fields.output.model_copy(update={"config": None, "format": None})
         fields = resolved.recipe.fields.model_copy(update={"output": output})
         first = replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:number], fields=fields))
         return compose(first, device, events).model

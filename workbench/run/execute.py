@@ -87,6 +87,7 @@ def execute(
         configuration=form.configuration(record.output),
         steps=record.steps or [],
         said=record.said or {},
+        packing=record.output.packing,
         warnings=list(dict.fromkeys([*resolved.warnings, *(record.warnings or ())])),
         seconds=round(time.monotonic() - started, 2),
         peak_bytes=peak_bytes(),

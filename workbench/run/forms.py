@@ -11,18 +11,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.bricks.brick import Brick
 from workbench.ground.errors import InvalidRecipeError, shell, size
 from workbench.ground.files import write_json
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import seal
-from workbench.resolve.output import adapt, planned_bytes
+from workbench.resolve.output import adapt, packed, planned_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, adapter_whole
 from workbench.run.device import Work
-from workbench.run.kind import written_specs
+from workbench.run.kind import shapes_before, written_specs
 from workbench.run.record import RunOutput
 from workbench.steps.fields import parse_size
 from workbench.weights.checkpoint import Checkpoint, read_config
@@ -141,13 +141,21 @@ class CheckpointForm(OutputForm):
 
     def size(self, resolved: Resolved) -> int:
         """Return the bytes of all tensors."""
-        return sum(spec.nbytes for spec in written_specs(resolved).values())
+        specs = _packed(resolved).stored.specs if resolved.recipe.fields.output.format else written_specs(resolved)
+        return sum(spec.nbytes for spec in specs.values())
+
+    def add_needs(self, resolved: Resolved, needs: Needs) -> None:
+        """Add the memory and the time that packing needs."""
+        if resolved.recipe.fields.output.format:
+            most, seconds = _packed(resolved).costs()
+            needs.whole, needs.seconds = needs.threads * most + needs.whole, seconds + needs.seconds
 
     def write(self, context: WriteContext) -> dict[str, object]:
         """Write all tensors, the configuration and the tokenizer."""
         resolved, model = context.resolved, context.composition.model
+        whole: Any = model.weights if resolved.recipe.fields.output.format else None
         written = write_checkpoint(
-            model.weights,
+            whole.stored if whole else model.weights,
             context.out,
             dtype=resolved.dtype_name,
             shard_size=parse_size(resolved.recipe.fields.output.shard_size),
@@ -156,14 +164,20 @@ class CheckpointForm(OutputForm):
             progress=context.progress,
         )
         context.sums.update(written.sha256)
-        write_config(model.config, resolved, context.out)
+        write_config(model.config | (whole.config if whole else {}), resolved, context.out)
         specs = output_specs(model.weights.specs, resolved.dtype_name)
+        worth = whole.measure(context.work.device) if whole else {}  # the digest is that of an evaluation in memory
         return {
-            "digest": weights_digest(specs, written.digests, model.config),
+            "digest": weights_digest(specs, written.digests | worth, model.config),
             "tensors": written.digests,
             "parameters": sum(s.numel for s in specs.values()),
-            "bytes": sum(s.nbytes for s in specs.values()),
+            "bytes": sum(s.nbytes for s in (whole.stored.specs if whole else specs).values()),
+            **({"packing": whole.cost()} if whole else {}),
         }
+
+    def describe(self, output: RunOutput) -> str:
+        """Add what packing changed to the line."""
+        return super().describe(output) + (f", {output.packing.line()}" if output.packing else "")
 
     def checkpoint(self, result: Path) -> Path:
         """Return the result itself."""
@@ -319,6 +333,11 @@ FORMS: Mapping[str, OutputForm] = {form.name: form for form in (CHECKPOINT, Adap
 def form_of(resolved: Resolved) -> OutputForm:
     """Return the form of a recipe's result."""
     return FORMS[resolved.recipe.fields.output.form]
+
+
+def _packed(resolved: Resolved) -> Any:
+    """Return a result in its `output: {format:}`, of which only names and shapes are asked for."""
+    return packed(shapes_before(resolved, len(resolved.recipe.steps)).weights, resolved.checkpoint, resolved.recipe.fields.output)
 
 
 def brick_bytes(resolved: Resolved, name: str) -> int:

@@ -95,6 +95,8 @@ class RunPlan(Result):
     """Peak memory of the CUDA device in bytes; 0 for a run on the CPU."""
     config: dict[str, Any] | None = absent()
     """Fields of config.json that the recipe's `output` overrides."""
+    format: str | None = absent()
+    """Format of the base that the result is packed in."""
 
 
 def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> RunPlan:
@@ -155,4 +157,5 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         checked_at_run=list(resolved.deferred),
         device_bytes=on_device,
         config=resolved.recipe.fields.output.config,
+        format=resolved.recipe.fields.output.format,
     )

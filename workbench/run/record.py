@@ -98,6 +98,30 @@ class StepRecord(StepVerb):
     """Measurements of a route step: accuracy on calibration prompts, ties, threshold, and others that depend on the method."""
 
 
+class Packing(JsonObject):
+    """What `output: {format:}` changed: relative errors ‖packed − merged‖ / ‖merged‖ against the merge in the dtype that the base is read as."""
+
+    format: str
+    """The format."""
+    weights: int
+    """Number of packed weights."""
+    unchanged: int
+    """Number of weights that kept all bytes of the base."""
+    error: Number
+    """Error of all packed weights together."""
+    mean: Number
+    """Mean of the errors of single weights."""
+    largest: Number
+    """Largest error of one weight."""
+    worst: str
+    """The weight with the largest error."""
+
+    def line(self) -> str:
+        """Return the errors in one line."""
+        kept = f", {self.unchanged} as in the base" if self.unchanged else ""
+        return f"{self.weights} weights in {self.format}{kept}: relative error {self.error:.2e}, at most {self.largest:.2e} ({self.worst})"
+
+
 class RunResult(Result):
     """The result of a run. One of `model`, `adapter` and `directory` is set, as `output: {form:}` of the recipe says."""
 
@@ -119,6 +143,8 @@ class RunResult(Result):
     """The steps, in order."""
     said: dict[str, FactsSaid]
     """Id of an edit step, or BRICK/STEP for a recipe used as a brick -> facts that the model says."""
+    packing: Packing | None = absent()
+    """What packing changed, if the recipe's `output` has a `format`."""
     warnings: list[str] = []
     """What the command warns about; the run's record and the model card have it, too."""
     seconds: Number
@@ -203,6 +229,8 @@ class RunOutput(_Stored):
     """Size of the tensors in bytes."""
     digests: dict[str, str] | None = absent()
     """Name of a tensor in an adapter's file -> digest."""
+    packing: Packing | None = absent()
+    """What packing changed, if the recipe's `output` has a `format`."""
     rank: int | None = absent()
     """Rank of an adapter."""
     error: Number | None = absent()

@@ -175,10 +175,10 @@ class Checkpoint:
         entry = self.entries[name]
         if entry.packing:
             if not entry.packing.reader:
-                return PackedSource(entry, f"{self.label}: {name}", self._read_bytes)
+                return PackedSource(entry, f"{self.label}: {name}", self.read_bytes)
             from workbench.ground.parts import imported
 
-            source: Source = imported(entry.packing.reader)(entry, f"{self.label}: {name}", self._read_bytes)
+            source: Source = imported(entry.packing.reader)(entry, f"{self.label}: {name}", self.read_bytes)
             return source
         descriptor = self._descriptor(entry.file)
         check_unchanged(descriptor, entry.identity, entry.file)
@@ -192,7 +192,7 @@ class Checkpoint:
                 self._descriptors[file] = os.open(file, os.O_RDONLY)
         return self._descriptors[file]
 
-    def _read_bytes(self, file: Path, identity: FileIdentity | None, offset: int, size: int) -> bytearray:
+    def read_bytes(self, file: Path, identity: FileIdentity | None, offset: int, size: int) -> bytearray:
         """Read bytes of a file; raise an error if it ends too early or has changed since its header was read."""
         descriptor, data, done = self._descriptor(file), bytearray(size), 0
         view = memoryview(data)

@@ -222,6 +222,11 @@ class TensorSpec:
         return torch_dtype(self.stored)
 
     @property
+    def written(self) -> str:
+        """The dtype that a file states: `stored`, unless the spec is one of plain bytes that mean other numbers."""
+        return self.stored
+
+    @property
     def dtype_name(self) -> str:
         """The dtype's name in torch: "bfloat16"."""
         return DTYPES[self.stored][0]

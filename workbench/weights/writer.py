@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
@@ -46,7 +46,7 @@ class Shard:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, spec in self.specs.items():
-            header[name] = {"dtype": spec.stored, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+            header[name] = {"dtype": spec.written, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
             offset += spec.nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -172,7 +172,8 @@ def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
         with naming_file(file), file.open("wb") as stream:
             stream.write(header)
             stream.truncate(size)
-    return read_header(file, watched=False)
+    found = read_header(file, watched=False, packed=True)
+    return {name: replace(entry, spec=shard.specs[name], packing=None) for name, entry in found.items()}
 
 
 def _read_start(file: Path, size: int) -> bytes:
