@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from worlds.family import error_of
 from worlds.project import CPU
 from worlds.published_bases import Base, as_published
 from worlds.published_pairs import entries, live, noisy, saved
-from worlds.tiny import tensors_of
 
 from workbench.adapters.approximate import Policy
 from workbench.run.device import Work

@@ -218,16 +218,22 @@ class Joined:
         place = self._places.get(name)
         if place is None or place.disk:
             return self._weights.open(place.disk if place and place.disk else name, device)
-        return _JoinedSource(self._weights, place, device)
+        return JoinedSource(self._weights, place.shape, place.spots, device)
 
 
-class _JoinedSource:
-    """Reader of the rows of a tensor that is joined from parts. Only one part is open at a time."""
+class JoinedSource:
+    """Reader of the rows of a tensor that is joined from parts. Only one part is open at a time.
 
-    def __init__(self, weights: Weights, place: Place, device: torch.device) -> None:
-        self._weights, self._device = weights, device
-        self._height = place.shape[-2] if len(place.shape) > 1 else math.prod(place.shape)
-        self._spots = place.spots
+    Args:
+        weights: The weights with the parts.
+        shape: Shape of the tensor.
+        spots: Where the parts lie.
+        device: Device of the rows.
+    """
+
+    def __init__(self, weights: Weights, shape: tuple[int, ...], spots: tuple[Spot, ...], device: torch.device) -> None:
+        self._weights, self._spots, self._device = weights, spots, device
+        self._height = shape[-2] if len(shape) > 1 else math.prod(shape)
         self._open: tuple[str, Source] | None = None
         self._turned: tuple[Spot, Tensor] | None = None
 
