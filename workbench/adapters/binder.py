@@ -134,6 +134,8 @@ class Binder:
         name = f"{part.module}.weight"
         shape = self.places.shape(name)
         if shape is None or not self.places.pieces(name):
+            if shape is not None and not is_head(name):
+                raise self._layout_error(name)
             disk_weight(part.module, self.specs, self.label)  # raises
             raise AssertionError(name)
         update = (b.shape[0], a.shape[-1])
