@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from worlds.family import error_of
+from worlds.family import build, error_of
 from worlds.project import CPU
 from worlds.published_bases import Base, as_published
 from worlds.published_pairs import cells, entries, live, noisy, saved
@@ -18,6 +19,8 @@ from worlds.tiny import tensors_of
 
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.bind import bind
+from workbench.adapters.live import JoinedSource
+from workbench.adapters.lora import Spot
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.fitting import fitted
@@ -127,6 +130,31 @@ def test_experts_of_other_ranks_fill_the_stack(tmp_path: Path) -> None:
     assert record.plain is False
 
 
+def test_ranks_of_their_own_are_those_that_peft_loads(tmp_path: Path) -> None:
+    """Padding to one rank would more than double the file, so `rank_pattern` names modules and parameters."""
+    from peft import PeftModel
+
+    folder, draw = tmp_path / "project", torch.Generator().manual_seed(6)
+    base, _ = tuned_on("qwen2_moe", folder)
+    start = tensors_of(base.trained)
+    ranks = {"layers.0.mlp.experts.0.down_proj": 1, "layers.1.self_attn.q_proj": 20, "layers.1.mlp.shared_expert.up_proj": 2}
+    moved = {
+        key: rank_of(t, rank, draw) for key, t in start.items() for end, rank in ranks.items() if key.endswith(f"{end}.weight")
+    }
+    assert len(moved) == 3
+    save_file({**start, **moved}, folder / "one/model.safetensors", metadata={"format": "pt"})
+    record = taken(folder, None, error=1e-3)
+    assert sorted(part.rank for part in record.tensors.values()) == [1, 2, 20]
+    pattern = json.loads((folder / "made/adapter_config.json").read_text("utf-8"))["rank_pattern"]
+    assert {key.partition("layers.")[2]: rank for key, rank in pattern.items()} == {
+        "0.mlp.experts.down_proj": 1,
+        "1.mlp.shared_expert.up_proj.weight": 2,
+    }
+    merged = PeftModel.from_pretrained(live(base.kind, base.trained)[0], folder / "made").merge_and_unload().state_dict()
+    for key, tensor in live(base.kind, folder / "one")[0].state_dict().items():
+        assert error_of(merged[key], tensor) < 2e-3, key
+
+
 def rank_of(tensor: torch.Tensor, rank: int, draw: torch.Generator) -> torch.Tensor:
     """Return a tensor that moved by a matrix of a rank."""
     left, right = (torch.randn(*shape, generator=draw) for shape in ((tensor.shape[0], rank), (rank, tensor.shape[1])))
@@ -159,3 +187,48 @@ def test_an_omni_model_takes_its_thinker_saved_alone_and_a_lora_on_it(tmp_path: 
     )
     assert "Thinker" in found["lora"].said
     assert "Thinker" in found["text"].said
+
+
+def test_a_tensor_that_the_live_model_splits(tmp_path: Path) -> None:
+    """HRM's file joins gate and up, which are two layers: one moves by rank two, the other is dense and saved whole."""
+    folder = tmp_path / "project"
+    family = build("hrm_text", "HrmTextForCausalLM", folder, {})
+    start, draw = tensors_of(folder / "base"), torch.Generator().manual_seed(3)
+    joined = next(key for key in start if key.endswith("mlp.gate_up_proj.weight"))
+    half = start[joined].shape[0] // 2
+    dense = start[joined][half:] + torch.randn(half, start[joined].shape[1], generator=draw)
+    moved = torch.cat([rank_of(start[joined][:half], 2, draw), dense])
+    shutil.copytree(folder / "base", folder / "one")
+    save_file({**start, joined: moved}, folder / "one/model.safetensors", metadata={"format": "pt"})
+    checkpoint, tuned = (Checkpoint(folder / name, name) for name in ("base", "one"))
+    adapted = AdaptedWeights(Model(tuned, tuned.config), Model(checkpoint, checkpoint.config), Policy(None, dense="whole"))
+    gate, up = adapted.live.units[joined]
+    assert (gate.rpartition("mlp.")[2], up.rpartition("mlp.")[2]) == ("gate_proj.weight", "up_proj.weight")
+    assert (adapted.part(gate, CPU).kind, adapted.part(up, CPU).kind) == ("lora", "whole")
+    torch.testing.assert_close(load(adapted, joined, torch.float32), moved, rtol=0, atol=1e-5)
+    assert torch.equal(load(adapted.before, up, torch.float32), start[joined][half:])
+    record = taken(folder, 64)
+    assert set(record.tensors) == {gate, up}
+    model = family.kind.from_pretrained(folder / "base")
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(model, folder / "made").merge_and_unload().state_dict()
+    assert error_of(merged[gate], moved[:half]) < 1e-5
+    assert error_of(merged[up], moved[half:]) < 1e-5
+
+
+def test_parts_of_columns_and_transposes_are_read_as_one(tmp_path: Path) -> None:
+    """A stack of two experts: one is in some columns of a file's tensor, one is stored transposed; rows are read in any pieces."""
+    first, second = torch.arange(24.0).view(4, 6), torch.arange(100.0, 112.0).view(3, 4)
+    save_file({"a": first, "b": second}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    spots = (
+        Spot("a", 0, 3, 0, (0, 4), (0, 3), swap=False),
+        Spot("b", 0, 0, 1, (0, 4), (0, 3), swap=True),
+    )
+    source = JoinedSource(Checkpoint(tmp_path, "x"), (2, 4, 3), spots, CPU)
+    wanted = torch.cat([first[:, 3:], second.T])
+    for start, stop in ((0, 8), (2, 7), (5, 6)):
+        out = torch.empty(stop - start, 3)
+        source.read(start, stop, out)
+        assert torch.equal(out, wanted[start:stop])

@@ -59,7 +59,8 @@ class Factors:
 
     def transposed(self) -> Factors:
         """Return the same update for a weight that is stored as [in, out] (Conv1D)."""
-        return Factors(self.right.mT.contiguous(), self.left.mT.contiguous())
+        left, right = (t.T if len(t.shape) == 2 else t.mT for t in (self.right, self.left))
+        return Factors(left.contiguous(), right.contiguous())
 
 
 def summed(parts: Sequence[tuple[float, Factors]]) -> Factors:
