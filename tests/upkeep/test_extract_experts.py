@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from worlds.family import build, error_of
+from worlds.family_walk import _words
 from worlds.project import CPU
 from worlds.published_bases import Base, as_published
 from worlds.published_pairs import cells, entries, live, noisy, saved
@@ -232,3 +234,17 @@ def test_parts_of_columns_and_transposes_are_read_as_one(tmp_path: Path) -> None
         out = torch.empty(stop - start, 3)
         source.read(start, stop, out)
         assert torch.equal(out, wanted[start:stop])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_omni"])
+def test_recipes_write_such_adapters_too(name: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base, tuned = tuned_on(name, tmp_path / "project")
+    recipe = "bricks: {one: {checkpoint: one}}\nsteps: [{merge: task_arithmetic, bricks: {one: 1.0}}]\n"
+    with patch("transformers.AutoTokenizer.from_pretrained", _words):
+        document = base.project.run(recipe + "output: {form: adapter, rank: 256, dtype: float32}\n")
+    merged = PeftModel.from_pretrained(live(base.kind, base.trained)[0], document["adapter"]).merge_and_unload().state_dict()
+    for key, tensor in tuned.state_dict().items():
+        if tensor.is_floating_point():
+            assert error_of(merged[key], tensor) < 1e-5, key
