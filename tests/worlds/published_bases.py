@@ -56,6 +56,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": {"pos_emb_height": 4, "pos_emb_width": 4},
         "projection_hidden_size": 32, "tie_word_embeddings": False,
     },
+    "qwen3_vl_moe": {"text_config": {"moe_intermediate_size": 12}},
     "qwen3_omni_moe": {
         "thinker_config": {
             "audio_config": {"downsample_hidden_size": 8, "num_mel_bins": 16, "output_dim": WIDTH},
@@ -168,6 +169,8 @@ def as_published(key: str, about: dict[str, Any], folder: Path) -> Base:
     saved = of_file(folder / "base")
     rules = about.get("renames") or RENAMED.get(key, [])
     tensors = renamed(rules, fused(saved) if key == "qwen3_5_moe" else saved)
+    if key == "qwen3_vl_moe":  # save_pretrained writes the stacks of experts in the live order
+        tensors = {name: t.mT.contiguous() if ".experts." in name else t for name, t in tensors.items()}
     copies = {"lm_head.weight": "model.embed_tokens.weight"} if key == "qwen3" else about.get("copies", {})
     tensors |= {second: tensors[first].clone() for second, first in copies.items()}
     if absent := sorted({template(name) for name in about.get("names", [])} - {template(name) for name in tensors}):

@@ -8,97 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
 
+from workbench.adapters.dense import UpdatedSource
+from workbench.adapters.live import Joined, Place, live_places
+from workbench.adapters.lora import PatchSource
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
-from workbench.models.architecture import is_conv1d, is_head_module, live_module
 from workbench.models.layout import Model
-from workbench.models.skeleton import parse_config
 from workbench.weights import lowrank
-from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
-from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
+from workbench.weights.lowrank import Factors, low_rank_update, summed
+from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-Kind = Literal["linear", "conv1d", "embedding", "other"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Location of a base tensor in the live model: the module, its kind, and the parameter's name in it."""
-
-    module: str
-    kind: Kind
-    parameter: str
-
-
-@dataclass(frozen=True)
-class Live:
-    """The modules of a live model that adapters use.
-
-    Attributes:
-        places: Tensor of the base -> its place. Tensors that transformers fuses, splits or reshapes are not in it.
-        modules: All module names.
-        ends: Modules of the input embeddings and the head.
-        head: The head's module if it shares the weight of the input embeddings, else None.
-    """
-
-    places: Mapping[str, Place]
-    modules: frozenset[str]
-    ends: frozenset[str]
-    head: str | None
-
-    @property
-    def conv1d(self) -> bool:
-        """True if the base stores its linear weights as [in, out]."""
-        return any(place.kind == "conv1d" for place in self.places.values())
-
-
-def live_places(model: Model) -> Live:
-    """Build the model on the meta device and find the module of every tensor."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        config = parse_config(model.config)
-        with torch.device("meta"):
-            live = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, WorkbenchError):
-        raise WorkbenchError(
-            f"config.json: model_type {model.config.get('model_type')} is not a decoder-only language model of transformers",
-            "Adapters can only be written for such models: use `output: {form: checkpoint}`.",
-        ) from None
-    modules = dict(live.named_modules())
-    names = {id(module): name for name, module in modules.items()}
-    first, last = live.get_input_embeddings(), live.get_output_embeddings()
-    places = {}
-    for name, spec in model.weights.specs.items():
-        owner, _, parameter = name.rpartition(".")
-        try:
-            module = live_module(f"{owner}.weight", modules)
-        except WorkbenchError:
-            if not is_head_module(owner) or id(last) not in names:
-                continue
-            module = names[id(last)]  # GPT-NeoX's "embed_out" is "lm_head" in transformers 5
-        tensor = dict(modules[module].named_parameters(recurse=False)).get(parameter)
-        if tensor is not None and tuple(tensor.shape) == spec.shape:
-            places[name] = Place(module, _kind(modules[module]) if parameter == "weight" else "other", parameter)
-    ends = frozenset(names[id(module)] for module in (first, last) if id(module) in names)
-    stored = {place.module for place in places.values()}
-    tied = bool(getattr(live.config, "tie_word_embeddings", False)) and id(last) in names and names[id(last)] not in stored
-    return Live(places, frozenset(modules), ends, names[id(last)] if tied else None)
-
-
-def _kind(module: torch.nn.Module) -> Kind:
-    if is_conv1d(module):
-        return "conv1d"
-    if isinstance(module, torch.nn.Linear):
-        return "linear"
-    return "embedding" if isinstance(module, torch.nn.Embedding) else "other"
 
 
 # A dense update counts as exactly low-rank if its relative error in float32 is at most LOSSLESS at one of these ranks.
@@ -138,7 +64,7 @@ class AdaptedPart:
 
     Attributes:
         kind: "same" as the base, "lora", saved "whole", or "dropped".
-        factors: Update of a "lora" part, rounded to the written dtype.
+        factors: Update of a "lora" part, rounded to the written dtype; stacked for a stack of experts.
         norm: ‖Δ‖, the Frobenius norm of result minus base.
         error: ‖Δ − update‖ / ‖Δ‖.
         rounding: Expected ‖ε‖ / ‖Δ‖, where ε is the rounding error of a fine-tune's stored weights. No rank brings the error
@@ -158,7 +84,12 @@ class AdaptedWeights:
     def __init__(self, result: Model, base: Model, policy: Policy) -> None:
         self.result, self.base, self.policy = result, base, policy
         self.live = live_places(base)
+        self.joined, self.before = Joined(result.weights, self.live), Joined(base.weights, self.live)
         self._measured: dict[str, AdaptedPart] = {}
+        self._distances: dict[str, float] = {}
+        self._recent = lru_cache(maxsize=8)(
+            self.part
+        )  # the tensors on disk of one stack of experts are opened one after the other
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -171,12 +102,23 @@ class AdaptedWeights:
 
     def open(self, name: str, device: torch.device) -> Source:
         """Open the base's tensor plus its update, or the result's tensor if the adapter saves it whole."""
-        part = self.part(name, device)
-        if part.kind == "whole":
+        parts = {unit: self._recent(unit, device) for unit in self.live.units[name]}
+        if all(part.kind == "whole" for part in parts.values()):
             return self.result.weights.open(name, device)
-        if part.factors is None:
-            return self.base.weights.open(name, device)
-        return LowRankSum(self.base.weights, {name: part.factors}).open(name, device)
+        patches = []
+        for unit, part in parts.items():
+            place = self.live.places.get(unit)
+            if part.kind == "whole":  # beside updates of other tensors that are made of the same one on disk
+                part = replace(part, factors=Factors.of_dense(self._delta(unit, device)[0]))
+            if place is None or part.factors is None:
+                continue
+            for spot in place.all_spots:
+                if spot.disk == name:
+                    of = part.factors.of(spot.expert if place.matrices > 1 else None)
+                    patch = Factors(of.left[slice(*spot.rows)], of.right[:, slice(*spot.cols)])
+                    patches.append((spot.row, spot.col, patch.transposed() if spot.swap else patch))
+        source = self.base.weights.open(name, device)
+        return UpdatedSource(source, PatchSource(patches), self.specs[name], device) if patches else source
 
     def check_error(self) -> None:
         """Check the relative error of the tensors that have been computed, all together.
@@ -196,7 +138,7 @@ class AdaptedWeights:
         )
 
     def part(self, name: str, device: torch.device) -> AdaptedPart:
-        """Return the part of the adapter that represents one tensor, and keep its error for `check_error`.
+        """Return the part of the adapter that represents one tensor of `live.places`, and keep its error for `check_error`.
 
         Raises:
             WorkbenchError: If the tensor differs from the base and neither the policy nor the live model allows an adapter
@@ -207,13 +149,16 @@ class AdaptedWeights:
         return part
 
     def _part(self, name: str, device: torch.device) -> AdaptedPart:
-        if not self.specs[name].is_float:
-            return AdaptedPart("same")
-        update = low_rank_update(self.result.weights, self.base.weights, name, device)
-        if update is not None and update.rank == 0:
+        if not self.before.specs[name].is_float:
             return AdaptedPart("same")
         place = self.live.places.get(name)
-        if update is not None and place and self._takes_factors(place):
+        disks = dict.fromkeys(spot.disk for spot in place.all_spots) if place else [name]
+        updates = [low_rank_update(self.result.weights, self.base.weights, disk, device) for disk in disks]
+        if all(update is not None and update.rank == 0 for update in updates):
+            return AdaptedPart("same")
+        update = updates[0] if place and place.disk and place.matrices == 1 else None
+        takes = place is not None and self._takes_factors(place) and not self._is_saved_above(name, place, device)
+        if update is not None and takes:
             factors = lowrank.reduced(update) if self.policy.rank is None else lowrank.truncated(update, self.policy.rank)
             if factors.rank == 0:
                 return AdaptedPart("same")
@@ -222,9 +167,8 @@ class AdaptedWeights:
             difference = summed([(1.0, update), (-1.0, factors)])
             error = math.sqrt(max(0.0, lowrank.inner(difference, difference))) / norm if norm else 0.0
             return AdaptedPart("lora", factors, norm, error)
-        approximated = place is not None and (self.policy.embeddings or place.module not in self.live.ends)
-        if update is None and place and approximated and self._takes_factors(place):
-            part = self._from_dense(name, device) if self.policy.dense == "approximate" else self._exact_factors(name, device)
+        if update is None and takes and place and (self.policy.embeddings or place.module not in self.live.ends):
+            part = self._factored(name, place, device)
             if part is not None:
                 return part
         norm = self._distance(name, device)
@@ -236,74 +180,87 @@ class AdaptedWeights:
             raise self._not_adaptable_error(name, place)
         return AdaptedPart("whole", None, norm)
 
+    def _is_saved_above(self, name: str, place: Place, device: torch.device) -> bool:
+        """Return whether a parameter beside or above the module changes that PEFT can only save together with all below it."""
+        if self.policy.rest != "save":
+            return False
+        inside = (n for n, module in self.live.loose.items() if f"{place.module}.".startswith(f"{module}."))
+        return any(other != name and self.before.specs[other].is_float and self._distance(other, device) > 0 for other in inside)
+
     def _takes_factors(self, place: Place) -> bool:
         """Return whether a LoRA update can target the module.
 
         `fan_in_fan_out` is one flag per adapter, so a linear head next to Conv1D layers cannot be targeted and is saved whole.
         """
+        if place.kind == "other":
+            return False
         if place.kind == "embedding":
             return place.module in self.live.ends and self.live.head is None and not self.live.conv1d
-        return place.kind == "conv1d" or (place.kind == "linear" and not self.live.conv1d)
+        return place.kind == "conv1d" or not self.live.conv1d
 
-    def _from_dense(self, name: str, device: torch.device) -> AdaptedPart:
-        """Return the part of a tensor whose update is dense, approximated at the policy's rank and error."""
-        delta, noise = self._delta(name, device)
-        total = lowrank.squared(delta)
-        if total == 0:
-            return AdaptedPart("same")
+    def _factored(self, name: str, place: Place, device: torch.device) -> AdaptedPart | None:
+        """Factor a dense update, every expert of a stack on its own; return None if the policy asks for exact factors that save no space."""
+        parts: list[Factors] = []
+        total = lost = noise = 0.0
+        rows = self.before.specs[name].rows // place.matrices
         seed = xxhash.xxh32_intdigest(name.encode())
-        factors = self._round(lowrank.approximate(delta, self.policy.rank, self.policy.error, seed))
-        error = math.sqrt(lowrank.residual(delta, factors) / total)
-        return AdaptedPart("lora", factors, math.sqrt(total), error, math.sqrt(noise / total))
-
-    def _exact_factors(self, name: str, device: torch.device) -> AdaptedPart | None:
-        """Factor a dense update that is exactly low-rank, as spectral methods produce; return None if factors save no space."""
-        delta, _ = self._delta(name, device)
-        total = lowrank.squared(delta)
+        for index in range(place.matrices):
+            delta, rounded = self._delta(name, device, index * rows, rows)
+            norm = lowrank.squared(delta)
+            if norm == 0:
+                factors: Factors | None = Factors(delta[:, :0], delta[:0])
+            elif self.policy.dense == "approximate":
+                factors = lowrank.approximate(delta, self.policy.rank, self.policy.error, seed)
+            else:
+                factors = _exact_factors(delta, norm, seed)
+            if factors is None:
+                return None
+            parts.append(self._round(factors))
+            total, noise = total + norm, noise + rounded
+            lost += lowrank.residual(delta, parts[-1])
         if total == 0:
             return AdaptedPart("same")
-        for rank in LOSSLESS_RANKS:
-            left, values, right = lowrank.singular(delta, rank, xxhash.xxh32_intdigest(name.encode()))
-            count = int((values > LOSSLESS * values[0] / 2).sum())
-            if count * sum(delta.shape) >= delta.numel():
-                return None
-            factors = lowrank.balanced(left[:, :count], values[:count], right[:count])
-            if math.sqrt(lowrank.residual(delta, factors) / total) <= LOSSLESS:
-                factors = self._round(factors)
-                return AdaptedPart("lora", factors, math.sqrt(total), math.sqrt(lowrank.residual(delta, factors) / total))
-        return None
+        noise = noise if self.policy.dense == "approximate" else 0.0
+        factors = parts[0] if place.matrices == 1 else lowrank.stacked(parts)
+        return AdaptedPart("lora", factors, math.sqrt(total), math.sqrt(lost / total), math.sqrt(noise / total))
 
     def _round(self, factors: Factors) -> Factors:
         """Round factors to the adapter's dtype."""
         dtype = self.policy.dtype
         return Factors(factors.left.to(dtype).float(), factors.right.to(dtype).float())
 
-    def _delta(self, name: str, device: torch.device) -> tuple[Tensor, float]:
-        """Compute result minus base, [rows, cols] float32, and the expected squared rounding error of a stored result."""
+    def _delta(self, name: str, device: torch.device, first: int = 0, count: int | None = None) -> tuple[Tensor, float]:
+        """Compute rows of result minus base, [rows, cols] float32, and the expected squared rounding error of a stored result."""
         computed = hasattr(self.result.weights, "current")  # a step computes its result in float32
-        stored = torch.float32 if computed else self.result.weights.specs[name].dtype
+        stored = torch.float32 if computed else self.joined.specs[name].dtype
         noise = 0.0
-        spec = self.specs[name]
-        delta = load(self.result.weights, name, torch.float32, device).view(spec.rows, spec.cols)
-        source, scratch = self.base.weights.open(name, device), buffer(spec, device)
-        for start, stop in spec.blocks(block_elements(device)):
+        spec = self.before.specs[name]
+        count = spec.rows if count is None else count
+        delta = torch.empty(count, spec.cols, device=device)
+        sources, scratch = [weights.open(name, device) for weights in (self.joined, self.before)], buffer(spec, device)
+        step = max(1, block_elements(device) // spec.cols)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
             block = matrix(scratch, start, stop, spec.cols)
-            source.read(start, stop, block)
+            sources[0].read(first + start, first + stop, delta[start:stop])
+            sources[1].read(first + start, first + stop, block)
             noise += rounding(delta[start:stop], stored)
             delta[start:stop].sub_(block)
         return delta, noise
 
     def _distance(self, name: str, device: torch.device) -> float:
-        """Compute ‖result − base‖ of one tensor, block by block."""
-        spec, total = self.specs[name], 0.0
-        sources = [weights.open(name, device) for weights in (self.result.weights, self.base.weights)]
-        buffers = [buffer(spec, device) for _ in sources]
-        for start, stop in spec.blocks(block_elements(device)):
-            result, base = (matrix(b, start, stop, spec.cols) for b in buffers)
-            sources[0].read(start, stop, result)
-            sources[1].read(start, stop, base)
-            total += float(result.sub_(base).double().square().sum())
-        return math.sqrt(total)
+        """Compute ‖result − base‖ of one tensor, block by block, once."""
+        if name not in self._distances:
+            spec, total = self.before.specs[name], 0.0
+            sources = [weights.open(name, device) for weights in (self.joined, self.before)]
+            buffers = [buffer(spec, device) for _ in sources]
+            for start, stop in spec.blocks(block_elements(device)):
+                result, base = (matrix(b, start, stop, spec.cols) for b in buffers)
+                sources[0].read(start, stop, result)
+                sources[1].read(start, stop, base)
+                total += float(result.sub_(base).double().square().sum())
+            self._distances[name] = math.sqrt(total)
+        return self._distances[name]
 
     def _not_adaptable_error(self, name: str, place: Place | None) -> WorkbenchError:
         if place is None:
@@ -316,6 +273,25 @@ class AdaptedWeights:
             f"{name} differs from the base and is not the weight of a linear layer",
             "Use --rest save to store such weights whole in the adapter (modules_to_save), or --rest drop to leave them out.",
         )
+
+
+def _exact_factors(delta: Tensor, total: float, seed: int) -> Factors | None:
+    """Factor an update that is exactly low-rank, as spectral methods produce; return None if factors save no space.
+
+    Args:
+        delta: [rows, cols].
+        total: ‖delta‖².
+        seed: Seed of the sketches.
+    """
+    for rank in LOSSLESS_RANKS:
+        left, values, right = lowrank.singular(delta, rank, seed)
+        count = int((values > LOSSLESS * values[0] / 2).sum())
+        if count * sum(delta.shape) >= delta.numel():
+            return None
+        factors = lowrank.balanced(left[:, :count], values[:count], right[:count])
+        if math.sqrt(lowrank.residual(delta, factors) / total) <= LOSSLESS:
+            return factors
+    return None
 
 
 def lost(parts: Mapping[str, AdaptedPart]) -> tuple[float, float]:

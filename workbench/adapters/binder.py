@@ -115,7 +115,8 @@ class Binder:
 
     def _adapts_parameter(self, part: Part, name: str) -> bool:
         """Return whether the update belongs to a parameter (`target_parameters`) rather than to a linear layer."""
-        return bool(part.depth or (self.config.get("target_parameters") and not self.places.pieces(name)))
+        stack = len(self.places.shape(name) or ()) == 3 and self._is_target_parameter(name)
+        return bool(part.depth or stack or (self.config.get("target_parameters") and not self.places.pieces(name)))
 
     def _check_fields(self, part: Part, name: str) -> None:
         """Raise WorkbenchError if the module has a field that its kind of update does not use."""
@@ -133,6 +134,8 @@ class Binder:
         name = f"{part.module}.weight"
         shape = self.places.shape(name)
         if shape is None or not self.places.pieces(name):
+            if shape is not None and not is_head(name):
+                raise self._layout_error(name)
             disk_weight(part.module, self.specs, self.label)  # raises
             raise AssertionError(name)
         update = (b.shape[0], a.shape[-1])
@@ -313,7 +316,7 @@ class Binder:
     def _replace(self, name: str, stored: Stored, spot: Spot, shape: tuple[int, ...]) -> None:
         """Add a whole tensor of the adapter as a replacement of the base's rows."""
         spec = self.specs[spot.disk]
-        height, width = (shape[-2], shape[-1]) if len(shape) > 1 else (shape[0], 1)
+        height, width = (shape[-2], shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
         if spot.swap or spot.cols != (0, width) or spot.col or spec.cols != width:
             raise WorkbenchError(f"{self.label}: {name} is stored in some columns of {spot.disk}, which is not supported", BAKE)
         row = (spot.expert or 0) * height + spot.rows[0]

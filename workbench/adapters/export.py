@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, Live, lost
+from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, lost
 from workbench.adapters.keys import PREFIX
+from workbench.adapters.live import Live, Place
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest, write_json, write_text
@@ -82,7 +83,7 @@ def write_result(
         **record(parts),
         "rank": files.rank,
         "uniform": not files.ranks,
-        "plain": not files.saved and not files.biases,
+        "plain": not files.saved and not files.biases and not files.parameters,
         "digest": json_digest([digests, files.config("")]),
         "digests": digests,
         "parameters": sum(s.numel for s in files.specs.values()),
@@ -112,7 +113,7 @@ def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress
     """Compute the part of every tensor, starting with tensors that may raise an error, before any decomposition is done."""
     parts: dict[str, AdaptedPart] = {}
     lock = threading.Lock()
-    names = list(adapted.specs)
+    names = list(adapted.before.specs)
 
     def work(name: str) -> None:
         part = adapted.part(name, device)
@@ -126,10 +127,15 @@ def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress
 
     def rank(name: str) -> int:
         place = adapted.live.places.get(name)
-        return 0 if place is None else 2 if place.kind in ("linear", "conv1d") else 1
+        return 0 if place is None else 2 if place.kind in ("linear", "conv1d", "parameter") else 1
 
     each(work, sorted(names, key=rank), threads)
     return {name: parts[name] for name in names}
+
+
+# Names of layers that PEFT takes for those of experts when it loads `target_modules` of a mixture of experts that older versions of transformers
+# stored otherwise. As `target_parameters`, it leaves them alone.
+_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
 @dataclass(frozen=True)
@@ -147,22 +153,26 @@ class _Files:
         self._dtype = dtype
         self._live = live = adapted.live
         lora = {name: part.factors for name, part in parts.items() if part.factors is not None} or self._placeholder(parts)
-        self.targets = {name: live.places[name].module for name in lora}
         whole = {name for name, part in parts.items() if part.kind == "whole"}
         places = {name: live.places[name] for name in whole}
-        targeted = set(self.targets.values())
+        self.parameters = [name for name, place in live.places.items() if name in lora and self._is_parameter(place)]
+        self.targets = {name: live.places[name].module for name in lora if name not in self.parameters}
+        targeted = {live.places[name].module for name in lora}
         matrices = {p.module for p in self._live.places.values() if p.kind in ("linear", "conv1d")}
         biases = {n for n, p in places.items() if p.parameter == "bias" and p.module in matrices}
         self.saved = sorted({p.module for n, p in places.items() if n not in biases})
-        self.biases = sorted(n for n in biases if places[n].module not in self.saved)
-        if in_both := sorted(targeted & set(self.saved)):
+        self.saved = [m for m in self.saved if not any(m.startswith(f"{above}.") for above in self.saved)]
+        self.biases = sorted(n for n in biases if not self._is_saved(places[n].module))
+        if in_both := sorted(filter(self._is_saved, targeted)):
             raise WorkbenchError(
                 f"{in_both[0]}: this result requires both an update and a whole copy of the module, which an adapter cannot hold"
             )
         self.rank = max((f.rank for f in lora.values()), default=1)
-        sizes = {name: sum(adapted.specs[name].shape) for name in lora}
+        sizes = {name: sum(adapted.before.specs[name].shape[-2:]) * live.places[name].matrices for name in lora}
         grown = sum(sizes.values()) * self.rank > 2 * sum(sizes[n] * f.rank for n, f in lora.items())
-        self.ranks = {self.targets[n]: f.rank for n, f in lora.items() if f.rank != self.rank} if grown else {}
+        self.ranks = (
+            {self.targets.get(n, live.places[n].name): f.rank for n, f in lora.items() if f.rank != self.rank} if grown else {}
+        )
         tensors: dict[str, Tensor | _Whole] = {}
         for name, factors in lora.items():
             tensors |= self._pair(name, factors if grown else lowrank.padded(factors, self.rank))
@@ -173,26 +183,54 @@ class _Files:
         self._tensors = dict(sorted(tensors.items()))
         self.specs = {key: self._spec(value) for key, value in self._tensors.items()}
 
+    def _is_parameter(self, place: Place) -> bool:
+        """Return whether the configuration names the parameter (`target_parameters`) and not its module."""
+        named = place.kind == "linear" and place.module.rpartition(".")[2] in _OF_EXPERTS
+        return place.kind == "parameter" or (named and self._live.mixture)
+
+    def _is_saved(self, module: str) -> bool:
+        """Return whether a module or one above it is saved whole."""
+        return any(f"{module}.".startswith(f"{saved}.") for saved in self.saved)
+
     def _placeholder(self, parts: Mapping[str, AdaptedPart]) -> dict[str, Factors]:
         """Return an update of zeros for one module, because PEFT cannot load an adapter that holds whole modules only."""
         kind = "conv1d" if self._live.conv1d else "linear"
         fitting = (
             n
             for n, p in self._live.places.items()
-            if p.kind == kind and parts[n].kind == "same" and p.module not in self._live.ends
+            if p.kind == kind
+            and parts[n].kind == "same"
+            and p.module not in self._live.ends
+            and not self._changes_above(p, parts)
         )
         name = next(fitting, None)
         if name is None:
             return {}
-        spec = self._adapted.specs[name]
+        spec = self._adapted.before.specs[name]
         return {name: Factors(torch.zeros(spec.rows, 1), torch.zeros(1, spec.cols))}
 
+    def _changes_above(self, place: Place, parts: Mapping[str, AdaptedPart]) -> bool:
+        """Return whether the module lies in one that is saved whole."""
+        return any(parts[n].kind == "whole" and f"{place.module}.".startswith(f"{m}.") for n, m in self._live.loose.items())
+
     def _pair(self, name: str, factors: Factors) -> dict[str, Tensor | _Whole]:
-        """Return lora_A [r, in] and lora_B [out, r] under their keys; A of an embedding is [r, vocabulary]."""
+        """Return lora_A [r, in] and lora_B [out, r] under their keys; A of an embedding is [r, vocabulary].
+
+        A of a stack is [experts · r, in], expert by expert; B is [out, r · experts], term by term.
+        """
         place = self._live.places[name]
-        key = f"{PREFIX}{place.module}"
-        oriented = factors if place.kind == "linear" else factors.transposed()
-        a, b = (t.to(self._adapted.policy.dtype).contiguous() for t in (oriented.right, oriented.left))
+        module, beside = place.module, [n for n in self.parameters if self._live.places[n].module == place.module]
+        after = (
+            len(beside) - 1 - beside.index(name) if name in beside else 0
+        )  # PEFT wraps the parameters of a module one in another
+        key = f"{PREFIX}{module}{'.base_layer' * after}"
+        stack = len(place.shape) == 3 and module in self._live.transposed
+        turned = stack or place.kind in ("conv1d", "embedding")
+        oriented = factors.transposed() if turned else factors
+        right, left = oriented.right, oriented.left
+        if len(right.shape) == 3:
+            right, left = right.flatten(0, 1), left.permute(1, 2, 0).flatten(1, 2)
+        a, b = (t.to(self._adapted.policy.dtype).contiguous() for t in (right, left))
         if place.kind == "embedding":
             return {f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
         return {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
@@ -201,8 +239,8 @@ class _Files:
         """Return all parameters of modules saved whole, with tied embeddings under the head's name too, as PEFT requires."""
         tensors: dict[str, Tensor | _Whole] = {}
         for name, place in self._live.places.items():
-            if place.module in self.saved:
-                tensors[f"{PREFIX}{place.module}.{place.parameter}"] = _Whole(name)
+            if self._is_saved(place.module) and self._adapted.before.specs[name].is_float:
+                tensors[f"{PREFIX}{place.name}"] = _Whole(name)
                 if self._is_tied(place.module):
                     tensors[f"{PREFIX}{self._live.head}.{place.parameter}"] = _Whole(name)
         return tensors
@@ -213,7 +251,7 @@ class _Files:
     def _spec(self, value: Tensor | _Whole) -> TensorSpec:
         if isinstance(value, torch.Tensor):
             return TensorSpec.of(value.shape, value.dtype)
-        spec = self._adapted.specs[value.name]
+        spec = self._adapted.joined.specs[value.name]
         return TensorSpec.of(spec.shape, self._dtype) if self._dtype else spec
 
     def origin(self, name: str) -> str | None:
@@ -223,17 +261,18 @@ class _Files:
     def open(self, name: str, device: torch.device) -> Source:
         """Open a factor in memory, or the result's tensor."""
         value = self._tensors[name]
-        return _AdapterRows(value) if isinstance(value, torch.Tensor) else self._adapted.result.weights.open(value.name, device)
+        return _AdapterRows(value) if isinstance(value, torch.Tensor) else self._adapted.joined.open(value.name, device)
 
     def config(self, base: str) -> dict[str, object]:
         """Return adapter_config.json with alpha = rank, so that the product of the factors is the update without further scaling."""
         return {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": "CAUSAL_LM" if self._live.generates else None,
             "base_model_name_or_path": base,
             "r": self.rank,
             "lora_alpha": self.rank,
             "target_modules": _short_targets(self._live, set(self.targets.values())),
+            "target_parameters": [self._live.places[name].name for name in self.parameters] or None,
             "rank_pattern": self.ranks,
             "alpha_pattern": self.ranks,
             "modules_to_save": self.saved or None,
@@ -288,33 +327,9 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
             shift = shifts.get(module, torch.zeros(oriented.left.shape[0], 1))
             tensors[f"{SHIFT[0]}{module}{SHIFT[1]}"] = shift.flatten().contiguous()
         ranks[module] = oriented.rank
-    config = _lora_config(ranks, base, fan_in_fan_out=fan_in_fan_out)
-    _write_lora(path, tensors, {**config, "lora_bias": True} if shifts else config)
-
-
-def write_shifts(path: Path, shifts: Mapping[str, tuple[Tensor, int]], base: str, *, fan_in_fan_out: bool = False) -> None:
-    """Save changes of biases as a PEFT adapter in float32: `lora_bias` on low-rank updates of zero.
-
-    Args:
-        path: Directory to create and write.
-        shifts: Live name of a linear module with a bias -> what is added to the bias [outputs], and the number of inputs.
-        base: Value of `base_model_name_or_path`.
-        fan_in_fan_out: Whether the base stores these weights as [in, out].
-    """
-    tensors: dict[str, Tensor] = {}
-    for module, (shift, inputs) in sorted(shifts.items()):
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = torch.zeros(1, inputs)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = torch.zeros(len(shift), 1)
-        tensors[f"{SHIFT[0]}{module}{SHIFT[1]}"] = shift.float().contiguous()
-    config = _lora_config(dict.fromkeys(shifts, 1), base, fan_in_fan_out=fan_in_fan_out)
-    _write_lora(path, tensors, {**config, "lora_bias": True})
-
-
-def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -> dict[str, object]:
-    """Return PEFT's configuration of low-rank updates, with alpha = rank."""
     rank = max(ranks.values(), default=1)
     smaller_ranks = {module: r for module, r in ranks.items() if r != rank}
-    return {
+    config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -328,10 +343,6 @@ def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -
         "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
     }
-
-
-def _write_lora(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
-    """Write the tensors and the configuration of a PEFT adapter to a new directory."""
     path.mkdir(parents=True, exist_ok=True)
-    save_tensors(dict(tensors), path / WEIGHTS, metadata={"format": "pt"})
-    write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
+    save_tensors(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    write_text(path / CONFIG, json.dumps({**config, "lora_bias": True} if shifts else config, indent=2) + "\n")

@@ -64,9 +64,27 @@ class Places:
         """Return the tensor on disk of the same name, with or without the root prefix."""
         return next((n for n in with_and_without_root(name) if n in self.specs), None)
 
+    def _as_stored(self, name: str) -> str | None:
+        """Return the tensor on disk of the same name and order; files of the same names may hold the transposes of a stack of experts."""
+        disk = self.direct(name)
+        if disk is None or len(self.specs[disk].shape) != 3 or self.layout is None:
+            return disk
+        return (
+            disk
+            if next(
+                (
+                    self.layout.shapes[n] == self.specs[disk].shape and self.layout.pieces[n][0].axes == (0, 1, 2)
+                    for n in with_and_without_root(name)
+                    if n in self.layout.pieces
+                ),
+                True,
+            )
+            else None
+        )
+
     def pieces(self, name: str) -> tuple[Piece, ...]:
         """Return the pieces of a live tensor, or nothing if the disk does not store it."""
-        if disk := self.direct(name):
+        if disk := self._as_stored(name):
             shape = self.specs[disk].shape
             zero = (0,) * len(shape)
             return (Piece(disk, zero, shape, tuple(range(len(shape))), zero),)
@@ -76,7 +94,7 @@ class Places:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a live tensor, or None if it is not known."""
-        if disk := self.direct(name):
+        if disk := self._as_stored(name):
             return self.specs[disk].shape
         if self.layout is None:
             return None
@@ -91,8 +109,9 @@ class Places:
             return [Spot(kernel, 0, 0, None, (0, spec.rows), (0, spec.cols), False)] if kernel and spec else []
         for piece in self.pieces(name):
             disk = self.specs[piece.disk].shape
-            if len(piece.size) == 1:
-                spots.append(Spot(piece.disk, piece.disk_start[0], 0, None, _span(piece, 0), (0, 1), False))
+            if len(piece.size) < 2:
+                rows = _span(piece, 0) if piece.size else (0, 1)
+                spots.append(Spot(piece.disk, sum(piece.disk_start), 0, None, rows, (0, 1), False))
                 continue
             first, second = piece.axes[-2:]
             if first is None or second is None or sorted((first, second)) != [len(disk) - 2, len(disk) - 1]:

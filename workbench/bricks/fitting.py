@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from workbench.adapters.live import JoinedSource
+from workbench.adapters.lora import Spot
 from workbench.bricks.brick import Brick
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.models.architecture import is_head, with_head_of
-from workbench.models.layout import Model
+from workbench.models.layout import Model, live_layout
 from workbench.weights.specs import Source, TensorSpec, Weights
 
 if TYPE_CHECKING:
@@ -59,6 +61,43 @@ class PartlyFitted:
         return [*notes, left] if self.dropped else notes
 
 
+class Turned:
+    """A checkpoint with some stacks of experts [experts, rows, cols] as [experts, cols, rows]; implements `Weights`.
+
+    Args:
+        weights: The checkpoint's weights.
+        names: The stacks.
+    """
+
+    def __init__(self, weights: Weights, names: Collection[str]) -> None:
+        self._weights, self._names = weights, names
+        self.specs = {
+            n: TensorSpec((s.shape[0], *s.shape[:0:-1]), s.stored) if n in names else s for n, s in weights.specs.items()
+        }
+
+    def origin(self, name: str) -> str | None:
+        """Delegate to the checkpoint."""
+        return self._weights.origin(name)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Open one tensor."""
+        if name not in self._names:
+            return self._weights.open(name, device)
+        experts, rows, cols = shape = self.specs[name].shape
+        spots = tuple(Spot(name, e * cols, 0, e, (0, rows), (0, cols), swap=True) for e in range(experts))
+        return JoinedSource(self._weights, shape, spots, device)
+
+
+def _turned(weights: Weights, want: Mapping[str, TensorSpec], config: Mapping[str, object]) -> Weights:
+    """Transpose stacks of experts that transformers reads in the brick's order and in the base's (Qwen3-VL-MoE, as published and as saved)."""
+    shapes = {name: spec.shape for name, spec in weights.specs.items()}
+    swapped = {n for n, s in want.items() if len(s.shape) == 3 and s.shape != shapes.get(n) == (s.shape[0], *s.shape[:0:-1])}
+    layouts = [live_layout(specs, config) for specs in (weights.specs, want)] if swapped else []
+    for layout in layouts:
+        swapped &= {piece.disk for pieces in layout.pieces.values() for piece in pieces} if layout else set()
+    return Turned(weights, swapped) if swapped else weights
+
+
 _UNLOADED = "transformers does not load them, and a speculative head may accept less"
 _OUTSIDE = "they lie outside the text decoder, which is what the brick holds"
 
@@ -82,7 +121,8 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
     Raises:
         WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.
     """
-    stored, want = weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights.specs
+    want = base.weights.specs
+    stored = _turned(weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), want, base.config)
     fitting: Weights = stored
     missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
     reason, sources = None, dict[str, Sequence[str]]()

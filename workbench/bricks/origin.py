@@ -194,8 +194,10 @@ def _directory(name: str, project: Path) -> Path | None:
 
 
 def _types(config: Mapping[str, object]) -> set[str]:
-    """Return the model types of a configuration and its text decoder."""
-    return {str(part["model_type"]) for part in text_parts(config) if part.get("model_type")}
+    """Return the model types of a configuration and its text decoder; of an Omni model also of its thinker, which is trained and saved alone."""
+    thinker = config.get("thinker_config")
+    parts = [*text_parts(config), *(text_parts(thinker) if isinstance(thinker, Mapping) else ())]
+    return {str(part["model_type"]) for part in parts if part.get("model_type")}
 
 
 def _other_class(adapter: Mapping[str, object], config: Mapping[str, object]) -> str | None:

@@ -194,7 +194,7 @@ def is_usual_decoder(config: Mapping[str, object]) -> bool:
     return any((Path(folder) / "models" / kind).is_dir() for folder in (library and library.submodule_search_locations) or ())
 
 
-_ROOTS = ("model.", "transformer.", "gpt_neox.", "language_model.")
+_ROOTS = ("model.", "transformer.", "gpt_neox.", "language_model.", "thinker.")
 
 
 def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str:

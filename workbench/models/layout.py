@@ -125,14 +125,14 @@ def _converted(converter: Any, live: str, sources: dict[str, list[_Symbol]], sha
             ordered = [[_stacked(group)] for group in ordered]
         elif type(operation) is Concatenate and operation.num_shards_attribute is None:
             ordered = [[_concatenated([symbol for group in ordered for symbol in group], operation.dim)]]
+        elif type(operation) is Transpose and operation.check_dims and ordered[0][0].shape == shapes.get(live):
+            continue  # files of the same names hold either order, which transformers tells from the shape
         elif type(operation) is Transpose:
             ordered = [[_swapped(symbol, operation.dim0, operation.dim1) for symbol in group] for group in ordered]
         elif type(operation) in (Chunk, Split) and len(ordered) == 1 and getattr(operation, "num_shards_attribute", None) is None:
             combined = ordered[0][0]
-            if type(operation) is Split:
-                sizes = [shapes[name][operation.dim] for name in names]
-            else:
-                sizes = [combined.shape[operation.dim] // len(targets)] * len(targets)
+            part = combined.shape[operation.dim] // len(targets)
+            sizes = [shapes[name][operation.dim] if type(operation) is Split else part for name in names]
             ordered = [[part] for part in _parts(combined, operation.dim, sizes)]
         else:
             return {}

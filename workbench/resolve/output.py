@@ -11,6 +11,7 @@ from workbench.bricks.locate import base_adapter
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
 from workbench.ground.parts import hook, missing
+from workbench.models.architecture import is_table
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output
@@ -112,7 +113,7 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
         kept = size if output.dtype else max(spec.itemsize for spec in base.weights.specs.values())  # as in the base
         return factors * size + others * kept
     assert isinstance(output.rank, int), "check_form rejects an exact rank for a dense result"
-    linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
+    linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and not is_table(n)}
     cut = sum(output.rank * (s.rows + s.cols) for s in linear.values())
     whole = sum(s.nbytes for n, s in base.weights.specs.items() if n not in linear) if whole_too else 0
     return cut * size + whole

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.adapters.approximate import Live
+from workbench.adapters.live import Live
 from workbench.ground.errors import UsageError
 from workbench.models.layout import Model
 
@@ -130,7 +130,7 @@ def linears(model: Model, live: Live) -> dict[str, Linear]:
     """
     layout, found = model.layout, {}
     for name, place in live.places.items():
-        if place.kind not in ("linear", "conv1d"):
+        if place.kind not in ("linear", "conv1d") or not place.disk:
             continue
         layer, conv1d = layout.layer(name), place.kind == "conv1d"
         part = name if layer is None else name[len(f"{layout.prefix}{layer}.") :]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.adapters.approximate import live_places
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.linear import as_lora, not_linear
+from workbench.adapters.live import live_places
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import base_of, kinds_of, locate, resolve_base, resolve_brick
 from workbench.bricks.origin import NamedBase, check_origin

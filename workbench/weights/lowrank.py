@@ -23,8 +23,8 @@ class Factors:
     """An update of one weight, `left @ right`; the adapter's scale is part of `right`.
 
     Attributes:
-        left: [rows, rank], float32.
-        right: [rank, cols], float32.
+        left: [rows, rank], float32; [experts, rows, rank] for a stack.
+        right: [rank, cols], float32; [experts, rank, cols] for a stack.
     """
 
     left: Tensor
@@ -33,7 +33,11 @@ class Factors:
     @property
     def rank(self) -> int:
         """The number of rank-one terms."""
-        return self.right.shape[0]
+        return self.right.shape[-2]
+
+    def of(self, expert: int | None) -> Factors:
+        """Return the update of one expert of a stack; itself for None."""
+        return self if expert is None else Factors(self.left[expert], self.right[expert])
 
     @classmethod
     def zero(cls, spec: TensorSpec, device: torch.device) -> Factors:
@@ -55,12 +59,20 @@ class Factors:
 
     def transposed(self) -> Factors:
         """Return the same update for a weight that is stored as [in, out] (Conv1D)."""
-        return Factors(self.right.T.contiguous(), self.left.T.contiguous())
+        left, right = (t.T if len(t.shape) == 2 else t.mT for t in (self.right, self.left))
+        return Factors(left.contiguous(), right.contiguous())
 
 
 def summed(parts: Sequence[tuple[float, Factors]]) -> Factors:
     """Return Σ wᵢ·leftᵢ·rightᵢ as one product, by concatenating the left factors and the weighted right factors."""
     return Factors(joined([f.left for _, f in parts], 1), joined([f.right * w for w, f in parts], 0))
+
+
+def stacked(experts: Sequence[Factors]) -> Factors:
+    """Return the updates of all experts as one stack, of the largest rank among them."""
+    rank = max(factors.rank for factors in experts)
+    alike = [padded(factors, rank) for factors in experts]
+    return Factors(torch.stack([f.left for f in alike]), torch.stack([f.right for f in alike]))
 
 
 def low_rank_update(weights: Weights, base: Weights, name: str, device: torch.device) -> Factors | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.adapters.export import SHIFT, write_shifts
+from workbench.adapters.export import SHIFT, write_adapter
 from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.steer import Steer
@@ -81,8 +81,12 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
     steering = step.solve(session.context)
     base = BaseRecord(id=resolved.recipe.fields.base_name, digest=resolved.base_digest)
     with context.made(place) as partial:
-        shifts = {steering.modules[layer]: (shift, steering.widths[layer]) for layer, shift in steering.shifts.items()}
-        write_shifts(partial, shifts, base.id, fan_in_fan_out=steering.transposed)
+        factors = dict[str, Factors]()
+        for layer, shift in steering.shifts.items():
+            module, zero = steering.modules[layer], Factors(torch.zeros(len(shift), 1), torch.zeros(1, steering.widths[layer]))
+            factors[f"{module}.weight"] = zero.transposed() if steering.transposed else zero
+            factors[f"{module}.bias"] = Factors(shift.float().view(-1, 1), torch.ones(1, 1))
+        write_adapter(partial, factors, base.id, fan_in_fan_out=steering.transposed)
         made = {
             "method": step.name,
             "version": step.version,
