@@ -17,7 +17,20 @@ PUBLIC = PROJECT.parent / "shared" / "data" / "editing"
 """Published fact sets beside the checkout; tests that read them are skipped where they are missing."""
 
 
-PARTS = ("serve", "view", "ship", "upkeep", "advice", "transplant", "fuse", "neurons", "search", "exchange", "quantized")
+PARTS = (
+    "serve",
+    "view",
+    "ship",
+    "upkeep",
+    "advice",
+    "transplant",
+    "fuse",
+    "neurons",
+    "search",
+    "exchange",
+    "quantized",
+    "embeddings",
+)
 """The parts of the workbench. The tests of a part are in the folder of tests with its name."""
 
 

@@ -28,6 +28,7 @@ class Part:
         kinds: Kind of step -> place of the `Kind` that applies it.
         watch: Module whose functions `check` and `page` show a growing report for --watch.
         searches: Module whose functions `searched` and `write_pages` add pages to `workbench report`.
+        sentences: Module whose function `compare_modules` compares what sentence-transformers adds to two transformers.
         weights: Quantization, as `weights.packed.reader_of` names it -> place of the function that finds its tensors.
         extras: Extra of pyproject.toml -> library that the part imports -> its distribution.
         needs: Other parts that it imports.
@@ -38,6 +39,7 @@ class Part:
     kinds: Mapping[str, str] = field(default_factory=dict)
     watch: str = ""
     searches: str = ""
+    sentences: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
     extras: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs: Sequence[str] = ()
