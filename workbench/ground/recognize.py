@@ -211,8 +211,8 @@ class _Folder(_Named):
         if ranks or {"dist_ckpt", "huggingface"} <= names:
             saved = any((path / "huggingface" / name).is_file() for name in (SINGLE, INDEX))
             if saved and (made := look(path / "huggingface")):
-                found = f"a save of verl, which has the whole model in {path.name}/huggingface: {made.says}"
-                return made.model_copy(update={"name": typed, "kind": "verl", "says": found, "problem": "Name that folder:"})
+                says = f"a save of verl, which has the whole model in {path.name}/huggingface: {made.says}"
+                return made.model_copy(update={"name": typed, "kind": "verl", "says": says, "problem": "Name that folder:"})
             tied = fields_of(path / "huggingface" / CONFIG).get("tie_word_embeddings") and not ranks
             words = ["--backend", "fsdp" if ranks else "megatron", *["--tie-word-embedding"] * bool(tied)]
             join = shell("python", "-m", "verl.model_merger", "merge", *words, "--local_dir", typed, "--target_dir", out)
@@ -227,8 +227,8 @@ class _Folder(_Named):
             hint = "Save it as torch_dist with Megatron-LM (--ckpt-convert-format torch_dist --ckpt-convert-save DIR), and open that."
             return self.is_("megatron", "a checkpoint of Megatron-LM in its legacy format", problem=hint)
         if names & {"common.pt", "run_config.yaml"} and self._like(r"__\d+_\d+\.distcp|metadata\.json"):
-            made = f"AutoBridge.from_hf_pretrained('BASE').export_ckpt({typed!r}, {out!r})"
-            code = f"from megatron.bridge import AutoBridge; {made}"
+            call = f"AutoBridge.from_hf_pretrained('BASE').export_ckpt({typed!r}, {out!r})"
+            code = f"from megatron.bridge import AutoBridge; {call}"
             says = "a checkpoint of Megatron (torch_dist), from Megatron-Bridge or Megatron-LM"
             return self.is_("megatron", says, f"python -c {shell(code)}", problem=_EXPORT)
         return None
