@@ -153,9 +153,9 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the core may hold, as lines, and everything as names: functions and classes. A raise of a number takes an equal removal in the same commit.
 # A part may grow within the number that the docstring of its part.py states.
-CORE_LINES = 86_992
+CORE_LINES = 86_993
 CORE_NAMES = 6_020
-WORDS = 101_101
+WORDS = 101_103
 SLACK = 0.98
 """A number that is less than this share of its ceiling lowers the ceiling."""
 
