@@ -56,7 +56,7 @@ def test_every_command_gives_the_hint_of_open(command: str, foreign: Path, monke
     read_by_some = ("items.json", "facts-list.jsonl", "weights.pt")  # JSON lists and pickles: see MET
     names = [name for name in TREES if not TREES[name][3]] + [f"got/{name}" for name in FILES if name not in read_by_some]
     things = [thing for name in names if (thing := look(Path(name))) and thing.problem]
-    assert len(things) == 13 + 5
+    assert len(things) == 20 + 6
     for thing in things:
         error = refused(*command.format(thing.name).split())
         told = thing.commands[0] if thing.commands else str(thing.problem).rpartition(". ")[2]
@@ -99,8 +99,9 @@ def test_an_error_about_something_else_keeps_its_hint(foreign: Path, monkeypatch
 ROWS: dict[str, Sequence[str]] = {
     # row of the table in docs/coming-from.md: things of that kind
     "an adapter of PEFT": ("peft", "unsloth", "axolotl", "llama-factory"), "`checkpoint-N` folders": ("trl-stopped", "torchtune", "checkpoint-500"),
-    "a mergekit YAML": ("got/config.yml", "mergekit"), "tensors named": (), "a fine-tune or adapter with tokens": (),
-    "`.bin` or `.pt`": ("old-peft", "old-transformers", "got/weights.pt"), "FSDP": ("fsdp",), "DeepSpeed": ("deepspeed",),
+    "a mergekit YAML": ("got/config.yml", "mergekit"), "tensors named": (), "a fine-tune or adapter with tokens": (), "a model of sentence-": (),
+    "`.bin` or `.pt`": ("old-peft", "old-transformers", "got/weights.pt", "iter_0000020", "megatron-bridge", "nemo2"), "FSDP": ("fsdp",),
+    "DeepSpeed": ("deepspeed",), "verl": ("global_step_40", "verl-megatron", "verl-whole"),
     "a model quantized by MLX": ("mlx", "mlx-lora"), "a clone": ("clone", "got/model.safetensors"), "a learned prompt": ("prompt", "onnx"),
     "results of": ("scored",), "CounterFact": ("got/counterfact.json", "got/zsre.json"), "CSV": ("got/items.csv", "got/items.json"), "`https": (),
 }  # fmt: skip
@@ -126,4 +127,4 @@ def test_the_table_in_docs_says_what_open_prints(foreign: Path, monkeypatch: pyt
                 pattern = re.sub(r"\b[A-Z]{2,}\b|\u2026", "\0", command)
                 assert any(re.match(".+".join(map(re.escape, pattern.split("\0"))), line) for line in printed), command
             assert all(thing and (thing.commands or thing.problem) for thing in things)
-    assert set(TREES) - {name for names in ROWS.values() for name in names} == {"c3a", "tokenizer", "lm-eval"}
+    assert set(TREES) - {name for names in ROWS.values() for name in names} == {"c3a", "tokenizer", "lm-eval", "megatron-legacy"}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from worlds.commands import call, document, refused, run
 from worlds.project import Project
+from worlds.tiny import edit_json
 from worlds.trainers import FILES, TREES
 
 from workbench.ground.foreign_names import retyped
@@ -32,7 +33,9 @@ def opened(*args: str, usable: bool = True) -> Any:
 def work(command: str, project: Project) -> None:
     """Run a printed command, or plan what it needs a terminal for."""
     words = shlex.split(command)
-    if words[0] == "python" and words[1] == "-c":
+    if words[0] == "python" and words[1] == "-c" and any(tool in words[2] for tool in ("megatron.bridge", "nemo.collections")):
+        compile(words[2], "printed", "exec")
+    elif words[0] == "python" and words[1] == "-c":
         with Path(words[4] if words[3:] else "/dev/null").open("w") as stream, contextlib.redirect_stdout(stream):
             exec(compile(words[2], "printed", "exec"), {})
     elif words[0] == "accelerate":
@@ -41,6 +44,10 @@ def work(command: str, project: Project) -> None:
         merge_command(merge_command_parser().parse_args(words[2:]))
     elif words[:3] == ["python", "-m", "deepspeed.utils.zero_to_fp32"]:
         assert (project.path / words[3] / "zero_to_fp32.py").is_file()
+    elif words[:4] == ["python", "-m", "verl.model_merger", "merge"]:
+        assert (project.path / words[words.index("--local_dir") + 1] / "huggingface" / "config.json").is_file()
+    elif words[:2] == ["python", "convert_llama_nemo_to_hf.py"]:
+        assert (project.path / words[3]).is_file()
     elif words[0] == "workbench":
         run(*["plan" if word == "chat" else "base" if word == "BASE" else word for word in words[1:]], code=(0, 3))
         if words[1:3] == ["recipe", "new"]:
@@ -67,6 +74,35 @@ def test_a_folder_of_another_tool(name: str, project: Project, cwd: Path) -> Non
         assert (thing["commands"][0] if thing["commands"] else thing["problem"].rpartition(". ")[2]) in (error.hint or "")
     for command in thing["commands"]:
         work(command, project)
+
+
+@pytest.mark.parametrize(
+    ("tree", "inner", "line"),
+    [
+        (
+            "global_step_40",
+            "actor/huggingface",
+            "--backend fsdp --local_dir global_step_40/actor --target_dir global_step_40/actor-hf",
+        ),
+        (
+            "verl-megatron",
+            "actor/dist_ckpt",
+            "--backend megatron --tie-word-embedding --local_dir verl-megatron/actor --target_dir",
+        ),
+        ("nemo2", "weights", "llm.export_ckpt(path=Path('nemo2'), target='hf', output_path=Path('nemo2-hf'))"),
+        ("iter_0000020", "", "export_ckpt('iter_0000020', 'iter_0000020-hf')"),
+    ],
+)
+def test_shards_of_a_trainer_are_converted_as_a_whole(tree: str, inner: str, line: str, project: Project, cwd: Path) -> None:
+    """A folder within a save names the save, and accelerate's command for FSDP is not printed for Megatron's shards.
+
+    Source: verl docs/advance/checkpoint.rst, Megatron-Bridge docs/bridge-guide.md, NeMo nemo/collections/llm/api.py.
+    """
+    TREES[tree][0](cwd, cwd / tree)
+    if (cwd / tree / "actor").is_dir():
+        edit_json(cwd / tree / "actor" / "huggingface" / "config.json", tie_word_embeddings=True)
+    for name in {tree, f"{tree}/{inner}".rstrip("/")}:
+        assert line.replace("'", "") in opened(name, usable=False)["commands"][0].replace("'", "").replace('"', "")
 
 
 @pytest.mark.parametrize("name", ["old-peft", "old-transformers", "fsdp"])

@@ -240,3 +240,12 @@ def test_part_is_for_checkpoints_with_encoders(world: Project) -> None:
         world.resolve("bricks: {chat: {checkpoint: chat, part: language}}\nsteps:\n  - {merge: linear}\n")
     with pytest.raises(WorkbenchError, match="is for a multimodal checkpoint"):
         world.resolve("bricks: {chat: {adapter: chat, part: language}}\nsteps:\n  - {merge: linear}\n")
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_depth_of_a_multimodal_base_is_checked(kind: str, tmp_path: Path) -> None:
+    """The written model is loaded with its own class, and answers texts as before."""
+    (tmp_path / "recipes").mkdir()
+    save_multimodal(kind, tmp_path / "base", seed=1)
+    (step,) = Project(tmp_path).run("base: base\nsteps: [{grow: depth, blocks: 1}]\n")["steps"]
+    assert step["check"]["max_logit_difference"] == 0

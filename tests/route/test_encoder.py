@@ -58,10 +58,10 @@ def test_what_makes_its_vectors_in_another_way_is_refused(tmp_path: Path) -> Non
     with pytest.raises(WorkbenchError, match="is not the one that the router was fitted with"):
         Encoder.of("small", tmp_path, digest)
     rewritten(folder, "1_Pooling/config.json", {"pooling_mode_max_tokens": True})
-    with pytest.raises(WorkbenchError, match=r"with pooling max_tokens"):
+    with pytest.raises(WorkbenchError, match=r"with pooling max"):
         Encoder.of("small", tmp_path)
     rewritten(folder, "1_Pooling/config.json", {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True})
-    with pytest.raises(WorkbenchError, match=r"with pooling max_tokens, mean_tokens"):
+    with pytest.raises(WorkbenchError, match=r"with pooling max, mean"):
         Encoder.of("small", tmp_path)
     rewritten(folder, "1_Pooling/config.json", {"pooling_mode_mean_tokens": True})
     rewritten(

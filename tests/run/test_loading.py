@@ -100,11 +100,14 @@ def test_an_adapter_of_a_text_model_says_nothing_more(project: Project, cwd: Pat
     assert "text decoder" not in result.output
 
 
-def test_chat_with_a_model_that_only_answers_images_is_refused(tmp_path: Path, cwd: Path) -> None:
-    _llava().save_pretrained(tmp_path / "vl")
+def test_chat_with_a_model_of_images_is_refused(tmp_path: Path, cwd: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vl")
     save_model(tmp_path / "text")
     for file in (tmp_path / "text").glob("token*"):
         file.rename(tmp_path / "vl" / file.name)
     result = CliRunner().invoke(app, ["chat", "vl"])
     assert result.exit_code == 1
-    assert "model_type llava is not a decoder-only language model" in str(result.exception or result.output)
+    assert "model_type vit is not a decoder-only language model" in str(result.exception or result.output)

@@ -30,6 +30,7 @@ PARTS = (
     "exchange",
     "quantized",
     "averaging",
+    "embeddings",
 )
 """The parts of the workbench. The tests of a part are in the folder of tests with its name."""
 

@@ -153,6 +153,69 @@ def zero(source: Path, folder: Path) -> None:
     state(folder)
 
 
+def verl(source: Path, folder: Path, backend: str = "fsdp") -> None:
+    """A step of verl, with the names of its docs/advance/checkpoint.rst and of `FSDPCheckpointManager`."""
+    actor = folder / "actor"
+    (actor / "huggingface").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / "base" / name, actor / "huggingface" / name)
+    if backend == "megatron":
+        megatron(source, actor / "dist_ckpt")
+        return
+    (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 1, "world_size": 2}))
+    for rank in range(2):
+        for part in ("model", "optim", "extra_state"):
+            (actor / f"{part}_world_size_2_rank_{rank}.pt").write_bytes(PICKLE)
+    (folder / "data.pt").write_bytes(PICKLE)
+
+
+def verl_megatron(source: Path, folder: Path) -> None:
+    """The same with the backend Megatron."""
+    verl(source, folder, "megatron")
+
+
+def verl_whole(source: Path, folder: Path) -> None:
+    """A step of verl with `hf_model` in `checkpoint.save_contents`."""
+    verl(source, folder)
+    shutil.copytree(source / "bricks" / "full", folder / "actor" / "huggingface", dirs_exist_ok=True)
+
+
+def megatron(source: Path, folder: Path) -> None:
+    """An iteration of Megatron-LM as torch_dist."""
+    del source
+    folder.mkdir(parents=True)
+    for name in ("__0_0.distcp", "__0_1.distcp", ".metadata", "common.pt"):
+        (folder / name).write_bytes(PICKLE)
+    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+
+
+def megatron_bridge(source: Path, folder: Path) -> None:
+    """`checkpoint.save` of Megatron-Bridge, with the names of its docs/training/checkpointing.md."""
+    iteration = folder / "iter_0000100"
+    megatron(source, iteration)
+    (iteration / "run_config.yaml").write_text("model: {_target_: megatron.bridge.models.LlamaModelProvider}\n")
+    (iteration / "tokenizer").mkdir()
+    shutil.copyfile(source / "base" / "tokenizer.json", iteration / "tokenizer" / "tokenizer.json")
+    for place in (iteration / "train_state.pt", folder / "latest_train_state.pt"):
+        place.write_bytes(PICKLE)
+
+
+def megatron_legacy(source: Path, folder: Path) -> None:
+    """An iteration of Megatron-LM with `--ckpt-format torch`."""
+    del source
+    for rank in ("mp_rank_00", "mp_rank_01"):
+        (folder / rank).mkdir(parents=True)
+        (folder / rank / "model_optim_rng.pt").write_bytes(PICKLE)
+
+
+def nemo(source: Path, folder: Path) -> None:
+    """A checkpoint of NeMo 2: `weights` is torch_dist, `context` has what builds the model."""
+    megatron(source, folder / "weights")
+    (folder / "context").mkdir()
+    (folder / "context" / "model.yaml").write_text("_target_: nemo.collections.llm.gpt.model.llama.LlamaModel\n")
+    (folder / "context" / "io.json").write_text("{}")
+
+
 def mlx(source: Path, folder: Path) -> None:
     """A model that `mlx_lm.convert -q` wrote."""
     full(source, folder)
@@ -230,6 +293,13 @@ TREES: dict[str, tuple[Callable[[Path, Path], None], str, str, bool]] = {
     "old-transformers": (pickled, "pickle", "a folder that has pickle files only (pytorch_model.bin), which are never opened", False),
     "fsdp": (sharded, "fsdp", "sharded weights of FSDP (torch's distributed checkpoint)", False),
     "deepspeed": (zero, "zero", "sharded weights of DeepSpeed ZeRO", False),
+    "global_step_40": (verl, "verl", "sharded weights of verl (FSDP)", False),
+    "verl-megatron": (verl_megatron, "verl", "sharded weights of verl (Megatron)", False),
+    "verl-whole": (verl_whole, "verl", "a save of verl, which has the whole model in actor/huggingface: a llama model", False),
+    "iter_0000020": (megatron, "megatron", "a checkpoint of Megatron (torch_dist), from Megatron-Bridge or Megatron-LM", False),
+    "megatron-bridge": (megatron_bridge, "saves", "the output of a training with 1 save and no final model, the last in iter_0000100", False),
+    "megatron-legacy": (megatron_legacy, "megatron", "a checkpoint of Megatron-LM in its legacy format", False),
+    "nemo2": (nemo, "nemo", "a checkpoint of NeMo 2", False),
     "mlx": (mlx, "mlx", "a model that MLX quantized to 4 bits", False),
     "mlx-lora": (mlx_adapter, "mlx-adapter", "an adapter of MLX", False),
     "clone": (pointers, "lfs", "a clone with Git LFS pointers in place of its weights", False),
@@ -261,5 +331,6 @@ FILES: dict[str, tuple[str, str, str, bool]] = {
     "chat.jsonl": (json.dumps({"messages": [{"role": "user", "content": "w1"}]}) + "\n", "texts", "a file of training rows", True),
     "training_args.bin": ("never opened", "state", "the state of a trainer", False),
     "weights.pt": ("never opened", "pickle", "a pickle file", False),
+    "llama.nemo": ("never opened", "nemo", "an archive of NeMo 1", False),
     "model.safetensors": (POINTER.decode(), "lfs", "a Git LFS pointer", False),
 }  # fmt: skip

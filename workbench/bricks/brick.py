@@ -15,6 +15,7 @@ from workbench.ground.foreign_names import ADAPTER_WEIGHTS
 from workbench.ground.identity import check_unchanged
 from workbench.models.architecture import is_head, tied_embeddings
 from workbench.models.layout import Model
+from workbench.models.sentences import modules_of
 from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import digests_known, fingerprint, meaning_of, stamp, tensor_digests, weights_digest
@@ -125,7 +126,8 @@ class Brick:
         """The card's name, the hub id or the directory's name, for model cards."""
         if self.card:
             return self.card.name
-        return self.path.parent.parent.name.removeprefix("models--").replace("--", "/") if self.revision else self.path.name
+        root = modules_of(self.path)[0]
+        return root.parent.parent.name.removeprefix("models--").replace("--", "/") if self.revision else root.name
 
     @property
     def headers_only(self) -> bool:

@@ -22,12 +22,13 @@ from workbench.ground import jsondoc, yamldoc
 from workbench.ground.errors import WorkbenchError, size
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import read_json
-from workbench.ground.foreign_names import ADAPTER, ADAPTER_WEIGHTS, CARD, INDEX, SINGLE, convert_command
+from workbench.ground.foreign_names import ADAPTER, ADAPTER_WEIGHTS, CARD, INDEX, MODULES, SINGLE, convert_command
+from workbench.models.sentences import modules_in
 
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.
 _SMALL = (
     "config.json", "generation_config.json", ADAPTER, INDEX, "edit.json", "facts.jsonl", CARD, "README.md", "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*", "*.jinja", "*preprocessor_config.json", "processor_config.json",
+    "modules.json", "*sentence_*.json", "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*", "*.jinja", "*preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 _SMALL_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".model", ".jinja"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -144,7 +145,10 @@ def _required_files(repository: Repository, what: str) -> tuple[list[str], list[
         if not _plain(files):
             raise WorkbenchError(f"{what}: {CARD} of {repository.name} points outside its repository (files: {files})", None)
         folder = "" if PurePosixPath(files) == PurePosixPath(".") else f"{PurePosixPath(files)}/"
-    small = [f for f in repository.sizes if _is_small(f, "") or (folder and _is_small(f, folder))]
+    modules = [inner for _, inner in modules_in(small_file(repository, MODULES).parent)] if MODULES in repository.sizes else []
+    folder = f"{modules[0]}/" if modules and modules[0] else folder
+    beside = tuple(f"{inner}/" for inner in modules[1:] if inner)
+    small = [f for f in repository.sizes if _is_small(f, "") or (folder and _is_small(f, folder)) or f.startswith(beside)]
     weights = [folder + ADAPTER_WEIGHTS] if folder + ADAPTER in repository.sizes else []
     if folder + SINGLE in repository.sizes:  # preferred over shards, as in transformers
         weights.append(folder + SINGLE)

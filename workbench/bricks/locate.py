@@ -16,6 +16,7 @@ from workbench.ground.manifest import require_whole
 from workbench.ground.project import suggestion
 from workbench.ground.recognize import look
 from workbench.models.layout import Model
+from workbench.models.sentences import transformer_in
 from workbench.models.skeleton import tidy
 from workbench.steps.fields import BrickRef
 from workbench.weights.checkpoint import Checkpoint, read_config, refuse_foreign
@@ -90,7 +91,7 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
         raise WorkbenchError(f"{what}: {reference} is {found}, expected a directory", hint)
     if local.exists():
         require_whole(local.resolve())
-        return local.resolve(), None
+        return transformer_in(local.resolve()), None
     forced = reference.startswith(("./", "../", "~", "/")) or retyped(reference)
     if (
         forced
@@ -100,7 +101,8 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
         or name.split("/")[0] in ("bricks", "recipes", "runs")
     ):
         raise _missing(reference, local, what, project)
-    return hub.directory(name, revision or None, what, project)
+    path, commit = hub.directory(name, revision or None, what, project)
+    return transformer_in(path), commit
 
 
 def _missing(reference: str, local: Path, what: str, project: Path) -> WorkbenchError:

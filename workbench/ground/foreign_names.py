@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench.ground import jsondoc
+from workbench.ground.errors import shell
 
 CONFIG, ADAPTER, CARD = "config.json", "adapter_config.json", "brick.yaml"
+MODULES = "modules.json"
 ADAPTER_WEIGHTS, SINGLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
 GGUF = ".gguf"
 MANIFEST = "workbench-manifest.json"
@@ -22,8 +24,10 @@ PROMPTS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNIN
 """Values of `peft_type` of learned prompts."""
 LEARNED = "It learns tokens or states that stand before the text, so no change of weights is equivalent to it. Use it with PEFT at inference."
 TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
-SAVED = re.compile(r"(?:checkpoint-|epoch_|global_step)(\d+)")
+SAVED = re.compile(r"(?:checkpoint-|epoch_|global_step_?|iter_)(\d+)")
 """Name of a folder with one save of a training."""
+SENTENCES = re.compile(r"sentence_\w+_config\.json|sentence_xlm-roberta_config\.json|config_sentence_transformers\.json")
+"""Name of a file with settings of sentence-transformers."""
 _LOAD = (
     'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
 )
@@ -83,6 +87,9 @@ def convert_command(path: Path, more: str = "", options: str = "", then: str = "
         options: Further arguments of `from_pretrained`, with a comma in front.
         then: A method call between loading and saving.
     """
+    if not more and (path / MODULES).is_file():
+        code = f"from sentence_transformers import SentenceTransformer as M; M({str(path)!r}).save({f'{path}-safetensors'!r})"
+        return shell("python", "-c", code)
     architectures = fields_of(path / CONFIG).get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     # AutoModelForCausalLM would ignore the towers of a multimodal model.

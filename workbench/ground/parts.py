@@ -29,6 +29,7 @@ class Part:
         watch: Module whose functions `check` and `page` show a growing report for --watch.
         searches: Module whose functions `searched` and `write_pages` add pages to `workbench report`.
         runs: Module whose function `recipe_of` gives the recipe that averages the checkpoints of a training run.
+        sentences: Module whose function `compare_modules` compares what sentence-transformers adds to two transformers.
         weights: Quantization, as `weights.packed.reader_of` names it -> place of the function that finds its tensors.
         outputs: Module whose `refusal` and `PackedWeights` write results in the format of their base.
         extras: Extra of pyproject.toml -> library that the part imports -> its distribution.
@@ -41,6 +42,7 @@ class Part:
     watch: str = ""
     searches: str = ""
     runs: str = ""
+    sentences: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
     outputs: str = ""
     extras: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

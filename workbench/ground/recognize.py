@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench.ground import foreign_names
+from workbench.ground import foreign_names, jsondoc
 from workbench.ground.errors import WorkbenchError, shell
-from workbench.ground.foreign_names import ADAPTER, CARD, CONFIG, INDEX, SAVED, SINGLE, brick_name, fields_of
+from workbench.ground.foreign_names import ADAPTER, CARD, CONFIG, INDEX, MODULES, SAVED, SINGLE, brick_name, fields_of
+from workbench.ground.numbers import plural
 from workbench.ground.project import find_project, relative
 from workbench.ground.results import Result
 from workbench.ground.yamltree import top_scalars
@@ -30,6 +31,8 @@ _STATE = re.compile(
 )
 """What trainers save beside a model: its pickles are no weights."""
 _TRUSTED = "Convert it (this opens the pickle: only for files that you trust):"
+_OPENS = " (this opens pickles: only for files that you trust):"
+_EXPORT = f"Export it for transformers; BASE is the model that it was made from{_OPENS}"
 _ONNX = "ONNX graphs have no tensors by the names of the model. Use the model that it was exported from."
 _JOINED = f"Join its parts, and copy {CONFIG} and the tokenizer files to the result:"
 _ROWS = "Rows are read from one JSON object a line. Convert it:"
@@ -183,6 +186,8 @@ class _Folder(_Named):
         return self._saves()
 
     def _shards(self) -> Thing | None:
+        if (found := self._trained()) is not None:
+            return found
         out = f"{self.typed}-merged"
         inner = next((name for name in self._like(r"pytorch_model_fsdp_\d+") if (self.path / name).is_dir()), None)
         if inner or self._like(r"__\d+_\d+\.distcp"):
@@ -191,8 +196,40 @@ class _Folder(_Named):
         top = relative(self.path if "zero_to_fp32.py" in self.names else self.path.parent)
         if not self._weights and ("zero_to_fp32.py" in self.names or self._like(r".*mp_rank_\d+_(model|optim)_states\.pt")):
             join = shell("python", "-m", "deepspeed.utils.zero_to_fp32", top, out, "--safe_serialization")
-            problem = f"{_JOINED[:-1]} (this opens pickles: only for files that you trust):"
-            return self.is_("zero", "sharded weights of DeepSpeed ZeRO", join, problem=problem)
+            return self.is_("zero", "sharded weights of DeepSpeed ZeRO", join, problem=f"{_JOINED[:-1]}{_OPENS}")
+        return None
+
+    def _trained(self) -> Thing | None:
+        """Return what a save of verl, Megatron or NeMo is, by the names that their documentation lists."""
+        path, typed, names, out = self.path, self.typed, self.names, f"{self.typed}-hf"
+        owner = {"huggingface": "verl", "dist_ckpt": "verl", "weights": "nemo"}.get(path.absolute().name)
+        whole = None if owner is None or self._weights else look(path.absolute().parent)
+        inner = look(path / "actor") if "actor" in names else whole
+        if inner is not None and inner.kind == (owner or "verl"):
+            return inner.model_copy(update={"name": typed})
+        ranks = self._like(r"model_world_size_\d+_rank_\d+\.pt")
+        if ranks or {"dist_ckpt", "huggingface"} <= names:
+            saved = any((path / "huggingface" / name).is_file() for name in (SINGLE, INDEX))
+            if saved and (made := look(path / "huggingface")):
+                says = f"a save of verl, which has the whole model in {path.name}/huggingface: {made.says}"
+                return made.model_copy(update={"name": typed, "kind": "verl", "says": says, "problem": "Name that folder:"})
+            tied = fields_of(path / "huggingface" / CONFIG).get("tie_word_embeddings") and not ranks
+            words = ["--backend", "fsdp" if ranks else "megatron", *["--tie-word-embedding"] * bool(tied)]
+            join = shell("python", "-m", "verl.model_merger", "merge", *words, "--local_dir", typed, "--target_dir", out)
+            says = f"sharded weights of verl ({'FSDP' if ranks else 'Megatron'})"
+            return self.is_("verl", says, join, problem=f"Join its parts{_OPENS}")
+        if names >= {"weights", "context"}:
+            given = f"path=Path({typed!r}), target='hf', output_path=Path({out!r})"
+            code = f"from pathlib import Path; from nemo.collections import llm; llm.export_ckpt({given})"
+            return self.is_("nemo", "a checkpoint of NeMo 2", f"python -c {shell(code)}", problem=_EXPORT)
+        if self._like(r"mp_rank_\d+(_\d+)*"):
+            hint = "Save it as torch_dist with Megatron-LM (--ckpt-convert-format torch_dist --ckpt-convert-save DIR), and open that."
+            return self.is_("megatron", "a checkpoint of Megatron-LM in its legacy format", problem=hint)
+        if names & {"common.pt", "run_config.yaml"} and self._like(r"__\d+_\d+\.distcp|metadata\.json"):
+            call = f"AutoBridge.from_hf_pretrained('BASE').export_ckpt({typed!r}, {out!r})"
+            code = f"from megatron.bridge import AutoBridge; {call}"
+            says = "a checkpoint of Megatron (torch_dist), from Megatron-Bridge or Megatron-LM"
+            return self.is_("megatron", says, f"python -c {shell(code)}", problem=_EXPORT)
         return None
 
     @cached_property
@@ -206,13 +243,18 @@ class _Folder(_Named):
             says = f"a model that MLX quantized to {quantized['bits']} bits"
             undo = shell("mlx_lm.convert", "--hf-path", self.typed, "--mlx-path", f"{self.typed}-dequantized", "--dequantize")
             return self.is_("mlx", says, undo, problem="Undo it, or use the model that it was made from:")
-        if self._weights:
+        modules = [row for row in jsondoc.read_cached(self.path / MODULES, list) or [] if isinstance(row, dict)]
+        inner = look(self.path / str(modules[0].get("path"))) if modules and not self.config else None
+        if self._weights or (inner and inner.kind == "checkpoint"):
             beside = " with its adapter beside it" if self.adapter else ""
-            says = f"a {self.config.get('model_type', 'transformers')} model{beside}{self._made}"
+            says = inner.says if inner else f"a {self.config.get('model_type', 'transformers')} model{beside}{self._made}"
+            if modules:
+                says += f" in a model of sentence-transformers ({', '.join(str(row.get('type')).rpartition('.')[2] for row in modules)})"
             new = shell("workbench", "recipe", "new", f"from-{brick_name(self.path)}", "--base", self.typed)
             made = [shell("workbench", "recipe", "import", f"{self.typed}/{MERGED}")] if MERGED in self.names else []
             brick = [] if self.adapter else [self._new()]
-            return self.is_("checkpoint", says, shell("workbench", "chat", self.typed), *made, new, *brick)
+            chat = [] if modules else [shell("workbench", "chat", self.typed)]
+            return self.is_("checkpoint", says, *chat, *made, new, *brick)
         if CARD in self.names:
             return self.is_("brick", "a brick with a card", shell("workbench", "brick", "show", self.typed))
         files = self._like(r".*\.gguf")
@@ -233,14 +275,10 @@ class _Folder(_Named):
             return None
         place = saves[-1][1]
         commands = last.commands if (last := look(self.path / place)) else ()
-        says = f"the output of a training with {len(saves)} saves and no final model, the last in {place}"
+        says = f"the output of a training with {plural(len(saves), 'save')} and no final model, the last in {place}"
         average = f"`{{checkpoints: {self.typed}, last: {min(len(saves), 8)}}}`"
-        return self.is_(
-            "saves",
-            says,
-            *commands,
-            problem=f"Average the last ones, with the brick {average}, or name a save, such as {self.typed}/{place}:",
-        )
+        problem = f"Average the last ones, with the brick {average}, or name a save, such as {self.typed}/{place}:"
+        return self.is_("saves", says, *commands, problem=problem)
 
     def _rest(self) -> Thing | None:
         if pickles := [name for name in sorted(self.names) if name.endswith(_PICKLES) and not _STATE.fullmatch(name)]:
@@ -282,6 +320,10 @@ class _File(_Named):
             return self.is_("state", "the state of a trainer", problem="It is not needed, and never opened.")
         if suffix in _PICKLES:
             return self.is_("pickle", "a pickle file", foreign_names.convert_command(relative(path.parent)), problem=_TRUSTED)
+        if suffix == ".nemo":
+            words = f"--input_name_or_path {shell(typed)} --output_path model.bin --hf_input_path BASE --hf_output_path {shell(f'{typed}-hf')}"
+            problem = f"Convert it with the script of NeMo 1 for its architecture, such as this for Llama{_OPENS}"
+            return self.is_("nemo", "an archive of NeMo 1", f"python convert_llama_nemo_to_hf.py {words}", problem=problem)
         if suffix == ".onnx":
             return self.is_("onnx", "a model for ONNX", problem=_ONNX)
         if suffix in (".csv", ".tsv"):

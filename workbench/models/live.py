@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import no_grad, torch
 from workbench.models.layout import Model
-from workbench.models.skeleton import _decoder, groups_of, parse_config, part_for, skeleton
+from workbench.models.skeleton import decoder_class, groups_of, parse_config, part_for, skeleton
 from workbench.weights.device import load_all
 from workbench.weights.specs import Source, TensorSpec, Weights
 
@@ -279,14 +279,7 @@ def compute(model: Model, dtype: torch.dtype | None, device: torch.device) -> di
 
 def carries_state(config: dict[str, object]) -> bool:
     """Return True if a model's layers pass a state from token to token (Mamba, RWKV, hybrids), which no mask can hide from a token."""
-    return bool(getattr(_class(parse_config(config), config), "_is_stateful", False))
-
-
-def _class(parsed: Any, config: dict[str, object]) -> Any:
-    """Return the class of a causal language model in transformers."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
+    return bool(getattr(decoder_class(parse_config(config), config), "_is_stateful", False))
 
 
 def live_model(config: dict[str, object], tensors: dict[str, Tensor], source: Path, device: torch.device) -> PreTrainedModel:
@@ -307,7 +300,7 @@ def live_model(config: dict[str, object], tensors: dict[str, Tensor], source: Pa
 
     parsed = parse_config(config)
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    kind = _class(parsed, config)
+    kind = decoder_class(parsed, config)
     try:
         model, info = kind.from_pretrained(
             None,

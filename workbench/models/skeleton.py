@@ -138,7 +138,6 @@ def causal_skeleton(config: dict[str, object], device: torch.device) -> PreTrain
         device: The device of the buffers, which are computed. Parameters are on the meta device.
     """
     from torch import nn
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     parsed = parse_config(config)
     register = nn.Module.register_parameter
@@ -150,7 +149,7 @@ def causal_skeleton(config: dict[str, object], device: torch.device) -> PreTrain
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
+        kind = decoder_class(parsed, config)
         model: PreTrainedModel = kind._from_config(part_for(kind, parsed), dtype=torch.float32)
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
@@ -188,19 +187,28 @@ def loading_class(config: dict[str, object]) -> str:
 
 def check_decoder(config: dict[str, object]) -> None:
     """Check that config.json describes a decoder-only language model of transformers."""
-    _decoder(parse_config(config), config)
+    decoder_class(parse_config(config), config)
 
 
-def _decoder(parsed: Any, config: dict[str, object]) -> type[Any]:
-    """Return the configuration's class; raise WorkbenchError if it is not that of a decoder-only language model."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+def decoder_class(parsed: Any, config: dict[str, object]) -> Any:
+    """Return the class in transformers of a decoder-only language model, with its encoders of images if it has some.
 
-    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise WorkbenchError(
-            f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
-            "Only merges support other models. Live models (edit, eval, chat) must be decoder-only language models.",
-        )
-    return type(parsed)
+    Args:
+        parsed: The configuration.
+        config: The content of config.json, for the message.
+
+    Raises:
+        WorkbenchError: If it is another model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(parsed) in mapping and (mapping is MODEL_FOR_CAUSAL_LM_MAPPING or not parsed.is_encoder_decoder):
+            return mapping[type(parsed)]
+    raise WorkbenchError(
+        f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
+        "Only merges support other models. Live models (edit, eval, chat) must be decoder-only language models.",
+    )
 
 
 # Buffers in old files that transformers computes itself: causal masks and their fill values (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, CodeGen),

@@ -15,8 +15,10 @@ from workbench.bricks.hub import Hub
 from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.foreign_names import CARD
+from workbench.ground.parts import hook, missing
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
+from workbench.models.sentences import modules_of
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.edits import check_edit
 from workbench.resolve.findings import Findings, read_digest
@@ -170,8 +172,12 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
     Raises:
         WorkbenchError: If its tensors, vocabulary or recorded base do not fit.
     """
-    warnings: list[str] = []
     plain, vocabulary, recipe = resolved.checkpoint, resolved.vocabulary, resolved.recipe
+    warnings = list[str]()
+    if modules_of(brick.path)[1] and not brick.part:
+        if (sentences := hook("sentences")) is None:
+            raise missing("embeddings", f"{brick.label}, a model of sentence-transformers,")
+        warnings += sentences.compare_modules(brick.label, brick.path, plain.path)
     if brick.kind == "adapter":
         from workbench.adapters.bind import bind
 

@@ -19,6 +19,7 @@ from workbench.ground.lazy import torch
 from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings, shipped_files, tokens_digest
 from workbench.models.layout import Model
+from workbench.models.sentences import module_files
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.keys import chain, distinct_keys, products
 from workbench.resolve.output import MemoryAt, RouterAt, changes_result
@@ -121,11 +122,10 @@ class Resolved:
 
     @property
     def shipped(self) -> dict[str, Path]:
-        """Name -> file that a checkpoint of the result gets as it is: tokenizer, chat template, generation settings, processor."""
-        composing = [step for step in self.recipe.steps if getattr(step, "composes", False)]
-        named = composing[-1].tokenizer_brick() if composing else None  # the brick that gives encoders has their processor
-        processor = self.on_disk[named].path if named is not None and named in self.on_disk else self.base_path
-        return shipped_files(self.tokenizer_path, processor)
+        """Name -> file that a checkpoint of the result gets as it is: tokenizer, template, settings, processor, sentence modules."""
+        encoders = next((s.tokenizer_brick() for s in reversed(self.recipe.steps) if getattr(s, "composes", False)), None)
+        processor = self.on_disk[encoders].path if encoders is not None and encoders in self.on_disk else self.base_path
+        return shipped_files(self.tokenizer_path, processor) | module_files(self.base_path)
 
     def tokenizer_at(self, steps: int) -> Path:
         """Return the directory of the tokenizer after the first `steps` steps."""

@@ -10,6 +10,7 @@ from workbench.bricks.card import Axes, axes_of, renamed, without_paths
 from workbench.ground import yamldoc
 from workbench.ground.errors import printable
 from workbench.ground.tables import as_markdown, markdown_rows
+from workbench.models.sentences import sentence_class
 from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
@@ -29,6 +30,7 @@ _TASKS = {
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForSequenceClassification": "text-classification",
+    "SentenceTransformer": "sentence-similarity",
 }
 
 # Identifiers of licenses that the hub knows and that models often have; other names go into `license_name`. huggingface_hub has no list:
@@ -59,7 +61,8 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     adapter = recipe.fields.output.form == "adapter"
     composed = any(getattr(step, "composes", False) for step in recipe.steps)
     config = shapes_before(resolved, len(recipe.steps)).config if composed else resolved.checkpoint.config
-    loader = "AutoModelForCausalLM" if adapter else loading_class(config)
+    sentences = None if adapter else sentence_class(resolved.base_path)
+    loader = "AutoModelForCausalLM" if adapter else sentences or loading_class(config)
     written = recipe.fields.model_dump(mode="json")
     title = renamed(base_title(resolved), recipe.project)
     lines = ["---", yamldoc.dump(_metadata(resolved, loader)).strip(), "---", "", f"# {recipe.name}", ""]
@@ -103,7 +106,8 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if found := record["output"].get("packing"):
         lines += ["", f"Stored as the base: {Packing.model_validate(found).line()}."]
     if recipe.fields.output.form == "checkpoint":
-        code = ["```python", f"from transformers import {loader}", "", f'model = {loader}.from_pretrained("DIRECTORY")', "```"]
+        library, call = ("sentence_transformers", loader) if sentences else ("transformers", f"{loader}.from_pretrained")
+        code = ["```python", f"from {library} import {loader}", "", f'model = {call}("DIRECTORY")', "```"]
         lines += ["", "## Loading", "", *code]
     lines += _routing(resolved, record)
     if said := record.get("said"):
@@ -124,13 +128,14 @@ def _metadata(resolved: Resolved, loader: str) -> dict[str, object]:
     """Return the header of a card, for a model that a class of transformers loads."""
     recipe, licences = resolved.recipe, set(resolved.licences.values())
     verbs = sorted({step.verb for step in recipe.steps})
+    library = "sentence-transformers" if sentence_class(resolved.base_path) == loader else "transformers"
     base = recipe.fields.base_name if resolved.base_revision else None
     bricks = {name: resolved.bricks[name].revision for name in resolved.parents}
     bases = hub_ids(base, recipe.fields.model_dump(mode="json")["bricks"], bricks)
     relation = "merge" if "merge" in verbs else "adapter" if recipe.router else "finetune"
     licence = licence_fields(licences.pop() if len(licences) == 1 else "other") if licences != {"unknown"} else {}
     return {
-        "library_name": "peft" if recipe.fields.output.form == "adapter" else "transformers",
+        "library_name": "peft" if recipe.fields.output.form == "adapter" else library,
         **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
         **({"base_model": bases} if bases else {}),
         "base_model_relation": relation,

@@ -16,7 +16,7 @@ from workbench.grow.expansion.preserve import TOLERANCES, answers, check_growth_
 from workbench.grow.expansion.streamed import Streamed
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
-from workbench.models.skeleton import causal_skeleton, loading_class
+from workbench.models.skeleton import causal_skeleton, decoder_class, loading_class, parse_config
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import GrownStep, StepContext
 from workbench.weights.checkpoint import Checkpoint, read_config
@@ -100,15 +100,13 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
 
     Tensors that the architecture does not use are accepted if they come from the base, but not if a step has added them.
     """
-    from transformers import AutoModelForCausalLM
-
     step = steps[-1].id
     live = live_model(model.config, compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
     expected, dtype = answers(live), live.dtype
     del live
     free_models(model.weights)
     added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
-    loaded = _loaded(AutoModelForCausalLM, place, dtype, step, added, _REPORT)
+    loaded = _loaded(decoder_class(parse_config(model.config), model.config), place, dtype, step, added, _REPORT)
     reloaded = answers(loaded.to(device))
     if not all(torch.equal(one, other) for one, other in zip(expected, reloaded, strict=True)):
         raise GateFailedError(f"step {step}: the reloaded model gives other outputs than the composed tensors", _REPORT)

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.bricks.brick import Brick
+from workbench.ground import jsondoc
 from workbench.ground.errors import InvalidRecipeError, shell, size
 from workbench.ground.files import write_json
+from workbench.ground.foreign_names import MODULES
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import seal
+from workbench.models.sentences import modules_of
 from workbench.resolve.output import adapt, packed, planned_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, adapter_whole
 from workbench.run.device import Work
 from workbench.run.kind import shapes_before, written_specs
+from workbench.run.loading import adapter_hints, load_hint
 from workbench.run.record import RunOutput
 from workbench.steps.fields import parse_size
-from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import weights_digest
 from workbench.weights.writer import output_specs, write_checkpoint
 
@@ -87,6 +90,13 @@ class OutputForm(ABC):
             from workbench.run.configured import configured
 
             configured(resolved)
+        steps = resolved.recipe.steps
+        if any(step.kind == "grow" for step in steps) and modules_of(resolved.base_path)[1]:
+            made, size = (m.config.get("hidden_size") for m in (shapes_before(resolved, len(steps)), resolved.base))
+            if made != size:
+                message = f"its modules of sentence-transformers take hidden_size {size}, the result has {made}"
+                hint = "Change `depth` or `neurons`, or use a base that is the transformer alone."
+                raise InvalidRecipeError(f"{resolved.recipe.name}: {message}", hint)
         beside = resolved.beside
         if beside and not self.acts_beside:
             raise InvalidRecipeError(
@@ -362,39 +372,8 @@ def write_config(config: dict[str, object], resolved: Resolved, out: Path) -> No
         written["dtype"] = config["torch_dtype"]
     write_json(out / "config.json", written, indent=2)
     for name, file in resolved.shipped.items():
-        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / name)
-
-
-def load_hint(model: str) -> str:
-    """Return the line with the Python call that loads a checkpoint directory."""
-    return f'load:   {_loading_class(Path(model))}.from_pretrained("{model}")'
-
-
-def adapter_hints(base: str, adapter: str, base_path: str) -> list[str]:
-    """Return the lines on loading an adapter: the Python call, and a note if the base has more parts than the text decoder.
-
-    Args:
-        base: The base as the user names it.
-        adapter: Directory of the adapter.
-        base_path: Directory or hub id of the base.
-    """
-    from workbench.bricks.locate import locate
-
-    place = locate(base_path, Path.cwd(), "base")[0]
-    if Checkpoint(place, "base").packed:
-        return [
-            f"The adapter changes {base} as it is read here, without quantization. To load it with PEFT, first run a recipe with this base and "
-            "no steps: its result is the base in safetensors."
-        ]
-    lines = [f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")']
-    if (whole := _loading_class(place)) != "AutoModelForCausalLM":
-        lines.append(f"        (the adapter names modules of the text decoder; {whole} loads the whole base)")
-    return lines
-
-
-def _loading_class(model: Path) -> str:
-    """Return the transformers class that loads all parts of a model directory."""
-    from workbench.models.skeleton import loading_class
-
-    return loading_class(read_config(model, str(model)))
+    if (folder := modules_of(resolved.base_path)[1][:1]) and folder[0][1]:  # the result's transformer is at the root
+        first, *rest = jsondoc.read(out / MODULES)
+        write_json(out / MODULES, [{**first, "path": ""}, *rest], indent=2)

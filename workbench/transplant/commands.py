@@ -74,7 +74,7 @@ def transplant(
 
 def _print(report: Transplant) -> None:
     """Print the layers, the match, the losses and what was not carried."""
-    from workbench.run.forms import adapter_hints
+    from workbench.run.loading import adapter_hints
 
     out.table(
         ["layer", "takes", "modules", "matched", "under 0.2"],

@@ -17,6 +17,7 @@ from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import file_digest, json_digest
 from workbench.ground.lazy import no_grad, torch
 from workbench.models.prompts import load_tokenizer
+from workbench.models.sentences import modules_in, pooling_modes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,26 +76,16 @@ class Encoder:
     @cached_property
     def first(self) -> bool:
         """True if the vector is the state of the first token, and not the mean over all tokens."""
-        rows = jsondoc.read(self.path / "modules.json")
-        modules = [
-            str(row.get("type", "")).rpartition(".")[2]
-            for row in (rows if isinstance(rows, list) else [])
-            if isinstance(row, dict)
-        ]
-        pooling = jsondoc.read_object(self.path / POOLING)
-        ways = {
-            name.removeprefix("pooling_mode_") for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True
-        }
-        if isinstance(pooling.get("pooling_mode"), str):  # since sentence-transformers 5.3
-            ways = {pooling["pooling_mode"]}
-        way = next(iter(ways)) if len(ways) == 1 else None
-        if modules not in (_MODULES, _MODULES[:2]) or way not in ("mean_tokens", "mean", "cls_token", "cls"):
+        modules = [name for name, _ in modules_in(self.path)]
+        ways = pooling_modes(jsondoc.read_object(self.path / POOLING))
+        way = ways[0] if len(ways) == 1 else None
+        if modules not in (_MODULES, _MODULES[:2]) or way not in ("mean", "cls"):
             raise WorkbenchError(
                 f"sentence encoder {self.named}: expected a transformer whose vector is the mean over its tokens or the state of the "
-                f"first one, found the modules {', '.join(modules) or 'none'} with pooling {', '.join(sorted(ways)) or 'none'}",
+                f"first one, found the modules {', '.join(modules) or 'none'} with pooling {', '.join(ways) or 'none'}",
                 "Name another encoder, such as all-MiniLM-L6-v2.",
             )
-        return way.startswith("cls")
+        return way == "cls"
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:

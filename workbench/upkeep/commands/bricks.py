@@ -220,7 +220,7 @@ def extract(
 
 def _print_extracted(made: Extraction) -> None:
     """Print rank and errors of each tensor, tensors without low-rank factors, and commands that use the adapter."""
-    from workbench.run.forms import adapter_hints
+    from workbench.run.loading import adapter_hints
 
     parts: dict[str, ExtractedTensor | Extraction] = {**made.tensors, "all updates": made}
     rows = [[name, str(p.rank), f"{p.norm:.4g}", f"{p.error:.2e}", f"{p.rounding:.2e}"] for name, p in parts.items()]
@@ -277,7 +277,7 @@ def bake(
     result = run(named, base, to, Work(pick_device(device), threads, out.event), project=Path.cwd(), dtype=dtype)
 
     def text() -> None:
-        from workbench.run.forms import load_hint
+        from workbench.run.loading import load_hint
 
         out.line(result.place)
         out.say(

@@ -1,0 +1,1 @@
+"""Models that turn texts into vectors, in the layout of sentence-transformers."""
