@@ -233,11 +233,11 @@ def card() -> Iterator[Card]:
         patch.setattr(device, "_begin", begin)
         patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
-        patch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (9, 0))
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
         patch.setattr(torch.cuda, "set_device", _get_device_index)  # refuses "cuda" without a number, as `set_device` does
-        patch.setattr(torch.cuda, "current_stream", lambda _device: None)
-        patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _device=None: None)
-        patch.setattr(torch.cuda, "max_memory_allocated", lambda _device=None: 0)
-        patch.setattr(torch.cuda, "synchronize", lambda _device=None: state.arrive())
+        patch.setattr(torch.cuda, "current_stream", lambda device: None)
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: None)
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 0)
+        patch.setattr(torch.cuda, "synchronize", lambda device=None: state.arrive())
         with _Functions(state), _Operators(state):
             yield state

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from workbench.adapters.live import JoinedSource
-from workbench.adapters.lora import Spot
 from workbench.bricks.brick import Brick
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.models.architecture import is_head, with_head_of
@@ -84,6 +82,9 @@ class Turned:
         if name not in self._names:
             return self._weights.open(name, device)
         experts, rows, cols = shape = self.specs[name].shape
+        from workbench.adapters.live import JoinedSource
+        from workbench.adapters.lora import Spot
+
         spots = tuple(Spot(name, e * cols, 0, e, (0, rows), (0, cols), swap=True) for e in range(experts))
         return JoinedSource(self._weights, shape, spots, device)
 

@@ -17,7 +17,6 @@ from typing import Any
 from workbench.ground import foreign_names, jsondoc
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.ground.foreign_names import ADAPTER, CARD, CONFIG, INDEX, MODULES, SAVED, SINGLE, brick_name, fields_of
-from workbench.ground.numbers import plural
 from workbench.ground.project import find_project, relative
 from workbench.ground.results import Result
 from workbench.ground.yamltree import top_scalars
@@ -275,7 +274,7 @@ class _Folder(_Named):
             return None
         place = saves[-1][1]
         commands = last.commands if (last := look(self.path / place)) else ()
-        says = f"the output of a training with {plural(len(saves), 'save')} and no final model, the last in {place}"
+        says = f"the output of a training with {len(saves)} save{'s' * (len(saves) > 1)} and no final model, the last in {place}"
         average = f"`{{checkpoints: {self.typed}, last: {min(len(saves), 8)}}}`"
         problem = f"Average the last ones, with the brick {average}, or name a save, such as {self.typed}/{place}:"
         return self.is_("saves", says, *commands, problem=problem)
