@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +30,7 @@ from workbench.bricks.fitting import fitted
 from workbench.ground.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.run.device import Work
+from workbench.run.loading import adapter_hints
 from workbench.upkeep.extract import Extraction, extract
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import BLOCK_ELEMENTS, load
@@ -67,6 +69,26 @@ def taken(folder: Path, rank: int | None, out: str = "made", **policy: Any) -> E
     """Extract an adapter of one/."""
     options = Policy(rank, dense="approximate", **policy)
     return extract("one", "base", folder / out, options, Work(CPU, 1), project=folder)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava", "qwen3_omni", "llama4", "qwen3_moe"])
+def test_the_printed_call_loads_the_adapter_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoModelForCausalLM refuses the first three bases, and of Llama 4 it loads a part, in which PEFT would miss the adapter's keys."""
+    import peft
+    import transformers
+
+    tuned_on(name, tmp_path)
+    taken(tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    (line,) = adapter_hints("base", "made", "base")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        loaded = eval(
+            line.removeprefix("load:   "),
+            {name: getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModelFor")}
+            | {"PeftModel": peft.PeftModel},
+        )
+    assert loaded.get_model_status().available_adapters == ["default"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from workbench.models.sentences import sentence_class
 from workbench.weights.checkpoint import Checkpoint, read_config
+
+_TEXT = "AutoModelForCausalLM"
 
 
 def load_hint(model: str) -> str:
@@ -31,10 +34,22 @@ def adapter_hints(base: str, adapter: str, base_path: str) -> list[str]:
             f"The adapter changes {base} as it is read here, without quantization. To load it with PEFT, first run a recipe with this base and "
             "no steps: its result is the base in safetensors."
         ]
-    lines = [f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")']
-    if (whole := _loading_class(place)) != "AutoModelForCausalLM":
+    whole = _loading_class(place)
+    loaded = whole if whole != _TEXT and _names_the_whole(Path(adapter), place) else _TEXT
+    lines = [f'load:   PeftModel.from_pretrained({loaded}.from_pretrained("{base}"), "{adapter}")']
+    if whole != loaded:
         lines.append(f"        (the adapter names modules of the text decoder; {whole} loads the whole base)")
     return lines
+
+
+def _names_the_whole(adapter: Path, base: Path) -> bool:
+    """Return True if all modules of an adapter have the names that they have in the base's own class."""
+    from workbench.adapters.read import Adapter
+    from workbench.models.skeleton import skeleton
+
+    named = {part.module for part in Adapter(adapter, "the adapter").keys.parts}
+    whole = skeleton(json.dumps(read_config(base, str(base))))
+    return named <= {name for name, _ in (*whole.named_modules(), *whole.named_parameters())}
 
 
 def _loading_class(model: Path) -> str:
