@@ -22,6 +22,7 @@ from worlds.tiny import tensors_of
 
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.bind import bind
+from workbench.adapters.export import write_adapter
 from workbench.adapters.live import JoinedSource
 from workbench.adapters.lora import Spot
 from workbench.adapters.read import Adapter
@@ -33,6 +34,7 @@ from workbench.run.device import Work
 from workbench.run.loading import adapter_hints
 from workbench.upkeep.extract import Extraction, extract
 from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.lowrank import Factors
 from workbench.weights.specs import BLOCK_ELEMENTS, load
 
 KNOWN = entries()
@@ -270,3 +272,18 @@ def test_recipes_write_such_adapters_too(name: str, tmp_path: Path) -> None:
     for key, tensor in tuned.state_dict().items():
         if tensor.is_floating_point():
             assert error_of(merged[key], tensor) < 1e-5, key
+
+
+def test_an_update_of_shared_experts_is_one_in_peft(tmp_path: Path) -> None:
+    """As `target_modules`, PEFT takes the layer for experts, finds no keys of theirs and changes nothing."""
+    from peft import PeftModel
+
+    base, _ = tuned_on("deepseek_v3", tmp_path)
+    model = live(base.kind, base.trained)[0]
+    name = next(n for n, _ in model.named_parameters() if n.endswith("shared_experts.down_proj.weight"))
+    before = model.state_dict()[name].clone()
+    draw = torch.Generator().manual_seed(0)
+    update = Factors(torch.randn(before.shape[0], 2, generator=draw), torch.randn(2, before.shape[1], generator=draw))
+    write_adapter(tmp_path / "edit", {name: update}, "base", mixture=True)
+    merged = PeftModel.from_pretrained(model, tmp_path / "edit").merge_and_unload().state_dict()
+    torch.testing.assert_close(merged[name], before + update.left @ update.right, atol=1e-5, rtol=0)

@@ -303,7 +303,9 @@ def _short_targets(live: Live, targets: set[str]) -> list[str]:
     return sorted(short | {module for module in targets if module.rpartition(".")[2] not in short})
 
 
-def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False) -> None:
+def write_adapter(
+    path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False, mixture: bool = False
+) -> None:
     """Save low-rank updates as a PEFT adapter in float32, with alpha = rank; changes of biases become `lora_bias`.
 
     Args:
@@ -312,6 +314,7 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
             matrix with one column. PEFT then needs a bias in every updated module, and those without a change get one of zero.
         base: Value of `base_model_name_or_path`.
         fan_in_fan_out: Whether the base stores these weights as [in, out].
+        mixture: Whether the base has stacks of experts: PEFT would then take the names of shared and dense layers for those of experts.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -328,14 +331,16 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
             tensors[f"{SHIFT[0]}{module}{SHIFT[1]}"] = shift.flatten().contiguous()
         ranks[module] = oriented.rank
     rank = max(ranks.values(), default=1)
-    smaller_ranks = {module: r for module, r in ranks.items() if r != rank}
+    named = {m: f"{m}.weight" for m in ranks if mixture and not shifts and m.rpartition(".")[2] in _OF_EXPERTS}
+    smaller_ranks = {named.get(module, module): r for module, r in ranks.items() if r != rank}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(ranks.keys() - named),
+        **({"target_parameters": sorted(named.values())} if named else {}),
         "rank_pattern": smaller_ranks,
         "alpha_pattern": smaller_ranks,
         "lora_dropout": 0.0,

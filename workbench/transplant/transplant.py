@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from workbench.activations.labelled import ItemRow
 from workbench.activations.losses import losses
 from workbench.adapters.export import write_adapter
+from workbench.adapters.live import live_places
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_title, write_card
 from workbench.ground.errors import WorkbenchError
@@ -290,7 +291,7 @@ def _write(inputs: Inputs, wanted: Wanted, carried: Carried, report: Transplant,
         **({"texts": str(wanted.texts)} if wanted.texts else {}),
     }
     with new_directory(out) as partial:
-        write_adapter(partial, factors, wanted.to, fan_in_fan_out=flip)
+        write_adapter(partial, factors, wanted.to, fan_in_fan_out=flip, mixture=live_places(inputs.target).mixture)
         write_json(partial / RECORD, {key: value for key, value in report.to_dict().items() if key != "notes"}, indent=1)
         card = BrickCard(
             version=1,

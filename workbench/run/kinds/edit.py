@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.export import write_adapter
+from workbench.adapters.live import live_places
 from workbench.adapters.read import Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
@@ -127,7 +128,8 @@ def write_edit(
     """
     resolved = on.resolved
     base = BaseRecord(**{"id": resolved.recipe.fields.base_name, "digest": resolved.base_digest, **(card or {}).get("base", {})})
-    write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out)
+    mixture = live_places(resolved.base).mixture
+    write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out, mixture=mixture)
     made = {
         "method": step.name,
         "version": step.version,
