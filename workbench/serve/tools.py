@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 
@@ -26,7 +27,8 @@ def format_of(tokenizer: Any, model: Any) -> Any:
         from transformers.cli.serving.utils import get_response_template
     except ImportError:
         return getattr(tokenizer, "response_template", None)
-    return get_response_template(tokenizer, model.config)
+    # transformers 5.25 asks for the config, earlier versions for the model.
+    return get_response_template(tokenizer, model.config if "config" in signature(get_response_template).parameters else model)
 
 
 def parsed(tokenizer: Any, model: Any, prompt: Sequence[int], written: Sequence[int] | str, tools: Any) -> dict[str, Any] | None:

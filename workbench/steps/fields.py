@@ -21,7 +21,9 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
@@ -321,11 +323,18 @@ class BrickRef(Window):
             raise ValueError(
                 f"{given[0].replace('start', 'from')}: is for the checkpoints of a training run, found {keys[0]}; write checkpoints: DIRECTORY"
             )
-        if {"decay", "ema"} <= self.model_fields_set:
+        if self.decay != "linear" and self.ema is not None:
             raise ValueError("`decay` and `ema` both give the weights: set only one of them")
         if self.part and keys[0] in ("adapter", "recipe", "checkpoints"):
             raise ValueError(f"part: {self.part} is for a multimodal checkpoint, found {keys[0]}; write checkpoint: DIRECTORY")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_window(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out the window of a brick that is no training run, in records too."""
+        data: dict[str, object] = write(self)
+        apart = {"checkpoints", "from", *_WINDOW} if self.checkpoints is None else set()
+        return {key: value for key, value in data.items() if key not in apart}
 
     @property
     def kind(self) -> str:
