@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,8 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
             project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
         assert caught.value.exit_code == 3
     monkeypatch.undo()
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: Path("/").read_bytes())
+    unreadable = SimpleNamespace(from_pretrained=lambda *_, **__: Path("/").read_bytes())
+    monkeypatch.setattr("workbench.run.check_growth.decoder_class", lambda *_: unreadable)
     with pytest.raises(
         WorkbenchError, match=r"^step deeper: transformers cannot load the written model \(.*Is a directory: '/'\)$"
     ):

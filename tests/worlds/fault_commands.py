@@ -158,8 +158,8 @@ COMMANDS = {
         share=1,
     ),
     "route measure": Command(
-        "route measure own --calibration asked.jsonl --device cpu",
-        ("brick extract bricks/full --base base -o bricks/own --rank 4",),
+        "route measure low --calibration asked.jsonl --device cpu",
+        ("brick extract bricks/full --base base -o bricks/low --rank 4",),
     ),
     "analyze": Command(f"analyze base {NEURONS}", share=1),
     "analyze parts": Command(f"analyze base {NEURONS} --sparsity --partition kmeans --experts 4 --neuron 0.1"),
