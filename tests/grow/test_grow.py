@@ -186,9 +186,7 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
     monkeypatch.undo()
     unreadable = SimpleNamespace(from_pretrained=lambda *_, **__: Path("/").read_bytes())
     monkeypatch.setattr("workbench.run.check_growth.decoder_class", lambda *_: unreadable)
-    with pytest.raises(
-        WorkbenchError, match=r"^step deeper: transformers cannot load the written model \(.*Is a directory: '/'\)$"
-    ):
+    with pytest.raises(WorkbenchError, match=r"^step deeper: .* cannot load the written model \(.*Is a directory: '/'\)$"):
         project.run("steps: [{id: deeper, grow: stack, order: [0, 1, 2]}]\n")
     assert not list((project.path / "runs").glob("*/model*"))
 
