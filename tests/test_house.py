@@ -153,8 +153,8 @@ def test_tests_have_no_wall_clock() -> None:
 
 # What the core may hold, as lines, and everything as names: functions and classes. A raise of a number takes an equal removal in the same commit.
 # A part may grow within the number that the docstring of its part.py states.
-CORE_LINES = 86_000
-CORE_NAMES = 5_960
+CORE_LINES = 85_200
+CORE_NAMES = 5_930
 WORDS = 101_103
 SLACK = 0.98
 """A number that is less than this share of its ceiling lowers the ceiling."""

@@ -147,6 +147,7 @@ def test_bad_groups(text: str, message: str, grouped: Path, tokenizer: Any) -> N
     assert "g.yaml" in error.value.message
 
 
+@pytest.mark.part("suites")
 def test_eval_shows_groups(place: Path) -> None:
     (place / "evals/tasks/all.yaml").write_text("group: all\ntask: [pick]\naggregate_metric_list: [{metric: acc}]\n")
     (place / "evals/suites/all.yaml").write_text("suite: all\ntasks: [all]\ncluster: id\n")
@@ -155,9 +156,8 @@ def test_eval_shows_groups(place: Path) -> None:
     assert (group["group"], group["metric"], group["n"], group["tasks"]) == ("all", "acc", 24, 1)
     assert group["value"] == document["tasks"]["pick"]["acc"]["value"]
     assert f"{group['value']:.4f}" in call("eval", "base", "--suite", "all").stdout
-    assert {
-        c.task for c in __import__("workbench.evaluate.suitecheck", fromlist=["x"]).check_suite("all", place, "base").checks
-    } == {"pick"}
+    checked = json.loads(call("suite", "check", "all", "--base", "base", "--json").stdout)
+    assert {check["task"] for check in checked["checks"]} == {"pick"}
 
 
 # Suite check: filters that look for the answer in a sentence
@@ -189,6 +189,7 @@ def sentence(answers: str) -> str:
     )
 
 
+@pytest.mark.part("suites")
 def test_filters_that_look_for_a_sentence_pass(place: Path) -> None:
     (place / "evals/tasks/copy.yaml").write_text(sentence(r"\w+"))
     assert checks(place)["copy", "gold answers"].status == "ok"

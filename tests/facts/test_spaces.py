@@ -16,7 +16,6 @@ from workbench.edit.grace import _row
 from workbench.edit.memories.textmemory import FactStore
 from workbench.edit.places.parts import fact_pair
 from workbench.evaluate.facts.definitions import documents
-from workbench.evaluate.suitenew import new_suite
 from workbench.facts.facts import fact_of, joined
 from workbench.models.texts import encode, read_texts
 from workbench.train.rows import encode as encode_row
@@ -71,6 +70,7 @@ def by_byte() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+@pytest.mark.part("suites")
 @pytest.mark.parametrize(("prompt", "answer", "space"), [("日本の首都は", "東京", ""), ("Its capital is", "Tokyo", " ")])
 def test_everything_that_joins_a_prompt_and_an_answer(
     prompt: str, answer: str, space: str, by_byte: Any, project: Project
@@ -110,6 +110,8 @@ def test_everything_that_joins_a_prompt_and_an_answer(
     assert store.context("?") == f"{whole}{stop}{space}{whole}{stop}"
 
     items = write_jsonl(project.path / "items.jsonl", [{"prompt": prompt, "choices": [answer, answer * 2], "gold": 0}])
+    from workbench.suites.new import new_suite
+
     new_suite("capitals", items, "choice", project.path)
     task = yaml.safe_load((project.path / "evals/tasks/capitals.yaml").read_text("utf-8").replace("!function", ""))
     assert task.get("target_delimiter", " ") == space

@@ -12,10 +12,10 @@ from worlds.project import Project
 from worlds.search_document import make_search
 from worlds.search_world import SPACE, folder_of, searched
 
-from workbench.report import trackers
-from workbench.report.trackers import LoggedRun
 from workbench.search.logged import runs_of_search
 from workbench.search.result import SearchResult
+from workbench.trackers import runs as trackers
+from workbench.trackers.runs import LoggedRun
 
 
 def test_each_control_and_candidate_is_a_run(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:

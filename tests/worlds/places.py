@@ -30,6 +30,8 @@ PARTS = (
     "exchange",
     "quantized",
     "averaging",
+    "suites",
+    "trackers",
     "embeddings",
 )
 """The parts of the workbench. The tests of a part are in the folder of tests with its name."""

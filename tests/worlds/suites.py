@@ -11,7 +11,6 @@ from worlds.places import TASKS
 from worlds.project import Project
 from worlds.tiny import save_finetuned
 
-from workbench.evaluate.suitecheck import check_suite
 from workbench.evaluate.taskchecks import SuiteCheck
 
 MEAN = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n"
@@ -45,6 +44,8 @@ def clustered_suite(project: Project) -> None:
 
 
 def checks(place: Path, **options: Any) -> dict[tuple[str, str], SuiteCheck]:
+    from workbench.suites.check import check_suite
+
     return {(c.task, c.check): c for c in check_suite("toy", place, "base", **options).checks}
 
 

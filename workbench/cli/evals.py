@@ -87,13 +87,13 @@ def evaluate(
     from workbench.cli._comparison import groups_table, recommended, scores_table, sweep_tables, unlisted
     from workbench.models.identity import pick_device
     from workbench.report.scorecard import card_scores
-    from workbench.report.trackers import log_runs, open_tracker, runs_of_scores
     from workbench.scores.documents import Skipped
     from workbench.scores.groups import aggregated, by_suite
 
     out.quiet, out.verbose = quiet or json, verbose
     check_watch(watch, port)
-    tracker = open_tracker(log, log_project)
+    tracks = hook("trackers", "--log") if log or log_project else None
+    tracker = tracks.open_tracker(log, log_project) if tracks else None
     request = Request(names, Variation.of(settings, sweep, max_points), suite or (), runs_dir, controls, batch_size, limit)
     opened = open_subjects(request, printing(), fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
@@ -123,8 +123,8 @@ def evaluate(
 
     warnings = comparison.warnings if comparison else ()
     out.result(lambda: by_suite(scores, groups, Skipped.all(opened.left_out)), text, json=json, warnings=warnings)
-    if tracker:
-        out.say(log_runs(tracker, runs_of_scores(opened.entries, scores)))
+    if tracks and tracker:
+        out.say(tracks.log_runs(tracker, tracks.runs_of_scores(opened.entries, scores)))
     refuse_left_out(opened.left_out)
 
 

@@ -12,8 +12,6 @@ from workbench.bricks.card import ShownCard
 from workbench.compare.answers import Items
 from workbench.compare.comparison import ComparedRows
 from workbench.compare.recommend import ShippedConfiguration
-from workbench.evaluate.suitecheck import ShownSuite, SuiteReport, SuiteRow
-from workbench.evaluate.suitenew import CreatedSuite
 from workbench.facts.conflicts import ImportedFacts
 from workbench.facts.log import MemoryChange, MemoryFacts
 from workbench.ground.parts import imported, parts
@@ -51,10 +49,10 @@ _CORE: Mapping[str, Any] = {
     "brick advise": None,
     "brick barrier": None,
     "brick transplant": None,
-    "suite ls": list[SuiteRow],
-    "suite show": ShownSuite,
-    "suite check": SuiteReport,
-    "suite new": CreatedSuite,
+    "suite ls": None,
+    "suite show": None,
+    "suite check": None,
+    "suite new": None,
     "scores ls": list[StoredPlan],
     "scores import": None,
     "scores pull": None,

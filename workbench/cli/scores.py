@@ -1,4 +1,4 @@
-"""Commands `scores ls|export|items`."""
+"""Commands `scores ls|items`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from workbench.api.answers import SHOWN, WAYS, Choice, Only, compared_items, cut
 from workbench.api.naming import Variation, runs_folder
 from workbench.api.subjects import Request, refuse_left_out
 from workbench.cli._recipes import printing
-from workbench.console.options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, RunsOpt, SetOpt, SuiteOpt
+from workbench.console.options import BatchOpt, JsonOpt, LimitOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.console.output import out
 from workbench.console.trust import reads_recipes
-from workbench.ground.errors import UsageError, shell, size
+from workbench.ground.errors import size
 from workbench.ground.project import relative
 
 if TYPE_CHECKING:
@@ -150,77 +150,6 @@ def _print(plans: Sequence[StoredPlan]) -> None:
     for plan in plans:
         if plan.outdated:
             out.say(f"outdated: {plan.suite} {plan.plan[:12]}: {plan.outdated}; `workbench eval` scores its recipes again")
-
-
-@app.command()
-@reads_recipes
-def export(
-    tasks: Annotated[
-        list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of a facts file.", show_default=False)
-    ],
-    to: Annotated[Path, typer.Option("-o", "--out", help="Folder to write task files to.")] = Path("evals/tasks"),
-    include_path: Annotated[
-        Path | None, typer.Option("--include-path", help="Folder with more task definitions, as for lm_eval.")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--num-fewshot", min=0, help="Few-shot examples per prompt, stored with the task; default: the task's own number."
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="DIR",
-            help="For facts: model whose answers to neighbours' prompts should stay the same, and whose tokenizer counts tokens.",
-        ),
-    ] = None,
-    device: DeviceOpt = "auto",
-) -> None:
-    """Export tasks with their documents as local files.
-
-    The JSONL and YAML files build the same requests without the hub.
-    """
-    from workbench.evaluate.export import export_task
-
-    for task in tasks:
-        if task.startswith("facts:"):
-            _export_facts(task, to, base, device)
-            continue
-        done = export_task(task, to, include_path=include_path, num_fewshot=num_fewshot)
-        for path in done.files:
-            out.line(str(path))
-        out.say(
-            f"{task}: {done.documents} documents, {done.requests} requests as in the original"
-            + (f"; few-shot pool of {done.shots}" if done.shots else "")
-        )
-        if not done.clusters:
-            out.say(
-                f"its documents have no cluster field: write `cluster: {{{task}: id}}` in the suite, or add a field that names each item's cluster"
-            )
-
-
-def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
-    """Export the tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
-    from workbench.evaluate.facts.suite import export_facts
-    from workbench.evaluate.facts.wanted import PREFIX, wanted
-    from workbench.ground.project import find_project
-    from workbench.models.identity import pick_device
-    from workbench.recipe.fields import FactsEval
-    from workbench.run.opened import resolve_model
-
-    if base is None:
-        raise UsageError(f"{name}: --base is missing", f"workbench scores export {shell(name)} --base DIR -o {shell(to)}")
-    project = find_project()
-    facts = wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
-    resolved = resolve_model(base, project).resolved
-    for path in export_facts(facts, resolved, to, pick_device(device), out.event):
-        out.line(str(path))
-    out.say(
-        f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {shell(to)} "
-        f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}"
-    )
 
 
 def _store(runs_dir: Path | None) -> ScoreStore:

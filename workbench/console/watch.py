@@ -12,7 +12,7 @@ import typer
 from workbench.console.output import out, time_left
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.events import Event
-from workbench.ground.parts import hook, missing
+from workbench.ground.parts import hook
 
 Report = Callable[[], Any]
 """Returns the document of all scores that are stored; None if there is none yet."""
@@ -54,14 +54,7 @@ def check_watch(watch: bool, port: int | None) -> None:
     if port is not None and not watch:
         raise UsageError(f"--port {port}: nothing is shown without --watch", f"--watch --port {port}")
     if watch:
-        _shown_by().check(port or 0)
-
-
-def _shown_by() -> Any:
-    """Return the module that shows a growing report."""
-    if (found := hook("watch")) is None:
-        raise missing("view", "--watch")
-    return found
+        hook("watch", "--watch").check(port or 0)
 
 
 @contextmanager
@@ -77,7 +70,7 @@ def watching(work: str, watch: bool, port: int | None, report: Report = lambda: 
     if not watch:
         yield Watched(None, report)
         return
-    with _shown_by().page(work, port or 0, out.always) as page:
+    with hook("watch", "--watch").page(work, port or 0, out.always) as page:
         watched = Watched(page, report)
         yield watched
         watched.show()

@@ -31,6 +31,7 @@ class Part:
         runs: Module whose function `recipe_of` gives the recipe that averages the checkpoints of a training run.
         sentences: Module whose function `compare_modules` compares what sentence-transformers adds to two transformers.
         weights: Quantization, as `weights.packed.reader_of` names it -> place of the function that finds its tensors.
+        trackers: Module whose `open_tracker`, `log_runs` and `runs_of_scores` log results for --log.
         outputs: Module whose `refusal` and `PackedWeights` write results in the format of their base.
         extras: Extra of pyproject.toml -> library that the part imports -> its distribution.
         needs: Other parts that it imports.
@@ -44,9 +45,21 @@ class Part:
     runs: str = ""
     sentences: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
+    trackers: str = ""
     outputs: str = ""
     extras: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs: Sequence[str] = ()
+
+
+HOOKS = {
+    "watch": "view",
+    "searches": "search",
+    "runs": "averaging",
+    "sentences": "embeddings",
+    "trackers": "trackers",
+    "outputs": "quantized",
+}
+"""Hook -> the part that has it, whether it is there or not."""
 
 
 @cache
@@ -65,9 +78,19 @@ def imported(place: str) -> Any:
     return getattr(import_module(f"workbench.{module}"), name)
 
 
-def hook(name: str) -> Any:
-    """Return the module that a part names for a hook, such as "watch"; None if no part has it."""
+def hook(name: str, what: str | None = None) -> Any:
+    """Return the module that a part names for a hook, such as "watch"; None if no part has it.
+
+    Args:
+        name: Field of `Part`.
+        what: What cannot do without it, such as "--watch"; None if it can.
+
+    Raises:
+        WorkbenchError: If `what` is given and no part has it.
+    """
     place = next((place for part in parts().values() if (place := getattr(part, name))), None)
+    if place is None and what:
+        raise missing(HOOKS[name], what)
     return place and import_module(f"workbench.{place}")
 
 

@@ -15,7 +15,7 @@ from workbench.bricks.hub import Hub
 from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.foreign_names import CARD
-from workbench.ground.parts import hook, missing
+from workbench.ground.parts import hook
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
 from workbench.models.sentences import modules_of
@@ -175,8 +175,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
     plain, vocabulary, recipe = resolved.checkpoint, resolved.vocabulary, resolved.recipe
     warnings = list[str]()
     if modules_of(brick.path)[1] and not brick.part:
-        if (sentences := hook("sentences")) is None:
-            raise missing("embeddings", f"{brick.label}, a model of sentence-transformers,")
+        sentences = hook("sentences", f"{brick.label}, a model of sentence-transformers,")
         warnings += sentences.compare_modules(brick.label, brick.path, plain.path)
     if brick.kind == "adapter":
         from workbench.adapters.bind import bind

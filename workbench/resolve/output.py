@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.bricks.locate import base_adapter
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.lazy import torch
-from workbench.ground.parts import hook, missing
+from workbench.ground.parts import hook
 from workbench.models.architecture import is_table
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
@@ -56,8 +56,7 @@ def check_format(recipe: Recipe, base: Checkpoint) -> Iterator[WorkbenchError]:
     form = recipe.fields.output.format
     if form is None:
         return
-    if (part := hook("outputs")) is None:
-        raise missing("quantized", f"`format: {form}`")
+    part = hook("outputs", f"`format: {form}`")
     for i, step in enumerate(recipe.steps):
         if step.verb != "merge":
             text = f"`format: {form}` rounds the result after the steps, which would change what `{step.verb}: {step.name}` made and checked"

@@ -14,7 +14,7 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import AdaptedCheckpoint, base_adapter, base_digest, resolve_base, resolve_brick
 from workbench.bricks.origin import find_ties, rows_of, untied
 from workbench.ground.errors import InvalidRecipeError, WorkbenchError
-from workbench.ground.parts import hook, missing
+from workbench.ground.parts import hook
 from workbench.ground.project import cache_of
 from workbench.models.identity import generation_settings
 from workbench.models.layout import Model
@@ -176,10 +176,7 @@ class _Builder:
         """Return a resolved recipe that is used as a brick."""
         recipe, target = self.recipe, ref.target
         if ref.kind == "checkpoints":
-            average = hook("runs")
-            if average is None:
-                raise missing("averaging", f"brick '{name}': `checkpoints:`")
-            window, said = average.recipe_of(name, ref, recipe)
+            window, said = hook("runs", f"brick '{name}': `checkpoints:`").recipe_of(name, ref, recipe)
             self.findings.warnings += said
             return resolve(window, self.hub, (*self.above, *([recipe.path.resolve()] if recipe.path else [])))
         path = (recipe.project / target).resolve()

@@ -70,10 +70,10 @@ def search(
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
     from workbench.ground.project import runs_of
-    from workbench.report.trackers import log_runs, open_tracker
     from workbench.search.logged import runs_of_search
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
+    from workbench.trackers.runs import log_runs, open_tracker
 
     out.quiet, out.verbose = quiet or json, verbose
     check_watch(watch, port)

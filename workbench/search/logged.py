@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from workbench.report.trackers import LoggedRun, Value, logged_run
 from workbench.search.result import SearchResult
+from workbench.trackers.runs import LoggedRun, Value, logged_run
 
 
 def runs_of_search(found: SearchResult) -> list[LoggedRun]:

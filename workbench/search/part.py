@@ -6,5 +6,6 @@ PART = Part(
     commands={"search": "search.commands.search"},
     searches="search.reported",
     documents={"search": "search.result.SearchResult"},
+    needs=("trackers",),
     extras={"search": {"optuna": "optuna", "cmaes": "cmaes"}},
 )

@@ -12,13 +12,13 @@ from typing import Any
 
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.card import renamed, without_paths
-from workbench.bricks.upload import HUB_ID
 from workbench.ground import jsondoc, yamldoc
 from workbench.ground.foreign_names import CARD as BRICK
 from workbench.run.card import HEADER, with_header
 from workbench.run.memories import RECORD as MEMORY
 from workbench.run.opened import CONFIGURATION
 from workbench.run.routers import RECORD as ROUTER
+from workbench.ship.upload import HUB_ID
 
 CARD = "README.md"
 # File -> its fields that can name directories; the other fields decide what the model computes.

@@ -1,4 +1,4 @@
-"""Results for others: `workbench push` sends them to the hub, and `workbench export` writes what LoRA servers need. At most 91 names."""
+"""Results for others: `workbench push` sends them to the hub, and `workbench export` writes what LoRA servers need. At most 103 names."""
 
 from workbench.ground.parts import Part
 

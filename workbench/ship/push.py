@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.bricks.upload import HUB_ID
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.files import read_json
 from workbench.ground.manifest import files_of
@@ -23,6 +22,7 @@ from workbench.run.record import RunRecord
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores
 from workbench.ship.outward import CARD, Outward
+from workbench.ship.upload import HUB_ID
 
 
 class PushedFile(JsonObject):

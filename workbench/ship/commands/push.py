@@ -59,9 +59,9 @@ def push(
     Sends a model, adapter or configuration with its card, as one commit. First the files are compared with the run's record, and the
     licenses of the inputs are checked. After an interruption the same command sends only what is missing.
     """
-    from workbench.bricks.upload import Target, check_reachable, upload
     from workbench.ship.outward import CARD, content_of
     from workbench.ship.push import Pushed, contents, licence_of, package
+    from workbench.ship.upload import Target, check_reachable, upload
 
     out.quiet = json or quiet
     target = Target(repository, None if revision == "main" else revision, private, replace)

@@ -15,9 +15,9 @@ from worlds.local_tasks import CHOICE, documents, suite
 from worlds.places import TASKS
 
 from workbench.evaluate import build_plan
-from workbench.evaluate.export import LOCALDATA as WRITTEN
-from workbench.evaluate.export import export_task
 from workbench.ground.errors import WorkbenchError
+from workbench.suites.export import LOCALDATA as WRITTEN
+from workbench.suites.export import export_task
 
 
 def requests_of(task: Any) -> list[Any]:

@@ -16,8 +16,8 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out
 from worlds.wandb_file import read_run
 
-from workbench.report import trackers
-from workbench.report.trackers import LoggedRun
+from workbench.trackers import runs as trackers
+from workbench.trackers.runs import LoggedRun
 
 EVAL = ("eval", "mine", "--device", "cpu", "--limit", "8")
 SECRET = "0123456789abcdef0123456789abcdef01234567"

@@ -16,11 +16,11 @@ from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, documents, write_dat
 from worlds.places import EVALS, PROJECT
 from worlds.suites import checks
 
-from workbench.evaluate.suitecheck import check_suite, list_suites, show_suite
 from workbench.ground.errors import WorkbenchError
 from workbench.scores.paired import paired
 from workbench.scores.plan import Item, subset
 from workbench.scores.suite import load_suite
+from workbench.suites.check import check_suite, list_suites, show_suite
 
 
 def edit(place: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:

@@ -1,4 +1,4 @@
-"""Commands `suite ls|show|check|new`."""
+"""Commands `suite ls|show|check|new` and `scores export`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.console.options import JsonOpt
+from workbench.console.options import DeviceOpt, JsonOpt
 from workbench.console.output import out
 from workbench.console.trust import reads_recipes
-from workbench.ground.errors import GateFailedError, UsageError, nearest
+from workbench.ground.errors import GateFailedError, UsageError, nearest, shell
 
 if TYPE_CHECKING:
-    from workbench.evaluate.suitecheck import ShownSuite, ShownTask, SuiteReport
+    from workbench.suites.check import ShownSuite, ShownTask, SuiteReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, check and create suites of evaluation tasks.")
 NameArg = Annotated[str, typer.Argument(help="Suite: NAME for evals/suites/NAME.yaml, or a file.", show_default=False)]
@@ -26,7 +26,7 @@ BaseOpt = Annotated[
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
     """List the suites in evals/suites."""
-    from workbench.evaluate.suitecheck import list_suites
+    from workbench.suites.check import list_suites
 
     suites = list(list_suites(_project()))
 
@@ -50,7 +50,7 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
 
     Loads no model.
     """
-    from workbench.evaluate.suitecheck import show_suite
+    from workbench.suites.check import show_suite
 
     out.quiet = json
     shown = show_suite(name, _project(), base)
@@ -127,7 +127,7 @@ def check(
 
     Correct answers must get the full score. Exits with 3 if a check fails.
     """
-    from workbench.evaluate.suitecheck import check_suite
+    from workbench.suites.check import check_suite
 
     report = check_suite(name, _project(), base, limit)
 
@@ -190,9 +190,9 @@ def new(
     becomes "Question: …" and "Answer:". Bad rows are named with file and line before anything is written. Exits with 3 if a check of
     the new suite fails.
     """
-    from workbench.evaluate.suitecheck import check_suite, find_base
-    from workbench.evaluate.suitenew import KINDS, ROLES, CreatedSuite, new_suite, next_steps
     from workbench.ground.project import relative
+    from workbench.suites.check import check_suite, find_base
+    from workbench.suites.new import KINDS, ROLES, CreatedSuite, new_suite, next_steps
 
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: expected {', '.join(KINDS)}. {nearest(kind, KINDS)}")
@@ -223,3 +223,73 @@ def _project() -> Path:
     from workbench.ground.project import find_project
 
     return find_project()
+
+
+@reads_recipes
+def export(
+    tasks: Annotated[
+        list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of a facts file.", show_default=False)
+    ],
+    to: Annotated[Path, typer.Option("-o", "--out", help="Folder to write task files to.")] = Path("evals/tasks"),
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder with more task definitions, as for lm_eval.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot", min=0, help="Few-shot examples per prompt, stored with the task; default: the task's own number."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="DIR",
+            help="For facts: model whose answers to neighbours' prompts should stay the same, and whose tokenizer counts tokens.",
+        ),
+    ] = None,
+    device: DeviceOpt = "auto",
+) -> None:
+    """Export tasks with their documents as local files.
+
+    The JSONL and YAML files build the same requests without the hub.
+    """
+    from workbench.suites.export import export_task
+
+    for task in tasks:
+        if task.startswith("facts:"):
+            _export_facts(task, to, base, device)
+            continue
+        done = export_task(task, to, include_path=include_path, num_fewshot=num_fewshot)
+        for path in done.files:
+            out.line(str(path))
+        out.say(
+            f"{task}: {done.documents} documents, {done.requests} requests as in the original"
+            + (f"; few-shot pool of {done.shots}" if done.shots else "")
+        )
+        if not done.clusters:
+            out.say(
+                f"its documents have no cluster field: write `cluster: {{{task}: id}}` in the suite, or add a field that names each item's cluster"
+            )
+
+
+def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
+    """Export the tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
+    from workbench.evaluate.facts.suite import export_facts
+    from workbench.evaluate.facts.wanted import PREFIX, wanted
+    from workbench.ground.project import find_project
+    from workbench.models.identity import pick_device
+    from workbench.recipe.fields import FactsEval
+    from workbench.run.opened import resolve_model
+
+    if base is None:
+        raise UsageError(f"{name}: --base is missing", f"workbench scores export {shell(name)} --base DIR -o {shell(to)}")
+    project = find_project()
+    facts = wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
+    resolved = resolve_model(base, project).resolved
+    for path in export_facts(facts, resolved, to, pick_device(device), out.event):
+        out.line(str(path))
+    out.say(
+        f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {shell(to)} "
+        f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}"
+    )

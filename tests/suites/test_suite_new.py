@@ -12,9 +12,9 @@ from worlds.commands import run
 from worlds.jsonl import write_jsonl
 from worlds.places import PROJECT
 
-from workbench.evaluate.suitenew import NewSuite, new_suite
 from workbench.ground.errors import WorkbenchError
 from workbench.scores.suite import load_suite
+from workbench.suites.new import NewSuite, new_suite
 
 CHOICE = [{"question": f"Capital {i}?", "choices": [f"a{i}", f"b{i}", f"c{i}", f"d{i}"], "answer": f"b{i}"} for i in range(24)]
 EXACT = [{"prompt": f"{i} plus {i} is", "answer": 2 * i, "cluster": f"c{i % 12}"} for i in range(24)]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from workbench.evaluate.gate import LOCALDATA
-from workbench.evaluate.suitecheck import SuiteReport
 from workbench.facts.facts import joined
 from workbench.ground import jsondoc
 from workbench.ground.errors import UsageError, WorkbenchError, shell
@@ -18,6 +17,7 @@ from workbench.ground.project import suggestion
 from workbench.ground.recognize import expecting
 from workbench.ground.results import JsonObject, Number, absent
 from workbench.scores.suite import SUITE_NAME
+from workbench.suites.check import SuiteReport
 
 Kind = Literal["choice", "exact", "text"]
 KINDS: dict[str, str] = {

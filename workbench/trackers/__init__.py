@@ -1,0 +1,1 @@
+"""Scores as runs of experiment trackers."""
