@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_step(run: Project, voca
 def test_folders_as_trainers_name_them(names: tuple[str, str], tmp_path: Path) -> None:
     for name in (*names, "runs", "checkpoint-best", "logs-5"):
         (tmp_path / name).mkdir()
-    assert [(one.step, one.path.name) for one in checkpoints_of(tmp_path, "out")] == [(2, names[0]), (10, names[1])]
+    assert [(one.step, one.name) for one in checkpoints_of(tmp_path, "out")] == [(2, names[0]), (10, names[1])]
 
 
 def test_a_reference_is_written_as_it_was_read() -> None:

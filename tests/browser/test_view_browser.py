@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from worlds.decided import situation
-from worlds.devtools import LIMIT, Browser, skip_without_browser
+from worlds.devtools import Browser, skip_without_browser, until, visit
 from worlds.project import Project
 from worlds.search_document import make_search, unfinished
 from worlds.search_world import RECIPE, lay_out
@@ -30,23 +27,6 @@ TEXT = "document.querySelector('#watch [data-stream]').textContent"
 ENDED = "document.getElementById('watch').textContent.includes('The command has ended.')"
 NAMELESS = """[...document.querySelectorAll('input, select, textarea, button, a, summary')].filter((e) =>
   !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute('aria-label')).map((e) => e.outerHTML)"""
-
-
-def until(page: Browser, expression: str) -> None:
-    """Wait until an expression is true, also over a reload, which ends what is evaluated."""
-    end = time.monotonic() + LIMIT
-    while time.monotonic() < end:
-        with contextlib.suppress(RuntimeError):
-            if page.js(expression):
-                return
-        time.sleep(0.05)
-    raise TimeoutError(expression)
-
-
-def visit(page: Browser, url: str) -> None:
-    path = "/" + url.partition("://")[2].partition("/")[2].partition("?token")[0]
-    page.call("Page.navigate", url=url)
-    until(page, f"document.readyState === 'complete' && location.pathname + location.search === {json.dumps(path)}")
 
 
 @pytest.fixture

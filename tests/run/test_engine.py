@@ -254,7 +254,7 @@ def test_kill_and_resume(project: Project) -> None:
     recipe = project.path / "recipes" / "test.yaml"
 
     def meanwhile(pid: int) -> None:
-        with pytest.raises(WorkbenchError, match=rf"another process \(pid {pid}\) writes this run") as caught:
+        with pytest.raises(WorkbenchError, match=rf"another process \(pid {pid} on \S+ since .*\) writes this run") as caught:
             project.run(TIES)
         assert "resumes" in (caught.value.hint or "")
         with pytest.raises(WorkbenchError, match="another process"):

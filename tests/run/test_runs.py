@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -205,7 +207,9 @@ def test_wait_goes_on_with_what_the_other_process_leaves(end: str, project: Proj
     with stopped_run(project, recipe) as first:
         busy = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False)
         assert busy.returncode == 1
-        assert f"another process (pid {first.pid}) writes this run" in " ".join(busy.stderr.split())
+        assert re.search(
+            rf"another process \(pid {first.pid} on \S+ since [^)]* UTC\) writes this run", " ".join(busy.stderr.split())
+        )
         assert "--wait" in busy.stderr
         second = subprocess.Popen(
             [*command, "--wait"], cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -216,7 +220,7 @@ def test_wait_goes_on_with_what_the_other_process_leaves(end: str, project: Proj
             while not said or "waiting for it" not in said[-1]:
                 said.append(second.stderr.readline())
                 assert said[-1], f"the second process ended: {said}"
-            assert f"another process (pid {first.pid}) writes this run" in said[-1]
+            assert f"another process (pid {first.pid} on {socket.gethostname()} since " in said[-1]
             if end == "done":
                 assert first.stdin is not None
                 first.stdin.write("\n")

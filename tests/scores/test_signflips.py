@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workbench.scores import signflips
 from workbench.scores.signflips import PATTERNS, flipped, step_down, tails
 
 
@@ -52,6 +53,44 @@ def test_random_patterns_agree_with_all() -> None:
     exact = mid_p(np.abs(every_pattern(12) @ sums[:12, 0]), abs(sums.sum()))
     assert tails(sums)[0] == pytest.approx(exact, abs=4 * (exact / PATTERNS) ** 0.5)
     assert tails(sums) == tails(sums)  # seeded
+
+
+def test_patterns_of_many_clusters_are_drawn_once_and_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Drawing(new(seed)))
+    monkeypatch.setattr(signflips, "_PACKED", {})
+    monkeypatch.setattr(signflips, "PATTERNS", 1000)
+    monkeypatch.setattr(signflips, "_CHUNK", 1 << 21)
+    monkeypatch.setattr(signflips, "_PACKED_UP_TO", 1000 * 5100 // 8)
+    monkeypatch.setattr(Drawing, "calls", [])
+    sums = {k: new(k).normal(size=(k, 2)) for k in (2049, 3001, 6000)}
+
+    def fresh(k: int) -> Any:
+        """The numbers without a memory, chunk by chunk as they were always drawn."""
+        rng, rows, table = new(k), (1 << 21) // k, sums[k].astype(np.float32)
+        signs = [1 - 2 * rng.integers(0, 2, (min(rows, 1000 - start), k), np.int8) for start in range(0, 1000, rows)]
+        signs[0][0] = 1
+        return np.concatenate([part.astype(np.float32) @ table for part in signs])
+
+    for k in (2049, 3001, 2049, 6000, 3001, 6000):
+        assert np.array_equal(flipped(sums[k]), fresh(k)), k
+    assert Drawing.calls == [2049, 3001, 3001, 6000, 6000, 6000, 6000, 6000, 6000], "6000 are more than may stay"
+    assert sum(bits.nbytes for chunks in signflips._PACKED.values() for bits in chunks) <= signflips._PACKED_UP_TO
+    flipped(new(0).normal(size=(4000, 1)))
+    assert list(signflips._PACKED) == [4000], "the latest one stays"
+
+
+class Drawing:
+    """A generator whose draws are counted."""
+
+    calls: list[int] = []
+
+    def __init__(self, rng: Any) -> None:
+        self.rng = rng
+
+    def integers(self, low: int, high: int, size: tuple[int, int], kind: Any) -> Any:
+        self.calls.append(size[1])
+        return self.rng.integers(low, high, size, kind)
 
 
 def brute_step_down(tasks: Any) -> list[list[float]]:

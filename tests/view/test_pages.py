@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
+from worlds.neuron_results import functions, profiles
 from worlds.project import Project
 from worlds.search_world import RECIPE, folder_of, lay_out, search_of
 from worlds.toy_scores import ADD, AVERAGE, BASE, MERGE, SHARES, SORT, stored
@@ -248,3 +249,33 @@ def test_pages_of_neurons_are_opened_from_the_first_page(world: Project, client:
     assert text(client, "/neurons/a%20model/low.html") == "neurons of low"
     for wrong in ("functions.json", "..%2Findex.html", "high.html"):
         text(client, f"/neurons/a%20model/{wrong}", 404)
+
+
+@pytest.mark.part("neurons")
+def test_a_page_in_the_project_does_not_choose_what_runs(world: Project, client: TestClient) -> None:
+    """The scripts of the pages that `analyze` writes run; those of a page that somebody else wrote do not, whatever it says of itself."""
+    from workbench.neurons.pages.page import render_neurons
+
+    folder = world.path / "runs" / "neurons" / "m"
+    render_neurons({"functions": functions({"math": 3}), "profiles": profiles("math")}, folder / "index.html")
+    (folder / "evil.html").write_text("<META Http-Equiv=refresh content=0><meta http-equiv='Content-Security-Policy' content=''>")
+    (folder / "wide.html").write_bytes("<meta http-equiv=refresh>".encode("utf-16"))
+    policies = {
+        name: client.get(f"/neurons/m/{name}.html").headers["content-security-policy"] for name in ("index", "math", "evil")
+    }
+    (policy,) = set(policies.values())
+    rules = dict(rule.partition(" ")[::2] for rule in policy.split("; "))
+    assert {name: value for name, value in rules.items() if name != "script-src"} == {
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    scripts = [
+        one for name in ("index", "math") for one in re.findall("'sha256-[^']+'", (folder / f"{name}.html").read_text("utf-8"))
+    ]
+    assert sorted(scripts) == sorted(rules["script-src"].split())
+    for name in ("index", "math", "evil", "wide"):
+        assert "http-equiv" not in client.get(f"/neurons/m/{name}.html").text.lower()

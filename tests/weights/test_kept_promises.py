@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, calls: list[t
         write_bytes(file, b"x")
     else:
         save_tensors({"x": torch.zeros(2)}, file)
-    temporary = f".x.{os.getpid()}"
+    temporary = calls[-3][1]
+    assert re.fullmatch(rf"\.x\.{os.getpid()}\d+", temporary)
     assert calls[-3:] == [("fsync", temporary), ("rename", f"{temporary} -> x"), ("fsync", "folder")]
     assert [p.name for p in file.parent.iterdir()] == ["x"]
 

@@ -243,6 +243,24 @@ def browser(executable: str) -> Iterator[Browser]:
             os.close(answer_in)
 
 
+def until(page: Browser, expression: str) -> None:
+    """Wait until an expression is true, also over a reload, which ends what is evaluated."""
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        with contextlib.suppress(RuntimeError):
+            if page.js(expression):
+                return
+        time.sleep(0.05)
+    raise TimeoutError(expression)
+
+
+def visit(page: Browser, url: str) -> None:
+    """Open an address, and wait until its page is loaded; a token in it is taken out by the server."""
+    path = "/" + url.partition("://")[2].partition("/")[2].partition("?token")[0]
+    page.call("Page.navigate", url=url)
+    until(page, f"document.readyState === 'complete' && location.pathname + location.search === {json.dumps(path)}")
+
+
 def show(page: Browser, document: dict[str, Any] | Path, folder: Path, width: int = 1280, dark: bool = False) -> Path:
     """Write the report of a comparison document, unless it is a written one; open it, and return its file once its scripts have run."""
     path = document if isinstance(document, Path) else render(document, folder / "report")[0]

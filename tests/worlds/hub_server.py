@@ -50,6 +50,7 @@ class HubServer:
 
     Attributes:
         repositories: Name -> directory.
+        revisions: Name -> tag or first line of a commit -> its directory; a title has spaces.
         gated: Names whose files are refused.
         ranges: Whether ranges are honoured; otherwise whole files are sent.
         sent: "name/file" -> bytes of bodies sent.
@@ -58,6 +59,7 @@ class HubServer:
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)
+    revisions: dict[str, dict[str, Path]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     ranges: bool = True
     sent: Counter[str] = field(default_factory=Counter)
@@ -99,17 +101,25 @@ class HubServer:
         name, rest = "/".join(parts[:2]), parts[2:]
         if name not in self.repositories:
             return self._reply(handler, 404, {"X-Error-Code": "RepoNotFound"}, b"", body)
-        if len(rest) > 1 and rest[1] not in ("main", commit_of(name)):
+        tops = {"main": (self.repositories[name], commit_of(name))}
+        tops |= {one: (top, commit_of(f"{name}@{one}")) for one, top in self.revisions.get(name, {}).items()}
+        tops |= {commit: (top, commit) for top, commit in tops.values()}
+        if rest[:1] == ["refs"] or rest[:1] == ["commits"]:
+            return self._reply(handler, 200, {}, json.dumps(self._history(name, rest[0])).encode(), body)
+        if len(rest) > 1 and (rest[1] not in tops or " " in rest[1]):
             return self._reply(handler, 404, {"X-Error-Code": "RevisionNotFound"}, b"", body)
+        top, commit = tops[rest[1] if len(rest) > 1 else "main"]
         if api:
-            return self._reply(handler, 200, {}, json.dumps(self._describe(name, tree=rest[:1] == ["tree"])).encode(), body)
+            return self._reply(
+                handler, 200, {}, json.dumps(self._describe(name, top, commit, tree=rest[:1] == ["tree"])).encode(), body
+            )
         if name in self.gated:
             return self._reply(handler, 403, {"X-Error-Code": "GatedRepo"}, b"", body)
-        file = self.repositories[name] / "/".join(rest[2:])
+        file = top / "/".join(rest[2:])
         if not file.is_file():
             return self._reply(handler, 404, {"X-Error-Code": "EntryNotFound"}, b"", body)
         data = file.read_bytes()
-        heads = {"X-Repo-Commit": commit_of(name), "ETag": f'"{sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
+        heads = {"X-Repo-Commit": commit, "ETag": f'"{sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
         code, asked = 200, handler.headers.get("Range")
         if asked and self.ranges:
             start, stop = asked.removeprefix("bytes=").split("-")
@@ -119,13 +129,27 @@ class HubServer:
             self.sent[f"{name}/{'/'.join(rest[2:])}"] += len(data)
         return self._reply(handler, code, heads, data, body)
 
-    def _describe(self, name: str, *, tree: bool) -> Any:
-        top = self.repositories[name]
+    def _history(self, name: str, kind: str) -> Any:
+        """The tags beside main, or the commits, the newest first."""
+        known = {one: commit_of(f"{name}@{one}") for one in self.revisions.get(name, {})}
+        if kind == "commits":
+            made = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "message": ""}
+            return [{**made, "id": commit, "title": one} for one, commit in reversed(known.items()) if " " in one]
+        tags = [
+            {"name": one, "ref": f"refs/tags/{one}", "targetCommit": commit} for one, commit in known.items() if " " not in one
+        ]
+        return {
+            "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": commit_of(name)}],
+            "converts": [],
+            "tags": tags,
+        }
+
+    def _describe(self, name: str, top: Path, commit: str, *, tree: bool) -> Any:
         files = [(p.relative_to(top).as_posix(), p.stat().st_size) for p in sorted(top.rglob("*")) if p.is_file()]
         if tree:
             return [{"type": "file", "path": f, "size": size, "oid": sha1(f.encode()).hexdigest()} for f, size in files]
         siblings = [{"rfilename": f, "size": size, "blobId": sha1(f.encode()).hexdigest()} for f, size in files]
-        return {"id": name, "modelId": name, "sha": commit_of(name), "siblings": siblings, "gated": name in self.gated}
+        return {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "gated": name in self.gated}
 
     def _reply(self, handler: Handler, code: int, heads: dict[str, str], data: bytes, body: bool) -> None:
         handler.send_response(code)

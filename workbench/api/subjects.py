@@ -37,6 +37,7 @@ class Request:
         controls: Add the base, each brick alone, their average, and an edit's facts in the prompt.
         batch_size: Requests per forward pass; part of the plan.
         limit: Items per task; part of the plan.
+        wait: Seconds to wait for another process that scores the same; None: until it ends.
     """
 
     names: Sequence[str]
@@ -46,6 +47,7 @@ class Request:
     controls: bool = True
     batch_size: int = 32
     limit: int | None = None
+    wait: float | None = None
 
     @property
     def eval_command(self) -> str:
@@ -207,7 +209,7 @@ def open_subjects(
     entries = _writable(entries, [suite for suite in chosen if isinstance(suite, Suite)], listener)
     runs = request.runs or runs_of(project)
     aliases = {reference: model.name for reference, model in models.items()}
-    store = ScoreStore(runs / "scores")
+    store = ScoreStore(runs / "scores", request.wait)
     if not fetch and find_spec("lm_eval") is None:
         listener.warn("lm-eval is not installed: whether the tasks and data of the suites have changed since is not known")
         score_plans = recorded_plans(entries, chosen, request.limit, store)

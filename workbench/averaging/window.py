@@ -9,12 +9,15 @@ Megatron-LM's weighted_merge.py). A linear decay is the plain average (LAWA, arX
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.averaging.checkpoints import Saved, checkpoints_of, gaps
+from workbench.averaging.checkpoints import Saved, checkpoints_of, gaps, revisions_of
+from workbench.bricks.hub import Hub
+from workbench.bricks.locate import locate
 from workbench.ground.errors import WorkbenchError
-from workbench.ground.foreign_names import as_name
+from workbench.ground.foreign_names import ADAPTER, as_name, retyped
 from workbench.ground.numbers import size
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.steps.fields import BrickRef, Window
@@ -43,51 +46,65 @@ def weights_of(count: int, window: Window) -> list[float]:
     return [factors[j] - factors[j + 1] for j in range(count)]
 
 
-def recipe_of(name: str, ref: BrickRef, outer: Recipe) -> tuple[Recipe, list[str]]:
+def recipe_of(name: str, ref: BrickRef, outer: Recipe, hub: Hub) -> tuple[Recipe, list[str]]:
     """Return the recipe that averages a window of a training run, and what to say of the window.
 
     Args:
         name: The brick's name in the outer recipe.
-        ref: The brick: the run's folder, and the window.
+        ref: The brick: the run's folder or hub repository, and the window.
         outer: The recipe that has the brick. The average has its base, and is an adapter if the result is one.
+        hub: Resolver of hub ids.
 
     Raises:
-        WorkbenchError: If the folder has no such checkpoints, or one in the window is unfinished or of another kind.
+        WorkbenchError: As `window_of`.
     """
-    folder = (outer.project / Path(ref.target).expanduser()).resolve()
-    if not folder.is_dir():
-        raise WorkbenchError(f"brick '{name}': no such directory: {ref.target}", "Write the folder that the trainer wrote to.")
-    window = ref.window
-    every = checkpoints_of(folder, ref.target)
-    chosen = _chosen(name, every, window)
-    weights = weights_of(len(chosen), window)
+    chosen, every = window_of(name, ref.target, ref.window, outer.project)
+    adapts = (locate(chosen[-1].place, outer.project, f"brick '{name}'", hub)[0] / ADAPTER).is_file()
+    weights = weights_of(len(chosen), ref.window)
     output = outer.fields.output
-    low_rank = output.form == "adapter" and chosen[0].kind == "adapter"
     base = outer.fields.base
     data = {
         "version": 1,
         "name": as_name(f"{name}-{chosen[0].step}-{chosen[-1].step}"),
         "base": base if isinstance(base, str) else base.model_dump(exclude_none=True),
-        "bricks": {f"step-{one.step}": {one.kind: str(one.path), "any_base": ref.any_base} for one in chosen},
+        "bricks": {f"step-{one.step}": {one.kind: one.place, "any_base": ref.any_base} for one in chosen},
         # Of adapters the deltas, so that the average of adapters is one; of checkpoints the weights, so that the base rounds nothing.
         "steps": [
             {
                 "id": "average",
-                "merge": "task_arithmetic" if chosen[0].kind == "adapter" else "linear",
+                "merge": "task_arithmetic" if adapts else "linear",
                 "bricks": {f"step-{o.step}": w for o, w in zip(chosen, weights, strict=True)},
             }
         ],
-        "output": {"form": "adapter"} if low_rank else {},
+        "output": {"form": "adapter"} if adapts and output.form == "adapter" else {},
         "seed": outer.fields.seed,
     }
     return from_data(data, outer.project), _said(name, ref.target, every, chosen, weights)
 
 
-def _chosen(name: str, every: list[Saved], window: Window) -> list[Saved]:
-    """Return the checkpoints of the window, in the order of their steps."""
+def window_of(name: str, run: str, window: Window, project: Path) -> tuple[list[Saved], list[Saved]]:
+    """Return the checkpoints of a window and all of the run, in the order of their steps.
+
+    Args:
+        name: The brick's name, for errors.
+        run: The run's folder or hub repository.
+        window: Which of its checkpoints are meant.
+        project: Directory that relative paths start from.
+
+    Raises:
+        WorkbenchError: If there are no such checkpoints, or one in the window is unfinished or of another kind.
+    """
+    folder = (project / Path(run).expanduser()).resolve()
+    if folder.is_dir():
+        every = checkpoints_of(folder, run)
+    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", run) and not folder.parent.is_dir() and not retyped(run):
+        every = revisions_of(run, f"brick '{name}'")
+    else:
+        raise WorkbenchError(f"brick '{name}': no such directory: {run}", "Write the folder that the trainer wrote to.")
     low, high = window.start, window.to
     found = [one for one in every if (low is None or one.step >= low) and (high is None or one.step <= high)]
-    steps = f"there are steps {', '.join(str(one.step) for one in every)}"
+    listed = [str(one.step) for one in every]
+    steps = f"there are steps {', '.join(listed if len(listed) < 20 else [*listed[:3], '…', *listed[-3:]])}"
     if window.every is not None:
         found = [one for one in found if one.step % window.every == 0]
     if window.last is not None:
@@ -98,27 +115,27 @@ def _chosen(name: str, every: list[Saved], window: Window) -> list[Saved]:
         raise WorkbenchError(f"brick '{name}': no checkpoint is in the window; {steps}", "Change `from`, `to` or `every`.")
     if unfinished := next((one for one in found if one.lacks), None):
         raise WorkbenchError(
-            f"brick '{name}': {unfinished.path.name} is unfinished: {unfinished.lacks} is missing or empty",
+            f"brick '{name}': {unfinished.name} is unfinished: {unfinished.lacks} is missing or empty",
             f"Wait until it is written, or end the window before it: `to: {unfinished.step - 1}`.",
         )
     if other := next((one for one in found if one.kind != found[0].kind), None):
-        text = f"brick '{name}': {found[0].path.name} is an {found[0].kind} and {other.path.name} a {other.kind}"
+        text = f"brick '{name}': {found[0].name} is an {found[0].kind} and {other.name} a {other.kind}"
         raise WorkbenchError(
             text.replace("an checkpoint", "a checkpoint").replace("a adapter", "an adapter"), "Average one kind."
         )
-    return found
+    return found, every
 
 
 def _said(name: str, typed: str, every: list[Saved], chosen: list[Saved], weights: list[float]) -> list[str]:
     """Return a line about the window, and one about gaps in it."""
-    days = sorted({chosen[0].day, chosen[-1].day})
+    days, nbytes = sorted({chosen[0].day, chosen[-1].day}), sum(one.nbytes for one in chosen)
     steps = [one.step for one in chosen]
     even = (
         "equal weights" if max(weights) - min(weights) < 1e-12 else "weights " + ", ".join(f"{weight:.3g}" for weight in weights)
     )
     lines = [
         f"brick '{name}': average of {len(chosen)} of {len(every)} checkpoints in {typed}, steps {', '.join(map(str, steps))} "
-        f"({size(sum(one.nbytes for one in chosen))}, written {' to '.join(days)}), {even}"
+        f"{f'({size(nbytes)}, written ' + ' to '.join(days) + ')' if nbytes else 'of the hub'}, {even}"
     ]
     if missing := gaps(steps):
         between = ", ".join(f"{low} and {high}" for low, high in missing)

@@ -224,6 +224,34 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return snapshot if has_weights or any(list(folder.glob(pattern)) for pattern in _PICKLES) else None
 
 
+def revisions(name: str, what: str) -> list[tuple[str, str]]:
+    """Return names of a repository's revisions and what selects each: branches, tags, and commits by their first line.
+
+    Where the hub cannot be reached, these are the revisions in its cache.
+
+    Args:
+        name: Repository id.
+        what: Name of the model in error messages.
+
+    Raises:
+        WorkbenchError: As `Hub.directory`.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    with _readable_errors(name, None, what):
+        try:
+            refs = HfApi().list_repo_refs(name)
+            commits = [(commit.title, commit.commit_id) for commit in HfApi().list_repo_commits(name)]
+            return [*((ref.name, ref.name) for ref in (*refs.branches, *refs.tags)), *commits]
+        except transport():
+            kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "refs"
+            cached = [file.relative_to(kept).as_posix() for file in kept.rglob("*") if file.is_file()]
+            if not cached:
+                raise
+            return [(one, one) for one in cached]
+
+
 def transport() -> tuple[type[BaseException], ...]:
     """Return the exceptions of requests and downloads; the HTTP client's base error depends on huggingface_hub's version."""
     from huggingface_hub.errors import HfHubHTTPError

@@ -32,6 +32,7 @@ from workbench.console.options import (
     SuiteOpt,
     SweepOpt,
     VerboseOpt,
+    WaitOpt,
     WorkersOpt,
 )
 from workbench.console.output import out
@@ -68,6 +69,7 @@ def evaluate(
     ] = None,
     engine: EngineOpt = "local",
     workers: WorkersOpt = None,
+    wait: WaitOpt = None,
     watch: WatchOpt = False,
     port: PortOpt = None,
     log: LogOpt = None,
@@ -80,9 +82,8 @@ def evaluate(
 ) -> None:
     """Score recipes and models with lm-eval.
 
-    Also scores the controls: the base, each brick alone, their average, and an edit's facts in the prompt. Scores are
-    cached by content, so that nothing is scored twice. If a recipe has a finished run, its scores go into the run's
-    README.md. With --engine ray, a cluster whose nodes see this project at the same path shares the work.
+    Also scores the controls. Nothing is scored twice: scores are stored by content, and several such commands at once share the work,
+    as does, with --engine ray, a cluster whose nodes see this project at the same path. A recipe's finished run gets its scores into its README.md.
     """
     from workbench.cli._comparison import groups_table, recommended, scores_table, sweep_tables, unlisted
     from workbench.models.identity import pick_device
@@ -94,7 +95,7 @@ def evaluate(
     check_watch(watch, port)
     tracks = hook("trackers", "--log") if log or log_project else None
     tracker = tracks.open_tracker(log, log_project) if tracks else None
-    request = Request(names, Variation.of(settings, sweep, max_points), suite or (), runs_dir, controls, batch_size, limit)
+    request = Request(names, Variation.of(settings, sweep, max_points), suite or (), runs_dir, controls, batch_size, limit, wait)
     opened = open_subjects(request, printing(), fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored

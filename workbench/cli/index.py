@@ -36,6 +36,7 @@ COMMANDS = {
     "recipe diff": "upkeep",
     "recipe schema": "cli.recipe",
     "recipe import": "exchange",
+    "recipe soup": "averaging",
     "brick": "cli.brick.app",
     "brick ls": "cli.brick",
     "brick show": "upkeep",

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from workbench.facts.facts import ACCURACIES, WRITTEN
 from workbench.ground.errors import WorkbenchError, nearest
 from workbench.scores.documents import rescore_hint
+from workbench.scores.files import gold_of, margin_of
 from workbench.scores.paired import Paired, Ratio, paired_scores
 from workbench.scores.plan import PlanRecord
 from workbench.scores.statistics import RATIOS, SHARED_RANGE, Floats, codes, effective_clusters, interval, resampled_means, score
-from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore, gold_of, margin_of
+from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore
 from workbench.scores.suite import MARGIN, Contrast, Suite, metric_of, reach_of
 
 

@@ -125,6 +125,15 @@ EngineOpt = Annotated[
     Literal["local", "ray"],
     typer.Option("--engine", help="local, or ray: use the cluster of RAY_ADDRESS, or several processes on this machine."),
 ]
+WaitOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        min=0,
+        help="How long to wait for another process that scores the same; default: until it ends. Other configurations come first.",
+    ),
+]
 LogOpt = Annotated[
     Literal["mlflow", "wandb"] | None,
     typer.Option(

@@ -101,8 +101,11 @@ def evaluate(
     *,
     device: str | None = None,
     progress: Progress | None = None,
+    wait: float | None = None,
 ) -> Scores:
     """Return a configuration's scores under a plan: stored ones if there are any, else score it and store the result.
+
+    One process at a time scores a configuration under a plan; those that wait for it then find its scores.
 
     Args:
         plan: The plan.
@@ -112,22 +115,38 @@ def evaluate(
             `backends.written_model`. Called at most once, and only if a task is left to score.
         device: Device to move a live model to.
         progress: Called with (task, requests done, requests in total).
+        wait: Seconds to wait for another process that scores the same; None: until it ends.
 
     Raises:
+        BusyError: If another process still scores the same.
         check.RefusedError: If the plan's scorer disagrees with lm-eval; the store keeps the reason. Score all configurations that
         are compared with this one under `store.settled(plan, keys)`.
     """
+    key = configuration.key(plan)
+    store.write_plan(plan)
+    if not (store.has(plan, key) and store.read(plan, key).knows(configuration)):
+        with store.held(plan, key, configuration.name, wait):
+            if not store.has(plan, key):
+                return _scored(plan, store, configuration, materialize, device, progress)
+            stored = store.read(plan, key)
+            if not stored.knows(configuration):
+                store.update(plan, stored.also(configuration))
+    store.forget_parts(plan, key)  # which stay if a call is killed after it has stored its scores
+    return store.read(plan, key).called(configuration)
+
+
+def _scored(
+    plan: ScorePlan,
+    store: ScoreStore,
+    configuration: Configuration,
+    materialize: Callable[[], Any],
+    device: str | None,
+    progress: Progress | None,
+) -> Scores:
+    """Score a configuration under a plan from where an earlier call stopped, and store the result."""
     from workbench.evaluate.check import RefusedError
 
     key = configuration.key(plan)
-    store.write_plan(plan)
-    if store.has(plan, key):
-        stored = store.read(plan, key)
-        if not stored.knows(configuration):
-            stored = stored.also(configuration)
-            store.update(plan, stored)
-        store.forget_parts(plan, key)  # which stay if a call is killed after it has stored its scores
-        return stored.called(configuration)
     if plan.scorer != "hflm" and (reason := store.refused(plan, key)):
         raise RefusedError(reason.partition(": ")[2])
     done = {task: result for task in plan.suite.tasks if (result := store.finished_task(plan, key, task))}

@@ -13,9 +13,9 @@ from workbench.evaluate.packed import Bounds, PackedLayout, Pair
 from workbench.evaluate.tasks import load_tasks
 from workbench.ground.errors import WorkbenchError, shell
 from workbench.models.prompts import check_template
+from workbench.scores.files import Row, margin_of
 from workbench.scores.plan import GENERATED, Item, ScorePlan, item_ids
 from workbench.scores.statistics import RATIOS, UndefinedError, brier_score, codes
-from workbench.scores.store import Row, margin_of
 from workbench.scores.suite import MARGIN
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.progress import Overall, overall
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.events import Event, Events, no_events
+from workbench.ground.holding import BusyError
 from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Scores, ScoreStore
 
@@ -105,27 +106,45 @@ def _score(
     runs: Path,
     server: str | None,
 ) -> list[Scores]:
-    """Score every configuration under plans whose scorers are settled."""
+    """Score every configuration under plans whose scorers are settled, beside other processes that score the same.
+
+    What another process scores is left for later: first the rest of its configuration, then only that plan. In the end this waits for it.
+    """
     from workbench.run.materialize import configuration_digest
 
-    scores: list[Scores] = []
+    scores: dict[tuple[str, str], Scores] = {}
     whole = overall(entries, plans, store)
-    for number, entry in enumerate(entries, 1):
-        head: Event = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
-        is_stored = all((key := entry.key(plan)) and store.has(plan, key) for plan in plans)
-        whole.begin(entry.name)
-        events({**head, "text": "scores are stored" if is_stored else "composing", "overall": whole.told()})
-        digest, tensors = configuration_digest(entry.resolved, device, events)
-        model = _model(entry, device, tensors, events, runs, server)
-        for plan in map(entry.plan, plans):
-            whole.begin(entry.name, plan.place)
-            progress = _progress(events, head, plan, whole)
+    for turn in ("configurations", "plans", "waiting"):
+        for number, entry in enumerate(entries, 1):
+            if not (left := [plan for plan in plans if (entry.name, plan.place) not in scores]):
+                continue
+            head: Event = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
+            is_stored = all((key := entry.key(plan)) and store.has(plan, key) for plan in plans)
+            whole.begin(entry.name)
+            events({**head, "text": "scores are stored" if is_stored else "composing", "overall": whole.told()})
+            digest, tensors = configuration_digest(entry.resolved, device, events)
+            model = _model(entry, device, tensors, events, runs, server)
             configuration = entry.configuration(digest)
-            with _named(entry):
-                scores.append(evaluate(plan, store, configuration, partial(model, plan), device=str(device), progress=progress))
-            whole.finish()
-            events({**head, "scored": plan.suite.suite, "overall": whole.told()})
-    return scores
+            for plan in left:
+                own, progress = entry.plan(plan), _progress(events, head, plan, whole)
+                live = partial(model, own)
+                scoring = partial(evaluate, own, store, configuration, live, device=str(device), progress=progress)
+                with _named(entry):
+                    try:
+                        whole.begin(entry.name, plan.place)
+                        found = scoring(wait=0)
+                    except BusyError as busy:
+                        if turn == "plans":
+                            continue
+                        rest = "waiting for it" if turn == "waiting" else "the others come first"
+                        events({**head, "text": f"{busy.message}: {rest}"})
+                        if turn == "configurations":
+                            break
+                        found = scoring(wait=store.wait)
+                whole.finish()
+                scores[entry.name, plan.place] = found
+                events({**head, "scored": plan.suite.suite, "overall": whole.told()})
+    return [scores[entry.name, plan.place] for entry in entries for plan in plans]
 
 
 @contextmanager
@@ -181,7 +200,7 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
     packed = resolved.checkpoint.packed  # a server computes in 8 bits what is scored here in the dtype of the result
     if not (resolved.recipe.steps or resolved.dtype or resolved.vocabulary or resolved.base_adapter or packed):
         return Path(resolved.base_path)
-    return Path(execute(resolved, runs, Work(device, events=events)).place)
+    return Path(execute(resolved, runs, Work(device, events=events), wait=True).place)
 
 
 def stored(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from workbench.evaluate.gold import corpus_contributions
 from workbench.exchange.reported import Reported
@@ -25,10 +25,11 @@ from workbench.ground.errors import UsageError, WorkbenchError, nearest
 from workbench.ground.files import bytes_digest
 from workbench.ground.jsondoc import read_object
 from workbench.ground.recognize import expecting
+from workbench.scores.files import Packed
 from workbench.scores.groups import expanded
 from workbench.scores.imported import differing_versions
 from workbench.scores.plan import Item, PlanRecord, ScorePlan
-from workbench.scores.statistics import Compute, codes
+from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, plan_record
 from workbench.scores.suite import SUITE_NAME, Suite, TaskGroup, load_suite, metric_of
 
@@ -111,11 +112,17 @@ def import_samples(
     found = project is not None and (project / "evals" / "suites" / f"{suite}.yaml").is_file()
     declared = load_suite(suite, project) if found and project else None
     compute = corpus_contributions if find_spec("lm_eval") else None
-    read = {
-        folder: _Folder.read(folder, tasks, suite, declared, cluster, compute, higher or {}) for folder, tasks in folders.items()
-    }
-    runs = [_keep(one, store, name or folder.name) for folder, one in read.items()]
-    versions = differing_versions([scores for run in runs for scores in store.list(run.plan)])
+    reader, ready = partial(read_samples, compute=compute, seen={}), list[_Folder]()
+    for folder, tasks in folders.items():  # what a folder holds is packed before the next one is read
+        one = _Folder.read(tasks, name or folder.name, suite, declared, cluster, reader, higher or {})
+        before = ready[-1] if ready else one
+        if before is not one and before.plan == one.plan:
+            ready.append(replace(one, plan=before.plan, items=before.items))
+        else:
+            ready.append(replace(one, items=Packed.of(cast("Rows", one.items))))
+    runs = _keep(ready, store)
+    plans = {run.plan.digest: run.plan for run in runs}.values()
+    versions = differing_versions([scores for plan in plans for scores in store.list(plan)])
     return [replace(run, notes=(*run.notes, *versions)) if run is runs[-1] else run for run in runs]
 
 
@@ -165,28 +172,33 @@ class _Folder:
 
     Attributes:
         folder: The folder.
-        samples: Samples by task.
         plan: Their plan.
-        results: Content of lm-eval's results files, the newest first.
+        scores: The scores under the configuration's name.
+        rows: Their rows.
+        items: Their items.
+        notes: What a reader of the scores should know.
     """
 
     folder: Path
-    samples: Sequence[TaskSamples]
     plan: ImportedPlan
-    results: Sequence[Mapping[str, object]]
+    scores: Scores
+    rows: Packed
+    items: Rows | Packed
+    notes: tuple[str, ...]
 
     @classmethod
     def read(
         cls,
-        folder: Path,
         tasks: Mapping[str, Path],
+        name: str,
         suite: str,
         declared: Suite | None,
         cluster: str | None,
-        compute: Compute | None,
+        reader: Callable[..., TaskSamples],
         higher: Mapping[str, bool],
     ) -> _Folder:
         """Read the files of a folder, by task, and make their plan."""
+        folder = next(iter(tasks.values())).resolve().parent
         documents: dict[Path, dict[str, object]] = {}
         for file in tasks.values():
             path = folder / f"results_{_date_of(file)}.json"
@@ -205,45 +217,49 @@ class _Folder:
             reported = Reported.of(task, path, documents[path]) if path in documents else Reported()
             field = cluster or (declared.cluster_of(task) if declared and "cluster" in declared.model_fields_set else None)
             reported = replace(reported, higher={**reported.higher, **higher})
-            samples.append(read_samples(task, file, field, reported, compute))
-        return cls(folder, samples, _plan(samples, suite, declared), results)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of the scores should know."""
-        alone = [s.task for s in self.samples if s.reported.file is None]
-        missing = [
-            f"{self.folder.name}: no results_DATE.json beside the samples of {', '.join(alone)}: their metrics are not checked"
-        ]
-        return (*(note for s in self.samples for note in s.notes), *(missing if alone else []))
+            samples.append(reader(task, file, field, reported))
+        plan, rows = _plan(samples, suite, declared), {s.task: s.rows for s in samples}
+        # The name is part of the identity: two models may have the same numbers on a few items.
+        scores = _scores(samples, plan, results, Configuration(_digest([name, rows]), name))
+        notes = [note for s in samples for note in s.notes]
+        if alone := [s.task for s in samples if s.reported.file is None]:
+            beside = f"no results_DATE.json beside the samples of {', '.join(alone)}"
+            notes.append(f"{folder.name}: {beside}: their metrics are not checked")
+        return cls(folder, plan, scores, Packed.of(rows), {s.task: s.items for s in samples}, tuple(notes))
 
 
-def _keep(read: _Folder, store: ScoreStore, name: str) -> ImportedRun:
-    """Store the samples of a folder as one configuration."""
-    plan, suite = read.plan, read.plan.suite.suite
-    # The name is part of the identity: two models may have the same numbers on a few items.
-    rows: Rows = {s.task: s.rows for s in read.samples}
-    digest = _digest([name, rows])
-    if (folder := store.folder(suite, plan.digest)).joinpath("plan.json").is_file():
-        for task, about in plan_record(folder).tasks.items():
-            for metric in {*about.lower} ^ {*plan.lower[task]}:
-                raise WorkbenchError(
-                    f"{read.folder}: in suite '{suite}', {'lower' if metric in about.lower else 'higher'} values of '{metric}' are better on "
-                    f"'{task}', and these samples say the opposite",
-                    f"Import it with --{'lower' if metric in about.lower else 'higher'} {metric_of(metric)}, or into another --suite.",
-                )
-    for other in store.list(plan):
-        if other.configuration.name != name:
-            continue
-        if other.configuration.digest == digest:
+def _keep(ready: Sequence[_Folder], store: ScoreStore) -> list[ImportedRun]:
+    """Store each folder as one configuration; nothing is stored if one of them contradicts what is there."""
+    stored: dict[str, dict[str, Scores]] = {}
+    new = []
+    for read in ready:
+        plan, suite, mine = read.plan, read.plan.suite.suite, read.scores.configuration
+        folder = store.folder(suite, plan.digest)
+        if plan.digest not in stored and folder.joinpath("plan.json").is_file():
+            for task, about in plan_record(folder).tasks.items():
+                for metric in {*about.lower} ^ {*plan.lower[task]}:
+                    raise WorkbenchError(
+                        f"{read.folder}: in suite '{suite}', {'lower' if metric in about.lower else 'higher'} values of '{metric}' are better on "
+                        f"'{task}', and these samples say the opposite",
+                        f"Import it with --{'lower' if metric in about.lower else 'higher'} {metric_of(metric)}, or into another --suite.",
+                    )
+        known = stored.setdefault(plan.digest, {s.configuration.name: s for s in store.list(plan)})
+        if known.setdefault(mine.name, read.scores).configuration.digest != mine.digest:
+            other = known[mine.name].configuration.digest[:12]
+            raise WorkbenchError(
+                f"{read.folder}: suite '{suite}' already has other numbers of '{mine.name}' on the same items",
+                f"Use another name: --name {mine.name}-2. To replace the old run: rm {folder}/{other}.json*",
+            )
+        new.append(known[mine.name] is read.scores)
+    runs = []
+    for read, first in zip(ready, new, strict=True):
+        plan, known, name = read.plan, stored[read.plan.digest], read.scores.configuration.name
+        if first:
+            known[name] = store.write(plan, read.scores, read.rows, read.items)
+        else:
             store.write_plan(plan)  # the suite's roles may have changed
-            return ImportedRun(other, plan, False, read.notes)
-        raise WorkbenchError(
-            f"{read.folder}: suite '{suite}' already has other numbers of '{name}' on the same items",
-            f"Use another name: --name {name}-2. To replace the old run: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
-        )
-    scores = store.write(plan, _scores(read, Configuration(digest, name)), rows, {s.task: s.items for s in read.samples})
-    return ImportedRun(scores, plan, True, read.notes)
+        runs.append(ImportedRun(known[name], plan, first, read.notes))
+    return runs
 
 
 def _with_tasks(declared: Suite, tasks: Mapping[str, Path], results: Sequence[Mapping[str, object]]) -> Suite:
@@ -332,21 +348,23 @@ def _digest(value: Any) -> str:
     return bytes_digest(json.dumps(value, sort_keys=True).encode())
 
 
-def _scores(read: _Folder, configuration: Configuration) -> Scores:
+def _scores(
+    samples: Sequence[TaskSamples], plan: ImportedPlan, results: Sequence[Mapping[str, object]], configuration: Configuration
+) -> Scores:
     """Return the scores of the imported rows, with the device, time and versions from the results files."""
-    newest = read.results[0] if read.results else {}
+    newest = results[0] if results else {}
     device = _mapping(newest.get("config")).get("device")
-    written = dict.fromkeys(s.reported.version for s in read.samples if s.reported.version)
+    written = dict.fromkeys(s.reported.version for s in samples if s.reported.version)
     versions = {"lm_eval": " and ".join(map(str, written)), "transformers": newest.get("transformers_version")}
     return Scores(
-        suite=read.plan.suite.suite,
-        plan=read.plan.digest,
+        suite=plan.suite.suite,
+        plan=plan.digest,
         configuration=configuration,
         seconds=_seconds(newest.get("total_evaluation_time_seconds")),
         device=str(device) if device else "not recorded",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions={k: str(v) for k, v in versions.items() if v},
-        tasks={s.task: TaskScores(n=len(s.rows), metrics=_metrics(s)) for s in read.samples},
+        tasks={s.task: TaskScores(n=len(s.rows), metrics=_metrics(s)) for s in samples},
     )
 
 

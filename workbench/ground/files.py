@@ -169,7 +169,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     for file in _abandoned[folder].pop(path.name, ()):
         with contextlib.suppress(OSError):
             Path(file).unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}{int.from_bytes(os.urandom(4), 'big')}"
+    )  # hosts share numbers of processes
     try:
         yield temporary
         sync(temporary)

@@ -157,13 +157,19 @@ def filled(
     context = {"viewer": None, **context}
     if context["viewer"] is not None:
         scripts, styles = (*scripts, "view.js"), (*styles, "view.css")
-    script = '"use strict";\n(() => {\n' + "".join(asset(name, package) for name in scripts) + "})();\n"
+    script, digest = inlined(scripts, package)
     parts = {
         "style": Markup("".join(asset(name, package) for name in styles)),  # noqa: S704 - files of this package
         "script": Markup(script),  # noqa: S704 - files of this package
-        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "script_hash": digest,
     }
     return printable(_environment(package).get_template(template).render(context, **parts, **_helpers()))
+
+
+def inlined(scripts: Sequence[str], package: str = PACKAGE) -> tuple[str, str]:
+    """Return the script of a page with scripts of these file names, and its hash as a content security policy names it."""
+    script = '"use strict";\n(() => {\n' + "".join(asset(name, package) for name in scripts) + "})();\n"
+    return script, "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 class _Compiled(BytecodeCache):

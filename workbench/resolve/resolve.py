@@ -176,7 +176,7 @@ class _Builder:
         """Return a resolved recipe that is used as a brick."""
         recipe, target = self.recipe, ref.target
         if ref.kind == "checkpoints":
-            window, said = hook("runs", f"brick '{name}': `checkpoints:`").recipe_of(name, ref, recipe)
+            window, said = hook("runs", f"brick '{name}': `checkpoints:`").recipe_of(name, ref, recipe, self.hub)
             self.findings.warnings += said
             return resolve(window, self.hub, (*self.above, *([recipe.path.resolve()] if recipe.path else [])))
         path = (recipe.project / target).resolve()

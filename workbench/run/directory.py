@@ -14,7 +14,6 @@ runs/<name>-<key10>/    (<name>-<stamp10> until all inputs have been read once)
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -26,11 +25,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from workbench.ground.errors import GateFailedError, WorkbenchError, nearest, shell
 from workbench.ground.events import Event, Events
-from workbench.ground.files import json_text, read_json, write_json, write_text
+from workbench.ground.files import json_text, write_json, write_text
+from workbench.ground.holding import BusyError, held
 from workbench.ground.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
 from workbench.run.record import RunRecord
 
@@ -47,10 +47,6 @@ OURS = frozenset(
 )
 """Names of files and folders in a run directory."""
 _KEYED = re.compile(r".+-[0-9a-f]{10}")
-
-
-class BusyError(WorkbenchError):
-    """Another process holds the run directory."""
 
 
 @dataclass(frozen=True)
@@ -187,28 +183,11 @@ class RunDirectory:
         """Lock the directory for a `with` block.
 
         Raises:
-            BusyError: If another process holds the lock; the message names the process and the age of its lock.
+            BusyError: If another process holds the lock; the message names the process, its host, and since when.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / ".lock"
-        lock, free = FileLock(str(file)), False
-        with suppress(Timeout):
-            lock.acquire(timeout=0)
-            free = True
-        if not free:
-            del lock  # before the message: the lock's finalizer swallows the Ctrl-C that may follow on it
-            holder = read_json(self.path / ".holder", since=(int, float)) or {}
-            age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
-            raise BusyError(
-                f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
-                "Wait for it with `workbench run --wait`, or stop it: the same command then resumes the run.",
-            )
-        try:
-            write_json(self.path / ".holder", {"pid": os.getpid(), "since": time.time()})
+        hint = "Wait for it with `workbench run --wait`, or stop it: the same command then resumes the run."
+        with held(self.path / ".lock", self.path, "writes this run", hint):
             yield
-        finally:
-            (self.path / ".holder").unlink(missing_ok=True)
-            lock.release()
 
     def wait(self) -> None:
         """Block until no other process holds the lock. The directory may be renamed or removed in the meantime."""
@@ -230,8 +209,9 @@ class RunDirectory:
                     time.sleep(0.1)
 
     def size(self) -> int:
-        """Return the size of the directory in bytes, without the targets of links."""
-        return sum(f.lstat().st_size for f in self.path.rglob("*") if f.is_file() and not f.is_symlink())
+        """Return the size of the directory in bytes, without the targets of links and the note of who writes it."""
+        files = (f for f in self.path.rglob("*") if f.is_file() and not f.is_symlink() and f.name != ".holder")
+        return sum(f.lstat().st_size for f in files)
 
 
 @dataclass(frozen=True)

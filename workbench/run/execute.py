@@ -18,7 +18,7 @@ from workbench.ground.foreign_names import ADAPTER_WEIGHTS
 from workbench.ground.identity import installed
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import manifest_of, seal
-from workbench.resolve.resolved import Resolved
+from workbench.resolve.resolved import RecipeBrick, Resolved
 from workbench.run.card import model_card
 from workbench.run.compose import Composition, compose, step_context
 from workbench.run.costs import disk_problems
@@ -179,11 +179,18 @@ def _check_written(
 def _inputs(resolved: Resolved, *, digests: bool) -> dict[str, object]:
     """Return base and bricks. With `digests`, tensors that the run has not read are read."""
     base = {"id": resolved.recipe.fields.base_name, "revision": resolved.base_revision}
-    bricks = {n: {"kind": b.kind, "revision": b.revision} for n, b in resolved.bricks.items()}
+    bricks = _sources(resolved)
     if digests:
         base["digest"] = resolved.base_digest
         bricks = {name: {**brick, "digest": resolved.digests[name]} for name, brick in bricks.items()}
     return {"base": base, "bricks": bricks}
+
+
+def _sources(resolved: Resolved) -> dict[str, dict[str, object]]:
+    """Return kind and commit of each brick, and of the bricks of those that are recipes."""
+    bricks: dict[str, dict[str, object]] = {n: {"kind": b.kind, "revision": b.revision} for n, b in resolved.bricks.items()}
+    inner = {name: {"bricks": _sources(b.resolved)} for name, b in resolved.bricks.items() if isinstance(b, RecipeBrick)}
+    return {name: brick | inner.get(name, {}) for name, brick in bricks.items()}
 
 
 def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[str, object]:

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from workbench.facts.facts import FACTS, Fact, facts_text
 from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Credibility, Log, append, lines_of, read_log
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import json_digest, read_json, write_text
+from workbench.ground.holding import BusyError, held
 from workbench.ground.manifest import changing, read_manifest
 from workbench.ground.project import find_project
 from workbench.ground.results import Result
@@ -163,21 +163,20 @@ class SavedMemory:
 
     def _change(self, lines: Sequence[Mapping[str, object]], memory: Memory | None = None) -> int:
         """Write tensors, then append lines to the log, so that no line refers to missing tensors. Then seal the memory again."""
-        try:
-            with FileLock(str(self.path / ".lock"), timeout=0):
-                version = self.log.version + 1
-                if read_log(self.path).version >= version:
-                    raise WorkbenchError(f"{self.path}: another process has changed this memory", "Run the command again.")
-                with changing(self.path, [LOG, FACTS, tensors_file(version)]):
-                    if memory is not None:
-                        save_tensors_of(memory, self.path, version)
-                    append(self.path, version, lines)
-                    write_text(self.path / FACTS, self._listed())
-        except Timeout:
-            raise WorkbenchError(
-                f"{self.path}: another process is changing this memory", "Wait for it, then try again."
-            ) from None
+        with self._held():
+            version = self.log.version + 1
+            if read_log(self.path).version >= version:
+                raise WorkbenchError(f"{self.path}: another process has changed this memory", "Run the command again.")
+            with changing(self.path, [LOG, FACTS, tensors_file(version)]):
+                if memory is not None:
+                    save_tensors_of(memory, self.path, version)
+                append(self.path, version, lines)
+                write_text(self.path / FACTS, self._listed())
         return version
+
+    def _held(self) -> AbstractContextManager[None]:
+        """Lock the folder against other changes."""
+        return held(self.path / ".lock", self.path, "is changing this memory", "Wait for it, then try again.")
 
     def _listed(self) -> str:
         """Return the content of facts.jsonl, by the log."""
@@ -187,7 +186,7 @@ class SavedMemory:
         """Finish an earlier change that was interrupted after its lines were in the log: the list of facts, and the seal."""
         sealed, facts = read_manifest(self.path), self.path / FACTS
         if (sealed and sealed.open) or not facts.is_file() or facts.read_bytes() != self._listed().encode():
-            with contextlib.suppress(Timeout), FileLock(str(self.path / ".lock"), timeout=0), changing(self.path, [FACTS]):
+            with contextlib.suppress(BusyError), self._held(), changing(self.path, [FACTS]):
                 write_text(facts, self._listed())
 
 

@@ -205,6 +205,8 @@ class RunBrick(_Stored):
     """Commit of a brick from the hub."""
     digest: str | None = absent()
     """Digest of the brick's content, or the key of a recipe."""
+    bricks: dict[str, RunBrick] | None = absent()
+    """Bricks of a recipe that is a brick; of a training run, its checkpoints by step."""
 
 
 class RunInputs(_Stored):

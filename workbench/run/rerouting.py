@@ -16,13 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock, Timeout
-
 from workbench.adapters.linear import linear_factors
 from workbench.bricks.brick import Brick
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.ground.events import Events, no_events
 from workbench.ground.files import json_digest
+from workbench.ground.holding import held
 from workbench.ground.lazy import torch
 from workbench.ground.manifest import changing, is_sealed, read_manifest, require_whole
 from workbench.ground.results import JsonObject, Number, Result
@@ -304,14 +303,11 @@ def _writing(path: Path, saved: SavedRouter, names: Sequence[str]) -> Iterator[N
     """Change files of a configuration alone in a `with` block; the folder that seals it is sealed again."""
     sealed = _sealed(path)
     inside = path.relative_to(sealed)
-    try:
-        with FileLock(str(path / ".lock"), timeout=0):
-            if SavedRouter(path).digest != saved.digest:
-                raise WorkbenchError(f"{path}: another process has changed this configuration", "Run the command again.")
-            with changing(sealed, [str(inside / name) for name in names]):
-                yield
-    except Timeout:
-        raise WorkbenchError(f"{path}: another process is changing this configuration", "Wait for it, then try again.") from None
+    with held(path / ".lock", path, "is changing this configuration", "Wait for it, then try again."):
+        if SavedRouter(path).digest != saved.digest:
+            raise WorkbenchError(f"{path}: another process has changed this configuration", "Run the command again.")
+        with changing(sealed, [str(inside / name) for name in names]):
+            yield
 
 
 def _sealed(path: Path) -> Path:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.ground.errors import WorkbenchError, size
 from workbench.ground.files import bytes_digest, gunzip, write_bytes
 from workbench.ground.jsondoc import parse
+from workbench.scores.suite import MARGIN
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
@@ -44,12 +47,32 @@ def wrong_value(metric: str, value: Any) -> str | None:
 
 def rows_text(rows: Mapping[str, Iterable[Row]]) -> bytes:
     """Return rows as JSON lines, task after task; the rows' digest is computed from these bytes."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for task in rows.values() for row in task).encode()
+    lines = [row for task in rows.values() for row in task]
+    # A call a row costs more than the row. In strings quotes are escaped, so that this text stands between two rows only.
+    between, start = '}, {"task": ', '}\n{"task": '
+    text = json.dumps(lines, ensure_ascii=False)[1:-1]
+    if text.count(between) != len(lines) - 1:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines).encode()
+    return f"{text.replace(between, start)}\n".encode()
 
 
 def write_rows(path: Path, data: bytes) -> None:
     """Write the lines of `rows_text`, or other data, compressed, with equal bytes for equal data."""
     write_bytes(path, gzip.compress(data, 6, mtime=0))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows as a file of the store holds them, in little memory: their compressed lines, and the digest of these lines."""
+
+    data: bytes
+    digest: str
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Iterable[Row]]) -> Packed:
+        """Pack rows."""
+        text = rows_text(rows)
+        return cls(gzip.compress(text, 6, mtime=0), bytes_digest(text))
 
 
 def read_rows(path: Path, digest: str | None, hint: str, *, answers: bool) -> Rows:
@@ -181,3 +204,28 @@ def _answered(line: str) -> tuple[int, Any] | None:
     likelihood = isinstance(answer, list) and len(answer) == 2 and is_number(answer[0]) and isinstance(answer[1], (bool, int))
     texts = isinstance(answer, list) and all(isinstance(text, str) for text in answer)
     return (number, answer) if likelihood or texts or isinstance(answer, str) else None
+
+
+def margin_of(row: Row, item: Row) -> float | None:
+    """Return the margin: the largest log-likelihood of the gold choices minus the largest of the other choices.
+
+    It is read from the row's metrics or computed from its log-likelihoods. The result is None if the gold choice is not known.
+    """
+    stored = row["metrics"].get(MARGIN)
+    if stored is not None:
+        return float(stored)
+    values, choices, right = row.get("loglikelihoods"), item.get("choices"), gold_of(item)
+    if not values or not choices or len(values) != len(choices):
+        return None
+    best = [v for i, v in enumerate(values) if i in right]
+    others = [v for i, v in enumerate(values) if i not in right]
+    return float(max(best) - max(others)) if best and others else None
+
+
+def gold_of(item: Row) -> set[int]:
+    """Return the indices of an item's gold choices; empty if they are not known."""
+    gold = item.get("gold")
+    if isinstance(gold, str) and gold.startswith("["):  # several gold choices as a JSON list
+        with contextlib.suppress(ValueError, RecursionError):
+            gold = json.loads(gold)
+    return {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from workbench.ground.errors import WorkbenchError, nearest
 from workbench.scores.plan import PlanRecord
@@ -33,7 +32,7 @@ def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[S
     Raises:
         WorkbenchError: If a name is unknown or the names are under different plans.
     """
-    groups = [stored_in(folder) for plan, folder in _plans(store) if plan.name == suite]
+    groups = [scores for plan, scores in _plans(store) if plan.name == suite]
     groups.sort(key=lambda group: max((s.created for s in group), default=""), reverse=True)
     if not names:
         return groups[0]
@@ -67,8 +66,8 @@ def _differing(scores: Sequence[Scores], store: ScoreStore) -> str:
     return "no plan has all of these runs"
 
 
-def _plans(store: ScoreStore) -> list[tuple[PlanRecord, Path]]:
+def _plans(store: ScoreStore) -> list[tuple[PlanRecord, list[Scores]]]:
+    """Return the plans of imported runs that are read, with their scores."""
     plans = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
-    return [
-        (plan, folder) for plan, folder in plans if plan.imported and (scores := stored_in(folder)) and not outdated(plan, scores)
-    ]
+    read = [(plan, stored_in(folder)) for plan, folder in plans if plan.imported]
+    return [(plan, scores) for plan, scores in read if scores and not outdated(plan, scores)]

@@ -145,6 +145,8 @@ PATTERNS = 10_000
 """Number of random patterns of signs if there are too many to use all."""
 _ALL_UP_TO = 14  # up to this number of clusters all patterns are used: 2^13, with the first sign fixed
 _KEPT_UP_TO = 2048  # up to this number of clusters the patterns stay in memory, one byte per sign
+_PACKED_UP_TO = 1 << 27  # bytes of patterns of more clusters that stay in memory, eight signs a byte: those of 107,000 clusters
+_PACKED: dict[int, list[NDArray[np.uint8]]] = {}
 _CHUNK = 1 << 24  # signs per chunk
 _CLOSE = 1e-5  # relative to the sum of absolute values: closer values count as equal in single precision
 
@@ -311,9 +313,21 @@ def _cached_patterns(clusters: int) -> Signs:
 
 
 def _random_patterns(clusters: int) -> Iterator[Signs]:
+    """Yield the seeded patterns of a number of clusters; as bits they stay in memory, those of the latest numbers of clusters."""
+    drawn = _PACKED.pop(clusters, None)
+    kept = drawn or []
     rng, rows = np.random.default_rng(clusters), max(1, _CHUNK // clusters)
-    for start in range(0, PATTERNS, rows):
-        signs = 1 - 2 * rng.integers(0, 2, (min(rows, PATTERNS - start), clusters), np.int8)
-        if start == 0:
-            signs[0] = 1
-        yield signs
+    for chunk, start in enumerate(range(0, PATTERNS, rows)):
+        if drawn:
+            bits = np.unpackbits(drawn[chunk], axis=1, count=clusters).view(np.int8)
+        else:
+            bits = rng.integers(0, 2, (min(rows, PATTERNS - start), clusters), np.int8)
+            if start == 0:
+                bits[0] = 0
+            if PATTERNS * clusters <= 8 * _PACKED_UP_TO:
+                kept.append(np.packbits(bits.view(np.uint8), axis=1))
+        yield 1 - 2 * bits
+    if kept:
+        _PACKED[clusters] = kept
+    while sum(bits.nbytes for chunks in _PACKED.values() for bits in chunks) > _PACKED_UP_TO:
+        del _PACKED[next(iter(_PACKED))]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import bytes_digest, read_json, write_bytes, write_json
+from workbench.ground.holding import held
 from workbench.ground.results import JsonObject
 from workbench.scores.documents import (
     DESIGN_ORDER,
@@ -26,9 +27,8 @@ from workbench.scores.documents import (
     rescore_hint,
     write_document,
 )
-from workbench.scores.files import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
+from workbench.scores.files import Journal, Packed, Row, Rows, read_rows, unpacked_json, write_rows
 from workbench.scores.plan import PLAN_FORMAT, PlanRecord, ScorePlan
-from workbench.scores.suite import MARGIN
 
 __all__ = [
     "DESIGN_ORDER",
@@ -42,8 +42,6 @@ __all__ = [
     "Scores",
     "TaskResult",
     "TaskScores",
-    "gold_of",
-    "margin_of",
     "plan_record",
     "stored_in",
     "stored_plans",
@@ -59,10 +57,14 @@ class ScoreStore:
 
     Files are written as a whole or not at all: rows first, the scores document last. While a configuration is being scored, its finished
     tasks are kept in `<config12>.partial/`, so that an interrupted evaluation scores only the rest.
+
+    Args:
+        root: The folder.
+        wait: Seconds that an evaluation waits for another process that scores the same; None: until it ends.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, wait: float | None = None) -> None:
+        self.root, self.wait = root, wait
 
     def folder(self, suite: str, plan: str) -> Path:
         """Return the folder of a plan."""
@@ -150,7 +152,7 @@ class ScoreStore:
             )
         return read_rows(path, digest, rescore_hint(path), answers=answers)
 
-    def write(self, plan: ScorePlan, scores: Scores, rows: Rows, items: Rows) -> Scores:
+    def write(self, plan: ScorePlan, scores: Scores, rows: Rows | Packed, items: Rows | Packed) -> Scores:
         """Store finished scores and delete the intermediate results of their tasks.
 
         Returns:
@@ -158,17 +160,34 @@ class ScoreStore:
         """
         folder = self.folder(plan.suite.suite, plan.digest)
         path = self._path(plan.suite.suite, plan.digest, scores.configuration.key(plan))
-        item_text, row_text = rows_text(items), rows_text(rows)
+        rows, items = (part if isinstance(part, Packed) else Packed.of(part) for part in (rows, items))
         self.write_plan(plan)
-        if unpacked(folder / "items.jsonl.gz") != item_text:
-            write_rows(folder / "items.jsonl.gz", item_text)
-        write_rows(path.with_suffix(".jsonl.gz"), row_text)
-        stored = scores.model_copy(
-            update={"key": scores.configuration.key(plan), "rows": bytes_digest(row_text), "items": bytes_digest(item_text)}
-        )
+        asked = folder / "items.jsonl.gz"
+        if not asked.is_file() or asked.read_bytes() != items.data:
+            write_bytes(asked, items.data)
+        write_bytes(path.with_suffix(".jsonl.gz"), rows.data)
+        stored = scores.model_copy(update={"key": scores.configuration.key(plan), "rows": rows.digest, "items": items.digest})
         write_document(path, stored)
         self.forget_parts(plan, stored.key)
         return stored
+
+    @contextmanager
+    def held(self, plan: ScorePlan, key: str, name: str, wait: float | None = None) -> Iterator[None]:
+        """Lock the scores of a configuration under a plan for a `with` block, so that one process at a time scores and stores them.
+
+        Args:
+            plan: The plan.
+            key: Key of the scores.
+            name: Name of the configuration.
+            wait: Seconds to wait for another process; None: until it ends.
+
+        Raises:
+            BusyError: If another process still scores them; the message names it.
+        """
+        lock = self._path(plan.suite.suite, plan.digest, key).with_suffix(".lock")
+        hint = "Run the same command again, with a longer `--wait`: it scores only what the other process has not stored by then."
+        with held(lock, f"{name} on {plan.suite.suite}", "is scoring this", hint, wait, once=True):
+            yield
 
     def forget_parts(self, plan: ScorePlan, key: str) -> None:
         """Delete the intermediate results of tasks whose scores are stored."""
@@ -369,28 +388,3 @@ def stored_in(folder: Path) -> list[Scores]:
 
 def _content(result: Any) -> str:
     return bytes_digest(json.dumps(result, sort_keys=True).encode())
-
-
-def margin_of(row: Row, item: Row) -> float | None:
-    """Return the margin: the largest log-likelihood of the gold choices minus the largest of the other choices.
-
-    It is read from the row's metrics or computed from its log-likelihoods. The result is None if the gold choice is not known.
-    """
-    stored = row["metrics"].get(MARGIN)
-    if stored is not None:
-        return float(stored)
-    values, choices, right = row.get("loglikelihoods"), item.get("choices"), gold_of(item)
-    if not values or not choices or len(values) != len(choices):
-        return None
-    best = [v for i, v in enumerate(values) if i in right]
-    others = [v for i, v in enumerate(values) if i not in right]
-    return float(max(best) - max(others)) if best and others else None
-
-
-def gold_of(item: Row) -> set[int]:
-    """Return the indices of an item's gold choices; empty if they are not known."""
-    gold = item.get("gold")
-    if isinstance(gold, str) and gold.startswith("["):  # several gold choices as a JSON list
-        with contextlib.suppress(ValueError, RecursionError):
-            gold = json.loads(gold)
-    return {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}

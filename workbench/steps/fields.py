@@ -301,7 +301,7 @@ class BrickRef(Window):
     recipe: str | None = None
     """Another recipe, whose configuration is the brick. It has the same base, unless a step reads the brick as a whole model."""
     checkpoints: str | None = None
-    """A trainer's directory with checkpoint-500 and so on: the brick is their average."""
+    """A trainer's directory with checkpoint-500 and so on, or a hub id whose revisions are steps: the brick is their average."""
     any_base: bool = False
     """Use the brick even if it was made on another base: contradictions become warnings."""
     part: Literal["language"] | None = None

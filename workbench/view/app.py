@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from workbench.ground.errors import UsageError, WorkbenchError
 from workbench.view.growing import Growing, changes
-from workbench.view.guard import page
+from workbench.view.guard import file_page, page
 from workbench.view.pages import MissingError, Site
 from workbench.view.talk import Asked, Talk
 
@@ -62,7 +62,7 @@ def application(site: Site, *, talk: Talk | None = None, growing: Growing | None
         Route("/recipes/{file}/plan", shown(site.plan)),
         Route("/runs/{name}", shown(site.run)),
         Route("/scores/{folder}", shown(site.report, "name", "baseline", "beside")),
-        Route("/neurons/{model}/{file}", shown(site.neurons)),
+        Route("/neurons/{model}/{file}", lambda request: file_page(site.neurons(**request.path_params))),
         Route("/searches/{name}", shown(site.search)),
         Route("/searches/{name}/events", lambda request: _stream(_parts(partial(site.candidates, **request.path_params)))),
         Route("/live/events", lambda _: _stream(_parts(site.progress))),

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from workbench.api.naming import load_named, recipe_files
 from workbench.ground.errors import WorkbenchError
 from workbench.ground.files import read_json
+from workbench.ground.holding import Holder
 from workbench.ground.identity import FileIdentity, identity_of
 from workbench.ground.project import find_project, runs_of
 from workbench.recipe.recipe import Recipe
@@ -126,6 +127,8 @@ class Folder:
         for journal in (f for f in files if f.suffix == ".jsonl" and f.stem not in done):
             answers = self._of(journal, lambda path: path.read_bytes().count(b"\n")) - 1  # its first line is no answer
             lines.append(f"{journal.stem}: {max(answers, 0):,} answers are stored")
+        process = Holder.of(partial.with_suffix(".lock"))
+        lines += [str(process)] if process and not process.gone else []
         scored = read_json(partial / SCORED, name=str)
         suite, name = partial.parent.name.rpartition("-")[0], scored["name"] if scored else f"configuration {partial.stem}"
         return Progress("evaluation", f"{suite}: {name}", lines, "/scores", min(map(_age, [partial, *files])))
@@ -152,13 +155,13 @@ def log_lines(run: RunDirectory) -> list[dict[str, Any]]:
     return found
 
 
-def _run_now(holder: Path) -> Progress | None:
-    """Return the run of a process that holds it; None if that process is gone."""
-    run, since = RunDirectory(holder.parent), read_json(holder, pid=int)
-    if since is None or not _alive(since["pid"]):
+def _run_now(note: Path) -> Progress | None:
+    """Return the run of a process that holds it; None if that process is gone. One of another host counts until it removes its note."""
+    run, process = RunDirectory(note.parent), Holder.of(note.with_name(".lock"))
+    if process is None or process.gone:
         return None
     last = [str(line["text"]) for line in log_lines(run) if line.get("text")][-1:]
-    return Progress("run", run.name, [*last, f"process {since['pid']}"], f"/runs/{run.name}", _age(run.path / LOG))
+    return Progress("run", run.name, [*last, str(process)], f"/runs/{run.name}", _age(run.path / LOG))
 
 
 def _or_problem(read: Callable[[Path], T]) -> Callable[[Path], T | str]:
@@ -186,11 +189,3 @@ def _age(path: Path) -> float:
         return max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
         return float("inf")
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return True

@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from workbench.ground.sites import foreign
+from workbench.report.page import inlined
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +25,8 @@ ADDRESS = "127.0.0.1"
 LONGEST_BODY = 64 << 10
 """Largest body of a POST, in bytes."""
 _POLICY = re.compile(rb'http-equiv="Content-Security-Policy" content="([^"]*)"')
+_WRITTEN = (("report.js",), ("report.js", "downloads.js"))
+"""Scripts of each kind of page that `workbench analyze` writes."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -95,11 +98,26 @@ class Guard:
 
 
 def page(text: str, status: int = 200) -> Response:
-    """Return a page with its own content security policy as a header too, which also forbids frames around it."""
+    """Return a page of the viewer with its own content security policy as a header too, which also forbids frames around it."""
     data = text.encode()
     found = _POLICY.search(data)
     policy = {"Content-Security-Policy": f"{found[1].decode()}; frame-ancestors 'none'"} if found else {}
     return Response(data, status, policy, "text/html; charset=utf-8")
+
+
+def file_page(text: str) -> Response:
+    """Return a page from a file of the project, which a stranger may have written: no script runs in it but those of the pages of `analyze`.
+
+    Nothing that the page says of itself counts: the header has the policy, and what its `meta` elements do, such as go to another address,
+    needs the attribute http-equiv, which is a plain word here.
+    """
+    scripts = " ".join(f"'{inlined(names)[1]}'" for names in _WRITTEN)
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src {scripts}; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    plain = re.sub("http-equiv", "http\N{NON-BREAKING HYPHEN}equiv", text, flags=re.IGNORECASE)
+    headers = {"Content-Security-Policy": f"{policy}; frame-ancestors 'none'"}
+    return Response(plain, 200, headers, "text/html; charset=utf-8")
 
 
 def _closed() -> Response:

@@ -198,7 +198,7 @@ class Site:
 
     def neurons(self, model: str, file: str) -> str:
         """Return a page that `analyze` wrote."""
-        return _one(self.folder.neurons(), f"{model}/{file}", "page of neurons").read_text("utf-8")
+        return _one(self.folder.neurons(), f"{model}/{file}", "page of neurons").read_text("utf-8", "replace")
 
     def error(self, error: WorkbenchError) -> str:
         """Return the page of an error."""
