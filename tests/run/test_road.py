@@ -17,7 +17,7 @@ bricks: {a: ./a, b: ./b}
 steps:
   - {id: mix, merge: ties, bricks: {a: 1.0, b: 1.0}, density: 0.2, lambda: 1.0}
 """
-CEILINGS = {"modules": 100, "files": 76, "functions": 586}
+CEILINGS = {"modules": 101, "files": 77, "functions": 591}
 """Lower a number when the road gets shorter. Functions are counted without lambdas, comprehensions and bodies of classes."""
 TRACER = """
 import json, runpy, sys, threading

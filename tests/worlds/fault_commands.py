@@ -13,6 +13,7 @@ import typer
 
 from worlds.jsonl import write_jsonl
 from worlds.tiny import save_adapter
+from worlds.trainers import state
 
 from workbench.cli.app import app
 
@@ -42,6 +43,11 @@ class Command:
 def _train(project: Path) -> None:
     rows = [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2}"} for i in range(8)]
     write_jsonl(project / "train.jsonl", rows)
+
+
+def _checkpoints(project: Path) -> None:
+    for step in (1, 2):
+        state(save_adapter(project / "base", project / f"out/checkpoint-{step}", seed=step), step)
 
 
 def _damage(project: Path) -> None:
@@ -121,6 +127,7 @@ COMMANDS = {
     "trust": Command("trust .", share=12, places={"XDG_CONFIG_HOME": ".settings"}),
     "recipe new": Command("recipe new recipes/fresh.yaml --base base --brick one=bricks/one", share=12),
     "recipe new --project": Command("recipe new mine --project fresh --base base --brick one=bricks/one", share=12),
+    "recipe soup": Command("recipe soup soup --run out --suite pick --base base", (_checkpoints,), share=12),
     "recipe import": Command("recipe import kit.yaml -o recipes/imported.yaml", (_mergekit,), share=12),
     "brick fetch": Command("brick fetch starter --hub", hub="models"),
     "brick train": Command(

@@ -176,8 +176,11 @@ def elected(stack: Tensor, weights: list[float], fields: dict[str, Any], exact: 
     mass = torch.where(mass == 0, 1.0, mass)
     close = (votes.abs() <= 2.0**-20 * voices.abs().sum(0)) & (voices != 0).any(0)
     free = None if exact or fields["sign"] == "frequency" else close
-    lam = fields["lambda"]
-    return Result(lam * (weighted * agree).sum(0) / mass, abs(lam) * weighted.abs().sum(0) / mass.abs(), free)
+    found = fields["lambda"] * (weighted * agree).sum(0) / mass
+    size = abs(fields["lambda"]) * weighted.abs().sum(0) / mass.abs()
+    if fields["divide"] == "weight":  # weights of both signs cancel in the sum that divides
+        size = size + found.abs() * (agree * column(weights, stack).abs()).sum(0) / mass.abs()
+    return Result(found, size, free)
 
 
 def ties(world: World, name: str, weights: list[float], fields: dict[str, Any]) -> Result:
