@@ -104,7 +104,7 @@ def trap(beacon: tuple[Beacon, str], started: Browser) -> Iterator[Trap]:
 
 
 def test_the_payloads_run_on_a_page_that_does_not_hold(beacon: tuple[Beacon, str], started: Browser) -> None:
-    """What the other tests rely on."""
+    """Show that a payload does run where nothing stops it: the other tests rely on that."""
     ran = set()
     for number in range(len(FORMS)):
         with started.new_page() as page:

@@ -38,7 +38,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a line of a file of samples asks; runs on the same documents share it.
+    """Hold what a line of a file of samples asks; runs on the same documents share it.
 
     Attributes:
         requests: Context and continuation or settings, without unconditional requests (acc_mutual_info).
@@ -74,7 +74,7 @@ Answered = tuple[Document, Mapping[str, Any]]
 
 @dataclass
 class Seen:
-    """What the last file of samples of a task asked, so that the next run on the same documents shares it."""
+    """Hold what the last file of samples of a task asked, so that the next run on the same documents shares it."""
 
     documents: dict[str, Document] = field(default_factory=dict)
     """Documents by the digest of their text."""

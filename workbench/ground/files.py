@@ -169,9 +169,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     for file in _abandoned[folder].pop(path.name, ()):
         with contextlib.suppress(OSError):
             Path(file).unlink()
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}{int.from_bytes(os.urandom(4), 'big')}"
-    )  # hosts share numbers of processes
+    # A process's number alone is not enough: other hosts that write here may have it too.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{int.from_bytes(os.urandom(4))}")
     try:
         yield temporary
         sync(temporary)
